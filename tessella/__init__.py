@@ -1,0 +1,63 @@
+"""Images as discrete symbols: density models, tokenizers and priors with exact likelihoods and exact fast sampling.
+
+>>> import tessella as ts
+>>> grid = ts.Grid(height=8, width=8, channels=1, levels=17)
+>>> model = ts.create("gated-pixelcnn", grid, layers=2, hidden=16)
+>>> ts.sample(model, n=2, seed=0).shape
+torch.Size([2, 8, 8, 1])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tessella.evaluation import evaluate
+    from tessella.grid import Grid
+    from tessella.heads import HEADS
+    from tessella.models import MODELS, DensityModel, create
+    from tessella.pipeline import Generator, load
+    from tessella.sampling import complete, replay, sample, stream
+    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
+    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
+    from tessella.training import train
+
+__version__ = "0.1.0"
+
+# Names load on first use: the command line shows its help without importing torch.
+_HOMES = {
+    "Grid": "grid",
+    "HEADS": "heads",
+    "MODELS": "models",
+    "DensityModel": "models",
+    "create": "models",
+    "complete": "sampling",
+    "replay": "sampling",
+    "sample": "sampling",
+    "stream": "sampling",
+    "TOKENIZERS": "tokenizers",
+    "Tokenizer": "tokenizers",
+    "create_tokenizer": "tokenizers",
+    "QUANTIZERS": "tokenizers.quantizers",
+    "create_quantizer": "tokenizers.quantizers",
+    "Generator": "pipeline",
+    "load": "pipeline",
+    "train": "training",
+    "evaluate": "evaluation",
+}
+
+__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Tokenizer", "complete"]
+__all__ += ["create", "create_quantizer", "create_tokenizer", "evaluate", "load", "replay", "sample", "stream", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tessella' has no attribute {name!r}")
+    value = getattr(import_module(f"tessella.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,266 @@
+"""Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable without torch.
+
+A recipe is a TOML file, or the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and
+either ``[model]`` (a density model), ``[tokenizer]``, or ``[model]`` with a ``tokenizer`` run (a prior on its codes)::
+
+    [data]
+    source = "digits"
+    levels = 17
+
+    [model]
+    name = "gated-pixelcnn"
+    layers = 4
+
+    [train]
+    minutes = 1
+
+Any value can be overridden from the command line as ``table.key=value``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tessella.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and what is done to them before they are symbols."""
+
+    source: str = "digits"
+    """``digits``, ``mnist:PATH``, ``cifar10:PATH``, ``npz:PATH`` or ``folder:PATH``."""
+    size: str = ""
+    """Output size ``64`` or ``HEIGHTxWIDTH``; empty keeps the size of the source (folders need one)."""
+    crop: Literal["center", "squash", "tiles"] = "center"
+    """How images meet ``size``: scale and cut the centre, scale both sides freely, or cut tiles without scaling."""
+    channels: int = 0
+    """1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps what the source has (RGB for folders)."""
+    levels: int = 0
+    """Values a pixel can take in the model; 0 means the source's own (17 for digits, 2 when binarized, else 256)."""
+    binarize: Literal["", "fixed", "dynamic"] = ""
+    """One Bernoulli(v/255) draw for good, or a new draw each epoch (training split only)."""
+    binarize_seed: int = 0
+    """Seed of the fixed draw."""
+    bits: str = ""
+    """``HEIGHTxWIDTH`` of images packed eight pixels to a byte, row by row (npz with two-dimensional uint8)."""
+    flip: bool = False
+    """Mirror half of the training images, drawn anew each epoch."""
+    limit: int = 0
+    """Use only the first so many images of a split; 0 means all."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A density model: a registered name, a head, and the sizes that the model's class takes."""
+
+    name: str = "gated-pixelcnn"
+    head: str = "categorical"
+    conditional: bool = False
+    """Condition on the labels of the data."""
+    seed: int = 0
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer: a registered name and the sizes that its class takes."""
+
+    name: str = "vqvae"
+    seed: int = 0
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The run ends at the first of the limits given; at least one is needed."""
+
+    steps: int = 0
+    """Optimizer steps; 0 means no such limit."""
+    epochs: float = 0.0
+    """Passes over the training split; 0 means no such limit."""
+    minutes: float = 0.0
+    """Wall-clock minutes of training; 0 means no such limit."""
+    batch: int = 64
+    """Images of one optimizer step, over all devices."""
+    accumulate: int = 1
+    """Split each batch into so many passes, to save memory."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
+    warmup: int = 50
+    """Steps of warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    average: float = 0.998
+    """Decay of the averaged weights, which are the ones validated and saved; 0 switches averaging off."""
+    condition_dropout: float = 0.1
+    """Share of training images whose class is replaced by the null class."""
+    validate_every: int = 0
+    """Steps between validations; 0 picks about twenty in the run."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 writes one at every validation."""
+    seed: int = 0
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    devices: int = 1
+    """Devices (processes) to use."""
+    precision: str = "auto"
+    """``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere."""
+    threads: int = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    prior_of: str = ""
+    """Run directory of the tokenizer whose codes ``model`` is a prior for."""
+    about: str = ""
+    """What the recipe is and what it was measured to reach."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.tokenizer is None):
+            raise ConfigError("a recipe needs exactly one of the tables [model] and [tokenizer]")
+        if self.prior_of and self.model is None:
+            raise ConfigError("prior_of names the tokenizer of a prior: it needs a [model] table")
+        if not (self.train.steps or self.train.epochs or self.train.minutes):
+            raise ConfigError("training needs a limit: set train.steps, train.epochs or train.minutes")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON-able values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """Build a configuration dataclass from plain values, refusing unknown keys and wrong types.
+
+    Raises:
+        ConfigError: naming the key, its place, what is allowed there and the nearest match.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    # The tables of models and tokenizers take the sizes of the class they name, which only that class can check.
+    free = "sizes" in known
+    built: dict[str, Any] = {}
+    sizes: dict[str, Any] = dict(values.get("sizes", {})) if free else {}
+    for key, value in values.items():
+        place = f"{where}.{key}" if where else key
+        if key == "sizes" and free:
+            continue
+        if key in known:
+            built[key] = _convert(hints[key], value, place)
+        elif free:
+            sizes[key] = value
+        else:
+            raise ConfigError(unknown(f"key in {where or 'the recipe'}:", key, known))
+    if free:
+        built["sizes"] = sizes
+    return cls(**built)
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``table.key=value`` overrides.
+
+    Args:
+        name: path of a TOML file, or the name of a recipe that ships with the package (see :func:`recipe_names`).
+        overrides: for example ``["train.minutes=5", "model.layers=8"]``; values are read as TOML.
+
+    Raises:
+        ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong type.
+    """
+    values = apply_overrides(_read(name), overrides)
+    return from_dict(Recipe, values)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("tessella") / "recipes"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Nested plain values with ``table.key=value`` overrides applied."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"an override has the form table.key=value, got {override!r}")
+        *tables, key = path.strip().split(".")
+        place = result
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{override!r}: {table!r} is a value, not a table")
+        place[key] = _value(text.strip())
+    return result
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+    elif name in recipe_names():
+        text = (resources.files("tessella") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(unknown("recipe", name, recipe_names()) + "; or give the path of a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """Read an override's value as TOML; bare words are strings."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    """Check one value against its annotation."""
+    options = [option for option in get_args(hint) if option is not type(None)] if type(None) in get_args(hint) else None
+    if options:
+        return None if value is None else _convert(options[0], value, place)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, place)  # type: ignore[arg-type]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
+        return value
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
+        return tuple(_convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
+    return _plain(hint, value, place)
+
+
+def _plain(hint: type, value: Any, place: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # size = 64
+    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+        raise ConfigError(f"{place} must be of type {hint.__name__}, got {value!r}")
+    return value

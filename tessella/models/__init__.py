@@ -1,0 +1,81 @@
+"""Density models by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tessella.errors import ConfigError, unknown
+from tessella.grid import Grid
+from tessella.heads import HEADS, create_head
+from tessella.models.base import Cond, DensityModel
+from tessella.models.gated_pixelcnn import GatedPixelCNN
+from tessella.models.independent import Independent
+
+MODELS: dict[str, type[DensityModel]] = {model.name: model for model in (Independent, GatedPixelCNN)}
+
+__all__ = ["MODELS", "Cond", "DensityModel", "create", "from_config"]
+
+
+def create(
+    name: str, grid: Grid, head: str = "categorical", classes: int = 0, seed: int = 0, **sizes: Any
+) -> DensityModel:
+    """Build a density model with fresh weights, in eval mode.
+
+    Args:
+        name: a key of ``MODELS``.
+        grid: the grid it models.
+        head: a key of ``HEADS``.
+        classes: classes to condition on; 0 for none.
+        seed: of the weights; the global generator is left alone.
+        sizes: what the model's class takes (``layers=``, ``hidden=``, ...), and what the head takes (``components=``).
+
+    Raises:
+        ConfigError: for an unknown name or size; the known ones are listed.
+
+    >>> model = create("gated-pixelcnn", Grid(4, 4, 1, 2), layers=2, hidden=8)
+    >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
+    torch.Size([3])
+    """
+    if name not in MODELS:
+        raise ConfigError(unknown("model", name, MODELS))
+    if head not in HEADS:
+        raise ConfigError(unknown("head", head, HEADS))
+    of_model, of_head = _parameters(MODELS[name], 4), _parameters(HEADS[head], 2)
+    for key in sizes:
+        if key not in of_model and key not in of_head:
+            raise ConfigError(unknown(f"size of {name} with head {head}:", key, [*of_model, *of_head]))
+    _check_types(sizes, of_model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        built = create_head(head, grid, **{k: v for k, v in sizes.items() if k in of_head})
+        model = MODELS[name](grid, built, classes, **{k: v for k, v in sizes.items() if k in of_model})
+    return model.eval()
+
+
+def from_config(config: Mapping[str, Any]) -> DensityModel:
+    """The model of a :meth:`DensityModel.config`, with fresh weights."""
+    head = dict(config["head"])
+    name = head.pop("name")
+    model = create(
+        config["name"], Grid(**config["grid"]), head=name, classes=config["classes"], **head, **config["sizes"]
+    )
+    model.null_class = bool(config["null_class"])
+    return model
+
+
+def _parameters(cls: type, skip: int) -> dict[str, inspect.Parameter]:
+    """Parameters of a constructor by name, after the first ``skip``."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[skip:])  # type: ignore[misc]
+
+
+def _check_types(sizes: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse a size whose type is not that of its default."""
+    for key, value in sizes.items():
+        default = parameters[key].default if key in parameters else 1
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise ConfigError(f"{key} must be of type {type(default).__name__}, got {value!r}")

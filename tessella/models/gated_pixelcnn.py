@@ -1,0 +1,295 @@
+"""Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
+
+Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack all rows above, the
+*horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical stack. Both pass
+through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4). As usual in later work there are skip
+connections to the output, the vertical stack is residual too, and its k x k convolution is factored into 1 x k and k' x 1. A
+learned bias for each row and column tells the first layer where it is.
+
+The channels of a pixel are not ordered here but by the output stage (``tessella.nn.output``), so the backbone runs once a pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.errors import ConfigError
+from tessella.grid import Grid
+from tessella.heads import Head
+from tessella.models.base import Cond, DensityModel, symbol_field
+from tessella.nn.convolution import CausalConvolution, field_along
+from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.output import create_output
+from tessella.nn.state import State
+
+FIRST_KERNEL = 7
+"""Width of the first layer's convolution, as in the paper."""
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks.
+
+    Args:
+        hidden: width of the stacks.
+        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the horizontal one as many pixels left.
+        first: the first layer must not see its own row (vertical) or pixel (horizontal).
+        last: the last layer's horizontal output goes to the skip connection only.
+    """
+
+    def __init__(self, hidden: int, kernel: int, dropout: float, first: bool, last: bool) -> None:
+        super().__init__()
+        self.hidden, self.first, self.last = hidden, first, last
+        reach = kernel // 2 if first else kernel // 2 + 1
+        self.widen = nn.Conv2d(hidden, hidden, (1, kernel), padding=(0, kernel // 2))
+        self.up = CausalConvolution(hidden, 2 * hidden, reach, "rows", exclusive=first)
+        self.left = CausalConvolution(hidden, 2 * hidden, reach, "columns", exclusive=first)
+        self.link = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
+        self.skip = nn.Conv2d(hidden, hidden, 1)
+        self.residual = None if last else nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, v: torch.Tensor, h: torch.Tensor, v_bias: torch.Tensor | None, h_bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Both stacks ``[batch, hidden, height, width]`` to both stacks one layer on, and the layer's skip output."""
+        rows = gate(_plus(self.up(self.widen(v)), v_bias))
+        v = rows if self.first else v + rows
+        gated = self.dropout(gate(_plus(self.left(h) + self.link(v), h_bias)))
+        if self.residual is not None:
+            out = self.residual(gated)
+            h = out if self.first else h + out
+        return v, h, self.skip(gated)
+
+
+@dataclass
+class Weights:
+    """Weights laid out for stepping, ``[inputs, outputs]`` each; shared by all states of a model."""
+
+    table: torch.Tensor
+    layers: list[dict[str, torch.Tensor]]
+    skip: torch.Tensor
+    skip_bias: torch.Tensor
+
+
+@dataclass
+class GatedState(State):
+    """Caches of the walk. ``taps`` is how many places a layer sees; the newest is the last."""
+
+    shared = frozenset({"weights"})
+    batch_dims = {"windows": 1, "biases": 1}
+
+    weights: Weights
+    biases: torch.Tensor
+    """What position and class add to the gates: ``[2 * layers, batch, 1, 2 * hidden]`` of the class alone."""
+    above: list[torch.Tensor]
+    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution: ``[batch, taps, width, hidden]``."""
+    links: list[torch.Tensor]
+    """For each layer what the vertical stack, bias and class add to the gates of this row: ``[batch, width, 2 * hidden]``."""
+    row: torch.Tensor
+    """Embedded pixels of this row: ``[batch, width, hidden]``."""
+    first: torch.Tensor
+    """The first layer's window: ``[batch, taps, hidden]``."""
+    windows: torch.Tensor
+    """Windows of the later layers: ``[layers - 1, batch, taps, hidden]``."""
+    gated: torch.Tensor
+    """Gate outputs of all layers at this pixel: ``[batch, layers * hidden]``."""
+    pixel: Any = None
+    """The output stage's state within the pixel."""
+
+
+class GatedPixelCNN(DensityModel):
+    """``gated-pixelcnn``: the gated PixelCNN with a cached ``step``.
+
+    Args:
+        grid, head, classes: see :class:`DensityModel`.
+        layers: gated layers, the first with a 7 x 7 convolution.
+        hidden: width of each stack.
+        kernel: odd size of the later layers' convolutions.
+        dropout: share of gate outputs dropped in training.
+
+    Raises:
+        ConfigError: for sizes that make no network.
+    """
+
+    name = "gated-pixelcnn"
+
+    def __init__(
+        self,
+        grid: Grid,
+        head: Head,
+        classes: int = 0,
+        layers: int = 5,
+        hidden: int = 64,
+        kernel: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(grid, head, classes)
+        if layers < 1 or hidden < 1 or kernel < 1 or kernel % 2 == 0 or not 0 <= dropout < 1:
+            raise ConfigError(
+                "gated-pixelcnn needs layers >= 1, hidden >= 1, an odd kernel and 0 <= dropout < 1, got "
+                f"layers={layers}, hidden={hidden}, kernel={kernel}, dropout={dropout}"
+            )
+        self.hidden, self.kernel, self.dropout = hidden, kernel, dropout
+        self.embedding = SymbolEmbedding(grid, hidden)
+        self.row_bias = nn.Parameter(torch.randn(grid.height, 1, 4 * hidden) * 0.1)
+        self.column_bias = nn.Parameter(torch.randn(grid.width, 4 * hidden) * 0.1)
+        self.class_bias = nn.Embedding(classes + 1, layers * 4 * hidden) if classes else None
+        if self.class_bias is not None:
+            nn.init.normal_(self.class_bias.weight, std=0.1)
+        self.layers = nn.ModuleList(
+            GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1) for i in range(layers)
+        )
+        self.output = create_output(grid, head, hidden)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        v = h = self.embedding(x).movedim(-1, 1)
+        positions = (self.row_bias + self.column_bias).movedim(-1, 0).split(2 * self.hidden)
+        skips: torch.Tensor | None = None
+        for i, layer in enumerate(self.layers):
+            biases = list(positions) if i == 0 else [None, None]
+            if labels is not None:
+                of_class = self._class_bias(labels)[:, 2 * i : 2 * i + 2, :, None, None]
+                biases = [_plus(of_class[:, stack], biases[stack]) for stack in (0, 1)]
+            v, h, skip = layer(v, h, *biases)
+            skips = skip if skips is None else skips + skip
+        assert skips is not None
+        return self.output(F.silu(skips).movedim(1, -1), x)
+
+    def _class_bias(self, labels: torch.Tensor) -> torch.Tensor:
+        """Gate biases of the classes ``[batch, 2 * layers, 2 * hidden]``, vertical and horizontal in turn."""
+        assert self.class_bias is not None
+        return self.class_bias(labels).unflatten(-1, (-1, 2 * self.hidden))
+
+    @torch.no_grad()
+    def init_state(self, batch: int, cond: Cond = None) -> GatedState:
+        labels = self.labels(cond, batch)
+        make, width, hidden = self.row_bias.new_zeros, self.grid.width, self.hidden
+        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+        biases = make(2 * len(layers), batch, 1, 2 * hidden)
+        if labels is not None:
+            biases += self._class_bias(labels).movedim(1, 0)[:, :, None]
+        for i, layer in enumerate(layers):
+            biases[2 * i] += layer.up.bias
+            biases[2 * i + 1] += layer.left.bias
+        return GatedState(
+            weights=self._weights(layers),
+            biases=biases,
+            above=[make(batch, layer.up.taps, width, hidden) for layer in layers],
+            links=[make(batch, width, 2 * hidden) for _ in layers],
+            row=make(batch, width, hidden),
+            first=make(batch, layers[0].left.taps, hidden),
+            windows=make(len(layers) - 1, batch, self.kernel // 2 + 1, hidden),
+            gated=make(batch, len(layers) * hidden),
+        )
+
+    def _weights(self, layers: list[GatedLayer]) -> Weights:
+        packed = [
+            {
+                "widen": layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous(),
+                "up": layer.up.packed(),
+                "left": layer.left.packed(),
+                "link": _square(layer.link),
+                "residual": layer.skip.weight if layer.residual is None else _square(layer.residual),
+            }
+            for layer in layers
+        ]
+        skip = torch.cat([_square(layer.skip) for layer in layers])
+        bias = torch.stack([layer.skip.bias for layer in layers]).sum(0)  # type: ignore[arg-type]
+        return Weights(self.embedding.table(), packed, skip, bias)
+
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: GatedState) -> tuple[torch.Tensor, GatedState]:
+        row, column, channel = self.grid.place(index)
+        if index:
+            _, before, last_channel = self.grid.place(index - 1)
+            state.row[:, before] += state.weights.table[last_channel, previous]
+        if channel == 0:
+            if column == 0:
+                self._row(row, state)
+            features = self._pixel(column, state)
+            state.pixel = self.output.start(features)
+        parameters, state.pixel = self.output.step(previous, channel, state.pixel)
+        return parameters, state
+
+    def _row(self, row: int, state: GatedState) -> None:
+        """Once a row: the vertical stack of all layers, and what it adds to the horizontal gates."""
+        positions = (self.row_bias[row] + self.column_bias).chunk(2, dim=-1)
+        below = state.row
+        for i, (layer, weights) in enumerate(zip(self.layers, state.weights.layers, strict=True)):
+            reach = layer.widen.weight.shape[-1] // 2
+            wide = F.pad(below, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1).transpose(2, 3).flatten(2)
+            above = state.above[i]
+            above[:, :-1] = above[:, 1:].clone()
+            if i or row:  # the first layer sees the row before this one, and there is none before the first
+                above[:, -1] = torch.addmm(layer.widen.bias, wide.flatten(0, 1), weights["widen"]).view_as(below)
+            sums = above.transpose(1, 2).flatten(2) @ weights["up"] + state.biases[2 * i]
+            if i == 0:
+                sums += positions[0]
+            below = gate(sums, dim=-1) if i == 0 else below + gate(sums, dim=-1)
+            state.links[i] = below @ weights["link"] + state.biases[2 * i + 1]
+            if i == 0:
+                state.links[0] += positions[1]
+        state.row = torch.zeros_like(state.row)
+        state.first.zero_()
+        state.windows.zero_()
+
+    def _pixel(self, column: int, state: GatedState) -> torch.Tensor:
+        """Once a pixel: the horizontal stack. Returns the features ``[batch, hidden]``."""
+        hidden, window = self.hidden, state.first
+        if column:
+            window[:, :-1] = window[:, 1:].clone()
+            window[:, -1] = state.row[:, column - 1]
+            state.windows[:, :, :-1] = state.windows[:, :, 1:].clone()
+        for i, weights in enumerate(state.weights.layers):
+            sums = torch.addmm(state.links[i][:, column], window.flatten(1), weights["left"])
+            slot = state.gated[:, i * hidden : (i + 1) * hidden]
+            torch.mul(sums[:, :hidden].tanh_(), sums[:, hidden:].sigmoid_(), out=slot)
+            if i + 1 < len(self.layers):
+                after = state.windows[i]
+                if i == 0:
+                    torch.mm(slot, weights["residual"], out=after[:, -1])
+                else:
+                    torch.addmm(window[:, -1], slot, weights["residual"], out=after[:, -1])
+                window = after
+        return F.silu(torch.addmm(state.weights.skip_bias, state.gated, state.weights.skip))
+
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "layers": len(self.layers),
+            "hidden": self.hidden,
+            "kernel": self.kernel,
+            "dropout": self.dropout,
+        }
+
+    def receptive_field(self) -> torch.Tensor:
+        pixels = self.grid.pixels
+        v = h = torch.eye(pixels, dtype=torch.bool).view(pixels, self.grid.height, self.grid.width)
+        for i in range(len(self.layers)):
+            reach = FIRST_KERNEL // 2 if i == 0 else self.kernel // 2
+            newest = -1 if i == 0 else 0
+            rows = field_along(field_along(v, "columns", -reach, reach), "rows", -reach, newest)
+            v = rows if i == 0 else v | rows
+            left = field_along(h, "columns", -reach, newest)
+            h = left | v if i == 0 else h | left | v
+        return symbol_field(self.grid, h.flatten(1).T, inside=True)
+
+
+def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """``tanh`` of the first half times ``sigmoid`` of the second (eq. 2)."""
+    a, b = x.chunk(2, dim=dim)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x if bias is None else x + bias
+
+
+def _square(convolution: nn.Conv2d) -> torch.Tensor:
+    """A 1x1 convolution's weights as ``[inputs, outputs]``."""
+    return convolution.weight[:, :, 0, 0].T.contiguous()

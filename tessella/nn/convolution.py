@@ -1,0 +1,60 @@
+"""Causal convolutions along one axis of an image.
+
+A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the left). The same weights are
+read as a convolution over the whole map and, packed, as a matrix that multiplies the last few vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class CausalConvolution(nn.Module):
+    """Convolution that sees ``taps`` places up to and including its own, or strictly before it.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        taps: places it sees.
+        axis: ``"rows"`` looks up, ``"columns"`` looks left.
+        exclusive: leave out the place itself (a mask of type A in van den Oord et al. 2016).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, taps: int, axis: Literal["rows", "columns"], exclusive: bool = False
+    ) -> None:
+        super().__init__()
+        self.taps, self.axis, self.exclusive = taps, axis, exclusive
+        kernel = (taps, 1) if axis == "rows" else (1, taps)
+        initial = nn.Conv2d(inputs, outputs, kernel)
+        self.weight = nn.Parameter(initial.weight.detach().contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(initial.bias.detach())  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[batch, inputs, height, width]`` to ``[batch, outputs, height, width]``."""
+        before, after = (self.taps, -1) if self.exclusive else (self.taps - 1, 0)
+        padding = (0, 0, before, after) if self.axis == "rows" else (before, after, 0, 0)
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias)
+
+    def packed(self) -> torch.Tensor:
+        """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest first."""
+        return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
+
+
+def field_along(field: torch.Tensor, axis: Literal["rows", "columns"], first: int, last: int) -> torch.Tensor:
+    """Which sources reach a place through taps at offsets ``first .. last`` (negative looks back).
+
+    Args:
+        field: ``bool [sources, height, width]``.
+    """
+    dim = 1 if axis == "rows" else 2
+    size = field.shape[dim]
+    reached = torch.zeros_like(field)
+    for offset in range(max(first, 1 - size), min(last, size - 1) + 1):
+        source = field.narrow(dim, max(0, offset), size - abs(offset))
+        reached.narrow(dim, max(0, -offset), size - abs(offset)).logical_or_(source)
+    return reached

@@ -1,0 +1,50 @@
+"""The cached state of a walk along a grid: an explicit value, never hidden in a module."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+
+
+@dataclasses.dataclass
+class State:
+    """Base of the states that :meth:`DensityModel.step` takes and returns.
+
+    Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of them. The images of the batch lie along
+    dimension 0, or along the dimension that ``batch_dims`` names for a field. Fields named in ``shared`` (weights laid out for
+    stepping) do not depend on the batch and are never copied. A step may update tensors in place: the state passed in is spent.
+    """
+
+    batch_dims: ClassVar[dict[str, int]] = {}
+    shared: ClassVar[frozenset[str]] = frozenset()
+
+    def clone(self) -> Self:
+        """A copy that steps taken on this state do not touch."""
+        return self._map(lambda tensor, dim: tensor.clone())
+
+    def select(self, rows: torch.Tensor) -> Self:
+        """The state of some images of the batch, in the given order, repeats allowed. ``rows`` is ``int64 [m]``."""
+        return self._map(lambda tensor, dim: tensor.index_select(dim, rows.to(tensor.device)))
+
+    def _map(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Self:
+        changed = copy.copy(self)
+        for f in dataclasses.fields(self):
+            if f.name not in self.shared:
+                setattr(changed, f.name, _map(getattr(self, f.name), change, self.batch_dims.get(f.name, 0)))
+        return changed
+
+
+def _map(value: Any, change: Callable[[torch.Tensor, int], torch.Tensor], dim: int) -> Any:
+    if isinstance(value, State):
+        return value._map(change)
+    if isinstance(value, torch.Tensor):
+        return change(value, dim)
+    if isinstance(value, list):
+        return [_map(item, change, dim) for item in value]
+    if isinstance(value, dict):
+        return {key: _map(item, change, dim) for key, item in value.items()}
+    return value

@@ -1,0 +1,75 @@
+"""The randomness of sampling, fixed before the first symbol is drawn.
+
+Image ``i`` of a call has the seed ``seed + i``. Symbol ``t`` of an image is the argmax over levels ``k`` of
+``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p`` (the Gumbel-max trick, Maddison,
+Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's seed, of ``t`` and of ``k`` alone, so neither the batch nor the
+method nor symbols that are known already shift it: every way of sampling can reproduce every other.
+
+The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed: symbol ``t`` of
+a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where ``P`` is ``K`` rounded up to a multiple of four.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tessella.errors import InputError
+from tessella.grid import Grid
+
+BLOCK_WORDS = 4
+"""Words that Philox4x64 makes of one value of its counter."""
+
+BUFFER_WORDS = 1 << 22
+"""Words held at a time over all images; a row where it fits, fewer symbols where it does not."""
+
+
+class Noise:
+    """``-log E`` for every symbol of ``n`` images, made as the walk reaches it.
+
+    Args:
+        grid: the grid that is sampled.
+        n: images.
+        seed: seed of the first image, ``0 .. 2^64 - n``; image ``i`` has ``seed + i``.
+        device: where :meth:`at` puts its result.
+
+    Raises:
+        InputError: for a seed that is not an integer in that range.
+    """
+
+    def __init__(self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu") -> None:
+        check_seed(seed, n)
+        self.grid, self.n, self.seed, self.device = grid, n, seed, torch.device(device)
+        self._stride = -(-grid.levels // BLOCK_WORDS) * BLOCK_WORDS
+        self._span = max(1, min(grid.row_symbols, BUFFER_WORDS // max(1, self._stride * n)))
+        self._start = -1
+        self._buffer = torch.empty(0)
+
+    def at(self, index: int) -> torch.Tensor:
+        """``-log E`` of symbol ``index``: float64 ``[n, levels]``."""
+        start = index - index % self._span
+        if start != self._start:
+            self._fill(start)
+        return self._buffer[index - start]
+
+    def _fill(self, start: int) -> None:
+        count = min(self._span, self.grid.symbols - start)
+        words = np.empty((self.n, count * self._stride), dtype=np.uint64)
+        for image in range(self.n):
+            bits = np.random.Philox(key=self.seed + image, counter=start * self._stride // BLOCK_WORDS)
+            words[image] = bits.random_raw(count * self._stride)
+        words = words.reshape(self.n, count, self._stride)[:, :, : self.grid.levels].swapaxes(0, 1)
+        # The middle of one of 2^53 equal cells of (0, 1): never 0, never 1.
+        uniform = torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+        self._buffer = uniform.log_().neg_().log_().neg_().to(self.device)
+        self._start = start
+
+
+def check_seed(seed: int, n: int = 1) -> None:
+    """Refuse a seed that ``n`` images cannot be numbered from.
+
+    Raises:
+        InputError: when it is not an integer with ``0 <= seed`` and ``seed + n <= 2^64``.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 or seed + n > 2**64:
+        raise InputError(f"a seed must be an integer in 0..2^64 - {n} (image i has the seed plus i), got {seed!r}")

@@ -1,0 +1,257 @@
+"""What every registered density model promises, with every head, on tiny grids in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import tessella as ts
+from tessella.errors import InputError
+from tessella.heads import JointHead
+from tessella.models import from_config
+
+SIZES = {
+    "independent": {},
+    "gated-pixelcnn": {"layers": 3, "hidden": 6},
+}
+GRIDS = [ts.Grid(1, 1, 1, 3), ts.Grid(1, 4, 1, 4), ts.Grid(5, 4, 1, 2), ts.Grid(3, 4, 3, 5), ts.Grid(3, 2, 2, 6)]
+
+
+def build(name: str, head: str, grid: ts.Grid, classes: int = 0) -> ts.DensityModel:
+    """A small model in float64 with every parameter moved, so that nothing is zero by its initialization."""
+    model = ts.create(name, grid, head=head, classes=classes, seed=3, **SIZES[name]).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def fits(head: str, grid: ts.Grid) -> bool:
+    return head != "logistic-mixture" or grid.levels > 2
+
+
+def some(grid: ts.Grid, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(grid.levels, (n, *grid.shape), generator=torch.Generator().manual_seed(seed))
+
+
+def all_grids(grid: ts.Grid) -> torch.Tensor:
+    return torch.tensor(list(itertools.product(range(grid.levels), repeat=grid.symbols))).view(-1, *grid.shape)
+
+
+CASES = [
+    pytest.param(name, head, grid, id=f"{name}-{head}-{'x'.join(map(str, (*grid.shape, grid.levels)))}")
+    for name in ts.MODELS
+    for head in ts.HEADS
+    for grid in GRIDS
+    if fits(head, grid)
+]
+PAIRS = [pytest.param(name, head, id=f"{name}-{head}") for name in ts.MODELS for head in ts.HEADS]
+
+
+def test_every_registered_model_has_sizes_here() -> None:
+    assert set(SIZES) == set(ts.MODELS)
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+def test_symbols_depend_on_the_receptive_field_and_nothing_else(name: str, head: str, grid: ts.Grid) -> None:
+    model = build(name, head, grid)
+    field = model.receptive_field()
+    assert field.shape == (grid.symbols, grid.symbols)
+    assert not field.triu().any(), "a receptive field must lie before the symbol"
+    depends = torch.zeros_like(field)
+    with torch.no_grad():
+        for seed in range(3):
+            x = some(grid, 1, seed)
+            before = model.distribution(x).table(x).flatten(1, 3)
+            changed = x.flatten(1).repeat(grid.symbols, 1)
+            changed.diagonal().add_(1 + seed % (grid.levels - 1)).remainder_(grid.levels)
+            changed = changed.view(-1, *grid.shape)
+            after = model.distribution(changed).table(changed).flatten(1, 3)
+            depends |= ((after - before).abs().amax(-1) > 1e-13).T
+    assert torch.equal(depends, field)
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_step_equals_forward(name: str, head: str, grid: ts.Grid, classes: int) -> None:
+    model = build(name, head, grid, classes)
+    x = some(grid, 4)
+    cond = torch.arange(4) if classes else None
+    expected = model.distribution(x, cond).table(x).flatten(1, 3).detach()
+    state, previous = model.init_state(4, cond), torch.zeros(4, dtype=torch.int64)
+    for index in range(grid.symbols):
+        parameters, state = model.step(previous, index, state)
+        table = model.head.symbol(parameters).table()
+        torch.testing.assert_close(table, expected[:, index], rtol=0, atol=1e-12)
+        previous = x.flatten(1)[:, index]
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+def test_a_state_can_be_cloned_and_its_rows_selected(name: str, head: str, grid: ts.Grid) -> None:
+    model = build(name, head, grid, classes=2)
+    x, cond, half = some(grid, 3), torch.tensor([0, 1, 2]), grid.symbols // 2
+    state, previous = model.init_state(3, cond), torch.zeros(3, dtype=torch.int64)
+    for index in range(half):
+        _, state = model.step(previous, index, state)
+        previous = x.flatten(1)[:, index]
+    kept, rows = state.clone(), torch.tensor([2, 0, 2])
+    run, _ = walk_on(model, x, previous, state, half)
+    again, _ = walk_on(model, x, previous, kept.clone(), half)
+    picked, _ = walk_on(model, x[rows], previous[rows], kept.select(rows), half)
+    assert torch.equal(run, again), "a clone must not share what a step updates"
+    torch.testing.assert_close(picked, run[rows], rtol=0, atol=1e-12)
+
+
+def walk_on(model, x, previous, state, start):  # type: ignore[no-untyped-def]
+    tables = []
+    for index in range(start, model.grid.symbols):
+        parameters, state = model.step(previous, index, state)
+        tables.append(model.head.symbol(parameters).table())
+        previous = x.flatten(1)[:, index]
+    return torch.stack(tables, 1), state
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+def test_cached_sampling_equals_the_naive_oracle(name: str, head: str, grid: ts.Grid) -> None:
+    model = build(name, head, grid)
+    cached = ts.sample(model, n=5, seed=11)
+    assert torch.equal(cached, ts.sample(model, n=5, seed=11, method="naive"))
+    assert not ts.replay(model, cached, seed=11).differs.any()
+    if grid.symbols > 1:
+        assert len(cached.unique(dim=0)) > 1, "different seeds must give different images"
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_bent_distributions_sample_alike_by_both_methods(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(3, 3, 2, 5), classes=2)
+    rule = {"temperature": 0.8, "top_k": 4, "top_p": 0.9, "guidance": 1.5, "cond": torch.tensor([0, 1, 1])}
+    cached = ts.sample(model, n=3, seed=1, **rule)
+    assert torch.equal(cached, ts.sample(model, n=3, seed=1, method="naive", batch=2, **rule))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_the_batch_does_not_change_an_image(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(3, 3, 2, 5))
+    whole = ts.sample(model, n=7, seed=4)
+    assert torch.equal(whole, ts.sample(model, n=7, seed=4, batch=3))
+    assert torch.equal(whole[5:6], ts.sample(model, n=1, seed=9))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 3), (2, 1, 3, 3), (2, 2, 3, 2)])
+def test_probabilities_of_all_grids_sum_to_one(name: str, head: str, shape: tuple[int, int, int, int]) -> None:
+    grid = ts.Grid(*shape)
+    if not fits(head, grid):
+        grid = ts.Grid(2, 1, 3, 4)
+    model = build(name, head, grid)
+    with torch.no_grad():
+        total = model.log_prob(all_grids(grid)).logsumexp(0)
+    torch.testing.assert_close(total, torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_samples_are_as_frequent_as_their_probability(name: str, head: str) -> None:
+    grid, n = ts.Grid(2, 1, 1, 3), 4000
+    model = build(name, head, grid)
+    x = ts.sample(model, n=n, seed=100, batch=n)
+    expected = n * model.log_prob(all_grids(grid)).exp().detach()
+    seen = torch.bincount(x.flatten(1) @ torch.tensor([3, 1]), minlength=9)
+    chi_square = ((seen - expected) ** 2 / expected).sum()
+    assert chi_square < 26.1, "8 degrees of freedom: exceeded with probability 0.001 by an exact sampler"
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+def test_log_prob_agrees_with_table_and_units(name: str, head: str, grid: ts.Grid) -> None:
+    model = build(name, head, grid)
+    x = some(grid, 3)
+    with torch.no_grad():
+        each = model.log_prob(x, reduce=False)
+        table = model.distribution(x).table(x)
+        torch.testing.assert_close(table.logsumexp(-1), torch.zeros_like(each), rtol=0, atol=1e-12)
+        torch.testing.assert_close(each, table.gather(-1, x[..., None])[..., 0], rtol=0, atol=1e-12)
+        bits = -model.log_prob(x) / torch.log(torch.tensor(2.0, dtype=torch.float64)) / grid.symbols
+        torch.testing.assert_close(model.bits_per_dim(x), bits)
+        torch.testing.assert_close(model.log_prob(x.to(torch.uint8).numpy()), each.flatten(1).sum(1))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_the_mode_is_the_likeliest_level_given_the_modes_before(name: str, head: str) -> None:
+    grid = ts.Grid(2, 2, 3, 4)
+    model = build(name, head, grid)
+    x = some(grid, 2)
+    mode = model.distribution(x).mode()
+    assert mode.shape == x.shape
+    if isinstance(model.head, JointHead):
+        table = model.distribution(mode).table(mode) if name == "independent" else None
+    else:
+        table = model.distribution(x).table(x)
+    if table is not None:
+        assert torch.equal(mode, table.argmax(-1))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_a_config_rebuilds_the_model(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(3, 2, 2, 6), classes=2)
+    again = from_config(model.config()).double()
+    assert again.config() == model.config()
+    again.load_state_dict(model.state_dict())
+    x = some(model.grid, 3)
+    assert torch.equal(again.log_prob(x, torch.tensor([0, 1, 2])), model.log_prob(x, torch.tensor([0, 1, 2])))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_creation_follows_its_seed_and_leaves_the_global_generator_alone(name: str, head: str) -> None:
+    before = torch.get_rng_state()
+    one, two, other = (ts.create(name, ts.Grid(2, 2, 1, 4), head=head, seed=s, **SIZES[name]) for s in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    pairs = list(zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not one.training
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_completion_keeps_what_is_known_and_draws_the_rest(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(4, 3, 2, 5))
+    x = some(model.grid, 3)
+    known = torch.zeros(4, 3, dtype=torch.bool)
+    known[:2] = known[3, 1] = True
+    for method in ("cached", "naive"):
+        y = ts.complete(model, x, known, seed=2, method=method)
+        assert torch.equal(y[:, known], x[:, known])
+        if method == "cached":
+            first = y
+    assert torch.equal(first, y)
+    assert torch.equal(ts.complete(model, x, torch.zeros_like(known), seed=2), ts.sample(model, n=3, seed=2))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_classes_change_the_distribution_and_null_is_the_last_index(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(2, 2, 1, 4), classes=3)
+    x = some(model.grid, 4)
+    scores = [model.log_prob(x, torch.full((4,), c)) for c in range(4)]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(scores, 2))
+    assert torch.equal(model.log_prob(x), scores[3])
+    model.null_class = False
+    with pytest.raises(InputError, match="give cond"):
+        model.log_prob(x)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+@pytest.mark.parametrize("classes", [0, 2])
+def test_bad_input_is_refused_with_a_reason(name: str, head: str, classes: int) -> None:
+    model = build(name, head, ts.Grid(2, 2, 1, 4), classes=classes)
+    x = some(model.grid, 2)
+    with pytest.raises(InputError, match=r"0\.\.3"):
+        model.log_prob(x + 4)
+    with pytest.raises(InputError, match="shape"):
+        model.log_prob(x[..., 0])
+    with pytest.raises(InputError, match="integers"):
+        model.log_prob(x.float())
+    with pytest.raises(InputError, match=r"0\.\.1|no classes"):
+        model.log_prob(x, torch.tensor([0, 7]))
+    with pytest.raises(InputError, match="codes"):
+        model.log_prob(x, x)
