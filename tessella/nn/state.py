@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
+
+
+S = TypeVar("S", bound="State")
 
 
 @dataclasses.dataclass
@@ -22,15 +25,15 @@ class State:
     batch_dims: ClassVar[dict[str, int]] = {}
     shared: ClassVar[frozenset[str]] = frozenset()
 
-    def clone(self) -> Self:
+    def clone(self: S) -> S:
         """A copy that steps taken on this state do not touch."""
         return self._map(lambda tensor, dim: tensor.clone())
 
-    def select(self, rows: torch.Tensor) -> Self:
+    def select(self: S, rows: torch.Tensor) -> S:
         """The state of some images of the batch, in the given order, repeats allowed. ``rows`` is ``int64 [m]``."""
         return self._map(lambda tensor, dim: tensor.index_select(dim, rows.to(tensor.device)))
 
-    def _map(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Self:
+    def _map(self: S, change: Callable[[torch.Tensor, int], torch.Tensor]) -> S:
         changed = copy.copy(self)
         for f in dataclasses.fields(self):
             if f.name not in self.shared:

@@ -1,0 +1,41 @@
+"""The command line. Help answers without importing torch; a mistake is one line and a non-zero exit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tessella import __version__
+from tessella.errors import TessellaError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 after a mistake of the caller, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in (["--version"], ["-V"]):
+        print(f"tessella {__version__}")
+        return 0
+    try:
+        from tessella.options import parse
+    except ImportError:
+        print('tessella: the command line needs tyro: pip install "tyro>=1.0,<2"', file=sys.stderr)
+        return 2
+    command = parse(words)
+    try:
+        from tessella import commands
+
+        act: Callable[[Any], int] = commands.ACTIONS[type(command).__name__.lower()]
+        return act(command)
+    except TessellaError as error:
+        print(f"tessella: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tessella: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

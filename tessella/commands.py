@@ -1,0 +1,297 @@
+"""What the verbs of the command line do. Imported once a verb runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tessella
+from tessella import config as configs
+from tessella import data, files, options, report
+from tessella.config import DataConfig, Recipe
+from tessella.demo import demo
+from tessella.errors import ConfigError, InputError
+from tessella.evaluation import data_config, evaluate
+from tessella.models import MODELS
+from tessella.pipeline import Generator, bundled, fingerprint, load, locate, read_config
+from tessella.tokenizers import TOKENIZERS
+from tessella.training import train_recipe
+from tessella.training.run import RunDirectory
+
+
+def act_demo(chosen: options.Demo) -> int:
+    """``tessella demo``."""
+    _threads(chosen.threads)
+    demo(Path(chosen.out), chosen.minutes)
+    return 0
+
+
+def act_train(chosen: options.Train) -> int:
+    """``tessella train``."""
+    recipe, out = _resumed(chosen) if chosen.resume else _recipe(chosen)
+    run = train_recipe(recipe, out, resume=bool(chosen.resume), say=_say)
+    return 130 if run.interrupted else 0
+
+
+def act_sample(chosen: options.Sample) -> int:
+    """``tessella sample``."""
+    generator = _generator(chosen.run, chosen.device)
+    out, drawing = Path(chosen.out), chosen.drawing
+    _check_output(chosen.out)
+    images = generator.sample(chosen.n, drawing.seed, **_drawing(generator, drawing, chosen.n)).cpu().numpy()
+    made = _made(generator, chosen.run, drawing) | {"n": chosen.n}
+    if out.suffix == ".npz":
+        _write_npz(out, images)
+    elif out.suffix == ".png":
+        report.save_png(out, report.sheet(images), made)
+    else:
+        for i, image in enumerate(images):
+            name = out / f"{drawing.seed + i:08d}.png"
+            report.save_png(name, image, made | {"seed": drawing.seed + i, "n": 1})
+    _say(f"{chosen.n} images of {images.shape[1]}x{images.shape[2]}, seed {drawing.seed}: {out}")
+    return 0
+
+
+def act_complete(chosen: options.Complete) -> int:
+    """``tessella complete``."""
+    if not 0 <= chosen.keep <= 1:
+        raise InputError(f"--keep is a share of the rows, 0..1, got {chosen.keep}")
+    if chosen.n < 1 or chosen.variants < 1:
+        raise InputError(f"--n and --variants must be at least 1, got {chosen.n} and {chosen.variants}")
+    generator, out = _generator(chosen.run, chosen.device), Path(chosen.out)
+    if out.suffix != ".png":
+        raise InputError(f"--out must be a .png file, got {out}")
+    _check_output(chosen.out)
+    images = data.load(_data(chosen.run, chosen.data, chosen.overrides), chosen.split).images[: chosen.n]
+    height, width = generator.tokenizer.image_size
+    known = torch.zeros(height, width, dtype=torch.bool)
+    known[: round(chosen.keep * height)] = True
+    repeated = np.repeat(images, chosen.variants, axis=0)
+    drawn = generator.complete(
+        repeated, known, chosen.drawing.seed, **_drawing(generator, chosen.drawing, len(repeated))
+    )
+    masked = np.where(known.numpy()[None, :, :, None], images, 128).astype(np.uint8)
+    rows = np.concatenate([images[:, None], masked[:, None], _split(drawn.cpu().numpy(), len(images))], axis=1)
+    sheet = report.sheet(rows.reshape(-1, *images.shape[1:]), columns=2 + chosen.variants)
+    made = _made(generator, chosen.run, chosen.drawing) | {"keep": chosen.keep, "split": chosen.split}
+    report.save_png(out, sheet, made)
+    _say(f"{len(images)} images, {chosen.variants} completions each (image, what was kept, completions): {out}")
+    return 0
+
+
+def act_eval(chosen: options.Eval) -> int:
+    """``tessella eval``."""
+    _threads(chosen.threads)
+    if chosen.json:
+        _check_output(chosen.json)
+    model = load(chosen.run, _device(chosen.device))
+    config = _data(chosen.run, chosen.data, chosen.overrides)
+    images = data.load(config, chosen.split)
+    conditional = isinstance(model, Generator) and model.prior.classes > 0
+    labels = images.labels if conditional else None
+    path = locate(chosen.run)
+    figures = evaluate(path, images.images, labels, chosen.batch, model=model)
+    figures = {**figures, "data": images.identity(), "run": str(chosen.run), "tessella": tessella.__version__}
+    for name, value in figures.items():
+        if not isinstance(value, Mapping):
+            _say(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+    if chosen.json:
+        files.write_json(chosen.json, figures)
+    return 0
+
+
+def act_info(chosen: options.Info) -> int:
+    """``tessella info``."""
+    if chosen.run:
+        _describe_run(locate(chosen.run))
+        return 0
+    _say(f"tessella {tessella.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    _say(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda:{i} {g}' for i, g in enumerate(gpus))}")
+    _say(f"models: {', '.join(MODELS)}")
+    _say(f"tokenizers: {', '.join(TOKENIZERS)}")
+    _say(f"data sources: {', '.join(data.SOURCES)}")
+    _say(f"bundled models: {', '.join(bundled())}")
+    _say("recipes:")
+    for name in configs.recipe_names():
+        _say(f"  {name:24} {configs.load_recipe(name).about}")
+    extras = {"plots": "matplotlib", "logs": "tensorboard"}
+    there = [name for name, module in extras.items() if importlib.util.find_spec(module)]
+    _say(f"extras installed: {', '.join(there) or 'none'}")
+    return 0
+
+
+ACTIONS: dict[str, Callable[[Any], int]] = {
+    "demo": act_demo,
+    "train": act_train,
+    "sample": act_sample,
+    "complete": act_complete,
+    "eval": act_eval,
+    "info": act_info,
+}
+
+
+def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
+    """The recipe that the options describe, and where to train it."""
+    if not chosen.recipe:
+        raise ConfigError(f"give a recipe ({', '.join(configs.recipe_names())}, or a .toml file), or --resume RUN")
+    recipe = configs.load_recipe(chosen.recipe, chosen.overrides)
+    if chosen.data:
+        recipe = replace(recipe, data=replace(recipe.data, source=chosen.data))
+    if chosen.tokenizer:
+        recipe = replace(recipe, prior_of=chosen.tokenizer)
+    return _with_limits(recipe, chosen), Path(chosen.out or f"runs/{Path(chosen.recipe).stem}")
+
+
+def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:
+    """The recipe of a run to resume; only how long and where to train may change."""
+    for name in ("recipe", "data", "tokenizer", "out"):
+        if getattr(chosen, name) and not (name == "recipe" and "=" in chosen.recipe):
+            raise ConfigError(f"--resume takes all but training options from the run: leave {name} out")
+    path = Path(chosen.resume)
+    stored = RunDirectory(path).facts().get("recipe", {})
+    if "data" not in stored:
+        raise ConfigError(f"{path} was trained on arrays: resume it with ts.train(..., resume=True)")
+    overrides = [*([chosen.recipe] if chosen.recipe else []), *chosen.overrides]
+    for override in overrides:
+        if not override.startswith("train."):
+            raise ConfigError(f"--resume can only change train.*, got {override!r}")
+    values = configs.apply_overrides({k: v for k, v in stored.items() if v is not None}, overrides)
+    recipe: Recipe = configs.from_dict(Recipe, values)
+    return _with_limits(recipe, chosen), path
+
+
+def _with_limits(recipe: Recipe, chosen: options.Train) -> Recipe:
+    """Training options from the command line. A limit given there replaces those of the recipe."""
+    changes: dict[str, Any] = {}
+    given = {name: getattr(chosen, name) for name in ("minutes", "steps", "epochs")}
+    if any(value is not None for value in given.values()):
+        for name, value in given.items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"--{name} must be above 0, got {value}")
+            changes[name] = value or 0
+    for name in ("seed", "device", "devices", "precision", "threads", "accumulate"):
+        if getattr(chosen, name) is not None:
+            changes[name] = getattr(chosen, name)
+    return replace(recipe, train=replace(recipe.train, **changes))
+
+
+def _generator(run: str, device: str) -> Generator:
+    model = load(run, _device(device))
+    if not isinstance(model, Generator):
+        raise InputError(f"{run} is a tokenizer, which draws no images: train a prior on its codes first")
+    return model
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this machine has no CUDA device: leave --device out or give --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("this machine has no MPS device: leave --device out or give --device cpu")
+    return torch.device(name)
+
+
+def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str, Any]:
+    """Options of the sampler."""
+    values = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance", "batch")}
+    if drawing.class_label is not None:
+        values["cond"] = torch.full((max(n, 1),), drawing.class_label)
+        generator.prior.labels(values["cond"], max(n, 1))
+    return values
+
+
+def _data(run: str, source: str, overrides: tuple[str, ...]) -> DataConfig:
+    """The data a run was trained on, with what the command line changes."""
+    stored = None if source else data_config(locate(run))
+    values: dict[str, Any] = configs.to_dict(stored) if stored else _prepared_like(locate(run)) | {"source": source}
+    changed = configs.apply_overrides({"data": values}, overrides)
+    if set(changed) != {"data"}:
+        raise ConfigError(f"only data.* can be changed here, got {', '.join(overrides)}")
+    config: DataConfig = configs.from_dict(DataConfig, changed["data"], "data")
+    return config
+
+
+def _prepared_like(path: Path) -> dict[str, Any]:
+    """How the images of a run were prepared, to prepare others alike."""
+    recipe = files.read_json(path / "run.json").get("recipe", {}) if (path / "run.json").exists() else {}
+    own = recipe.get("data", {})
+    return {name: own[name] for name in ("size", "crop", "channels", "levels", "binarize") if name in own}
+
+
+def _made(generator: Generator, run: str, drawing: options.Drawing) -> dict[str, Any]:
+    settings = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance")}
+    return {
+        "tessella": tessella.__version__,
+        "model": fingerprint(generator),
+        "run": Path(run).name,
+        "seed": drawing.seed,
+        "class": drawing.class_label,
+        **settings,
+    }
+
+
+def _split(images: np.ndarray, n: int) -> np.ndarray:
+    """``[n * variants, ...]`` to ``[n, variants, ...]``."""
+    return images.reshape(n, -1, *images.shape[1:])
+
+
+def _write_npz(path: Path, images: np.ndarray) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, arr_0=images)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _check_output(out: str) -> None:
+    """Refuse an output that cannot be written before any work is done."""
+    path = Path(out)
+    if out.endswith("/") or not path.suffix:
+        files.make_directory(path)
+    elif path.suffix in (".png", ".npz", ".json"):
+        files.make_directory(path.parent)
+    else:
+        raise InputError(f"the output must end in .png, .npz, .json or / (a directory), got {out!r}")
+    if path.is_dir() and path.suffix:
+        raise InputError(f"{out} is a directory")
+
+
+def _describe_run(path: Path) -> None:
+    config = read_config(path)
+    _say(f"{path}: {config['kind']}, format {config['format']}, written by tessella {config['tessella']}")
+    model = load(path)
+    if isinstance(model, Generator):
+        parameters = sum(p.numel() for p in model.prior.parameters())
+        _say(f"model: {model.prior.name} on {model.prior.grid}, {parameters / 1e6:.3g} M parameters")
+    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    parameters = sum(p.numel() for p in tokenizer.parameters())
+    grids = ", ".join(str(grid) for grid in tokenizer.grids())
+    height, width = tokenizer.image_size
+    _say(f"tokenizer: {tokenizer.name}, images {height}x{width}x{tokenizer.channels} to {grids}, {parameters / 1e6:.3g} M")
+    _say(f"weights: {fingerprint(model)}")
+    if (path / "run.json").exists():
+        facts = files.read_json(path / "run.json")
+        for name in ("status", "recipe", "data", "environment", "progress"):
+            if name in facts:
+                _say(f"{name}: {json.dumps(facts[name])}")
+
+
+def _threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+    sys.stdout.flush()

@@ -1,0 +1,206 @@
+"""The options of every verb, read by tyro: the field is the flag, its docstring the help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+RunName = Annotated[str, arg(metavar="RUN")]
+Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole chain on bundled real images: density model, VQ-VAE, prior, samples of both. Minutes on a CPU.
+
+    $ tessella demo
+    $ tessella demo --out runs/demo --minutes 0.5
+    """
+
+    out: str = "runs/demo"
+    """Directory for the three runs, the pictures and the table; it is replaced."""
+    minutes: float = 1.2
+    """Training minutes of the density model; the two stages take as much together."""
+    threads: int = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a density model or a tokenizer, or a prior on a trained tokenizer.
+
+    $ tessella train digits
+    $ tessella train digits-vqvae --minutes 2
+    $ tessella train digits-prior --tokenizer runs/digits-vqvae
+    $ tessella train folder-vqvae --data folder:photos data.size=64
+    $ tessella train my.toml model.layers=8 train.learning_rate=1e-3
+    $ tessella train --resume runs/digits
+    """
+
+    recipe: Positional[Annotated[str, arg(metavar="RECIPE")]] = ""
+    """A TOML file, or the name of a recipe that ships (tessella info lists them)."""
+    overrides: Positional[Overrides] = ()
+    """Values of the recipe to change, as table.key=value."""
+    data: str = ""
+    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH."""
+    tokenizer: str = ""
+    """Run directory of the tokenizer whose codes a prior is trained on."""
+    out: str = ""
+    """Run directory to create; runs/RECIPE unless given."""
+    resume: str = ""
+    """Run directory to go on with, from its newest checkpoint."""
+    minutes: float | None = None
+    """Stop after so many minutes of training."""
+    steps: int | None = None
+    """Stop after so many optimizer steps."""
+    epochs: float | None = None
+    """Stop after so many passes over the training images."""
+    seed: int | None = None
+    """Seed of weights, data order, augmentation and dropout."""
+    device: Device | None = None
+    """Where to train."""
+    devices: int | None = None
+    """Devices (processes) to use."""
+    precision: Literal["auto", "32", "bf16"] | None = None
+    """Arithmetic; auto is bf16 on a GPU that has it and 32 elsewhere."""
+    threads: int | None = None
+    """CPU threads."""
+    accumulate: int | None = None
+    """Split each batch into so many passes, to save memory."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How symbols are drawn."""
+
+    seed: int = 0
+    """Image i has this seed plus i."""
+    method: Literal["cached", "naive"] = "cached"
+    """Cached steps, or whole passes: the same images, slowly."""
+    temperature: float = 1.0
+    """Divides the log-probabilities."""
+    top_k: int = 0
+    """Keep the so many likeliest levels of each symbol; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of levels whose probability reaches this."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; needs --class-label."""
+    class_label: int | None = None
+    """Class to draw, for a model with classes."""
+    batch: int = 64
+    """Images at a time; changes memory and speed only."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a model.
+
+    $ tessella sample digits
+    $ tessella sample runs/x --n 64 --seed 7 --out samples.png
+    $ tessella sample runs/x --n 1000 --out samples.npz
+    $ tessella sample runs/x --n 16 --out pictures/
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    n: int = 16
+    """Images to draw."""
+    out: str = "samples.png"
+    """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name ending in /)."""
+    drawing: Drawing = field(default_factory=Drawing)
+    device: Device = "auto"
+    """Where to draw."""
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence what is drawn above it.
+
+    $ tessella complete digits --keep 0.5
+    $ tessella complete runs/x --data folder:photos --n 4 --variants 6 --out completed.png
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    overrides: Positional[Overrides] = ()
+    """Data options to change, as data.key=value."""
+    keep: float = 0.5
+    """Share of the rows kept, from the top."""
+    n: int = 8
+    """Images to complete, from the start of the split."""
+    variants: int = 4
+    """Completions of each."""
+    data: str = ""
+    """Data source; the run's own unless given."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Which images."""
+    out: str = "completed.png"
+    """PNG sheet: the image, what was kept, the completions."""
+    drawing: Drawing = field(default_factory=Drawing)
+    device: Device = "auto"
+    """Where to draw."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a two-stage model both.
+
+    $ tessella eval runs/x
+    $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    overrides: Positional[Overrides] = ()
+    """Data options to change, as data.key=value."""
+    data: str = ""
+    """Data source; the run's own unless given."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Which images."""
+    json: str = ""
+    """File for the figures as JSON."""
+    batch: int = 64
+    """Images at a time."""
+    device: Device = "auto"
+    """Where to compute."""
+    threads: int = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Versions, devices, what is there; with RUN, what that run is.
+
+    $ tessella info
+    $ tessella info runs/x
+    """
+
+    run: Positional[RunName] = ""
+    """Run directory, or the name of a bundled model."""
+
+
+VERBS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "sample": Sample,
+    "complete": Complete,
+    "eval": Eval,
+    "info": Info,
+}
+
+
+def parse(words: list[str]) -> Any:
+    """The command as an instance of its class; prints help or a mistake and exits otherwise."""
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    if words and words[0] in VERBS:
+        return tyro.cli(VERBS[words[0]], prog=f"tessella {words[0]}", args=words[1:], config=config)
+    about = "Images as discrete symbols: density models, tokenizers, priors; exact likelihoods, exact fast sampling."
+    brief = {verb: dataclasses.make_dataclass(cls.__name__, []) for verb, cls in VERBS.items()}
+    for verb, cls in VERBS.items():
+        brief[verb].__doc__ = (cls.__doc__ or "").split("\n")[0]
+    return tyro.extras.subcommand_cli_from_dict(brief, prog="tessella", description=about, args=words or ["--help"])

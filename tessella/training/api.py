@@ -1,0 +1,306 @@
+"""``ts.train`` on arrays, and ``tessella train`` on recipes: two ways into the same loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessella import config as configs
+from tessella import data
+from tessella.config import Recipe, TrainConfig
+from tessella.errors import ConfigError, DataError, InputError, TrainingError
+from tessella.grid import Grid
+from tessella.models import DensityModel, create
+from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
+from tessella.tokenizers import Tokenizer, create_tokenizer
+from tessella.tokenizers.base import check_images
+from tessella.training import checkpoint, loop
+from tessella.training.examples import Examples
+from tessella.training.run import Progress, RunDirectory, environment
+from tessella.training.tasks import DensityTask, Task, TokenizerTask
+
+VALID_LIMIT = 1000
+"""Held-out images that a validation during training looks at, at most."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run."""
+
+    path: Path
+    progress: Progress
+    interrupted: bool
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Validation figures of the weights that were kept."""
+        return self.progress.figures
+
+    def load(self) -> Generator | Tokenizer:
+        """The trained model."""
+        return load(self.path)
+
+
+def train(
+    model: DensityModel | Tokenizer,
+    images: Any,
+    *,
+    out: Path | str,
+    labels: Any = None,
+    valid: Any = None,
+    valid_labels: Any = None,
+    tokenizer: Tokenizer | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> Run:
+    """Train a density model, a tokenizer, or a prior on a tokenizer's codes.
+
+    Args:
+        model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
+        images: ``uint8 [n, height, width, channels]``; for a density model also symbols of another integer type on its grid.
+        out: the run directory; it must not hold a run yet, unless ``resume`` is set.
+        labels: class of each image ``[n]``, for a density model with classes.
+        valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
+        tokenizer: of a prior: images are encoded by it once, and the run saves both.
+        resume: go on from the newest whole checkpoint in ``out``.
+        say: where a line about size and time, and about the end, goes.
+        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``, ``batch=``, ``learning_rate=``, ...
+
+    Raises:
+        InputError, ConfigError: for arguments that do not fit each other.
+        TrainingError: when ``out`` holds a run already, or the loss is not finite (the last good state is kept).
+        ArtifactError: when nothing can be written, or there is nothing to resume.
+    """
+    config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
+    if not (config.steps or config.epochs or config.minutes):
+        raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
+    if valid is None:
+        images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
+    examples = _examples(model, images, labels, tokenizer, config)
+    held_out = _examples(model, valid, valid_labels, tokenizer, config)
+    facts = {"recipe": {"train": configs.to_dict(config)}, "data": {"train": len(examples), "valid": len(held_out)}}
+    return _run(model, tokenizer, examples, held_out, config, Path(out), facts, resume, say)
+
+
+def train_recipe(
+    recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print
+) -> Run:
+    """Train what a recipe describes, on the data it names, into the run directory ``out``.
+
+    Raises:
+        ConfigError, DataError, InputError, TrainingError, ArtifactError: see :func:`train`.
+    """
+    images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
+    if not len(held_out):
+        raise DataError(f"{recipe.data.source} has no validation images")
+    model, tokenizer = _build(recipe, images)
+    conditional = isinstance(model, DensityModel) and model.classes > 0
+    flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
+    labels = (images.labels, held_out.labels) if conditional else (None, None)
+    examples = _examples(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
+    valid = _examples(model, held_out.images, labels[1], tokenizer, recipe.train)
+    identities = {"train": images.identity(), "valid": held_out.identity()}
+    facts = {"recipe": configs.to_dict(recipe), "data": identities}
+    return _run(model, tokenizer, examples, valid, recipe.train, Path(out), facts, resume, say)
+
+
+def _build(recipe: Recipe, images: data.ImageSet) -> tuple[DensityModel | Tokenizer, Tokenizer | None]:
+    """The model of a recipe for these images, and the tokenizer of a prior."""
+    height, width, channels = images.images.shape[1:]
+    if recipe.tokenizer:
+        named = recipe.tokenizer
+        sizes = {"image_size": (height, width), "channels": channels} | dict(named.sizes)
+        return create_tokenizer(named.name, seed=named.seed, **sizes), None
+    assert recipe.model is not None
+    tokenizer = None
+    grid = Grid(height, width, channels, images.levels)
+    if recipe.prior_of:
+        loaded = load(recipe.prior_of)
+        if not isinstance(loaded, Tokenizer):
+            raise ConfigError(f"prior_of must name the run of a tokenizer; {recipe.prior_of} is a density model")
+        tokenizer = loaded
+        if (tuple(tokenizer.image_size), tokenizer.channels) != ((height, width), channels):
+            raise ConfigError(
+                f"the tokenizer {recipe.prior_of} was trained on images of {tokenizer.image_size[0]}x"
+                f"{tokenizer.image_size[1]}x{tokenizer.channels}, the data has {height}x{width}x{channels}"
+            )
+        grid = tokenizer.grid()
+    classes = images.classes if recipe.model.conditional else 0
+    if recipe.model.conditional and not classes:
+        raise ConfigError(f"model.conditional needs labels, and {recipe.data.source} has none")
+    named_model = recipe.model
+    model = create(
+        named_model.name, grid, named_model.head, classes=classes, seed=named_model.seed, **named_model.sizes
+    )
+    return model, tokenizer
+
+
+def _examples(
+    model: DensityModel | Tokenizer,
+    images: Any,
+    labels: Any,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
+    flip: bool = False,
+    binarize: bool = False,
+) -> Examples:
+    """Check images, labels and model against each other; encode for a prior."""
+    classes = model.classes if isinstance(model, DensityModel) else 0
+    if labels is not None and not classes:
+        raise InputError("labels were given, but the model has no classes: create it with classes=n")
+    if classes and labels is None:
+        raise InputError("the model has classes: give labels, int64 [n]")
+    tags = None if labels is None else torch.as_tensor(labels).long()
+    variants = _variants(model, images, tokenizer, flip)
+    if not len(variants[0]):
+        raise InputError("there are no images to train on")
+    if tags is not None and (tags.shape != (len(variants[0]),) or int(tags.min()) < 0 or int(tags.max()) >= classes):
+        raise InputError(f"labels must be [{len(variants[0])}] integers in 0..{classes - 1}")
+    return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
+
+
+def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[torch.Tensor]:
+    x = torch.as_tensor(images)
+    if isinstance(model, Tokenizer):
+        return [check_images(x, model.channels)]
+    if x.dtype != torch.uint8:  # symbols, already encoded
+        return [_compact(model.grid.check(x), model.grid.levels)]
+    if tokenizer is None:
+        x = check_images(x, model.grid.channels)
+        if tuple(x.shape[1:3]) != (model.grid.height, model.grid.width):
+            raise InputError(f"the model's grid is {model.grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}")
+        return [x]
+    Generator(tokenizer, model)  # refuses a prior that does not fit
+    mirrored = [x.flip(2)] if flip else []
+    return [_compact(tokenizer.encode(variant), model.grid.levels) for variant in [x, *mirrored]]
+
+
+def _compact(symbols: torch.Tensor, levels: int) -> torch.Tensor:
+    """Symbols in the least type that holds them and is not the type of images."""
+    return symbols.cpu().to(torch.int16 if levels <= 2**15 else torch.int32)
+
+
+def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+    n = len(images)
+    if n < 2:
+        raise InputError(f"training needs at least 2 images, got {n}")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
+    held, rest = np.sort(order[: max(1, n // 10)]), np.sort(order[max(1, n // 10) :])
+    images = np.asarray(images)
+    if labels is None:
+        return images[rest], None, images[held], None
+    labels = np.asarray(labels)
+    return images[rest], labels[rest], images[held], labels[held]
+
+
+def _run(
+    model: DensityModel | Tokenizer,
+    tokenizer: Tokenizer | None,
+    examples: Examples,
+    valid: Examples,
+    config: TrainConfig,
+    out: Path,
+    facts: dict[str, Any],
+    resume: bool,
+    say: Callable[[str], None],
+) -> Run:
+    """Set up, start or resume, train, and leave the best weights in ``model``."""
+    if isinstance(model, DensityModel) and model.classes and not config.condition_dropout:
+        model.null_class = False
+    valid = dataclasses.replace(
+        valid,
+        variants=[valid.variants[0][:VALID_LIMIT]],
+        labels=None if valid.labels is None else valid.labels[:VALID_LIMIT],
+    )
+    with _threads(config.threads):
+        fabric = loop.create_fabric(config)
+        if config.devices > 1:
+            fabric.launch()
+        task = _task(model, tokenizer, examples)
+        run = RunDirectory(out, writes=fabric.is_global_zero)
+        session = loop.setup(fabric, task, examples, valid, config, run)
+        if resume:
+            _resume(session, facts, say)
+        else:
+            run.start({**facts, "task": task.describe(), "environment": environment(fabric.device, fabric.world_size)})
+            if fabric.is_global_zero:
+                task.save_baseline(examples, out)
+        if fabric.is_global_zero:
+            say(_describe(session))
+        progress = loop.main(session)
+    _take_best(model, out)
+    stopped = session.stop.is_set()
+    if fabric.is_global_zero:
+        ending = f"interrupted: tessella train --resume {out} goes on" if stopped else f"saved to {out}"
+        say(f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f} at step "
+            f"{progress.best_step}; {ending}")  # fmt: skip
+    return Run(out, progress, stopped)
+
+
+def _task(model: DensityModel | Tokenizer, tokenizer: Tokenizer | None, examples: Examples) -> Task:
+    if isinstance(model, Tokenizer):
+        return TokenizerTask(model)
+    if tokenizer is None and examples.variants[0].dtype == torch.uint8:
+        tokenizer = pixel_generator(model).tokenizer
+    return DensityTask(model, tokenizer)
+
+
+def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], None]) -> None:
+    run = session.run
+    before = run.facts()
+    if before["data"] != facts["data"]:
+        raise TrainingError(f"{run.path} was trained on other data than is given now: {before['data']}")
+    tensors, state, problems = checkpoint.newest(run.path)
+    if state["task"] != session.task.describe():
+        raise TrainingError(f"{run.path} trains another model: {state['task']}")
+    for problem in problems:
+        say(f"skipped a checkpoint: {problem}")
+    checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
+    session.progress = Progress(**state["progress"])
+    run.cut_log(session.progress.step)
+    now = environment(session.fabric.device, session.fabric.world_size)
+    for name in ("threads", "world_size", "device", "torch"):
+        if now[name] != before["environment"][name]:
+            say(f"note: {name} was {before['environment'][name]} and is {now[name]}: the run will not repeat bit for bit")
+    run.update(status="running")
+
+
+def _describe(session: loop.Session) -> str:
+    """One line on what is about to happen."""
+    config, measured = session.config, loop.forecast(session)
+    limits = {"steps": config.steps, "epochs": config.epochs, "minutes": config.minutes}
+    given = ", ".join(f"{value:g} {name}" for name, value in limits.items() if value)
+    return (
+        f"{measured.parameters / 1e6:.3g} M parameters, {len(session.examples)} training images, "
+        f"{measured.memory_bytes / 2**20:.0f} MiB, {measured.step_seconds:.3g} s a step, "
+        f"about {measured.epoch_seconds:.3g} s an epoch of {math.ceil(len(session.examples) / config.batch)} steps; "
+        f"{'resuming at step ' + str(session.progress.step) + ', ' if session.progress.step else ''}until {given}"
+    )
+
+
+def _take_best(model: DensityModel | Tokenizer, out: Path) -> None:
+    path = locate(out)
+    if isinstance(model, DensityModel) and (path / "prior").is_dir():
+        path = path / "prior"
+    load_weights(model, load_model(path).state_dict(), str(path))
+    model.eval().to("cpu")
+
+
+@contextlib.contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """So many CPU threads, for the time of a run."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,156 @@
+"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its unit, and how to validate it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from tessella import files
+from tessella.evaluation import mean_squared_error, psnr, score
+from tessella.models import DensityModel, create
+from tessella.models.independent import Independent
+from tessella.pipeline import Generator, save_model
+from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.quantizers import CodeUsage
+from tessella.training.examples import Examples
+
+
+class Task(nn.Module, ABC):
+    """A module in training.
+
+    Args:
+        module: what is trained.
+    """
+
+    unit: ClassVar[str]
+    """Unit of ``loss``, for people."""
+    metric: ClassVar[str]
+    """The validation figure that the best weights minimize."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Scalars of a batch; ``loss`` is what is minimized."""
+
+    @abstractmethod
+    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+        """Figures of ``module`` (a copy with averaged weights) on held-out examples, ``metric`` among them."""
+
+    @abstractmethod
+    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+        """Save ``module`` as the model of the run directory ``out``."""
+
+    @abstractmethod
+    def save_baseline(self, examples: Examples, out: Path) -> None:
+        """Keep with the run what its figures are compared to."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What is trained, as JSON values; a resumed run must be of the same."""
+
+
+class DensityTask(Task):
+    """Minus the log-likelihood of a density model, in bits per symbol.
+
+    Args:
+        model: on pixels or codes.
+        tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it is; None where the examples are
+            symbols already.
+    """
+
+    unit = "bits/dim"
+    metric = "bits_per_dim"
+
+    def __init__(self, model: DensityModel, tokenizer: Tokenizer | None) -> None:
+        super().__init__(model)
+        # Kept out of the module tree: it is neither trained nor saved in checkpoints.
+        self.__dict__["tokenizer"] = tokenizer
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        model = self.module
+        assert isinstance(model, DensityModel)
+        x = self._symbols(x)
+        nats = -model.distribution(x, labels).log_prob(x).flatten(1).sum(1).mean()
+        return {"loss": model.grid.bits_per_dim(nats)}
+
+    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+        assert isinstance(module, DensityModel)
+        nats, x, labels = [], examples.variants[0], examples.labels
+        with torch.no_grad():
+            for start in range(0, len(x), batch):
+                part = slice(start, start + batch)
+                cond = None if labels is None else labels[part]
+                nats.append(-module.log_prob(self._symbols(x[part].to(module.device)), cond).double().cpu())
+        return {"bits_per_dim": float(module.grid.bits_per_dim(torch.cat(nats).mean()))}
+
+    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+        assert isinstance(module, DensityModel)
+        self._save(module, out, figures)
+
+    def save_baseline(self, examples: Examples, out: Path) -> None:
+        model = self.module
+        assert isinstance(model, DensityModel)
+        baseline = create("independent", model.grid)
+        assert isinstance(baseline, Independent)
+        baseline.fit(self._symbols(examples.variants[0]).long().cpu())
+        self._save(baseline, out / "baseline")
+
+    def describe(self) -> dict[str, Any]:
+        assert isinstance(self.module, DensityModel)
+        return {"kind": "density-model", "model": self.module.config()}
+
+    def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
+        if self.tokenizer is None:
+            save_model(model, out, figures)
+        else:
+            Generator(self.tokenizer, model).save(out, figures)
+
+    def _symbols(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.uint8:
+            return x.long()
+        assert self.tokenizer is not None
+        return self.tokenizer.encode(x)
+
+
+class TokenizerTask(Task):
+    """The loss of a tokenizer: reconstruction and what its quantizer adds."""
+
+    unit = "loss"
+    metric = "mse"
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        out = self.module(x)
+        return {**out.losses, **out.stats}
+
+    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+        assert isinstance(module, Tokenizer)
+        usage, errors = CodeUsage(module.grid().levels), []
+        for part in examples.variants[0].split(batch):
+            symbols = module.encode(part)
+            usage.update(symbols)
+            errors.append(mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()))
+        mse = torch.cat(errors)
+        return {
+            "mse": float(mse.mean()),
+            "psnr_db": float(psnr(mse).mean()),
+            "codebook_used": float(usage.used),
+            "code_perplexity": usage.perplexity,
+        }
+
+    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+        assert isinstance(module, Tokenizer)
+        save_model(module, out, figures)
+
+    def save_baseline(self, examples: Examples, out: Path) -> None:
+        files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": examples.variants[0].float().mean(0)})
+
+    def describe(self) -> dict[str, Any]:
+        assert isinstance(self.module, Tokenizer)
+        return {"kind": "tokenizer", "model": {"name": self.module.name} | self.module.config()}

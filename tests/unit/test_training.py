@@ -1,0 +1,267 @@
+"""The training loop: what it sees, what it leaves, that it goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tessella as ts
+from tessella.config import TrainConfig
+from tessella.errors import ArtifactError, ConfigError, InputError, TrainingError
+from tessella.training import checkpoint, loop
+from tessella.training.averaging import Average
+from tessella.training.examples import Examples, Order
+from tessella.training.run import Progress
+
+GRID = ts.Grid(4, 4, 1, 4)
+OPTIONS: dict[str, Any] = {"steps": 12, "batch": 8, "warmup": 2, "validate_every": 4, "say": lambda line: None}
+
+
+def images(n: int = 40, seed: int = 0) -> np.ndarray:
+    """Bright and dark halves with a little noise, at four levels: easy to learn something about."""
+    generator = np.random.default_rng(seed)
+    x = np.where(np.arange(4)[None, :, None, None] < generator.integers(1, 4, (n, 1, 1, 1)), 255, 0)
+    return np.where(generator.random((n, 4, 4, 1)) < 0.1, 85, np.broadcast_to(x, (n, 4, 4, 1))).astype(np.uint8)
+
+
+def model(**sizes: Any) -> ts.DensityModel:
+    return ts.create("gated-pixelcnn", GRID, **({"layers": 2, "hidden": 8, "dropout": 0.2} | sizes))
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, how: Any) -> None:
+    """Call ``how(session)`` when so many steps have been taken in this sitting."""
+    taken, step = [0], loop._step
+
+    def counted(session: Any, *rest: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == steps:
+            how(session)
+        return step(session, *rest)
+
+    monkeypatch.setattr(loop, "_step", counted)
+
+
+def test_every_epoch_is_a_permutation_of_all_examples() -> None:
+    order = Order(10, 4, seed=3)
+    seen = torch.cat([order.at(step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert not torch.equal(seen[:10], seen[10:])
+    assert torch.equal(Order(10, 4, seed=3).at(4), order.at(4)), "a step's examples depend on the step alone"
+    assert len(Order(3, 8, seed=0).at(1)) == 8, "a batch may be larger than the data"
+
+
+def test_a_batch_is_a_function_of_its_generator() -> None:
+    x = torch.arange(24, dtype=torch.uint8).view(2, 3, 4, 1)
+    examples = Examples([x], torch.tensor([0, 1]), classes=2, flip=True, condition_dropout=0.5)
+    indices = torch.tensor([0, 1, 0, 1] * 8)
+    a, b = (examples.batch(indices, torch.Generator().manual_seed(1), torch.device("cpu")) for _ in range(2))
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])  # type: ignore[arg-type]
+    mirrored = (a[0] == x[indices].flip(2)).flatten(1).all(1)
+    assert (mirrored | (a[0] == x[indices]).flatten(1).all(1)).all()
+    assert 0 < mirrored.sum() < 32
+    assert set(a[1].tolist()) == {0, 1, 2}  # type: ignore[union-attr]
+
+
+def test_the_schedule_warms_up_and_ends_at_a_hundredth() -> None:
+    assert [loop.schedule(0.0, step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert loop.schedule(1.0, 99, 4) == pytest.approx(0.01)
+    assert loop.schedule(0.5, 99, 4) == pytest.approx(0.505)
+
+
+def test_a_run_ends_at_the_first_of_its_limits() -> None:
+    progress = Progress(step=30, seconds=60)
+    assert loop.passed(TrainConfig(steps=60), progress, 100) == 0.5
+    assert loop.passed(TrainConfig(steps=60, minutes=1.25), progress, 100) == 0.8
+    assert loop.passed(TrainConfig(epochs=3, batch=10), progress, 100) == 1.0
+
+
+def test_the_average_follows_slowly_and_copies_buffers() -> None:
+    module = torch.nn.BatchNorm1d(1)
+    average = Average(module, decay=0.9)
+    values, expected = [3.0, 5.0, -1.0], 1.0
+    for step, value in enumerate(values):
+        module.weight.data.fill_(value)
+        module.running_mean.fill_(value)  # type: ignore[union-attr]
+        average.update(module, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert float(average.module.weight) == pytest.approx(expected)
+    assert float(average.module.running_mean) == -1.0
+
+
+def test_training_learns_and_leaves_a_run(tmp_path: Path) -> None:
+    net, x = model(dropout=0.0), images(200)
+    before = float(net.bits_per_dim(torch.from_numpy(x // 85)).mean())
+    state = torch.get_rng_state()
+    run = ts.train(net, x, out=tmp_path / "run", **(OPTIONS | {"steps": 60, "learning_rate": 1e-2}))
+    assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
+    figures = ts.evaluate(run.path, x)
+    assert figures["bits_per_dim"] < figures["baseline_bits_per_dim"] < before
+    assert figures["bits_per_dim"] == pytest.approx(float(net.bits_per_dim(torch.from_numpy(x // 85)).mean()), abs=1e-6)
+    assert not net.training
+    assert {p.name for p in run.path.iterdir()} >= {"config.json", "model.safetensors", "README.md", "run.json", "log.jsonl"}
+    assert len(checkpoint.found(run.path)) == checkpoint.KEEP
+    facts = json.loads((run.path / "run.json").read_text())
+    assert facts["status"] == "finished"
+    assert facts["progress"]["step"] == 60
+    assert any("valid/bits_per_dim" in line for line in log(run.path))
+
+
+def test_the_kept_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
+    net, x = model(), images()
+    run = ts.train(net, x, valid=images(seed=9), out=tmp_path / "run", learning_rate=0.05, **OPTIONS)
+    validated = {line["step"]: line["valid/bits_per_dim"] for line in log(run.path) if "valid/bits_per_dim" in line}
+    assert set(validated) == {4, 8, 12}
+    assert run.progress.best == min(validated.values())
+    assert validated[run.progress.best_step] == run.progress.best
+    now = float(net.bits_per_dim(torch.from_numpy(images(seed=9) // 85)).double().mean())
+    assert now == pytest.approx(run.progress.best, abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [3, 6, 8])
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    x, straight, broken = images(), model(), model()
+    ts.train(straight, x, out=tmp_path / "straight", **OPTIONS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps, lambda session: session.stop.set())
+        run = ts.train(broken, x, out=tmp_path / "broken", **OPTIONS)
+    assert run.interrupted
+    assert run.progress.step == steps
+    again = ts.train(model(), x, out=tmp_path / "broken", resume=True, **OPTIONS)
+    assert not again.interrupted
+    extra = [line for line in log(tmp_path / "broken") if line not in log(tmp_path / "straight")]
+    assert all("valid/bits_per_dim" in line and line["step"] == steps for line in extra), extra
+    assert [line for line in log(tmp_path / "broken") if line not in extra] == log(tmp_path / "straight")
+    states = [checkpoint.newest(tmp_path / name)[0] for name in ("straight", "broken")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_sigterm_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop_after(monkeypatch, 5, lambda session: os.kill(os.getpid(), signal.SIGTERM))
+    run = ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
+    assert run.interrupted
+    assert checkpoint.found(tmp_path / "run")[-1].name == "step-00000005"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(session: Any) -> None:
+        forward = session.task.forward
+        session.task.forward = lambda x, labels: {"loss": forward(x, labels)["loss"] * math.nan}
+
+    stop_after(monkeypatch, 7, poison)
+    with pytest.raises(TrainingError, match="nan at step 7|learning_rate"):
+        ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
+    tensors, state, _ = checkpoint.newest(tmp_path / "run")
+    assert state["progress"]["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert isinstance(ts.load(tmp_path / "run"), ts.Generator)
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(tmp_path: Path) -> None:
+    ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
+    newest, said = checkpoint.found(tmp_path / "run")[-1], []
+    payload = bytearray((newest / "state.safetensors").read_bytes())
+    payload[-1] ^= 1
+    (newest / "state.safetensors").write_bytes(payload)
+    with pytest.raises(ArtifactError, match="damaged"):
+        checkpoint.verify(newest)
+    run = ts.train(model(), images(), out=tmp_path / "run", resume=True, **(OPTIONS | {"say": said.append}))
+    assert run.progress.step == 12
+    assert any("damaged" in line for line in said)
+
+
+def test_a_prior_is_trained_on_codes_and_saved_with_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer = ts.create_tokenizer(
+        "vqvae", image_size=(4, 4), channels=1, codebook_size=8, hidden=8, code_dim=4, downsample=2, residual_blocks=1
+    )
+    ts.train(tokenizer, images(), out=tmp_path / "tokenizer", **OPTIONS)
+    prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=2, hidden=8)
+    run = ts.train(prior, images(), tokenizer=tokenizer, out=tmp_path / "prior", **OPTIONS)
+    generator = run.load()
+    assert isinstance(generator, ts.Generator)
+    assert generator.sample(3).shape == (3, 4, 4, 1)
+    assert torch.equal(generator.tokenizer.encode(images()), tokenizer.encode(images()))
+    figures = ts.evaluate(run.path, images())
+    assert figures["bits_per_image"] == pytest.approx(figures["bits_per_code"] * 4)
+    assert {"psnr_db", "ssim", "codebook_used", "baseline_bits_per_dim"} <= set(figures)
+
+
+def test_classes_are_learned_and_the_null_class_needs_dropout(tmp_path: Path) -> None:
+    x, net = images(), model(classes=2) if False else ts.create("gated-pixelcnn", GRID, classes=2, layers=1, hidden=4)
+    labels = (x[:, 2, 0, 0] > 100).astype(np.int64)
+    run = ts.train(net, x, labels=labels, out=tmp_path / "run", condition_dropout=0.0, **OPTIONS)
+    generator = run.load()
+    assert isinstance(generator, ts.Generator)
+    with pytest.raises(InputError, match="give cond"):
+        generator.sample(2)
+    assert generator.sample(2, cond=torch.tensor([0, 1])).shape == (2, 4, 4, 1)
+
+
+def test_symbols_train_without_a_tokenizer(tmp_path: Path) -> None:
+    run = ts.train(model(), (images() // 85).astype(np.int64), out=tmp_path / "run", **OPTIONS)
+    assert isinstance(run.load(), ts.Generator)
+
+
+def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    x, runs = images(), []
+    for accumulate in (1, 4):
+        net = model(dropout=0.0)
+        ts.train(net, x, out=tmp_path / str(accumulate), **(OPTIONS | {"steps": 3, "accumulate": accumulate}))
+        runs.append(net.log_prob(torch.from_numpy(x // 85)))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": images().astype(np.float32)}, InputError, "uint8|integers"),
+        ({"images": images()[:, :2]}, InputError, "2x4x1"),
+        ({"images": images()[:0]}, InputError, "at least 2 images"),
+        ({"steps": 0}, ConfigError, "limit"),
+        ({"step": 5}, ConfigError, "did you mean 'steps'"),
+        ({"labels": np.zeros(40, np.int64)}, InputError, "no classes"),
+        ({"batch": 9, "accumulate": 2}, ConfigError, "divisible"),
+        ({"device": "cuda"}, ConfigError, "CUDA"),
+        ({"precision": "16"}, ConfigError, "precision"),
+        ({"resume": True}, ArtifactError, "no run"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = OPTIONS | {"images": images()} | change
+    x = arguments.pop("images")
+    with pytest.raises(error, match=message):
+        ts.train(model(), x, out=tmp_path / "run", **arguments)
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(TrainingError, match="--resume"):
+        ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(TrainingError, match="other data"):
+        ts.train(model(), images(30), out=tmp_path / "run", resume=True, **OPTIONS)
+    with pytest.raises(TrainingError, match="another model"):
+        ts.train(model(hidden=4), images(), out=tmp_path / "run", resume=True, **OPTIONS)
