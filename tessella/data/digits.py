@@ -1,0 +1,41 @@
+"""``digits``: the 8x8 handwritten digits that come with the package (source and licence: ``digits.LICENSE.txt``)."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+
+from tessella.config import DataConfig
+from tessella.data.splits import permuted
+from tessella.data.transform import Part, fit_arrays
+from tessella.errors import DataError
+
+VALID, TEST = 150, 297
+
+
+def read_digits(path: str, split: str, config: DataConfig) -> Part:
+    """One split of the 1,797 images ``uint8 [n, 8, 8, 1]``: 1,350 train, 150 valid, 297 test.
+
+    The splits are consecutive parts of ``numpy.random.default_rng(0).permutation(1797)``. Ink of 0..16 is stored as
+    ``round(255 v / 16)``. Source: E. Alpaydin and C. Kaynak, UCI Optical Recognition of Handwritten Digits, CC BY 4.0.
+
+    Raises:
+        DataError: when a path is given.
+    """
+    if path:
+        raise DataError(f"digits come with the package and take no path, got digits:{path}")
+    with (
+        (resources.files("tessella.data") / "digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        images, labels = arrays["images"], arrays["labels"]
+    index = permuted(len(images), split, valid=VALID, test=TEST)
+    part = Part(
+        images=images[index][..., None],
+        labels=labels[index].astype(np.int64),
+        label_names=tuple("0123456789"),
+        levels=17,
+        split_rule="numpy default_rng(0).permutation(1797), parts of 1350, 150 and 297",
+    )
+    return fit_arrays(part, config)

@@ -1,0 +1,68 @@
+"""The images of one split, and the facts that say exactly which images they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split of a data source, ready to be made symbols.
+
+    Args:
+        images: ``uint8 [n, height, width, channels]``, values 0..255.
+        labels: ``int64 [n]``, or None.
+        label_names: names of the classes in the order of the labels; ``()`` when unknown.
+        levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else 17 for the digits,
+            2 for binarized, boolean or bit-packed images, 256 otherwise.
+        name: the source with the last part of its path, such as ``npz:mnist.npz``.
+        split: ``train``, ``valid`` or ``test``.
+        names: for folders, the path of each image relative to the folder, with ``/`` between its parts (and
+            ``#top,left`` in pixels after the path of a tile); None for other sources.
+        skipped: files left out, each as ``path: reason``.
+        recipe: how the split was taken and the pixels prepared, as JSON values.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    levels: int = 256
+    name: str = "array"
+    split: str = "train"
+    names: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: that of ``label_names``, else one more than the greatest label here; 0 without labels."""
+        if self.label_names:
+            return len(self.label_names)
+        return 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
+
+    def identity(self) -> dict[str, Any]:
+        """What these images are, as JSON values: equal identities mean equal pixels in equal order.
+
+        Holds the source (without its directory), the split and how it was taken, the number and shape
+        ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major order, the preparation of
+        the pixels, and the number of files skipped.
+        """
+        recipe = dict(self.recipe)
+        return {
+            "source": self.name,
+            "split": self.split,
+            "split_rule": recipe.pop("split_rule", ""),
+            "count": len(self),
+            "shape": list(self.images.shape[1:]),
+            "sha256": hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest(),
+            "preprocessing": {**recipe, "levels": self.levels},
+            "skipped": len(self.skipped),
+        }

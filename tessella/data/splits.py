@@ -1,0 +1,88 @@
+"""How images are divided into train, valid and test: three rules, each a pure function of the data.
+
+- :func:`permuted`: a permutation of seed 0, for one array.
+- :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come with a test set.
+- :func:`by_hash`: by a hash of each image's relative path, for folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from tessella.errors import DataError, unknown
+
+SPLITS = ("train", "valid", "test")
+
+SHARE = 0.05
+"""Share of the images that ``valid`` and ``test`` get, each, where a source does not divide itself."""
+LARGEST_TAIL = 5_000
+EVERY_SPLIT_FROM = 20
+"""Number of images from which on a folder gives every split at least one."""
+
+
+def check_split(split: str) -> None:
+    """Raise :class:`DataError` unless ``split`` is one of :data:`SPLITS`."""
+    if split not in SPLITS:
+        raise DataError(unknown("split", split, SPLITS))
+
+
+def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
+    """Places of a split in the permutation ``numpy.random.default_rng(0).permutation(count)``.
+
+    Train comes first, then ``valid`` places, then ``test`` places.
+
+    >>> [len(permuted(1797, split, valid=150, test=297)) for split in SPLITS]
+    [1350, 150, 297]
+    """
+    order = np.random.default_rng(0).permutation(count)
+    train = count - valid - test
+    ends = {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, count)}
+    return order[slice(*ends[split])]
+
+
+def share(count: int, largest: int | None = None) -> int:
+    """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most ``largest``."""
+    if count < 3:
+        return 0
+    size = max(1, round(SHARE * count))
+    return size if largest is None else min(size, largest)
+
+
+def with_tail(count: int, split: str) -> slice:
+    """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of fewer than 50,000)."""
+    tail = min(LARGEST_TAIL, count // 10)
+    return slice(0, count - tail) if split == "train" else slice(count - tail, count)
+
+
+def by_hash(names: Sequence[str]) -> list[str]:
+    """The split of each file of a folder.
+
+    A path (relative, ``/`` between its parts, Unicode form NFC) has the place ``p`` in [0, 1) that the first 8 bytes
+    of the SHA-256 of ``tessella split:PATH`` spell (the prefix keeps the split apart from any earlier selection of
+    files by the hash of their names). Files with p < 0.05 are test, p < 0.10 valid, the others train; so an image
+    stays in its split when others come or go. An empty train split takes the file of highest p; of 20 files or more,
+    an empty test split takes the training file of lowest p, and then an empty valid split does the same.
+
+    >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
+    ['test', 'train', 'valid']
+    """
+    places = [_place(name) for name in names]
+    splits = ["test" if p < SHARE else "valid" if p < 2 * SHARE else "train" for p in places]
+    rising = sorted(range(len(names)), key=lambda i: (places[i], names[i]))
+    needed = SPLITS[::-1] if len(names) >= EVERY_SPLIT_FROM else SPLITS[:1] if names else ()
+    for split in needed:
+        if split not in splits:
+            largest = max(SPLITS, key=splits.count)
+            donors = [i for i in rising if splits[i] == largest]
+            splits[donors[-1 if split == "train" else 0]] = split
+    return splits
+
+
+def _place(name: str) -> float:
+    text = "tessella split:" + unicodedata.normalize("NFC", name)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

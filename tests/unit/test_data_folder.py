@@ -1,0 +1,238 @@
+"""Folders and zip files of images."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tessella.config import DataConfig
+from tessella.data import SPLITS, ImageSet, decode, folder, load
+from tessella.data.splits import by_hash
+from tessella.errors import DataError, InputError
+
+RANDOM = np.random.default_rng(5)
+
+
+def image(height: int = 6, width: int = 8) -> np.ndarray:
+    return RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def fill(root: Path, names: list[str], height: int = 6, width: int = 8) -> dict[str, np.ndarray]:
+    images = {name: image(height, width) for name in names}
+    for name, pixels in images.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name, "PNG")
+    return images
+
+
+def zipped(root: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.rglob("*"), reverse=True):
+            archive.write(file, file.relative_to(root).as_posix())
+    return target
+
+
+def every(root: Path, **options: Any) -> list[ImageSet]:
+    return [load(DataConfig(f"folder:{root}", **options), split) for split in SPLITS]
+
+
+NAMES = [f"{'cat' if i % 3 else 'dog'}/{i:02}.png" for i in range(40)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_and_a_zip_file(tmp_path: Path, packed: bool) -> None:
+    images = fill(tmp_path / "pets", NAMES)
+    parts = every(zipped(tmp_path / "pets", tmp_path / "pets.zip") if packed else tmp_path / "pets")
+    rule = dict(zip(sorted(NAMES), by_hash(sorted(NAMES)), strict=True))
+    for split, part in zip(SPLITS, parts, strict=True):
+        assert part.names == tuple(name for name in sorted(NAMES) if rule[name] == split)
+        np.testing.assert_array_equal(part.images, [images[name] for name in part.names])
+        assert part.label_names == ("cat", "dog")
+        assert part.labels is not None
+        assert part.labels.tolist() == [("cat", "dog").index(name[:3]) for name in part.names]
+        assert (part.levels, part.skipped) == (256, ())
+        assert part.name == ("folder:pets.zip" if packed else "folder:pets")
+
+
+def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, NAMES)
+    calls: list[int] = []
+
+    def counted(file: io.BufferedIOBase, channels: int) -> Image.Image:
+        calls.append(channels)
+        return decode.decode(file, channels)
+
+    monkeypatch.setattr("tessella.data.transform.decode", counted)
+    part = load(DataConfig(f"folder:{tmp_path}"), "valid")
+    assert len(calls) == len(part) < 10
+    calls.clear()
+    assert len(load(DataConfig(f"folder:{tmp_path}", limit=3), "train")) == len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["1.png", "2.png"], ()),
+        (["a/1.png", "2.png"], ()),
+        (["a/1.png", "a/2.png"], ("a",)),
+        (["top/b/1.png", "top/a/x/2.png"], ("a", "b")),
+        (["top/a/1.png", "top/2.png"], ("top",)),
+    ],
+)
+def test_sub_folders_are_labels(names: list[str], labels: tuple[str, ...]) -> None:
+    assert folder._labels(names)[0] == labels
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png", ".2.png", ".git/3.png", "a/.b/4.png"])
+    part = load(DataConfig(f"folder:{tmp_path}"), "train")
+    assert part.names == ("1.png",)
+    assert load(DataConfig(f"folder:{zipped(tmp_path, tmp_path / '.x.zip')}"), "train").names == ("1.png",)
+
+
+def test_content_decides(tmp_path: Path) -> None:
+    images = fill(tmp_path, ["photo", "photo.txt", "photo.jpg"])
+    (tmp_path / "notes.txt").write_text("hello")
+    part = load(DataConfig(f"folder:{tmp_path}"), "train")
+    assert part.names == tuple(sorted(images))
+    np.testing.assert_array_equal(part.images, [images[name] for name in sorted(images)])
+    assert part.skipped == ("notes.txt: not an image",)
+
+
+def test_damaged_files_are_named_and_skipped(tmp_path: Path) -> None:
+    names = [f"{i:02}.png" for i in range(19)]
+    images = fill(tmp_path, names)
+    train = [name for name, split in zip(names, by_hash(names), strict=True) if split == "train"]
+    (tmp_path / train[0]).write_bytes((tmp_path / train[0]).read_bytes()[:60])
+    Image.fromarray(np.zeros((6, 8), np.float32)).save(tmp_path / train[1], "TIFF")
+    part = load(DataConfig(f"folder:{tmp_path}"), "train")
+    assert part.names == tuple(train[2:])
+    np.testing.assert_array_equal(part.images, [images[name] for name in train[2:]])
+    assert part.skipped[0].startswith(f"{train[0]}: damaged: ")
+    assert part.skipped[1] == f"{train[1]}: floating-point pixels; scale them to 8 bits first"
+    assert part.identity()["skipped"] == 2
+    for name in train[2:5]:
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(DataError, match=rf"5 of {len(train)} files .*more than 20 %.*{train[0]}"):
+        load(DataConfig(f"folder:{tmp_path}"), "train")
+
+
+def test_damaged_members_of_a_zip_file(tmp_path: Path) -> None:
+    names = [f"{i:02}.png" for i in range(19)]
+    fill(tmp_path / "x", names)
+    target = zipped(tmp_path / "x", tmp_path / "x.zip")
+    content = bytearray(target.read_bytes())
+    first = next(name for name, split in zip(names, by_hash(names), strict=True) if split == "train")
+    place = content.find(first.encode()) + len(first) + 20
+    content[place] ^= 255
+    target.write_bytes(content)
+    part = load(DataConfig(f"folder:{target}"), "train")
+    assert [line.partition(":")[0] for line in part.skipped] == [first]
+
+
+def test_sizes_must_be_one_or_asked_for(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png", "2.png"])
+    fill(tmp_path, ["3.png"], 8, 6)
+    with pytest.raises(InputError, match=r"1.png has 6x8 pixels, 3.png has 8x6; set data.size"):
+        load(DataConfig(f"folder:{tmp_path}"), "train")
+    assert load(DataConfig(f"folder:{tmp_path}", size="4"), "train").images.shape == (3, 4, 4, 3)
+
+
+def test_orientation_counts_before_sizes_are_compared(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png"])
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = image(8, 6)
+    Image.fromarray(turned).save(tmp_path / "2.png", exif=exif)
+    part = load(DataConfig(f"folder:{tmp_path}"), "train")
+    np.testing.assert_array_equal(part.images[1], np.rot90(turned, -1))
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+def test_size_and_crop(tmp_path: Path, crop: str) -> None:
+    images = fill(tmp_path, ["1.png"], 60, 40)
+    part = load(DataConfig(f"folder:{tmp_path}", size="20x10", crop=crop), "train")
+    source = Image.fromarray(images["1.png"])
+    expected = (
+        source.resize((10, 20), Image.Resampling.LANCZOS)
+        if crop == "squash"
+        else source.resize((10, 20), Image.Resampling.LANCZOS, box=(5, 0, 35, 60))
+    )
+    np.testing.assert_array_equal(part.images[0], np.asarray(expected))
+    assert part.recipe["resampling"].startswith("lanczos (Pillow ")
+    if crop == "center":
+        np.testing.assert_array_equal(part.images[0], ImageOps.fit(source, (10, 20), Image.Resampling.LANCZOS))
+
+
+def test_tiles_are_cut_without_resampling(tmp_path: Path) -> None:
+    images = fill(tmp_path, ["1.png"], 9, 14)
+    fill(tmp_path, ["2.png"], 3, 14)
+    part = load(DataConfig(f"folder:{tmp_path}", size="4x5", crop="tiles"), "train")
+    assert part.names == ("1.png#0,0", "1.png#0,5", "1.png#4,0", "1.png#4,5")
+    whole = images["1.png"]
+    np.testing.assert_array_equal(part.images[1], whole[:4, 5:10])
+    np.testing.assert_array_equal(part.images[2], whole[4:8, :5])
+    assert part.skipped == ("2.png: smaller than a tile",)
+    assert part.recipe["resampling"] == ""
+    assert len(load(DataConfig(f"folder:{tmp_path}", size="4x5", crop="tiles", limit=3), "train")) == 3
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_channels(tmp_path: Path, channels: int) -> None:
+    images = fill(tmp_path, ["1.png"])
+    part = load(DataConfig(f"folder:{tmp_path}", channels=channels), "train")
+    assert part.images.shape == (1, 6, 8, channels or 3)
+    if channels in (0, 3):
+        np.testing.assert_array_equal(part.images[0], images["1.png"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_links_are_followed_once_and_pipes_ignored(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", ["1.png"])
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root", target_is_directory=True)
+    os.mkfifo(tmp_path / "root" / "pipe.png")
+    (tmp_path / "root" / "broken.png").symlink_to(tmp_path / "missing.png")
+    assert load(DataConfig(f"folder:{tmp_path / 'root'}"), "train").names == ("linked/1.png",)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no images; it holds nothing"):
+        load(DataConfig(f"folder:{tmp_path}"), "train")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"has no images; it holds notes\.txt"):
+        load(DataConfig(f"folder:{tmp_path}"), "train")
+    with pytest.raises(DataError, match=r"takes a folder or a \.zip file"):
+        load(DataConfig(f"folder:{tmp_path / 'notes.txt'}"), "train")
+    with pytest.raises(DataError, match="there is no file or folder"):
+        load(DataConfig(f"folder:{tmp_path / 'missing'}"), "train")
+    with pytest.raises(DataError, match="folder needs a path"):
+        load(DataConfig("folder:"), "train")
+
+
+def test_a_split_that_a_small_folder_lacks(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png", "b.png"])
+    assert by_hash(["a.png", "b.png"]) == ["train", "train"]
+    with pytest.raises(DataError, match=r"no images for split 'test'.*at least 20 images"):
+        load(DataConfig(f"folder:{tmp_path}"), "test")
+
+
+def test_encrypted_members_are_skipped(tmp_path: Path) -> None:
+    """The flag of encryption set by hand, in the local header and in the directory."""
+    fill(tmp_path / "x", ["1.png"])
+    target = zipped(tmp_path / "x", tmp_path / "x.zip")
+    content = bytearray(target.read_bytes())
+    content[6] |= 1
+    content[content.find(b"PK\x01\x02") + 8] |= 1
+    target.write_bytes(content)
+    with pytest.raises(DataError, match=r"1 of 1 files .*encrypted"):
+        load(DataConfig(f"folder:{target}"), "train")
+    assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["1.png"]
