@@ -3,8 +3,8 @@
     python benchmarks/sampling.py                     # the gated PixelCNN 10 x 128 on 32x32x1, 256 levels
     python benchmarks/sampling.py --batches 1 16 64 --rounds 5 --out results/sampling.json
 
-A *step* is one symbol of the whole batch, its draw included. The naive sampler costs one pass over the whole grid and one draw a
-step; its passes all cost the same, so a few are timed, in turn with whole cached samples.
+A *step* is one symbol of the whole batch, its draw included. The naive sampler costs one pass over the whole grid and
+one draw a step; its passes all cost the same, so a few are timed, in turn with whole cached samples.
 """
 
 from __future__ import annotations

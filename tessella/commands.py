@@ -278,7 +278,10 @@ def _describe_run(path: Path) -> None:
     parameters = sum(p.numel() for p in tokenizer.parameters())
     grids = ", ".join(str(grid) for grid in tokenizer.grids())
     height, width = tokenizer.image_size
-    _say(f"tokenizer: {tokenizer.name}, images {height}x{width}x{tokenizer.channels} to {grids}, {parameters / 1e6:.3g} M")
+    _say(
+        f"tokenizer: {tokenizer.name}, images {height}x{width}x{tokenizer.channels} to {grids}, "
+        f"{parameters / 1e6:.3g} M parameters"
+    )
     _say(f"weights: {fingerprint(model)}")
     if (path / "run.json").exists():
         facts = files.read_json(path / "run.json")

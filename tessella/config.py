@@ -128,7 +128,7 @@ class Recipe:
     model: ModelConfig | None = None
     tokenizer: TokenizerConfig | None = None
     prior_of: str = ""
-    """Run directory of the tokenizer whose codes ``model`` is a prior for."""
+    """Run directory of the tokenizer whose codes ``model`` is a prior for; a recipe that ships says ``TOKENIZER``."""
     about: str = ""
     """What the recipe is and what it was measured to reach."""
 
@@ -239,7 +239,9 @@ def _value(text: str) -> Any:
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     """Check one value against its annotation."""
-    options = [option for option in get_args(hint) if option is not type(None)] if type(None) in get_args(hint) else None
+    options = (
+        [option for option in get_args(hint) if option is not type(None)] if type(None) in get_args(hint) else None
+    )
     if options:
         return None if value is None else _convert(options[0], value, place)
     if dataclasses.is_dataclass(hint):
@@ -261,6 +263,6 @@ def _plain(hint: type, value: Any, place: str) -> Any:
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # size = 64
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise ConfigError(f"{place} must be of type {hint.__name__}, got {value!r}")
     return value

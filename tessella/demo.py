@@ -65,7 +65,9 @@ def _pictures(out: Path) -> list[Path]:
     digits = configs.load_recipe("digits").data
     training, test = data.load(digits, "train").images, data.load(digits, "test").images[:SHOWN]
     pixels, tokenizer, codes = (load(out / name) for name in STAGES)
-    assert isinstance(pixels, Generator) and isinstance(codes, Generator) and isinstance(tokenizer, Tokenizer)
+    assert isinstance(pixels, Generator)
+    assert isinstance(codes, Generator)
+    assert isinstance(tokenizer, Tokenizer)
     rebuilt = tokenizer.decode(tokenizer.encode(test)).numpy()
     made = {"tessella": tessella.__version__, "seed": 0}
     sheets = {
@@ -105,8 +107,8 @@ def _table(figures: dict[str, Any]) -> str:
     gain = 1 - pixels["bits_per_dim"] / pixels["baseline_bits_per_dim"]
     lines += [
         f"\nThe density model is {gain:.1%} under independent pixels; its numbers are exact code lengths of the image.",
-        f"The codes cost {codes['bits_per_image']:.1f} bits an image, and lose something: PSNR {vqvae['psnr_db']:.1f} dB "
-        f"(mean image {vqvae['mean_image_psnr_db']:.1f} dB),\nSSIM {vqvae['ssim']:.3f}; "
+        f"The codes cost {codes['bits_per_image']:.1f} bits an image, and lose something: "
+        f"PSNR {vqvae['psnr_db']:.1f} dB (mean image {vqvae['mean_image_psnr_db']:.1f} dB),\nSSIM {vqvae['ssim']:.3f}; "
         f"{vqvae['codebook_used']} of {vqvae['codebook_size']} codes used, perplexity {vqvae['code_perplexity']:.1f}.",
     ]
     return "\n".join(lines)

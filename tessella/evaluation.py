@@ -48,11 +48,12 @@ def evaluate(
         model: the model of the run, where it is loaded already.
 
     Returns:
-        Plain values. Of a density model on pixels: ``bits_per_dim`` (exact, over the symbols of the image at the model's
-        levels), ``bits_per_dim_se``, ``nats_per_image``, ``nats_per_image_se``, ``images``, and ``baseline_bits_per_dim`` of
-        independent pixels where the run keeps them. Of a tokenizer: ``psnr_db``, ``ssim``, ``mse`` (0..255 squared), their
-        standard errors, ``codebook_used``, ``code_perplexity``. Of a two-stage model both, where ``bits_per_dim`` is per code,
-        and ``bits_per_image`` and ``bits_per_image_dim`` tell the same cost by image. ``data`` says which images.
+        Plain values. Of a density model on pixels: ``bits_per_dim`` (exact, over the symbols of the image at the
+        model's levels), ``bits_per_dim_se``, ``nats_per_image``, ``nats_per_image_se``, ``images``, and
+        ``baseline_bits_per_dim`` of independent pixels where the run keeps them. Of a tokenizer: ``psnr_db``,
+        ``ssim``, ``mse`` (0..255 squared), their standard errors, ``codebook_used``, ``code_perplexity``. Of a
+        two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and ``bits_per_image_dim``
+        tell the same cost by image. ``data`` says which images.
 
     Raises:
         InputError, DataError, ArtifactError: for images, data or a run that do not fit.
@@ -174,8 +175,8 @@ def psnr(mse: torch.Tensor) -> torch.Tensor:
 def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image (Wang et al. 2004): uint8 ``[n, h, w, c]`` twice to float64 ``[n]``.
 
-    Gaussian window of standard deviation 1.5 and side min(11, largest odd number the image holds), constants 0.01 and 0.03 of the
-    range 255, over the places where the window fits, averaged over places and channels.
+    Gaussian window of standard deviation 1.5 and side min(11, largest odd number the image holds), constants 0.01 and
+    0.03 of the range 255, over the places where the window fits, averaged over places and channels.
     """
     n, height, width, channels = images.shape
     side = min(11, min(height, width) - (min(height, width) + 1) % 2)
@@ -215,4 +216,4 @@ def data_config(path: Path) -> DataConfig:
 
 
 def _hash(images: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(images))).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(images)).tobytes()).hexdigest()

@@ -77,7 +77,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
 
 def sha256(path: Path | str) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

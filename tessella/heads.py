@@ -1,14 +1,16 @@
 """Heads: a network's parameters to distributions over symbols.
 
-A head returns a distribution; the loss, ``log_prob``, sampling and coding use the same object. There are two views of it:
+A head returns a distribution; the loss, ``log_prob``, sampling and coding use the same object. There are two views of
+it:
 
 * over a whole grid, ``head(parameters)``: what :meth:`DensityModel.forward` returned, to a distribution with
   ``log_prob(x)``, ``table(x)`` and ``mode()`` over ``x [batch, height, width, channels]``;
-* over one symbol a row, ``head.symbol(parameters)``: what :meth:`DensityModel.step` returned, to a distribution over ``[batch]``.
+* over one symbol a row, ``head.symbol(parameters)``: what :meth:`DensityModel.step` returned, to a distribution over
+  ``[batch]``.
 
 A *factored* head takes parameters for each symbol; the network that makes them has ordered the channels of a pixel. A
-*joint* head takes one vector for a pixel and orders the channels itself: :meth:`Head.start` and :meth:`Head.next` walk through
-them, over a whole grid at once or for one pixel, with the same code. All arithmetic is float32 or wider.
+*joint* head takes one vector for a pixel and orders the channels itself: :meth:`Head.start` and :meth:`Head.next`
+walk through them, over a whole grid at once or for one pixel, with the same code. All arithmetic is float32 or wider.
 """
 
 from __future__ import annotations
@@ -69,9 +71,9 @@ LOG_SCALES = (-7.0, 15.0)
 class LogisticMixture(Distribution):
     """A mixture of logistics, each integrated over the bin of a level (Salimans et al. 2017, eq. 2).
 
-    The levels lie evenly on [-1, 1]; the bins of the first and the last level reach to minus and plus infinity, so that the
-    probabilities sum to one exactly. With ``a`` and ``b`` the standardized edges of a bin,
-    ``log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))``, which is stable in both tails.
+    The levels lie evenly on [-1, 1]; the bins of the first and the last level reach to minus and plus infinity, so
+    that the probabilities sum to one exactly. With ``a`` and ``b`` the standardized edges of a bin, ``log(sigmoid(b)
+    - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))``, which is stable in both tails.
 
     Args:
         parameters: ``[..., 3 * components]``: logits of the weights, means, log-scales.
@@ -156,7 +158,8 @@ class JointHead(Head):
 
     @abstractmethod
     def next(self, previous: torch.Tensor | None, channel: int, state: Any) -> tuple[torch.Tensor, Any]:
-        """Parameters of ``channel`` as :meth:`symbol` takes them, given symbol ``previous [...]`` of the channel before."""
+        """Parameters of ``channel`` as :meth:`symbol` takes them, given symbol ``previous [...]`` of the channel
+        before."""
 
     def unroll(self, parameters: torch.Tensor, x: torch.Tensor, channels: int) -> list[torch.Tensor]:
         """Parameters of the first ``channels`` channels of pixels ``[..., size]``, each given the symbols before it.
@@ -194,7 +197,8 @@ class PixelPosterior(State):
     parameters: list[torch.Tensor]
     """Means, log-scales and coefficients of the pixel as the network gave them."""
     log_weights: torch.Tensor
-    """Posterior of the mixture component given the channels known so far, ``[..., components]``, nats up to a constant."""
+    """Posterior of the mixture component given the channels known so far, ``[..., components]``, nats up to a
+    constant."""
     values: list[torch.Tensor]
     """Known channels on [-1, 1], each ``[..., 1]``."""
     current: torch.Tensor | None = None
@@ -202,14 +206,16 @@ class PixelPosterior(State):
 
 
 class LogisticMixtureHead(JointHead):
-    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel (Salimans et al. 2017, eq. 3).
+    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel (Salimans et al. 2017,
+    eq. 3).
 
-    One set of mixture weights serves a pixel; the mean of channel ``c`` is shifted by ``tanh(coefficient) * value`` for every
-    channel before it, with one coefficient for each pair of channels and component. Told one symbol at a time this is a
-    *univariate* mixture whose weights are the posterior of the component given the channels already known.
+    One set of mixture weights serves a pixel; the mean of channel ``c`` is shifted by ``tanh(coefficient) * value``
+    for every channel before it, with one coefficient for each pair of channels and component. Told one symbol at a
+    time this is a *univariate* mixture whose weights are the posterior of the component given the channels already
+    known.
 
-    The ``size`` parameters of a pixel with ``M`` components and ``C`` channels, in this order: weights ``[M]``, means ``[C, M]``,
-    log-scales ``[C, M]``, coefficients ``[C (C - 1) / 2, M]`` for the pairs (1, 0), (2, 0), (2, 1), ...
+    The ``size`` parameters of a pixel with ``M`` components and ``C`` channels, in this order: weights ``[M]``, means
+    ``[C, M]``, log-scales ``[C, M]``, coefficients ``[C (C - 1) / 2, M]`` for the pairs (1, 0), (2, 0), (2, 1), ...
     """
 
     name = "logistic-mixture"
@@ -248,9 +254,12 @@ class LogisticMixtureHead(JointHead):
     ) -> tuple[torch.Tensor, PixelPosterior]:
         m = self.components
         if channel:
-            assert previous is not None and state.current is not None
+            assert previous is not None
+            assert state.current is not None
             # The logits that `current` holds and the posterior differ by a constant, which the softmax drops.
-            state.log_weights = state.log_weights + LogisticMixture(state.current, self.grid.levels).components(previous)
+            state.log_weights = state.log_weights + LogisticMixture(state.current, self.grid.levels).components(
+                previous
+            )
             state.values.append((previous.to(state.log_weights) * (2.0 / (self.grid.levels - 1)) - 1.0).unsqueeze(-1))
         means, log_scales, coefficients = state.parameters
         mean = means[..., channel * m : (channel + 1) * m]
@@ -290,7 +299,8 @@ class PixelMixture(Distribution):
         return self.given(x).table()
 
     def mode(self) -> torch.Tensor:
-        state, modes = self.head.start(self.parameters), []
+        state = self.head.start(self.parameters)
+        modes: list[torch.Tensor] = []
         for channel in range(self.head.grid.channels):
             step, state = self.head.next(modes[-1] if modes else None, channel, state)
             modes.append(self.head.symbol(step).mode())
@@ -309,7 +319,7 @@ def create_head(name: str, grid: Grid, **sizes: object) -> Head:
     if name not in HEADS:
         raise ConfigError(unknown("head", name, HEADS))
     try:
-        return HEADS[name](grid, **sizes)  # type: ignore[arg-type]
+        return HEADS[name](grid, **sizes)
     except TypeError as error:
         raise ConfigError(f"head {name!r} does not take these sizes: {sizes} ({error})") from error
 

@@ -1,12 +1,14 @@
 """The randomness of sampling, fixed before the first symbol is drawn.
 
 Image ``i`` of a call has the seed ``seed + i``. Symbol ``t`` of an image is the argmax over levels ``k`` of
-``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p`` (the Gumbel-max trick, Maddison,
-Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's seed, of ``t`` and of ``k`` alone, so neither the batch nor the
-method nor symbols that are known already shift it: every way of sampling can reproduce every other.
+``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p`` (the Gumbel-max trick,
+Maddison, Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's seed, of ``t`` and of ``k`` alone, so
+neither the batch nor the method nor symbols that are known already shift it: every way of sampling can reproduce
+every other.
 
 The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed: symbol ``t`` of
-a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where ``P`` is ``K`` rounded up to a multiple of four.
+a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where ``P`` is ``K`` rounded up to a
+multiple of four.
 """
 
 from __future__ import annotations

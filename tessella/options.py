@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -119,7 +120,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Complete:
-    """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence what is drawn above it.
+    """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence what is drawn above
+    it.
 
     $ tessella complete digits --keep 0.5
     $ tessella complete runs/x --data folder:photos --n 4 --variants 6 --out completed.png
@@ -148,7 +150,8 @@ class Complete:
 
 @dataclass(frozen=True)
 class Eval:
-    """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a two-stage model both.
+    """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a two-stage model
+    both.
 
     $ tessella eval runs/x
     $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
@@ -198,9 +201,24 @@ def parse(words: list[str]) -> Any:
     """The command as an instance of its class; prints help or a mistake and exits otherwise."""
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     if words and words[0] in VERBS:
-        return tyro.cli(VERBS[words[0]], prog=f"tessella {words[0]}", args=words[1:], config=config)
+        return tyro.cli(VERBS[words[0]], prog=f"tessella {words[0]}", args=_gathered(words[1:]), config=config)
     about = "Images as discrete symbols: density models, tokenizers, priors; exact likelihoods, exact fast sampling."
-    brief = {verb: dataclasses.make_dataclass(cls.__name__, []) for verb, cls in VERBS.items()}
+    brief: dict[str, Any] = {verb: dataclasses.make_dataclass(cls.__name__, []) for verb, cls in VERBS.items()}
     for verb, cls in VERBS.items():
         brief[verb].__doc__ = (cls.__doc__ or "").split("\n")[0]
     return tyro.extras.subcommand_cli_from_dict(brief, prog="tessella", description=about, args=words or ["--help"])
+
+
+def _gathered(words: list[str]) -> list[str]:
+    """Options first, then what is positional: key=value words may stand anywhere, which the parser would not take."""
+    options: list[str] = []
+    positional: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            positional.append(word)
+        elif word.startswith("--") and "=" not in word and word != "--help":
+            options += [word, *itertools.islice(rest, 1)]
+        else:
+            options.append(word)
+    return options + positional

@@ -1,8 +1,8 @@
 """A tokenizer and a prior on its codes are one generator; saving and loading of models.
 
-A pixel model is a two-stage model whose tokenizer is the identity, so there is one class for both. A saved model is a directory:
-``config.json``, ``model.safetensors`` and ``README.md`` (its card); a two-stage model holds two such directories, ``tokenizer``
-and ``prior``. Nothing but JSON and safetensors is ever loaded.
+A pixel model is a two-stage model whose tokenizer is the identity, so there is one class for both. A saved model is a
+directory: ``config.json``, ``model.safetensors`` and ``README.md`` (its card); a two-stage model holds two such
+directories, ``tokenizer`` and ``prior``. Nothing but JSON and safetensors is ever loaded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Generator:
     def __init__(self, tokenizer: Tokenizer, prior: DensityModel) -> None:
         if tokenizer.grid() != prior.grid:
             raise ConfigError(
-                f"this prior does not fit its tokenizer: the prior models {prior.grid}, the tokenizer makes {tokenizer.grid()}"
+                "this prior does not fit its tokenizer: "
+                f"the prior models {prior.grid}, the tokenizer makes {tokenizer.grid()}"
             )
         self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
 
@@ -57,7 +58,8 @@ class Generator:
     @property
     def image_grid(self) -> Grid:
         """The images as a grid of pixels with 256 levels."""
-        return Grid(*self.tokenizer.image_size, self.tokenizer.channels, 256)
+        height, width = self.tokenizer.image_size
+        return Grid(height, width, self.tokenizer.channels, 256)
 
     def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Options as in :func:`tessella.sample`."""
@@ -71,8 +73,9 @@ class Generator:
     def complete(self, images: Any, known: Any, seed: int = 0, **options: Any) -> torch.Tensor:
         """Keep the known part of images, draw the rest.
 
-        In a two-stage model a code is kept when all pixels of its cell are known, and what comes back is decoded: the known
-        pixels are reconstructions. As in :func:`tessella.complete`, known symbols cannot influence earlier ones.
+        In a two-stage model a code is kept when all pixels of its cell are known, and what comes back is decoded: the
+        known pixels are reconstructions. As in :func:`tessella.complete`, known symbols cannot influence earlier
+        ones.
 
         Args:
             images: ``uint8 [n, height, width, channels]``.
@@ -98,7 +101,8 @@ class Generator:
     def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the symbols of each image: ``[n]``.
 
-        Of a pixel model this is the probability of the image (at the model's levels); of a two-stage model that of its codes.
+        Of a pixel model this is the probability of the image (at the model's levels); of a two-stage model that of
+        its codes.
         """
         return self.prior.log_prob(self.encode(images), cond)
 
@@ -277,7 +281,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
     ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing tensors", missing), ("unknown tensors", extra), ("tensors of a wrong shape", shapes))
+        for what, names in (
+            ("missing tensors", missing),
+            ("unknown tensors", extra),
+            ("tensors of a wrong shape", shapes),
+        )
         if names
     ]
     if problems:

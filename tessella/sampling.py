@@ -1,8 +1,10 @@
 """One loop walks the grid: next distribution, next symbol.
 
-A symbol drawn is sampling, a symbol given is completion; a codec reads or writes it. The distribution comes from one of two
-methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every symbol and is the
-oracle of the first. With the noise of ``tessella.noise`` both give the same symbols for the same seed, whatever the batch.
+A symbol drawn is sampling, a symbol given is completion; a codec reads or writes it. The distribution comes from one
+of two
+methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every symbol
+and is the oracle of the first. With the noise of ``tessella.noise`` both give the same symbols for the same seed,
+whatever the batch.
 """
 
 from __future__ import annotations
@@ -134,15 +136,16 @@ class Steps:
             raise InputError("guidance needs a model with classes and a class for every image (cond=)")
         free = self.model.labels(None, self.n)
         given = self.model.labels(cond, self.n)
-        assert free is not None and given is not None
+        assert free is not None
+        assert given is not None
         return torch.cat([given, free])
 
 
 def walk(steps: Steps, source: Source, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
     """Walk the grid; yields ``(index, x)`` each time ``every`` more symbols are in place (0: a row).
 
-    ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0 elsewhere. It is the same array
-    every time: clone it to keep it.
+    ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0 elsewhere. It is
+    the same array every time: clone it to keep it.
     """
     grid = steps.model.grid
     x = torch.zeros(steps.n, *grid.shape, dtype=torch.int64, device=steps.model.device)
@@ -235,7 +238,8 @@ def complete(
 ) -> torch.Tensor:
     """Keep the known symbols, draw the rest in raster order.
 
-    Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot influence the ones *before* it in the
+    Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot influence the ones
+    *before* it in the
     raster: a known lower half does not change how the upper half is drawn, and the two may not fit.
 
     Args:
@@ -244,8 +248,8 @@ def complete(
         model, seed, method, cond, batch, rule: see :func:`sample`.
 
     Returns:
-        ``int64 [n, height, width, channels]``. A symbol drawn at a place has the noise of that place, so with nothing known this
-        is ``sample(model, n, seed)``.
+        ``int64 [n, height, width, channels]``. A symbol drawn at a place has the noise of that place, so with nothing
+        known this is ``sample(model, n, seed)``.
     """
     x, known = _known(model, x, known)
     x, known = x.view(-1, *model.grid.shape), known.view(-1, *model.grid.shape)
@@ -276,8 +280,8 @@ class Replay:
 def replay(model: DensityModel, x: Any, seed: int = 0, cond: Cond = None, **rule: Any) -> Replay:
     """Prove a sample by induction: one forward pass over it, plus its noise, must draw every symbol again.
 
-    Costs one pass where the naive sampler costs one for each symbol, so it serves on large grids. In float64 nothing differs; in
-    float32 a difference is a near-tie, which ``gap`` shows.
+    Costs one pass where the naive sampler costs one for each symbol, so it serves on large grids. In float64 nothing
+    differs; in float32 a difference is a near-tie, which ``gap`` shows.
     """
     model.refuse_dropout()
     rules = Rule(**rule)
@@ -331,7 +335,7 @@ def _rows(labels: torch.Tensor | None, part: range) -> torch.Tensor | None:
 
 
 def _last(partial: Iterator[tuple[int, torch.Tensor]]) -> torch.Tensor:
-    x = torch.empty(0)
-    for _, x in partial:
+    last = torch.empty(0)
+    for _, last in partial:  # noqa: B007 - the last one is what is wanted
         pass
-    return x
+    return last

@@ -1,9 +1,10 @@
 """The base of every density model: an exact probability for a grid of symbols, in raster order.
 
 A model gives, for symbol ``t`` of the sequence ``x.flatten(1)``, a distribution given all symbols before it, so that
-``log p(x) = sum over t of log p(x_t | x_0 .. x_(t-1))``. There are two ways to evaluate it, proven equal by the contract tests:
-:meth:`DensityModel.forward` over a whole grid in parallel, and :meth:`DensityModel.step` one symbol at a time with an explicit
-cached state. The base class steps by running ``forward`` on the whole grid: slow, right, and the oracle of the fast ones.
+``log p(x) = sum over t of log p(x_t | x_0 .. x_(t-1))``. There are two ways to evaluate it, proven equal by the
+contract tests: :meth:`DensityModel.forward` over a whole grid in parallel, and :meth:`DensityModel.step` one symbol
+at a time with an explicit cached state. The base class steps by running ``forward`` on the whole grid: slow, right,
+and the oracle of the fast ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from tessella.heads import Distribution, Head, JointHead
 from tessella.nn.state import State
 
 Cond = torch.Tensor | Mapping[str, torch.Tensor] | None
-"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary ``{"class": ..., "codes": ...}`` of both, or nothing."""
+"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary ``{"class": ..., "codes": ...}`` of both, or
+nothing."""
 
 
 @dataclass
@@ -61,8 +63,8 @@ class DensityModel(nn.Module, ABC):
             labels: ``int64 [batch]`` for a model with classes.
 
         Returns:
-            What :meth:`Head.__call__` takes: ``[batch, height, width, channels, size]``, or ``[batch, height, width, size]`` of a
-            joint head. The part of symbol ``t`` depends on symbols before ``t`` only.
+            What :meth:`Head.__call__` takes: ``[batch, height, width, channels, size]``, or ``[batch, height, width,
+            size]`` of a joint head. The part of symbol ``t`` depends on symbols before ``t`` only.
         """
 
     @abstractmethod
@@ -71,7 +73,8 @@ class DensityModel(nn.Module, ABC):
 
     @abstractmethod
     def receptive_field(self) -> torch.Tensor:
-        """``bool [symbols, symbols]``: whether the distribution of symbol ``t`` (row) depends on symbol ``s`` (column)."""
+        """``bool [symbols, symbols]``: whether the distribution of symbol ``t`` (row) depends on symbol ``s``
+        (column)."""
 
     def distribution(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Distribution:
         """The distributions of all symbols of ``x``, each given the symbols before it. Takes checked input."""
@@ -140,8 +143,8 @@ class DensityModel(nn.Module, ABC):
         """The class of each image, checked: ``int64 [batch]``, None for a model without classes.
 
         Raises:
-            InputError: for a condition the model does not take, a class out of range, or the null class of a model that never
-                trained with it.
+            InputError: for a condition the model does not take, a class out of range, or the null class of a model
+                that never trained with it.
         """
         codes: Any = None
         if isinstance(cond, Mapping):
@@ -162,7 +165,8 @@ class DensityModel(nn.Module, ABC):
         if cond is None:
             if not self.null_class:
                 raise InputError(
-                    f"this model was trained with a class for every image: give cond, int64 [{batch}] in 0..{self.classes - 1}"
+                    "this model was trained with a class for every image: "
+                    f"give cond, int64 [{batch}] in 0..{self.classes - 1}"
                 )
             return torch.full((batch,), self.classes, device=self.device)
         labels = torch.as_tensor(cond)

@@ -1,18 +1,19 @@
 """Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
 
 Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack all rows above, the
-*horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical stack. Both pass
-through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4). As usual in later work there are skip
-connections to the output, the vertical stack is residual too, and its k x k convolution is factored into 1 x k and k' x 1. A
-learned bias for each row and column tells the first layer where it is.
+*horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical
+stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4). As usual in
+later work there are skip connections to the output, the vertical stack is residual too, and its k x k convolution is
+factored into 1 x k and k' x 1. A learned bias for each row and column tells the first layer where it is.
 
-The channels of a pixel are not ordered here but by the output stage (``tessella.nn.output``), so the backbone runs once a pixel.
+The channels of a pixel are not ordered here but by the output stage (``tessella.nn.output``), so the backbone runs
+once a pixel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.base import Cond, DensityModel, symbol_field
-from tessella.nn.convolution import CausalConvolution, field_along
+from tessella.nn.convolution import CausalConvolution, channels_last, field_along
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.output import create_output
 from tessella.nn.state import State
@@ -36,7 +37,8 @@ class GatedLayer(nn.Module):
 
     Args:
         hidden: width of the stacks.
-        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the horizontal one as many pixels left.
+        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the horizontal one as
+            many pixels left.
         first: the first layer must not see its own row (vertical) or pixel (horizontal).
         last: the last layer's horizontal output goes to the skip connection only.
     """
@@ -80,16 +82,18 @@ class Weights:
 class GatedState(State):
     """Caches of the walk. ``taps`` is how many places a layer sees; the newest is the last."""
 
-    shared = frozenset({"weights"})
-    batch_dims = {"windows": 1, "biases": 1}
+    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+    batch_dims: ClassVar[dict[str, int]] = {"windows": 1, "biases": 1}
 
     weights: Weights
     biases: torch.Tensor
     """What position and class add to the gates: ``[2 * layers, batch, 1, 2 * hidden]`` of the class alone."""
     above: list[torch.Tensor]
-    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution: ``[batch, taps, width, hidden]``."""
+    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution: ``[batch, taps, width,
+    hidden]``."""
     links: list[torch.Tensor]
-    """For each layer what the vertical stack, bias and class add to the gates of this row: ``[batch, width, 2 * hidden]``."""
+    """For each layer what the vertical stack, bias and class add to the gates of this row: ``[batch, width, 2 *
+    hidden]``."""
     row: torch.Tensor
     """Embedded pixels of this row: ``[batch, width, hidden]``."""
     first: torch.Tensor
@@ -145,7 +149,7 @@ class GatedPixelCNN(DensityModel):
             GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1) for i in range(layers)
         )
         self.output = create_output(grid, head, hidden)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         v = h = self.embedding(x).movedim(-1, 1)
@@ -200,7 +204,7 @@ class GatedPixelCNN(DensityModel):
             for layer in layers
         ]
         skip = torch.cat([_square(layer.skip) for layer in layers])
-        bias = torch.stack([layer.skip.bias for layer in layers]).sum(0)  # type: ignore[arg-type]
+        bias = sum((layer.skip.bias for layer in layers), torch.zeros_like(layers[0].skip.bias))
         return Weights(self.embedding.table(), packed, skip, bias)
 
     @torch.no_grad()
@@ -222,7 +226,8 @@ class GatedPixelCNN(DensityModel):
         positions = (self.row_bias[row] + self.column_bias).chunk(2, dim=-1)
         below = state.row
         for i, (layer, weights) in enumerate(zip(self.layers, state.weights.layers, strict=True)):
-            reach = layer.widen.weight.shape[-1] // 2
+            assert isinstance(layer, GatedLayer)
+            reach = layer.widen.kernel_size[1] // 2
             wide = F.pad(below, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1).transpose(2, 3).flatten(2)
             above = state.above[i]
             above[:, :-1] = above[:, 1:].clone()

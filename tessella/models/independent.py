@@ -1,6 +1,7 @@
 """Independent pixels: a distribution for each position, blind to all others.
 
-The baseline every model is measured against, and the analytic oracle of the tests: fitted to counts it has a closed form.
+The baseline every model is measured against, and the analytic oracle of the tests: fitted to counts it has a closed
+form.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Independent(DensityModel):
 
     @torch.no_grad()
     def fit(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Independent:
-        """Set the probabilities to the histograms of ``x``, one count added to each level (Laplace's rule of succession).
+        """Set the probabilities to the histograms of ``x``, one count added to each level (Laplace's rule of
+        succession).
 
         Args:
             x: checked symbols ``int64 [n, height, width, channels]``.

@@ -1,7 +1,7 @@
 """Causal convolutions along one axis of an image.
 
-A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the left). The same weights are
-read as a convolution over the whole map and, packed, as a matrix that multiplies the last few vectors.
+A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the left). The same
+weights are read as a convolution over the whole map and, packed, as a matrix that multiplies the last few vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CausalConvolution(nn.Module):
         self.taps, self.axis, self.exclusive = taps, axis, exclusive
         kernel = (taps, 1) if axis == "rows" else (1, taps)
         initial = nn.Conv2d(inputs, outputs, kernel)
-        self.weight = nn.Parameter(initial.weight.detach().contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(initial.weight.detach())
         self.bias = nn.Parameter(initial.bias.detach())  # type: ignore[union-attr]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +43,13 @@ class CausalConvolution(nn.Module):
     def packed(self) -> torch.Tensor:
         """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want them."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def field_along(field: torch.Tensor, axis: Literal["rows", "columns"], first: int, last: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from tessella.grid import Grid
 class SymbolEmbedding(nn.Module):
     """The vector of a pixel: the sum over its channels of a vector for the level there.
 
-    A level's vector is a free one plus a learned direction times the level on [-1, 1]. The free part serves codes, whose
-    numbers mean nothing; the direction tells from the start that level 99 is next to level 100.
+    A level's vector is a free one plus a learned direction times the level on [-1, 1]. The free part serves codes,
+    whose numbers mean nothing; the direction tells from the start that level 99 is next to level 100.
 
     Args:
         grid: the grid whose symbols are embedded.

@@ -25,8 +25,8 @@ class ChannelState(State):
 class FactoredOutput(nn.Module):
     """Parameters for each symbol, the channels before it in the pixel fed in by lookup.
 
-    Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``; after the activation one matrix, shared by
-    the channels, gives the parameters.
+    Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``; after the activation one
+    matrix, shared by the channels, gives the parameters.
 
     Args:
         grid: the grid that is modelled.

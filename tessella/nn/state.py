@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-
 S = TypeVar("S", bound="State")
 
 
@@ -17,9 +16,10 @@ S = TypeVar("S", bound="State")
 class State:
     """Base of the states that :meth:`DensityModel.step` takes and returns.
 
-    Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of them. The images of the batch lie along
-    dimension 0, or along the dimension that ``batch_dims`` names for a field. Fields named in ``shared`` (weights laid out for
-    stepping) do not depend on the batch and are never copied. A step may update tensors in place: the state passed in is spent.
+    Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of them. The images of the batch
+    lie along dimension 0, or along the dimension that ``batch_dims`` names for a field. Fields named in ``shared``
+    (weights laid out for stepping) do not depend on the batch and are never copied. A step may update tensors in
+    place: the state passed in is spent.
     """
 
     batch_dims: ClassVar[dict[str, int]] = {}

@@ -66,14 +66,16 @@ def train(
 
     Args:
         model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
-        images: ``uint8 [n, height, width, channels]``; for a density model also symbols of another integer type on its grid.
+        images: ``uint8 [n, height, width, channels]``; for a density model also symbols of another integer type on
+            its grid.
         out: the run directory; it must not hold a run yet, unless ``resume`` is set.
         labels: class of each image ``[n]``, for a density model with classes.
         valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
         tokenizer: of a prior: images are encoded by it once, and the run saves both.
         resume: go on from the newest whole checkpoint in ``out``.
         say: where a line about size and time, and about the end, goes.
-        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``, ``batch=``, ``learning_rate=``, ...
+        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``, ``batch=``,
+            ``learning_rate=``, ...
 
     Raises:
         InputError, ConfigError: for arguments that do not fit each other.
@@ -91,14 +93,14 @@ def train(
     return _run(model, tokenizer, examples, held_out, config, Path(out), facts, resume, say)
 
 
-def train_recipe(
-    recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print
-) -> Run:
+def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print) -> Run:
     """Train what a recipe describes, on the data it names, into the run directory ``out``.
 
     Raises:
         ConfigError, DataError, InputError, TrainingError, ArtifactError: see :func:`train`.
     """
+    if recipe.prior_of == "TOKENIZER":
+        raise ConfigError("this recipe trains a prior on the codes of a tokenizer: name its run with --tokenizer RUN")
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
@@ -270,7 +272,10 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     now = environment(session.fabric.device, session.fabric.world_size)
     for name in ("threads", "world_size", "device", "torch"):
         if now[name] != before["environment"][name]:
-            say(f"note: {name} was {before['environment'][name]} and is {now[name]}: the run will not repeat bit for bit")
+            say(
+                f"note: {name} was {before['environment'][name]} and is {now[name]}: "
+                "the run will not repeat bit for bit"
+            )
     run.update(status="running")
 
 

@@ -1,4 +1,5 @@
-"""Averaged weights: an exponential moving average of what the optimizer visits, which is what gets validated and saved."""
+"""Averaged weights: an exponential moving average of what the optimizer visits, which is what gets validated and
+saved."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had not stopped, as safetensors and JSON, never pickle.
 
-A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``, ``state.json`` and ``manifest.json``, the
-sizes and SHA-256 of the two. It appears under its name only when it is whole; the newest two are kept.
+A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``, ``state.json`` and
+``manifest.json``, the sizes and SHA-256 of the two. It appears under its name only when it is whole; the newest two
+are kept.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str
     Raises:
         ArtifactError: when there is none.
     """
-    problems = []
+    problems: list[str] = []
     for path in reversed(found(out)):
         try:
             verify(path)

@@ -14,8 +14,8 @@ class Examples:
     """Training images, or symbols made of them once.
 
     Args:
-        variants: ``uint8 [n, h, w, c]`` images, or integer symbols ``[n, h, w, d]``; where symbols of mirrored images were made too,
-            they are the second variant.
+        variants: ``uint8 [n, h, w, c]`` images, or integer symbols ``[n, h, w, d]``; where symbols of mirrored images
+            were made too, they are the second variant.
         labels: ``int64 [n]``, or None.
         classes: number of classes; label ``classes`` is the null class.
         flip: mirror half of the images (or take the second variant).

@@ -1,7 +1,8 @@
 """The one training loop, for density models, tokenizers and priors: set up, main, fit, validate.
 
-Nothing of a data loader needs saving, since the data order, the augmentation and the dropout of a step are pure functions of the
-seed and the step. A run ends at the first of its limits; the share of it that has passed drives the learning rate.
+Nothing of a data loader needs saving, since the data order, the augmentation and the dropout of a step are pure
+functions of the seed and the step. A run ends at the first of its limits; the share of it that has passed drives the
+learning rate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import TrainConfig
 from tessella.errors import ConfigError, TrainingError
@@ -33,7 +34,7 @@ from tessella.training.tasks import Task
 try:
     from lightning_fabric import Fabric
 except ImportError:  # the same engine as a part of the lightning package
-    from lightning.fabric import Fabric
+    from lightning.fabric import Fabric  # type: ignore[no-redef]
 
 VALIDATIONS = 20
 """Validations of a run whose recipe does not say."""
@@ -253,7 +254,8 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
         session.optimizer.zero_grad()
         _save_checkpoint(session)
         raise TrainingError(
-            f"the loss became {totals['loss']} (gradient norm {norm}) at step {step + 1}; the state before it is saved. "
+            f"the loss became {totals['loss']} (gradient norm {norm}) at step {step + 1}; "
+            "the state before it is saved. "
             f"Resume with a lower rate, for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
         )
     session.optimizer.step()

@@ -88,7 +88,7 @@ class RunDirectory:
         """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed."""
         if not self.writes:
             return
-        with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         board = self._tensorboard()
         if board:
@@ -113,7 +113,7 @@ class RunDirectory:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(self.path / "tensorboard"))  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(str(self.path / "tensorboard"))
             except ImportError:
                 self._board = False
         return self._board

@@ -1,4 +1,5 @@
-"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its unit, and how to validate it."""
+"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its unit, and how to
+validate it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from tessella import files
-from tessella.evaluation import mean_squared_error, psnr, score
+from tessella.evaluation import mean_squared_error, psnr
 from tessella.models import DensityModel, create
 from tessella.models.independent import Independent
 from tessella.pipeline import Generator, save_model
@@ -61,8 +62,8 @@ class DensityTask(Task):
 
     Args:
         model: on pixels or codes.
-        tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it is; None where the examples are
-            symbols already.
+        tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it is; None where the
+            examples are symbols already.
     """
 
     unit = "bits/dim"
@@ -107,16 +108,17 @@ class DensityTask(Task):
         return {"kind": "density-model", "model": self.module.config()}
 
     def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
-        if self.tokenizer is None:
-            save_model(model, out, figures)
-        else:
+        if isinstance(self.tokenizer, Tokenizer):
             Generator(self.tokenizer, model).save(out, figures)
+        else:
+            save_model(model, out, figures)
 
     def _symbols(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype != torch.uint8:
             return x.long()
-        assert self.tokenizer is not None
-        return self.tokenizer.encode(x)
+        tokenizer = self.tokenizer
+        assert isinstance(tokenizer, Tokenizer)
+        return tokenizer.encode(x)
 
 
 class TokenizerTask(Task):

@@ -104,7 +104,7 @@ def test_sample_writes_arrays_and_single_files_of_the_same_images(
 
 def test_complete_keeps_the_upper_rows(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "c.png"
-    status, said, _ = run(capsys, "complete", f"{runs}/pixels", "--n", "2", "--variants", "2", "--out", str(out))
+    status, _, _ = run(capsys, "complete", f"{runs}/pixels", "--n", "2", "--variants", "2", "--out", str(out))
     assert status == 0
     assert read_made(out)["keep"] == 0.5
 
@@ -146,9 +146,7 @@ def test_info_tells_what_is_there_and_what_a_run_is(runs: Path, capsys: pytest.C
     assert "4x4x1 of 64 levels" in out
 
 
-def test_training_resumes_from_the_command_line(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_resumes_from_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = f"{tmp_path}/run"
     assert run(capsys, "train", "digits", *SMALL, "--steps", "3", "--out", out)[0] == 0
     status, said, _ = run(capsys, "train", "--resume", out, "--steps", "6")
@@ -203,7 +201,7 @@ def test_a_broken_run_directory_is_told_in_one_line(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     expected = {"version": "format 99", "missing": "missing tensors", "model": "pixelcnn9"}
-    status, out, err = run(capsys, "sample", broken(runs, tmp_path, what), "--out", f"{tmp_path}/x.png")
+    status, _, err = run(capsys, "sample", broken(runs, tmp_path, what), "--out", f"{tmp_path}/x.png")
     assert status == 2
     assert err.startswith("tessella: ")
     assert err.count("\n") == 1

@@ -66,7 +66,8 @@ def test_the_mixture_sums_to_one_and_has_gradients_however_extreme(
 
 
 def test_the_mixture_agrees_with_pixelcnn_plus_plus() -> None:
-    # Weights and values of the PyTorch port of openai/pixel-cnn, whose channels hold means, log-scales and coefficients in turn.
+    # Weights and values of the PyTorch port of openai/pixel-cnn, whose channels hold means, log-scales and
+    # coefficients in turn.
     golden = read_tensors(GOLDEN / "logistic_mixture.safetensors")
     params, x = golden["io.params"].double(), golden["io.x"]
     x = x.movedim(1, -1) if x.shape[1] == 3 else x

@@ -113,7 +113,13 @@ def test_training_learns_and_leaves_a_run(tmp_path: Path) -> None:
     assert figures["bits_per_dim"] < figures["baseline_bits_per_dim"] < before
     assert figures["bits_per_dim"] == pytest.approx(float(net.bits_per_dim(torch.from_numpy(x // 85)).mean()), abs=1e-6)
     assert not net.training
-    assert {p.name for p in run.path.iterdir()} >= {"config.json", "model.safetensors", "README.md", "run.json", "log.jsonl"}
+    assert {p.name for p in run.path.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "run.json",
+        "log.jsonl",
+    }
     assert len(checkpoint.found(run.path)) == checkpoint.KEEP
     facts = json.loads((run.path / "run.json").read_text())
     assert facts["status"] == "finished"

@@ -1,0 +1,40 @@
+## make setup   .venv with everything that runs the package (every target below does this by itself)
+## make demo    the whole chain on bundled real images; pictures and numbers in runs/demo
+## make test    the test suite; ARGS="-k grid" passes options to pytest, ARGS="-m slow" runs the slow ones
+## make lint    style
+## make types   annotations
+## make clean   remove caches and build outputs (runs/ and .venv stay)
+
+# Needs only make and Python 3.11 or newer. Another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv/bin/python
+
+.PHONY: help setup demo test lint types clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+setup:
+	@$(PYTHON) scripts/bootstrap.py run
+
+demo: setup
+	$(VENV) -m tessella demo --out runs/demo
+
+test: setup-test
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+lint: setup-test
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+types: setup-test
+	$(VENV) -m mypy
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: setup-test
+setup-test:
+	@$(PYTHON) scripts/bootstrap.py test

@@ -1,0 +1,306 @@
+"""Make ``.venv`` and install Tessella into it: ``python3 scripts/bootstrap.py [run|test]``.
+
+Standard library only, and safe to call before every command: a stamp in ``.venv`` holds a hash of ``pyproject.toml``,
+of this script and of the Python version, and while it fits nothing is done. Otherwise:
+
+1. ``.venv`` is made, or kept where it works. If the calling Python already has a recent torch (a GPU image), that one
+   is used; a virtual environment made from a virtual environment does not see the packages of the first, so their
+   folders are written into a ``.pth`` file.
+2. Otherwise torch is installed, alone and first. ``TESSELLA_TORCH_INDEX`` names an extra index to prefer, such as
+   https://download.pytorch.org/whl/cpu for the small build without CUDA.
+3. Everything else is installed under a constraint that keeps this torch; that it did is checked.
+
+The syntax is that of Python 3.6, annotations quoted, so that an old Python answers with one line and no SyntaxError.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / ".tessella-stamp"
+UNFINISHED = VENV / ".tessella-unfinished"
+"""Present while packages are installed. Found at the start, it says that a set-up was cut off: .venv is made anew."""
+
+LEAST_PYTHON = (3, 11)
+LEAST_TORCH = (2, 11)
+TORCH = "2.13.0"
+GROUPS = {"run": ("plots",), "test": ("plots", "dev")}
+"""Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
+
+PROBE = """
+import json, os, sys
+found = {"version": sys.version, "torch": "", "error": "", "home": ""}
+try:
+    import torch
+    found["torch"] = str(torch.__version__)
+    found["home"] = os.path.dirname(os.path.dirname(os.path.abspath(torch.__file__)))
+except Exception as error:
+    found["error"] = "%s: %s" % (type(error).__name__, error)
+folders = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)]
+found["folders"] = sorted(set(folders), key=folders.index)
+print(json.dumps(found))
+"""
+"""Run by a Python to say what it is and which torch it has."""
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; the message says why and what to do."""
+
+
+def python_problem(version: "tuple[int, ...]") -> str:
+    """Why this Python cannot run Tessella, in one line; empty if it can."""
+    if version >= LEAST_PYTHON:
+        return ""
+    return "Tessella needs Python {}.{} or newer and this is {}; give another one: make demo PYTHON=python3.12".format(
+        *LEAST_PYTHON, ".".join(str(part) for part in version[:3])
+    )
+
+
+def recent_enough(torch: str) -> bool:
+    """Whether a torch version is one Tessella runs on; a preview of the least version is older than it.
+
+    >>> [recent_enough(version) for version in ("2.13.0+cpu", "2.11.0a0+git123", "2.10.1", "")]
+    [True, False, False, False]
+    """
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(a|b|rc|\.dev)?", torch)
+    if not match:
+        return False
+    release = tuple(int(part or 0) for part in match.groups()[:3])
+    least = (*LEAST_TORCH, 0)
+    return release > least or (release == least and not match.group(4))
+
+
+def stamp_key(pyproject: bytes, script: bytes, python: str) -> str:
+    """What a finished set-up was made from, as one hash."""
+    digest = hashlib.sha256()
+    for part in (pyproject, script, python.encode()):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def stamped(text: str, key: str, group: str) -> bool:
+    """Whether the text of a stamp says that ``group`` is installed from what ``key`` stands for."""
+    try:
+        stamp = json.loads(text)
+        return bool(stamp["key"] == key) and group in stamp["groups"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def requirements(pyproject: "dict[str, Any]", group: str) -> "list[str]":
+    """What pip has to install for a group: the package's dependencies and the group's extras."""
+    project = pyproject["project"]
+    extras = project.get("optional-dependencies", {})
+    return [*project["dependencies"], *(line for extra in GROUPS[group] for line in extras[extra])]
+
+
+def borrowed_folders(found: "dict[str, Any]") -> "list[str]":
+    """Package folders of the calling Python that a new ``.venv`` shall see: none, unless its torch is recent enough."""
+    if not recent_enough(found["torch"]):
+        return []
+    return [*found["folders"], *([found["home"]] if found["home"] not in found["folders"] else [])]
+
+
+def main(arguments: "list[str]") -> int:
+    """Set up the group that the arguments name (``run`` if none); the exit status."""
+    problem = python_problem(sys.version_info[:3])
+    group = arguments[0] if arguments else "run"
+    if not problem and (len(arguments) > 1 or group not in GROUPS):
+        problem = "usage: python3 scripts/bootstrap.py [{}]".format("|".join(GROUPS))
+    if problem:
+        print(problem, file=sys.stderr)
+        return 2
+    try:
+        with one_at_a_time():
+            key = stamp_key((ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version)
+            text = STAMP.read_text(encoding="utf-8") if STAMP.is_file() and PYTHON.exists() else ""
+            if not stamped(text, key, group):
+                set_up(group, key)
+    except KeyboardInterrupt:
+        print("\nset-up interrupted; the next call starts over", file=sys.stderr)
+        return 130
+    except (SetupError, OSError) as error:
+        print(f"\nset-up failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def set_up(group: str, key: str) -> None:
+    """Bring ``.venv`` to hold a group, and stamp it."""
+    start = time.monotonic()
+    STAMP.unlink(missing_ok=True)
+    if UNFINISHED.exists() or not usable():
+        create()
+    UNFINISHED.touch()
+    try:
+        install(group)
+    except SetupError:
+        UNFINISHED.unlink()  # pip gave up in good order, so what there is can stay
+        raise
+    groups = list(GROUPS)[: list(GROUPS).index(group) + 1]
+    temporary = STAMP.with_suffix(".new")
+    temporary.write_text(json.dumps({"key": key, "groups": groups}), encoding="utf-8")
+    temporary.replace(STAMP)
+    UNFINISHED.unlink()
+    say(f"{VENV.name} is ready ({time.monotonic() - start:.0f} s)")
+
+
+def usable() -> bool:
+    """Whether there is a ``.venv`` of this Python version to go on with."""
+    try:
+        return bool(probe(PYTHON)["version"] == sys.version)
+    except SetupError:
+        return False
+
+
+def create() -> None:
+    """Make ``.venv`` anew, seeing the calling Python's packages if there is a recent torch among them."""
+    inside = Path(sys.prefix).resolve() == VENV.resolve()
+    python = Path(getattr(sys, "_base_executable", sys.executable) if inside else sys.executable)
+    found = probe(python)
+    folders = borrowed_folders(found)
+    again = " anew" if VENV.exists() else ""
+    torch = f" and its torch {found['torch']}" if folders else ""
+    say(f"making {VENV.name}{again} with Python {sys.version.split()[0]}{torch}")
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    VENV.mkdir()
+    UNFINISHED.touch()
+    command = [str(python), "-m", "venv", *(["--system-site-packages"] if folders else []), str(VENV)]
+    try:
+        run(command, f"could not make {VENV}")
+    except SetupError:
+        # Some distributions ship Python without ensurepip; the calling Python's pip can work on a .venv that has none.
+        if not works([str(python), "-m", "pip", "--version"]):
+            raise
+        run([*command, "--without-pip"], f"could not make {VENV}")
+    if folders:
+        (packages() / "calling_python.pth").write_text("".join(f"{folder}\n" for folder in folders), encoding="utf-8")
+
+
+def install(group: str) -> None:
+    """Install torch if there is none, then everything else beside it, then the package itself."""
+    import tomllib
+
+    before = probe(PYTHON)
+    if not recent_enough(before["torch"]):
+        install_torch()
+        before = probe(PYTHON)
+    if not recent_enough(before["torch"]):
+        fault = before["error"] or f"it is version {before['torch']}"
+        raise SetupError(f"torch is installed and cannot be used: {fault}\nDelete {VENV} and try again.")
+    constraints = VENV / "constraints.txt"
+    constraints.write_text(f"torch=={before['torch']}\n", encoding="utf-8")
+    say(f"installing what runs beside torch {before['torch']} ({group})")
+    wanted = requirements(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), group)
+    pip("the dependencies", "-c", str(constraints), *wanted)
+    link_package()
+    after = probe(PYTHON)
+    if (after["torch"], after["home"]) != (before["torch"], before["home"]):
+        raise SetupError(
+            "installing the dependencies changed torch from {torch} in {home}".format(**before)
+            + " to {torch} in {home} {error}\nDelete .venv and report which package asked for it.".format(**after)
+        )
+
+
+def install_torch() -> None:
+    """Install torch alone, so that no other package has a say in which build it is."""
+    index = os.environ.get("TESSELLA_TORCH_INDEX", "")
+    say(f"installing torch {TORCH}" + (f" from {index}" if index else "") + " (the largest part; once)")
+    nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
+    if sys.platform == "linux" and not nvidia and not index:
+        say("  no NVIDIA GPU here: TESSELLA_TORCH_INDEX=https://download.pytorch.org/whl/cpu prefers a small build")
+    pip(f"torch {TORCH}", *(["--extra-index-url", index] if index else []), f"torch=={TORCH}")
+
+
+def link_package() -> None:
+    """Install the package in editable mode; where its build backend cannot be had, put the repository on the path."""
+    try:
+        pip("the package", "--no-deps", "--editable", str(ROOT))
+    except SetupError:
+        (packages() / "tessella.pth").write_text(f"{ROOT}\n", encoding="utf-8")
+        say(f"  no `tessella` command, as its build backend cannot be had: use `{PYTHON} -m tessella`")
+
+
+def pip(what: str, *arguments: str) -> None:
+    """Let pip install into ``.venv``."""
+    command = [str(PYTHON), "-m", "pip"]
+    if not works([*command, "--version"]):
+        command = [sys.executable, "-m", "pip", "--python", str(PYTHON)]
+    hint = "Without a package index, `PYTHONPATH=. python3 -m tessella` runs on what that Python already has."
+    run([*command, "install", *arguments], f"pip could not install {what}", hint)
+
+
+def run(command: "list[str]", failure: str, hint: str = "") -> None:
+    """Run a command, showing its large downloads; if it fails, raise with its last lines."""
+    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            large = re.search(r"Downloading ([\w.]+-[\w.+]+).*\(([\d.]+ [MG]B)\)", line)
+            if large:
+                say("  downloading {} ({})".format(*large.groups()))
+    if process.returncode:
+        tail = "".join(f"\n    {line}" for line in lines[-12:] if line)
+        raise SetupError(f"{failure}; its last lines were:{tail}" + (f"\n{hint}" if hint else ""))
+
+
+def works(command: "list[str]") -> bool:
+    """Whether a command runs and succeeds."""
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def probe(python: Path) -> "dict[str, Any]":
+    """What a Python is and which torch it has."""
+    try:
+        output = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True, check=True).stdout
+        return dict(json.loads(output.strip().splitlines()[-1]))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise SetupError(f"{python} does not run: {error}") from error
+
+
+def packages() -> Path:
+    """The folder of packages of ``.venv``."""
+    return VENV / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> "Iterator[None]":
+    """Wait while another set-up of this checkout runs."""
+    import fcntl
+
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another set-up of this checkout")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
