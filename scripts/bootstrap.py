@@ -226,12 +226,12 @@ def install_torch() -> None:
 
 
 def link_package() -> None:
-    """Install the package in editable mode; where its build backend cannot be had, put the repository on the path."""
+    """Install the package in editable mode; where pip cannot build it, put the repository on the path."""
     try:
         pip("the package", "--no-deps", "--editable", str(ROOT))
     except SetupError:
         (packages() / "tessella.pth").write_text(f"{ROOT}\n", encoding="utf-8")
-        say(f"  no `tessella` command, as its build backend cannot be had: use `{PYTHON} -m tessella`")
+        say(f"  pip cannot build the package here, so there is no `tessella` command: use `{PYTHON} -m tessella`")
 
 
 def pip(what: str, *arguments: str) -> None:

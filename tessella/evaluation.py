@@ -20,7 +20,7 @@ from tessella.config import DataConfig, from_dict
 from tessella.errors import DataError, InputError
 from tessella.grid import LN2
 from tessella.models import DensityModel
-from tessella.pipeline import Generator, load, locate, pixel_generator, read_config
+from tessella.pipeline import Generator, load, load_model, locate, pixel_generator, read_config
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.base import check_images
 from tessella.tokenizers.quantizers import CodeUsage
@@ -96,13 +96,21 @@ def bits(
         figures["bits_per_code"] = figures["bits_per_dim"]
         figures["bits_per_image"] = float(nats.mean() / LN2)
         figures["bits_per_image_dim"] = float(image.bits_per_dim(nats.mean()))
-    if run is not None and (run / "baseline" / "config.json").exists():
-        baseline = load(run / "baseline")
-        assert isinstance(baseline, Generator) or generator.two_stage
-        prior = baseline.prior if isinstance(baseline, Generator) else baseline
-        of_baseline = score(Generator(generator.tokenizer, prior), images, None, batch)
-        figures["baseline_bits_per_dim"] = float(grid.bits_per_dim(of_baseline.mean()))
+    baseline = _baseline(run)
+    if baseline is not None:
+        independent = score(Generator(generator.tokenizer, baseline), images, None, batch)
+        figures["baseline_bits_per_dim"] = float(grid.bits_per_dim(independent.mean()))
     return figures
+
+
+def _baseline(run: Path | None) -> DensityModel | None:
+    """The independent pixels or codes kept with a run, if it keeps them."""
+    for path in [] if run is None else [run / "baseline" / "prior", run / "baseline"]:
+        if (path / "config.json").exists():
+            baseline = load_model(path)
+            assert isinstance(baseline, DensityModel)
+            return baseline
+    return None
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
-# Before the first import of the package. A function that returns something else than its annotation says fails its test;
-# a wrong argument only warns, since refusing it with a message of its own is the function's task, and is tested. An int
+# Before the first import of the package. A function that returns something else than its annotation fails its test.
+# A wrong argument only warns, since refusing it with a message of its own is the function's task, and is tested. An int
 # will do for a float. The cost is lost in the noise of the suite's time; TESSELLA_CHECK_TYPES=0 switches it off.
 if os.environ.get("TESSELLA_CHECK_TYPES", "1") != "0":
     beartype_package("tessella", conf=BeartypeConf(violation_param_type=UserWarning, is_pep484_tower=True))

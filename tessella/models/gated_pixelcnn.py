@@ -6,7 +6,7 @@ stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the cl
 later work there are skip connections to the output, the vertical stack is residual too, and its k x k convolution is
 factored into 1 x k and k' x 1. A learned bias for each row and column tells the first layer where it is.
 
-The channels of a pixel are not ordered here but by the output stage (``tessella.nn.output``), so the backbone runs
+The channels of a pixel are not ordered here but by the output stage (``tessella.models.output``), so the backbone runs
 once a pixel.
 """
 
@@ -23,9 +23,9 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.base import Cond, DensityModel, symbol_field
+from tessella.models.output import create_output
 from tessella.nn.convolution import CausalConvolution, channels_last, field_along
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.output import create_output
 from tessella.nn.state import State
 
 FIRST_KERNEL = 7
@@ -204,7 +204,7 @@ class GatedPixelCNN(DensityModel):
             for layer in layers
         ]
         skip = torch.cat([_square(layer.skip) for layer in layers])
-        bias = sum((layer.skip.bias for layer in layers), torch.zeros_like(layers[0].skip.bias))
+        bias = torch.stack([_bias(layer.skip) for layer in layers]).sum(0)
         return Weights(self.embedding.table(), packed, skip, bias)
 
     @torch.no_grad()
@@ -232,7 +232,7 @@ class GatedPixelCNN(DensityModel):
             above = state.above[i]
             above[:, :-1] = above[:, 1:].clone()
             if i or row:  # the first layer sees the row before this one, and there is none before the first
-                above[:, -1] = torch.addmm(layer.widen.bias, wide.flatten(0, 1), weights["widen"]).view_as(below)
+                above[:, -1] = torch.addmm(_bias(layer.widen), wide.flatten(0, 1), weights["widen"]).view_as(below)
             sums = above.transpose(1, 2).flatten(2) @ weights["up"] + state.biases[2 * i]
             if i == 0:
                 sums += positions[0]
@@ -293,6 +293,11 @@ def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
 
 def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x if bias is None else x + bias
+
+
+def _bias(convolution: nn.Conv2d) -> torch.Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
 
 
 def _square(convolution: nn.Conv2d) -> torch.Tensor:

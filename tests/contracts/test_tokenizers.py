@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from tessella.tokenizers.identity import IdentityTokenizer
 
 TINY: dict[str, dict[str, Any]] = {
     "identity": {"levels": 17},
-    "vqvae": {"codebook_size": 16, "hidden": 8, "code_dim": 4, "downsample": 4, "residual_blocks": 1},
+    "vqvae": {"codebook_size": 16, "hidden": 16, "code_dim": 4, "downsample": 4, "residual_blocks": 1, "beta": 0.5},
 }
 NAMES = sorted(TOKENIZERS)
 SIZES = [(1, 1), (1, 9), (3, 2), (4, 4), (8, 12), (11, 7)]
@@ -92,6 +93,20 @@ def test_decoding_crops_to_the_image(name: str) -> None:
 
 
 @every
+@pytest.mark.parametrize("size", SIZES)
+def test_sides_are_extended_by_their_edges(name: str, size: tuple[int, int]) -> None:
+    tokenizer, images = trained(name), some(4, size)
+    grid = tokenizer.grid(*size)
+    missing = (grid.height * tokenizer.stride - size[0], grid.width * tokenizer.stride - size[1])
+    extended = np.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    symbols = tokenizer.encode(images)
+    assert torch.equal(symbols, tokenizer.encode(extended))
+    assert torch.equal(
+        tokenizer.decode(symbols, size), tokenizer.decode(symbols, extended.shape[1:3])[:, : size[0], : size[1]]
+    )
+
+
+@every
 def test_a_grid_maker_of_several_grids_has_no_single_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny(name)
     monkeypatch.setattr(type(tokenizer), "grids", lambda self, height=None, width=None: (Grid(1, 1, 1, 2),) * 2)
@@ -150,6 +165,7 @@ def test_the_configuration_rebuilds_the_tokenizer(name: str) -> None:
     tokenizer = trained(name)
     config = json.loads(json.dumps(tokenizer.config()))
     assert config == tokenizer.config()
+    assert set(config) == set(inspect.signature(type(tokenizer)).parameters)
     again = create_tokenizer(name, seed=5, **config).double()
     again.load_state_dict(tokenizer.state_dict())
     images = some(7, seed=3)
@@ -312,7 +328,7 @@ def test_a_little_training_beats_the_mean_image(name: str) -> None:
     images = torch.from_numpy(some(256, (8, 8), 1))
     tokenizer = create_tokenizer(name, **{"image_size": (8, 8), "channels": 1} | TINY.get(name, {})).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-2)
-    for step in range(60):
+    for step in range(150):
         optimizer.zero_grad()
         tokenizer(images[step % 4 * 64 :][:64]).losses["loss"].backward()
         optimizer.step()
