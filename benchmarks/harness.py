@@ -35,14 +35,24 @@ def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int =
     return {n: {"median": statistics.median(t), "least": min(t), "greatest": max(t)} for n, t in times.items()}
 
 
-def busy() -> float:
-    """Processor seconds that all processes have used so far, on the whole machine (Linux; 0 elsewhere)."""
-    try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    except OSError:
-        return 0.0
-    ticks = [int(f) for i, f in enumerate(fields) if i not in (3, 4)]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+def others() -> Callable[[], float]:
+    """Start a gauge of noise: called later, it tells how many processors other processes kept busy meanwhile (Linux)."""
+
+    def now() -> tuple[float, float, float]:
+        fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        busy = sum(f for i, f in enumerate(fields) if i not in (3, 4)) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return time.perf_counter(), busy, own.user + own.system
+
+    if not Path("/proc/stat").exists():
+        return lambda: float("nan")
+    start = now()
+
+    def since() -> float:
+        wall, busy, own = (b - a for a, b in zip(start, now(), strict=True))
+        return max(0.0, busy - own) / wall
+
+    return since
 
 
 def hardware() -> dict[str, Any]:

@@ -149,6 +149,9 @@ def fit(session: Session) -> None:
         if due or share >= 1:
             validate(session)
             progress.seconds = time.monotonic() - started
+            # A validation that took longer than the time between two of them is not made up for.
+            share_now = passed(config, progress, len(session.examples))
+            progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))
         if due or share >= 1 or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
             _save_checkpoint(session)
             progress.seconds = time.monotonic() - started
