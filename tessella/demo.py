@@ -19,7 +19,7 @@ from tessella.pipeline import Generator, load
 from tessella.tokenizers import Tokenizer
 from tessella.training import train_recipe
 
-STAGES = {"pixels": ("digits", 1.0), "vqvae": ("digits-vqvae", 0.6), "codes": ("digits-prior", 0.4)}
+STAGES = {"pixels": ("digits", 1.0), "vqvae": ("digits-vqvae", 0.7), "codes": ("digits-prior", 0.5)}
 """Run directories of the demo: the recipe, and its share of the minutes asked for."""
 
 SHOWN = 32
@@ -31,7 +31,7 @@ def demo(out: Path, minutes: float) -> dict[str, Any]:
 
     Args:
         out: directory, replaced if it is an earlier demo's.
-        minutes: training minutes of the density model; VQ-VAE and prior take 0.6 and 0.4 of that.
+        minutes: training minutes of the density model; VQ-VAE and prior take 0.7 and 0.5 of that.
 
     Raises:
         InputError: when ``out`` holds something else, or ``minutes`` is not above 0.
