@@ -36,7 +36,7 @@ def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int =
 
 
 def others() -> Callable[[], float]:
-    """Start a gauge of noise: called later, it tells how many processors other processes kept busy meanwhile (Linux)."""
+    """Start a gauge of noise; called later, it tells how many processors others kept busy meanwhile (Linux)."""
 
     def now() -> tuple[float, float, float]:
         fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

@@ -30,11 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TessellaError as error:
         print(f"tessella: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return 1
+        print(f"tessella: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tessella: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 if __name__ == "__main__":

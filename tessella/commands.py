@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +18,19 @@ from tessella import config as configs
 from tessella import data, files, options, report
 from tessella.config import DataConfig, Recipe
 from tessella.demo import demo
-from tessella.errors import ConfigError, InputError
-from tessella.evaluation import data_config, evaluate
+from tessella.errors import ArtifactError, ConfigError, InputError
+from tessella.evaluation import as_scored, data_config, evaluate
 from tessella.models import MODELS
-from tessella.pipeline import Generator, bundled, fingerprint, load, locate, read_config
-from tessella.tokenizers import TOKENIZERS
+from tessella.pipeline import Generator, bundled, fingerprint, load, locate, pick_device, read_config, write_card
+from tessella.tokenizers import TOKENIZERS, Tokenizer
 from tessella.training import train_recipe
-from tessella.training.run import RunDirectory
+from tessella.training.run import RunDirectory, environment
 
 
 def act_demo(chosen: options.Demo) -> int:
     """``tessella demo``."""
     _threads(chosen.threads)
-    demo(Path(chosen.out), chosen.minutes)
-    return 0
+    return 0 if demo(Path(chosen.out), chosen.minutes) else 130
 
 
 def act_train(chosen: options.Train) -> int:
@@ -45,8 +43,7 @@ def act_train(chosen: options.Train) -> int:
 def act_sample(chosen: options.Sample) -> int:
     """``tessella sample``."""
     generator = _generator(chosen.run, chosen.device)
-    out, drawing = Path(chosen.out), chosen.drawing
-    _check_output(chosen.out)
+    out, drawing = _check_output(chosen.out, ".png", ".npz", "/"), chosen.drawing
     images = generator.sample(chosen.n, drawing.seed, **_drawing(generator, drawing, chosen.n)).cpu().numpy()
     made = _made(generator, chosen.run, drawing) | {"n": chosen.n}
     if out.suffix == ".npz":
@@ -67,11 +64,8 @@ def act_complete(chosen: options.Complete) -> int:
         raise InputError(f"--keep is a share of the rows, 0..1, got {chosen.keep}")
     if chosen.n < 1 or chosen.variants < 1:
         raise InputError(f"--n and --variants must be at least 1, got {chosen.n} and {chosen.variants}")
-    generator, out = _generator(chosen.run, chosen.device), Path(chosen.out)
-    if out.suffix != ".png":
-        raise InputError(f"--out must be a .png file, got {out}")
-    _check_output(chosen.out)
-    images = data.load(_data(chosen.run, chosen.data, chosen.overrides), chosen.split).images[: chosen.n]
+    generator, out = _generator(chosen.run, chosen.device), _check_output(chosen.out, ".png")
+    images = _images(chosen, generator).images[: chosen.n]
     height, width = generator.tokenizer.image_size
     known = torch.zeros(height, width, dtype=torch.bool)
     known[: round(chosen.keep * height)] = True
@@ -92,20 +86,19 @@ def act_eval(chosen: options.Eval) -> int:
     """``tessella eval``."""
     _threads(chosen.threads)
     if chosen.json:
-        _check_output(chosen.json)
-    model = load(chosen.run, _device(chosen.device))
-    config = _data(chosen.run, chosen.data, chosen.overrides)
-    images = data.load(config, chosen.split)
+        _check_output(chosen.json, ".json")
+    path, model = locate(chosen.run), load(chosen.run, pick_device(chosen.device))
+    images = _images(chosen, model)
     conditional = isinstance(model, Generator) and model.prior.classes > 0
-    labels = images.labels if conditional else None
-    path = locate(chosen.run)
-    figures = evaluate(path, images.images, labels, chosen.batch, model=model)
-    figures = {**figures, "data": images.identity(), "run": str(chosen.run), "tessella": tessella.__version__}
+    figures = evaluate(path, images.images, images.labels if conditional else None, chosen.batch, model=model)
+    made = environment(pick_device(chosen.device), 1)
+    figures = {**figures, "data": images.identity(), "run": Path(chosen.run).name, "made": made}
     for name, value in figures.items():
         if not isinstance(value, Mapping):
             _say(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
     if chosen.json:
         files.write_json(chosen.json, figures)
+    _renew_card(path, f"{images.name}, {images.split}", figures)
     return 0
 
 
@@ -186,20 +179,10 @@ def _with_limits(recipe: Recipe, chosen: options.Train) -> Recipe:
 
 
 def _generator(run: str, device: str) -> Generator:
-    model = load(run, _device(device))
+    model = load(run, pick_device(device))
     if not isinstance(model, Generator):
         raise InputError(f"{run} is a tokenizer, which draws no images: train a prior on its codes first")
     return model
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no CUDA device: leave --device out or give --device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("this machine has no MPS device: leave --device out or give --device cpu")
-    return torch.device(name)
 
 
 def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str, Any]:
@@ -211,22 +194,35 @@ def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str
     return values
 
 
-def _data(run: str, source: str, overrides: tuple[str, ...]) -> DataConfig:
-    """The data a run was trained on, with what the command line changes."""
-    stored = None if source else data_config(locate(run))
-    values: dict[str, Any] = configs.to_dict(stored) if stored else _prepared_like(locate(run)) | {"source": source}
-    changed = configs.apply_overrides({"data": values}, overrides)
+def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenizer) -> data.ImageSet:
+    """The images that a command works on: the run's own data, or other data prepared alike.
+
+    Raises:
+        ConfigError, InputError: for overrides of something else than data, or levels that are not the model's.
+    """
+    path = locate(chosen.run)
+    of_pixels = isinstance(model, Generator) and not model.two_stage
+    values: dict[str, Any] = configs.to_dict(data_config(path)) if not chosen.data else _prepared_like(path)
+    if chosen.data:
+        values["source"] = chosen.data
+        if of_pixels:
+            values["levels"] = model.prior.grid.levels
+    changed = configs.apply_overrides({"data": values}, chosen.overrides)
     if set(changed) != {"data"}:
-        raise ConfigError(f"only data.* can be changed here, got {', '.join(overrides)}")
-    config: DataConfig = configs.from_dict(DataConfig, changed["data"], "data")
-    return config
+        raise ConfigError(f"only data.* can be changed here, got {', '.join(chosen.overrides)}")
+    images = data.load(as_scored(configs.from_dict(DataConfig, changed["data"], "data")), chosen.split)
+    if of_pixels and images.levels != model.prior.grid.levels:
+        raise InputError(
+            f"the model knows {model.prior.grid.levels} levels, the data has {images.levels}: set data.levels"
+        )
+    return images
 
 
 def _prepared_like(path: Path) -> dict[str, Any]:
     """How the images of a run were prepared, to prepare others alike."""
     recipe = files.read_json(path / "run.json").get("recipe", {}) if (path / "run.json").exists() else {}
-    own = recipe.get("data", {})
-    return {name: own[name] for name in ("size", "crop", "channels", "levels", "binarize") if name in own}
+    own, kept = recipe.get("data", {}), ("size", "crop", "channels", "levels", "binarize", "binarize_seed")
+    return {name: own[name] for name in kept if name in own}
 
 
 def _made(generator: Generator, run: str, drawing: options.Drawing) -> dict[str, Any]:
@@ -254,17 +250,20 @@ def _write_npz(path: Path, images: np.ndarray) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
-def _check_output(out: str) -> None:
-    """Refuse an output that cannot be written before any work is done."""
-    path = Path(out)
-    if out.endswith("/") or not path.suffix:
-        files.make_directory(path)
-    elif path.suffix in (".png", ".npz", ".json"):
-        files.make_directory(path.parent)
-    else:
-        raise InputError(f"the output must end in .png, .npz, .json or / (a directory), got {out!r}")
-    if path.is_dir() and path.suffix:
+def _check_output(out: str, *endings: str) -> Path:
+    """Refuse an output that cannot be written, before any work is done. The ending ``/`` stands for a directory.
+
+    Raises:
+        InputError: when the name has none of the endings.
+        ArtifactError: when its directory cannot be written to.
+    """
+    path, folder = Path(out), out.endswith("/")
+    if (not folder and path.suffix not in endings) or (folder and "/" not in endings):
+        raise InputError(f"the output must end in {' or '.join(endings)}, got {out!r}")
+    if not folder and path.is_dir():
         raise InputError(f"{out} is a directory")
+    files.make_directory(path if folder else path.parent)
+    return path
 
 
 def _describe_run(path: Path) -> None:
@@ -290,11 +289,28 @@ def _describe_run(path: Path) -> None:
                 _say(f"{name}: {json.dumps(facts[name])}")
 
 
+def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Add figures to the card of a run; models that ship stay as they are."""
+    shipped = path.resolve().is_relative_to(Path(tessella.__file__).resolve().parent)
+    if shipped or not (path / "run.json").exists():
+        return
+    run = RunDirectory(path)
+    facts = run.facts()
+    shown = {key: value for key, value in figures.items() if key not in ("data", "run", "made")}
+    measured = {**facts.get("figures", {}), name: shown}
+    try:
+        run.update(figures=measured)
+        write_card(path, {"validation": facts.get("progress", {}).get("figures", {}), **measured})
+    except ArtifactError as error:
+        _say(f"the figures are not on the card: {error}")
+
+
 def _threads(threads: int) -> None:
+    if threads < 0:
+        raise ConfigError(f"--threads must be at least 0, got {threads}")
     if threads:
         torch.set_num_threads(threads)
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-    sys.stdout.flush()

@@ -20,6 +20,7 @@ Any value can be overridden from the command line as ``table.key=value``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class TrainConfig:
     batch: int = 64
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1
-    """Split each batch into so many passes, to save memory."""
+    """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step each pass."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
@@ -110,13 +111,26 @@ class TrainConfig:
     """Steps between checkpoints; 0 writes one at every validation."""
     seed: int = 0
     device: str = "auto"
-    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    """``auto``, ``cpu`` or ``cuda``."""
     devices: int = 1
     """Devices (processes) to use."""
     precision: str = "auto"
     """``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere."""
     threads: int = 0
     """CPU threads; 0 keeps torch's choice."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("batch", "accumulate", "devices")
+        above_zero = ("learning_rate",)
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)):
+                continue
+            least = 1 if name in at_least_one else 0
+            if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(value):
+                wanted = "above 0" if name in above_zero else f"at least {least}"
+                raise ConfigError(f"train.{name} must be {wanted}, got {value}")
+        if not 0 <= self.average < 1 or not 0 <= self.condition_dropout <= 1:
+            raise ConfigError("train.average must lie in [0, 1) and train.condition_dropout in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,10 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     # The tables of models and tokenizers take the sizes of the class they name, which only that class can check.
     free = "sizes" in known
     built: dict[str, Any] = {}
-    sizes: dict[str, Any] = dict(values.get("sizes", {})) if free else {}
+    given = values.get("sizes", {}) if free else {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}.sizes must be a table, got {given!r}")
+    sizes: dict[str, Any] = dict(given)
     for key, value in values.items():
         place = f"{where}.{key}" if where else key
         if key == "sizes" and free:

@@ -15,7 +15,8 @@ from tessella import config as configs
 from tessella import data, files, report
 from tessella.errors import InputError
 from tessella.evaluation import evaluate
-from tessella.pipeline import Generator, load
+from tessella.grid import LN2
+from tessella.pipeline import Generator, fingerprint, load
 from tessella.tokenizers import Tokenizer
 from tessella.training import train_recipe
 
@@ -26,19 +27,22 @@ SHOWN = 32
 """Images on each picture."""
 
 
-def demo(out: Path, minutes: float) -> dict[str, Any]:
+def demo(out: Path, minutes: float) -> dict[str, Any] | None:
     """Train, measure once on the test split, draw, and leave all of it in ``out``.
 
     Args:
         out: directory, replaced if it is an earlier demo's.
         minutes: training minutes of the density model; VQ-VAE and prior take 0.7 and 0.5 of that.
 
+    Returns:
+        The figures of the three runs, None when it was interrupted.
+
     Raises:
         InputError: when ``out`` holds something else, or ``minutes`` is not above 0.
     """
     if not minutes > 0:
         raise InputError(f"--minutes must be above 0, got {minutes}")
-    if out.exists() and any(out.iterdir()) and not (out / "demo.json").exists():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "demo.json").exists():
         raise InputError(f"{out} exists and is not an earlier demo: give another --out")
     shutil.rmtree(out, ignore_errors=True)
     files.make_directory(out)
@@ -49,7 +53,8 @@ def demo(out: Path, minutes: float) -> dict[str, Any]:
         if name == "codes":
             recipe = replace(recipe, prior_of=str(out / "vqvae"))
         print(f"\n{recipe_name}: {recipe.about}", flush=True)
-        train_recipe(recipe, out / name)
+        if train_recipe(recipe, out / name).interrupted:
+            return None
     figures = {name: evaluate(out / name) for name in STAGES}
     pictures = _pictures(out)
     seconds = time.monotonic() - started
@@ -70,6 +75,7 @@ def _pictures(out: Path) -> list[Path]:
     assert isinstance(tokenizer, Tokenizer)
     rebuilt = tokenizer.decode(tokenizer.encode(test)).numpy()
     made = {"tessella": tessella.__version__, "seed": 0}
+    made |= {name: fingerprint(model) for name, model in zip(STAGES, (pixels, tokenizer, codes), strict=True)}
     sheets = {
         "reconstructions": [("test digits", test), ("rebuilt from 4x4 codes", rebuilt)],
         "samples_pixels": [("samples of the density model | nearest training digit", pixels.sample(SHOWN).numpy())],
@@ -78,7 +84,7 @@ def _pictures(out: Path) -> list[Path]:
     paths = []
     for name, panels in sheets.items():
         drawn = [
-            (title, report.beside_nearest(x, training, 8, 4) if "nearest" in title else report.sheet(x, 8, 6))
+            (title, report.beside_nearest(x, training, 8, 6) if "nearest" in title else report.sheet(x, 8, 6))
             for title, x in panels
         ]
         paths.append(out / f"{name}.png")
@@ -92,11 +98,12 @@ def _pictures(out: Path) -> list[Path]:
 
 def _table(figures: dict[str, Any]) -> str:
     pixels, vqvae, codes = figures["pixels"], figures["vqvae"], figures["codes"]
-    symbols, size = 64, codes["scored_grid"]
+    size = codes["scored_grid"]
+    symbols, cells = (round(f["nats_per_image"] / f["bits_per_dim"] / LN2) for f in (pixels, codes))
     rows = [
         ("independent pixels", pixels["baseline_bits_per_dim"], None, pixels["baseline_bits_per_dim"] * symbols),
         ("density model", pixels["bits_per_dim"], pixels["bits_per_dim_se"], pixels["bits_per_dim"] * symbols),
-        ("independent codes", codes["baseline_bits_per_dim"], None, codes["baseline_bits_per_dim"] * 16),
+        ("independent codes", codes["baseline_bits_per_dim"], None, codes["baseline_bits_per_dim"] * cells),
         ("prior on codes", codes["bits_per_dim"], codes["bits_per_dim_se"], codes["bits_per_image"]),
     ]
     lines = [f"\nTest split, {pixels['images']} digits, read once. Pixels: 8x8x1 of 17 levels; codes: {size}.\n"]

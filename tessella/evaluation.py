@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +59,22 @@ def evaluate(
     Raises:
         InputError, DataError, ArtifactError: for images, data or a run that do not fit.
     """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch must be a positive integer, got {batch!r}")
     path = locate(run) if isinstance(run, (str, Path)) else None
     if model is None:
         model = load(path) if path is not None else run
     if isinstance(model, DensityModel):
         model = pixel_generator(model)
     if images is None:
-        images, labels, identity = _own_data(path, split, model)
+        images, labels, identity = _own_data(path, split)
     else:
         identity = {"count": len(images), "sha256": _hash(images)}
     figures: dict[str, Any] = {"images": len(images)}
     if isinstance(model, Generator):
         figures |= bits(model, images, labels, batch, path)
     tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    if not tokenizer.lossless and tokenizer.name != "identity":
+    if not tokenizer.of_pixels:
         figures |= reconstruction(tokenizer, images, batch, path)
     return figures | {"data": identity}
 
@@ -105,11 +108,10 @@ def bits(
 
 def _baseline(run: Path | None) -> DensityModel | None:
     """The independent pixels or codes kept with a run, if it keeps them."""
-    for path in [] if run is None else [run / "baseline" / "prior", run / "baseline"]:
-        if (path / "config.json").exists():
-            baseline = load_model(path)
-            assert isinstance(baseline, DensityModel)
-            return baseline
+    if run is not None and (run / "baseline" / "config.json").exists():
+        baseline = load_model(run / "baseline")
+        assert isinstance(baseline, DensityModel)
+        return baseline
     return None
 
 
@@ -121,7 +123,7 @@ def score(generator: Generator, images: Any, cond: torch.Tensor | None = None, b
     parts = []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        parts.append(-generator.log_prob(images[part], None if cond is None else cond[part]).double().cpu())
+        parts.append(-generator.log_prob(images[part], None if cond is None else cond[part]).cpu().double())
     return torch.cat(parts)
 
 
@@ -147,8 +149,9 @@ def reconstruction(tokenizer: Tokenizer, images: Any, batch: int = BATCH, run: P
     }
     if run is not None and (run / "baseline" / "mean.safetensors").exists():
         mean = files.read_tensors(run / "baseline" / "mean.safetensors")["mean"]
-        flat = mean.round().to(torch.uint8).expand(images.shape)
-        figures["mean_image_psnr_db"] = float(psnr(mean_squared_error(images, flat)).mean())
+        if mean.shape == images.shape[1:]:
+            flat = mean.round().to(torch.uint8).expand(images.shape)
+            figures["mean_image_psnr_db"] = float(psnr(mean_squared_error(images, flat)).mean())
     return figures
 
 
@@ -199,12 +202,16 @@ def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (luminance * structure).view(n, -1).mean(1)
 
 
-def _own_data(path: Path | None, split: str, model: Any) -> tuple[np.ndarray, np.ndarray | None, Mapping[str, Any]]:
+def _own_data(path: Path | None, split: str) -> tuple[np.ndarray, np.ndarray | None, Mapping[str, Any]]:
     if path is None:
         raise InputError("give the images to evaluate on: evaluate(model, images)")
-    config = data_config(path)
-    loaded = data.load(config, split)
+    loaded = data.load(as_scored(data_config(path)), split)
     return loaded.images, loaded.labels, loaded.identity()
+
+
+def as_scored(config: DataConfig) -> DataConfig:
+    """The data as it is scored: what training draws anew each epoch is drawn once."""
+    return replace(config, binarize="fixed") if config.binarize == "dynamic" else config
 
 
 def data_config(path: Path) -> DataConfig:

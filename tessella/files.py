@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write plain values as indented JSON, atomically. See :func:`write_bytes`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -97,10 +98,12 @@ def directory(path: Path | str) -> Iterator[Path]:
         for file in partial.rglob("*"):
             if file.is_file():
                 _flush(file)
+        old = path.with_name(f".{path.name}.old")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         partial.rename(path)
         _flush(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -122,6 +125,15 @@ def make_directory(path: Path | str) -> Path:
     except OSError as error:
         raise ArtifactError(f"cannot write to {path}: {error.strerror or error}") from error
     return path
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with None in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)

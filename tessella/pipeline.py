@@ -53,7 +53,7 @@ class Generator:
     @property
     def two_stage(self) -> bool:
         """Whether the symbols are codes of a learned tokenizer rather than pixels."""
-        return self.tokenizer.name != "identity"
+        return not self.tokenizer.of_pixels
 
     @property
     def image_grid(self) -> Grid:
@@ -164,6 +164,17 @@ def save_model(
     _save_part(model, files.make_directory(directory), kind, figures)
 
 
+def write_card(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write the card of a saved model anew, with these figures.
+
+    Raises:
+        ArtifactError: when it cannot be read or written.
+    """
+    config = read_config(path)
+    parts = {name: read_config(path / name)["model"] for name in config.get("parts", [])}
+    files.write_text(path / "README.md", card(config["kind"], parts or config["model"], figures))
+
+
 def bundled() -> list[str]:
     """Names of the small trained models that ship with the package."""
     folder = resources.files("tessella") / "bundle"
@@ -255,6 +266,19 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, or ``auto``, which is CUDA where there is one.
+
+    Raises:
+        ConfigError: for another name, or a device that is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("this machine has no CUDA device: leave --device out or give --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def fingerprint(model: Generator | nn.Module) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all weights: says which model made a file."""
     parts = [model.tokenizer, model.prior] if isinstance(model, Generator) else [model]
@@ -279,12 +303,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
         for name in sorted(own.keys() & weights.keys())
         if own[name].shape != weights[name].shape
     ]
+    kinds = [
+        f"{name} is {weights[name].dtype} instead of {own[name].dtype}"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].dtype != weights[name].dtype
+    ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (
             ("missing tensors", missing),
             ("unknown tensors", extra),
             ("tensors of a wrong shape", shapes),
+            ("tensors of a wrong type", kinds),
         )
         if names
     ]

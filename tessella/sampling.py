@@ -9,6 +9,7 @@ whatever the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ class Rule:
             raise InputError(f"temperature must be above 0, got {self.temperature} (top_k=1 takes the likeliest level)")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise InputError(f"top_k must be an integer of at least 0, got {self.top_k!r}")
+        if not math.isfinite(self.guidance):
+            raise InputError(f"guidance must be a finite number, got {self.guidance}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
 
@@ -192,8 +195,13 @@ def stream(
     _check(model, n)
     rules = Rule(**rule)
     source: Source = Draw(Noise(model.grid, n, seed, model.device), rules)
+    if (known is None) != (x is None):
+        raise InputError("completion needs both: x, the symbols, and known, where to keep them")
     if known is not None:
-        source = Complete(*_known(model, x, known), source)
+        given, where = _known(model, x, known)
+        if len(given) != n:
+            raise InputError(f"x holds {len(given)} images, n is {n}")
+        source = Complete(given, where, source)
     yield from walk(Steps(model, n, cond, method, rules.guidance), source, every)
 
 
@@ -253,6 +261,7 @@ def complete(
     """
     x, known = _known(model, x, known)
     x, known = x.view(-1, *model.grid.shape), known.view(-1, *model.grid.shape)
+    _check(model, len(x))
     labels = model.labels(cond, len(x)) if cond is not None else None
     parts = [
         _last(
@@ -309,8 +318,8 @@ def _check(model: Any, n: int) -> None:
 
 def _known(model: DensityModel, x: Any, known: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Symbols and mask as ``[n, symbols]``; symbols that are not known become 0."""
-    known = torch.as_tensor(known)
-    x = torch.as_tensor(x)
+    known = torch.as_tensor(known).to(model.device)
+    x = torch.as_tensor(x).to(model.device)
     if known.dtype != torch.bool:
         raise InputError(f"known must be boolean, got {known.dtype}: write known.bool()")
     if known.dim() == 2 and tuple(known.shape) == (model.grid.height, model.grid.width) and x.dim() == 4:
@@ -321,7 +330,7 @@ def _known(model: DensityModel, x: Any, known: Any) -> tuple[torch.Tensor, torch
             f"got {list(known.shape)}"
         )
     x = model.grid.check(x.masked_fill(~known, 0) if not x.is_floating_point() else x)
-    return x.flatten(1).to(model.device), known.flatten(1).to(model.device)
+    return x.flatten(1), known.flatten(1)
 
 
 def _parts(n: int, batch: int) -> list[range]:

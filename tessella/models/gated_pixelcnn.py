@@ -70,12 +70,30 @@ class GatedLayer(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping, ``[inputs, outputs]`` each; shared by all states of a model."""
+    """Weights laid out for stepping, ``[inputs, outputs]`` each, lists by layer; shared by all states of a model."""
 
     table: torch.Tensor
-    layers: list[dict[str, torch.Tensor]]
+    widen: list[torch.Tensor]
+    up: list[torch.Tensor]
+    link: list[torch.Tensor]
+    left: list[torch.Tensor]
+    residual: list[torch.Tensor]
     skip: torch.Tensor
     skip_bias: torch.Tensor
+
+
+@dataclass
+class Slots:
+    """Where the work on a pixel reads and writes: views of a state's tensors, one a layer, and room for sums."""
+
+    windows: list[torch.Tensor]
+    """What a layer sees, ``[batch, taps * hidden]``."""
+    newest: list[torch.Tensor]
+    """Where a layer's output goes, the newest place of the next layer's window: ``[batch, hidden]``."""
+    gated: list[torch.Tensor]
+    """Where a layer's gate goes: ``[batch, hidden]``."""
+    sums: torch.Tensor
+    """Room for what enters a gate: ``[batch, 2 * hidden]``."""
 
 
 @dataclass
@@ -83,16 +101,18 @@ class GatedState(State):
     """Caches of the walk. ``taps`` is how many places a layer sees; the newest is the last."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    batch_dims: ClassVar[dict[str, int]] = {"windows": 1, "biases": 1}
+    derived: ClassVar[frozenset[str]] = frozenset({"slots"})
+    batch_dims: ClassVar[dict[str, int]] = {"windows": 1, "biases": 1, "links": 1}
 
     weights: Weights
     biases: torch.Tensor
-    """What position and class add to the gates: ``[2 * layers, batch, 1, 2 * hidden]`` of the class alone."""
+    """What bias and class add to the gates of the stacks, vertical and horizontal in turn: ``[2 * layers, batch, 1, 2 *
+    hidden]``."""
     above: list[torch.Tensor]
     """For each layer the rows of the vertical stack still seen, after the 1 x k convolution: ``[batch, taps, width,
     hidden]``."""
-    links: list[torch.Tensor]
-    """For each layer what the vertical stack, bias and class add to the gates of this row: ``[batch, width, 2 *
+    links: torch.Tensor
+    """What vertical stack, position, bias and class add to the gates of this row: ``[layers, batch, width, 2 *
     hidden]``."""
     row: torch.Tensor
     """Embedded pixels of this row: ``[batch, width, hidden]``."""
@@ -104,6 +124,20 @@ class GatedState(State):
     """Gate outputs of all layers at this pixel: ``[batch, layers * hidden]``."""
     pixel: Any = None
     """The output stage's state within the pixel."""
+    slots: Slots | None = None
+    """Made when they are first needed."""
+
+    def places(self) -> Slots:
+        """The state's slots."""
+        if self.slots is None:
+            batch, _, hidden = self.first.shape
+            self.slots = Slots(
+                windows=[self.first.view(batch, -1), *(window.view(batch, -1) for window in self.windows)],
+                newest=[window[:, -1] for window in self.windows],
+                gated=list(self.gated.split(hidden, dim=1)),
+                sums=self.gated.new_empty(batch, 2 * hidden),
+            )
+        return self.slots
 
 
 class GatedPixelCNN(DensityModel):
@@ -185,7 +219,7 @@ class GatedPixelCNN(DensityModel):
             weights=self._weights(layers),
             biases=biases,
             above=[make(batch, layer.up.taps, width, hidden) for layer in layers],
-            links=[make(batch, width, 2 * hidden) for _ in layers],
+            links=make(len(layers), batch, width, 2 * hidden),
             row=make(batch, width, hidden),
             first=make(batch, layers[0].left.taps, hidden),
             windows=make(len(layers) - 1, batch, self.kernel // 2 + 1, hidden),
@@ -193,19 +227,16 @@ class GatedPixelCNN(DensityModel):
         )
 
     def _weights(self, layers: list[GatedLayer]) -> Weights:
-        packed = [
-            {
-                "widen": layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous(),
-                "up": layer.up.packed(),
-                "left": layer.left.packed(),
-                "link": _square(layer.link),
-                "residual": layer.skip.weight if layer.residual is None else _square(layer.residual),
-            }
-            for layer in layers
-        ]
-        skip = torch.cat([_square(layer.skip) for layer in layers])
-        bias = torch.stack([_bias(layer.skip) for layer in layers]).sum(0)
-        return Weights(self.embedding.table(), packed, skip, bias)
+        return Weights(
+            table=self.embedding.table(),
+            widen=[layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous() for layer in layers],
+            up=[layer.up.packed() for layer in layers],
+            link=[_square(layer.link) for layer in layers],
+            left=[layer.left.packed() for layer in layers],
+            residual=[_square(layer.residual) for layer in layers if layer.residual is not None],
+            skip=torch.cat([_square(layer.skip) for layer in layers]),
+            skip_bias=torch.stack([_bias(layer.skip) for layer in layers]).sum(0),
+        )
 
     @torch.no_grad()
     def step(self, previous: torch.Tensor, index: int, state: GatedState) -> tuple[torch.Tensor, GatedState]:
@@ -224,45 +255,43 @@ class GatedPixelCNN(DensityModel):
     def _row(self, row: int, state: GatedState) -> None:
         """Once a row: the vertical stack of all layers, and what it adds to the horizontal gates."""
         positions = (self.row_bias[row] + self.column_bias).chunk(2, dim=-1)
-        below = state.row
-        for i, (layer, weights) in enumerate(zip(self.layers, state.weights.layers, strict=True)):
+        below, weights = state.row, state.weights
+        for i, layer in enumerate(self.layers):
             assert isinstance(layer, GatedLayer)
             reach = layer.widen.kernel_size[1] // 2
             wide = F.pad(below, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1).transpose(2, 3).flatten(2)
             above = state.above[i]
             above[:, :-1] = above[:, 1:].clone()
             if i or row:  # the first layer sees the row before this one, and there is none before the first
-                above[:, -1] = torch.addmm(_bias(layer.widen), wide.flatten(0, 1), weights["widen"]).view_as(below)
-            sums = above.transpose(1, 2).flatten(2) @ weights["up"] + state.biases[2 * i]
+                above[:, -1] = torch.addmm(_bias(layer.widen), wide.flatten(0, 1), weights.widen[i]).view_as(below)
+            sums = above.transpose(1, 2).flatten(2) @ weights.up[i] + state.biases[2 * i]
             if i == 0:
                 sums += positions[0]
             below = gate(sums, dim=-1) if i == 0 else below + gate(sums, dim=-1)
-            state.links[i] = below @ weights["link"] + state.biases[2 * i + 1]
-            if i == 0:
-                state.links[0] += positions[1]
-        state.row = torch.zeros_like(state.row)
-        state.first.zero_()
-        state.windows.zero_()
+            torch.add(below @ weights.link[i], state.biases[2 * i + 1], out=state.links[i])
+        state.links[0] += positions[1]
+        for spent in (state.row, state.first, state.windows):
+            spent.zero_()
 
     def _pixel(self, column: int, state: GatedState) -> torch.Tensor:
         """Once a pixel: the horizontal stack. Returns the features ``[batch, hidden]``."""
-        hidden, window = self.hidden, state.first
+        weights, slots = state.weights, state.places()
         if column:
-            window[:, :-1] = window[:, 1:].clone()
-            window[:, -1] = state.row[:, column - 1]
+            state.first[:, :-1] = state.first[:, 1:].clone()
+            state.first[:, -1] = state.row[:, column - 1]
             state.windows[:, :, :-1] = state.windows[:, :, 1:].clone()
-        for i, weights in enumerate(state.weights.layers):
-            sums = torch.addmm(state.links[i][:, column], window.flatten(1), weights["left"])
-            slot = state.gated[:, i * hidden : (i + 1) * hidden]
-            torch.mul(sums[:, :hidden].tanh_(), sums[:, hidden:].sigmoid_(), out=slot)
-            if i + 1 < len(self.layers):
-                after = state.windows[i]
-                if i == 0:
-                    torch.mm(slot, weights["residual"], out=after[:, -1])
-                else:
-                    torch.addmm(window[:, -1], slot, weights["residual"], out=after[:, -1])
-                window = after
-        return F.silu(torch.addmm(state.weights.skip_bias, state.gated, state.weights.skip))
+        signal, strength = slots.sums.chunk(2, dim=1)
+        links = state.links[:, :, column].unbind()
+        for i, (link, window, left, gated) in enumerate(
+            zip(links, slots.windows, weights.left, slots.gated, strict=True)
+        ):
+            torch.addmm(link, window, left, out=slots.sums)
+            torch.mul(signal.tanh_(), strength.sigmoid_(), out=gated)
+            if i == 0 and weights.residual:
+                torch.mm(gated, weights.residual[0], out=slots.newest[0])
+            elif i < len(weights.residual):
+                torch.addmm(slots.newest[i - 1], gated, weights.residual[i], out=slots.newest[i])
+        return F.silu(torch.addmm(weights.skip_bias, state.gated, weights.skip))
 
     def sizes(self) -> dict[str, Any]:
         return {

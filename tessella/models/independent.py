@@ -6,6 +6,7 @@ form.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,25 +64,25 @@ class Independent(DensityModel):
         return step, state
 
     @torch.no_grad()
-    def fit(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Independent:
-        """Set the probabilities to the histograms of ``x``, one count added to each level (Laplace's rule of
-        succession).
+    def fit(self, x: torch.Tensor | Iterable[torch.Tensor]) -> Independent:
+        """Set the probabilities to the histograms of ``x``, one count added to each level (Laplace's rule).
 
         Args:
-            x: checked symbols ``int64 [n, height, width, channels]``.
-            labels: their classes, for a model with classes; the null class gets the histogram over all.
+            x: checked symbols ``int64 [n, height, width, channels]``, or several such parts.
 
         Raises:
-            ConfigError: when the head is not categorical.
+            ConfigError: when the head is not categorical, or the model has classes.
         """
-        if not isinstance(self.head, CategoricalHead):
-            raise ConfigError("histograms fit the categorical head only")
-        for label in range(self.classes + 1):
-            part = x if labels is None or label == self.classes else x[labels == label]
-            counts = torch.ones(self.grid.symbols, self.grid.levels, dtype=torch.float64)
-            flat = part.flatten(1).T
-            counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float64))
-            self.table[label] = (counts / counts.sum(1, keepdim=True)).log().view(self.table.shape[1:]).to(self.table)
+        if not isinstance(self.head, CategoricalHead) or self.classes:
+            raise ConfigError("histograms fit the categorical head without classes only")
+        grid = self.grid
+        counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
+        first = torch.arange(grid.symbols) * grid.levels
+        for part in [x] if isinstance(x, torch.Tensor) else x:
+            counts += torch.bincount((part.flatten(1).cpu() + first).flatten(), minlength=len(counts))
+        probabilities = counts.view(grid.symbols, grid.levels)
+        probabilities /= probabilities.sum(1, keepdim=True)
+        self.table[0] = probabilities.log().view(self.table.shape[1:]).to(self.table)
         return self
 
     def sizes(self) -> dict[str, Any]:

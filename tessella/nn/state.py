@@ -18,12 +18,14 @@ class State:
 
     Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of them. The images of the batch
     lie along dimension 0, or along the dimension that ``batch_dims`` names for a field. Fields named in ``shared``
-    (weights laid out for stepping) do not depend on the batch and are never copied. A step may update tensors in
-    place: the state passed in is spent.
+    (weights laid out for stepping) do not depend on the batch and are never copied; fields named in ``derived`` are
+    made of the others when they are needed, and are None in a copy. A step may update tensors in place: the state
+    passed in is spent.
     """
 
     batch_dims: ClassVar[dict[str, int]] = {}
     shared: ClassVar[frozenset[str]] = frozenset()
+    derived: ClassVar[frozenset[str]] = frozenset()
 
     def clone(self: S) -> S:
         """A copy that steps taken on this state do not touch."""
@@ -36,7 +38,9 @@ class State:
     def _map(self: S, change: Callable[[torch.Tensor, int], torch.Tensor]) -> S:
         changed = copy.copy(self)
         for f in dataclasses.fields(self):
-            if f.name not in self.shared:
+            if f.name in self.derived:
+                setattr(changed, f.name, None)
+            elif f.name not in self.shared:
                 setattr(changed, f.name, _map(getattr(self, f.name), change, self.batch_dims.get(f.name, 0)))
         return changed
 

@@ -72,6 +72,9 @@ class Tokenizer(nn.Module, ABC):
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
         self.channels = channels
 
+    of_pixels: ClassVar[bool] = False
+    """Whether the symbols are the pixels themselves, at some number of levels."""
+
     @property
     @abstractmethod
     def lossless(self) -> bool:

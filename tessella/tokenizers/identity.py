@@ -33,6 +33,7 @@ class IdentityTokenizer(Tokenizer):
     """
 
     name = "identity"
+    of_pixels = True
 
     def __init__(self, image_size: tuple[int, int] = (32, 32), channels: int = 3, levels: int = 256) -> None:
         super().__init__(image_size, channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def train(
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
     examples = _examples(model, images, labels, tokenizer, config)
     held_out = _examples(model, valid, valid_labels, tokenizer, config)
-    facts = {"recipe": {"train": configs.to_dict(config)}, "data": {"train": len(examples), "valid": len(held_out)}}
+    identities = {"train": _identity(examples), "valid": _identity(held_out)}
+    facts = {"recipe": {"train": configs.to_dict(config)}, "data": identities}
     return _run(model, tokenizer, examples, held_out, config, Path(out), facts, resume, say)
 
 
@@ -104,7 +106,11 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
-    model, tokenizer = _build(recipe, images)
+    if recipe.prior_of and recipe.data.binarize == "dynamic":
+        raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
+    # A resumed prior goes on with the tokenizer that its run holds.
+    own = Path(out) / "tokenizer"
+    model, tokenizer = _build(recipe, images, str(own) if resume and own.is_dir() else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
     labels = (images.labels, held_out.labels) if conditional else (None, None)
@@ -115,18 +121,20 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     return _run(model, tokenizer, examples, valid, recipe.train, Path(out), facts, resume, say)
 
 
-def _build(recipe: Recipe, images: data.ImageSet) -> tuple[DensityModel | Tokenizer, Tokenizer | None]:
+def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[DensityModel | Tokenizer, Tokenizer | None]:
     """The model of a recipe for these images, and the tokenizer of a prior."""
     height, width, channels = images.images.shape[1:]
     if recipe.tokenizer:
         named = recipe.tokenizer
+        if {"image_size", "channels"} & set(named.sizes):
+            raise ConfigError("the tokenizer's image_size and channels follow from data.size and data.channels")
         sizes = {"image_size": (height, width), "channels": channels} | dict(named.sizes)
         return create_tokenizer(named.name, seed=named.seed, **sizes), None
     assert recipe.model is not None
     tokenizer = None
     grid = Grid(height, width, channels, images.levels)
-    if recipe.prior_of:
-        loaded = load(recipe.prior_of)
+    if prior_of:
+        loaded = load(prior_of)
         if not isinstance(loaded, Tokenizer):
             raise ConfigError(f"prior_of must name the run of a tokenizer; {recipe.prior_of} is a density model")
         tokenizer = loaded
@@ -140,6 +148,11 @@ def _build(recipe: Recipe, images: data.ImageSet) -> tuple[DensityModel | Tokeni
     if recipe.model.conditional and not classes:
         raise ConfigError(f"model.conditional needs labels, and {recipe.data.source} has none")
     named_model = recipe.model
+    reserved = {"grid", "classes"} & set(named_model.sizes)
+    if reserved:
+        raise ConfigError(
+            f"model.{min(reserved)} follows from the data: leave it out (model.conditional = true uses labels)"
+        )
     model = create(
         named_model.name, grid, named_model.head, classes=classes, seed=named_model.seed, **named_model.sizes
     )
@@ -171,9 +184,11 @@ def _examples(
 
 
 def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[torch.Tensor]:
-    x = torch.as_tensor(images)
     if isinstance(model, Tokenizer):
-        return [check_images(x, model.channels)]
+        return [check_images(images, model.channels)]
+    if str(getattr(images, "dtype", "")).removeprefix("torch.").startswith("float"):
+        check_images(images)  # says how to convert them
+    x = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)
     if x.dtype != torch.uint8:  # symbols, already encoded
         return [_compact(model.grid.check(x), model.grid.levels)]
     if tokenizer is None:
@@ -184,6 +199,12 @@ def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) 
     Generator(tokenizer, model)  # refuses a prior that does not fit
     mirrored = [x.flip(2)] if flip else []
     return [_compact(tokenizer.encode(variant), model.grid.levels) for variant in [x, *mirrored]]
+
+
+def _identity(examples: Examples) -> dict[str, Any]:
+    """Which arrays these are."""
+    x = examples.variants[0].contiguous()
+    return {"count": len(x), "shape": list(x.shape[1:]), "sha256": hashlib.sha256(x.numpy().tobytes()).hexdigest()}
 
 
 def _compact(symbols: torch.Tensor, levels: int) -> torch.Tensor:
@@ -232,15 +253,16 @@ def _run(
         session = loop.setup(fabric, task, examples, valid, config, run)
         if resume:
             _resume(session, facts, say)
-        else:
+        described = _describe(session)
+        if not resume:
             run.start({**facts, "task": task.describe(), "environment": environment(fabric.device, fabric.world_size)})
             if fabric.is_global_zero:
                 task.save_baseline(examples, out)
         if fabric.is_global_zero:
-            say(_describe(session))
+            say(described)
         progress = loop.main(session)
     _take_best(model, out)
-    stopped = session.stop.is_set()
+    stopped = loop.passed(config, progress, len(examples)) < 1
     if fabric.is_global_zero:
         ending = f"interrupted: tessella train --resume {out} goes on" if stopped else f"saved to {out}"
         say(f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f} at step "
@@ -267,7 +289,8 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     for problem in problems:
         say(f"skipped a checkpoint: {problem}")
     checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
-    session.progress = Progress(**state["progress"])
+    best = state["progress"]["best"]
+    session.progress = Progress(**(state["progress"] | {"best": math.inf if best is None else best}))
     run.cut_log(session.progress.step)
     now = environment(session.fabric.device, session.fabric.world_size)
     for name in ("threads", "world_size", "device", "torch"):
@@ -276,7 +299,8 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
                 f"note: {name} was {before['environment'][name]} and is {now[name]}: "
                 "the run will not repeat bit for bit"
             )
-    run.update(status="running")
+    sittings = [*before.get("sittings", []), {"step": session.progress.step, "environment": now}]
+    run.update(status="running", recipe=facts["recipe"], sittings=sittings)
 
 
 def _describe(session: loop.Session) -> str:

@@ -25,6 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import TrainConfig
 from tessella.errors import ConfigError, TrainingError
+from tessella.pipeline import pick_device
 from tessella.training import checkpoint
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order, mix
@@ -69,18 +70,16 @@ def create_fabric(config: TrainConfig) -> Fabric:
     Raises:
         ConfigError: for a device or a precision that is not there.
     """
-    accelerators = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
-    if config.device not in accelerators:
-        raise ConfigError(f"device must be one of {', '.join(accelerators)}, got {config.device!r}")
-    if config.device in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise ConfigError("this machine has no CUDA device: leave --device out or give --device cpu")
+    device = pick_device(config.device).type
+    if device == "cuda" and config.devices > torch.cuda.device_count():
+        raise ConfigError(f"devices={config.devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
     precisions = {"32": "32-true", "bf16": "bf16-mixed"}
     if config.precision not in ("auto", *precisions):
         raise ConfigError(f"precision must be auto, 32 or bf16, got {config.precision!r}")
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    half = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    fast = device == "cuda" and torch.cuda.is_bf16_supported()
+    half = config.precision == "bf16" or (config.precision == "auto" and fast)
     return Fabric(
-        accelerator=accelerators[config.device],
+        accelerator=device,
         devices=config.devices,
         strategy="ddp" if config.devices > 1 else "auto",
         precision="bf16-mixed" if half else "32-true",
@@ -123,7 +122,8 @@ def main(session: Session) -> Progress:
     if fit_error:
         session.run.update(status="failed", progress=dataclasses.asdict(session.progress))
         raise fit_error
-    status = "interrupted" if session.stop.is_set() else "finished"
+    share = passed(session.config, session.progress, len(session.examples))
+    status = "finished" if share >= 1 else "interrupted"
     session.run.update(status=status, progress=dataclasses.asdict(session.progress))
     return session.progress
 
@@ -135,7 +135,7 @@ def fit(session: Session) -> None:
     started = time.monotonic() - progress.seconds
     bar = _bar(session)
     share = passed(config, progress, len(session.examples))
-    while share < 1 and not session.stop.is_set():
+    while share < 1 and not _stopped(session):
         rate = config.learning_rate * schedule(share, progress.step, config.warmup)
         figures = _step(session, order, rate)
         progress.step += 1
@@ -144,10 +144,13 @@ def fit(session: Session) -> None:
         if progress.step % LOG_EVERY == 1 or LOG_EVERY == 1:
             run.log({"step": progress.step, "seconds": round(progress.seconds, 3), "learning_rate": rate, **figures})
             bar.set_postfix_str(f"{figures['loss']:.4f} {session.task.unit}, best valid {progress.best:.4f}")
+        # All processes go by the clock of the first, or they would part ways.
+        progress.seconds = session.fabric.broadcast(progress.seconds)
         share = passed(config, progress, len(session.examples))
         due = _due(config, progress, share)
         if due or share >= 1:
             validate(session)
+            progress.validations += 1
             progress.seconds = time.monotonic() - started
             # A validation that took longer than the time between two of them is not made up for.
             share_now = passed(config, progress, len(session.examples))
@@ -156,26 +159,27 @@ def fit(session: Session) -> None:
             _save_checkpoint(session)
             progress.seconds = time.monotonic() - started
         bar.update(round(share * 1000) - bar.n)
-    if session.stop.is_set() and share < 1:
-        if progress.validations == 0:
-            validate(session)
+    if share < 1:
+        if not progress.validations:
+            validate(session)  # so that there is a model to load; it counts as none, and a resumed run makes its own
         _save_checkpoint(session)
     bar.close()
 
 
 def validate(session: Session) -> None:
     """Measure the averaged weights on held-out examples; keep them if they are the best so far."""
-    progress, task = session.progress, session.task
+    progress, task, figures = session.progress, session.task, {}
     if session.fabric.is_global_zero:
         figures = task.validate(session.average.module, session.valid, session.config.batch)
-        session.run.log({"step": progress.step, **{f"valid/{name}": value for name, value in figures.items()}})
-        if not math.isfinite(figures[task.metric]):
-            raise TrainingError(f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}")
-        if figures[task.metric] < progress.best:
-            progress.best, progress.best_step, progress.figures = figures[task.metric], progress.step, figures
-            facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
+    figures = session.fabric.broadcast(figures)
+    session.run.log({"step": progress.step, **{f"valid/{name}": value for name, value in figures.items()}})
+    if not math.isfinite(figures[task.metric]):
+        raise TrainingError(f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}")
+    if figures[task.metric] < progress.best:
+        progress.best, progress.best_step, progress.figures = figures[task.metric], progress.step, figures
+        facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
+        if session.fabric.is_global_zero:
             task.save(session.average.module, session.run.path, {"validation": figures, **facts})
-    progress.validations += 1
     session.fabric.barrier()
 
 
@@ -243,7 +247,9 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
     # Each process draws its own augmentation and dropout, and sees its own part of the batch.
     seed = mix(config.seed, step, rank)
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(mix(seed, 1))
+    # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
+    buffers = [buffer.clone() for buffer in session.task.module.buffers()]
     totals: dict[str, float] = {}
     for count, part in enumerate(order.at(step).chunk(world)[rank].chunk(config.accumulate), start=1):
         x, labels = session.examples.batch(part, generator, fabric.device)
@@ -253,8 +259,11 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
     norm = _clip(session)
-    if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+    if not math.isfinite(norm):  # the gradient is shared by all processes, the loss is each one's own
         session.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, before in zip(session.task.module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
         _save_checkpoint(session)
         raise TrainingError(
             f"the loss became {totals['loss']} (gradient norm {norm}) at step {step + 1}; "
@@ -282,6 +291,14 @@ def _save_checkpoint(session: Session) -> None:
         task, average, out = session.task.module, session.average.module, session.run.path
         checkpoint.save(out, session.progress.step, task, average, session.optimizer, state)
     session.fabric.barrier()
+
+
+def _stopped(session: Session) -> bool:
+    """Whether any process was told to stop."""
+    if session.fabric.world_size == 1:
+        return session.stop.is_set()
+    flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
+    return bool(session.fabric.all_reduce(flag, reduce_op="sum") > 0)
 
 
 def _due(config: TrainConfig, progress: Progress, share: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ class RunDirectory:
         """
         if not self.writes:
             return
+        kept = any((self.path / name).exists() for name in ("config.json", "checkpoints"))
+        if (self.path / "run.json").exists() and not kept:
+            shutil.rmtree(self.path)  # a run that was stopped before it had anything to keep
         if (self.path / "run.json").exists():
             raise TrainingError(f"{self.path} holds a run already: resume it with --resume, or give another --out")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):

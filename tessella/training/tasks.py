@@ -14,7 +14,7 @@ from tessella import files
 from tessella.evaluation import mean_squared_error, psnr
 from tessella.models import DensityModel, create
 from tessella.models.independent import Independent
-from tessella.pipeline import Generator, save_model
+from tessella.pipeline import Generator, fingerprint, save_model
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.quantizers import CodeUsage
 from tessella.training.examples import Examples
@@ -88,7 +88,7 @@ class DensityTask(Task):
             for start in range(0, len(x), batch):
                 part = slice(start, start + batch)
                 cond = None if labels is None else labels[part]
-                nats.append(-module.log_prob(self._symbols(x[part].to(module.device)), cond).double().cpu())
+                nats.append(-module.log_prob(self._symbols(x[part].to(module.device)), cond).cpu().double())
         return {"bits_per_dim": float(module.grid.bits_per_dim(torch.cat(nats).mean()))}
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
@@ -100,12 +100,26 @@ class DensityTask(Task):
         assert isinstance(model, DensityModel)
         baseline = create("independent", model.grid)
         assert isinstance(baseline, Independent)
-        baseline.fit(self._symbols(examples.variants[0]).long().cpu())
-        self._save(baseline, out / "baseline")
+        generator = torch.Generator().manual_seed(0)
+        cpu = torch.device("cpu")
+        parts = torch.arange(len(examples)).split(1024)
+        # Images that are binarized anew each time are drawn once here.
+        baseline.fit(
+            self._symbols(examples.batch(part, generator, cpu)[0])
+            if examples.binarize
+            else self._symbols(examples.variants[0][part])
+            for part in parts
+        )
+        save_model(baseline, out / "baseline")
 
     def describe(self) -> dict[str, Any]:
         assert isinstance(self.module, DensityModel)
-        return {"kind": "density-model", "model": self.module.config()}
+        learned = isinstance(self.tokenizer, Tokenizer) and not self.tokenizer.of_pixels
+        return {
+            "kind": "density-model",
+            "model": self.module.config(),
+            "tokenizer": fingerprint(self.tokenizer) if learned else None,
+        }
 
     def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
         if isinstance(self.tokenizer, Tokenizer):
@@ -118,7 +132,7 @@ class DensityTask(Task):
             return x.long()
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, Tokenizer)
-        return tokenizer.encode(x)
+        return tokenizer.encode(x).to(x.device)
 
 
 class TokenizerTask(Task):

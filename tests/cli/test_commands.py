@@ -126,6 +126,7 @@ def test_eval_prints_and_writes_the_same_figures(
     assert keys <= set(figures)
     assert all(key in out for key in keys)
     assert figures["images"] == 297
+    assert "digits, test" in (runs / name / "README.md").read_text()
     assert figures["data"]["split"] == "test"
     assert len(figures["data"]["sha256"]) == 64
 

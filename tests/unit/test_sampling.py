@@ -24,7 +24,7 @@ def test_noise_is_philox_addressed_by_seed_symbol_and_level() -> None:
     grid = ts.Grid(3, 5, 2, 6)
     noise = Noise(grid, n=3, seed=40)
     words = np.random.Philox(key=42, counter=0).random_raw(grid.symbols * 8).reshape(grid.symbols, 8)[:, :6]
-    expected = -np.log(-np.log(((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53))
+    expected = -np.log(-np.log(((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52))
     for index in (0, 29, 7, 8, 28):  # any order
         np.testing.assert_allclose(noise.at(index)[2].numpy(), expected[index], rtol=1e-14)
 

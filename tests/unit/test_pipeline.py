@@ -1,0 +1,124 @@
+"""Generators: two parts that fit, saved and loaded, sampled and completed as images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tessella as ts
+from tessella.card import card
+from tessella.errors import ArtifactError, ConfigError, InputError
+from tessella.pipeline import bundled, fingerprint, pixel_generator, save_model
+
+
+def tokenizer(seed: int = 0, image_size: tuple[int, int] = (6, 10)) -> ts.Tokenizer:
+    return ts.create_tokenizer(
+        "vqvae", seed=seed, image_size=image_size, channels=3, codebook_size=8, hidden=4, code_dim=2, downsample=4
+    )
+
+
+def two_stage() -> ts.Generator:
+    stage = tokenizer()
+    return ts.Generator(stage, ts.create("gated-pixelcnn", stage.grid(), layers=2, hidden=4))
+
+
+def pixels() -> ts.Generator:
+    return pixel_generator(
+        ts.create("gated-pixelcnn", ts.Grid(6, 5, 3, 8), head="logistic-mixture", layers=2, hidden=4)
+    )
+
+
+def photographs(n: int = 3, height: int = 6, width: int = 10) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("make", [two_stage, pixels])
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    generator = make()
+    generator.save(tmp_path / "g", {"bits_per_dim": 1.25})
+    again = ts.load(tmp_path / "g")
+    assert isinstance(again, ts.Generator)
+    assert fingerprint(again) == fingerprint(generator)
+    assert torch.equal(again.sample(2, seed=3), generator.sample(2, seed=3))
+    images = photographs(width=generator.tokenizer.image_size[1])
+    assert torch.equal(again.log_prob(images), generator.log_prob(images))
+    assert "| bits_per_dim | 1.25 |" in (tmp_path / "g" / "README.md").read_text()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_prior_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not fit its tokenizer"):
+        ts.Generator(tokenizer(), ts.create("gated-pixelcnn", ts.Grid(2, 3, 1, 9), layers=1, hidden=4))
+    two_stage().save(tmp_path)
+    save_model(tokenizer(image_size=(9, 9)), tmp_path / "tokenizer")
+    with pytest.raises(ArtifactError, match="does not fit its tokenizer"):
+        ts.load(tmp_path)
+
+
+def test_codes_are_kept_where_their_whole_cell_is_known() -> None:
+    generator = two_stage()  # 6x10 pixels, 4x4 cells: 2x3 codes, the outer ones cut by the border
+    known = torch.ones(6, 10, dtype=torch.bool)
+    known[5, 9] = known[0, 3] = False
+    cells = generator._known_symbols(known, 1)[0, :, :, 0]
+    assert cells.tolist() == [[False, True, True], [True, True, False]]
+    images = photographs(2)
+    drawn = generator.tokenizer.encode(generator.complete(images, torch.ones(6, 10, dtype=torch.bool)))
+    assert torch.equal(drawn, generator.tokenizer.encode(generator.tokenizer.decode(generator.encode(images))))
+
+
+def test_pixels_that_are_known_stay() -> None:
+    generator = pixels()
+    images = generator.tokenizer.decode(generator.encode(photographs(2, width=5)))
+    known = torch.zeros(6, 5, dtype=torch.bool)
+    known[:3, ::2] = True
+    completed = generator.complete(images, known, seed=1)
+    assert torch.equal(completed[:, known], images[:, known])
+    assert not torch.equal(completed, images)
+
+
+def test_a_stream_ends_with_the_sample() -> None:
+    for generator in (two_stage(), pixels()):
+        last = [images.clone() for _, images in generator.stream(2, seed=4)][-1]
+        assert torch.equal(last, generator.sample(2, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (photographs().astype(np.float32) / 255, "uint8"),
+        (photographs(height=7), "6x10"),
+        (photographs()[..., :1], "channel"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        two_stage().log_prob(images)
+
+
+def test_a_grid_no_image_has_needs_its_tokenizer(tmp_path: Path) -> None:
+    save_model(ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 512), layers=1, hidden=4), tmp_path)
+    with pytest.raises(ArtifactError, match="levels"):
+        ts.load(tmp_path)
+
+
+def test_models_that_ship_load_and_sample() -> None:
+    assert bundled() == ["digits", "digits-codes", "digits-vqvae"]
+    size = sum(f.stat().st_size for f in (Path(ts.__file__).parent / "bundle").rglob("*") if f.is_file())
+    assert size < 1_000_000
+    for name in ("digits", "digits-codes"):
+        generator = ts.load(name)
+        assert isinstance(generator, ts.Generator)
+        assert generator.sample(2).shape == (2, 8, 8, 1)
+    assert isinstance(ts.load("digits-vqvae"), ts.Tokenizer)
+
+
+def test_a_card_shows_figures_in_sections() -> None:
+    text = card("tokenizer", {"name": "vqvae"}, {"test": {"psnr_db": 24.123456, "images": 7}})
+    assert "### test" in text
+    assert "| psnr_db | 24.123 |" in text
+    assert json.dumps({"name": "vqvae"}, indent=2) in text
+    assert "tessella eval" in card("tokenizer", {}, None)
