@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ def main(demo: Path) -> None:
         shutil.copytree(
             demo / stage, bundle / name, ignore=shutil.ignore_patterns("checkpoints", "log.jsonl", "tensorboard")
         )
+        facts = json.loads((bundle / name / "run.json").read_text())
+        # What ships names its tokenizer by its place in the bundle.
+        facts["recipe"]["prior_of"] = "digits-vqvae" if facts["recipe"]["prior_of"] else ""
+        facts["environment"]["command"] = ["tessella", "demo"]
+        (bundle / name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     if size > LIMIT:
         raise SystemExit(f"the bundle takes {size} bytes, more than {LIMIT}")

@@ -21,7 +21,17 @@ from tessella.demo import demo
 from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.evaluation import as_scored, data_config, evaluate
 from tessella.models import MODELS
-from tessella.pipeline import Generator, bundled, fingerprint, load, locate, pick_device, read_config, write_card
+from tessella.pipeline import (
+    Generator,
+    bundled,
+    fingerprint,
+    is_bundled,
+    load,
+    locate,
+    pick_device,
+    read_config,
+    write_card,
+)
 from tessella.tokenizers import TOKENIZERS, Tokenizer
 from tessella.training import train_recipe
 from tessella.training.run import RunDirectory, environment
@@ -291,8 +301,7 @@ def _describe_run(path: Path) -> None:
 
 def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
     """Add figures to the card of a run; models that ship stay as they are."""
-    shipped = path.resolve().is_relative_to(Path(tessella.__file__).resolve().parent)
-    if shipped or not (path / "run.json").exists():
+    if is_bundled(path) or not (path / "run.json").exists():
         return
     run = RunDirectory(path)
     facts = run.facts()

@@ -181,6 +181,11 @@ def bundled() -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
 
 
+def is_bundled(path: Path) -> bool:
+    """Whether a directory is one of the models that ship."""
+    return path.resolve().parent == Path(str(resources.files("tessella") / "bundle")).resolve()
+
+
 def locate(run: Path | str) -> Path:
     """The directory of a run: a path, or the name of a bundled model.
 

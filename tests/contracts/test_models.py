@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import tessella as ts
 from tessella.errors import InputError
 from tessella.heads import JointHead
 from tessella.models import from_config
+from tessella.pipeline import load_model, save_model
 
 SIZES = {
     "independent": {},
@@ -179,17 +181,28 @@ def test_log_prob_agrees_with_table_and_units(name: str, head: str, grid: ts.Gri
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_the_mode_is_the_likeliest_level_given_the_modes_before(name: str, head: str) -> None:
-    grid = ts.Grid(2, 2, 3, 4)
-    model = build(name, head, grid)
-    x = some(grid, 2)
+    # The mode of a pixel given the pixels of x before it: by the table of x with the pixel replaced by its mode.
+    model = build(name, head, ts.Grid(2, 2, 3, 4))
+    x = some(model.grid, 2)
     mode = model.distribution(x).mode()
     assert mode.shape == x.shape
-    if isinstance(model.head, JointHead):
-        table = model.distribution(mode).table(mode) if name == "independent" else None
-    else:
-        table = model.distribution(x).table(x)
-    if table is not None:
-        assert torch.equal(mode, table.argmax(-1))
+    factored = not isinstance(model.head, JointHead)
+    for row, column in itertools.product(range(2), repeat=2):
+        changed = x.clone()
+        if not factored:
+            changed[:, row, column] = mode[:, row, column]
+        table = model.distribution(changed).table(changed)[:, row, column]
+        assert torch.equal(mode[:, row, column], table.argmax(-1))
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_what_is_saved_gives_the_same_log_prob(name: str, head: str, tmp_path: Path) -> None:
+    model = build(name, head, ts.Grid(3, 2, 2, 6), classes=2).float()
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    assert isinstance(again, ts.DensityModel)
+    x, cond = some(model.grid, 3), torch.tensor([0, 1, 2])
+    assert torch.equal(again.log_prob(x, cond), model.log_prob(x, cond))
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)

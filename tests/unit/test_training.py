@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,9 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.config import TrainConfig
+from tessella.config import Recipe, TrainConfig, from_dict
 from tessella.errors import ArtifactError, ConfigError, InputError, TrainingError
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, loop, train_recipe
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
 from tessella.training.run import Progress
@@ -34,6 +37,12 @@ def images(n: int = 40, seed: int = 0) -> np.ndarray:
 
 def model(**sizes: Any) -> ts.DensityModel:
     return ts.create("gated-pixelcnn", GRID, **({"layers": 2, "hidden": 8, "dropout": 0.2} | sizes))
+
+
+def small_tokenizer() -> ts.Tokenizer:
+    return ts.create_tokenizer(
+        "vqvae", image_size=(4, 4), channels=1, codebook_size=8, hidden=8, code_dim=4, downsample=2, residual_blocks=1
+    )
 
 
 def log(out: Path) -> list[dict[str, Any]]:
@@ -138,21 +147,26 @@ def test_the_kept_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     assert now == pytest.approx(run.progress.best, abs=1e-6)
 
 
-@pytest.mark.parametrize("steps", [3, 6, 8])
+@pytest.mark.parametrize("make", ["density", "tokenizer"])
+@pytest.mark.parametrize(("steps", "every"), [(3, 4), (6, 4), (8, 4), (1, 0), (7, 0)])
 def test_a_resumed_run_equals_one_that_was_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every: int, make: str
 ) -> None:
-    x, straight, broken = images(), model(), model()
-    ts.train(straight, x, out=tmp_path / "straight", **OPTIONS)
+    create, options = {"density": model, "tokenizer": small_tokenizer}[make], OPTIONS | {"validate_every": every}
+    x, straight, broken = images(), create(), create()
+    kept = ts.train(straight, x, out=tmp_path / "straight", **options)
     with monkeypatch.context() as patch:
         stop_after(patch, steps, lambda session: session.stop.set())
-        run = ts.train(broken, x, out=tmp_path / "broken", **OPTIONS)
+        run = ts.train(broken, x, out=tmp_path / "broken", **options)
     assert run.interrupted
     assert run.progress.step == steps
-    again = ts.train(model(), x, out=tmp_path / "broken", resume=True, **OPTIONS)
+    again = ts.train(create(), x, out=tmp_path / "broken", resume=True, **options)
     assert not again.interrupted
+    assert (again.progress.best, again.progress.best_step) == (kept.progress.best, kept.progress.best_step)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "broken")]
+    assert weights[0] == weights[1]
     extra = [line for line in log(tmp_path / "broken") if line not in log(tmp_path / "straight")]
-    assert all("valid/bits_per_dim" in line and line["step"] == steps for line in extra), extra
+    assert all(any(key.startswith("valid/") for key in line) and line["step"] == steps for line in extra), extra
     assert [line for line in log(tmp_path / "broken") if line not in extra] == log(tmp_path / "straight")
     states = [checkpoint.newest(tmp_path / name)[0] for name in ("straight", "broken")]
     assert states[0].keys() == states[1].keys()
@@ -177,12 +191,67 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
         session.task.forward = lambda x, labels: {"loss": forward(x, labels)["loss"] * math.nan}
 
     stop_after(monkeypatch, 7, poison)
-    with pytest.raises(TrainingError, match="nan at step 7|learning_rate"):
+    with pytest.raises(TrainingError, match=r"nan \(gradient norm nan\) at step 7;.*learning_rate"):
         ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
     tensors, state, _ = checkpoint.newest(tmp_path / "run")
     assert state["progress"]["step"] == 6
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert isinstance(ts.load(tmp_path / "run"), ts.Generator)
+
+
+def test_a_codebook_does_not_keep_what_a_bad_batch_taught_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(session: Any) -> None:
+        with torch.no_grad():
+            next(session.task.module.encoder.parameters()).fill_(math.nan)
+
+    stop_after(monkeypatch, 7, poison)
+    with pytest.raises(TrainingError, match="at step 7"):
+        ts.train(small_tokenizer(), images(), out=tmp_path / "run", **OPTIONS)
+    tensors, _, _ = checkpoint.newest(tmp_path / "run")
+    assert all(tensors[name].isfinite().all() for name in tensors if name.startswith("module/quantizer"))
+
+
+def test_a_mixture_trains_on_mirrored_images(tmp_path: Path) -> None:
+    x = images(200)
+    np.savez(tmp_path / "x.npz", train=x, valid=images(40, 1), test=images(40, 2))
+    values = {
+        "data": {"source": f"npz:{tmp_path}/x.npz", "levels": 4, "flip": True},
+        "model": {"head": "logistic-mixture", "components": 3, "layers": 2, "hidden": 8},
+        "train": {"steps": 60, "batch": 16, "learning_rate": 1e-2, "warmup": 2},
+    }
+    run = train_recipe(from_dict(Recipe, values), tmp_path / "run", say=lambda line: None)
+    figures = ts.evaluate(run.path)
+    assert figures["bits_per_dim"] < figures["baseline_bits_per_dim"]
+
+
+@pytest.mark.parametrize("kind", ["density", "prior"])
+def test_images_binarized_anew_each_epoch(tmp_path: Path, kind: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", train=grey, valid=grey[:20], test=grey[20:40])
+    values = {
+        "data": {"source": f"npz:{tmp_path}/x.npz", "binarize": "dynamic"},
+        "model": {"layers": 1, "hidden": 4},
+        "train": {"steps": 3, "batch": 16},
+    }
+    recipe = from_dict(Recipe, values)
+    if kind == "prior":
+        with pytest.raises(ConfigError, match="fixed"):
+            train_recipe(dataclasses.replace(recipe, prior_of="x"), tmp_path / "run")
+        return
+    run = train_recipe(recipe, tmp_path / "run", say=lambda line: None)
+    baseline = ts.evaluate(run.path)["baseline_bits_per_dim"]
+    # Uniform grey makes fair coins, of which half-grey pixels cut at 128 would know the outcome.
+    assert 0.9 < baseline < 1.1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
+    words = ["train", "digits", "model.layers=1", "model.hidden=4", "train.batch=8", "--steps", "6", "--device", "cpu"]
+    command = [sys.executable, "-m", "tessella", *words, "--devices", "2", "--out", str(tmp_path / "run")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert [line["step"] for line in log(tmp_path / "run") if "loss" in line] == [1]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["environment"]["world_size"] == 2
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(tmp_path: Path) -> None:
@@ -199,9 +268,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(tmp_path: Path
 
 
 def test_a_prior_is_trained_on_codes_and_saved_with_its_tokenizer(tmp_path: Path) -> None:
-    tokenizer = ts.create_tokenizer(
-        "vqvae", image_size=(4, 4), channels=1, codebook_size=8, hidden=8, code_dim=4, downsample=2, residual_blocks=1
-    )
+    tokenizer = small_tokenizer()
     ts.train(tokenizer, images(), out=tmp_path / "tokenizer", **OPTIONS)
     prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=2, hidden=8)
     run = ts.train(prior, images(), tokenizer=tokenizer, out=tmp_path / "prior", **OPTIONS)
@@ -215,7 +282,7 @@ def test_a_prior_is_trained_on_codes_and_saved_with_its_tokenizer(tmp_path: Path
 
 
 def test_classes_are_learned_and_the_null_class_needs_dropout(tmp_path: Path) -> None:
-    x, net = images(), model(classes=2) if False else ts.create("gated-pixelcnn", GRID, classes=2, layers=1, hidden=4)
+    x, net = images(), ts.create("gated-pixelcnn", GRID, classes=2, layers=1, hidden=4)
     labels = (x[:, 2, 0, 0] > 100).astype(np.int64)
     run = ts.train(net, x, labels=labels, out=tmp_path / "run", condition_dropout=0.0, **OPTIONS)
     generator = run.load()
@@ -242,7 +309,11 @@ def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": images().astype(np.float32)}, InputError, "uint8|integers"),
+        ({"images": images().astype(np.float32)}, InputError, "astype"),
+        ({"minutes": -1}, ConfigError, "at least 0"),
+        ({"minutes": math.nan}, ConfigError, "minutes"),
+        ({"accumulate": 0}, ConfigError, "at least 1"),
+        ({"learning_rate": 0.0}, ConfigError, "above 0"),
         ({"images": images()[:, :2]}, InputError, "2x4x1"),
         ({"images": images()[:0]}, InputError, "at least 2 images"),
         ({"steps": 0}, ConfigError, "limit"),
