@@ -211,20 +211,18 @@ def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenize
         ConfigError, InputError: for overrides of something else than data, or levels that are not the model's.
     """
     path = locate(chosen.run)
-    of_pixels = isinstance(model, Generator) and not model.two_stage
+    levels = model.prior.grid.levels if isinstance(model, Generator) and not model.two_stage else 0
     values: dict[str, Any] = configs.to_dict(data_config(path)) if not chosen.data else _prepared_like(path)
     if chosen.data:
         values["source"] = chosen.data
-        if of_pixels:
-            values["levels"] = model.prior.grid.levels
+        if levels:
+            values["levels"] = levels
     changed = configs.apply_overrides({"data": values}, chosen.overrides)
     if set(changed) != {"data"}:
         raise ConfigError(f"only data.* can be changed here, got {', '.join(chosen.overrides)}")
     images = data.load(as_scored(configs.from_dict(DataConfig, changed["data"], "data")), chosen.split)
-    if of_pixels and images.levels != model.prior.grid.levels:
-        raise InputError(
-            f"the model knows {model.prior.grid.levels} levels, the data has {images.levels}: set data.levels"
-        )
+    if levels and images.levels != levels:
+        raise InputError(f"the model knows {levels} levels, the data has {images.levels}: set data.levels={levels}")
     return images
 
 

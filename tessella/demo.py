@@ -74,8 +74,8 @@ def _pictures(out: Path) -> list[Path]:
     assert isinstance(codes, Generator)
     assert isinstance(tokenizer, Tokenizer)
     rebuilt = tokenizer.decode(tokenizer.encode(test)).numpy()
-    made = {"tessella": tessella.__version__, "seed": 0}
-    made |= {name: fingerprint(model) for name, model in zip(STAGES, (pixels, tokenizer, codes), strict=True)}
+    made: dict[str, Any] = {"tessella": tessella.__version__, "seed": 0}
+    made |= {"pixels": fingerprint(pixels), "vqvae": fingerprint(tokenizer), "codes": fingerprint(codes)}
     sheets = {
         "reconstructions": [("test digits", test), ("rebuilt from 4x4 codes", rebuilt)],
         "samples_pixels": [("samples of the density model | nearest training digit", pixels.sample(SHOWN).numpy())],

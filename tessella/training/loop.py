@@ -298,7 +298,9 @@ def _stopped(session: Session) -> bool:
     if session.fabric.world_size == 1:
         return session.stop.is_set()
     flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
-    return bool(session.fabric.all_reduce(flag, reduce_op="sum") > 0)
+    total = session.fabric.all_reduce(flag, reduce_op="sum")
+    assert isinstance(total, torch.Tensor)
+    return bool(total > 0)
 
 
 def _due(config: TrainConfig, progress: Progress, share: float) -> bool:

@@ -114,11 +114,12 @@ class DensityTask(Task):
 
     def describe(self) -> dict[str, Any]:
         assert isinstance(self.module, DensityModel)
-        learned = isinstance(self.tokenizer, Tokenizer) and not self.tokenizer.of_pixels
+        tokenizer: Any = self.tokenizer
+        learned = tokenizer is not None and not tokenizer.of_pixels
         return {
             "kind": "density-model",
             "model": self.module.config(),
-            "tokenizer": fingerprint(self.tokenizer) if learned else None,
+            "tokenizer": fingerprint(tokenizer) if learned else None,
         }
 
     def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
