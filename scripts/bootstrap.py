@@ -7,7 +7,7 @@ of this script and of the Python version, and while it fits nothing is done. Oth
    is used; a virtual environment made from a virtual environment does not see the packages of the first, so their
    folders are written into a ``.pth`` file.
 2. Otherwise torch is installed, alone and first. ``TESSELLA_TORCH_INDEX`` names an extra index to prefer, such as
-   https://download.pytorch.org/whl/cpu for the small build without CUDA.
+   the address of an index that has the small build without CUDA.
 3. Everything else is installed under a constraint that keeps this torch; that it did is checked.
 
 The syntax is that of Python 3.6, annotations quoted, so that an old Python answers with one line and no SyntaxError.
@@ -221,7 +221,7 @@ def install_torch() -> None:
     say(f"installing torch {TORCH}" + (f" from {index}" if index else "") + " (the largest part; once)")
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
     if sys.platform == "linux" and not nvidia and not index:
-        say("  no NVIDIA GPU here: TESSELLA_TORCH_INDEX=https://download.pytorch.org/whl/cpu prefers a small build")
+        say("  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without CUDA, which is smaller")
     pip(f"torch {TORCH}", *(["--extra-index-url", index] if index else []), f"torch=={TORCH}")
 
 
