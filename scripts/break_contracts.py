@@ -1,4 +1,6 @@
-"""Show that the contract tests can fail: break the code in a copy, one way at a time, and see which tests notice.
+"""Show that the contract tests, and those of heads, sampling and quantizers, can fail.
+
+Breaks the code in a copy, one way at a time, and sees which tests notice:
 
     python scripts/break_contracts.py
 
@@ -72,9 +74,9 @@ def main() -> int:
 
 
 def noticed(copy: Path) -> list[str]:
-    """The contract tests that fail in a copy of the project."""
+    """The tests that fail in a copy of the project."""
     words = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--maxfail", "3"]
-    words += ["tests/contracts", "tests/unit/test_quantizers.py"]
+    words += ["tests/contracts", *(f"tests/unit/test_{part}.py" for part in ("heads", "sampling", "quantizers"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     shown = subprocess.run(words, cwd=copy, capture_output=True, text=True, env=environment)
     return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", shown.stdout, re.MULTILINE)))

@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print('tessella: the command line needs tyro: pip install "tyro>=1.0,<2"', file=sys.stderr)
         return 2
-    command = parse(words)
     try:
+        command = parse(words)
         from tessella import commands
 
         act: Callable[[Any], int] = commands.ACTIONS[type(command).__name__.lower()]

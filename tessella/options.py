@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
+
+from tessella.errors import InputError
 
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
@@ -198,7 +203,24 @@ VERBS: dict[str, type] = {
 
 
 def parse(words: list[str]) -> Any:
-    """The command as an instance of its class; prints help or a mistake and exits otherwise."""
+    """The command as an instance of its class. Help is printed, and exits.
+
+    Raises:
+        InputError: for words that are no command.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return _parse(words)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # The parser draws a box around several lines; a mistake is told in one.
+        told = re.sub(r"[\u2500-\u257f\s]+", " ", said.getvalue()).strip()
+        raise InputError(told) from None
+
+
+def _parse(words: list[str]) -> Any:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     if words and words[0] in VERBS:
         return tyro.cli(VERBS[words[0]], prog=f"tessella {words[0]}", args=_gathered(words[1:]), config=config)
@@ -211,6 +233,8 @@ def parse(words: list[str]) -> Any:
 
 def _gathered(words: list[str]) -> list[str]:
     """Options first, then what is positional: key=value words may stand anywhere, which the parser would not take."""
+    if not any(re.match(r"\w+(\.\w+)*=", word) for word in words):
+        return words
     options: list[str] = []
     positional: list[str] = []
     rest = iter(words)
