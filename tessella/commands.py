@@ -88,7 +88,12 @@ def act_complete(chosen: options.Complete) -> int:
     sheet = report.sheet(rows.reshape(-1, *images.shape[1:]), columns=2 + chosen.variants)
     made = _made(generator, chosen.run, chosen.drawing) | {"keep": chosen.keep, "split": chosen.split}
     report.save_png(out, sheet, made)
-    _say(f"{len(images)} images, {chosen.variants} completions each (image, what was kept, completions): {out}")
+    kept = (
+        "what was kept, by its codes: its pixels come back as reconstructions"
+        if generator.two_stage
+        else "what was kept"
+    )
+    _say(f"{len(images)} images, {chosen.variants} completions each (image, {kept}, completions): {out}")
     return 0
 
 

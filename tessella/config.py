@@ -56,6 +56,9 @@ class DataConfig:
     limit: int = 0
     """Use only the first so many images of a split; 0 means all."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", str(self.size))  # 64 is a size as well as "64"
+
 
 @dataclass(frozen=True)
 class ModelConfig:

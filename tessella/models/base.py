@@ -157,7 +157,9 @@ class DensityModel(nn.Module, ABC):
             raise InputError(f"{self.name} does not take a grid of codes as condition")
         if self.classes == 0:
             if cond is not None:
-                raise InputError("this model has no classes: leave cond out, or create it with classes=n")
+                raise InputError(
+                    "this model has no classes: leave cond (--class-label) out, or train one that is conditional"
+                )
             return None
         return self._labels(cond, batch)
 

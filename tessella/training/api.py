@@ -103,6 +103,8 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     """
     if recipe.prior_of == "TOKENIZER":
         raise ConfigError("this recipe trains a prior on the codes of a tokenizer: name its run with --tokenizer RUN")
+    if recipe.data.source.endswith(":PATH"):
+        raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
@@ -110,6 +112,9 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
         raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
     # A resumed prior goes on with the tokenizer that its run holds.
     own = Path(out) / "tokenizer"
+    skipped = (*images.skipped, *held_out.skipped)
+    if skipped:
+        say(f"{len(skipped)} files skipped: {'; '.join(skipped[:3])}{'; ...' if len(skipped) > 3 else ''}")
     model, tokenizer = _build(recipe, images, str(own) if resume and own.is_dir() else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
@@ -136,7 +141,9 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Densit
     if prior_of:
         loaded = load(prior_of)
         if not isinstance(loaded, Tokenizer):
-            raise ConfigError(f"prior_of must name the run of a tokenizer; {recipe.prior_of} is a density model")
+            raise ConfigError(
+                f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a density model"
+            )
         tokenizer = loaded
         if (tuple(tokenizer.image_size), tokenizer.channels) != ((height, width), channels):
             raise ConfigError(

@@ -252,6 +252,7 @@ MISTAKES = {
     "train digits train.minutes=long": "must be of type float",
     "train digits nonsense": "table.key=value",
     "train digits --steps 0": "--steps must be above 0",
+    "train folder-vqvae": "name them with --data folder:PATH",
     "train digits --steps 1 --accumulate 0": "at least 1",
     "train digits --steps 1 --threads -1": "at least 0",
     "train digits --steps 1 --devices 0": "at least 1",
