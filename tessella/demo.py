@@ -58,7 +58,9 @@ def demo(out: Path, minutes: float) -> dict[str, Any] | None:
     figures = {name: evaluate(out / name) for name in STAGES}
     pictures = _pictures(out)
     seconds = time.monotonic() - started
-    files.write_json(out / "demo.json", {"status": "finished", "seconds": round(seconds, 1), "figures": figures})
+    made = files.read_json(out / "pixels" / "run.json")["environment"]
+    facts = {"status": "finished", "seconds": round(seconds, 1), "figures": figures, "made": made}
+    files.write_json(out / "demo.json", facts)
     print(_table(figures))
     print(f"\n{seconds:.0f} s in all; pictures: {', '.join(str(path) for path in pictures)}")
     print(f"More of them: tessella sample {out}/pixels --n 64 --seed 1")
