@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tessella.evaluation import evaluate
+    from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS
     from tessella.models import MODELS, DensityModel, create
@@ -44,11 +44,14 @@ _HOMES = {
     "Generator": "pipeline",
     "load": "pipeline",
     "train": "training",
+    "assess": "evaluation",
+    "compare": "evaluation",
     "evaluate": "evaluation",
 }
 
-__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Tokenizer", "complete"]
-__all__ += ["create", "create_quantizer", "create_tokenizer", "evaluate", "load", "replay", "sample", "stream", "train"]
+__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Tokenizer"]
+__all__ += ["assess", "compare", "complete", "create", "create_quantizer", "create_tokenizer", "evaluate", "load"]
+__all__ += ["replay", "sample", "stream", "train"]
 
 
 def __getattr__(name: str) -> Any:

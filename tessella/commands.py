@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +18,13 @@ import torch
 
 import tessella
 from tessella import config as configs
-from tessella import data, files, options, report
-from tessella.config import DataConfig, Recipe
+from tessella import data, files, options, overview, report
+from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
 from tessella.errors import ArtifactError, ConfigError, InputError
-from tessella.evaluation import as_scored, data_config, evaluate
+from tessella.evaluation import as_scored, assess, compare, data_config
 from tessella.models import MODELS
+from tessella.page import write_report
 from tessella.pipeline import (
     Generator,
     bundled,
@@ -29,7 +33,6 @@ from tessella.pipeline import (
     load,
     locate,
     pick_device,
-    read_config,
     write_card,
 )
 from tessella.tokenizers import TOKENIZERS, Tokenizer
@@ -100,19 +103,30 @@ def act_complete(chosen: options.Complete) -> int:
 def act_eval(chosen: options.Eval) -> int:
     """``tessella eval``."""
     _threads(chosen.threads)
-    if chosen.json:
-        _check_output(chosen.json, ".json")
-    path, model = locate(chosen.run), load(chosen.run, pick_device(chosen.device))
+    for out, ending in ((chosen.json, ".json"), (chosen.per_image, ".csv")):
+        if out:
+            _check_output(out, ending)
+    device, first = _processes(chosen.device, chosen.devices)
+    path, model = locate(chosen.run), load(chosen.run, device)
+    other = load(chosen.against, device) if chosen.against else None
     images = _images(chosen, model)
-    conditional = isinstance(model, Generator) and model.prior.classes > 0
-    figures = evaluate(path, images.images, images.labels if conditional else None, chosen.batch, model=model)
-    made = environment(pick_device(chosen.device), 1)
-    figures = {**figures, "data": images.identity(), "run": Path(chosen.run).name, "made": made}
-    for name, value in figures.items():
-        if not isinstance(value, Mapping):
-            _say(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+    result = assess(path, images, batch=chosen.batch, model=model)
+    figures = {**result.figures, "run": Path(chosen.run).name}
+    if other is not None:
+        second = assess(locate(chosen.against), images, batch=chosen.batch, model=other)
+        figures["against"] = {
+            "run": Path(chosen.against).name,
+            "weights": second.figures["weights"],
+            **compare(result, second),
+        }
+    if not first:
+        return 0
+    figures["made"] = environment(device, chosen.devices)
+    _say_figures(figures)
     if chosen.json:
         files.write_json(chosen.json, figures)
+    if chosen.per_image:
+        files.write_text(chosen.per_image, result.table())
     _renew_card(path, f"{images.name}, {images.split}", figures)
     return 0
 
@@ -120,8 +134,10 @@ def act_eval(chosen: options.Eval) -> int:
 def act_info(chosen: options.Info) -> int:
     """``tessella info``."""
     if chosen.run:
-        _describe_run(locate(chosen.run))
+        _describe_run(chosen)
         return 0
+    if chosen.json or chosen.report is not None:
+        raise InputError("--json and --report are about a run: give it first, tessella info RUN --report")
     _say(f"tessella {tessella.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     _say(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda:{i} {g}' for i, g in enumerate(gpus))}")
@@ -132,8 +148,8 @@ def act_info(chosen: options.Info) -> int:
     _say("recipes:")
     for name in configs.recipe_names():
         _say(f"  {name:24} {configs.load_recipe(name).about}")
-    extras = {"plots": "matplotlib", "logs": "tensorboard"}
-    there = [name for name, module in extras.items() if importlib.util.find_spec(module)]
+    extras = {"plots": ("matplotlib", "jinja2", "plotext"), "logs": ("tensorboard",)}
+    there = [name for name, modules in extras.items() if all(map(importlib.util.find_spec, modules))]
     _say(f"extras installed: {', '.join(there) or 'none'}")
     return 0
 
@@ -263,6 +279,34 @@ def _write_npz(path: Path, images: np.ndarray) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
+def _processes(device: str, devices: int) -> tuple[torch.device, bool]:
+    """Start so many processes that share the work; the device of this one, and whether it is the first."""
+    if devices == 1:
+        return pick_device(device), True
+    from tessella.training.loop import create_fabric
+
+    fabric = create_fabric(TrainConfig(device=device, devices=devices, precision="32"))
+    fabric.launch()
+    return fabric.device, fabric.is_global_zero
+
+
+def _say_figures(figures: Mapping[str, Any]) -> None:
+    """The figures for people: a line each, the comparison and the overlap below."""
+    for name, value in figures.items():
+        if not isinstance(value, Mapping) and value is not None:
+            _say(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+    overlap = figures["overlap"]
+    if overlap is not None:
+        _say(f"{'trained on':24} {overlap['identical']} of these images, {overlap['mirrored']} more mirrored")
+    against = figures.get("against", {})
+    for name, value in against.items():
+        if isinstance(value, Mapping):
+            told = f"{value['difference']:+.5g} ± {value['difference_se']:.2g}"
+            _say(f"{name:24} {told} against {against['run']} ({value['first']:.6g} - {value['second']:.6g})")
+    if "bits" in against:
+        _say(f"{'bits':24} not compared: {against['bits']}")
+
+
 def _check_output(out: str, *endings: str) -> Path:
     """Refuse an output that cannot be written, before any work is done. The ending ``/`` stands for a directory.
 
@@ -279,27 +323,19 @@ def _check_output(out: str, *endings: str) -> Path:
     return path
 
 
-def _describe_run(path: Path) -> None:
-    config = read_config(path)
-    _say(f"{path}: {config['kind']}, format {config['format']}, written by tessella {config['tessella']}")
-    model = load(path)
-    if isinstance(model, Generator):
-        parameters = sum(p.numel() for p in model.prior.parameters())
-        _say(f"model: {model.prior.name} on {model.prior.grid}, {parameters / 1e6:.3g} M parameters")
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    parameters = sum(p.numel() for p in tokenizer.parameters())
-    grids = ", ".join(str(grid) for grid in tokenizer.grids())
-    height, width = tokenizer.image_size
-    _say(
-        f"tokenizer: {tokenizer.name}, images {height}x{width}x{tokenizer.channels} to {grids}, "
-        f"{parameters / 1e6:.3g} M parameters"
-    )
-    _say(f"weights: {fingerprint(model)}")
-    if (path / "run.json").exists():
-        facts = files.read_json(path / "run.json")
-        for name in ("status", "recipe", "data", "environment", "progress"):
-            if name in facts:
-                _say(f"{name}: {json.dumps(facts[name])}")
+def _describe_run(chosen: options.Info) -> None:
+    """What a run is: as text, as JSON, or as a page."""
+    if chosen.report is not None:
+        if chosen.json or len(chosen.report) > 1:
+            raise InputError("--report takes one file at most, and goes without --json")
+        write_report(chosen.run, chosen.report[0] if chosen.report else None, chosen.samples, say=_say)
+        return
+    facts = overview.describe(chosen.run)
+    if chosen.json:
+        _say(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    terminal = sys.stdout.isatty()
+    _say(overview.render(facts, shutil.get_terminal_size().columns, terminal and not os.environ.get("NO_COLOR")))
 
 
 def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
@@ -308,7 +344,7 @@ def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
         return
     run = RunDirectory(path)
     facts = run.facts()
-    shown = {key: value for key, value in figures.items() if key not in ("data", "run", "made")}
+    shown = {key: value for key, value in figures.items() if key not in ("data", "run", "made", "against", "overlap")}
     measured = {**facts.get("figures", {}), name: shown}
     try:
         run.update(figures=measured)

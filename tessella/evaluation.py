@@ -1,33 +1,111 @@
 """Numbers one can quote: exact bits/dim, reconstruction quality, codebook use; each with what it was measured on.
 
-Standard errors are the standard deviation over images (n - 1) divided by the square root of their number.
+Everything is first measured of each image (:class:`Measured`), by any number of processes, each image exactly once; the
+figures, the table of images and the comparison of two models are all made of that. Standard errors are the standard
+deviation over images (n - 1) divided by the square root of their number.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import math
-from collections.abc import Mapping
-from dataclasses import replace
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella import data, files
 from tessella.config import DataConfig, from_dict
+from tessella.data.files import printable
+from tessella.data.hashes import image_hashes
+from tessella.data.image_set import ImageSet
 from tessella.errors import DataError, InputError
 from tessella.grid import LN2
+from tessella.metrics import mean_squared_error, psnr, ssim, standard_error
 from tessella.models import DensityModel
-from tessella.pipeline import Generator, load, load_model, locate, pixel_generator, read_config
+from tessella.pipeline import Generator, fingerprint, load, load_model, locate, pixel_generator, read_config
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.base import check_images
 from tessella.tokenizers.quantizers import CodeUsage
 
 BATCH = 64
 """Images scored at a time unless told otherwise."""
+
+SHOWN = 20
+"""Places of images that were trained on, which are told with the figures; the table of images has them all."""
+
+SEEN = "images.safetensors"
+"""In ``baseline/`` of a run: a 64-bit hash of every training image."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of each image, in the order of the images.
+
+    Args:
+        hashes, mirrored: of the pixels of each image, and of its mirror image: uint64 ``[n]``.
+        values: float64 ``[n]`` each: ``nats`` (minus the log-probability of the symbols), ``baseline_nats`` (under
+            independent symbols), ``mse`` (0..255 squared), ``ssim``, ``mean_image_mse``; those the model has.
+        counts: how often each code was used, int64 ``[levels]``; None for pixel models.
+    """
+
+    hashes: np.ndarray
+    mirrored: np.ndarray
+    values: Mapping[str, torch.Tensor]
+    counts: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model measured on images.
+
+    Args:
+        model: a generator or a tokenizer.
+        images: what it was measured on.
+        labels: whether the model was given the images' classes.
+        measured: of each image.
+        seen: whether the run was trained on the very same pixels, bool ``[n]``; None where that is unknown.
+        figures: of all, as :func:`evaluate` returns them.
+    """
+
+    model: Generator | Tokenizer
+    images: ImageSet
+    labels: bool
+    measured: Measured
+    seen: np.ndarray | None
+    figures: dict[str, Any]
+
+    def table(self) -> str:
+        """The values of each image, as comma-separated text.
+
+        The columns are ``index``; ``name`` (of a file) and ``label`` where there are some; ``hash`` (of the pixels);
+        ``in_training`` (1 where the run's training images hold the same pixels, empty where that is unknown);
+        ``nats``, ``bits`` and ``bits_per_dim`` of the symbols; ``mse``, ``psnr_db`` and ``ssim`` of the
+        reconstruction.
+        """
+        columns: dict[str, Sequence[Any]] = {"index": range(len(self.measured))}
+        if self.images.names is not None:
+            columns["name"] = [printable(name) for name in self.images.names]
+        if self.images.labels is not None:
+            columns["label"] = [int(label) for label in self.images.labels]
+        columns["hash"] = [f"{int(value):016x}" for value in self.measured.hashes]
+        columns["in_training"] = [""] * len(self.measured) if self.seen is None else [int(seen) for seen in self.seen]
+        columns |= {name: values.tolist() for name, values in per_image(self.model, self.measured).items()}
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return text.getvalue()
 
 
 def evaluate(
@@ -36,17 +114,20 @@ def evaluate(
     labels: Any = None,
     batch: int = BATCH,
     split: str = "test",
-    model: Any = None,
 ) -> dict[str, Any]:
     """Measure a model on images.
 
+    Where several processes run (``torch.distributed``), they share the images, each image is measured once, and all
+    return the figures of all images.
+
     Args:
         run: a run directory, the name of a bundled model, or a model.
-        images: ``uint8 [n, height, width, channels]``; without them, ``split`` of the data the run was trained on.
-        labels: class of each image ``[n]``, for a model with classes; without them it is scored with the null class.
+        images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; without them, ``split``
+            of the data the run was trained on.
+        labels: class of each image ``[n]``, for a model with classes (an image set brings its own); without them it is
+            scored with the null class.
         batch: images at a time.
         split: which split to read where ``images`` are not given.
-        model: the model of the run, where it is loaded already.
 
     Returns:
         Plain values. Of a density model on pixels: ``bits_per_dim`` (exact, over the symbols of the image at the
@@ -54,55 +135,228 @@ def evaluate(
         ``baseline_bits_per_dim`` of independent pixels where the run keeps them. Of a tokenizer: ``psnr_db``,
         ``ssim``, ``mse`` (0..255 squared), their standard errors, ``codebook_used``, ``code_perplexity``. Of a
         two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and ``bits_per_image_dim``
-        tell the same cost by image. ``data`` says which images.
+        tell the same cost by image. ``weights`` says which model, ``data`` which images, and ``overlap`` how many of
+        them are, pixel for pixel or mirrored, among the images the run was trained on (None where that is unknown).
 
     Raises:
         InputError, DataError, ArtifactError: for images, data or a run that do not fit.
     """
+    return assess(run, images, labels, batch, split).figures
+
+
+def assess(
+    run: Path | str | Generator | DensityModel | Tokenizer,
+    images: Any = None,
+    labels: Any = None,
+    batch: int = BATCH,
+    split: str = "test",
+    model: Generator | Tokenizer | None = None,
+) -> Evaluation:
+    """:func:`evaluate`, with the values of each image. ``model`` is that of the run, where it is loaded already."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InputError(f"batch must be a positive integer, got {batch!r}")
     path = locate(run) if isinstance(run, (str, Path)) else None
     if model is None:
-        model = load(path) if path is not None else run
-    if isinstance(model, DensityModel):
-        model = pixel_generator(model)
-    if images is None:
-        images, labels, identity = _own_data(path, split)
-    else:
-        identity = {"count": len(images), "sha256": _hash(images)}
-    figures: dict[str, Any] = {"images": len(images)}
+        given = load(run) if isinstance(run, (str, Path)) else run
+        model = pixel_generator(given) if isinstance(given, DensityModel) else given
+    chosen, identity = _images(path, images, labels, split)
+    if not len(chosen):
+        raise InputError("there are no images to evaluate")
+    conditional = isinstance(model, Generator) and model.prior.classes > 0 and chosen.labels is not None
+    measured = measure(model, chosen.images, chosen.labels if conditional else None, batch, path)
+    figures: dict[str, Any] = {"images": len(chosen)}
     if isinstance(model, Generator):
-        figures |= bits(model, images, labels, batch, path)
+        figures |= _bit_figures(model, measured, conditional)
+    if measured.counts is not None:
+        figures |= _reconstruction_figures(measured)
+    seen, overlap = _overlap(path, measured)
+    figures |= {"weights": fingerprint(model), "overlap": overlap, "data": identity}
+    return Evaluation(model, chosen, conditional, measured, seen, figures)
+
+
+@torch.no_grad()
+def measure(
+    model: Generator | Tokenizer, images: Any, labels: Any = None, batch: int = BATCH, run: Path | None = None
+) -> Measured:
+    """Measure a model on each image; see :class:`Measured`.
+
+    Args:
+        images: ``uint8 [n, h, w, c]``: an array, a tensor, or anything that takes an index array.
+        labels: class of each image, or None.
+        batch: images at a time.
+        run: the run directory, for what its figures are compared to.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    baseline, mean = _baseline(run), _mean_image(run)
+    own = np.arange(rank, len(images), world)
+    collected: dict[str, list[torch.Tensor]] = {}
+    hashes: list[np.ndarray] = []
+    mirrored: list[np.ndarray] = []
     tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    if not tokenizer.of_pixels:
-        figures |= reconstruction(tokenizer, images, batch, path)
-    return figures | {"data": identity}
+    usage = None if tokenizer.of_pixels else CodeUsage(tokenizer.grid().levels)
+    for places in _shown(np.array_split(own, range(batch, len(own), batch))):
+        part = check_images(images[places], tokenizer.channels)
+        cond = None if labels is None else torch.as_tensor(np.asarray(labels)[places])
+        hashes.append(image_hashes(part.numpy()))
+        mirrored.append(image_hashes(part.flip(2).numpy()))
+        for name, values in _of_batch(model, part, cond, baseline, mean, usage).items():
+            collected.setdefault(name, []).append(values.cpu().double())
+    measured = Measured(
+        np.concatenate([*hashes, np.empty(0, np.uint64)]),
+        np.concatenate([*mirrored, np.empty(0, np.uint64)]),
+        {name: torch.cat(values) for name, values in collected.items()},
+        None if usage is None else usage.counts,
+    )
+    return measured if world == 1 else _gathered(measured, len(images), world)
 
 
-def bits(
-    generator: Generator, images: Any, labels: Any = None, batch: int = BATCH, run: Path | None = None
-) -> dict[str, Any]:
-    """Exact code length of images under a generator; see :func:`evaluate`."""
-    cond = None if labels is None or not generator.prior.classes else torch.as_tensor(labels)
-    nats = score(generator, images, cond, batch)
+def per_image(model: Generator | Tokenizer, measured: Measured) -> dict[str, torch.Tensor]:
+    """The values of each image that people quote, float64 ``[n]`` each, named with their unit."""
+    values: dict[str, torch.Tensor] = {}
+    if isinstance(model, Generator):
+        nats = measured.values["nats"]
+        values |= {"nats": nats, "bits": nats / LN2, "bits_per_dim": nats / LN2 / model.prior.grid.symbols}
+    if "mse" in measured.values:
+        mse = measured.values["mse"]
+        values |= {"mse": mse, "psnr_db": psnr(mse), "ssim": measured.values["ssim"]}
+    return values
+
+
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """Two models on the same images: the mean of the difference of each image, and its standard error.
+
+    What varies from image to image is shared by both models and cancels, so the error of the difference is much smaller
+    than that of either figure.
+
+    Returns:
+        Of ``bits_per_dim`` (or ``bits_per_image`` of codes), ``psnr_db``, ``ssim``, ``mse``, those that both have:
+        ``first``, ``second``, ``difference`` (first minus second) and ``difference_se``. ``bits`` says why bits are
+        left out, where they are.
+
+    Raises:
+        InputError: when the images are not the same, or the models have nothing in common that can be compared.
+    """
+    if not np.array_equal(first.measured.hashes, second.measured.hashes):
+        raise InputError("a comparison needs the same images in the same order: these two evaluations have others")
+    one, two = (per_image(part.model, part.measured) for part in (first, second))
+    refusal = _incomparable(first.model, second.model)
+    left_out = {"nats", "bits"} | ({"bits_per_dim"} if refusal else set())
+    shared = [name for name in one if name in two and name not in left_out]
+    if not shared:
+        raise InputError(f"these models cannot be compared: {refusal}")
+    result: dict[str, Any] = {"images": len(first.measured)}
+    for name in shared:
+        difference = one[name] - two[name]
+        result[name] = {
+            "first": float(one[name].mean()),
+            "second": float(two[name].mean()),
+            "difference": float(difference.mean()),
+            "difference_se": standard_error(difference),
+        }
+    return result | ({"bits": refusal} if refusal else {})
+
+
+def _incomparable(first: Generator | Tokenizer, second: Generator | Tokenizer) -> str | None:
+    """Why the bits of two models do not measure the same thing; None where they do."""
+    if not isinstance(first, Generator) or not isinstance(second, Generator):
+        return "a tokenizer alone gives no bits"
+    if first.two_stage != second.two_stage:
+        return "one gives the bits of pixels, the other those of codes"
+    if first.two_stage and fingerprint(first.tokenizer) != fingerprint(second.tokenizer):
+        return "their tokenizers differ, and bits of different codes do not compare"
+    if first.prior.grid != second.prior.grid:
+        return f"one models {first.prior.grid}, the other {second.prior.grid}"
+    return None
+
+
+def _of_batch(
+    model: Generator | Tokenizer,
+    images: torch.Tensor,
+    cond: torch.Tensor | None,
+    baseline: DensityModel | None,
+    mean: torch.Tensor | None,
+    usage: CodeUsage | None,
+) -> dict[str, torch.Tensor]:
+    """The values of a batch of images."""
+    values: dict[str, torch.Tensor] = {}
+    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    symbols = model.encode(images)
+    if isinstance(model, Generator):
+        values["nats"] = -model.prior.log_prob(symbols.to(model.prior.device), cond)
+        if baseline is not None:
+            values["baseline_nats"] = -baseline.log_prob(symbols.cpu())
+    if usage is not None:
+        usage.update(symbols)
+        back = tokenizer.decode(symbols, (images.shape[1], images.shape[2])).cpu()
+        values |= {"mse": mean_squared_error(images, back), "ssim": ssim(images, back)}
+        if mean is not None and mean.shape == images.shape[1:]:
+            values["mean_image_mse"] = mean_squared_error(images, mean.round().to(torch.uint8).expand(images.shape))
+    return values
+
+
+def _gathered(measured: Measured, n: int, world: int) -> Measured:
+    """What all processes measured: process r had the images r, r + world, and so on."""
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, measured)
+    parts = [part for part in parts if len(part)]
+    hashes, mirrored = np.empty(n, np.uint64), np.empty(n, np.uint64)
+    values = {name: torch.empty(n, dtype=torch.float64) for name in parts[0].values}
+    for rank, part in enumerate(parts):
+        hashes[rank::world], mirrored[rank::world] = part.hashes, part.mirrored
+        for name, whole in values.items():
+            whole[rank::world] = part.values[name]
+    counts = None if measured.counts is None else torch.stack([part.counts for part in parts]).sum(0)
+    return Measured(hashes, mirrored, values, counts)
+
+
+def _bit_figures(generator: Generator, measured: Measured, conditional: bool) -> dict[str, Any]:
+    nats = measured.values["nats"]
+    mean, error = float(nats.mean()), standard_error(nats)
     grid, image = generator.prior.grid, generator.image_grid
-    figures = {
-        "bits_per_dim": float(grid.bits_per_dim(nats.mean())),
-        "bits_per_dim_se": grid.bits_per_dim(standard_error(nats)),
-        "nats_per_image": float(nats.mean()),
-        "nats_per_image_se": standard_error(nats),
+    figures: dict[str, Any] = {
+        "bits_per_dim": grid.bits_per_dim(mean),
+        "bits_per_dim_se": grid.bits_per_dim(error),
+        "nats_per_image": mean,
+        "nats_per_image_se": error,
         "scored_grid": str(grid),
     }
     if generator.prior.classes:
-        figures["condition"] = "null class" if cond is None else "labels"
+        figures["condition"] = "labels" if conditional else "null class"
     if generator.two_stage:
-        figures["bits_per_code"] = figures["bits_per_dim"]
-        figures["bits_per_image"] = float(nats.mean() / LN2)
-        figures["bits_per_image_dim"] = float(image.bits_per_dim(nats.mean()))
-    baseline = _baseline(run)
-    if baseline is not None:
-        independent = score(Generator(generator.tokenizer, baseline), images, None, batch)
-        figures["baseline_bits_per_dim"] = float(grid.bits_per_dim(independent.mean()))
+        figures |= {
+            "bits_per_code": figures["bits_per_dim"],
+            "bits_per_code_se": figures["bits_per_dim_se"],
+            "bits_per_image": mean / LN2,
+            "bits_per_image_se": error / LN2,
+            "bits_per_image_dim": image.bits_per_dim(mean),
+            "bits_per_image_dim_se": image.bits_per_dim(error),
+        }
+    if "baseline_nats" in measured.values:
+        figures["baseline_bits_per_dim"] = grid.bits_per_dim(float(measured.values["baseline_nats"].mean()))
+    return figures
+
+
+def _reconstruction_figures(measured: Measured) -> dict[str, Any]:
+    assert measured.counts is not None
+    mse, structure = measured.values["mse"], measured.values["ssim"]
+    decibels = psnr(mse)
+    finite = bool(torch.isfinite(decibels).all())
+    usage = CodeUsage(len(measured.counts))
+    usage.counts = measured.counts
+    figures = {
+        "mse": float(mse.mean()),
+        "mse_se": standard_error(mse),
+        "psnr_db": float(decibels.mean()) if finite else None,
+        "psnr_db_se": standard_error(decibels) if finite else None,
+        "ssim": float(structure.mean()),
+        "ssim_se": standard_error(structure),
+        "codebook_size": len(measured.counts),
+        "codebook_used": usage.used,
+        "code_perplexity": usage.perplexity,
+        "code_entropy_bits": usage.entropy_bits,
+    }
+    if "mean_image_mse" in measured.values:
+        figures["mean_image_psnr_db"] = float(psnr(measured.values["mean_image_mse"]).mean())
     return figures
 
 
@@ -115,98 +369,48 @@ def _baseline(run: Path | None) -> DensityModel | None:
     return None
 
 
-@torch.no_grad()
-def score(generator: Generator, images: Any, cond: torch.Tensor | None = None, batch: int = BATCH) -> torch.Tensor:
-    """Minus the log-probability of each image's symbols, in nats: float64 ``[n]`` on the CPU."""
-    if not len(images):
-        raise InputError("there are no images to score")
-    parts = []
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
-        parts.append(-generator.log_prob(images[part], None if cond is None else cond[part]).cpu().double())
-    return torch.cat(parts)
+def _mean_image(run: Path | None) -> torch.Tensor | None:
+    path = None if run is None else run / "baseline" / "mean.safetensors"
+    return files.read_tensors(path)["mean"] if path is not None and path.exists() else None
 
 
-def reconstruction(tokenizer: Tokenizer, images: Any, batch: int = BATCH, run: Path | None = None) -> dict[str, Any]:
-    """How well images survive a tokenizer, and how much of its codebook they use; see :func:`evaluate`."""
-    images = check_images(images, tokenizer.channels)
-    if not len(images):
-        raise InputError("there are no images to reconstruct")
-    usage = CodeUsage(tokenizer.grid().levels)
-    errors, similar = [], []
-    for part in images.split(batch):
-        symbols = tokenizer.encode(part)
-        usage.update(symbols)
-        back = tokenizer.decode(symbols, (part.shape[1], part.shape[2])).cpu()
-        errors.append(mean_squared_error(part, back))
-        similar.append(ssim(part, back))
-    mse, structure = torch.cat(errors), torch.cat(similar)
-    figures = _reconstruction_figures(mse, structure) | {
-        "codebook_size": tokenizer.grid().levels,
-        "codebook_used": usage.used,
-        "code_perplexity": usage.perplexity,
-        "code_entropy_bits": usage.entropy_bits,
-    }
-    if run is not None and (run / "baseline" / "mean.safetensors").exists():
-        mean = files.read_tensors(run / "baseline" / "mean.safetensors")["mean"]
-        if mean.shape == images.shape[1:]:
-            flat = mean.round().to(torch.uint8).expand(images.shape)
-            figures["mean_image_psnr_db"] = float(psnr(mean_squared_error(images, flat)).mean())
-    return figures
+def save_seen(out: Path, hashes: np.ndarray) -> None:
+    """Keep with a run which images it is trained on, for :func:`evaluate` to find them again.
 
-
-def _reconstruction_figures(mse: torch.Tensor, structure: torch.Tensor) -> dict[str, Any]:
-    decibels = psnr(mse)
-    finite = bool(torch.isfinite(decibels).all())
-    return {
-        "mse": float(mse.mean()),
-        "mse_se": standard_error(mse),
-        "psnr_db": float(decibels.mean()) if finite else None,
-        "psnr_db_se": standard_error(decibels) if finite else None,
-        "ssim": float(structure.mean()),
-        "ssim_se": standard_error(structure),
-    }
-
-
-def standard_error(values: torch.Tensor) -> float:
-    """Standard error of the mean of ``values [n]``; NaN for a single one."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def mean_squared_error(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each image on the scale 0..255: uint8 ``[n, h, w, c]`` twice to float64 ``[n]``."""
-    return (images.double() - others.double()).square().flatten(1).mean(1)
-
-
-def psnr(mse: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of errors on the scale 0..255; infinite at 0."""
-    return 10 * torch.log10(255.0**2 / mse)
-
-
-def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each image (Wang et al. 2004): uint8 ``[n, h, w, c]`` twice to float64 ``[n]``.
-
-    Gaussian window of standard deviation 1.5 and side min(11, largest odd number the image holds), constants 0.01 and
-    0.03 of the range 255, over the places where the window fits, averaged over places and channels.
+    Args:
+        out: the run directory.
+        hashes: of the training images, uint64 ``[n]``.
     """
-    n, height, width, channels = images.shape
-    side = min(11, min(height, width) - (min(height, width) + 1) % 2)
-    at = torch.arange(side, dtype=torch.float64) - side // 2
-    window = torch.exp(-(at**2) / (2 * 1.5**2))
-    kernel = torch.outer(window, window).div(window.sum() ** 2)[None, None]
-    x, y = (part.double().movedim(-1, 1).reshape(n * channels, 1, height, width) for part in (images, others))
-    mean_x, mean_y, xx, yy, xy = (F.conv2d(part, kernel) for part in (x, y, x * x, y * y, x * y))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
-    return (luminance * structure).view(n, -1).mean(1)
+    files.write_tensors(out / "baseline" / SEEN, {"hashes": torch.from_numpy(np.sort(hashes).view(np.int64))})
 
 
-def _own_data(path: Path | None, split: str) -> tuple[np.ndarray, np.ndarray | None, Mapping[str, Any]]:
-    if path is None:
-        raise InputError("give the images to evaluate on: evaluate(model, images)")
-    loaded = data.load(as_scored(data_config(path)), split)
-    return loaded.images, loaded.labels, loaded.identity()
+def _overlap(run: Path | None, measured: Measured) -> tuple[np.ndarray | None, dict[str, Any] | None]:
+    """Which of the images are among those that the run was trained on, bool ``[n]``, and the figures of it."""
+    path = None if run is None else run / "baseline" / SEEN
+    if path is None or not path.exists():
+        return None, None
+    trained = files.read_tensors(path)["hashes"].numpy().view(np.uint64)
+    identical = np.isin(measured.hashes, trained)
+    mirrored = np.isin(measured.mirrored, trained) & ~identical
+    first = np.flatnonzero(identical)[:SHOWN].tolist()
+    return identical, {"identical": int(identical.sum()), "mirrored": int(mirrored.sum()), "first": first}
+
+
+def _images(path: Path | None, images: Any, labels: Any, split: str) -> tuple[ImageSet, Mapping[str, Any]]:
+    """The images to measure on, and what they are."""
+    if images is None:
+        if path is None:
+            raise InputError("give the images to evaluate on: evaluate(model, images)")
+        images = data.load(as_scored(data_config(path)), split)
+    if isinstance(images, ImageSet):
+        return (images if labels is None else replace(images, labels=np.asarray(labels))), images.identity()
+    array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    check_images(array)
+    tags = None if labels is None else np.asarray(labels)
+    if tags is not None and tags.shape != (len(array),):
+        raise InputError(f"labels must have shape [{len(array)}], got {list(tags.shape)}")
+    digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    return ImageSet(array, tags), {"count": len(array), "shape": list(array.shape[1:]), "sha256": digest}
 
 
 def as_scored(config: DataConfig) -> DataConfig:
@@ -230,5 +434,12 @@ def data_config(path: Path) -> DataConfig:
     return config
 
 
-def _hash(images: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(images)).tobytes()).hexdigest()
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _shown(batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The batches that hold images, with a progress bar for people."""
+    filled = [batch for batch in batches if len(batch)]
+    hidden = not sys.stderr.isatty() or (_distributed() and dist.get_rank() > 0)
+    yield from tqdm(filled, desc="measuring", unit="batch", leave=False, disable=hidden)

@@ -156,10 +156,12 @@ class Complete:
 @dataclass(frozen=True)
 class Eval:
     """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a two-stage model
-    both.
+    both. Says how many of the images the run was trained on.
 
     $ tessella eval runs/x
     $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
+    $ tessella eval runs/x --against runs/y
+    $ tessella eval runs/x --per-image images.csv
     """
 
     run: Positional[RunName]
@@ -170,26 +172,41 @@ class Eval:
     """Data source; the run's own unless given."""
     split: Literal["train", "valid", "test"] = "test"
     """Which images."""
+    against: str = ""
+    """Another run, measured on the same images: the mean difference and its standard error, image by image."""
     json: str = ""
     """File for the figures as JSON."""
+    per_image: str = ""
+    """File for the values of every image, as .csv: nats, bits, bits/dim, mse, PSNR in dB, SSIM."""
     batch: int = 64
     """Images at a time."""
     device: Device = "auto"
     """Where to compute."""
+    devices: int = 1
+    """Devices (processes) that share the images; each image is measured once."""
     threads: int = 0
     """CPU threads; 0 keeps torch's choice."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, devices, what is there; with RUN, what that run is.
+    """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with pictures.
 
     $ tessella info
     $ tessella info runs/x
+    $ tessella info runs/x --report
+    $ tessella info digits --report digits.html
+    $ tessella info runs/x --json
     """
 
     run: Positional[RunName] = ""
     """Run directory, or the name of a bundled model."""
+    report: Annotated[tuple[str, ...] | None, arg(metavar="[FILE.html]")] = None
+    """Write one HTML file with figures, curves, samples, reconstructions and codebook; RUN/report.html unless named."""
+    samples: int = 16
+    """Images to draw for the report (fewer where that would take long); 0 for none."""
+    json: tyro.conf.UseCounterAction[int] = 0
+    """Print the facts as JSON."""
 
 
 VERBS: dict[str, type] = {

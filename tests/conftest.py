@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ if os.environ.get("TESSELLA_CHECK_TYPES", "1") != "0":
 
 # One thread a worker, so that workers do not fight over cores; a test that needs more sets them and puts them back.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of folders go to a temporary folder, never to that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``, ``cifar10:PATH``, ``npz:PATH``,
 ``folder:PATH``. :func:`load` reads one split of it and does what the :class:`~tessella.config.DataConfig` asks;
-:func:`augment` makes the random changes that are drawn anew each epoch. Importing this package does not import torch.
+:func:`augment` makes the random changes that are drawn anew each epoch. Images of a folder stay in a file
+(:class:`StoredImages`), those of other sources in memory. Importing this package does not import torch.
 
 >>> from tessella.config import DataConfig
 >>> train = load(DataConfig("digits"), "train")
@@ -13,8 +14,10 @@ A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``,
 from __future__ import annotations
 
 from tessella.data.augmentation import augment
-from tessella.data.image_set import ImageSet
+from tessella.data.hashes import image_hashes
+from tessella.data.image_set import Images, ImageSet
 from tessella.data.sources import SOURCES, Source, load
 from tessella.data.splits import SPLITS
+from tessella.data.store import StoredImages
 
-__all__ = ["SOURCES", "SPLITS", "ImageSet", "Source", "augment", "load"]
+__all__ = ["SOURCES", "SPLITS", "Images", "ImageSet", "Source", "StoredImages", "augment", "image_hashes", "load"]

@@ -68,3 +68,8 @@ def listing(names: list[str], most: int = 8) -> str:
     names = sorted(names)
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"
+
+
+def printable(name: str) -> str:
+    """A path as text that can be printed and written as UTF-8: bytes of other encodings as ``\\xff``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -3,59 +3,116 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data.decode import is_image
-from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line
+from tessella.data.decode import is_image, known_kinds, libraries, quiet
+from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, printable
+from tessella.data.image_files import Files, decode_files
 from tessella.data.splits import by_hash
-from tessella.data.transform import Entry, Part, fit_files
+from tessella.data.store import Writer, digest, stored
+from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
 RULE = "SHA-256 of 'tessella split:' and the relative path: 5 % test, 5 % valid, the rest train"
+_FOREIGN = ("__MACOSX",)
 
-Files = dict[str, Callable[[], BufferedIOBase]]
-"""Relative path, with ``/`` between its parts, to what opens the file."""
+
+@dataclass(frozen=True)
+class _Place:
+    """What lies in a folder or a zip file.
+
+    Args:
+        names: relative paths with ``/`` between their parts, sorted.
+        stamps: facts about each file that change when its content does.
+        open: opens the file of a name, from any thread.
+    """
+
+    names: Sequence[str]
+    stamps: Sequence[tuple[int, ...]]
+    open: Callable[[str], BufferedIOBase]
 
 
 def read_folder(path: str, split: str, config: DataConfig) -> Part:
     """One split of the images under a folder or in a zip file, sorted by relative path.
 
-    Files and folders whose name begins with a dot are passed over. What is an image is decided by its content; a file
-    that is none, or is damaged, is skipped and named. Where every image lies in a sub-folder, the sub-folder is its
-    label: the first part of its path, after the parts that all images share with a further sub-folder below them. The
-    split is taken by :func:`tessella.data.splits.by_hash`, and only its files are decoded.
+    Files and folders whose name begins with a dot are passed over, and so is ``__MACOSX``. What is an image is decided
+    by its content; a file that is none, or is damaged, is skipped and named. Files that are not even named like an
+    image are no failures; the others are. Where every image lies in a sub-folder, the sub-folder is its label: the
+    first part of its path, after the parts that all images share with a further sub-folder below them. The split is
+    taken by :func:`tessella.data.splits.by_hash`, and only its files are decoded: once, into a file that is used until
+    a file of the folder is added, removed or changed, or another size, crop, limit or number of channels is asked for
+    (:mod:`tessella.data.store`).
 
     Raises:
-        DataError: when there is no image, or more than 20 % of the files of the split are unusable.
+        DataError: when there is no image, more than 20 % of the files of the split are unusable, or the decoded images
+            cannot be kept.
         InputError: when images differ in size and ``config.size`` is empty.
     """
-    place = existing(path, "folder:PATH")
-    title = f"folder:{last_name(place)}"
-    with _open(place) as archive:
-        files = _in_zip(archive) if archive else _in_folder(place)
-        others = [name for name, opener in files.items() if not _may_be_image(name, opener)]
-        names = sorted(set(files) - set(others))
-        if not names:
-            raise DataError(f"{path} has no images; it holds {listing(others)}")
-        label_names, labels = _labels(names)
-        entries = [
-            Entry(name, files[name], None if labels is None else labels[name])
-            for name, part in zip(names, by_hash(names), strict=True)
-            if part == split
-        ]
-        part = fit_files(entries, config, channels=config.channels or 3, place=title)
-    skipped = (*part.skipped, *(f"{name}: not an image" for name in sorted(others)))
-    return replace(part, label_names=label_names, split_rule=RULE, skipped=skipped)
+    root = existing(path, "folder:PATH")
+    with _open(root) as archive:
+        place = _in_zip(archive) if archive else _in_folder(root)
+
+        def make(writer: Writer) -> dict[str, Any]:
+            return _decode(place, split, config, writer, root)
+
+        images, facts = stored(_key(root, split, config), _listing_key(place), make)
+    return Part(
+        images=images,
+        labels=None if facts["labels"] is None else np.array(facts["labels"], np.int64),
+        label_names=tuple(facts["label_names"]),
+        levels=256,
+        split_rule=RULE,
+        names=tuple(facts["names"]),
+        skipped=tuple(facts["skipped"]),
+        resampled=facts["resampled"],
+    )
+
+
+def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root: Path) -> dict[str, Any]:
+    """Decode a split into ``writer``; returns what is to be known of it besides its pixels."""
+    with quiet():
+        mask = [_may_be_image(name, place.open) for name in place.names]
+    names = [name for name, good in zip(place.names, mask, strict=True) if good]
+    others = [printable(name) for name, good in zip(place.names, mask, strict=True) if not good]
+    if not names:
+        raise DataError(f"{root} has no images; it holds {listing(others)}")
+    label_names, labels = _labels(names)
+    mine = [name for name, part in zip(names, by_hash(names), strict=True) if part == split]
+    files = Files(
+        mine, lambda index: place.open(mine[index]), None if labels is None else [labels[name] for name in mine]
+    )
+    title = f"folder:{last_name(root)}"
+    decoded = decode_files(files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}")
+    return {
+        "names": decoded.names,
+        "labels": None if labels is None else decoded.labels,
+        "label_names": list(label_names),
+        "skipped": [*decoded.skipped, *(f"{name}: not an image" for name in others)],
+        "resampled": decoded.resampled,
+    }
+
+
+def _key(root: Path, split: str, config: DataConfig) -> str:
+    """The place of the decoded images in the cache: where they come from and what is made of them."""
+    size = parse_size(config.size, "size")
+    crop = config.crop if size else ""
+    return digest(printable(str(root.resolve())), split, size, crop, config.channels or 3, config.limit)
+
+
+def _listing_key(place: _Place) -> str:
+    """What lies there, and what decodes it."""
+    return digest(libraries(), list(zip(place.names, place.stamps, strict=True)))
 
 
 def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
@@ -70,17 +127,21 @@ def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
         ) from error
 
 
-def _in_zip(archive: zipfile.ZipFile) -> Files:
-    return {
-        info.filename: partial(_open_member, archive, info)
+def _in_zip(archive: zipfile.ZipFile) -> _Place:
+    found = {
+        info.filename: (info.CRC, info.file_size)
         for info in archive.infolist()
         if not info.is_dir() and _visible(info.filename.split("/"))
     }
+    names = sorted(found)
+    return _Place(
+        names, [found[name] for name in names], lambda name: cast(BufferedIOBase, archive.open(archive.getinfo(name)))
+    )
 
 
-def _in_folder(root: Path) -> Files:
+def _in_folder(root: Path) -> _Place:
     """The files under a folder. Links to folders are followed, each folder is visited once."""
-    files: Files = {}
+    found: dict[str, tuple[int, ...]] = {}
     visited: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         real = os.path.realpath(folder)
@@ -89,19 +150,21 @@ def _in_folder(root: Path) -> Files:
             continue
         visited.add(real)
         inner[:] = sorted(name for name in inner if _visible([name]))
-        for name in names:
+        for name in filter(lambda name: _visible([name]), names):
             file = Path(folder, name)
-            if _visible([name]) and file.is_file():  # not a pipe or a device, which might never end
-                files[file.relative_to(root).as_posix()] = partial(_open_file, file)
-    return files
+            if stamp := _stamp(file):
+                found[file.relative_to(root).as_posix()] = stamp
+    names = sorted(found)
+    return _Place(names, [found[name] for name in names], lambda name: (root / name).open("rb"))
 
 
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BufferedIOBase:
-    return cast(BufferedIOBase, archive.open(info))
-
-
-def _open_file(file: Path) -> BufferedIOBase:
-    return file.open("rb")
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Size, time of change and permissions; empty for what is not a file (a dead link, a pipe that might never end)."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return ()
+    return (facts.st_size, facts.st_mtime_ns, facts.st_mode) if stat.S_ISREG(facts.st_mode) else ()
 
 
 def _refuse(error: OSError) -> None:
@@ -109,16 +172,16 @@ def _refuse(error: OSError) -> None:
 
 
 def _visible(parts: Iterable[str]) -> bool:
-    return not any(part.startswith(".") for part in parts)
+    return not any(part.startswith(".") or part in _FOREIGN for part in parts)
 
 
-def _may_be_image(name: str, opener: Callable[[], BufferedIOBase]) -> bool:
+def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase]) -> bool:
     """Whether a file is named like an image, or else has the content of one."""
     kind = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
-    if kind in Image.OPEN:
+    if kind in known_kinds():
         return True
     try:
-        with opener() as file:
+        with opener(name) as file:
             return is_image(file)
     except READ_ERRORS:
         return False

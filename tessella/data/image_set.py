@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from tessella.data.hashes import image_hashes
+from tessella.data.store import StoredImages
+
+Images = np.ndarray | StoredImages
+"""Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice, numbers or a mask."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """One split of a data source, ready to be made symbols.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``, values 0..255.
+        images: ``uint8 [n, height, width, channels]``, values 0..255. For folders they are :class:`StoredImages`, which
+            lie in a file (binarized ones excepted); ``images[i:j]`` gives a numpy array of either.
         labels: ``int64 [n]``, or None.
         label_names: names of the classes in the order of the labels; ``()`` when unknown.
         levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else 17 for the digits,
@@ -28,7 +35,7 @@ class ImageSet:
         recipe: how the split was taken and the pixels prepared, as JSON values.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     levels: int = 256
@@ -48,6 +55,10 @@ class ImageSet:
             return len(self.label_names)
         return 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
 
+    def hashes(self) -> np.ndarray:
+        """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal images."""
+        return self.images.hashes if isinstance(self.images, StoredImages) else image_hashes(self.images)
+
     def identity(self) -> dict[str, Any]:
         """What these images are, as JSON values: equal identities mean equal pixels in equal order.
 
@@ -62,7 +73,14 @@ class ImageSet:
             "split_rule": recipe.pop("split_rule", ""),
             "count": len(self),
             "shape": list(self.images.shape[1:]),
-            "sha256": hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest(),
+            "sha256": _sha256(self.images),
             "preprocessing": {**recipe, "levels": self.levels},
             "skipped": len(self.skipped),
         }
+
+
+def _sha256(images: Images) -> str:
+    """Of the pixels in row-major order; images in a file had theirs computed as they were written."""
+    if isinstance(images, StoredImages):
+        return images.sha256
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

@@ -23,7 +23,6 @@ import re
 import zipfile
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ import numpy as np
 
 from tessella.config import DataConfig
 from tessella.data.files import READ_ERRORS, existing, listing, one_line
+from tessella.data.image_files import Files, fit_files
 from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
-from tessella.data.transform import Entry, Part, fit_arrays, fit_files, parse_size
+from tessella.data.transform import Part, fit_arrays, parse_size
 from tessella.errors import ConfigError, DataError, InputError
 
 _WORDS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
@@ -232,13 +232,10 @@ def _decoded(
     """Decode image files that lie end to end; all of them must be intact."""
     if config.bits:
         raise ConfigError(f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it empty")
-    entries = [
-        Entry(f"image {i}", partial(_member, data, start, end), None if labels is None else int(labels[order]))
-        for order, (i, start, end) in enumerate(bounds.tolist())
-    ]
-    part = fit_files(entries, config, channels=config.channels, place=arrays.place.name, strict=True)
+    files = Files(
+        [f"image {i}" for i in bounds[:, 0].tolist()],
+        lambda index: io.BytesIO(data[bounds[index, 1] : bounds[index, 2]].tobytes()),
+        None if labels is None else labels.tolist(),
+    )
+    part = fit_files(files, config, channels=config.channels, place=arrays.place.name, strict=True)
     return replace(part, names=None)
-
-
-def _member(data: np.ndarray, start: int, end: int) -> io.BufferedIOBase:
-    return io.BytesIO(data[start:end].tobytes())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+
 from tessella.config import DataConfig
 from tessella.data.cifar import read_cifar10
 from tessella.data.digits import read_digits
@@ -52,8 +54,10 @@ def load(config: DataConfig, split: str) -> ImageSet:
         split: ``train``, ``valid`` or ``test``.
 
     Returns:
-        the images as ``uint8 [n, height, width, channels]`` with at least one image. With ``binarize="dynamic"`` the
-        training images stay grey, for :func:`tessella.data.augment` to draw; valid and test get the fixed draw.
+        the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a folder are decoded
+        into a file once and read from there (:mod:`tessella.data.store`), except where they are binarized, which takes
+        the whole array. With ``binarize="dynamic"`` the training images stay grey, for :func:`tessella.data.augment`
+        to draw; valid and test get the fixed draw.
 
     Raises:
         ConfigError: when an option has a value that is not allowed.
@@ -73,7 +77,8 @@ def load(config: DataConfig, split: str) -> ImageSet:
         raise DataError(_nothing(name, split, part, kind))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
-        images = binarize_fixed(images, config.binarize_seed, split)
+        # The draw is defined on the whole array, so images of a folder are read into memory for it.
+        images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
     return ImageSet(
         images=images,
         labels=part.labels,

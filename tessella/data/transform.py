@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BufferedIOBase
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
 from tessella.config import DataConfig
-from tessella.data.decode import UnusableImage, decode, with_channels
-from tessella.data.files import READ_ERRORS, one_line
+from tessella.data.decode import with_channels
+from tessella.data.image_set import Images
 from tessella.data.splits import SPLITS
-from tessella.errors import ConfigError, DataError, InputError
+from tessella.errors import ConfigError, InputError
 
 FILTER = Image.Resampling.LANCZOS
 FILTER_NAME = f"lanczos (Pillow {PIL.__version__})"
 """The resampling filter, recorded because it changes bits/dim by about 0.1."""
-MOST_FAILURES = 0.2
-"""Share of unusable files above which a folder is refused."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Part:
     """One split as a source gives it.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``.
+        images: ``uint8 [n, height, width, channels]``; in a file for folders, an array for all other sources.
         labels: ``int64 [n]``, or None.
         label_names: names of the classes; ``()`` when unknown.
         levels: values that the pixels take by nature.
@@ -39,7 +36,7 @@ class Part:
         resampled: whether pixels were interpolated, so that they can take any value.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     levels: int
@@ -47,15 +44,6 @@ class Part:
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
     resampled: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An image file that is read when its turn comes."""
-
-    name: str
-    open: Callable[[], BufferedIOBase]
-    label: int | None = None
 
 
 def parse_size(text: str, key: str) -> tuple[int, int] | None:
@@ -83,75 +71,29 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     """
     if config.limit:
         part = replace(part, images=part.images[: config.limit], labels=_take(part.labels, slice(config.limit)))
-    size = parse_size(config.size, "size")
-    height, width, channels = part.images.shape[1:]
+    size, arrays = parse_size(config.size, "size"), np.asarray(part.images)
+    height, width, channels = arrays.shape[1:]
     if size in (None, (height, width)) and config.channels in (0, channels):
         return part
     if size and config.crop == "tiles" and (size[0] > height or size[1] > width):
         raise InputError(f"images of {height}x{width} pixels are smaller than tiles of {size[0]}x{size[1]}")
     pieces = [
         (piece, index)
-        for index, image in enumerate(part.images)
+        for index, image in enumerate(arrays)
         for _, piece in cut(with_channels(_to_pillow(image), config.channels or channels), size, config.crop)
     ]
     if config.limit:
         pieces = pieces[: config.limit]
     resampled = bool(size) and size != (height, width) and config.crop != "tiles"
     kept = [index for _, index in pieces]
-    images = np.stack([piece for piece, _ in pieces]) if pieces else part.images
+    images = np.stack([piece for piece, _ in pieces]) if pieces else arrays
     return replace(
         part,
         images=images,
         labels=_take(part.labels, kept),
         resampled=resampled,
-        levels=_levels(part, images, resampled),
+        levels=_levels(part, channels, images, resampled),
     )
-
-
-def fit_files(entries: Sequence[Entry], config: DataConfig, *, channels: int, place: str, strict: bool = False) -> Part:
-    """Decode files until ``config.limit`` images are there, in the size asked for; unusable ones are skipped and named.
-
-    Args:
-        entries: the files of one split, in order.
-        config: size, crop and limit.
-        channels: channels of the result; 0 keeps what the first image has.
-        place: the source, for messages.
-        strict: refuse a single unusable file.
-
-    Raises:
-        DataError: when more than 20 % of the files are unusable, or one where ``strict``.
-        InputError: when the images differ in size and none is asked for, or all are smaller than a tile.
-    """
-    size = parse_size(config.size, "size")
-    found: list[tuple[str, np.ndarray, int | None]] = []
-    skipped: list[str] = []
-    failures = tried = 0
-    resampled = False
-    for entry in entries:
-        tried += 1
-        try:
-            image = _decode(entry, channels)
-        except UnusableImage as error:
-            if strict:
-                raise DataError(f"{place}, {entry.name}: {error}") from error
-            failures += 1
-            skipped.append(f"{entry.name}: {error}")
-            continue
-        channels = channels or len(image.getbands())
-        resampled |= size is not None and config.crop != "tiles" and image.size != (size[1], size[0])
-        pieces = [(entry.name + suffix, piece, entry.label) for suffix, piece in cut(image, size, config.crop)]
-        if not pieces:
-            skipped.append(f"{entry.name}: smaller than a tile")
-        for name, piece, _ in pieces:
-            _check_same_size(found, name, piece)
-        found += pieces
-        if config.limit and len(found) >= config.limit:
-            break
-    if failures > MOST_FAILURES * tried:
-        raise DataError(
-            f"{failures} of {tried} files of {place} are unusable (more than 20 %); the first: {skipped[0]}"
-        )
-    return _gathered(found[: config.limit or None], skipped, resampled)
 
 
 def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -170,10 +112,9 @@ def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator
         return
     height, width = size
     if crop == "tiles":
-        whole = _to_array(image)
-        for top in range(0, whole.shape[0] - height + 1, height):
-            for left in range(0, whole.shape[1] - width + 1, width):
-                yield f"#{top},{left}", whole[top : top + height, left : left + width].copy()
+        for top in range(0, image.height - height + 1, height):
+            for left in range(0, image.width - width + 1, width):
+                yield f"#{top},{left}", _to_array(image.crop((left, top, left + width, top + height)))
     elif crop == "squash":
         yield "", _to_array(image.resize((width, height), FILTER))
     else:
@@ -192,40 +133,9 @@ def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
     return np.where(images > draw, np.uint8(255), np.uint8(0))
 
 
-def _decode(entry: Entry, channels: int) -> Image.Image:
-    try:
-        with entry.open() as file:
-            return decode(file, channels)
-    except READ_ERRORS as error:
-        raise UnusableImage(f"cannot be read: {one_line(error)}") from error
-
-
-def _check_same_size(found: Sequence[tuple[str, np.ndarray, int | None]], name: str, piece: np.ndarray) -> None:
-    if found and piece.shape != found[0][1].shape:
-        other, first = found[0][0], found[0][1].shape
-        raise InputError(
-            f"images differ in size: {other} has {first[0]}x{first[1]} pixels, {name} has"
-            f" {piece.shape[0]}x{piece.shape[1]}; set data.size, for example size=64"
-        )
-
-
-def _gathered(found: Sequence[tuple[str, np.ndarray, int | None]], skipped: Sequence[str], resampled: bool) -> Part:
-    labels = [label for _, _, label in found if label is not None]
-    return Part(
-        images=np.stack([piece for _, piece, _ in found]) if found else np.empty((0, 0, 0, 0), np.uint8),
-        labels=np.array(labels, np.int64) if found and len(labels) == len(found) else None,
-        label_names=(),
-        levels=256,
-        split_rule="",
-        names=tuple(name for name, _, _ in found),
-        skipped=tuple(skipped),
-        resampled=resampled,
-    )
-
-
-def _levels(part: Part, images: np.ndarray, resampled: bool) -> int:
+def _levels(part: Part, channels: int, images: np.ndarray, resampled: bool) -> int:
     """Interpolated pixels, and grey made from colours, can take any value."""
-    mixed = images.shape[-1] == 1 and part.images.shape[-1] > 1
+    mixed = images.shape[-1] == 1 and channels > 1
     return 256 if resampled or mixed else part.levels
 
 
@@ -238,5 +148,10 @@ def _to_pillow(array: np.ndarray) -> Image.Image:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    array = np.array(image)
-    return array[..., None] if array.ndim == 2 else array
+    """``uint8 [height, width, channels]``, copied band by band: numpy alone would hold the pixels three times."""
+    array = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    rows = max(1, (1 << 20) // image.width)
+    for top in range(0, image.height, rows):
+        part = array[top : top + rows]
+        part[:] = np.asarray(image.crop((0, top, image.width, top + len(part)))).reshape(part.shape)
+    return array

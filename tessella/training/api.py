@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -15,21 +14,27 @@ import numpy as np
 import torch
 
 from tessella import config as configs
-from tessella import data
+from tessella import data, files
 from tessella.config import Recipe, TrainConfig
-from tessella.errors import ConfigError, DataError, InputError, TrainingError
+from tessella.data.hashes import image_hashes
+from tessella.data.store import StoredImages
+from tessella.errors import ArtifactError, ConfigError, DataError, InputError, TrainingError
+from tessella.evaluation import save_seen
 from tessella.grid import Grid
 from tessella.models import DensityModel, create
 from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.tokenizers.base import check_images
 from tessella.training import checkpoint, loop
-from tessella.training.examples import Examples
+from tessella.training.examples import Examples, Variant
 from tessella.training.run import Progress, RunDirectory, environment
 from tessella.training.tasks import DensityTask, Task, TokenizerTask
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""
+
+ENCODED_AT_ONCE = 256
+"""Images that are made codes of together, for a prior."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ class Run:
     def load(self) -> Generator | Tokenizer:
         """The trained model."""
         return load(self.path)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: what a step sees of it, which images it is, a hash of each (None where they vary), files left out."""
+
+    examples: Examples
+    identity: dict[str, Any]
+    hashes: np.ndarray | None
+    skipped: tuple[str, ...] = ()
 
 
 def train(
@@ -73,7 +88,8 @@ def train(
         labels: class of each image ``[n]``, for a density model with classes.
         valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
         tokenizer: of a prior: images are encoded by it once, and the run saves both.
-        resume: go on from the newest whole checkpoint in ``out``.
+        resume: go on from the newest whole checkpoint in ``out``; where there is none, start again (``model`` must then
+            be as it was).
         say: where a line about size and time, and about the end, goes.
         options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``, ``batch=``,
             ``learning_rate=``, ...
@@ -81,18 +97,17 @@ def train(
     Raises:
         InputError, ConfigError: for arguments that do not fit each other.
         TrainingError: when ``out`` holds a run already, or the loss is not finite (the last good state is kept).
-        ArtifactError: when nothing can be written, or there is nothing to resume.
+        ArtifactError: when something cannot be written, or there is no run to resume.
     """
     config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
     if not (config.steps or config.epochs or config.minutes):
         raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
     if valid is None:
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
-    examples = _examples(model, images, labels, tokenizer, config)
-    held_out = _examples(model, valid, valid_labels, tokenizer, config)
-    identities = {"train": _identity(examples), "valid": _identity(held_out)}
-    facts = {"recipe": {"train": configs.to_dict(config)}, "data": identities}
-    return _run(model, tokenizer, examples, held_out, config, Path(out), facts, resume, say)
+    learned = _of_arrays(_examples(model, images, labels, tokenizer, config), images)
+    held_out = _of_arrays(_examples(model, valid, valid_labels, tokenizer, config), valid)
+    recipe = {"train": configs.to_dict(config)}
+    return _run(model, tokenizer, learned, held_out, config, Path(out), recipe, resume, say)
 
 
 def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print) -> Run:
@@ -110,20 +125,22 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
         raise DataError(f"{recipe.data.source} has no validation images")
     if recipe.prior_of and recipe.data.binarize == "dynamic":
         raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
-    # A resumed prior goes on with the tokenizer that its run holds.
+    # A resumed prior goes on with the tokenizer that its run holds, once that is whole.
     own = Path(out) / "tokenizer"
-    skipped = (*images.skipped, *held_out.skipped)
-    if skipped:
-        say(f"{len(skipped)} files skipped: {'; '.join(skipped[:3])}{'; ...' if len(skipped) > 3 else ''}")
-    model, tokenizer = _build(recipe, images, str(own) if resume and own.is_dir() else recipe.prior_of)
+    kept = resume and (own / "config.json").exists()
+    if skipped := sorted({*images.skipped, *held_out.skipped}):
+        more = f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}" if len(skipped) > 3 else ""
+        say(f"{len(skipped)} files skipped: {'; '.join(skipped[:3])}{more}")
+    model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
     labels = (images.labels, held_out.labels) if conditional else (None, None)
     examples = _examples(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
     valid = _examples(model, held_out.images, labels[1], tokenizer, recipe.train)
-    identities = {"train": images.identity(), "valid": held_out.identity()}
-    facts = {"recipe": configs.to_dict(recipe), "data": identities}
-    return _run(model, tokenizer, examples, valid, recipe.train, Path(out), facts, resume, say)
+    learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped)
+    validated = _Part(valid, held_out.identity(), None if draw else held_out.hashes(), held_out.skipped)
+    facts = configs.to_dict(recipe)
+    return _run(model, tokenizer, learned, validated, recipe.train, Path(out), facts, resume, say)
 
 
 def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[DensityModel | Tokenizer, Tokenizer | None]:
@@ -190,28 +207,50 @@ def _examples(
     return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
 
 
-def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[torch.Tensor]:
-    if isinstance(model, Tokenizer):
-        return [check_images(images, model.channels)]
-    if str(getattr(images, "dtype", "")).removeprefix("torch.").startswith("float"):
-        check_images(images)  # says how to convert them
-    x = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)
-    if x.dtype != torch.uint8:  # symbols, already encoded
-        return [_compact(model.grid.check(x), model.grid.levels)]
-    if tokenizer is None:
-        x = check_images(x, model.grid.channels)
-        if tuple(x.shape[1:3]) != (model.grid.height, model.grid.width):
-            raise InputError(f"the model's grid is {model.grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}")
-        return [x]
+def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[Variant]:
+    """What a step sees of each image: its pixels or symbols, and of a prior the codes of its mirror image too."""
+    pixels = _pixels(model, images, tokenizer)
+    if pixels is None:  # symbols, already encoded
+        return [_compact(model.grid.check(images), model.grid.levels)]
+    if tokenizer is None or isinstance(model, Tokenizer):
+        return [pixels]
     Generator(tokenizer, model)  # refuses a prior that does not fit
-    mirrored = [x.flip(2)] if flip else []
-    return [_compact(tokenizer.encode(variant), model.grid.levels) for variant in [x, *mirrored]]
+    levels = model.grid.levels
+    plain, mirrored = [], []
+    for start in range(0, len(pixels), ENCODED_AT_ONCE):
+        part = torch.as_tensor(pixels[start : start + ENCODED_AT_ONCE])
+        plain.append(_compact(tokenizer.encode(part), levels))
+        if flip:
+            mirrored.append(_compact(tokenizer.encode(part.flip(2)), levels))
+    return [torch.cat(variant) for variant in (plain, mirrored) if variant]
 
 
-def _identity(examples: Examples) -> dict[str, Any]:
-    """Which arrays these are."""
-    x = examples.variants[0].contiguous()
-    return {"count": len(x), "shape": list(x.shape[1:]), "sha256": hashlib.sha256(x.numpy().tobytes()).hexdigest()}
+def _pixels(model: Any, images: Any, tokenizer: Tokenizer | None) -> Variant | None:
+    """Images for a model, checked; None where they are symbols already."""
+    stored = isinstance(images, StoredImages)
+    x = torch.as_tensor(images[:1]) if stored else images
+    if not isinstance(model, Tokenizer):
+        if str(getattr(x, "dtype", "")).removeprefix("torch.").startswith("float"):
+            check_images(x)  # says how to convert them
+        x = torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x)
+        if x.dtype != torch.uint8:
+            return None
+    channels = model.channels if isinstance(model, Tokenizer) else (tokenizer or model.grid).channels
+    x = check_images(x, channels)
+    grid = None if isinstance(model, Tokenizer) or tokenizer else model.grid
+    if grid and tuple(x.shape[1:3]) != (grid.height, grid.width):
+        raise InputError(f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}")
+    return images if stored else x
+
+
+def _of_arrays(examples: Examples, images: Any) -> _Part:
+    """Examples made of arrays, with what the arrays are."""
+    first = examples.variants[0]
+    assert isinstance(first, torch.Tensor)
+    x = first.contiguous().numpy()
+    identity = {"count": len(x), "shape": list(x.shape[1:]), "sha256": hashlib.sha256(x.tobytes()).hexdigest()}
+    pixels = np.asarray(images)
+    return _Part(examples, identity, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
 
 
 def _compact(symbols: torch.Tensor, levels: int) -> torch.Tensor:
@@ -235,22 +274,20 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
 def _run(
     model: DensityModel | Tokenizer,
     tokenizer: Tokenizer | None,
-    examples: Examples,
-    valid: Examples,
+    learned: _Part,
+    held_out: _Part,
     config: TrainConfig,
     out: Path,
-    facts: dict[str, Any],
+    recipe: dict[str, Any],
     resume: bool,
     say: Callable[[str], None],
 ) -> Run:
     """Set up, start or resume, train, and leave the best weights in ``model``."""
     if isinstance(model, DensityModel) and model.classes and not config.condition_dropout:
         model.null_class = False
-    valid = dataclasses.replace(
-        valid,
-        variants=[valid.variants[0][:VALID_LIMIT]],
-        labels=None if valid.labels is None else valid.labels[:VALID_LIMIT],
-    )
+    examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT)
+    identities = {"train": learned.identity, "valid": held_out.identity}
+    facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
     with _threads(config.threads):
         fabric = loop.create_fabric(config)
         if config.devices > 1:
@@ -258,15 +295,19 @@ def _run(
         task = _task(model, tokenizer, examples)
         run = RunDirectory(out, writes=fabric.is_global_zero)
         session = loop.setup(fabric, task, examples, valid, config, run)
-        if resume:
-            _resume(session, facts, say)
+        restored = resume and _resume(session, facts, say)
         described = _describe(session)
         if not resume:
             run.start({**facts, "task": task.describe(), "environment": environment(fabric.device, fabric.world_size)})
-            if fabric.is_global_zero:
-                task.save_baseline(examples, out)
+        if not restored and fabric.is_global_zero:
+            _save_baseline(task, learned, out)
+            if skipped := sorted({*learned.skipped, *held_out.skipped}):
+                files.write_text(out / "skipped.txt", "\n".join([*skipped, ""]))
         if fabric.is_global_zero:
-            say(described)
+            if facts["overlap"]:
+                say(f"note: {facts['overlap']} validation images are, pixel for pixel, training images too")
+            if not _finished(session):
+                say(described)
         progress = loop.main(session)
     _take_best(model, out)
     stopped = loop.passed(config, progress, len(examples)) < 1
@@ -277,6 +318,20 @@ def _run(
     return Run(out, progress, stopped)
 
 
+def _overlap(learned: _Part, held_out: _Part) -> int | None:
+    """How many held-out images are among the images learned from; None where those are drawn anew each time."""
+    if learned.hashes is None or held_out.hashes is None:
+        return None
+    return int(np.isin(held_out.hashes, learned.hashes).sum())
+
+
+def _save_baseline(task: Task, learned: _Part, out: Path) -> None:
+    """Keep with the run what its figures are compared to, and which images it has seen."""
+    task.save_baseline(learned.examples, out)
+    if learned.hashes is not None:
+        save_seen(out, learned.hashes)
+
+
 def _task(model: DensityModel | Tokenizer, tokenizer: Tokenizer | None, examples: Examples) -> Task:
     if isinstance(model, Tokenizer):
         return TokenizerTask(model)
@@ -285,29 +340,57 @@ def _task(model: DensityModel | Tokenizer, tokenizer: Tokenizer | None, examples
     return DensityTask(model, tokenizer)
 
 
-def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], None]) -> None:
-    run = session.run
-    before = run.facts()
+def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Go back to the newest whole checkpoint; False where there is none and the run starts again.
+
+    Raises:
+        TrainingError: for other data or another model.
+        ArtifactError: when there is no run, or it cannot be written.
+    """
+    run, fabric = session.run, session.fabric
+    before, now = run.facts(), environment(fabric.device, fabric.world_size)
     if before["data"] != facts["data"]:
         raise TrainingError(f"{run.path} was trained on other data than is given now: {before['data']}")
-    tensors, state, problems = checkpoint.newest(run.path)
-    if state["task"] != session.task.describe():
-        raise TrainingError(f"{run.path} trains another model: {state['task']}")
-    for problem in problems:
-        say(f"skipped a checkpoint: {problem}")
-    checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
-    best = state["progress"]["best"]
-    session.progress = Progress(**(state["progress"] | {"best": math.inf if best is None else best}))
+    if before["task"] != session.task.describe():
+        raise TrainingError(f"{run.path} trains another model: {before['task']}")
+    run.sweep()
+    fabric.barrier()
+    lines = _restore(session)
+    restored = bool(session.checkpoints)
     run.cut_log(session.progress.step)
-    now = environment(session.fabric.device, session.fabric.world_size)
+    if _finished(session):
+        lines.append(f"{run.path} is finished: nothing is left to train after step {session.progress.step}")
     for name in ("threads", "world_size", "device", "torch"):
         if now[name] != before["environment"][name]:
-            say(
+            lines.append(
                 f"note: {name} was {before['environment'][name]} and is {now[name]}: "
                 "the run will not repeat bit for bit"
             )
-    sittings = [*before.get("sittings", []), {"step": session.progress.step, "environment": now}]
-    run.update(status="running", recipe=facts["recipe"], sittings=sittings)
+    for line in lines if fabric.is_global_zero else []:
+        say(line)
+    if restored and session.progress.best_step == session.progress.step and before["status"] in ("running", "failed"):
+        loop.keep(session)  # the last sitting may have ended before it had saved this one
+    if before["status"] != "finished" or not _finished(session):
+        sittings = [*before.get("sittings", []), {"step": session.progress.step, "environment": now}]
+        run.update(status="running", recipe=facts["recipe"], sittings=sittings)
+    return restored
+
+
+def _restore(session: loop.Session) -> list[str]:
+    """Take up the newest whole checkpoint, where there is one. Returns what there is to say about it."""
+    try:
+        tensors, state, problems = checkpoint.newest(session.run.path)
+    except ArtifactError as error:
+        return [f"{error}; starting again from the beginning"]
+    checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
+    best = state["progress"]["best"]
+    session.progress = Progress(**(state["progress"] | {"best": math.inf if best is None else best}))
+    session.checkpoints = [session.progress.step]
+    return [f"skipped a checkpoint: {problem}" for problem in problems]
+
+
+def _finished(session: loop.Session) -> bool:
+    return loop.passed(session.config, session.progress, len(session.examples)) >= 1
 
 
 def _describe(session: loop.Session) -> str:

@@ -2,12 +2,12 @@
 
 A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``, ``state.json`` and
 ``manifest.json``, the sizes and SHA-256 of the two. It appears under its name only when it is whole; the newest two
-are kept.
+that are whole are kept.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from tessella.errors import ArtifactError
 KEEP = 2
 """Checkpoints that are kept."""
 
+PARTS = ("state.safetensors", "state.json")
+MANIFEST = "manifest.json"
+
 
 def save(out: Path, step: int, module: nn.Module, average: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Write a checkpoint and drop the oldest.
+    """Write a checkpoint.
 
     Args:
         out: the run directory.
@@ -40,18 +43,27 @@ def save(out: Path, step: int, module: nn.Module, average: nn.Module, optimizer:
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
     with files.directory(out / "checkpoints" / f"step-{step:08d}") as path:
-        files.write_tensors(path / "state.safetensors", tensors)
-        files.write_json(path / "state.json", state)
-        parts = [path / "state.safetensors", path / "state.json"]
-        manifest = {part.name: {"bytes": part.stat().st_size, "sha256": files.sha256(part)} for part in parts}
-        files.write_json(path / "manifest.json", manifest)
-    for old in found(out)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        files.write_tensors(path / PARTS[0], tensors)
+        files.write_json(path / PARTS[1], state)
+        files.write_json(path / MANIFEST, {name: _entry(path / name) for name in PARTS})
+
+
+def drop(out: Path, whole: Sequence[int]) -> None:
+    """Remove what is older than the newest checkpoints that are known to be whole.
+
+    Args:
+        out: the run directory.
+        whole: steps of the checkpoints written, or resumed from, by this process, oldest first.
+    """
+    for path in found(out):
+        if _step(path) < whole[-1] and _step(path) not in whole[-KEEP:]:
+            files.remove_directory(path)
 
 
 def found(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((out / "checkpoints").glob("step-*"))
+    paths = [path for path in (out / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(paths, key=_step)
 
 
 def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:
@@ -64,10 +76,11 @@ def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str
     for path in reversed(found(out)):
         try:
             verify(path)
-            return files.read_tensors(path / "state.safetensors"), files.read_json(path / "state.json"), problems
+            return files.read_tensors(path / PARTS[0]), files.read_json(path / PARTS[1]), problems
         except ArtifactError as error:
             problems.append(str(error))
-    raise ArtifactError(f"{out} has no checkpoint to resume from" + "".join(f"; {problem}" for problem in problems))
+    why = "none of its checkpoints is whole" if problems else "it has no checkpoint"
+    raise ArtifactError(f"{out} has nothing to go on from: {'; '.join([why, *problems])}")
 
 
 def verify(path: Path) -> None:
@@ -76,10 +89,16 @@ def verify(path: Path) -> None:
     Raises:
         ArtifactError: naming the file that is missing or damaged.
     """
-    for name, expected in files.read_json(path / "manifest.json").items():
-        part = path / name
-        if not part.exists() or part.stat().st_size != expected["bytes"] or files.sha256(part) != expected["sha256"]:
-            raise ArtifactError(f"{part} is damaged: it is not what the manifest says was written")
+    manifest = files.read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or sorted(manifest) != sorted(PARTS):
+        raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {' and '.join(PARTS)}")
+    for name in PARTS:
+        try:
+            entry = _entry(path / name)
+        except OSError as error:
+            raise ArtifactError(f"{path / name} cannot be read: {error.strerror or error}") from error
+        if entry != manifest[name]:
+            raise ArtifactError(f"{path / name} is damaged: it is not what the manifest says was written")
 
 
 @torch.no_grad()
@@ -100,11 +119,20 @@ def restore(tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Mod
     for name, tensor in _under("optimizer/", tensors).items():
         number, key = name.split("/")
         parameter = parameters[int(number)]
-        if tensor.shape == parameter.shape:
-            # The fused optimizer walks memory: its averages must lie as the parameter does.
-            tensor = torch.empty_like(parameter).copy_(tensor)
-        state.setdefault(int(number), {})[key] = tensor
+        # The fused optimizer walks memory: its averages must lie as the parameter does. What was read may lie in the
+        # file, which would stay open.
+        own = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        state.setdefault(int(number), {})[key] = own.copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _entry(part: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": part.stat().st_size, "sha256": files.sha256(part)}
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tessella import data
+from tessella.data.store import StoredImages
+
+Variant = torch.Tensor | StoredImages
+"""Images or symbols in memory, or images on disk that are read as they are needed."""
 
 
 @dataclass
@@ -14,8 +18,8 @@ class Examples:
     """Training images, or symbols made of them once.
 
     Args:
-        variants: ``uint8 [n, h, w, c]`` images, or integer symbols ``[n, h, w, d]``; where symbols of mirrored images
-            were made too, they are the second variant.
+        variants: ``uint8 [n, h, w, c]`` images, in memory or on disk, or integer symbols ``[n, h, w, d]``; where
+            symbols of mirrored images were made too, they are the second variant.
         labels: ``int64 [n]``, or None.
         classes: number of classes; label ``classes`` is the null class.
         flip: mirror half of the images (or take the second variant).
@@ -23,7 +27,7 @@ class Examples:
         condition_dropout: share of labels replaced by the null class.
     """
 
-    variants: list[torch.Tensor]
+    variants: list[Variant]
     labels: torch.Tensor | None = None
     classes: int = 0
     flip: bool = False
@@ -33,14 +37,23 @@ class Examples:
     def __len__(self) -> int:
         return len(self.variants[0])
 
+    def first(self, n: int) -> Examples:
+        """The first ``n`` examples, in memory."""
+        here: list[Variant] = [torch.as_tensor(variant[:n]) for variant in self.variants[:1]]
+        return replace(self, variants=here, labels=None if self.labels is None else self.labels[:n])
+
+    def plain(self, indices: torch.Tensor) -> torch.Tensor:
+        """Images or symbols at ``indices [b]`` as they are."""
+        return _at(self.variants[0], indices)
+
     def batch(
         self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images or symbols at ``indices [b]``, with random changes drawn from ``generator``, and their labels."""
-        x = self.variants[0][indices]
+        x = self.plain(indices)
         if len(self.variants) > 1:
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
-            x = torch.where(mirrored[:, None, None, None], self.variants[1][indices], x)
+            x = torch.where(mirrored[:, None, None, None], _at(self.variants[1], indices), x)
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
         if x.dtype != torch.uint8:
@@ -49,6 +62,10 @@ class Examples:
             return x.to(device), None
         dropped = torch.rand(len(indices), generator=generator) < self.condition_dropout
         return x.to(device), self.labels[indices].masked_fill(dropped, self.classes).to(device)
+
+
+def _at(variant: Variant, indices: torch.Tensor) -> torch.Tensor:
+    return variant[indices] if isinstance(variant, torch.Tensor) else torch.from_numpy(variant[indices.numpy()])
 
 
 class Order:

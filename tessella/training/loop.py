@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import TrainConfig
-from tessella.errors import ConfigError, TrainingError
+from tessella.errors import ArtifactError, ConfigError, TrainingError
 from tessella.pipeline import pick_device
 from tessella.training import checkpoint
 from tessella.training.averaging import Average
@@ -62,6 +62,8 @@ class Session:
     run: RunDirectory
     progress: Progress
     stop: threading.Event
+    checkpoints: list[int] = field(default_factory=list)
+    """Steps of the checkpoints that are known to be whole: written, or resumed from."""
 
 
 def create_fabric(config: TrainConfig) -> Fabric:
@@ -111,20 +113,28 @@ def setup(
 
 
 def main(session: Session) -> Progress:
-    """Train from where the progress is to the end of the run, or to a signal; always leaves a checkpoint behind."""
-    fit_error: TrainingError | None = None
-    with _signals(session.stop), torch.random.fork_rng(devices=_cuda(session.fabric)):
-        try:
+    """Train from where the progress is to the end of the run, or to a signal; always leaves a checkpoint behind.
+
+    Raises:
+        TrainingError: when the loss is not finite; the last good state is kept.
+        ArtifactError: when something cannot be written; what was written before stays good.
+    """
+    try:
+        with _signals(session.stop), torch.random.fork_rng(devices=_cuda(session.fabric)):
             fit(session)
-        except TrainingError as error:
-            fit_error = error
-    session.run.close()
-    if fit_error:
-        session.run.update(status="failed", progress=dataclasses.asdict(session.progress))
-        raise fit_error
-    share = passed(session.config, session.progress, len(session.examples))
-    status = "finished" if share >= 1 else "interrupted"
-    session.run.update(status=status, progress=dataclasses.asdict(session.progress))
+        share = passed(session.config, session.progress, len(session.examples))
+        session.run.close()
+        _note(session, "finished" if share >= 1 else "interrupted")
+    except (TrainingError, ArtifactError) as error:
+        session.run.close()
+        with contextlib.suppress(ArtifactError):  # a full disk takes this note no more than what came before
+            _note(session, "failed")
+        if isinstance(error, TrainingError):
+            raise
+        raise ArtifactError(
+            f"training stopped after step {session.progress.step}: {error}. What was written before is whole: "
+            f"make space (or put right what else is wrong), then tessella train --resume {session.run.path} goes on"
+        ) from error
     return session.progress
 
 
@@ -147,9 +157,9 @@ def fit(session: Session) -> None:
         # All processes go by the clock of the first, or they would part ways.
         progress.seconds = session.fabric.broadcast(progress.seconds)
         share = passed(config, progress, len(session.examples))
-        due = _due(config, progress, share)
+        due, better = _due(config, progress, share), False
         if due or share >= 1:
-            validate(session)
+            better = validate(session)
             progress.validations += 1
             progress.seconds = time.monotonic() - started
             # A validation that took longer than the time between two of them is not made up for.
@@ -157,29 +167,43 @@ def fit(session: Session) -> None:
             progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))
         if due or share >= 1 or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
             _save_checkpoint(session)
+            if better:
+                keep(session)
             progress.seconds = time.monotonic() - started
         bar.update(round(share * 1000) - bar.n)
     if share < 1:
-        if not progress.validations:
-            validate(session)  # so that there is a model to load; it counts as none, and a resumed run makes its own
         _save_checkpoint(session)
+        if not progress.validations and validate(session, log=False):
+            keep(session)  # so that there is a model to load; a resumed run knows nothing of it, and makes its own
     bar.close()
 
 
-def validate(session: Session) -> None:
-    """Measure the averaged weights on held-out examples; keep them if they are the best so far."""
+def validate(session: Session, log: bool = True) -> bool:
+    """Measure the averaged weights on held-out examples. Returns whether they are the best so far."""
     progress, task, figures = session.progress, session.task, {}
     if session.fabric.is_global_zero:
         figures = task.validate(session.average.module, session.valid, session.config.batch)
     figures = session.fabric.broadcast(figures)
-    session.run.log({"step": progress.step, **{f"valid/{name}": value for name, value in figures.items()}})
+    if log:
+        session.run.log({"step": progress.step, **{f"valid/{name}": value for name, value in figures.items()}})
     if not math.isfinite(figures[task.metric]):
         raise TrainingError(f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}")
-    if figures[task.metric] < progress.best:
+    better: bool = figures[task.metric] < progress.best
+    if better:
         progress.best, progress.best_step, progress.figures = figures[task.metric], progress.step, figures
-        facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
-        if session.fabric.is_global_zero:
-            task.save(session.average.module, session.run.path, {"validation": figures, **facts})
+    return better
+
+
+def keep(session: Session) -> None:
+    """Save the averaged weights, which are the best so far, as the model of the run.
+
+    This comes after the checkpoint of the same step, never before it: a model that is missing, or half replaced, is
+    saved again by a resumed run, from that checkpoint; and no model is there that no checkpoint knows of.
+    """
+    progress = session.progress
+    facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
+    if session.fabric.is_global_zero:
+        session.task.save(session.average.module, session.run.path, {"validation": progress.figures, **facts})
     session.fabric.barrier()
 
 
@@ -289,8 +313,16 @@ def _save_checkpoint(session: Session) -> None:
     if session.fabric.is_global_zero:
         state = {"progress": dataclasses.asdict(session.progress), "task": session.task.describe()}
         task, average, out = session.task.module, session.average.module, session.run.path
+        session.run.flush()
         checkpoint.save(out, session.progress.step, task, average, session.optimizer, state)
+        session.checkpoints = [*(s for s in session.checkpoints if s < session.progress.step), session.progress.step]
+        checkpoint.drop(out, session.checkpoints)
     session.fabric.barrier()
+
+
+def _note(session: Session, status: str) -> None:
+    """Write to ``run.json`` how the run stands."""
+    session.run.update(status=status, progress=dataclasses.asdict(session.progress))
 
 
 def _stopped(session: Session) -> bool:

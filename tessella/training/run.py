@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +20,12 @@ import tessella
 from tessella import files
 from tessella.errors import ArtifactError, TrainingError
 from tessella.pipeline import FORMAT
+
+FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
+"""Folders of a run that something is written to."""
+
+EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
+"""What a run has before its first checkpoint; the last one makes the directory a run."""
 
 
 @dataclass
@@ -58,9 +65,10 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        kept = any((self.path / name).exists() for name in ("config.json", "checkpoints"))
-        if (self.path / "run.json").exists() and not kept:
-            shutil.rmtree(self.path)  # a run that was stopped before it had anything to keep
+        for name in ("run.json", "probe"):  # what is left of a start that was killed
+            files.sweep(self.path, name)
+        if (self.path / "run.json").exists() and all(item.name in EARLY for item in self.path.iterdir()):
+            self._clear()
         if (self.path / "run.json").exists():
             raise TrainingError(f"{self.path} holds a run already: resume it with --resume, or give another --out")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -77,6 +85,8 @@ class RunDirectory:
         if not (self.path / "run.json").exists():
             raise ArtifactError(f"{self.path} holds no run: it has no run.json")
         facts: dict[str, Any] = files.read_json(self.path / "run.json")
+        if not isinstance(facts, dict):
+            raise ArtifactError(f"{self.path}/run.json was not written by tessella")
         if facts.get("format") != FORMAT:
             raise ArtifactError(
                 f"{self.path} has format {facts.get('format')}; tessella {tessella.__version__} reads format {FORMAT}"
@@ -89,11 +99,14 @@ class RunDirectory:
             files.write_json(self.path / "run.json", self.facts() | changes)
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed."""
+        """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed.
+
+        Raises:
+            ArtifactError: when it cannot be written.
+        """
         if not self.writes:
             return
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        files.append_line(self.path / "log.jsonl", json.dumps(entry))
         board = self._tensorboard()
         if board:
             for name, value in entry.items():
@@ -104,13 +117,43 @@ class RunDirectory:
         """Drop what was logged after ``step``: it will be trained, and logged, again."""
         log = self.path / "log.jsonl"
         if self.writes and log.exists():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            files.write_text(log, "".join(line + "\n" for line in lines))
+            lines = log.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= step]
+            if kept != lines:
+                files.write_bytes(log, b"".join(kept))
+
+    def flush(self) -> None:
+        """Wait until the log is on disk: a checkpoint must not be ahead of it.
+
+        Raises:
+            ArtifactError: when it cannot be written.
+        """
+        if self.writes and (self.path / "log.jsonl").exists():
+            files.flush(self.path / "log.jsonl")
+
+    def sweep(self) -> None:
+        """Clear away what a killed process left half written.
+
+        Raises:
+            ArtifactError: when it cannot be removed.
+        """
+        if self.writes:
+            for name in FOLDERS:
+                files.sweep(self.path / name)
 
     def close(self) -> None:
         """Flush what is buffered."""
         if self._board:
-            self._board.close()
+            with contextlib.suppress(OSError):  # the same figures are in the log
+                self._board.close()
+
+    def _clear(self) -> None:
+        """Remove a run that was stopped before it had anything to keep."""
+        try:
+            for item in [self.path / name for name in EARLY]:
+                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
     def _tensorboard(self) -> Any:
         if self._board is None:
@@ -139,9 +182,9 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
     }
 
 
-def _step(line: str) -> int:
+def _step(line: bytes) -> int:
     """The step of a log line; a line cut short by a crash counts as late."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
+    except (ValueError, KeyError, TypeError):
         return sys.maxsize

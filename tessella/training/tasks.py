@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tessella import files
-from tessella.evaluation import mean_squared_error, psnr
+from tessella.metrics import mean_squared_error, psnr
 from tessella.models import DensityModel, create
 from tessella.models.independent import Independent
 from tessella.pipeline import Generator, fingerprint, save_model
@@ -83,12 +83,12 @@ class DensityTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, DensityModel)
-        nats, x, labels = [], examples.variants[0], examples.labels
+        nats = []
         with torch.no_grad():
-            for start in range(0, len(x), batch):
-                part = slice(start, start + batch)
-                cond = None if labels is None else labels[part]
-                nats.append(-module.log_prob(self._symbols(x[part].to(module.device)), cond).cpu().double())
+            for part in torch.arange(len(examples)).split(batch):
+                cond = None if examples.labels is None else examples.labels[part]
+                symbols = self._symbols(examples.plain(part).to(module.device))
+                nats.append(-module.log_prob(symbols, cond).cpu().double())
         return {"bits_per_dim": float(module.grid.bits_per_dim(torch.cat(nats).mean()))}
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class DensityTask(Task):
         baseline.fit(
             self._symbols(examples.batch(part, generator, cpu)[0])
             if examples.binarize
-            else self._symbols(examples.variants[0][part])
+            else self._symbols(examples.plain(part))
             for part in parts
         )
         save_model(baseline, out / "baseline")
@@ -149,7 +149,8 @@ class TokenizerTask(Task):
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
         usage, errors = CodeUsage(module.grid().levels), []
-        for part in examples.variants[0].split(batch):
+        for places in torch.arange(len(examples)).split(batch):
+            part = examples.plain(places)
             symbols = module.encode(part)
             usage.update(symbols)
             errors.append(mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()))
@@ -166,7 +167,11 @@ class TokenizerTask(Task):
         save_model(module, out, figures)
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
-        files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": examples.variants[0].float().mean(0)})
+        parts = torch.arange(len(examples)).split(1024)
+        total = sum(examples.plain(part).double().sum(0) for part in parts)
+        assert isinstance(total, torch.Tensor)
+        mean = (total / len(examples)).float()
+        files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 
     def describe(self) -> dict[str, Any]:
         assert isinstance(self.module, Tokenizer)

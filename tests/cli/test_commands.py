@@ -131,6 +131,27 @@ def test_eval_prints_and_writes_the_same_figures(
     assert len(figures["data"]["sha256"]) == 64
 
 
+def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", f"{runs}/pixels", "--against", "digits", "--json", f"{tmp_path}/f.json"]
+    status, out, _ = run(capsys, *words, "--per-image", f"{tmp_path}/images.csv")
+    assert status == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    told = figures["against"]["bits_per_dim"]
+    assert told["first"] == figures["bits_per_dim"]
+    assert told["difference"] == pytest.approx(told["first"] - told["second"])
+    assert told["difference_se"] > 0
+    assert f"{told['difference']:+.5g} ± {told['difference_se']:.2g} against digits" in out
+    assert figures["overlap"]["identical"] == 0
+    assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
+
+
+def test_eval_says_when_the_images_were_trained_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "eval", f"{runs}/pixels", "--split", "train")
+    assert "1350 of these images" in out
+
+
 def test_eval_takes_other_data(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "other.npz", test_images=np.zeros((5, 8, 8), np.uint8))
     status, out, _ = run(capsys, "eval", f"{runs}/pixels", "--data", f"npz:{tmp_path}/other.npz")
@@ -145,6 +166,31 @@ def test_info_tells_what_is_there_and_what_a_run_is(runs: Path, capsys: pytest.C
     status, out, _ = run(capsys, "info", f"{runs}/codes")
     assert status == 0
     assert "4x4x1 of 64 levels" in out
+
+
+@pytest.mark.parametrize("name", ["pixels", "vqvae", "codes"])
+def test_info_tells_people_and_programs_the_same(runs: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    status, out, _ = run(capsys, "info", f"{runs}/{name}", "--json")
+    assert status == 0
+    facts = json.loads(out)
+    status, out, _ = run(capsys, "info", f"{runs}/{name}")
+    assert status == 0
+    assert facts["weights"] in out
+    assert "finished, 6 steps" in out
+    assert facts["training"]["steps"] == 6
+    assert "{" not in out
+    assert "\x1b" not in out, "no colours where the output is no terminal"
+
+
+def test_info_writes_a_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "x.html"
+    status, said, _ = run(capsys, "info", f"{runs}/pixels", "--report", str(out), "--samples", "1")
+    assert status == 0
+    assert str(out) in said
+    assert run(capsys, "info", f"{runs}/pixels", "--samples", "0", "--report")[0] == 0
+    assert (runs / "pixels" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    (runs / "pixels" / "report.html").unlink()
 
 
 def test_training_resumes_from_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +280,12 @@ MISTAKES = {
     "eval {runs}/pixels --threads -1": "--threads",
     "eval {runs}/pixels --json figures": ".json",
     "eval {runs}/vqvae --batch -1": "batch",
+    "eval {runs}/pixels --per-image images.txt": ".csv",
+    "eval {runs}/pixels --against {tmp}/missing": "no run directory",
+    "eval {runs}/pixels --against {runs}/vqvae": "cannot be compared",
+    "eval {runs}/pixels --against {runs}/codes": "those of codes",
+    "eval {runs}/pixels --devices 0": "devices",
+    "eval {runs}/pixels --device cuda --devices 2": "CUDA",
     "eval {runs}/pixels --data npz:{tmp}/text.npz": "text.npz",
     "eval {runs}/pixels --data folder:{tmp}/empty": "empty",
     "eval {runs}/pixels --data mnist:{tmp}/empty": "empty",
@@ -272,6 +324,14 @@ MISTAKES = {
     "train --resume {tmp}/empty": "no run",
     "train --resume {runs}/pixels model.layers=3": "train.*",
     "info nowhere": "no run directory",
+    "info nowhere --report": "no run directory",
+    "info --json": "give it first",
+    "info --report {runs}/pixels": "give it first",
+    "info digits --report": "ships with the package",
+    "info {runs}/pixels --report x.txt": ".html",
+    "info {runs}/pixels --report a.html b.html": "one file at most",
+    "info {runs}/pixels --report x.html --samples 65": "0..64",
+    "info {runs}/pixels --report /proc/none/x.html": "cannot write",
     "demo --minutes 0": "--minutes",
     "demo --out {runs}/pixels": "not an earlier demo",
     "demo --out {tmp}/bad.toml": "not an earlier demo",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from handmade import png, tiff
 from PIL import Image, ImageOps
 
 from tessella.data import decode as decode_module
@@ -29,18 +29,6 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO:
 
 def pixels(file: io.BytesIO, channels: int = 3) -> np.ndarray:
     return np.asarray(decode(file, channels))
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: list[bytes], transparent: bytes = b"") -> io.BytesIO:
-    """A PNG file written by hand, for kinds that Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    extra = chunk(b"tRNS", transparent) if transparent else b""
-    body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -98,11 +86,8 @@ def test_big_endian_tiff_and_pgm_of_16_bits() -> None:
 
 
 def test_tiff_of_12_bits() -> None:
-    """Two samples of 12 bits, packed into three bytes, in a TIFF file written by hand."""
-    entries = [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 3)]
-    fields = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
-    file = b"II*\0" + struct.pack("<I", 12) + b"\xab\xc1\x23\0" + struct.pack("<H", len(entries)) + fields + bytes(4)
-    assert pixels(io.BytesIO(file), 1).tolist() == [[0xAB, 0x12]]
+    """Two samples of 12 bits, packed into three bytes."""
+    assert pixels(tiff(2, 1, 12, [b"\xab\xc1\x23"]), 1).tolist() == [[0xAB, 0x12]]
 
 
 def test_colour_of_16_bits_keeps_the_high_byte() -> None:
@@ -159,6 +144,7 @@ def test_pixels_without_an_8_bit_meaning_are_refused(dtype: type) -> None:
         decode(saved(Image.fromarray(WIDE.astype(dtype)), "TIFF"), 3)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
     huge = png(60_000, 60_000, 8, 0, [b""])
     with pytest.raises(UnusableImage, match=r"60000x60000|decompression bomb"):

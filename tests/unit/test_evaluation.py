@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import tessella as ts
+from tessella.data import ImageSet
 from tessella.errors import InputError
-from tessella.evaluation import mean_squared_error, psnr, ssim, standard_error
+from tessella.files import read_json
+from tessella.metrics import mean_squared_error, psnr, ssim, standard_error
+from tessella.models import DensityModel
 from tessella.models.independent import Independent
+from tessella.pipeline import Generator, fingerprint, pixel_generator
 
 
 def pictures(n: int, height: int, width: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -105,3 +115,120 @@ def test_bad_images_are_refused() -> None:
         ts.evaluate(model, np.zeros((0, 2, 2, 1), np.uint8))
     with pytest.raises(InputError, match="images"):
         ts.evaluate(model)
+
+
+def pixel_model(seed: int = 0, levels: int = 17) -> DensityModel:
+    return ts.create("gated-pixelcnn", ts.Grid(3, 4, 1, levels), layers=1, hidden=4, seed=seed)
+
+
+def two_stage(seed: int = 0, tokenizer_seed: int = 0) -> Generator:
+    tokenizer = ts.create_tokenizer("vqvae", image_size=(8, 8), channels=1, codebook_size=8, hidden=8, code_dim=4,
+                                    seed=tokenizer_seed)  # fmt: skip
+    prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=1, hidden=4, seed=seed)
+    return Generator(tokenizer, prior)
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table)))
+
+
+def test_the_table_has_the_values_whose_mean_is_the_figure() -> None:
+    result = ts.assess(two_stage(), pictures(7, 8, 8, 1), batch=3)
+    table = rows(result.table())
+    assert [row["index"] for row in table] == [str(i) for i in range(7)]
+    for column, figure in {"nats": "nats_per_image", "bits_per_dim": "bits_per_dim", "bits": "bits_per_image",
+                           "psnr_db": "psnr_db", "ssim": "ssim", "mse": "mse"}.items():  # fmt: skip
+        values = torch.tensor([float(row[column]) for row in table], dtype=torch.float64)
+        assert result.figures[figure] == pytest.approx(float(values.mean()), rel=1e-12)
+        assert result.figures[f"{figure}_se"] == pytest.approx(standard_error(values), rel=1e-9)
+
+
+def test_the_table_names_files_and_classes() -> None:
+    images = ImageSet(pictures(2, 3, 4, 1).numpy(), np.array([1, 0]), names=("a, b.png", 'c"d\udcff.png'))
+    table = rows(ts.assess(pixel_model(), images).table())
+    assert [(row["name"], row["label"], row["in_training"]) for row in table] == [
+        ("a, b.png", "1", ""),
+        ('c"d.png', "0", ""),
+    ]
+
+
+def test_bits_of_codes_are_told_per_code_per_image_and_per_image_dimension() -> None:
+    generator, images = two_stage(), pictures(5, 8, 8, 1)
+    figures = ts.evaluate(generator, images)
+    bits = -generator.log_prob(images).double() / math.log(2)
+    assert figures["bits_per_image"] == pytest.approx(float(bits.mean()), rel=1e-6)
+    assert figures["bits_per_code"] == pytest.approx(float(bits.mean()) / 4, rel=1e-6)
+    assert figures["bits_per_image_dim"] == pytest.approx(float(bits.mean()) / 64, rel=1e-6)
+    assert figures["bits_per_image_dim_se"] == pytest.approx(standard_error(bits) / 64, rel=1e-4)
+
+
+def test_a_comparison_is_the_mean_difference_of_each_image() -> None:
+    images, models = pictures(9, 3, 4, 1), (pixel_model(0), pixel_model(1))
+    one, two = (-model.bits_per_dim((images.double() * 16 / 255).round().long()).double() for model in models)
+    difference = ts.compare(*(ts.assess(model, images) for model in models))["bits_per_dim"]
+    assert difference["difference"] == pytest.approx(float((two - one).mean()), rel=1e-4)
+    assert difference["difference_se"] == pytest.approx(standard_error(two - one), rel=1e-4)
+    assert difference["first"] == pytest.approx(float(-one.mean()), rel=1e-6)
+
+
+def test_bits_of_different_things_are_not_compared() -> None:
+    images = pictures(4, 8, 8, 1)
+    same_codes = ts.compare(ts.assess(two_stage(0), images), ts.assess(two_stage(1), images))
+    assert "bits" not in same_codes
+    assert same_codes["bits_per_dim"]["difference"] != 0
+    other_codes = ts.compare(ts.assess(two_stage(0), images), ts.assess(two_stage(0, tokenizer_seed=1), images))
+    assert "tokenizers differ" in other_codes["bits"]
+    assert "bits_per_dim" not in other_codes
+    assert "psnr_db" in other_codes
+    with pytest.raises(InputError, match="levels"):
+        ts.compare(*(ts.assess(pixel_model(levels=n), pictures(4, 3, 4, 1)) for n in (16, 17)))
+
+
+def test_a_comparison_needs_the_same_images() -> None:
+    one, two = (ts.assess(pixel_model(), pictures(4, 3, 4, 1, seed)) for seed in (0, 1))
+    with pytest.raises(InputError, match="same images"):
+        ts.compare(one, two)
+
+
+def test_images_of_the_training_set_are_recognized(tmp_path: Path) -> None:
+    trained, other = pictures(30, 8, 8, 1, 1).numpy(), pictures(3, 8, 8, 1, 2).numpy()
+    model = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
+    run = ts.train(model, trained, valid=other, out=tmp_path / "run", steps=1, batch=4, say=lambda line: None)
+    mixed = np.concatenate([other[:1], trained[5:6], trained[6:7, :, ::-1], other[1:], trained[7:8]])
+    result = ts.assess(run.path, mixed)
+    assert result.figures["overlap"] == {"identical": 2, "mirrored": 1, "first": [1, 5]}
+    assert [row["in_training"] for row in rows(result.table())] == ["0", "1", "0", "0", "0", "1"]
+    assert ts.evaluate(model, mixed)["overlap"] is None
+
+
+def test_training_counts_validation_images_that_are_trained_on(tmp_path: Path) -> None:
+    images, said = pictures(30, 8, 8, 1, 1).numpy(), []
+    model = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
+    run = ts.train(model, images, valid=images[3:5], out=tmp_path / "run", steps=1, batch=4, say=said.append)
+    assert read_json(run.path / "run.json")["overlap"] == 2
+    assert any("2 validation images" in line for line in said)
+
+
+def test_figures_say_which_images_and_which_weights() -> None:
+    images, model = pictures(4, 3, 4, 1), pixel_model()
+    figures = ts.evaluate(model, images)
+    assert figures["data"]["sha256"] == hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    assert figures["weights"] == fingerprint(pixel_generator(model))
+    assert ts.evaluate(model, images.flip(0))["data"] != figures["data"]
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_and_agree_on_the_figures(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tessella", "eval", "digits-codes", "--data", "digits", "--threads", "1"]
+    tables = []
+    for devices in (1, 2):
+        files = ["--json", str(tmp_path / f"{devices}.json"), "--per-image", str(tmp_path / f"{devices}.csv")]
+        subprocess.run([*command, "--devices", str(devices), "--device", "cpu", *files], check=True, timeout=300)
+        tables.append(rows((tmp_path / f"{devices}.csv").read_text()))
+    assert [row["hash"] for row in tables[0]] == [row["hash"] for row in tables[1]]
+    for one, two in zip(*tables, strict=True):
+        assert float(one["nats"]) == pytest.approx(float(two["nats"]), rel=1e-5)
+    first, second = (read_json(tmp_path / f"{devices}.json") for devices in (1, 2))
+    assert first["images"] == second["images"] == len(tables[0])
+    assert first["codebook_used"] == second["codebook_used"]
+    assert first["psnr_db"] == pytest.approx(second["psnr_db"], rel=1e-6)

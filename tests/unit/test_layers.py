@@ -26,10 +26,10 @@ LAYERS = (
     {"heads"},
     {"models", "tokenizers"},
     {"sampling"},
-    {"coding", "data", "report", "card"},
+    {"coding", "data", "report", "card", "metrics", "curves"},
     {"pipeline"},
-    {"evaluation"},
-    {"training"},
+    {"evaluation", "overview"},
+    {"training", "page"},
     {"demo", "serve"},
     {"options"},
     {"commands"},
@@ -39,7 +39,7 @@ LAYERS = (
 """Rooms (modules and folders right under the package), lowest first. A room imports itself and lower layers; rooms of
 the same layer never meet, but for the vocabulary."""
 
-ONLY_VOCABULARY = {"data", "report", "card", "options"}
+ONLY_VOCABULARY = {"data", "report", "card", "metrics", "options"}
 BASES_ONLY = {"sampling", "coding"}
 """Rooms that know the base class of models and tokenizers, never a concrete one."""
 
