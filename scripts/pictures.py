@@ -1,41 +1,79 @@
-"""Draw the pictures of the documentation from finished runs: python scripts/pictures.py runs/kodak runs/binary-mnist"""
+"""Draw the pictures of the documentation from finished runs.
+
+python scripts/pictures.py runs/photos kodak24.zip runs/cifar10-prior npz:cifar10_test.npz runs/binary-mnist
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import tessella as ts
 from tessella import data, report
+from tessella.config import DataConfig
 from tessella.evaluation import data_config
 from tessella.pipeline import fingerprint
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
-def main(photographs: Path, digits: Path) -> None:
-    """Test images beside what the two models make of them and draw themselves."""
-    two_stage, pixels = ts.load(photographs), ts.load(digits)
-    assert isinstance(two_stage, ts.Generator)
+def main(photos: Path, kodak: str, objects: Path, tests: str, digits: Path) -> None:
+    """Test images beside what the models make of them and draw themselves."""
+    source = DataConfig(f"folder:{kodak}", size="64")
+    shown = np.concatenate([data.load(source, split).images[:] for split in ("test", "valid", "train")])[:16]
+    two_stage("kodak", photos, shown, "Kodak photographs at 64x64, none trained on")
+    large(photos, replace(source, size="256x384"))
+    shown = data.load(DataConfig(tests), "test").images[:36]
+    two_stage("cifar10", objects, shown, "CIFAR-10 (JPEG-recompressed), test")
+    pixels = ts.load(digits)
     assert isinstance(pixels, ts.Generator)
-    tiles = data.load(data_config(photographs), "test").images
-    chosen = tiles[np.linspace(0, len(tiles) - 1, 16).astype(int)]
-    rebuilt = two_stage.tokenizer.decode(two_stage.tokenizer.encode(chosen)).numpy()
+    held_out = data.load(data_config(digits), "test").images[:]
     panels = [
-        ("64x64 pieces of Kodak photographs", report.sheet(chosen, 4, 2)),
-        ("rebuilt from 16x16 codes of 512", report.sheet(rebuilt, 4, 2)),
-        ("drawn by the prior", report.sheet(two_stage.sample(16, seed=0).numpy(), 4, 2)),
-    ]
-    made = {"tessella": ts.__version__, "seed": 0}
-    report.save_png(IMAGES / "kodak.png", report.captioned(panels), made | {"model": fingerprint(two_stage)})
-    panels = [
-        ("test digits", report.sheet(data.load(data_config(digits), "test").images[::200][:48], 8, 2)),
+        ("test digits", report.sheet(held_out[::200][:48], 8, 2)),
         ("drawn by the gated PixelCNN", report.sheet(pixels.sample(48, seed=0).numpy(), 8, 2)),
     ]
-    report.save_png(IMAGES / "binary-mnist.png", report.captioned(panels), made | {"model": fingerprint(pixels)})
+    save("binary-mnist", panels, pixels)
+
+
+def two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None:
+    """Images, what comes back from their codes, and samples of the prior, side by side."""
+    generator = ts.load(run)
+    assert isinstance(generator, ts.Generator)
+    grid, side = generator.prior.grid, round(len(images) ** 0.5)
+    rebuilt = generator.tokenizer.decode(generator.tokenizer.encode(images)).numpy()
+    drawn = generator.sample(len(images), seed=0).numpy()
+    panels = [
+        (title, report.sheet(images, side, 2)),
+        (f"rebuilt from {grid.height}x{grid.width} codes of {grid.levels}", report.sheet(rebuilt, side, 2)),
+        ("drawn by the prior", report.sheet(drawn, side, 2)),
+    ]
+    save(name, panels, generator)
+
+
+def large(run: Path, source: DataConfig) -> None:
+    """A photograph larger than any the tokenizer was trained on: it is convolutional and takes every size."""
+    generator = ts.load(run)
+    assert isinstance(generator, ts.Generator)
+    tokenizer = generator.tokenizer
+    photograph = data.load(source, "test").images[:1]
+    height, width = photograph.shape[1:3]
+    codes = tokenizer.encode(photograph)
+    rebuilt = tokenizer.decode(codes, (height, width)).numpy()
+    panels = [
+        (f"{width}x{height}, not trained on", photograph[0]),
+        (f"rebuilt from {codes.shape[2]}x{codes.shape[1]} codes", rebuilt[0]),
+    ]
+    save("kodak-large", panels, generator)
+
+
+def save(name: str, panels: list[tuple[str, np.ndarray]], generator: ts.Generator) -> None:
+    """Write a picture that says which model made it."""
+    made = {"tessella": ts.__version__, "seed": 0, "model": fingerprint(generator)}
+    report.save_png(IMAGES / f"{name}.png", report.captioned(panels), made)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))

@@ -70,7 +70,7 @@ def demo(out: Path, minutes: float) -> dict[str, Any] | None:
 def _pictures(out: Path) -> list[Path]:
     """Real digits, reconstructions, and samples of both models, each beside its nearest training image."""
     digits = configs.load_recipe("digits").data
-    training, test = data.load(digits, "train").images, data.load(digits, "test").images[:SHOWN]
+    training, test = np.asarray(data.load(digits, "train").images), data.load(digits, "test").images[:SHOWN]
     pixels, tokenizer, codes = (load(out / name) for name in STAGES)
     assert isinstance(pixels, Generator)
     assert isinstance(codes, Generator)

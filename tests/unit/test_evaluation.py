@@ -148,7 +148,7 @@ def test_the_table_names_files_and_classes() -> None:
     table = rows(ts.assess(pixel_model(), images).table())
     assert [(row["name"], row["label"], row["in_training"]) for row in table] == [
         ("a, b.png", "1", ""),
-        ('c"d.png', "0", ""),
+        ('c"d\\xff.png', "0", ""),
     ]
 
 
