@@ -23,7 +23,7 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 def main(photos: Path, kodak: str, objects: Path, tests: str, digits: Path) -> None:
     """Test images beside what the models make of them and draw themselves."""
     source = DataConfig(f"folder:{kodak}", size="64")
-    shown = np.concatenate([data.load(source, split).images[:] for split in ("test", "valid", "train")])[:16]
+    shown = data.load(source, "all").images[:16]
     two_stage("kodak", photos, shown, "Kodak photographs at 64x64, none trained on")
     large(photos, replace(source, size="256x384"))
     shown = data.load(DataConfig(tests), "test").images[:36]
@@ -58,7 +58,7 @@ def large(run: Path, source: DataConfig) -> None:
     generator = ts.load(run)
     assert isinstance(generator, ts.Generator)
     tokenizer = generator.tokenizer
-    photograph = data.load(source, "test").images[:1]
+    photograph = data.load(source, "all").images[4:5]
     height, width = photograph.shape[1:3]
     codes = tokenizer.encode(photograph)
     rebuilt = tokenizer.decode(codes, (height, width)).numpy()

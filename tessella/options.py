@@ -144,8 +144,8 @@ class Complete:
     """Completions of each."""
     data: str = ""
     """Data source; the run's own unless given."""
-    split: Literal["train", "valid", "test"] = "test"
-    """Which images."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """Which images; all is every image of a folder."""
     out: str = "completed.png"
     """PNG sheet: the image, what was kept, the completions."""
     drawing: Drawing = field(default_factory=Drawing)
@@ -160,6 +160,7 @@ class Eval:
 
     $ tessella eval runs/x
     $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
+    $ tessella eval runs/x --data folder:others --split all
     $ tessella eval runs/x --against runs/y
     $ tessella eval runs/x --per-image images.csv
     """
@@ -170,8 +171,8 @@ class Eval:
     """Data options to change, as data.key=value."""
     data: str = ""
     """Data source; the run's own unless given."""
-    split: Literal["train", "valid", "test"] = "test"
-    """Which images."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """Which images; all is every image of a folder, for folders that were not trained on."""
     against: str = ""
     """Another run, measured on the same images: the mean difference and its standard error, image by image."""
     json: str = ""

@@ -19,7 +19,7 @@ from tessella.config import DataConfig
 from tessella.data.decode import is_image, known_kinds, libraries, quiet
 from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, printable
 from tessella.data.image_files import Files, decode_files
-from tessella.data.splits import by_hash
+from tessella.data.splits import ALL, by_hash
 from tessella.data.store import Writer, digest, stored
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
@@ -50,7 +50,7 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
     by its content; a file that is none, or is damaged, is skipped and named. Files that are not even named like an
     image are no failures; the others are. Where every image lies in a sub-folder, the sub-folder is its label: the
     first part of its path, after the parts that all images share with a further sub-folder below them. The split is
-    taken by :func:`tessella.data.splits.by_hash`, and only its files are decoded: once, into a file that is used until
+    taken by :func:`tessella.data.splits.by_hash` (``all`` takes every image), and only its files are decoded: once, into a file that is used until
     a file of the folder is added, removed or changed, or another size, crop, limit or number of channels is asked for
     (:mod:`tessella.data.store`).
 
@@ -72,7 +72,7 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
         labels=None if facts["labels"] is None else np.array(facts["labels"], np.int64),
         label_names=tuple(facts["label_names"]),
         levels=256,
-        split_rule=RULE,
+        split_rule="every image" if split == ALL else RULE,
         names=tuple(facts["names"]),
         skipped=tuple(facts["skipped"]),
         resampled=facts["resampled"],
@@ -88,7 +88,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
     if not names:
         raise DataError(f"{root} has no images; it holds {listing(others)}")
     label_names, labels = _labels(names)
-    mine = [name for name, part in zip(names, by_hash(names), strict=True) if part == split]
+    mine = [name for name, part in zip(names, by_hash(names), strict=True) if split in (part, ALL)]
     files = Files(
         mine, lambda index: place.open(mine[index]), None if labels is None else [labels[name] for name in mine]
     )

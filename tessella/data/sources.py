@@ -17,7 +17,7 @@ from tessella.data.folder import read_folder
 from tessella.data.idx import read_mnist
 from tessella.data.image_set import ImageSet
 from tessella.data.npz import read_npz
-from tessella.data.splits import EVERY_SPLIT_FROM, check_split
+from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
 
@@ -51,7 +51,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
 
     Args:
         config: the source and what is done to its images.
-        split: ``train``, ``valid`` or ``test``.
+        split: ``train``, ``valid`` or ``test``; of a folder also ``all``.
 
     Returns:
         the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a folder are decoded
@@ -69,6 +69,8 @@ def load(config: DataConfig, split: str) -> ImageSet:
     kind, _, path = config.source.partition(":")
     if kind not in SOURCES:
         raise DataError(_unknown_source(config.source))
+    if split == ALL and kind != "folder":
+        raise DataError(f"{kind} comes divided: take --split train, valid or test (all is for folders)")
     if config.bits and kind != "npz":
         raise ConfigError(f"data.bits is for npz:PATH only, got {config.bits!r} with the source {kind}")
     part = SOURCES[kind].read(path, split, config)

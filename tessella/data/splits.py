@@ -24,10 +24,14 @@ EVERY_SPLIT_FROM = 20
 """Number of images from which on a folder gives every split at least one."""
 
 
+ALL = "all"
+"""For folders: every image, whatever its split; for a folder that was not trained on."""
+
+
 def check_split(split: str) -> None:
-    """Raise :class:`DataError` unless ``split`` is one of :data:`SPLITS`."""
-    if split not in SPLITS:
-        raise DataError(unknown("split", split, SPLITS))
+    """Raise :class:`DataError` unless ``split`` is one of :data:`SPLITS`, or :data:`ALL`."""
+    if split not in (*SPLITS, ALL):
+        raise DataError(unknown("split", split, (*SPLITS, ALL)))
 
 
 def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tessella.config import DataConfig
 from tessella.data.decode import with_channels
 from tessella.data.image_set import Images
-from tessella.data.splits import SPLITS
+from tessella.data.splits import ALL, SPLITS
 from tessella.errors import ConfigError, InputError
 
 FILTER = Image.Resampling.LANCZOS
@@ -124,11 +124,11 @@ def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator
 def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
     """One Bernoulli(v/255) draw of every value, as 0 or 255.
 
-    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train, valid, test; the
+    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train, valid, test (3 for all); the
     first k images of a split get the same draw whether or not others follow.
     """
     # A whole number u of 0..254 is below v with probability exactly v/255.
-    random = np.random.default_rng([seed, SPLITS.index(split)])
+    random = np.random.default_rng([seed, (*SPLITS, ALL).index(split)])
     draw = random.integers(0, 255, size=images.shape, dtype=np.uint8)
     return np.where(images > draw, np.uint8(255), np.uint8(0))
 
