@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         act: Callable[[Any], int] = commands.ACTIONS[type(command).__name__.lower()]
         return act(command)
     except TessellaError as error:
-        print(f"tessella: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one tells
+            told = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+            print(f"tessella: {told}", file=sys.stderr)
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):

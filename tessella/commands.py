@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from tessella import config as configs
 from tessella import data, files, options, overview, report
 from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
-from tessella.errors import ArtifactError, ConfigError, InputError
-from tessella.evaluation import as_scored, assess, compare, data_config
+from tessella.errors import ArtifactError, ConfigError, DataError, InputError
+from tessella.evaluation import as_scored, assess, check_comparable, compare, data_config
 from tessella.models import MODELS
 from tessella.page import write_report
 from tessella.pipeline import (
@@ -49,7 +49,8 @@ def act_demo(chosen: options.Demo) -> int:
 def act_train(chosen: options.Train) -> int:
     """``tessella train``."""
     recipe, out = _resumed(chosen) if chosen.resume else _recipe(chosen)
-    run = train_recipe(recipe, out, resume=bool(chosen.resume), say=_say)
+    with _or_other_data(chosen):
+        run = train_recipe(recipe, out, resume=bool(chosen.resume), say=_say)
     return 130 if run.interrupted else 0
 
 
@@ -109,20 +110,23 @@ def act_eval(chosen: options.Eval) -> int:
     device, first = _processes(chosen.device, chosen.devices)
     path, model = locate(chosen.run), load(chosen.run, device)
     other = load(chosen.against, device) if chosen.against else None
-    images = _images(chosen, model)
+    if other is not None:
+        check_comparable(model, other)
+    with _or_other_data(chosen):
+        images = _images(chosen, model)
     result = assess(path, images, batch=chosen.batch, model=model)
     figures = {**result.figures, "run": Path(chosen.run).name}
     if other is not None:
         second = assess(locate(chosen.against), images, batch=chosen.batch, model=other)
-        figures["against"] = {
-            "run": Path(chosen.against).name,
-            "weights": second.figures["weights"],
-            **compare(result, second),
-        }
+        kept = {name: second.figures[name] for name in ("weights", "condition", "overlap") if name in second.figures}
+        figures["against"] = {"run": Path(chosen.against).name, **kept, **compare(result, second)}
     if not first:
         return 0
     figures["made"] = environment(device, chosen.devices)
-    _say_figures(figures)
+    _say(f"{figures['run']} on {images.name}, {images.split}:")
+    told = {name: value for name, value in figures.items() if name not in ("run", "data", "made")}
+    for label, value, unit in overview.figure_rows(told):
+        _say(f"  {label:32} {value} {unit}".rstrip())
     if chosen.json:
         files.write_json(chosen.json, figures)
     if chosen.per_image:
@@ -178,9 +182,9 @@ def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
 
 def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:
     """The recipe of a run to resume; only how long and where to train may change."""
-    for name in ("recipe", "data", "tokenizer", "out"):
+    for name in ("recipe", "tokenizer", "out"):
         if getattr(chosen, name) and not (name == "recipe" and "=" in chosen.recipe):
-            raise ConfigError(f"--resume takes all but training options from the run: leave {name} out")
+            raise ConfigError(f"--resume takes all but --data and training options from the run: leave {name} out")
     path = Path(chosen.resume)
     stored = RunDirectory(path).facts().get("recipe", {})
     if "data" not in stored:
@@ -191,6 +195,8 @@ def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:
             raise ConfigError(f"--resume can only change train.*, got {override!r}")
     values = configs.apply_overrides({k: v for k, v in stored.items() if v is not None}, overrides)
     recipe: Recipe = configs.from_dict(Recipe, values)
+    if chosen.data:  # the same images at another place, which their hashes will tell
+        recipe = replace(recipe, data=replace(recipe.data, source=chosen.data))
     return _with_limits(recipe, chosen), path
 
 
@@ -290,21 +296,14 @@ def _processes(device: str, devices: int) -> tuple[torch.device, bool]:
     return fabric.device, fabric.is_global_zero
 
 
-def _say_figures(figures: Mapping[str, Any]) -> None:
-    """The figures for people: a line each, the comparison and the overlap below."""
-    for name, value in figures.items():
-        if not isinstance(value, Mapping) and value is not None:
-            _say(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
-    overlap = figures["overlap"]
-    if overlap is not None:
-        _say(f"{'trained on':24} {overlap['identical']} of these images, {overlap['mirrored']} more mirrored")
-    against = figures.get("against", {})
-    for name, value in against.items():
-        if isinstance(value, Mapping):
-            told = f"{value['difference']:+.5g} ± {value['difference_se']:.2g}"
-            _say(f"{name:24} {told} against {against['run']} ({value['first']:.6g} - {value['second']:.6g})")
-    if "bits" in against:
-        _say(f"{'bits':24} not compared: {against['bits']}")
+@contextlib.contextmanager
+def _or_other_data(chosen: options.Train | options.Eval | options.Complete) -> Iterator[None]:
+    """Say, where a run's own images are not where they were, that they can be named."""
+    try:
+        yield
+    except DataError as error:
+        own = not chosen.data and (not isinstance(chosen, options.Train) or chosen.resume)
+        raise DataError(f"{error}; if they lie elsewhere now, name them with --data") if own else error from error
 
 
 def _check_output(out: str, *endings: str) -> Path:
@@ -332,7 +331,7 @@ def _describe_run(chosen: options.Info) -> None:
         return
     facts = overview.describe(chosen.run)
     if chosen.json:
-        _say(json.dumps(facts, indent=2, ensure_ascii=False))
+        _say(files.json_text(facts))
         return
     terminal = sys.stdout.isatty()
     _say(overview.render(facts, shutil.get_terminal_size().columns, terminal and not os.environ.get("NO_COLOR")))
@@ -344,7 +343,7 @@ def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
         return
     run = RunDirectory(path)
     facts = run.facts()
-    shown = {key: value for key, value in figures.items() if key not in ("data", "run", "made", "against", "overlap")}
+    shown = {key: value for key, value in figures.items() if key not in ("data", "run", "made") and value is not None}
     measured = {**facts.get("figures", {}), name: shown}
     try:
         run.update(figures=measured)
@@ -361,4 +360,6 @@ def _threads(threads: int) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Print a line, once however many processes there are; names of files that are not UTF-8 get escapes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line.encode(errors="backslashreplace").decode(), flush=True)

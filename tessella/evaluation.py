@@ -26,6 +26,7 @@ from tessella.config import DataConfig, from_dict
 from tessella.data.files import printable
 from tessella.data.hashes import image_hashes
 from tessella.data.image_set import ImageSet
+from tessella.data.store import StoredImages
 from tessella.errors import DataError, InputError
 from tessella.grid import LN2
 from tessella.metrics import mean_squared_error, psnr, ssim, standard_error
@@ -72,7 +73,6 @@ class Evaluation:
     Args:
         model: a generator or a tokenizer.
         images: what it was measured on.
-        labels: whether the model was given the images' classes.
         measured: of each image.
         seen: whether the run was trained on the very same pixels, bool ``[n]``; None where that is unknown.
         figures: of all, as :func:`evaluate` returns them.
@@ -80,7 +80,6 @@ class Evaluation:
 
     model: Generator | Tokenizer
     images: ImageSet
-    labels: bool
     measured: Measured
     seen: np.ndarray | None
     figures: dict[str, Any]
@@ -171,7 +170,7 @@ def assess(
         figures |= _reconstruction_figures(measured)
     seen, overlap = _overlap(path, measured)
     figures |= {"weights": fingerprint(model), "overlap": overlap, "data": identity}
-    return Evaluation(model, chosen, conditional, measured, seen, figures)
+    return Evaluation(model, chosen, measured, seen, figures)
 
 
 @torch.no_grad()
@@ -229,7 +228,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     than that of either figure.
 
     Returns:
-        Of ``bits_per_dim`` (or ``bits_per_image`` of codes), ``psnr_db``, ``ssim``, ``mse``, those that both have:
+        Of ``bits_per_dim`` (per code, of two-stage models), ``psnr_db``, ``ssim``, ``mse``, those that both have:
         ``first``, ``second``, ``difference`` (first minus second) and ``difference_se``. ``bits`` says why bits are
         left out, where they are.
 
@@ -238,15 +237,14 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """
     if not np.array_equal(first.measured.hashes, second.measured.hashes):
         raise InputError("a comparison needs the same images in the same order: these two evaluations have others")
+    refusal = check_comparable(first.model, second.model)
     one, two = (per_image(part.model, part.measured) for part in (first, second))
-    refusal = _incomparable(first.model, second.model)
     left_out = {"nats", "bits"} | ({"bits_per_dim"} if refusal else set())
-    shared = [name for name in one if name in two and name not in left_out]
-    if not shared:
-        raise InputError(f"these models cannot be compared: {refusal}")
     result: dict[str, Any] = {"images": len(first.measured)}
-    for name in shared:
+    for name in [name for name in one if name in two and name not in left_out]:
         difference = one[name] - two[name]
+        if not bool(torch.isfinite(difference).all()):  # the PSNR of a perfect reconstruction
+            continue
         result[name] = {
             "first": float(one[name].mean()),
             "second": float(two[name].mean()),
@@ -254,6 +252,19 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
             "difference_se": standard_error(difference),
         }
     return result | ({"bits": refusal} if refusal else {})
+
+
+def check_comparable(first: Generator | Tokenizer, second: Generator | Tokenizer) -> str | None:
+    """Why the bits of two models do not compare, so that only distortion is compared; None where they do.
+
+    Raises:
+        InputError: when nothing of them can be compared.
+    """
+    refusal = _incomparable(first, second)
+    pixels = [(m.tokenizer if isinstance(m, Generator) else m).of_pixels for m in (first, second)]
+    if refusal and any(pixels):
+        raise InputError(f"these models cannot be compared: {refusal}")
+    return refusal
 
 
 def _incomparable(first: Generator | Tokenizer, second: Generator | Tokenizer) -> str | None:
@@ -384,12 +395,17 @@ def save_seen(out: Path, hashes: np.ndarray) -> None:
     files.write_tensors(out / "baseline" / SEEN, {"hashes": torch.from_numpy(np.sort(hashes).view(np.int64))})
 
 
+def trained_on(run: Path | str) -> np.ndarray | None:
+    """The hashes of the images that a run was trained on, uint64 ``[n]``; None where it does not say."""
+    path = locate(run) / "baseline" / SEEN
+    return files.read_tensors(path)["hashes"].numpy().view(np.uint64) if path.exists() else None
+
+
 def _overlap(run: Path | None, measured: Measured) -> tuple[np.ndarray | None, dict[str, Any] | None]:
     """Which of the images are among those that the run was trained on, bool ``[n]``, and the figures of it."""
-    path = None if run is None else run / "baseline" / SEEN
-    if path is None or not path.exists():
+    trained = None if run is None else trained_on(run)
+    if trained is None:
         return None, None
-    trained = files.read_tensors(path)["hashes"].numpy().view(np.uint64)
     identical = np.isin(measured.hashes, trained)
     mirrored = np.isin(measured.mirrored, trained) & ~identical
     first = np.flatnonzero(identical)[:SHOWN].tolist()
@@ -403,7 +419,11 @@ def _images(path: Path | None, images: Any, labels: Any, split: str) -> tuple[Im
             raise InputError("give the images to evaluate on: evaluate(model, images)")
         images = data.load(as_scored(data_config(path)), split)
     if isinstance(images, ImageSet):
-        return (images if labels is None else replace(images, labels=np.asarray(labels))), images.identity()
+        chosen = _with_classes_of(path, images) if labels is None else replace(images, labels=np.asarray(labels))
+        return chosen, images.identity()
+    if isinstance(images, StoredImages):
+        shape = {"count": len(images), "shape": list(images.shape[1:])}
+        return ImageSet(images, None if labels is None else np.asarray(labels)), {**shape, "sha256": images.sha256}
     array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     check_images(array)
     tags = None if labels is None else np.asarray(labels)
@@ -411,6 +431,25 @@ def _images(path: Path | None, images: Any, labels: Any, split: str) -> tuple[Im
         raise InputError(f"labels must have shape [{len(array)}], got {list(tags.shape)}")
     digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     return ImageSet(array, tags), {"count": len(array), "shape": list(array.shape[1:]), "sha256": digest}
+
+
+def _with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
+    """The images with their classes numbered as in the run, which are the same classes by name.
+
+    Raises:
+        InputError: when there is a class that the run does not know.
+    """
+    facts = files.read_json(path / "run.json") if path is not None and (path / "run.json").exists() else {}
+    known = facts.get("data", {}).get("train", {}).get("classes") or []
+    if images.labels is None or not known or not images.label_names or list(images.label_names) == known:
+        return images
+    if unknown := sorted(set(images.label_names) - set(known)):
+        raise InputError(
+            f"the run knows the classes {', '.join(known)}, not {', '.join(unknown)}: "
+            "name the sub-folders as those it was trained on, or put all images into one folder"
+        )
+    number = np.array([known.index(name) for name in images.label_names])
+    return replace(images, labels=number[images.labels], label_names=tuple(known))
 
 
 def as_scored(config: DataConfig) -> DataConfig:

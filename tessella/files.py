@@ -28,13 +28,19 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically. See :func:`write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write a text file atomically; names of files that are not UTF-8 get escapes. See :func:`write_bytes`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write plain values as indented JSON, atomically. See :func:`write_bytes`."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Plain values as indented JSON, null for what is no number. Names that are not UTF-8 come back as they were."""
+    told = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return told if _encodes(told) else json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -189,6 +195,14 @@ def make_directory(path: Path | str) -> Path:
     except OSError as error:
         raise ArtifactError(f"cannot write to {path}: {_reason(error)}") from error
     return path
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _finite(value: Any) -> Any:

@@ -161,18 +161,24 @@ def _nested_rows(name: str, values: Mapping[str, Any]) -> list[tuple[str, str, s
     """Rows of the figures that are tables themselves: images that were trained on, and the difference to another run.
 
     >>> _nested_rows("overlap", {"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
-    [('images trained on', '3', 'and 0 mirrored')]
+    [('of these trained on', '3', 'images, and 0 mirrored')]
     >>> _nested_rows("against", {"run": "b", "ssim": {"difference": 0.0213, "difference_se": 0.0012}})
     [('SSIM, more than b', '0.0213 ± 0.0012', '')]
     """
     if name == "overlap":
-        return [("images trained on", shown(values.get("identical")), f"and {shown(values.get('mirrored'))} mirrored")]
+        told = f"images, and {shown(values.get('mirrored'))} mirrored"
+        return [("of these trained on", shown(values.get("identical")), told)]
     rows = []
     for metric, told in values.items():
         if isinstance(told, Mapping) and "difference" in told:
             label, unit = UNITS.get(metric, (metric.replace("_", " "), ""))
             value = shown(told["difference"], told.get("difference_se"))
             rows.append((f"{label}, more than {values.get('run', '')}", value, unit))
+    seen = values.get("overlap") or {}
+    if seen.get("identical"):
+        rows.append((f"of these {values.get('run', '')} trained on", shown(seen["identical"]), "images"))
+    if "bits" in values:
+        rows.append(("bits", "not compared", f"({values['bits']})"))
     return rows
 
 

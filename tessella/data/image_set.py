@@ -63,8 +63,8 @@ class ImageSet:
         """What these images are, as JSON values: equal identities mean equal pixels in equal order.
 
         Holds the source (without its directory), the split and how it was taken, the number and shape
-        ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major order, the preparation of
-        the pixels, and the number of files skipped.
+        ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major order, the names of the
+        classes, the preparation of the pixels, and the number of files skipped.
         """
         recipe = dict(self.recipe)
         return {
@@ -74,6 +74,7 @@ class ImageSet:
             "count": len(self),
             "shape": list(self.images.shape[1:]),
             "sha256": _sha256(self.images),
+            "classes": list(self.label_names),
             "preprocessing": {**recipe, "levels": self.levels},
             "skipped": len(self.skipped),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tessella.config import Recipe, TrainConfig
 from tessella.data.hashes import image_hashes
 from tessella.data.store import StoredImages
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError, TrainingError
-from tessella.evaluation import save_seen
+from tessella.evaluation import save_seen, trained_on
 from tessella.grid import Grid
 from tessella.models import DensityModel, create
 from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
@@ -32,6 +33,9 @@ from tessella.training.tasks import DensityTask, Task, TokenizerTask
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""
+
+VALID_BYTES = 1 << 28
+"""Bytes of memory that they take, at most."""
 
 ENCODED_AT_ONCE = 256
 """Images that are made codes of together, for a prior."""
@@ -63,6 +67,8 @@ class _Part:
     identity: dict[str, Any]
     hashes: np.ndarray | None
     skipped: tuple[str, ...] = ()
+    seen: np.ndarray | None = None
+    """Hashes of the images that its tokenizer was trained on; None where there is none, or it does not say."""
 
 
 def train(
@@ -82,8 +88,8 @@ def train(
 
     Args:
         model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
-        images: ``uint8 [n, height, width, channels]``; for a density model also symbols of another integer type on
-            its grid.
+        images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; for a density model
+            also symbols of another integer type on its grid.
         out: the run directory; it must not hold a run yet, unless ``resume`` is set.
         labels: class of each image ``[n]``, for a density model with classes.
         valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
@@ -104,8 +110,8 @@ def train(
         raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
     if valid is None:
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
-    learned = _of_arrays(_examples(model, images, labels, tokenizer, config), images)
-    held_out = _of_arrays(_examples(model, valid, valid_labels, tokenizer, config), valid)
+    learned = _of_arrays(_examples(model, *_pair(model, images, labels), tokenizer, config), images)
+    held_out = _of_arrays(_examples(model, *_pair(model, valid, valid_labels), tokenizer, config), valid)
     recipe = {"train": configs.to_dict(config)}
     return _run(model, tokenizer, learned, held_out, config, Path(out), recipe, resume, say)
 
@@ -130,14 +136,15 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     kept = resume and (own / "config.json").exists()
     if skipped := sorted({*images.skipped, *held_out.skipped}):
         more = f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}" if len(skipped) > 3 else ""
-        say(f"{len(skipped)} files skipped: {'; '.join(skipped[:3])}{more}")
+        say(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
     labels = (images.labels, held_out.labels) if conditional else (None, None)
     examples = _examples(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
     valid = _examples(model, held_out.images, labels[1], tokenizer, recipe.train)
-    learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped)
+    seen = trained_on(recipe.prior_of) if recipe.prior_of else None
+    learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped, seen)
     validated = _Part(valid, held_out.identity(), None if draw else held_out.hashes(), held_out.skipped)
     facts = configs.to_dict(recipe)
     return _run(model, tokenizer, learned, validated, recipe.train, Path(out), facts, resume, say)
@@ -244,13 +251,25 @@ def _pixels(model: Any, images: Any, tokenizer: Tokenizer | None) -> Variant | N
 
 
 def _of_arrays(examples: Examples, images: Any) -> _Part:
-    """Examples made of arrays, with what the arrays are."""
+    """Examples made of arrays or an image set, with what they are."""
+    if isinstance(images, data.ImageSet):
+        return _Part(examples, images.identity(), images.hashes(), images.skipped)
     first = examples.variants[0]
+    shape = {"count": len(first), "shape": list(first.shape[1:])}
+    if isinstance(images, StoredImages):
+        return _Part(examples, {**shape, "sha256": images.sha256}, images.hashes)
     assert isinstance(first, torch.Tensor)
-    x = first.contiguous().numpy()
-    identity = {"count": len(x), "shape": list(x.shape[1:]), "sha256": hashlib.sha256(x.tobytes()).hexdigest()}
+    digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
     pixels = np.asarray(images)
-    return _Part(examples, identity, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
+    return _Part(examples, {**shape, "sha256": digest}, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
+
+
+def _pair(model: DensityModel | Tokenizer, images: Any, labels: Any) -> tuple[Any, Any]:
+    """Images and labels; an image set brings its own labels, for a model that has classes."""
+    if not isinstance(images, data.ImageSet):
+        return images, labels
+    conditional = isinstance(model, DensityModel) and model.classes > 0
+    return images.images, images.labels if labels is None and conditional else labels
 
 
 def _compact(symbols: torch.Tensor, levels: int) -> torch.Tensor:
@@ -262,6 +281,8 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
+    if isinstance(images, (StoredImages, data.ImageSet)):
+        raise InputError('give valid= too, for example data.load(config, "valid"): images of a source come divided')
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     held, rest = np.sort(order[: max(1, n // 10)]), np.sort(order[max(1, n // 10) :])
     images = np.asarray(images)
@@ -285,15 +306,17 @@ def _run(
     """Set up, start or resume, train, and leave the best weights in ``model``."""
     if isinstance(model, DensityModel) and model.classes and not config.condition_dropout:
         model.null_class = False
-    examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT)
+    examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT, VALID_BYTES)
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
-    with _threads(config.threads):
+    with _threads(config.threads), contextlib.ExitStack() as stack:
         fabric = loop.create_fabric(config)
         if config.devices > 1:
+            if not resume and "LOCAL_RANK" not in os.environ:  # before there are processes to leave waiting
+                RunDirectory(out).refuse_taken()
             fabric.launch()
         task = _task(model, tokenizer, examples)
-        run = RunDirectory(out, writes=fabric.is_global_zero)
+        run = stack.enter_context(contextlib.closing(RunDirectory(out, writes=fabric.is_global_zero)))
         session = loop.setup(fabric, task, examples, valid, config, run)
         restored = resume and _resume(session, facts, say)
         described = _describe(session)
@@ -303,6 +326,7 @@ def _run(
             _save_baseline(task, learned, out)
             if skipped := sorted({*learned.skipped, *held_out.skipped}):
                 files.write_text(out / "skipped.txt", "\n".join([*skipped, ""]))
+        fabric.barrier()
         if fabric.is_global_zero:
             if facts["overlap"]:
                 say(f"note: {facts['overlap']} validation images are, pixel for pixel, training images too")
@@ -326,16 +350,17 @@ def _overlap(learned: _Part, held_out: _Part) -> int | None:
 
 
 def _save_baseline(task: Task, learned: _Part, out: Path) -> None:
-    """Keep with the run what its figures are compared to, and which images it has seen."""
+    """Keep with the run what its figures are compared to, and which images it, and its tokenizer, have seen."""
     task.save_baseline(learned.examples, out)
-    if learned.hashes is not None:
-        save_seen(out, learned.hashes)
+    two_stage = task.describe().get("tokenizer") is not None
+    if learned.hashes is not None and (learned.seen is not None or not two_stage):
+        save_seen(out, learned.hashes if learned.seen is None else np.union1d(learned.hashes, learned.seen))
 
 
 def _task(model: DensityModel | Tokenizer, tokenizer: Tokenizer | None, examples: Examples) -> Task:
     if isinstance(model, Tokenizer):
         return TokenizerTask(model)
-    if tokenizer is None and examples.variants[0].dtype == torch.uint8:
+    if tokenizer is None and examples.pixels:
         tokenizer = pixel_generator(model).tokenizer
     return DensityTask(model, tokenizer)
 
@@ -349,10 +374,14 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     """
     run, fabric = session.run, session.fabric
     before, now = run.facts(), environment(fabric.device, fabric.world_size)
-    if before["data"] != facts["data"]:
-        raise TrainingError(f"{run.path} was trained on other data than is given now: {before['data']}")
+    if changed := _changed(before["data"], facts["data"]):
+        raise TrainingError(
+            f"{run.path} was trained on other images than there are now ({'; '.join(changed)}): "
+            "put them back, or train anew with another --out"
+        )
     if before["task"] != session.task.describe():
         raise TrainingError(f"{run.path} trains another model: {before['task']}")
+    run.lock()
     run.sweep()
     fabric.barrier()
     lines = _restore(session)
@@ -376,11 +405,23 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     return restored
 
 
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """How the images differ; what does not change them, such as their place, is free to."""
+    return [
+        f"{split} {name} was {str(before[split][name])[:16]} and is {str(now[split][name])[:16]}"
+        for split in ("train", "valid")
+        for name in ("count", "shape", "sha256")
+        if before[split][name] != now[split][name]
+    ]
+
+
 def _restore(session: loop.Session) -> list[str]:
     """Take up the newest whole checkpoint, where there is one. Returns what there is to say about it."""
     try:
         tensors, state, problems = checkpoint.newest(session.run.path)
     except ArtifactError as error:
+        if (session.run.path / "config.json").exists():
+            raise ArtifactError(f"{error}; the model it holds stays as it is: train anew with another --out") from error
         return [f"{error}; starting again from the beginning"]
     checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
     best = state["progress"]["best"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,9 +38,17 @@ class Examples:
     def __len__(self) -> int:
         return len(self.variants[0])
 
-    def first(self, n: int) -> Examples:
-        """The first ``n`` examples, in memory."""
-        here: list[Variant] = [torch.as_tensor(variant[:n]) for variant in self.variants[:1]]
+    @property
+    def pixels(self) -> bool:
+        """Whether they are images, not symbols."""
+        return str(self.variants[0].dtype).removeprefix("torch.") == "uint8"
+
+    def first(self, n: int, most_bytes: int) -> Examples:
+        """The first ``n`` examples, fewer where they would take more than ``most_bytes``, in memory."""
+        variant = self.variants[0]
+        size = math.prod(variant.shape[1:]) * variant.dtype.itemsize
+        n = min(n, max(1, most_bytes // size))
+        here: list[Variant] = [torch.as_tensor(variant[:n])]
         return replace(self, variants=here, labels=None if self.labels is None else self.labels[:n])
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:

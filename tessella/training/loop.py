@@ -162,6 +162,7 @@ def fit(session: Session) -> None:
             better = validate(session)
             progress.validations += 1
             progress.seconds = time.monotonic() - started
+            progress.seconds = session.fabric.broadcast(progress.seconds)
             # A validation that took longer than the time between two of them is not made up for.
             share_now = passed(config, progress, len(session.examples))
             progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))

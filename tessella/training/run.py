@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 import tessella
 from tessella import files
@@ -24,7 +25,10 @@ from tessella.pipeline import FORMAT
 FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
 """Folders of a run that something is written to."""
 
-EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
+LOCK = ".lock"
+"""Held by the process that trains."""
+
+EARLY = (LOCK, "baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
 """What a run has before its first checkpoint; the last one makes the directory a run."""
 
 
@@ -55,25 +59,58 @@ class RunDirectory:
     def __init__(self, path: Path | str, writes: bool = True) -> None:
         self.path, self.writes = Path(path), writes
         self._board: Any = None
+        self._lock = FileLock(self.path / LOCK)
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        """Begin in a new directory.
+    def lock(self) -> None:
+        """Keep other processes from training here until :meth:`close`.
 
         Raises:
-            TrainingError: when there is a run in it already.
+            TrainingError: when one does already.
+            ArtifactError: when the directory cannot be written.
+        """
+        if not self.writes:
+            return
+        files.make_directory(self.path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(
+                f"another process is training in {self.path}: wait until it has ended, or give another --out"
+            ) from None
+        except (OSError, NotImplementedError):  # a file system without locks
+            pass
+
+    def refuse_taken(self) -> None:
+        """Check that a new run can begin here.
+
+        Raises:
+            TrainingError: when there is a run, or anything else.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise TrainingError(f"{self.path} is a file: give another --out")
+        there = {item.name for item in self.path.iterdir()} - {LOCK}
+        begun = [name for name in there if name.startswith((".run.json.", ".probe."))]  # a start that was killed
+        if "run.json" in there and not there <= {*EARLY, *begun}:
+            raise TrainingError(f"{self.path} holds a run already: resume it with --resume, or give another --out")
+        if "run.json" not in there and there - {*begun}:
+            raise TrainingError(f"{self.path} exists and is not an empty directory: give another --out")
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Begin in a new directory, or in that of a run which was stopped before it had anything to keep.
+
+        Raises:
+            TrainingError: when there is a run in it already, or another process trains there.
             ArtifactError: when it cannot be written.
         """
         if not self.writes:
             return
-        for name in ("run.json", "probe"):  # what is left of a start that was killed
+        self.refuse_taken()
+        self.lock()
+        for name in ("run.json", "probe"):
             files.sweep(self.path, name)
-        if (self.path / "run.json").exists() and all(item.name in EARLY for item in self.path.iterdir()):
-            self._clear()
-        if (self.path / "run.json").exists():
-            raise TrainingError(f"{self.path} holds a run already: resume it with --resume, or give another --out")
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise TrainingError(f"{self.path} exists and is not an empty directory: give another --out")
-        files.make_directory(self.path)
+        self._clear()
         files.write_json(self.path / "run.json", {"format": FORMAT, **facts, "status": "running"})
 
     def facts(self) -> dict[str, Any]:
@@ -142,15 +179,16 @@ class RunDirectory:
                 files.sweep(self.path / name)
 
     def close(self) -> None:
-        """Flush what is buffered."""
+        """Flush what is buffered, and let others train here."""
+        self._lock.release()
         if self._board:
             with contextlib.suppress(OSError):  # the same figures are in the log
                 self._board.close()
 
     def _clear(self) -> None:
-        """Remove a run that was stopped before it had anything to keep."""
+        """Remove what a run has that was stopped before it had anything to keep."""
         try:
-            for item in [self.path / name for name in EARLY]:
+            for item in [self.path / name for name in EARLY if name != LOCK]:
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error

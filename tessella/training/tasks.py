@@ -167,10 +167,10 @@ class TokenizerTask(Task):
         save_model(module, out, figures)
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
-        parts = torch.arange(len(examples)).split(1024)
-        total = sum(examples.plain(part).double().sum(0) for part in parts)
-        assert isinstance(total, torch.Tensor)
-        mean = (total / len(examples)).float()
+        total = torch.zeros(examples.variants[0].shape[1:], dtype=torch.int64)
+        for part in torch.arange(len(examples)).split(64):
+            total += examples.plain(part).sum(0, dtype=torch.int64)
+        mean = (total.double() / len(examples)).float()
         files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 
     def describe(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 
 import tessella as ts
 from tessella.cli import main
+from tessella.overview import figure_rows, shown
 from tessella.report import read_made
 from tessella.sampling import sample
 
@@ -124,7 +126,8 @@ def test_eval_prints_and_writes_the_same_figures(
     assert status == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert keys <= set(figures)
-    assert all(key in out for key in keys)
+    rows = figure_rows({key: figures[key] for name in keys for key in (name, f"{name}_se") if key in figures})
+    assert all(value in out for _, value, _ in rows)
     assert figures["images"] == 297
     assert "digits, test" in (runs / name / "README.md").read_text()
     assert figures["data"]["split"] == "test"
@@ -142,21 +145,21 @@ def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
     assert told["first"] == figures["bits_per_dim"]
     assert told["difference"] == pytest.approx(told["first"] - told["second"])
     assert told["difference_se"] > 0
-    assert f"{told['difference']:+.5g} ± {told['difference_se']:.2g} against digits" in out
+    assert f"code length, more than digits    {shown(told['difference'], told['difference_se'])} bits/dim" in out
     assert figures["overlap"]["identical"] == 0
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
 
 
 def test_eval_says_when_the_images_were_trained_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "eval", f"{runs}/pixels", "--split", "train")
-    assert "1350 of these images" in out
+    assert "of these trained on              1,350 images" in out
 
 
 def test_eval_takes_other_data(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "other.npz", test_images=np.zeros((5, 8, 8), np.uint8))
     status, out, _ = run(capsys, "eval", f"{runs}/pixels", "--data", f"npz:{tmp_path}/other.npz")
     assert status == 0
-    assert "images                   5" in out
+    assert "pixels on npz:other.npz, test:\n  images                           5\n" in out
 
 
 def test_info_tells_what_is_there_and_what_a_run_is(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -376,3 +379,88 @@ def test_the_command_works_where_tyro_is_missing(tmp_path: Path) -> None:
     shown = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert shown.returncode == 2
     assert shown.stderr == 'tessella: the command line needs tyro: pip install "tyro>=1.0,<2"\n'
+
+
+def pictures(folder: Path, n: int = 30, seed: int = 0, size: int = 8) -> Path:
+    """Small grey pictures in a new folder."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for i in range(n):
+        Image.fromarray(generator.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+ON_FOLDER = [*SMALL, "data.levels=16", "data.channels=1", "--steps", "3"]
+
+
+def test_a_pixel_model_trains_on_a_folder_that_may_move_and_gain_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = pictures(tmp_path / "here"), f"{tmp_path}/run"
+    assert run(capsys, "train", "digits", "--data", f"folder:{folder}", "--out", out, *ON_FOLDER)[0] == 0
+    moved = folder.rename(tmp_path / "there")
+    (moved / "Thumbs.db").write_text("x")
+    status, _, err = run(capsys, "train", "--resume", out, "--steps", "5")
+    assert status == 2
+    assert "name them with --data" in err
+    assert run(capsys, "train", "--resume", out, "--steps", "5", "--data", f"folder:{moved}")[0] == 0
+    assert "step 5" in (tmp_path / "run" / "log.jsonl").read_text().replace('"step": 5', "step 5")
+    Image.new("L", (8, 8)).save(moved / "more.png")
+    for i in range(40):  # some of them fall into the training split
+        Image.new("L", (8, 8), i).save(moved / f"more{i}.png")
+    status, _, err = run(capsys, "train", "--resume", out, "--steps", "7", "--data", f"folder:{moved}")
+    assert status == 2
+    assert "train count was" in err
+
+
+def test_a_folder_whose_name_is_not_text_is_trained_on_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(os.fsencode(f"{tmp_path}/ph") + b"\xe9t")
+    try:
+        pictures(Path(name))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    out, figures = f"{tmp_path}/run", tmp_path / "figures.json"
+    assert run(capsys, "train", "digits", "--data", f"folder:{name}", "--out", out, *ON_FOLDER)[0] == 0
+    status, said, _ = run(capsys, "eval", out, "--json", str(figures))
+    assert status == 0
+    assert "ph\\udce9t" in said
+    assert json.loads(figures.read_text())["data"]["source"].endswith(os.fsdecode(b"ph\xe9t"))
+    assert run(capsys, "info", out)[0] == 0
+
+
+def test_classes_are_found_again_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, name in enumerate("abc"):
+        pictures(tmp_path / "trained" / name, 20, seed=i)
+    out = f"{tmp_path}/run"
+    words = ["train", "digits", "model.conditional=true", "--data", f"folder:{tmp_path}/trained", "--out", out]
+    assert run(capsys, *words, *ON_FOLDER)[0] == 0
+    for name in "bc":
+        (tmp_path / "other" / name).mkdir(parents=True)
+        for path in sorted((tmp_path / "trained" / name).iterdir())[:5]:
+            (tmp_path / "other" / name / path.name).write_bytes(path.read_bytes())
+    words = ["eval", out, "--data", f"folder:{tmp_path}/other", "--split", "all"]
+    assert run(capsys, *words, "--per-image", f"{tmp_path}/images.csv")[0] == 0
+    table = list(csv.DictReader((tmp_path / "images.csv").open()))
+    assert [(row["name"][0], row["label"]) for row in table] == [("b", "1")] * 5 + [("c", "2")] * 5
+    pictures(tmp_path / "other" / "d", 2)
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "not d" in err
+
+
+def test_what_its_tokenizer_was_trained_on_counts_for_a_prior(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pictures", 60)
+    vqvae, prior = f"{tmp_path}/vqvae", f"{tmp_path}/prior"
+    words = ["--data", f"folder:{folder}", "data.channels=1", "--steps", "2"]
+    assert run(capsys, "train", "digits-vqvae", *SMALL_VQ, *words, "--out", vqvae)[0] == 0
+    few = ["data.limit=5", "--tokenizer", vqvae, "--out", prior]
+    assert run(capsys, "train", "digits-prior", *SMALL, *words, *few)[0] == 0
+    figures = tmp_path / "figures.json"
+    assert run(capsys, "eval", prior, "--split", "train", "data.limit=0", "--json", str(figures))[0] == 0
+    measured = json.loads(figures.read_text())
+    assert measured["images"] > 40
+    assert measured["overlap"]["identical"] == measured["images"]

@@ -25,7 +25,7 @@ from torch import nn
 
 import tessella as ts
 from tessella import cli, files
-from tessella.errors import ArtifactError
+from tessella.errors import ArtifactError, TrainingError
 from tessella.training import checkpoint
 from tessella.training.run import RunDirectory
 
@@ -244,6 +244,7 @@ def test_whole_checkpoints_are_not_dropped_for_damaged_ones(straight: Path, tmp_
     run = shutil.copytree(straight, tmp_path / "run")
     for path in checkpoint.found(run):
         (path / "manifest.json").unlink()
+    (run / "config.json").unlink()
     train(run, resume=True, steps=3)
     whole = {path.name for path in checkpoint.found(run) if (path / "manifest.json").exists()}
     assert whole == {"step-00000002", "step-00000003"}
@@ -256,10 +257,36 @@ def test_without_a_whole_checkpoint_a_resumed_run_starts_again(straight: Path, t
         shutil.rmtree(path) if how != "none whole" else next(flipped(path / "state.safetensors"))
     if how == "no baseline yet":
         shutil.rmtree(run / "baseline")
+    (run / "config.json").unlink()
     RunDirectory(run).update(status="running")
     said = train(run, resume=True)
     assert any("starting again from the beginning" in line for line in said), said
     assert left(run) == left(straight)
+
+
+def test_a_model_without_a_whole_checkpoint_is_not_trained_over(straight: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ArtifactError, match="another --out"):
+        train(run, resume=True, steps=30)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_processes_do_not_train_in_one_directory(straight: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    other = RunDirectory(run)
+    other.lock()
+    with pytest.raises(TrainingError, match="another process"):
+        train(run, resume=True, steps=30)
+    other.close()
+    train(run, resume=True, steps=12)
+    living = RunDirectory(tmp_path / "living")
+    living.start({})
+    with pytest.raises(TrainingError, match="another process"):
+        RunDirectory(tmp_path / "living").start({})
+    assert (tmp_path / "living" / "run.json").exists()
+    living.close()
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(straight: Path, tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tessella as ts
-from tessella.config import Recipe, TrainConfig, from_dict
+from tessella import data
+from tessella.config import DataConfig, Recipe, TrainConfig, from_dict
 from tessella.errors import ArtifactError, ConfigError, InputError, TrainingError
+from tessella.files import read_json
 from tessella.training import checkpoint, loop, train_recipe
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
@@ -338,7 +341,30 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
     with pytest.raises(TrainingError, match="--resume"):
         ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
-    with pytest.raises(TrainingError, match="other data"):
+    with pytest.raises(TrainingError, match="other images"):
         ts.train(model(), images(30), out=tmp_path / "run", resume=True, **OPTIONS)
     with pytest.raises(TrainingError, match="another model"):
         ts.train(model(hidden=4), images(), out=tmp_path / "run", resume=True, **OPTIONS)
+
+
+def test_an_image_set_is_trained_on_as_it_comes(tmp_path: Path) -> None:
+    train, valid = (data.load(DataConfig("digits", limit=20), split) for split in ("train", "valid"))
+    net = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
+    run = ts.train(net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None)
+    assert read_json(run.path / "run.json")["data"]["train"] == train.identity()
+    assert ts.evaluate(run.path, train)["overlap"]["identical"] == 20
+    with pytest.raises(InputError, match="valid="):
+        ts.train(net, train, out=tmp_path / "other", steps=2)
+
+
+def test_images_on_disk_are_trained_on_and_not_divided(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for i in range(40):
+        Image.new("L", (8, 8), i).save(tmp_path / "folder" / f"{i}.png")
+    config = DataConfig(f"folder:{tmp_path}/folder", channels=1, levels=16)
+    train, valid = (data.load(config, split).images for split in ("train", "valid"))
+    net = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 16), layers=1, hidden=4)
+    run = ts.train(net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None)
+    assert ts.evaluate(run.path, train)["overlap"]["identical"] == len(train)
+    with pytest.raises(InputError, match="valid="):
+        ts.train(net, train, out=tmp_path / "other", steps=2)
