@@ -111,6 +111,8 @@ def _has_plotext() -> bool:
 def _draw(curves: Curves, unit: str, named: Mapping[str, str], width: int, colour: bool) -> str:
     import plotext
 
+    if not any(len(curves[name]["step"]) > 1 for name in named):
+        return ""  # a single point is no curve
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(width, HEIGHT)

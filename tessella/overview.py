@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -438,8 +439,17 @@ def _next(facts: Mapping[str, Any]) -> list[str]:
         return [f"tessella train --resume {run}{lower}"]
     if facts["weights"] is None or facts["kind"] == "prior":
         return []
-    use = f"tessella sample {run}" if facts["kind"] != "tokenizer" else f"tessella train RECIPE --tokenizer {run}"
+    use = f"tessella sample {run}" if facts["kind"] != "tokenizer" else _prior_of(facts)
     return [*([] if facts["figures"] else [f"tessella eval {run}"]), use]
+
+
+def _prior_of(facts: Mapping[str, Any]) -> str:
+    """How to train a prior on a tokenizer: with the recipe that goes with its own, on its own data."""
+    recipe = str(facts["training"].get("recipe") or "")
+    named = recipe.replace("-vqvae", "-prior") if recipe.endswith("-vqvae") else "RECIPE"
+    source = str(facts["training"]["data_options"].get("source") or "")
+    told = f" --data {shlex.quote(source)}" if ":" in source else ""
+    return f"tessella train {named}{told} --tokenizer {facts['run']}"
 
 
 def _bytes(path: Path) -> int:

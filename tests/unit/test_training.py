@@ -257,6 +257,28 @@ def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["environment"]["world_size"] == 2
 
 
+@pytest.mark.slow
+def test_processes_that_begin_at_different_times_stay_together(tmp_path: Path) -> None:
+    """The first one is late by more than the time between two validations; none may wait for a step the other skips."""
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import sys, time\n"
+        "from tessella.training import api\n"
+        "keep = api._save_baseline\n"
+        "api._save_baseline = lambda *given: (time.sleep(1.5), keep(*given))\n"
+        "from tessella.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["train", "digits", "model.layers=1", "model.hidden=4", "--minutes", "0.06", "--device", "cpu"]
+    command = [sys.executable, str(script), *words, "--devices", "2", "--out", str(tmp_path / "run")]
+    place = {**os.environ, "PYTHONPATH": str(Path(ts.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=place)
+    assert shown.returncode == 0, shown.stderr
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=place)
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1, again.stderr
+
+
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(tmp_path: Path) -> None:
     ts.train(model(), images(), out=tmp_path / "run", **OPTIONS)
     newest, said = checkpoint.found(tmp_path / "run")[-1], []
