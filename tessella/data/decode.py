@@ -3,11 +3,12 @@
 A file whose damage can be told is refused, not filled in. Refused, besides all that Pillow reports, are: a PNG with a
 wrong checksum in any chunk, a JPEG of which libjpeg says that data is missing or corrupt (Pillow hides that; it takes
 the package ``simplejpeg``, without which such files decode to partly invented pixels), a TIFF whose strips do not cover
-the image, a WebP of another length than it says.
+the image or, packed by deflate, do not match their checksums, a WebP of another length than it says.
 
 What cannot be told is a change that makes another valid file: of pixels or codes in formats without checksums (BMP,
-TIFF, PPM, GIF, both kinds of WebP), and of coefficients in a JPEG whose codes stay valid. JPEG data inside TIFF is
-checked by libtiff alone, and a GIF whose stream of codes says too early that it ends is taken at its word.
+PPM, GIF, TGA, QOI, WebP, AVIF, JPEG 2000, TIFF that is not packed by deflate), and of coefficients in a JPEG whose
+codes stay valid. JPEG data inside TIFF is checked by libtiff alone, and a GIF whose stream of codes says too early that
+it ends is taken at its word.
 
 Memory: an image is decoded if the file and all that decoding holds at once stay within :data:`MAX_MEMORY`; with the
 interpreter and the libraries that is under 300 MB. Pillow takes 4 bytes for a pixel in colour, so 50-megapixel
@@ -23,7 +24,8 @@ import functools
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -31,7 +33,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from tessella.data.files import one_line
+from tessella.data.files import one_line, passing
 
 try:
     import simplejpeg
@@ -44,8 +46,6 @@ MAX_PIXELS = 100_000_000
 """Largest image, in pixels, that is decoded."""
 MAX_MEMORY = 250 << 20
 """Bytes that a file and its image may take while it is decoded."""
-LARGE_PIXELS = 16_000_000
-"""From here on images should be decoded one at a time, however many threads there are."""
 MAX_SCANS = 100
 """Scans of a progressive JPEG; encoders write about ten, and each costs a pass over the whole image."""
 
@@ -55,8 +55,11 @@ what lies inside has another size than they say. EPS is recognized to be refused
 _DECODER = {"PNG": 0, "JPEG": 0, "MPO": 0, "BMP": 0, "PPM": 0, "TGA": 0, "GIF": 4, "TIFF": 0}
 """Bytes a pixel that a decoder holds besides the image; 16 for the others, which hold several whole copies."""
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
-_BITS_PER_SAMPLE, _ORIENTATION, _ROWS_PER_STRIP, _STRIP_BYTES = 258, 274, 278, 279  # TIFF tags
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_BITS_PER_SAMPLE, _COMPRESSION, _FILL_ORDER, _ORIENTATION = 258, 259, 266, 274  # TIFF tags
+_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
+_DEFLATE = (8, 32946)  # values of _COMPRESSION
+_MOST_UNPACKED = 1 << 30  # bytes of all strips of a TIFF: more than any image that passes _check_memory has
 _BAND = 1 << 18  # pixels that are converted at a time
 
 _TURNS = {
@@ -89,21 +92,24 @@ def decode(file: io.BufferedIOBase, channels: int) -> Image.Image:
     Raises:
         UnusableImage: with the reason, when the file is too large, is no image, has pixels of a kind without a clear
             8-bit meaning (floating point, 32-bit integers), or is damaged.
+        OSError, MemoryError: for a reason outside of the file (:func:`tessella.data.files.passing`).
     """
     return finish(begin(file), channels)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image whose header passed all checks and whose pixels are not decoded yet."""
+    """An image whose header passed all checks and whose pixels are not decoded yet.
+
+    Args:
+        image: the image.
+        data: its file.
+        memory: bytes that the file, decoding it, and one copy of its pixels may take together.
+    """
 
     image: Image.Image
     data: bytes
-
-    @property
-    def large(self) -> bool:
-        """Whether it should be the only one of its kind in memory."""
-        return self.image.width * self.image.height > LARGE_PIXELS
+    memory: int
 
 
 def begin(file: io.BufferedIOBase) -> Opened:
@@ -117,9 +123,10 @@ def begin(file: io.BufferedIOBase) -> Opened:
     try:
         _check_header(image)
         _check_memory(image, len(data))
+        memory = _memory(image, len(data)) + 4 * image.width * image.height
     except (TypeError, ValueError, LookupError) as error:  # headers that say the impossible
         raise UnusableImage(f"damaged: {one_line(error)}") from error
-    return Opened(image, data)
+    return Opened(image, data, memory)
 
 
 def finish(opened: Opened, channels: int) -> Image.Image:
@@ -130,6 +137,8 @@ def finish(opened: Opened, channels: int) -> Image.Image:
     except UnusableImage:
         raise
     except Exception as error:  # decoders meet damaged bytes with errors of every class
+        if passing(error):
+            raise
         raise UnusableImage(f"damaged: {one_line(error)}") from error
 
 
@@ -188,6 +197,8 @@ def _open(file: io.BufferedIOBase) -> Image.Image:
     except UnidentifiedImageError as error:
         raise UnusableImage("not an image") from error
     except Exception as error:  # plugins meet damaged headers with errors of every class
+        if passing(error):
+            raise
         raise UnusableImage(f"damaged: {one_line(error)}") from error
 
 
@@ -196,7 +207,7 @@ def _check_header(image: Image.Image) -> None:
     if width * height > MAX_PIXELS:
         raise UnusableImage(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
     if image.format == "EPS":
-        raise UnusableImage("a PostScript program, not pixels")
+        raise UnusableImage("a PostScript program, not pixels; convert it to JPEG or PNG")
     if image.mode == "LAB":
         raise UnusableImage("L*a*b* colours, which need a colour profile; save it as RGB first")
     if image.mode == "F":
@@ -208,17 +219,22 @@ def _check_header(image: Image.Image) -> None:
 
 def _check_memory(image: Image.Image, size: int) -> None:
     """Refuse an image whose decoding would take more than :data:`MAX_MEMORY`, its file of ``size`` bytes included."""
-    held = _DECODER.get(image.format or "", 16)
-    if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
-        held += 2 * len(image.getbands())  # all coefficients, without counting on smaller colour planes
-    if getattr(image, "n_frames", 1) > 1:
-        held += 8 if image.format == "PNG" else 0
-    need = size + image.width * image.height * (_stride(image.mode) + held) + _strip(image)
+    need = _memory(image, size)
     if need > MAX_MEMORY:
         raise UnusableImage(
             f"{image.width}x{image.height} pixels of this {image.format} take up to {need / 1e6:,.0f} MB to decode,"
             f" more than {MAX_MEMORY / 1e6:,.0f}; scale it down, or save it as a JPEG that is not progressive"
         )
+
+
+def _memory(image: Image.Image, size: int) -> int:
+    """Most bytes that decoding an image takes, its file of ``size`` bytes included."""
+    held = _DECODER.get(image.format or "", 16)
+    if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
+        held += 2 * len(image.getbands())  # all coefficients, without counting on smaller colour planes
+    if getattr(image, "n_frames", 1) > 1:
+        held += 8 if image.format == "PNG" else 0
+    return size + image.width * image.height * (_stride(image.mode) + held) + _strip(image)
 
 
 def _strip(image: Image.Image) -> int:
@@ -244,6 +260,7 @@ def _check_data(image: Image.Image, data: bytes) -> None:
             raise UnusableImage("damaged: its length is not what its header says")
     elif image.format == "TIFF":
         _check_strips(cast(Any, image))
+        _check_deflate(cast(Any, image).tag_v2, data)
 
 
 def _check_strips(image: Any) -> None:
@@ -257,6 +274,23 @@ def _check_strips(image: Any) -> None:
     # A single length is often wrong, and is not needed.
     if image.tile[0][0] == "raw" and len(lengths) > 1 and sum(lengths) < needed:
         raise UnusableImage("damaged: its strips are shorter than its pixels")
+
+
+def _check_deflate(tags: Mapping[int, Any], data: bytes) -> None:
+    """That each strip or tile of a TIFF packed by deflate ends as it should, with its checksum: libtiff ignores it."""
+    if tags.get(_COMPRESSION) not in _DEFLATE or tags.get(_FILL_ORDER, 1) != 1:
+        return
+    tiled = _TILE_WIDTH in tags
+    starts = tags[_TILE_OFFSETS if tiled else _STRIP_OFFSETS]
+    lengths = tags.get(_TILE_BYTES if tiled else _STRIP_BYTES) or (len(data),)
+    room = _MOST_UNPACKED
+    for start, length in zip(starts, lengths, strict=True):
+        unpacker, rest = zlib.decompressobj(), data[start : start + length]
+        while not unpacker.eof:
+            unpacked = len(unpacker.decompress(rest, _BAND))
+            rest, room = unpacker.unconsumed_tail, room - unpacked
+            if room < 0 or not (unpacked or unpacker.eof):
+                raise UnusableImage("damaged: its strips do not end where they should")
 
 
 def _check_jpeg(data: bytes) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import lzma
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tessella.errors import DataError
@@ -24,6 +27,36 @@ READ_ERRORS = (
     tarfile.TarError,
 )
 """What reading damaged, cut or encrypted files and archives raises."""
+
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
+"""Errors of the system that a file itself is the reason for; the last is a place that a damaged archive names."""
+
+
+def passing(error: BaseException) -> bool:
+    """Whether reading failed for want of memory, disk or open files, or by a fault of the device: not by the file."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
+
+
+@contextlib.contextmanager
+def passing_ends(title: str) -> Iterator[None]:
+    """Make a :func:`passing` failure a :class:`DataError` with the ``title`` of what was read."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if not passing(error):
+            raise
+        raise DataError(
+            f"{title}: cannot be read at present: {reason(error)}; load it again once that is over"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be read, in the words of the system where it has some."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def existing(path: str, form: str) -> Path:
@@ -58,7 +91,7 @@ def last_name(path: Path) -> str:
     return path.name if path.name not in ("", "..") else path.resolve().name
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text on one line, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 

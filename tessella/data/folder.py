@@ -16,16 +16,27 @@ import numpy as np
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data.decode import is_image, known_kinds, libraries, quiet
-from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, printable
+from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
+from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, passing, passing_ends, printable
 from tessella.data.image_files import Files, decode_files
-from tessella.data.splits import ALL, by_hash
+from tessella.data.splits import ALL, by_folders, by_hash, divide
 from tessella.data.store import Writer, digest, stored
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
 RULE = "SHA-256 of 'tessella split:' and the relative path: 5 % test, 5 % valid, the rest train"
 _FOREIGN = ("__MACOSX",)
+UNREAD = {
+    **dict.fromkeys((".heic", ".heics", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"), "camera raw"),
+    ".jxl": "JPEG XL",
+    ".psd": "PSD",
+    ".svg": "SVG",
+    ".ico": "ICO",
+    ".pcx": "PCX",
+}
+"""Extensions of images that are not read, whatever the file holds (camera raws are TIFF files of a small preview), and
+what they are called."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,17 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
 
     Files and folders whose name begins with a dot are passed over, and so is ``__MACOSX``. What is an image is decided
     by its content; a file that is none, or is damaged, is skipped and named. Files that are not even named like an
-    image are no failures; the others are. Where every image lies in a sub-folder, the sub-folder is its label: the
-    first part of its path, after the parts that all images share with a further sub-folder below them. The split is
-    taken by :func:`tessella.data.splits.by_hash` (``all`` takes every image), and only its files are decoded: once, into a file that is used until
-    a file of the folder is added, removed or changed, or another size, crop, limit or number of channels is asked for
+    image are no failures; the others are, those of :data:`UNREAD` among them. Where every image lies in a sub-folder,
+    the sub-folder is its label: the first part of its path, after the parts that all images share with a further
+    sub-folder below them. Where these parts are the names of splits they are the splits, and labels come from the
+    sub-folders below (:func:`tessella.data.splits.by_folders`); else the split is taken by :func:`tessella.data.splits.by_hash`. ``all``
+    takes every image. Only files of the split are decoded: once, into a file that is used until a file of the folder is
+    added, removed or changed, or another size, crop, limit or number of channels is asked for
     (:mod:`tessella.data.store`).
 
     Raises:
-        DataError: when there is no image, more than 20 % of the files of the split are unusable, or the decoded images
-            cannot be kept.
+        DataError: when there is no image, more than 20 % of the files of the split (and at least three) are unusable,
+            one cannot be read for a reason outside of it, or the decoded images cannot be kept.
         InputError: when images differ in size and ``config.size`` is empty.
     """
     root = existing(path, "folder:PATH")
@@ -66,13 +79,13 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
         def make(writer: Writer) -> dict[str, Any]:
             return _decode(place, split, config, writer, root)
 
-        images, facts = stored(_key(root, split, config), _listing_key(place), make)
+        images, facts = stored(_key(root, split, config), _listing_key(place), make, f"folder:{last_name(root)}")
     return Part(
         images=images,
         labels=None if facts["labels"] is None else np.array(facts["labels"], np.int64),
         label_names=tuple(facts["label_names"]),
         levels=256,
-        split_rule="every image" if split == ALL else RULE,
+        split_rule="every image" if split == ALL else facts["split_rule"],
         names=tuple(facts["names"]),
         skipped=tuple(facts["skipped"]),
         resampled=facts["resampled"],
@@ -82,15 +95,18 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
 def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root: Path) -> dict[str, Any]:
     """Decode a split into ``writer``; returns what is to be known of it besides its pixels."""
     with quiet():
-        mask = [_may_be_image(name, place.open) for name in place.names]
+        mask = [_may_be_image(name, place.open, root) for name in place.names]
     names = [name for name, good in zip(place.names, mask, strict=True) if good]
     others = [printable(name) for name, good in zip(place.names, mask, strict=True) if not good]
     if not names:
         raise DataError(f"{root} has no images; it holds {listing(others)}")
-    label_names, labels = _labels(names)
-    mine = [name for name, part in zip(names, by_hash(names), strict=True) if split in (part, ALL)]
+    splits, folders, rule = _division(names)
+    label_names, labels = _labels(folders)
+    mine = [index for index, part in enumerate(splits) if split in (part, ALL)]
     files = Files(
-        mine, lambda index: place.open(mine[index]), None if labels is None else [labels[name] for name in mine]
+        [names[index] for index in mine],
+        lambda index: _open_image(place, names[mine[index]]),
+        None if labels is None else [labels[index] for index in mine],
     )
     title = f"folder:{last_name(root)}"
     decoded = decode_files(files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}")
@@ -100,6 +116,12 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         "label_names": list(label_names),
         "skipped": [*decoded.skipped, *(f"{name}: not an image" for name in others)],
         "resampled": decoded.resampled,
+        "split_rule": rule,
+        "source": printable(str(root.resolve())),  # this and the rest for whoever looks into the cache
+        "split": split,
+        "size": config.size,
+        "crop": config.crop if config.size else "",
+        "limit": config.limit,
     }
 
 
@@ -175,25 +197,47 @@ def _visible(parts: Iterable[str]) -> bool:
     return not any(part.startswith(".") or part in _FOREIGN for part in parts)
 
 
-def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase]) -> bool:
+def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase], root: Path) -> bool:
     """Whether a file is named like an image, or else has the content of one."""
-    kind = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
-    if kind in known_kinds():
+    extension = PurePosixPath(name).suffix.lower()
+    if extension in UNREAD or Image.registered_extensions().get(extension) in known_kinds():
         return True
-    try:
-        with opener(name) as file:
-            return is_image(file)
-    except READ_ERRORS:
-        return False
+    with passing_ends(f"{root}, {printable(name)}"):
+        try:
+            with opener(name) as file:
+                return is_image(file)
+        except READ_ERRORS as error:
+            if passing(error):
+                raise
+            return False
 
 
-def _labels(names: list[str]) -> tuple[tuple[str, ...], dict[str, int] | None]:
-    """Class names and the class of each path; ``((), None)`` unless every image lies in a sub-folder."""
-    folders = [name.split("/")[:-1] for name in names]
+def _open_image(place: _Place, name: str) -> BufferedIOBase:
+    if kind := UNREAD.get(PurePosixPath(name).suffix.lower()):
+        raise UnusableImage(f"{kind} is not read here; convert it to JPEG or PNG")
+    return place.open(name)
+
+
+def _division(names: list[str]) -> tuple[list[str], list[list[str]], str]:
+    """The split of each image, the sub-folders it lies in besides those that say so, and the rule in words."""
+    folders = _telling([name.split("/")[:-1] for name in names])
+    if not all(folders) or not divide({parts[0] for parts in folders}):
+        return by_hash(names), folders, RULE
+    splits, rule = by_folders(names, [parts[0] for parts in folders])
+    return splits, _telling([parts[1:] for parts in folders]), rule
+
+
+def _telling(folders: list[list[str]]) -> list[list[str]]:
+    """Paths of folders without the parts that all share with a further folder below them."""
     while all(len(parts) > 1 for parts in folders) and len({parts[0] for parts in folders}) == 1:
         folders = [parts[1:] for parts in folders]
+    return folders
+
+
+def _labels(folders: list[list[str]]) -> tuple[tuple[str, ...], list[int] | None]:
+    """Class names and the class of each image; ``((), None)`` unless every image lies in a sub-folder."""
     if not all(folders):
         return (), None
     label_names = sorted({parts[0] for parts in folders})
     number = {label: i for i, label in enumerate(label_names)}
-    return tuple(label_names), {name: number[parts[0]] for name, parts in zip(names, folders, strict=True)}
+    return tuple(label_names), [number[parts[0]] for parts in folders]

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import os
-import threading
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedIOBase
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
-from tessella.data.decode import UnusableImage, begin, decode, finish, quiet
-from tessella.data.files import READ_ERRORS, one_line, printable
+from tessella.data.budget import Budget
+from tessella.data.decode import Opened, UnusableImage, begin, finish, quiet
+from tessella.data.files import READ_ERRORS, passing, passing_ends, printable, reason
 from tessella.data.transform import Part, cut, parse_size
 from tessella.errors import DataError, InputError
 
 MOST_FAILURES = 0.2
 """Share of unusable files above which a folder is refused."""
+FEW_FAILURES = 2
+"""As many failures never refuse a folder, however small it is."""
+MAX_TOGETHER = 512 << 20
+"""Bytes that all threads together may hold to decode images, finished ones that wait for their turn included. The files
+that are being read, one a thread, come on top until their headers are known."""
+MANY_FILES = 300
+PATIENCE = 5.0
+"""From so many files or seconds on, a line is printed where there is no terminal for a progress bar."""
 
-_alone = threading.Lock()  # held while a large image is in memory
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,13 @@ class _Pieces:
 
     cut: list[tuple[str, np.ndarray]]
     size: tuple[int, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.nbytes for _, image in self.cut)
+
+
+_Outcome = _Pieces | UnusableImage
 
 
 @dataclass(frozen=True)
@@ -114,8 +132,8 @@ def decode_files(
         strict: refuse a single unusable file.
 
     Raises:
-        DataError: when more than 20 % of the files are unusable (at the first file that makes this certain), or one
-            where ``strict``.
+        DataError: when more than 20 % of the files, and at least three, are unusable (at the first file that makes
+            this certain), or one where ``strict``; when a file cannot be read for a reason outside of it.
         InputError: when the images differ in size and none is asked for.
     """
     with quiet():
@@ -129,7 +147,7 @@ def decode_files(
                 result.skipped.append(f"{printable(name)}: {pieces}")
                 if strict:
                     raise DataError(f"{place}, {printable(name)}: {pieces}") from pieces
-                if failures > MOST_FAILURES * len(files):
+                if failures > max(FEW_FAILURES, MOST_FAILURES * len(files)):
                     raise DataError(_too_many(f"at least {failures} of {len(files)}", place, result.skipped))
                 continue
             if wanted.size is None:
@@ -139,7 +157,7 @@ def decode_files(
             result.resampled |= wanted.size not in (None, pieces.size) and config.crop != "tiles"
             if limit and len(result.names) >= limit:
                 break
-    if failures > MOST_FAILURES * tried:
+    if failures > max(FEW_FAILURES, MOST_FAILURES * tried):
         raise DataError(_too_many(f"{failures} of {tried}", place, result.skipped))
     return result
 
@@ -147,7 +165,7 @@ def decode_files(
 def _add(
     result: Decoded, keep: Callable[[np.ndarray], None], files: Files, index: int, pieces: _Pieces, limit: int
 ) -> None:
-    """Take over the images of one file, up to ``limit`` in all."""
+    """Take over the images of one file, up to ``limit`` in all, and let go of them."""
     room = limit - len(result.names) if limit else None
     for suffix, image in pieces.cut[:room]:
         keep(image)
@@ -156,33 +174,38 @@ def _add(
             result.labels.append(int(files.labels[index]))
     if not pieces.cut:
         result.skipped.append(f"{printable(files.names[index])}: smaller than a tile")
+    pieces.cut.clear()
 
 
-def _in_order(files: Files, wanted: _Wanted, limit: int, place: str) -> Iterator[tuple[int, _Pieces | UnusableImage]]:
-    """The outcome of each file, in order, while threads decode a few files ahead.
+def _in_order(files: Files, wanted: _Wanted, limit: int, place: str) -> Iterator[tuple[int, _Outcome]]:
+    """The outcome of each file, in order, while threads decode a few files ahead, together within a budget of memory.
 
     Whoever takes the outcomes may stop at any time; files that nobody began are then left alone. Where a file gives at
     most one image and ``limit`` are wanted, no file is begun that may turn out not to be needed.
     """
-    threads = workers()
-    waiting: deque[tuple[int, Future[_Pieces | UnusableImage]]] = deque()
+    threads, budget = workers(), Budget(MAX_TOGETHER)
+    waiting: deque[tuple[int, Future[tuple[_Outcome, int]]]] = deque()
     upcoming, found = iter(range(len(files))), 0
     executor = ThreadPoolExecutor(threads, "decode")
     bar = tqdm(total=len(files), desc=f"decoding {place}", unit="file", disable=None, leave=False)
+    announce = _announcing(files, limit if wanted.crop != "tiles" else 0, place) if bar.disable else bar.update
     try:
         while True:
             ahead = 2 * threads if not limit or wanted.crop == "tiles" else min(2 * threads, limit - found)
             while len(waiting) < ahead and (index := next(upcoming, None)) is not None:
-                waiting.append((index, executor.submit(_attempt, files, index, wanted)))
+                waiting.append((index, executor.submit(_attempt, files, index, wanted, budget, place)))
             if not waiting:
                 return
             index, future = waiting.popleft()
-            outcome = future.result()
+            outcome, held = future.result()
+            del future  # it holds the outcome
             found += isinstance(outcome, _Pieces)
-            bar.update()
+            announce()
             yield index, outcome
+            budget.give_back(held)
     finally:
         bar.close()
+        budget.close()
         executor.shutdown(cancel_futures=True)
 
 
@@ -191,38 +214,75 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _attempt(files: Files, index: int, wanted: _Wanted) -> _Pieces | UnusableImage:
-    """One file decoded and cut, or why not."""
+def _announcing(files: Files, limit: int, place: str) -> Callable[[], object]:
+    """What to call after each file: prints one line on stderr where there are many files or they take long."""
+    count, started, said = min(limit or len(files), len(files)), time.monotonic(), False
+
+    def announce() -> None:
+        nonlocal said
+        if not said and (count > MANY_FILES or time.monotonic() - started > PATIENCE):
+            print(f"decoding {count} files of {place}", file=sys.stderr, flush=True)
+            said = True
+
+    return announce
+
+
+def _attempt(files: Files, index: int, wanted: _Wanted, budget: Budget, place: str) -> tuple[_Outcome, int]:
+    """One file decoded and cut, or why not, and its share of the budget, to be given back with the outcome."""
+    outcome: _Outcome
+    with passing_ends(f"{place}, {printable(files.names[index])}"):
+        opened = _tried(partial(_begun, files, index))
+        taken = budget.take(index, opened.memory if isinstance(opened, Opened) else 0)
+        outcome = _tried(partial(_finished, opened, wanted)) if isinstance(opened, Opened) else opened
+    del opened
+    held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
+    budget.give_back(taken - held)
+    return outcome, held
+
+
+def _begun(files: Files, index: int) -> Opened:
+    with files.open(index) as file:
+        return begin(file)
+
+
+def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
+    image = finish(opened, wanted.channels)
+    return _Pieces(list(cut(image, wanted.size, wanted.crop)), (image.height, image.width))
+
+
+def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
+    """The result of a step, or why the file is to blame; without a traceback, which would keep the image in memory."""
     try:
-        with files.open(index) as file:
-            opened = begin(file)
-        with _alone if opened.large else nullcontext():
-            image = finish(opened, wanted.channels)
-            return _Pieces(list(cut(image, wanted.size, wanted.crop)), (image.height, image.width))
+        return step()
     except UnusableImage as error:
-        return error
+        return UnusableImage(str(error))
     except READ_ERRORS as error:
-        return UnusableImage(f"cannot be read: {getattr(error, 'strerror', None) or one_line(error)}")
+        if passing(error):
+            raise
+        return UnusableImage(f"cannot be read: {reason(error)}")
 
 
 def _first_channels(files: Files) -> int:
     """Channels of the first usable image (grey keeps one); 3 where there is none."""
     for index in range(len(files)):
-        try:
-            with files.open(index) as file:
-                return len(decode(file, 0).getbands())
-        except (UnusableImage, *READ_ERRORS):
-            continue
+        with passing_ends(printable(files.names[index])):
+            opened = _tried(partial(_begun, files, index))
+            image = _tried(partial(finish, opened, 0)) if isinstance(opened, Opened) else opened
+        if not isinstance(image, UnusableImage):
+            return len(image.getbands())
     return 3
 
 
 def _check_same_size(first: tuple[str, tuple[int, int]], name: str, size: tuple[int, int]) -> None:
     if size != first[1]:
         raise InputError(
-            f"images differ in size: {printable(first[0])} has {first[1][0]}x{first[1][1]} pixels,"
-            f" {printable(name)} has {size[0]}x{size[1]}; set data.size, for example size=64"
+            f"images differ in size: {printable(first[0])} is {first[1][1]} pixels wide and {first[1][0]} high,"
+            f" {printable(name)} {size[1]} wide and {size[0]} high; set data.size, for example data.size=64"
         )
 
 
 def _too_many(count: str, place: str, skipped: Sequence[str]) -> str:
-    return f"{count} files of {place} are unusable (more than 20 %); the first: {skipped[0]}"
+    return (
+        f"{count} files of {place} are unusable (more than 20 %); repair, convert or remove them;"
+        f" the first: {skipped[0]}"
+    )

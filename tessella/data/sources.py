@@ -13,7 +13,7 @@ from tessella.config import DataConfig
 from tessella.data.cifar import read_cifar10
 from tessella.data.digits import read_digits
 from tessella.data.files import find, last_name
-from tessella.data.folder import read_folder
+from tessella.data.folder import RULE, read_folder
 from tessella.data.idx import read_mnist
 from tessella.data.image_set import ImageSet
 from tessella.data.npz import read_npz
@@ -76,7 +76,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
     part = SOURCES[kind].read(path, split, config)
     name = f"{kind}:{last_name(Path(path))}" if path else kind
     if not len(part.images):
-        raise DataError(_nothing(name, split, part, kind))
+        raise DataError(_nothing(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
@@ -126,7 +126,7 @@ def _check(config: DataConfig) -> None:
         raise ConfigError("data.limit and data.binarize_seed must not be negative")
     parse_size(config.bits, "bits")
     if parse_size(config.size, "size") is None and config.crop == "tiles":
-        raise ConfigError("data.crop=tiles needs data.size, the size of a tile, for example size=64")
+        raise ConfigError("data.crop=tiles needs data.size, the size of a tile, for example data.size=64")
 
 
 def _unknown_source(source: str) -> str:
@@ -138,8 +138,8 @@ def _unknown_source(source: str) -> str:
     return f"{unknown('data source', source.partition(':')[0], SOURCES)}{hint}. Written as: {forms}"
 
 
-def _nothing(name: str, split: str, part: Part, kind: str) -> str:
+def _nothing(name: str, split: str, part: Part) -> str:
     text = f"{name} has no images for split {split!r} ({part.split_rule or 'the source has none'})"
-    if kind == "folder":
+    if part.split_rule == RULE:
         text += f"; folders of at least {EVERY_SPLIT_FROM} images have some for every split"
     return f"{text}; skipped: {part.skipped[0]}" if part.skipped else text

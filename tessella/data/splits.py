@@ -1,15 +1,16 @@
-"""How images are divided into train, valid and test: three rules, each a pure function of the data.
+"""How images are divided into train, valid and test: four rules, each a pure function of the data.
 
 - :func:`permuted`: a permutation of seed 0, for one array.
 - :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come with a test set.
-- :func:`by_hash`: by a hash of each image's relative path, for folders.
+- :func:`by_hash`: by a hash of each image's relative path, for folders;
+- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -84,6 +85,49 @@ def by_hash(names: Sequence[str]) -> list[str]:
             donors = [i for i in rising if splits[i] == largest]
             splits[donors[-1 if split == "train" else 0]] = split
     return splits
+
+
+FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "valid",
+    "valid": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
+"""The splits that folders of these names are, in letters of any case."""
+
+
+def divide(folders: Iterable[str]) -> bool:
+    """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two splits or more."""
+    splits = [FOLDERS.get(name.lower(), "") for name in folders]
+    return all(splits) and len({*splits}) > 1
+
+
+def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
+    """The split of each file of a folder that is divided into sub-folders, and the rule in words.
+
+    Where there are training files but no folder of one of the other splits, that one gets the training files with the
+    lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05 for test, and at least one of 20 files.
+
+    Args:
+        names: the relative path of each file.
+        folders: the folder of each file that bears the name of a split.
+
+    >>> by_folders(["test/1.png", "train/2.png", "val/3.png"], ["test", "train", "val"])
+    (['test', 'train', 'valid'], 'the folders test, train, val')
+    """
+    splits, rule = [FOLDERS[name.lower()] for name in folders], f"the folders {', '.join(sorted({*folders}))}"
+    rising = sorted((_place(name), name, i) for i, name in enumerate(names) if splits[i] == "train")
+    missing = [split for split in SPLITS if split not in splits]
+    if missing and rising:
+        edge = SHARE if missing == ["test"] else 2 * SHARE
+        taken = [i for place, _, i in rising if place < edge]
+        for i in taken or [i for *_, i in rising[: len(rising) >= EVERY_SPLIT_FROM]]:
+            splits[i] = missing[0]
+        rule += f"; {missing[0]}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
+    return splits, rule
 
 
 def _place(name: str) -> float:

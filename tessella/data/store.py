@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from io import BufferedWriter
@@ -21,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from tessella.data.files import one_line
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Of the format of an entry, and of how the pixels in it are made."""
 CHUNK = 1 << 27
 """Most bytes that one call to the system reads."""
@@ -187,7 +188,7 @@ def digest(*facts: Any) -> str:
 
 
 def stored(
-    place: str, listing: str, make: Callable[[Writer], Mapping[str, Any]]
+    place: str, listing: str, make: Callable[[Writer], Mapping[str, Any]], title: str = "the same images"
 ) -> tuple[StoredImages, dict[str, Any]]:
     """The images of an entry, made first where there are none. Entries of the same place are replaced.
 
@@ -195,7 +196,8 @@ def stored(
         place: :func:`digest` of what is asked for.
         listing: :func:`digest` of what it is made from.
         make: appends all images to the writer and returns the facts to keep beside them, as JSON values. Of several
-            processes one calls it, and the others wait.
+            processes one calls it, and the others wait and say so on stderr.
+        title: what is decoded, for that message.
 
     Raises:
         DataError: when the cache cannot be written; nothing half-written stays.
@@ -206,7 +208,7 @@ def stored(
     if found is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{place}.lock"):
+            with _acquired(FileLock(folder / f"{place}.lock"), title):
                 found = _find(folder, place, listing)  # by now another process may have made it
                 if found is None:
                     _make(folder, place, listing, make)
@@ -219,6 +221,15 @@ def stored(
             ) from error
     assert found is not None
     return found
+
+
+def _acquired(lock: FileLock, title: str) -> AcquireReturnProxy:
+    """The lock, held; released at the end of a ``with`` block."""
+    try:
+        return lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that decodes {title}", file=sys.stderr, flush=True)
+        return lock.acquire()
 
 
 def _find(folder: Path, place: str, listing: str) -> tuple[StoredImages, dict[str, Any]] | None:

@@ -64,7 +64,7 @@ def parse_size(text: str, key: str) -> tuple[int, int] | None:
 
 
 def fit_arrays(part: Part, config: DataConfig) -> Part:
-    """The first ``config.limit`` images of an array in the size and channels asked for.
+    """The first ``config.limit`` images of an array in the size and channels asked for; for sources held in memory.
 
     Raises:
         InputError: when an image is smaller than the tiles to be cut from it.
@@ -76,7 +76,9 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     if size in (None, (height, width)) and config.channels in (0, channels):
         return part
     if size and config.crop == "tiles" and (size[0] > height or size[1] > width):
-        raise InputError(f"images of {height}x{width} pixels are smaller than tiles of {size[0]}x{size[1]}")
+        raise InputError(
+            f"images {width} pixels wide and {height} high are smaller than tiles {size[1]} wide and {size[0]} high"
+        )
     pieces = [
         (piece, index)
         for index, image in enumerate(arrays)
@@ -124,8 +126,8 @@ def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator
 def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
     """One Bernoulli(v/255) draw of every value, as 0 or 255.
 
-    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train, valid, test (3 for all); the
-    first k images of a split get the same draw whether or not others follow.
+    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train, valid, test (3 for
+    all); the first k images of a split get the same draw whether or not others follow.
     """
     # A whole number u of 0..254 is below v with probability exactly v/255.
     random = np.random.default_rng([seed, (*SPLITS, ALL).index(split)])
