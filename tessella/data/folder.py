@@ -62,10 +62,10 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
     image are no failures; the others are, those of :data:`UNREAD` among them. Where every image lies in a sub-folder,
     the sub-folder is its label: the first part of its path, after the parts that all images share with a further
     sub-folder below them. Where these parts are the names of splits they are the splits, and labels come from the
-    sub-folders below (:func:`tessella.data.splits.by_folders`); else the split is taken by :func:`tessella.data.splits.by_hash`. ``all``
-    takes every image. Only files of the split are decoded: once, into a file that is used until a file of the folder is
-    added, removed or changed, or another size, crop, limit or number of channels is asked for
-    (:mod:`tessella.data.store`).
+    sub-folders below (:func:`tessella.data.splits.by_folders`); else the split is taken by
+    :func:`tessella.data.splits.by_hash`. ``all`` takes every image. Only files of the split are decoded: once, into a
+    file that is used until a file of the folder is added, removed or changed, or another size, crop, limit or number of
+    channels is asked for (:mod:`tessella.data.store`).
 
     Raises:
         DataError: when there is no image, more than 20 % of the files of the split (and at least three) are unusable,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from tessella.data.files import one_line
 from tessella.data.hashes import image_hashes
@@ -223,7 +223,7 @@ def stored(
     return found
 
 
-def _acquired(lock: FileLock, title: str) -> AcquireReturnProxy:
+def _acquired(lock: FileLock, title: str) -> contextlib.AbstractContextManager[object]:
     """The lock, held; released at the end of a ``with`` block."""
     try:
         return lock.acquire(timeout=1)

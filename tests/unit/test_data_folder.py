@@ -87,7 +87,38 @@ def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_sub_folders_are_labels(names: list[str], labels: tuple[str, ...]) -> None:
-    assert folder._labels(names)[0] == labels
+    assert folder._labels(folder._division(names)[1])[0] == labels
+
+
+def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
+    kinds = {"Train": "ab", "val": "ab", "test": "b"}
+    fill(tmp_path, [f"top/{folder}/{kind}/{i}.png" for folder in kinds for kind in kinds[folder] for i in range(30)])
+    parts = [*every(tmp_path), load(DataConfig(f"folder:{tmp_path}"), "all")]
+    for part, folder_name in zip(parts, kinds, strict=False):
+        assert {name.split("/")[1] for name in part.names or ()} == {folder_name}
+        assert part.recipe["split_rule"] == "the folders Train, test, val"
+        assert part.label_names == ("a", "b")
+        assert part.labels is not None
+        assert ["ab"[label] for label in part.labels] == [name.split("/")[2] for name in part.names or ()]
+    assert [len(part) for part in parts] == [60, 60, 30, 150]
+
+
+def test_where_only_some_folders_are_named_like_splits_they_are_classes(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{folder}/{i}.png" for folder in ("train", "test", "cat") for i in range(20)])
+    parts = every(tmp_path)
+    assert parts[0].label_names == ("cat", "test", "train")
+    assert parts[0].recipe["split_rule"] == folder.RULE
+    assert {name.split("/")[0] for name in parts[0].names or ()} == {"train", "test", "cat"}
+
+
+def test_a_split_that_a_divided_folder_lacks_comes_from_train(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{folder}/{i}.png" for folder in ("train", "test") for i in range(20)])
+    train, valid, test = every(tmp_path)
+    assert {name.split("/")[0] for name in (*(train.names or ()), *(valid.names or ()))} == {"train"}
+    assert len(valid) > 0
+    assert len(train) + len(valid) == len(test) == 20
+    assert train.recipe["split_rule"].startswith("the folders test, train; valid: 10% of train by SHA-256")
+    assert train.label_names == ()
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
@@ -140,7 +171,9 @@ def test_damaged_members_of_a_zip_file(tmp_path: Path) -> None:
 def test_sizes_must_be_one_or_asked_for(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png", "2.png"])
     fill(tmp_path, ["3.png"], 8, 6)
-    with pytest.raises(InputError, match=r"1.png has 6x8 pixels, 3.png has 8x6; set data.size"):
+    with pytest.raises(
+        InputError, match=r"1.png is 8 pixels wide and 6 high, 3.png 6 wide and 8 high; set .*data.size=64"
+    ):
         load(DataConfig(f"folder:{tmp_path}"), "train")
     assert load(DataConfig(f"folder:{tmp_path}", size="4"), "train").images.shape == (3, 4, 4, 3)
 
@@ -233,6 +266,6 @@ def test_encrypted_members_are_skipped(tmp_path: Path) -> None:
     content[6] |= 1
     content[content.find(b"PK\x01\x02") + 8] |= 1
     target.write_bytes(content)
-    with pytest.raises(DataError, match=r"1 of 1 files .*encrypted"):
+    with pytest.raises(DataError, match=r"no images for split 'train'.*encrypted"):
         load(DataConfig(f"folder:{target}"), "train")
     assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["1.png"]

@@ -72,7 +72,7 @@ def test_tiles_of_arrays_repeat_the_labels() -> None:
     assert tiles.levels == 17
     rebuilt = tiles.images[:4].reshape(2, 2, 4, 4).transpose(0, 2, 1, 3).reshape(8, 8)
     np.testing.assert_array_equal(rebuilt, whole.images[0, ..., 0])
-    with pytest.raises(InputError, match="8x8 pixels are smaller than tiles of 9x9"):
+    with pytest.raises(InputError, match="8 pixels wide and 8 high are smaller than tiles 9 wide and 9 high"):
         digits(size="9", crop="tiles")
 
 

@@ -178,12 +178,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     "float.tiff": (saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point"),
     "lab.tiff": (saved(Image.frombytes("LAB", (8, 6), RGB.tobytes()), "TIFF"), r"L\*a\*b\* colours"),
     "program.eps": (saved(Image.fromarray(RGB), "EPS"), "PostScript"),
+    "icon.ico": (saved(Image.fromarray(RGB), "ICO"), "^ICO is not read here; convert it to JPEG or PNG$"),
+    "phone.HEIC": (b"\0\0\0\x18ftypheic", "^HEIC is not read here; convert it to JPEG or PNG$"),
+    "preview.dng": (tiff(8, 6, 8, [GREY.tobytes()]).read(), "^camera raw is not read here; convert it to JPEG or PNG$"),
 }
 """Content, and the reason it is skipped for."""
 if decode_module.simplejpeg is not None:
     BAD["closed.jpg"] = (LARGE_JPEG[:-1500] + b"\xff\xd9", "damaged: Corrupt JPEG data: premature end")
 
-FOREIGN = {"notes.txt": b"hello", "Thumbs.db": bytes(600), "icon.ico": saved(Image.fromarray(RGB), "ICO")}
+FOREIGN = {"notes.txt": b"hello", "Thumbs.db": bytes(600)}
 IGNORED = {
     ".hidden.png": b"",
     ".DS_Store": bytes(40),
@@ -192,7 +195,7 @@ IGNORED = {
     "__MACOSX/._photo.png": b"",
     "__MACOSX/photo.png": b"",
 }
-PLAIN = {f"plain-{i:02}.png": saved(Image.fromarray(RGB), "PNG") for i in range(60)}
+PLAIN = {f"plain-{i:02}.png": saved(Image.fromarray(RGB), "PNG") for i in range(80)}
 
 
 def everything() -> dict[str, bytes]:
@@ -268,12 +271,26 @@ def test_nothing_else_is_in_the_folder(outcome: Outcome) -> None:
 
 
 def test_foreign_files_are_no_failures_but_damaged_images_are(tmp_path: Path) -> None:
-    four = dict(list(PLAIN.items())[:4])
-    fill(tmp_path / "a", four | {f"{i}.txt": b"hello" for i in range(9)} | {"cut.png": BAD["cut.png"][0]})
-    assert len(of(tmp_path / "a")) == 4
-    fill(tmp_path / "b", four | {"cut.png": BAD["cut.png"][0], "text.png": b"hello"})
-    with pytest.raises(DataError, match=r"2 of 6 files .*more than 20 %.*cut\.png: damaged"):
+    nine, bad = dict(list(PLAIN.items())[:9]), dict.fromkeys(("cut.png", "cut2.png"), BAD["cut.png"][0])
+    fill(tmp_path / "a", nine | bad | {f"{i}.txt": b"hello" for i in range(9)})
+    assert len(of(tmp_path / "a")) == 9
+    fill(tmp_path / "b", nine | bad | {"text.png": b"hello"})
+    with pytest.raises(DataError, match=r"3 of 12 files .*more than 20 %.*remove them; .*cut\.png: damaged"):
         of(tmp_path / "b")
+
+
+def test_two_failures_never_refuse_a_folder(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": PLAIN["plain-00.png"], "2.png": b"hello", "3.heic": b"hello"})
+    assert of(tmp_path).names == ("1.png",)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(DataError, match=r"no images for split 'train'.*2\.png: not an image"):
+        of(tmp_path)
+
+
+def test_photographs_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path, dict(list(PLAIN.items())[:30]) | {f"{i:03}.heic": b"ftypheic" for i in range(300)})
+    with pytest.raises(DataError, match=r"of 330 files .*000\.heic: HEIC is not read here; convert it to JPEG or PNG"):
+        of(tmp_path)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -318,7 +335,7 @@ def test_sizes_mixed(tmp_path: Path) -> None:
     for crop in ("center", "squash"):
         assert of(tmp_path, size="5x4", crop=crop).images.shape == (5, 5, 4, 3)
     assert len(of(tmp_path, size="6x8", crop="tiles")) == 1 + 10 + 11 + 0 + 5 * 4
-    with pytest.raises(InputError, match=r"0\.png has 6x8 pixels, 1\.png has 60x8"):
+    with pytest.raises(InputError, match=r"0\.png is 8 pixels wide and 6 high, 1\.png 8 wide and 60 high"):
         of(tmp_path)
 
 
@@ -375,9 +392,9 @@ def test_a_hopeless_folder_is_given_up_early(tmp_path: Path, monkeypatch: pytest
     fill(tmp_path, dict.fromkeys(PLAIN, b"hello"))
     calls = counted(monkeypatch)
     monkeypatch.setattr(image_files, "workers", lambda: 2)
-    with pytest.raises(DataError, match="at least 13 of 60 files"):
+    with pytest.raises(DataError, match="at least 17 of 80 files"):
         of(tmp_path)
-    assert len(calls) <= 13 + 2 * 2
+    assert len(calls) <= 17 + 2 * 2
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +415,7 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
     of(tmp_path)
     assert most[0] > 1
     most[0] = 0
-    monkeypatch.setattr(decode_module, "LARGE_PIXELS", 0)
+    monkeypatch.setattr(image_files, "MAX_TOGETHER", 1)
     of(tmp_path, limit=11)
     assert most[0] == 1
 

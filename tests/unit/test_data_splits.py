@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.data.splits import SPLITS, by_hash, check_split, permuted, share, with_tail
+from tessella.data.splits import SPLITS, by_folders, by_hash, check_split, divide, permuted, share, with_tail
 from tessella.errors import DataError
 
 PATHS = st.lists(st.text("ab/é.", min_size=1, max_size=6), unique=True, max_size=60)
@@ -74,3 +74,36 @@ def test_with_tail(count: int, tail: int) -> None:
 def test_unknown_split() -> None:
     with pytest.raises(DataError, match="did you mean 'train'"):
         check_split("trian")
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["train", "test"], True),
+        (["Training", "VALIDATION", "testing"], True),
+        (["val", "test"], True),
+        (["train", "training"], False),
+        (["train", "test", "cat"], False),
+        (["train"], False),
+    ],
+)
+def test_folders_that_are_splits(folders: list[str], expected: bool) -> None:
+    assert divide(folders) is expected
+
+
+@pytest.mark.parametrize(("other", "missing", "edge"), [("test", "valid", 0.1), ("val", "test", 0.05)])
+def test_what_a_divided_folder_lacks_has_the_lowest_places_of_train(other: str, missing: str, edge: float) -> None:
+    names = [f"{folder}/{i}.png" for folder in ("train", other) for i in range(1000)]
+    splits, rule = by_folders(names, [name.split("/")[0] for name in names])
+    assert f"; {missing}: {edge:.0%} of train by SHA-256" in rule
+    for name, split in zip(names, splits, strict=True):
+        p = int(hashlib.sha256(f"tessella split:{name}".encode()).hexdigest()[:16], 16) / 2**64
+        given = {"test": "test", "val": "valid"}[other]
+        assert split == (given if not name.startswith("train") else missing if p < edge else "train")
+
+
+def test_twenty_training_files_give_one_and_fewer_none() -> None:
+    names = [f"train/{i}.png" for i in range(500) if by_hash([f"a/{i}.png", f"train/{i}.png"])[1] == "train"]
+    for count, taken in ((20, 1), (19, 0)):
+        some = [*names[:count], "test/x.png"]
+        assert by_folders(some, [name.split("/")[0] for name in some])[0].count("valid") == taken
