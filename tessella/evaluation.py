@@ -161,6 +161,8 @@ def assess(
     chosen, identity = _images(path, images, labels, split)
     if not len(chosen):
         raise InputError("there are no images to evaluate")
+    if isinstance(model, Generator) and model.prior.classes and labels is None:
+        chosen = _with_classes_of(path, chosen)
     conditional = isinstance(model, Generator) and model.prior.classes > 0 and chosen.labels is not None
     measured = measure(model, chosen.images, chosen.labels if conditional else None, batch, path)
     figures: dict[str, Any] = {"images": len(chosen)}
@@ -188,24 +190,19 @@ def measure(
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     baseline, mean = _baseline(run), _mean_image(run)
     own = np.arange(rank, len(images), world)
-    collected: dict[str, list[torch.Tensor]] = {}
-    hashes: list[np.ndarray] = []
-    mirrored: list[np.ndarray] = []
+    # Made at once: small results between large passing ones would keep the memory of those from being given back.
+    values: dict[str, torch.Tensor] = {}
+    hashes, mirrored = np.empty(len(own), np.uint64), np.empty(len(own), np.uint64)
     tokenizer = model.tokenizer if isinstance(model, Generator) else model
     usage = None if tokenizer.of_pixels else CodeUsage(tokenizer.grid().levels)
-    for places in _shown(np.array_split(own, range(batch, len(own), batch))):
+    for start in _shown(range(0, len(own), batch)):
+        here, places = slice(start, start + batch), own[start : start + batch]
         part = check_images(images[places], tokenizer.channels)
         cond = None if labels is None else torch.as_tensor(np.asarray(labels)[places])
-        hashes.append(image_hashes(part.numpy()))
-        mirrored.append(image_hashes(part.flip(2).numpy()))
-        for name, values in _of_batch(model, part, cond, baseline, mean, usage).items():
-            collected.setdefault(name, []).append(values.cpu().double())
-    measured = Measured(
-        np.concatenate([*hashes, np.empty(0, np.uint64)]),
-        np.concatenate([*mirrored, np.empty(0, np.uint64)]),
-        {name: torch.cat(values) for name, values in collected.items()},
-        None if usage is None else usage.counts,
-    )
+        hashes[here], mirrored[here] = image_hashes(part.numpy()), image_hashes(part.flip(2).numpy())
+        for name, found in _of_batch(model, part, cond, baseline, mean, usage).items():
+            values.setdefault(name, torch.empty(len(own), dtype=torch.float64))[here] = found.cpu().double()
+    measured = Measured(hashes, mirrored, values, None if usage is None else usage.counts)
     return measured if world == 1 else _gathered(measured, len(images), world)
 
 
@@ -419,8 +416,7 @@ def _images(path: Path | None, images: Any, labels: Any, split: str) -> tuple[Im
             raise InputError("give the images to evaluate on: evaluate(model, images)")
         images = data.load(as_scored(data_config(path)), split)
     if isinstance(images, ImageSet):
-        chosen = _with_classes_of(path, images) if labels is None else replace(images, labels=np.asarray(labels))
-        return chosen, images.identity()
+        return (images if labels is None else replace(images, labels=np.asarray(labels))), images.identity()
     if isinstance(images, StoredImages):
         shape = {"count": len(images), "shape": list(images.shape[1:])}
         return ImageSet(images, None if labels is None else np.asarray(labels)), {**shape, "sha256": images.sha256}
@@ -477,8 +473,7 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _shown(batches: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The batches that hold images, with a progress bar for people."""
-    filled = [batch for batch in batches if len(batch)]
+def _shown(starts: range) -> Iterator[int]:
+    """Where the batches start, with a progress bar for people."""
     hidden = not sys.stderr.isatty() or (_distributed() and dist.get_rank() > 0)
-    yield from tqdm(filled, desc="measuring", unit="batch", leave=False, disable=hidden)
+    yield from tqdm(starts, desc="measuring", unit="batch", leave=False, disable=hidden)

@@ -147,7 +147,7 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if value is None or name == "weights" or told_beside or (name.endswith("_se") and name[:-3] in figures):
             continue
         if isinstance(value, Mapping):
-            rows += _nested_rows(name, value)
+            rows += _nested_rows(name, value, "bits_per_code" if of_codes else "bits_per_dim")
             continue
         label, unit = UNITS.get(name, (name.replace("_", " "), ""))
         if name == "baseline_bits_per_dim" and of_codes:
@@ -158,7 +158,7 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _nested_rows(name: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _nested_rows(name: str, values: Mapping[str, Any], bits: str = "bits_per_dim") -> list[tuple[str, str, str]]:
     """Rows of the figures that are tables themselves: images that were trained on, and the difference to another run.
 
     >>> _nested_rows("overlap", {"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
@@ -172,6 +172,7 @@ def _nested_rows(name: str, values: Mapping[str, Any]) -> list[tuple[str, str, s
     rows = []
     for metric, told in values.items():
         if isinstance(told, Mapping) and "difference" in told:
+            metric = bits if metric == "bits_per_dim" else metric
             label, unit = UNITS.get(metric, (metric.replace("_", " "), ""))
             value = shown(told["difference"], told.get("difference_se"))
             rows.append((f"{label}, more than {values.get('run', '')}", value, unit))

@@ -100,8 +100,9 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
     others = [printable(name) for name, good in zip(place.names, mask, strict=True) if not good]
     if not names:
         raise DataError(f"{root} has no images; it holds {listing(others)}")
-    splits, folders, rule = _division(names)
-    label_names, labels = _labels(folders)
+    division = _division(names)
+    splits, label_names = division.splits, division.label_names
+    labels = division.labels(split)
     mine = [index for index, part in enumerate(splits) if split in (part, ALL)]
     files = Files(
         [names[index] for index in mine],
@@ -116,7 +117,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         "label_names": list(label_names),
         "skipped": [*decoded.skipped, *(f"{name}: not an image" for name in others)],
         "resampled": decoded.resampled,
-        "split_rule": rule,
+        "split_rule": division.rule,
         "source": printable(str(root.resolve())),  # this and the rest for whoever looks into the cache
         "split": split,
         "size": config.size,
@@ -218,26 +219,65 @@ def _open_image(place: _Place, name: str) -> BufferedIOBase:
     return place.open(name)
 
 
-def _division(names: list[str]) -> tuple[list[str], list[list[str]], str]:
-    """The split of each image, the sub-folders it lies in besides those that say so, and the rule in words."""
-    folders = _telling([name.split("/")[:-1] for name in names])
-    if not all(folders) or not divide({parts[0] for parts in folders}):
-        return by_hash(names), folders, RULE
-    splits, rule = by_folders(names, [parts[0] for parts in folders])
-    return splits, _telling([parts[1:] for parts in folders]), rule
+@dataclass(frozen=True)
+class _Division:
+    """How a folder is divided.
+
+    Args:
+        splits: of each image.
+        folders: the sub-folders each image lies in, besides those that all share and those that say its split.
+        rule: how the splits were taken, in words.
+        given: whether the folders said the splits.
+    """
+
+    splits: list[str]
+    folders: list[list[str]]
+    rule: str
+    given: bool
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes; ``()`` where there are none."""
+        return tuple(sorted({parts[0] for parts in self.folders if parts})) if self.given or all(self.folders) else ()
+
+    def labels(self, split: str) -> list[int] | None:
+        """The class of each image; None where images of this split (without given splits: any images) have none."""
+        concerned = [not self.given or split in (part, ALL) for part in self.splits]
+        if not all(parts for parts, mine in zip(self.folders, concerned, strict=True) if mine):
+            return None
+        number = {label: i for i, label in enumerate(self.label_names)}
+        return [number[parts[0]] if parts else 0 for parts in self.folders]
 
 
-def _telling(folders: list[list[str]]) -> list[list[str]]:
-    """Paths of folders without the parts that all share with a further folder below them."""
-    while all(len(parts) > 1 for parts in folders) and len({parts[0] for parts in folders}) == 1:
-        folders = [parts[1:] for parts in folders]
-    return folders
+def _division(names: list[str]) -> _Division:
+    """How images are divided. Files that cannot be read here have no say in it.
+
+    Raises:
+        DataError: when images lie beside folders that are splits.
+    """
+    readable = [name for name in names if PurePosixPath(name).suffix.lower() not in UNREAD] or names
+    shared = _shared([name.split("/")[:-1] for name in readable])
+    folders = [name.split("/")[:-1][shared:] for name in names]
+    told = {parts[0] for parts in (name.split("/")[:-1][shared:] for name in readable) if parts}
+    stray = [name for name in readable if not name.split("/")[:-1][shared:]]
+    if not divide(told):
+        # What cannot be read is never labelled, so that any class will do for it.
+        classes = [[] if stray else parts or sorted(told)[:1] for parts in folders]
+        return _Division(by_hash(names), classes, RULE, False)
+    if stray:
+        raise DataError(
+            f"the folders {', '.join(sorted(told))} are splits, and {printable(stray[0])} lies beside them: "
+            "move it into one of them, or elsewhere"
+        )
+    splits, rule = by_folders(names, [parts[0] if parts else sorted(told)[0] for parts in folders])
+    below = [parts[1:] for parts in folders]
+    deeper = _shared([parts for parts in below if parts])
+    return _Division(splits, [parts[deeper:] for parts in below], rule, True)
 
 
-def _labels(folders: list[list[str]]) -> tuple[tuple[str, ...], list[int] | None]:
-    """Class names and the class of each image; ``((), None)`` unless every image lies in a sub-folder."""
-    if not all(folders):
-        return (), None
-    label_names = sorted({parts[0] for parts in folders})
-    number = {label: i for i, label in enumerate(label_names)}
-    return tuple(label_names), [number[parts[0]] for parts in folders]
+def _shared(folders: list[list[str]]) -> int:
+    """How many leading parts all these paths share, with a further folder below them."""
+    count, shortest = 0, min(map(len, folders), default=0)
+    while count + 1 < shortest and len({parts[count] for parts in folders}) == 1:
+        count += 1
+    return count

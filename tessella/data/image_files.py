@@ -95,6 +95,11 @@ class _Wanted:
     size: tuple[int, int] | None
     crop: str
 
+    @property
+    def bytes(self) -> int:
+        """What an image of the wanted size takes while it is made: as Pillow keeps it, and as an array."""
+        return 0 if self.size is None else self.size[0] * self.size[1] * (4 + self.channels)
+
 
 def fit_files(files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False) -> Part:
     """:func:`decode_files` into one array in memory."""
@@ -232,7 +237,7 @@ def _attempt(files: Files, index: int, wanted: _Wanted, budget: Budget, place: s
     outcome: _Outcome
     with passing_ends(f"{place}, {printable(files.names[index])}"):
         opened = _tried(partial(_begun, files, index))
-        taken = budget.take(index, opened.memory if isinstance(opened, Opened) else 0)
+        taken = budget.take(index, opened.memory + wanted.bytes if isinstance(opened, Opened) else 0)
         outcome = _tried(partial(_finished, opened, wanted)) if isinstance(opened, Opened) else opened
     del opened
     held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0

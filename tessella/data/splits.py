@@ -124,6 +124,7 @@ def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str],
     if missing and rising:
         edge = SHARE if missing == ["test"] else 2 * SHARE
         taken = [i for place, _, i in rising if place < edge]
+        taken = taken[: len(rising) - 1]
         for i in taken or [i for *_, i in rising[: len(rising) >= EVERY_SPLIT_FROM]]:
             splits[i] = missing[0]
         rule += f"; {missing[0]}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"

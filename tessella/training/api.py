@@ -108,6 +108,8 @@ def train(
     config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
     if not (config.steps or config.epochs or config.minutes):
         raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
+    if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
+        _check_classes(images, valid)
     if valid is None:
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
     learned = _of_arrays(_examples(model, *_pair(model, images, labels), tokenizer, config), images)
@@ -127,6 +129,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     if recipe.data.source.endswith(":PATH"):
         raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
+    _check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
     if recipe.prior_of and recipe.data.binarize == "dynamic":
@@ -143,7 +146,8 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     labels = (images.labels, held_out.labels) if conditional else (None, None)
     examples = _examples(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
     valid = _examples(model, held_out.images, labels[1], tokenizer, recipe.train)
-    seen = trained_on(recipe.prior_of) if recipe.prior_of else None
+    # A resumed prior has these already, and its tokenizer's own run may be gone.
+    seen = trained_on(recipe.prior_of) if recipe.prior_of and not kept else None
     learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped, seen)
     validated = _Part(valid, held_out.identity(), None if draw else held_out.hashes(), held_out.skipped)
     facts = configs.to_dict(recipe)
@@ -262,6 +266,15 @@ def _of_arrays(examples: Examples, images: Any) -> _Part:
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
     pixels = np.asarray(images)
     return _Part(examples, {**shape, "sha256": digest}, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
+
+
+def _check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
+    """That a number means the same class in both."""
+    if images.label_names and held_out.label_names and images.label_names != held_out.label_names:
+        raise InputError(
+            f"the training images have the classes {', '.join(images.label_names)}, "
+            f"the validation images {', '.join(held_out.label_names)}: give both the same"
+        )
 
 
 def _pair(model: DensityModel | Tokenizer, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -410,8 +423,8 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{split} {name} was {str(before[split][name])[:16]} and is {str(now[split][name])[:16]}"
         for split in ("train", "valid")
-        for name in ("count", "shape", "sha256")
-        if before[split][name] != now[split][name]
+        for name in ("count", "shape", "sha256", "classes")
+        if name in before[split] and before[split][name] != now[split].get(name)
     ]
 
 

@@ -172,7 +172,7 @@ def fit(session: Session) -> None:
                 keep(session)
             progress.seconds = time.monotonic() - started
         bar.update(round(share * 1000) - bar.n)
-    if share < 1:
+    if share < 1 or not progress.best_step:
         _save_checkpoint(session)
         if not progress.validations and validate(session, log=False):
             keep(session)  # so that there is a model to load; a resumed run knows nothing of it, and makes its own

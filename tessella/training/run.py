@@ -108,6 +108,7 @@ class RunDirectory:
             return
         self.refuse_taken()
         self.lock()
+        self.refuse_taken()  # another process may have trained in between
         for name in ("run.json", "probe"):
             files.sweep(self.path, name)
         self._clear()

@@ -83,13 +83,13 @@ class DensityTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, DensityModel)
-        nats = []
+        nats: list[float] = []
         with torch.no_grad():
             for part in torch.arange(len(examples)).split(batch):
                 cond = None if examples.labels is None else examples.labels[part]
                 symbols = self._symbols(examples.plain(part).to(module.device))
-                nats.append(-module.log_prob(symbols, cond).cpu().double())
-        return {"bits_per_dim": float(module.grid.bits_per_dim(torch.cat(nats).mean()))}
+                nats += (-module.log_prob(symbols, cond)).tolist()
+        return {"bits_per_dim": float(module.grid.bits_per_dim(torch.tensor(nats, dtype=torch.float64).mean()))}
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
         assert isinstance(module, DensityModel)
@@ -148,13 +148,13 @@ class TokenizerTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        usage, errors = CodeUsage(module.grid().levels), []
+        usage, errors = CodeUsage(module.grid().levels), list[float]()
         for places in torch.arange(len(examples)).split(batch):
             part = examples.plain(places)
             symbols = module.encode(part)
             usage.update(symbols)
-            errors.append(mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()))
-        mse = torch.cat(errors)
+            errors += mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()).tolist()
+        mse = torch.tensor(errors, dtype=torch.float64)
         return {
             "mse": float(mse.mean()),
             "psnr_db": float(psnr(mse).mean()),

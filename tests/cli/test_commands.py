@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -464,3 +465,27 @@ def test_what_its_tokenizer_was_trained_on_counts_for_a_prior(
     measured = json.loads(figures.read_text())
     assert measured["images"] > 40
     assert measured["overlap"]["identical"] == measured["images"]
+
+
+def test_classes_of_another_folder_are_nothing_to_a_model_without_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, names in (("trained", "ab"), ("other", "xy")):
+        for i, name in enumerate(names):
+            pictures(tmp_path / folder / name, 20, seed=i)
+    out = f"{tmp_path}/run"
+    assert run(capsys, "train", "digits", "--data", f"folder:{tmp_path}/trained", "--out", out, *ON_FOLDER)[0] == 0
+    assert run(capsys, "eval", out, "--data", f"folder:{tmp_path}/other", "--split", "all")[0] == 0
+
+
+def test_a_prior_goes_on_without_the_run_of_its_tokenizer(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, prior = tmp_path / "tokenizer", f"{tmp_path}/prior"
+    shutil.copytree(runs / "vqvae", tokenizer)
+    assert (
+        run(capsys, "train", "digits-prior", *SMALL, "--steps", "3", "--tokenizer", str(tokenizer), "--out", prior)[0]
+        == 0
+    )
+    shutil.rmtree(tokenizer)
+    assert run(capsys, "train", "--resume", prior, "--steps", "5")[0] == 0

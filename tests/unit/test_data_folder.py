@@ -84,10 +84,27 @@ def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["a/1.png", "a/2.png"], ("a",)),
         (["top/b/1.png", "top/a/x/2.png"], ("a", "b")),
         (["top/a/1.png", "top/2.png"], ("top",)),
+        (["cat/1.png", "dog/2.png", "logo.svg"], ("cat", "dog")),
+        (["train/a/1.png", "train/b/2.png", "test/3.png"], ("a", "b")),
+        (["all/train/a/1.png", "all/test/b/2.png", "all/x.heic"], ("a", "b")),
     ],
 )
 def test_sub_folders_are_labels(names: list[str], labels: tuple[str, ...]) -> None:
-    assert folder._labels(folder._division(names)[1])[0] == labels
+    assert folder._division(names).label_names == labels
+
+
+def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() -> None:
+    division = folder._division(["test/1.png", "train/a/2.png", "train/b/3.png", "valid/b/4.png"])
+    assert division.splits == ["test", "train", "train", "valid"]
+    assert division.labels("test") is None
+    assert division.labels("all") is None
+    assert division.labels("train") == [0, 0, 1, 1]
+
+
+def test_images_beside_folders_that_are_splits_are_refused() -> None:
+    with pytest.raises(DataError, match=r"preview\.png lies beside"):
+        folder._division(["test/1.png", "train/2.png", "preview.png"])
+    assert folder._division(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == ["test", "train"]
 
 
 def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
