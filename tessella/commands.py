@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -127,6 +128,10 @@ def act_eval(chosen: options.Eval) -> int:
     told = {name: value for name, value in figures.items() if name not in ("run", "data", "made")}
     for label, value, unit in overview.figure_rows(told):
         _say(f"  {label:32} {value} {unit}".rstrip())
+    if figures.get("baseline_bits_per_dim", math.inf) <= figures.get("bits_per_dim", 0.0):
+        _say("note: this is no better than independent symbols; the model needs more training")
+    if (figures.get("mean_image_psnr_db") or -math.inf) >= (figures.get("psnr_db") or math.inf):
+        _say("note: the reconstructions are no better than the mean image; the tokenizer needs more training")
     if chosen.json:
         files.write_json(chosen.json, figures)
     if chosen.per_image:

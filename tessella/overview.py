@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 
 from tessella import config as configs
@@ -83,7 +84,7 @@ def describe(run: Path | str) -> dict[str, Any]:
         "name": path.resolve().name,
         "kind": kind,
         "title": TITLES[kind],
-        "status": stored.get("status") or "saved",
+        "status": _status(path, stored),
         "bundled": is_bundled(path),
         "problems": problems,
         "model": _described(modules["model"]) if "model" in modules else None,
@@ -164,7 +165,7 @@ def _nested_rows(name: str, values: Mapping[str, Any], bits: str = "bits_per_dim
     >>> _nested_rows("overlap", {"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
     [('of these trained on', '3', 'images, and 0 mirrored')]
     >>> _nested_rows("against", {"run": "b", "ssim": {"difference": 0.0213, "difference_se": 0.0012}})
-    [('SSIM, more than b', '0.0213 ± 0.0012', '')]
+    [('SSIM minus b', '0.0213 ± 0.0012', '')]
     """
     if name == "overlap":
         told = f"images, and {shown(values.get('mirrored'))} mirrored"
@@ -175,9 +176,9 @@ def _nested_rows(name: str, values: Mapping[str, Any], bits: str = "bits_per_dim
             metric = bits if metric == "bits_per_dim" else metric
             label, unit = UNITS.get(metric, (metric.replace("_", " "), ""))
             value = shown(told["difference"], told.get("difference_se"))
-            rows.append((f"{label}, more than {values.get('run', '')}", value, unit))
+            rows.append((f"{label} minus {values.get('run', '')}", value, unit))
     seen = values.get("overlap") or {}
-    if seen.get("identical"):
+    if seen:
         rows.append((f"of these {values.get('run', '')} trained on", shown(seen["identical"]), "images"))
     if "bits" in values:
         rows.append(("bits", "not compared", f"({values['bits']})"))
@@ -295,7 +296,7 @@ def data_lines(facts: Mapping[str, Any]) -> list[str]:
 def training_lines(training: Mapping[str, Any]) -> list[str]:
     """How a run was trained, in words."""
     settings, recipe = training["settings"], training["recipe"]
-    lines = [f"recipe {recipe}: {training['about']}"] if recipe else [training["about"]] if training["about"] else []
+    lines = [f"recipe {recipe}"] if recipe else [training["about"]] if training["about"] else []
     if training["prior_of"]:
         lines.append(f"on the codes of {training['prior_of']}")
     limits = [f"{shown(settings[name])} {name}" for name in ("steps", "epochs", "minutes") if settings.get(name)]
@@ -430,10 +431,22 @@ def _progress(stored: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[
     return progress
 
 
+def _status(path: Path, stored: Mapping[str, Any]) -> str:
+    """How a run stands: what it says, but for one that says it is running and was killed."""
+    status = str(stored.get("status") or "saved")
+    if status != "running" or not (path / ".lock").exists():
+        return status
+    try:
+        with FileLock(path / ".lock", timeout=0):  # which the process that trains holds
+            return "killed"
+    except (Timeout, OSError, NotImplementedError):
+        return status
+
+
 def _next(facts: Mapping[str, Any]) -> list[str]:
     """What to type next."""
     run, quiet = facts["run"], (facts["log"]["age_seconds"] or 0) > QUIET
-    if facts["status"] in ("interrupted", "failed") or (facts["status"] == "running" and quiet):
+    if facts["status"] in ("interrupted", "failed", "killed") or (facts["status"] == "running" and quiet):
         if facts["training"]["on_arrays"]:
             return ["ts.train(..., resume=True) in Python"]
         lower = " train.learning_rate=..." if facts["status"] == "failed" else ""

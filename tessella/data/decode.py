@@ -196,6 +196,8 @@ def _open(file: io.BufferedIOBase) -> Image.Image:
         return Image.open(cast(IO[bytes], file), formats=known_kinds())
     except UnidentifiedImageError as error:
         raise UnusableImage("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise UnusableImage(f"its header asks for more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # plugins meet damaged headers with errors of every class
         if passing(error):
             raise

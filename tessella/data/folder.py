@@ -19,7 +19,7 @@ from tessella.config import DataConfig
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
 from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, passing, passing_ends, printable
 from tessella.data.image_files import Files, decode_files
-from tessella.data.splits import ALL, by_folders, by_hash, divide
+from tessella.data.splits import ALL, FOLDERS, by_folders, by_hash, divide
 from tessella.data.store import Writer, digest, stored
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
@@ -263,7 +263,7 @@ def _division(names: list[str]) -> _Division:
     if not divide(told):
         # What cannot be read is never labelled, so that any class will do for it.
         classes = [[] if stray else parts or sorted(told)[:1] for parts in folders]
-        return _Division(by_hash(names), classes, RULE, False)
+        return _Division(by_hash(names), classes, RULE + _not_splits(told), False)
     if stray:
         raise DataError(
             f"the folders {', '.join(sorted(told))} are splits, and {printable(stray[0])} lies beside them: "
@@ -273,6 +273,15 @@ def _division(names: list[str]) -> _Division:
     below = [parts[1:] for parts in folders]
     deeper = _shared([parts for parts in below if parts])
     return _Division(splits, [parts[deeper:] for parts in below], rule, True)
+
+
+def _not_splits(told: set[str]) -> str:
+    """What is to be said where some sub-folders are named like splits and are none."""
+    alike = sorted(name for name in told if name.lower() in FOLDERS)
+    others = sorted(told - {*alike})
+    if len(alike) < 2 or not others:
+        return ""
+    return f" (the folders {', '.join(alike)} are not splits but classes, since {others[0]} lies beside them)"
 
 
 def _shared(folders: list[list[str]]) -> int:

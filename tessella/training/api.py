@@ -128,18 +128,24 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
         raise ConfigError("this recipe trains a prior on the codes of a tokenizer: name its run with --tokenizer RUN")
     if recipe.data.source.endswith(":PATH"):
         raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
+    if recipe.prior_of and recipe.data.binarize == "dynamic":
+        raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
+    if not resume and "LOCAL_RANK" not in os.environ:  # what is quickly told, before the images are decoded
+        RunDirectory(out).refuse_taken()
+    if recipe.prior_of and not resume:
+        locate(recipe.prior_of)
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
     _check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
-    if recipe.prior_of and recipe.data.binarize == "dynamic":
-        raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
     # A resumed prior goes on with the tokenizer that its run holds, once that is whole.
     own = Path(out) / "tokenizer"
     kept = resume and (own / "config.json").exists()
     if skipped := sorted({*images.skipped, *held_out.skipped}):
         more = f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}" if len(skipped) > 3 else ""
         say(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}")
+    if "not splits" in (rule := str(images.recipe.get("split_rule", ""))):
+        say(f"note: {rule}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
@@ -401,7 +407,9 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     restored = bool(session.checkpoints)
     run.cut_log(session.progress.step)
     if _finished(session):
-        lines.append(f"{run.path} is finished: nothing is left to train after step {session.progress.step}")
+        lines.append(
+            f"{run.path} is finished after step {session.progress.step}: give more --steps, --epochs or --minutes to go on"
+        )
     for name in ("threads", "world_size", "device", "torch"):
         if now[name] != before["environment"][name]:
             lines.append(

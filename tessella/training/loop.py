@@ -131,9 +131,11 @@ def main(session: Session) -> Progress:
             _note(session, "failed")
         if isinstance(error, TrainingError):
             raise
+        last = session.checkpoints[-1] if session.checkpoints else 0
+        kept = f"goes on from the checkpoint of step {last}" if last else "starts again: there was no checkpoint yet"
         raise ArtifactError(
-            f"training stopped after step {session.progress.step}: {error}. What was written before is whole: "
-            f"make space (or put right what else is wrong), then tessella train --resume {session.run.path} goes on"
+            f"training stopped after step {session.progress.step}: {error}. Make space (or put right what else is "
+            f"wrong); then tessella train --resume {session.run.path} {kept}"
         ) from error
     return session.progress
 

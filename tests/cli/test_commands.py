@@ -146,7 +146,7 @@ def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
     assert told["first"] == figures["bits_per_dim"]
     assert told["difference"] == pytest.approx(told["first"] - told["second"])
     assert told["difference_se"] > 0
-    assert f"code length, more than digits    {shown(told['difference'], told['difference_se'])} bits/dim" in out
+    assert f"code length minus digits         {shown(told['difference'], told['difference_se'])} bits/dim" in out
     assert figures["overlap"]["identical"] == 0
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
 

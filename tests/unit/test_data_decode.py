@@ -147,7 +147,7 @@ def test_pixels_without_an_8_bit_meaning_are_refused(dtype: type) -> None:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
     huge = png(60_000, 60_000, 8, 0, [b""])
-    with pytest.raises(UnusableImage, match=r"60000x60000|decompression bomb"):
+    with pytest.raises(UnusableImage, match="more than 100,000,000 pixels"):
         decode(huge, 3)
     with pytest.raises(UnusableImage, match="11000x10000 pixels are more than 100,000,000"):
         decode(png(11_000, 10_000, 8, 0, [b""]), 3)

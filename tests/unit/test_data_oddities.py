@@ -169,7 +169,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "flipped.png": (flipped_png(), "damaged.*checksum"),
     "checksum.png": (wrong_checksum_png(), "damaged.*checksum"),
     "longer.webp": (longer_webp(), "damaged: its length"),
-    "bomb.png": (png(60_000, 60_000, 8, 0, [b""]).read(), r"60000x60000|decompression bomb"),
+    "bomb.png": (png(60_000, 60_000, 8, 0, [b""]).read(), "more than 100,000,000 pixels"),
     "smaller-bomb.png": (png(11_000, 9_000, 8, 2, [b""]).read(), "11000x9000 pixels of this PNG take up to"),
     "tile-bomb.tiff": (tiff(8, 6, 8, [b"x"], compression=8, tile=(16384, 16384)).read(), "take up to 1,074 MB"),
     "scan-bomb.jpg": (JPEG[:-2] + b"\xff\xda\0\2" * 101, "more than 100 scans"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import tessella as ts
 from tessella import config as configs
@@ -116,16 +117,25 @@ def test_text_is_aligned_fits_the_terminal_and_shows_no_json(trained: Path) -> N
 
 def test_a_run_that_is_training_is_told_from_its_log(run: Path) -> None:
     change(run, status="running", progress={})
-    facts = overview.describe(run)
-    assert facts["training"]["steps"] == 25
-    assert facts["validation"]["figures"]["bits_per_dim"] == min(facts["curves"]["valid/bits_per_dim"]["value"])
-    assert "the last line of its log is" in shown(run)
-    assert not any("--resume" in line for line in facts["next"])
+    with FileLock(run / ".lock"):
+        facts = overview.describe(run)
+        assert facts["training"]["steps"] == 25
+        assert facts["validation"]["figures"]["bits_per_dim"] == min(facts["curves"]["valid/bits_per_dim"]["value"])
+        assert "the last line of its log is" in shown(run)
+        assert not any("--resume" in line for line in facts["next"])
+
+
+def test_a_run_that_was_killed_says_so_at_once(run: Path) -> None:
+    change(run, status="running", progress={})
+    text = shown(run)
+    assert "killed, 25 steps" in text
+    assert f"tessella train --resume {run}\n" in text
 
 
 def test_a_run_whose_process_is_gone_says_how_to_go_on(run: Path) -> None:
     change(run, status="running", progress={})
     os.utime(run / "log.jsonl", (time.time() - 7200,) * 2)
+    (run / ".lock").unlink()  # as of a run on a file system without locks
     text = shown(run)
     assert "2 h 0 min old" in text
     assert f"tessella train --resume {run}\n" in text
