@@ -407,9 +407,8 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
     restored = bool(session.checkpoints)
     run.cut_log(session.progress.step)
     if _finished(session):
-        lines.append(
-            f"{run.path} is finished after step {session.progress.step}: give more --steps, --epochs or --minutes to go on"
-        )
+        more = "give more --steps, --epochs or --minutes to go on"
+        lines.append(f"{run.path} is finished after step {session.progress.step}: {more}")
     for name in ("threads", "world_size", "device", "torch"):
         if now[name] != before["environment"][name]:
             lines.append(
