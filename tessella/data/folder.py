@@ -257,9 +257,10 @@ def _division(names: list[str]) -> _Division:
     """
     readable = [name for name in names if PurePosixPath(name).suffix.lower() not in UNREAD] or names
     shared = _shared([name.split("/")[:-1] for name in readable])
-    folders = [name.split("/")[:-1][shared:] for name in names]
-    told = {parts[0] for parts in (name.split("/")[:-1][shared:] for name in readable) if parts}
-    stray = [name for name in readable if not name.split("/")[:-1][shared:]]
+    below = {name: name.split("/")[:-1][shared:] for name in names}
+    folders = list(below.values())
+    told = {below[name][0] for name in readable if below[name]}
+    stray = [name for name in readable if not below[name]]
     if not divide(told):
         # What cannot be read is never labelled, so that any class will do for it.
         classes = [[] if stray else parts or sorted(told)[:1] for parts in folders]
@@ -270,9 +271,9 @@ def _division(names: list[str]) -> _Division:
             "move it into one of them, or elsewhere"
         )
     splits, rule = by_folders(names, [parts[0] if parts else sorted(told)[0] for parts in folders])
-    below = [parts[1:] for parts in folders]
-    deeper = _shared([parts for parts in below if parts])
-    return _Division(splits, [parts[deeper:] for parts in below], rule, True)
+    inner = [parts[1:] for parts in folders]
+    deeper = _shared([parts for parts in inner if parts])
+    return _Division(splits, [parts[deeper:] for parts in inner], rule, True)
 
 
 def _not_splits(told: set[str]) -> str:

@@ -108,6 +108,7 @@ def train(
     config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
     if not (config.steps or config.epochs or config.minutes):
         raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
+    _refuse_taken(out, resume)
     if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
         _check_classes(images, valid)
     if valid is None:
@@ -130,8 +131,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
         raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
     if recipe.prior_of and recipe.data.binarize == "dynamic":
         raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
-    if not resume and "LOCAL_RANK" not in os.environ:  # what is quickly told, before the images are decoded
-        RunDirectory(out).refuse_taken()
+    _refuse_taken(out, resume)
     if recipe.prior_of and not resume:
         locate(recipe.prior_of)
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
@@ -144,8 +144,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     if skipped := sorted({*images.skipped, *held_out.skipped}):
         more = f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}" if len(skipped) > 3 else ""
         say(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}")
-    if "not splits" in (rule := str(images.recipe.get("split_rule", ""))):
-        say(f"note: {rule}")
+    say(f"split: {images.recipe['split_rule']}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
     conditional = isinstance(model, DensityModel) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
@@ -274,6 +273,12 @@ def _of_arrays(examples: Examples, images: Any) -> _Part:
     return _Part(examples, {**shape, "sha256": digest}, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
 
 
+def _refuse_taken(out: Path | str, resume: bool) -> None:
+    """Check that a new run can begin, before images are decoded and other processes are started."""
+    if not resume and "LOCAL_RANK" not in os.environ:
+        RunDirectory(out).refuse_taken()
+
+
 def _check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
     """That a number means the same class in both."""
     if images.label_names and held_out.label_names and images.label_names != held_out.label_names:
@@ -331,8 +336,6 @@ def _run(
     with _threads(config.threads), contextlib.ExitStack() as stack:
         fabric = loop.create_fabric(config)
         if config.devices > 1:
-            if not resume and "LOCAL_RANK" not in os.environ:  # before there are processes to leave waiting
-                RunDirectory(out).refuse_taken()
             fabric.launch()
         task = _task(model, tokenizer, examples)
         run = stack.enter_context(contextlib.closing(RunDirectory(out, writes=fabric.is_global_zero)))

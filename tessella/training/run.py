@@ -28,7 +28,7 @@ FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
 LOCK = ".lock"
 """Held by the process that trains."""
 
-EARLY = (LOCK, "baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
+EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
 """What a run has before its first checkpoint; the last one makes the directory a run."""
 
 
@@ -189,7 +189,7 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove what a run has that was stopped before it had anything to keep."""
         try:
-            for item in [self.path / name for name in EARLY if name != LOCK]:
+            for item in [self.path / name for name in EARLY]:
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error
