@@ -232,7 +232,7 @@ def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str
     values = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance", "batch")}
     if drawing.class_label is not None:
         values["cond"] = torch.full((max(n, 1),), drawing.class_label)
-        generator.prior.labels(values["cond"], max(n, 1))
+        generator.prior.condition(values["cond"], max(n, 1))
     return values
 
 

@@ -121,6 +121,8 @@ class Head(ABC):
 
     name: ClassVar[str]
     joint: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
+    """Whether it takes level 99 to be next to level 100, which codes are not."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -189,6 +191,56 @@ class CategoricalHead(Head):
 
     symbol = __call__
 
+    def parameters_of(self, table: torch.Tensor) -> torch.Tensor:
+        """Parameters whose distribution has the log-probabilities ``table [..., levels]``."""
+        return table
+
+
+class OrdinalHead(CategoricalHead):
+    """``ordinal``: a categorical whose logits share strength between neighbouring levels.
+
+    With parameters ``u`` the logits are ``L u``, where ``L`` is the symmetric square root of a covariance ``C`` between
+    levels: ``C[i, j]`` is the sum of ``0.1 [i = j]`` and of squared exponentials ``exp(-(i - j)^2 / (2 l^2))`` of
+    lengths ``l`` = 1, 4, 16, ... below a quarter of the levels, each length with the same share of 0.9. What a gradient
+    step tells one level it tells its neighbours too, near ones most (it is a step on the logits preconditioned by
+    ``C``), and independent parameters make smooth logits, drawn from a Gaussian process over the levels. ``L`` is
+    invertible, so every distribution over the levels is still expressible, as by the softmax.
+    """
+
+    name = "ordinal"
+    ordered = True
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self._roots: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, parameters: torch.Tensor) -> Distribution:
+        parameters = _wide(parameters)
+        return Categorical(parameters @ self._root(parameters)[0])
+
+    symbol = __call__
+
+    def parameters_of(self, table: torch.Tensor) -> torch.Tensor:
+        return table @ self._root(table)[1]
+
+    def _root(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``L`` and its inverse ``[levels, levels]``, on the device and of the type of a tensor."""
+        key = (like.device, like.dtype)
+        if key not in self._roots:
+            values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
+            root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
+            self._roots[key] = root.to(like), inverse.to(like)
+        return self._roots[key]
+
+
+def level_covariance(levels: int) -> torch.Tensor:
+    """How much levels have in common, see :class:`OrdinalHead`: float64 ``[levels, levels]``, 1 on the diagonal."""
+    lengths = [1] + [4**i for i in range(1, 16) if 4 * 4**i < levels]
+    level = torch.arange(levels, dtype=torch.float64)
+    distance = (level[:, None] - level) ** 2
+    smooth = sum(torch.exp(-distance / (2 * length**2)) for length in lengths)
+    return 0.1 * torch.eye(levels, dtype=torch.float64) + 0.9 / len(lengths) * smooth
+
 
 @dataclass
 class PixelPosterior(State):
@@ -219,6 +271,7 @@ class LogisticMixtureHead(JointHead):
     """
 
     name = "logistic-mixture"
+    ordered = True
 
     def __init__(self, grid: Grid, components: int = 10) -> None:
         super().__init__(grid)
@@ -307,7 +360,7 @@ class PixelMixture(Distribution):
         return torch.stack(modes, dim=-1)
 
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (CategoricalHead, LogisticMixtureHead)}
+HEADS: dict[str, type[Head]] = {head.name: head for head in (CategoricalHead, OrdinalHead, LogisticMixtureHead)}
 
 
 def create_head(name: str, grid: Grid, **sizes: object) -> Head:

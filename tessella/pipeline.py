@@ -23,7 +23,7 @@ from tessella.card import card
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError, unknown
 from tessella.grid import Grid
 from tessella.models import DensityModel, from_config
-from tessella.models.base import Cond
+from tessella.models.condition import Cond
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.tokenizers.base import check_images
 

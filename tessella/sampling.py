@@ -1,8 +1,7 @@
 """One loop walks the grid: next distribution, next symbol.
 
 A symbol drawn is sampling, a symbol given is completion; a codec reads or writes it. The distribution comes from one
-of two
-methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every symbol
+of two methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every symbol
 and is the oracle of the first. With the noise of ``tessella.noise`` both give the same symbols for the same seed,
 whatever the batch.
 """
@@ -18,7 +17,8 @@ import torch
 
 from tessella.errors import InputError, unknown
 from tessella.heads import Categorical, Distribution
-from tessella.models.base import Cond, DensityModel
+from tessella.models.base import DensityModel
+from tessella.models.condition import Cond, Condition
 from tessella.noise import Noise
 
 METHODS = ("cached", "naive")
@@ -119,8 +119,7 @@ class Steps:
         model.refuse_dropout()
         self.model, self.n, self.guidance = model, n, guidance
         if guidance != 1:
-            labels = self._guided(cond)
-            cond, n = labels, 2 * n
+            cond, n = self._guided(cond), 2 * n
         self._step = model.step if method == "cached" else model.whole_grid_step
         self.state: Any = (model.init_state if method == "cached" else model.whole_grid_state)(n, cond)
 
@@ -133,15 +132,19 @@ class Steps:
         given, free = self.model.head.symbol(parameters).table().chunk(2)
         return Categorical(free + self.guidance * (given - free))
 
-    def _guided(self, cond: Cond) -> torch.Tensor:
-        """The classes of the images, then as many null classes."""
-        if not self.model.classes or cond is None:
-            raise InputError("guidance needs a model with classes and a class for every image (cond=)")
-        free = self.model.labels(None, self.n)
-        given = self.model.labels(cond, self.n)
+    def _guided(self, cond: Cond) -> Condition:
+        """The condition of the images, then the same with the null class."""
+        if not self.model.classes:
+            raise InputError("guidance needs a model with classes; this one has none")
+        given = self.model.condition(cond, self.n)
+        assert given.labels is not None
+        if cond is None or bool((given.labels == self.model.classes).all()):
+            raise InputError("guidance needs a class for the images (cond=)")
+        both = given.select(torch.arange(self.n).repeat(2))
+        free = self.model.condition(Condition(None, given.codes), self.n).labels
         assert free is not None
-        assert given is not None
-        return torch.cat([given, free])
+        both.labels = torch.cat([given.labels, free])
+        return both
 
 
 def walk(steps: Steps, source: Source, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
@@ -181,7 +184,7 @@ def stream(
         n: images, drawn together.
         seed: image ``i`` has the seed ``seed + i`` and comes out the same whatever ``n``.
         method: ``"cached"``, or ``"naive"``, its slow oracle.
-        cond: class of each image ``[n]``.
+        cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
         every: symbols between two yields; 0 means a row.
         x, known: symbols to keep and where they are, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
@@ -226,9 +229,9 @@ def sample(
     True
     """
     _check(model, n)
-    labels = model.labels(cond, n) if cond is not None else None
+    condition = model.condition(cond, n) if cond is not None else None
     parts = [
-        _last(stream(model, len(part), seed + part.start, method, _rows(labels, part), **rule))
+        _last(stream(model, len(part), seed + part.start, method, _rows(condition, part), **rule))
         for part in _parts(n, batch)
     ]
     return torch.cat(parts)
@@ -262,11 +265,11 @@ def complete(
     x, known = _known(model, x, known)
     x, known = x.view(-1, *model.grid.shape), known.view(-1, *model.grid.shape)
     _check(model, len(x))
-    labels = model.labels(cond, len(x)) if cond is not None else None
+    condition = model.condition(cond, len(x)) if cond is not None else None
     parts = [
         _last(
             stream(
-                model, len(part), seed + part.start, method, _rows(labels, part), 0, x[part.start : part.stop],
+                model, len(part), seed + part.start, method, _rows(condition, part), 0, x[part.start : part.stop],
                 known[part.start : part.stop], **rule,
             )
         )
@@ -298,7 +301,7 @@ def replay(model: DensityModel, x: Any, seed: int = 0, cond: Cond = None, **rule
         raise InputError("replay does not take guidance")
     x = model.grid.check(x).to(model.device)
     noise = Noise(model.grid, len(x), seed, model.device)
-    tables = rules(model.distribution(x, model.labels(cond, len(x))).table(x)).flatten(1, 3)
+    tables = rules(model.distribution(x, model.condition(cond, len(x))).table(x)).flatten(1, 3)
     flat, gap = x.flatten(1), torch.zeros(len(x), model.grid.symbols, dtype=torch.float64, device=x.device)
     for index in range(model.grid.symbols):
         score = tables[:, index] + noise.at(index)
@@ -339,8 +342,8 @@ def _parts(n: int, batch: int) -> list[range]:
     return [range(start, min(start + batch, n)) for start in range(0, n, batch)]
 
 
-def _rows(labels: torch.Tensor | None, part: range) -> torch.Tensor | None:
-    return None if labels is None else labels[part.start : part.stop]
+def _rows(condition: Condition | None, part: range) -> Condition | None:
+    return None if condition is None else condition.select(torch.arange(part.start, part.stop))
 
 
 def _last(partial: Iterator[tuple[int, torch.Tensor]]) -> torch.Tensor:

@@ -11,17 +11,24 @@ import torch
 from tessella.errors import ConfigError, unknown
 from tessella.grid import Grid
 from tessella.heads import HEADS, create_head
-from tessella.models.base import Cond, DensityModel
+from tessella.models.base import DensityModel
+from tessella.models.condition import Cond, Condition, Conditioning
 from tessella.models.gated_pixelcnn import GatedPixelCNN
 from tessella.models.independent import Independent
 
 MODELS: dict[str, type[DensityModel]] = {model.name: model for model in (Independent, GatedPixelCNN)}
 
-__all__ = ["MODELS", "Cond", "DensityModel", "create", "from_config"]
+__all__ = ["MODELS", "Cond", "Condition", "DensityModel", "create", "from_config"]
 
 
 def create(
-    name: str, grid: Grid, head: str = "categorical", classes: int = 0, seed: int = 0, **sizes: Any
+    name: str,
+    grid: Grid,
+    head: str = "categorical",
+    classes: int = 0,
+    seed: int = 0,
+    codes: Grid | None = None,
+    **sizes: Any,
 ) -> DensityModel:
     """Build a density model with fresh weights, in eval mode.
 
@@ -31,6 +38,7 @@ def create(
         head: a key of ``HEADS``.
         classes: classes to condition on; 0 for none.
         seed: of the weights; the global generator is left alone.
+        codes: grid of codes to condition on, for the models that take one.
         sizes: what the model's class takes (``layers=``, ``hidden=``, ...), and what the head takes (``components=``).
 
     Raises:
@@ -52,7 +60,9 @@ def create(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         built = create_head(head, grid, **{k: v for k, v in sizes.items() if k in of_head})
-        model = MODELS[name](grid, built, classes, **{k: v for k, v in sizes.items() if k in of_model})
+        model = MODELS[name](
+            grid, built, Conditioning(classes, codes), **{k: v for k, v in sizes.items() if k in of_model}
+        )
     return model.eval()
 
 
@@ -60,8 +70,9 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     """The model of a :meth:`DensityModel.config`, with fresh weights."""
     head = dict(config["head"])
     name = head.pop("name")
+    codes = Grid(**config["codes"]) if config.get("codes") else None
     model = create(
-        config["name"], Grid(**config["grid"]), head=name, classes=config["classes"], **head, **config["sizes"]
+        config["name"], Grid(**config["grid"]), name, config["classes"], codes=codes, **head, **config["sizes"]
     )
     model.null_class = bool(config["null_class"])
     return model

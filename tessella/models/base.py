@@ -10,21 +10,20 @@ and the oracle of the fast ones.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from tessella.errors import InputError
+from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.heads import Distribution, Head, JointHead
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
+from tessella.nn.masked import Masked
 from tessella.nn.state import State
-
-Cond = torch.Tensor | Mapping[str, torch.Tensor] | None
-"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary ``{"class": ..., "codes": ...}`` of both, or
-nothing."""
 
 
 @dataclass
@@ -32,7 +31,7 @@ class WholeGridState(State):
     """The state of the oracle: the grid so far, random symbols in the places not yet drawn."""
 
     x: torch.Tensor
-    labels: torch.Tensor | None
+    condition: Condition
 
 
 class DensityModel(nn.Module, ABC):
@@ -41,26 +40,34 @@ class DensityModel(nn.Module, ABC):
     Args:
         grid: the grid that is modelled.
         head: turns the network's parameters into distributions.
-        classes: labels ``0 .. classes - 1`` to condition on; index ``classes`` is the null class. 0 for none.
+        conditioning: the classes and the grid of codes it is conditioned on.
+
+    Raises:
+        ConfigError: for a grid of codes where the model takes none.
     """
 
     name: ClassVar[str]
+    takes_codes: ClassVar[bool] = False
+    """Whether it can be conditioned on a grid of codes."""
 
-    def __init__(self, grid: Grid, head: Head, classes: int = 0) -> None:
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__()
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
-            raise InputError(f"classes must be an integer of at least 0, got {classes!r}")
-        self.grid, self.head, self.classes = grid, head, classes
+        if conditioning.codes is not None and not self.takes_codes:
+            raise ConfigError(f"{self.name} cannot be conditioned on a grid of codes (codes=)")
+        self.grid, self.head, self.conditioning = grid, head, conditioning
         self.null_class = True
         """Whether the null class means something; training without label dropout clears it."""
+        self.checkpointing = False
+        """Keep only what enters each part of the network for the gradient, and compute the rest again: slower
+        training in less memory. See :meth:`recomputed`."""
 
     @abstractmethod
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """Parameters of every symbol, in parallel.
 
         Args:
             x: ``int64 [batch, height, width, channels]``.
-            labels: ``int64 [batch]`` for a model with classes.
+            condition: of each image, as :meth:`condition` returns it.
 
         Returns:
             What :meth:`Head.__call__` takes: ``[batch, height, width, channels, size]``, or ``[batch, height, width,
@@ -76,27 +83,28 @@ class DensityModel(nn.Module, ABC):
         """``bool [symbols, symbols]``: whether the distribution of symbol ``t`` (row) depends on symbol ``s``
         (column)."""
 
-    def distribution(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Distribution:
+    def distribution(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> Distribution:
         """The distributions of all symbols of ``x``, each given the symbols before it. Takes checked input."""
-        return self.head(self(x, labels))
+        return self.head(self(x, condition))
 
     def log_prob(self, x: Any, cond: Cond = None, reduce: bool = True) -> torch.Tensor:
         """Exact log-probability in nats.
 
         Args:
             x: symbols, any integer type, ``[batch, height, width, channels]``.
-            cond: class of each image (int64 ``[batch]``), or None for the null class.
+            cond: class of each image (int64 ``[batch]``), codes, or a dictionary of both; without a class, the null
+                class.
             reduce: sum over the symbols of an image.
 
         Returns:
             ``[batch]``, or ``[batch, height, width, channels]`` without ``reduce``.
 
         Raises:
-            InputError: for symbols or classes that do not fit, or a model left in training mode with dropout.
+            InputError: for symbols or a condition that do not fit, or a model left in training mode with dropout.
         """
         self.refuse_dropout()
         x = self.grid.check(x).to(self.device)
-        log_prob = self.distribution(x, self.labels(cond, len(x))).log_prob(x)
+        log_prob = self.distribution(x, self.condition(cond, len(x))).log_prob(x)
         return log_prob.flatten(1).sum(1) if reduce else log_prob
 
     def bits_per_dim(self, x: Any, cond: Cond = None) -> torch.Tensor:
@@ -124,7 +132,7 @@ class DensityModel(nn.Module, ABC):
         """The state of the oracle: random symbols everywhere, since zeros would hide a leak."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randint(self.grid.levels, (batch, *self.grid.shape), generator=generator).to(self.device)
-        return WholeGridState(x, self.labels(cond, batch))
+        return WholeGridState(x, self.condition(cond, batch))
 
     def whole_grid_step(
         self, previous: torch.Tensor, index: int, state: WholeGridState
@@ -134,36 +142,37 @@ class DensityModel(nn.Module, ABC):
             state.x.flatten(1)[:, index - 1] = previous
         row, column, channel = self.grid.place(index)
         with torch.no_grad():
-            parameters = self(state.x, state.labels)[:, row, column]
+            parameters = self(state.x, state.condition)[:, row, column]
         if isinstance(self.head, JointHead):
             return self.head.unroll(parameters, state.x[:, row, column], channel + 1)[-1], state
         return parameters[:, channel], state
 
-    def labels(self, cond: Cond, batch: int) -> torch.Tensor | None:
-        """The class of each image, checked: ``int64 [batch]``, None for a model without classes.
+    def condition(self, cond: Cond, batch: int) -> Condition:
+        """The condition of each of ``batch`` images, checked.
 
         Raises:
-            InputError: for a condition the model does not take, a class out of range, or the null class of a model
-                that never trained with it.
+            InputError: for a condition the model does not take or lacks, a class out of range, or the null class of a
+                model that never trained with it.
         """
-        codes: Any = None
-        if isinstance(cond, Mapping):
-            if set(cond) - {"class", "codes"}:
-                raise InputError(f"cond takes the keys 'class' and 'codes', got {sorted(cond)}")
-            codes, cond = cond.get("codes"), cond.get("class")
-        elif cond is not None and torch.as_tensor(cond).dim() == 4:
-            codes, cond = cond, None
-        if codes is not None:
-            raise InputError(f"{self.name} does not take a grid of codes as condition")
-        if self.classes == 0:
-            if cond is not None:
+        labels, codes = split(cond)
+        if labels is not None and not self.classes:
+            raise InputError(
+                "this model has no classes: leave cond (--class-label) out, or train one that is conditional"
+            )
+        of_codes = self.conditioning.codes
+        if codes is not None and of_codes is None:
+            raise InputError(f"this {self.name} does not take a grid of codes as condition")
+        if of_codes is not None:
+            if codes is None:
                 raise InputError(
-                    "this model has no classes: leave cond (--class-label) out, or train one that is conditional"
+                    f"this model is conditioned on codes: give cond, int64 [{batch}, {of_codes.height}, ...]"
                 )
-            return None
-        return self._labels(cond, batch)
+            codes = of_codes.check(codes).to(self.device)
+            if len(codes) != batch:
+                raise InputError(f"cond holds the codes of {len(codes)} images, wanted are {batch}")
+        return Condition(self._labels(labels, batch) if self.classes else None, codes)
 
-    def _labels(self, cond: torch.Tensor | None, batch: int) -> torch.Tensor:
+    def _labels(self, cond: Any, batch: int) -> torch.Tensor:
         if cond is None:
             if not self.null_class:
                 raise InputError(
@@ -188,6 +197,23 @@ class DensityModel(nn.Module, ABC):
         if self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()):
             raise InputError("the model is in training mode and has dropout: call model.eval() first")
 
+    def recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``, a piece of the network; with ``checkpointing`` nothing inside it is kept for the
+        gradient."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+    @property
+    def classes(self) -> int:
+        """Classes it is conditioned on; index ``classes`` is the null class."""
+        return self.conditioning.classes
+
+    def parameter_count(self) -> int:
+        """Numbers that training sets: weights that a mask holds at zero do not count."""
+        masked = sum(m.masked for m in self.modules() if isinstance(m, Masked))
+        return sum(p.numel() for p in self.parameters()) - masked
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -195,12 +221,13 @@ class DensityModel(nn.Module, ABC):
 
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the model, without its weights, by :func:`tessella.models.from_config`."""
+        codes = self.conditioning.codes
         return {
             "name": self.name,
-            "grid": {"height": self.grid.height, "width": self.grid.width}
-            | {"channels": self.grid.channels, "levels": self.grid.levels},
+            "grid": asdict(self.grid),
             "head": self.head.config(),
             "classes": self.classes,
+            **({} if codes is None else {"codes": asdict(codes)}),
             "null_class": self.null_class,
             "sizes": self.sizes(),
         }

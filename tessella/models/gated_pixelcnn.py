@@ -22,7 +22,8 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import Cond, DensityModel, symbol_field
+from tessella.models.base import DensityModel, symbol_field
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
 from tessella.nn.convolution import CausalConvolution, channels_last, field_along
 from tessella.nn.embedding import SymbolEmbedding
@@ -144,7 +145,7 @@ class GatedPixelCNN(DensityModel):
     """``gated-pixelcnn``: the gated PixelCNN with a cached ``step``.
 
     Args:
-        grid, head, classes: see :class:`DensityModel`.
+        grid, head, conditioning: see :class:`DensityModel`.
         layers: gated layers, the first with a 7 x 7 convolution.
         hidden: width of each stack.
         kernel: odd size of the later layers' convolutions.
@@ -160,13 +161,13 @@ class GatedPixelCNN(DensityModel):
         self,
         grid: Grid,
         head: Head,
-        classes: int = 0,
+        conditioning: Conditioning,
         layers: int = 5,
         hidden: int = 64,
         kernel: int = 3,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(grid, head, classes)
+        super().__init__(grid, head, conditioning)
         if layers < 1 or hidden < 1 or kernel < 1 or kernel % 2 == 0 or not 0 <= dropout < 1:
             raise ConfigError(
                 "gated-pixelcnn needs layers >= 1, hidden >= 1, an odd kernel and 0 <= dropout < 1, got "
@@ -176,7 +177,7 @@ class GatedPixelCNN(DensityModel):
         self.embedding = SymbolEmbedding(grid, hidden)
         self.row_bias = nn.Parameter(torch.randn(grid.height, 1, 4 * hidden) * 0.1)
         self.column_bias = nn.Parameter(torch.randn(grid.width, 4 * hidden) * 0.1)
-        self.class_bias = nn.Embedding(classes + 1, layers * 4 * hidden) if classes else None
+        self.class_bias = nn.Embedding(self.classes + 1, layers * 4 * hidden) if self.classes else None
         if self.class_bias is not None:
             nn.init.normal_(self.class_bias.weight, std=0.1)
         self.layers = nn.ModuleList(
@@ -185,14 +186,14 @@ class GatedPixelCNN(DensityModel):
         self.output = create_output(grid, head, hidden)
         channels_last(self)
 
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         v = h = self.embedding(x).movedim(-1, 1)
         positions = (self.row_bias + self.column_bias).movedim(-1, 0).split(2 * self.hidden)
         skips: torch.Tensor | None = None
         for i, layer in enumerate(self.layers):
             biases = list(positions) if i == 0 else [None, None]
-            if labels is not None:
-                of_class = self._class_bias(labels)[:, 2 * i : 2 * i + 2, :, None, None]
+            if condition.labels is not None:
+                of_class = self._class_bias(condition.labels)[:, 2 * i : 2 * i + 2, :, None, None]
                 biases = [_plus(of_class[:, stack], biases[stack]) for stack in (0, 1)]
             v, h, skip = layer(v, h, *biases)
             skips = skip if skips is None else skips + skip
@@ -206,7 +207,7 @@ class GatedPixelCNN(DensityModel):
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> GatedState:
-        labels = self.labels(cond, batch)
+        labels = self.condition(cond, batch).labels
         make, width, hidden = self.row_bias.new_zeros, self.grid.width, self.hidden
         layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
         biases = make(2 * len(layers), batch, 1, 2 * hidden)

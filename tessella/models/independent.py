@@ -16,7 +16,8 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import CategoricalHead, Head, JointHead
-from tessella.models.base import Cond, DensityModel, symbol_field
+from tessella.models.base import DensityModel, symbol_field
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.nn.state import State
 
 
@@ -32,23 +33,23 @@ class Independent(DensityModel):
     """``independent``: one parameter vector for each position (and class).
 
     Args:
-        grid, head, classes: see :class:`DensityModel`.
+        grid, head, conditioning: see :class:`DensityModel`.
     """
 
     name = "independent"
 
-    def __init__(self, grid: Grid, head: Head, classes: int = 0) -> None:
-        super().__init__(grid, head, classes)
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
+        super().__init__(grid, head, conditioning)
         shape = (grid.height, grid.width) if head.joint else grid.shape
-        self.table = nn.Parameter(head.bias() + 0.1 * torch.randn(classes + 1, *shape, head.size))
+        self.table = nn.Parameter(head.bias() + 0.1 * torch.randn(self.classes + 1, *shape, head.size))
 
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        if labels is None:
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        if condition.labels is None:
             return self.table[0].expand(len(x), *self.table.shape[1:])
-        return self.table[labels]
+        return self.table[condition.labels]
 
     def init_state(self, batch: int, cond: Cond = None) -> IndependentState:
-        labels = self.labels(cond, batch)
+        labels = self.condition(cond, batch).labels
         return IndependentState(torch.zeros(batch, dtype=torch.int64, device=self.device) if labels is None else labels)
 
     def step(
@@ -71,10 +72,10 @@ class Independent(DensityModel):
             x: checked symbols ``int64 [n, height, width, channels]``, or several such parts.
 
         Raises:
-            ConfigError: when the head is not categorical, or the model has classes.
+            ConfigError: when the head is joint, or the model has classes.
         """
         if not isinstance(self.head, CategoricalHead) or self.classes:
-            raise ConfigError("histograms fit the categorical head without classes only")
+            raise ConfigError("histograms fit the categorical and ordinal heads, without classes")
         grid = self.grid
         counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
         first = torch.arange(grid.symbols) * grid.levels
@@ -82,7 +83,8 @@ class Independent(DensityModel):
             counts += torch.bincount((part.flatten(1).cpu() + first).flatten(), minlength=len(counts))
         probabilities = counts.view(grid.symbols, grid.levels)
         probabilities /= probabilities.sum(1, keepdim=True)
-        self.table[0] = probabilities.log().view(self.table.shape[1:]).to(self.table)
+        parameters = self.head.parameters_of(probabilities.log())
+        self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 
     def sizes(self) -> dict[str, Any]:

@@ -101,8 +101,47 @@ class JointOutput(nn.Module):
         return self.head.next(previous if channel else None, channel, state)
 
 
-def create_output(grid: Grid, head: Head, features: int) -> FactoredOutput | JointOutput:
-    """The output stage that fits the head."""
+class LinearOutput(nn.Module):
+    """Parameters by one linear map, where there is nothing to order inside a pixel: for a joint head, and for a
+    factored one on grids of one channel.
+
+    Args:
+        head: the head.
+        features: width of the backbone's output.
+        bias: whether to add one.
+    """
+
+    def __init__(self, head: Head, features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.head = head
+        self.last = nn.Linear(features, head.size, bias=bias)
+        if bias:
+            self.last.bias.data.copy_(head.bias())
+
+    def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``features [..., features]`` to ``[..., size]``, or ``[..., 1, size]`` of a factored head."""
+        parameters = self.last(features)
+        return parameters if self.head.joint else parameters.unsqueeze(-2)
+
+    def start(self, features: torch.Tensor) -> Any:
+        """Begin a pixel of ``features [batch, features]``."""
+        parameters = self.last(features)
+        return self.head.start(parameters) if isinstance(self.head, JointHead) else parameters
+
+    def step(self, previous: torch.Tensor, channel: int, state: Any) -> tuple[torch.Tensor, Any]:
+        """Parameters of ``channel`` as :meth:`Head.symbol` takes them, given the channels before it."""
+        if isinstance(self.head, JointHead):
+            return self.head.next(previous if channel else None, channel, state)
+        return state, state
+
+
+Output = FactoredOutput | JointOutput | LinearOutput
+
+
+def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> Output:
+    """The output stage that fits the head. ``direct`` takes a linear map where that is enough."""
+    if direct and (head.joint or grid.channels == 1):
+        return LinearOutput(head, features)
     if isinstance(head, JointHead):
         return JointOutput(grid, head, features)
     return FactoredOutput(grid, head, features)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tessella import files
 from tessella.metrics import mean_squared_error, psnr
-from tessella.models import DensityModel, create
+from tessella.models import Condition, DensityModel, create
 from tessella.models.independent import Independent
 from tessella.pipeline import Generator, fingerprint, save_model
 from tessella.tokenizers import Tokenizer
@@ -78,7 +78,7 @@ class DensityTask(Task):
         model = self.module
         assert isinstance(model, DensityModel)
         x = self._symbols(x)
-        nats = -model.distribution(x, labels).log_prob(x).flatten(1).sum(1).mean()
+        nats = -model.distribution(x, Condition(labels)).log_prob(x).flatten(1).sum(1).mean()
         return {"loss": model.grid.bits_per_dim(nats)}
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:

@@ -9,21 +9,24 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.errors import InputError
+from tessella.errors import ConfigError, InputError
 from tessella.heads import JointHead
 from tessella.models import from_config
 from tessella.pipeline import load_model, save_model
 
-SIZES = {
+SIZES: dict[str, dict[str, object]] = {
     "independent": {},
     "gated-pixelcnn": {"layers": 3, "hidden": 6},
 }
 GRIDS = [ts.Grid(1, 1, 1, 3), ts.Grid(1, 4, 1, 4), ts.Grid(5, 4, 1, 2), ts.Grid(3, 4, 3, 5), ts.Grid(3, 2, 2, 6)]
 
 
-def build(name: str, head: str, grid: ts.Grid, classes: int = 0) -> ts.DensityModel:
+def build(
+    name: str, head: str, grid: ts.Grid, classes: int = 0, codes: ts.Grid | None = None, **sizes: object
+) -> ts.DensityModel:
     """A small model in float64 with every parameter moved, so that nothing is zero by its initialization."""
-    model = ts.create(name, grid, head=head, classes=classes, seed=3, **SIZES[name]).double()
+    sizes = SIZES[name] | sizes
+    model = ts.create(name, grid, head=head, classes=classes, seed=3, codes=codes, **sizes).double()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,7 +85,7 @@ def test_step_equals_forward(name: str, head: str, grid: ts.Grid, classes: int) 
     model = build(name, head, grid, classes)
     x = some(grid, 4)
     cond = torch.arange(4) if classes else None
-    expected = model.distribution(x, cond).table(x).flatten(1, 3).detach()
+    expected = model.distribution(x, model.condition(cond, 4)).table(x).flatten(1, 3).detach()
     state, previous = model.init_state(4, cond), torch.zeros(4, dtype=torch.int64)
     for index in range(grid.symbols):
         parameters, state = model.step(previous, index, state)
@@ -268,3 +271,65 @@ def test_bad_input_is_refused_with_a_reason(name: str, head: str, classes: int) 
         model.log_prob(x, torch.tensor([0, 7]))
     with pytest.raises(InputError, match="codes"):
         model.log_prob(x, x)
+
+
+WITH_CODES = [pytest.param(name, head, id=f"{name}-{head}") for name in ts.MODELS if ts.MODELS[name].takes_codes for head in ts.HEADS]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "head"), WITH_CODES)
+def test_codes_condition_every_symbol_by_both_methods(name: str, head: str) -> None:
+    grid, codes = ts.Grid(3, 4, 2, 5), ts.Grid(2, 2, 1, 4)
+    model = build(name, head, grid, classes=2, codes=codes)
+    upper, labels = some(codes, 3, seed=1), torch.tensor([0, 1, 2])
+    cond = {"class": labels, "codes": upper}
+    x = some(grid, 3)
+    expected = model.distribution(x, model.condition(cond, 3)).table(x).flatten(1, 3).detach()
+    walked, _ = walk_on(model, x, labels, model.init_state(3, cond), 0)
+    torch.testing.assert_close(walked, expected, rtol=0, atol=1e-12)
+    for other in ({"class": labels, "codes": (upper + 1) % 4}, {"class": (labels + 1) % 3, "codes": upper}):
+        changed = model.distribution(x, model.condition(other, 3)).table(x).flatten(1, 3)
+        assert bool(((changed - expected).abs().amax(-1) > 1e-9).all()), "a condition must reach every symbol"
+    assert torch.equal(model.log_prob(x, {"codes": upper}), model.log_prob(x, cond | {"class": labels * 0 + 2}))
+    rule = {"guidance": 2.0, "cond": {"class": torch.tensor([0, 1, 1]), "codes": upper}}
+    assert torch.equal(ts.sample(model, 3, 1, batch=2, **rule), ts.sample(model, 3, 1, method="naive", **rule))
+    again = from_config(model.config())
+    assert again.config() == model.config()
+    assert again.conditioning.codes == codes
+
+
+@pytest.mark.parametrize(("name", "head"), WITH_CODES[:1] + PAIRS[:1])
+def test_codes_that_do_not_fit_are_refused(name: str, head: str) -> None:
+    grid, codes = ts.Grid(2, 2, 1, 4), ts.Grid(2, 1, 1, 3)
+    if not ts.MODELS[name].takes_codes:
+        with pytest.raises(ConfigError, match="codes"):
+            build(name, head, grid, codes=codes)
+        return
+    model = build(name, head, grid, codes=codes)
+    x = some(grid, 2)
+    for cond, message in ((None, "give cond"), (some(codes, 3), "3 images"), (some(grid, 2), "shape")):
+        with pytest.raises(InputError, match=message):
+            model.log_prob(x, cond)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_checkpointing_changes_no_gradient_and_every_parameter_has_one(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(4, 3, 2, 5), classes=2).train()
+    x, condition = some(model.grid, 3), model.condition(torch.tensor([0, 1, 2]), 3)
+    gradients = []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model.distribution(x, condition).log_prob(x).sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert gradient is not None, f"{key} does nothing"
+        assert bool(gradient.abs().sum() > 0), f"{key} does nothing"
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_guidance_needs_classes(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(2, 2, 1, 4))
+    with pytest.raises(InputError, match="guidance needs a model with classes"):
+        ts.sample(model, n=2, guidance=2.0)
+    with pytest.raises(InputError, match="guidance needs a class"):
+        ts.sample(build(name, head, model.grid, classes=2), n=2, guidance=2.0)

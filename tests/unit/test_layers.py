@@ -41,7 +41,7 @@ the same layer never meet, but for the vocabulary."""
 
 ONLY_VOCABULARY = {"data", "report", "card", "metrics", "options"}
 BASES_ONLY = {"sampling", "coding"}
-"""Rooms that know the base class of models and tokenizers, never a concrete one."""
+"""Rooms that know the base class (and condition) of models and tokenizers, never a concrete one."""
 
 TORCH_FREE = ["tessella"]
 TORCH_FREE += [f"tessella.{name}" for name in ("cli", "options", "config", "data", "errors", "files", "grid")]
@@ -147,7 +147,7 @@ def layers(sources: Sources) -> list[str]:
                 faults.append(f"{place}: imports are absolute")
             if item.name.split(".")[0] != "tessella" or item.name in ("tessella", "tessella.__version__"):
                 continue
-            if here in BASES_ONLY and re.match(r"tessella\.(models|tokenizers)\b(?!\.base\b)", item.name):
+            if here in BASES_ONLY and re.match(r"tessella\.(models|tokenizers)\b(?!\.(base|condition)\b)", item.name):
                 faults.append(f"{place}: {here} knows only the base class")
             if there == here or {here, there} <= VOCABULARY:
                 continue

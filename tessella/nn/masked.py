@@ -1,0 +1,72 @@
+"""Layers whose weights a mask holds at zero where information must not flow."""
+
+from __future__ import annotations
+
+from abc import ABC
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Masked(nn.Module, ABC):
+    """A layer with a mask over its weights. The mask is made by the model and is not saved.
+
+    Args:
+        weight: its first values.
+        bias: the same, or None for no bias.
+        mask: ``bool``, of the shape of the weights: where they may be other than zero.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor) -> None:
+        super().__init__()
+        assert mask.dtype == torch.bool
+        assert mask.shape == weight.shape
+        self.weight = nn.Parameter(weight.detach())
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.register_buffer("mask", mask, persistent=False)
+        self.mask: torch.Tensor
+
+    def kernel(self) -> torch.Tensor:
+        """The weights, zero where the mask is."""
+        return self.weight * self.mask
+
+    @property
+    def masked(self) -> int:
+        """Weights that are held at zero."""
+        return int((~self.mask).sum())
+
+
+class MaskedLinear(Masked):
+    """``x [..., inputs]`` to ``[..., outputs]``.
+
+    Args:
+        mask: ``bool [outputs, inputs]``.
+        bias: whether to add one.
+    """
+
+    def __init__(self, mask: torch.Tensor, bias: bool = True) -> None:
+        outputs, inputs = mask.shape
+        initial = nn.Linear(inputs, outputs, bias=bias)
+        super().__init__(initial.weight, initial.bias if bias else None, mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.kernel(), self.bias)
+
+
+class MaskedConvolution(Masked):
+    """``x [batch, inputs, height, width]`` to as many pixels; sides of the kernel are odd.
+
+    Args:
+        mask: ``bool [outputs, inputs, kernel height, kernel width]``.
+        bias: whether to add one.
+    """
+
+    def __init__(self, mask: torch.Tensor, bias: bool = True) -> None:
+        outputs, inputs, *kernel = mask.shape
+        initial = nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), bias=bias)
+        super().__init__(initial.weight, initial.bias if bias else None, mask)
+        self.padding = (kernel[0] // 2, kernel[1] // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.kernel(), self.bias, padding=self.padding)
