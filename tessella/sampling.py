@@ -1,9 +1,9 @@
 """One loop walks the grid: next distribution, next symbol.
 
 A symbol drawn is sampling, a symbol given is completion; a codec reads or writes it. The distribution comes from one
-of two methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every symbol
-and is the oracle of the first. With the noise of ``tessella.noise`` both give the same symbols for the same seed,
-whatever the batch.
+of two methods: ``cached`` steps with the model's cached state, ``naive`` runs the network on the whole grid for every
+symbol and is the oracle of the first. With the noise of ``tessella.noise`` both give the same symbols for the same
+seed, whatever the batch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack all rows above, the
 *horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical
-stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4). As usual in
-later work there are skip connections to the output, the vertical stack is residual too, and its k x k convolution is
+stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4) and a grid of
+codes a 1 x 1 convolution of its features (eq. 5). As usual in later work there are skip connections to the output, the vertical stack is residual too, and its k x k convolution is
 factored into 1 x k and k' x 1. A learned bias for each row and column tells the first layer where it is.
 
 The channels of a pixel are not ordered here but by the output stage (``tessella.models.output``), so the backbone runs
@@ -25,8 +25,10 @@ from tessella.heads import Head
 from tessella.models.base import DensityModel, symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
-from tessella.nn.convolution import CausalConvolution, channels_last, field_along
+from tessella.nn.condition import ClassEmbedding, CodeEmbedding
+from tessella.nn.convolution import CausalConvolution, channels_last, field_along, pointwise
 from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.gate import gate
 from tessella.nn.state import State
 
 FIRST_KERNEL = 7
@@ -57,16 +59,21 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, v: torch.Tensor, h: torch.Tensor, v_bias: torch.Tensor | None, h_bias: torch.Tensor | None
+        self,
+        v: torch.Tensor,
+        h: torch.Tensor,
+        skips: torch.Tensor,
+        v_bias: torch.Tensor | None,
+        h_bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Both stacks ``[batch, hidden, height, width]`` to both stacks one layer on, and the layer's skip output."""
+        """Both stacks ``[batch, hidden, height, width]``, and the sum of skip outputs so far, one layer on."""
         rows = gate(_plus(self.up(self.widen(v)), v_bias))
         v = rows if self.first else v + rows
-        gated = self.dropout(gate(_plus(self.left(h) + self.link(v), h_bias)))
+        sums = pointwise(self.link, v, plus=self.left(h))
+        gated = self.dropout(gate(_plus(sums, h_bias)))
         if self.residual is not None:
-            out = self.residual(gated)
-            h = out if self.first else h + out
-        return v, h, self.skip(gated)
+            h = pointwise(self.residual, gated, plus=None if self.first else h)
+        return v, h, pointwise(self.skip, gated, plus=skips)
 
 
 @dataclass
@@ -123,6 +130,8 @@ class GatedState(State):
     """Windows of the later layers: ``[layers - 1, batch, taps, hidden]``."""
     gated: torch.Tensor
     """Gate outputs of all layers at this pixel: ``[batch, layers * hidden]``."""
+    codes: torch.Tensor | None
+    """Features of the codes: ``[batch, height, width, hidden]``."""
     pixel: Any = None
     """The output stage's state within the pixel."""
     slots: Slots | None = None
@@ -145,7 +154,7 @@ class GatedPixelCNN(DensityModel):
     """``gated-pixelcnn``: the gated PixelCNN with a cached ``step``.
 
     Args:
-        grid, head, conditioning: see :class:`DensityModel`.
+        grid, head, conditioning: see :class:`DensityModel`; codes are taken.
         layers: gated layers, the first with a 7 x 7 convolution.
         hidden: width of each stack.
         kernel: odd size of the later layers' convolutions.
@@ -156,6 +165,7 @@ class GatedPixelCNN(DensityModel):
     """
 
     name = "gated-pixelcnn"
+    takes_codes = True
 
     def __init__(
         self,
@@ -177,9 +187,12 @@ class GatedPixelCNN(DensityModel):
         self.embedding = SymbolEmbedding(grid, hidden)
         self.row_bias = nn.Parameter(torch.randn(grid.height, 1, 4 * hidden) * 0.1)
         self.column_bias = nn.Parameter(torch.randn(grid.width, 4 * hidden) * 0.1)
-        self.class_bias = nn.Embedding(self.classes + 1, layers * 4 * hidden) if self.classes else None
-        if self.class_bias is not None:
-            nn.init.normal_(self.class_bias.weight, std=0.1)
+        self.class_bias = ClassEmbedding(self.classes, layers * 4 * hidden) if self.classes else None
+        codes = conditioning.codes
+        self.codes = CodeEmbedding(codes, grid, hidden) if codes else None
+        self.code_gates = nn.ModuleList(
+            nn.Linear(hidden, 4 * hidden, bias=False) for _ in range(layers if codes else 0)
+        )
         self.layers = nn.ModuleList(
             GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1) for i in range(layers)
         )
@@ -188,17 +201,34 @@ class GatedPixelCNN(DensityModel):
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         v = h = self.embedding(x).movedim(-1, 1)
-        positions = (self.row_bias + self.column_bias).movedim(-1, 0).split(2 * self.hidden)
-        skips: torch.Tensor | None = None
+        maps = None if condition.codes is None else self._code_features(condition.codes)
+        skips = torch.zeros_like(h)
         for i, layer in enumerate(self.layers):
-            biases = list(positions) if i == 0 else [None, None]
-            if condition.labels is not None:
-                of_class = self._class_bias(condition.labels)[:, 2 * i : 2 * i + 2, :, None, None]
-                biases = [_plus(of_class[:, stack], biases[stack]) for stack in (0, 1)]
-            v, h, skip = layer(v, h, *biases)
-            skips = skip if skips is None else skips + skip
-        assert skips is not None
+            v, h, skips = self.recomputed(layer, v, h, skips, *self._biases(i, condition, maps))
         return self.output(F.silu(skips).movedim(1, -1), x)
+
+    def _biases(
+        self, layer: int, condition: Condition, maps: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What position, class and codes add to the gates of both stacks: broadcast to ``[batch, 2 * hidden, height,
+        width]``."""
+        parts = []
+        if layer == 0:
+            parts.append((self.row_bias + self.column_bias).movedim(-1, 0)[None])
+        if condition.labels is not None:
+            parts.append(self._class_bias(condition.labels)[:, 2 * layer : 2 * layer + 2].flatten(1)[..., None, None])
+        if maps is not None:
+            parts.append(self.code_gates[layer](maps).movedim(-1, 1))
+        if not parts:
+            return None, None
+        vertical, horizontal = sum(parts[1:], start=parts[0]).split(2 * self.hidden, dim=1)
+        return vertical, horizontal
+
+    def _code_features(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features of the codes for each pixel: ``[batch, height, width, hidden]``."""
+        assert self.codes is not None
+        features: torch.Tensor = self.codes(codes)
+        return features
 
     def _class_bias(self, labels: torch.Tensor) -> torch.Tensor:
         """Gate biases of the classes ``[batch, 2 * layers, 2 * hidden]``, vertical and horizontal in turn."""
@@ -207,12 +237,12 @@ class GatedPixelCNN(DensityModel):
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> GatedState:
-        labels = self.condition(cond, batch).labels
+        condition = self.condition(cond, batch)
         make, width, hidden = self.row_bias.new_zeros, self.grid.width, self.hidden
         layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
         biases = make(2 * len(layers), batch, 1, 2 * hidden)
-        if labels is not None:
-            biases += self._class_bias(labels).movedim(1, 0)[:, :, None]
+        if condition.labels is not None:
+            biases += self._class_bias(condition.labels).movedim(1, 0)[:, :, None]
         for i, layer in enumerate(layers):
             biases[2 * i] += layer.up.bias
             biases[2 * i + 1] += layer.left.bias
@@ -225,6 +255,7 @@ class GatedPixelCNN(DensityModel):
             first=make(batch, layers[0].left.taps, hidden),
             windows=make(len(layers) - 1, batch, self.kernel // 2 + 1, hidden),
             gated=make(batch, len(layers) * hidden),
+            codes=None if condition.codes is None else self._code_features(condition.codes),
         )
 
     def _weights(self, layers: list[GatedLayer]) -> Weights:
@@ -268,8 +299,13 @@ class GatedPixelCNN(DensityModel):
             sums = above.transpose(1, 2).flatten(2) @ weights.up[i] + state.biases[2 * i]
             if i == 0:
                 sums += positions[0]
+            if state.codes is not None:
+                of_codes = self.code_gates[i](state.codes[:, row]).chunk(2, dim=-1)
+                sums += of_codes[0]
             below = gate(sums, dim=-1) if i == 0 else below + gate(sums, dim=-1)
             torch.add(below @ weights.link[i], state.biases[2 * i + 1], out=state.links[i])
+            if state.codes is not None:
+                state.links[i] += of_codes[1]
         state.links[0] += positions[1]
         for spent in (state.row, state.first, state.windows):
             spent.zero_()
@@ -313,12 +349,6 @@ class GatedPixelCNN(DensityModel):
             left = field_along(h, "columns", -reach, newest)
             h = left | v if i == 0 else h | left | v
         return symbol_field(self.grid, h.flatten(1).T, inside=True)
-
-
-def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """``tanh`` of the first half times ``sigmoid`` of the second (eq. 2)."""
-    a, b = x.chunk(2, dim=dim)
-    return torch.tanh(a) * torch.sigmoid(b)
 
 
 def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

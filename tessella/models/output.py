@@ -51,11 +51,11 @@ class FactoredOutput(nn.Module):
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``features [..., features]`` and symbols ``x [..., channels]`` to ``[..., channels, size]``."""
-        hidden = self.project(features).unflatten(-1, (self.grid.channels, self.hidden))
+        parts = list(self.project(features).split(self.hidden, dim=-1))
         for c in range(self.grid.channels - 1):
-            later = F.embedding(x[..., c], self._table(c).flatten(1)).unflatten(-1, (-1, self.hidden))
-            hidden = hidden + F.pad(later, (0, 0, c + 1, 0))
-        return self.last(F.silu(hidden))
+            later = F.embedding(x[..., c], self._table(c).flatten(1)).split(self.hidden, dim=-1)
+            parts[c + 1 :] = [part + one for part, one in zip(parts[c + 1 :], later, strict=True)]
+        return self.last(F.silu(torch.stack(parts, dim=-2)))
 
     def start(self, features: torch.Tensor) -> ChannelState:
         """Begin a pixel of ``features [batch, features]``."""

@@ -45,6 +45,22 @@ class CausalConvolution(nn.Module):
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
 
+def pointwise(convolution: nn.Conv2d, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """A 1 x 1 convolution of ``x [batch, inputs, height, width]``, added to the map ``plus``: one matrix product.
+
+    Fastest where the maps lie in memory as ``[batch, height, width, channels]``.
+    """
+    rows = x.movedim(1, -1)
+    weight = convolution.weight[:, :, 0, 0].T
+    if plus is None:
+        out = rows.flatten(0, 2) @ weight
+    else:
+        out = torch.addmm(plus.movedim(1, -1).flatten(0, 2), rows.flatten(0, 2), weight)
+    if convolution.bias is not None:
+        out = out + convolution.bias
+    return out.view(*rows.shape[:-1], -1).movedim(-1, 1)
+
+
 def channels_last(module: nn.Module) -> None:
     """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want them."""
     for parameter in module.parameters():

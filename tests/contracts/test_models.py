@@ -273,7 +273,7 @@ def test_bad_input_is_refused_with_a_reason(name: str, head: str, classes: int) 
         model.log_prob(x, x)
 
 
-WITH_CODES = [pytest.param(name, head, id=f"{name}-{head}") for name in ts.MODELS if ts.MODELS[name].takes_codes for head in ts.HEADS]  # fmt: skip
+WITH_CODES = [pair for pair in PAIRS if ts.MODELS[str(pair.values[0])].takes_codes]
 
 
 @pytest.mark.parametrize(("name", "head"), WITH_CODES)
