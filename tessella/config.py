@@ -95,6 +95,9 @@ class TrainConfig:
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1
     """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step each pass."""
+    checkpointing: bool = False
+    """Keep only what enters each part of a density model for the gradient and compute the rest again: less memory, about
+    a third more time."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
@@ -126,7 +129,7 @@ class TrainConfig:
         at_least_one = ("batch", "accumulate", "devices")
         above_zero = ("learning_rate",)
         for name, value in vars(self).items():
-            if not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             least = 1 if name in at_least_one else 0
             if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(value):
@@ -195,18 +198,28 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     return cls(**built)
 
 
+NAMES = ("model.name", "tokenizer.name")
+
+
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply ``table.key=value`` overrides.
 
     Args:
         name: path of a TOML file, or the name of a recipe that ships with the package (see :func:`recipe_names`).
-        overrides: for example ``["train.minutes=5", "model.layers=8"]``; values are read as TOML.
+        overrides: for example ``["train.minutes=5", "model.layers=8"]``; values are read as TOML. Another
+            ``model.name`` than the recipe's takes the default sizes of that model.
 
     Raises:
         ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong type.
     """
-    values = apply_overrides(_read(name), overrides)
-    return from_dict(Recipe, values)
+    values, overrides = _read(name), list(overrides)
+    named = apply_overrides({}, [o for o in overrides if o.partition("=")[0].strip() in NAMES])
+    for table, own in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
+        given, read = named.get(table, {}), values.get(table, {})
+        if isinstance(read, Mapping) and given and given["name"] != read.get("name"):
+            known = {f.name for f in dataclasses.fields(own)} - {"sizes"}
+            values[table] = {key: value for key, value in read.items() if key in known}
+    return from_dict(Recipe, apply_overrides(values, overrides))
 
 
 def recipe_names() -> list[str]:

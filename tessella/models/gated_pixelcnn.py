@@ -69,7 +69,7 @@ class GatedLayer(nn.Module):
         """Both stacks ``[batch, hidden, height, width]``, and the sum of skip outputs so far, one layer on."""
         rows = gate(_plus(self.up(self.widen(v)), v_bias))
         v = rows if self.first else v + rows
-        sums = pointwise(self.link, v, plus=self.left(h))
+        sums = pointwise(self.link, v, plus=self.left(h), into=True)
         gated = self.dropout(gate(_plus(sums, h_bias)))
         if self.residual is not None:
             h = pointwise(self.residual, gated, plus=None if self.first else h)

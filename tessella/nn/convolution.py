@@ -36,17 +36,23 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, inputs, height, width]`` to ``[batch, outputs, height, width]``."""
-        before, after = (self.taps, -1) if self.exclusive else (self.taps - 1, 0)
-        padding = (0, 0, before, after) if self.axis == "rows" else (before, after, 0, 0)
-        return F.conv2d(F.pad(x, padding), self.weight, self.bias)
+        dim = 1 if self.axis == "rows" else 2
+        maps, before = x.movedim(1, -1), self.taps - 1
+        if self.exclusive:
+            maps, before = maps.narrow(dim, 0, maps.shape[dim] - 1), self.taps
+        zeros = maps.new_zeros([before if d == dim else size for d, size in enumerate(maps.shape)])
+        return F.conv2d(torch.cat([zeros, maps], dim).movedim(-1, 1), self.weight, self.bias)
 
     def packed(self) -> torch.Tensor:
         """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
 
-def pointwise(convolution: nn.Conv2d, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+def pointwise(
+    convolution: nn.Conv2d, x: torch.Tensor, plus: torch.Tensor | None = None, into: bool = False
+) -> torch.Tensor:
     """A 1 x 1 convolution of ``x [batch, inputs, height, width]``, added to the map ``plus``: one matrix product.
+    ``into`` adds in place: ``plus`` is then spent, and no gradient may need it.
 
     Fastest where the maps lie in memory as ``[batch, height, width, channels]``.
     """
@@ -55,7 +61,8 @@ def pointwise(convolution: nn.Conv2d, x: torch.Tensor, plus: torch.Tensor | None
     if plus is None:
         out = rows.flatten(0, 2) @ weight
     else:
-        out = torch.addmm(plus.movedim(1, -1).flatten(0, 2), rows.flatten(0, 2), weight)
+        add = torch.Tensor.addmm_ if into else torch.addmm
+        out = add(plus.movedim(1, -1).flatten(0, 2), rows.flatten(0, 2), weight)
     if convolution.bias is not None:
         out = out + convolution.bias
     return out.view(*rows.shape[:-1], -1).movedim(-1, 1)

@@ -328,8 +328,11 @@ def _run(
     say: Callable[[str], None],
 ) -> Run:
     """Set up, start or resume, train, and leave the best weights in ``model``."""
-    if isinstance(model, DensityModel) and model.classes and not config.condition_dropout:
-        model.null_class = False
+    if isinstance(model, DensityModel):
+        model.checkpointing = config.checkpointing
+        model.null_class = model.null_class and not (model.classes and not config.condition_dropout)
+    elif config.checkpointing:
+        raise ConfigError("train.checkpointing serves density models: leave it out for a tokenizer")
     examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT, VALID_BYTES)
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}

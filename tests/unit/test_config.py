@@ -58,6 +58,14 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
         from_dict(Recipe, apply_overrides(GOOD, [override]))
 
 
+def test_another_model_takes_its_own_sizes() -> None:
+    shipped = load_recipe("digits").model
+    other = load_recipe("digits", ["model.name=made", "model.hidden=7"]).model
+    same = load_recipe("digits", ["model.layers=9", 'model.name="gated-pixelcnn"']).model
+    assert (other.name, other.sizes) == ("made", {"hidden": 7})
+    assert same.sizes == {**shipped.sizes, "layers": 9}
+
+
 def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[model]\nname = "independent"\n[train]\nsteps = 3\n')
     assert load_recipe(str(tmp_path / "mine.toml"), ["train.steps=4"]).train.steps == 4

@@ -331,6 +331,24 @@ def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: P
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-4)
 
 
+def test_checkpointing_trains_the_same_weights_in_less_memory(tmp_path: Path) -> None:
+    nets, kept = [model(layers=3), model(layers=3)], []
+    for net, checkpointing in zip(nets, (False, True), strict=True):
+        options = OPTIONS | {"steps": 4, "checkpointing": checkpointing}
+        ts.train(net, images(), out=tmp_path / str(checkpointing), **options)
+        kept.append(0)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            net.train().distribution(torch.from_numpy(images() // 85).long())
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
