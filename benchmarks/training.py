@@ -3,9 +3,9 @@
     python benchmarks/training.py [--out results/training.json] [--compile] [--rounds 7]
 
 10 layers of 128, images of 32x32x3 with 256 levels, batches of 16, forward, backward and Adam. The peer is the
-GatedPixelCNN of pytorch-generative (https://github.com/EugenHotaj/pytorch-generative), with three outputs of 256 levels
-that do not see each other, in a checkout under the folder that PEERS_DIR names; without it only ours runs. ``--compile``
-adds both under torch.compile, which takes minutes. A product of matrices before and after says what the machine gives.
+GatedPixelCNN of pytorch-generative (https://github.com/EugenHotaj/pytorch-generative), with three outputs of 256
+levels that do not see each other, in a checkout under the folder that PEERS_DIR names; without it only ours runs.
+``--compile`` adds both under torch.compile, which takes minutes. A product of matrices says what the machine gives.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def peer(folder: Path) -> Callable[[], nn.Module]:
 class _Anything(types.ModuleType):
     """A module that has every name, each a class that has every name."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -105,7 +107,9 @@ def main() -> None:
         return ts.create("gated-pixelcnn", GRID, layers=LAYERS, hidden=HIDDEN)
 
     work = {"tessella": step_of(create(), ours, x)}
-    counts = {"tessella": {"parameters": sum(p.numel() for p in create().parameters()), "gflop": gflop(work["tessella"])}}
+    counts = {
+        "tessella": {"parameters": sum(p.numel() for p in create().parameters()), "gflop": gflop(work["tessella"])}
+    }
     folder = Path(os.environ.get("PEERS_DIR", "peers")) / "pytorch-generative"
     make = peer(folder) if folder.is_dir() else None
     if make is not None:
@@ -124,12 +128,21 @@ def main() -> None:
     seconds = alternate(work, options.rounds, warm=2)
     product = 2 * 2048**3 / seconds.pop("product of 2048x2048 matrices")["median"] / 1e9
     rows = {name: {"seconds": t, **counts.get(name, {})} for name, t in seconds.items()}
-    ratios = {name: seconds["tessella"]["median"] / t["median"] for name, t in seconds.items() if "compiled" not in name}
+    ratios = {
+        name: seconds["tessella"]["median"] / t["median"] for name, t in seconds.items() if "compiled" not in name
+    }
     if "pytorch-generative, compiled" in seconds:
-        ours_compiled, their_compiled = (seconds[f"{n}, compiled"]["median"] for n in ("tessella", "pytorch-generative"))
+        ours_compiled, their_compiled = (
+            seconds[f"{n}, compiled"]["median"] for n in ("tessella", "pytorch-generative")
+        )
         ratios["compiled"] = ours_compiled / their_compiled
     work_done = f"gated-pixelcnn {LAYERS}x{HIDDEN}, {GRID}, batch {BATCH}, forward, backward and Adam"
-    facts = {"work": work_done, "machine_gflops": product, "busy_others": noise(), "seconds": time.perf_counter() - started}
+    facts = {
+        "work": work_done,
+        "machine_gflops": product,
+        "busy_others": noise(),
+        "seconds": time.perf_counter() - started,
+    }
     rows = [{"name": name, **row} for name, row in rows.items()]
     write("training", [facts, *rows, {"ratio_of_medians": ratios}], options.out)
 
