@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tessella import __version__
-from tessella.errors import TessellaError
+from tessella.errors import TessellaError, TessellaWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tessella import commands
 
         act: Callable[[Any], int] = commands.ACTIONS[type(command).__name__.lower()]
-        return act(command)
+        with _warnings_in_one_line():
+            return act(command)
     except TessellaError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one tells
-            told = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
-            print(f"tessella: {told}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -41,6 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tessella: interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(message: str) -> None:
+    """One line on standard error; of several processes, the first one tells."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        told = " ".join(message.split()).encode(errors="backslashreplace").decode()
+        print(f"tessella: {told}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Each of our warnings once and without a place in the source; those of others as they are."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, TessellaWarning):
+            others(message, category, *rest, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            _tell(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        warnings.simplefilter("always", TessellaWarning)
+        warnings.showwarning = show  # put back at the end, with the filters
+        yield
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import tessella
+from tessella import catalogue, data, files, options, overview, report
 from tessella import config as configs
-from tessella import data, files, options, overview, report
 from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError
@@ -142,6 +142,12 @@ def act_eval(chosen: options.Eval) -> int:
 
 def act_info(chosen: options.Info) -> int:
     """``tessella info``."""
+    if chosen.models:
+        if chosen.run or chosen.report is not None:
+            raise InputError("--models is about no run: it goes with --json alone")
+        facts = catalogue.catalogue()
+        _say(files.json_text(facts) if chosen.json else "\n".join(catalogue.render(facts)))
+        return 0
     if chosen.run:
         _describe_run(chosen)
         return 0
@@ -177,17 +183,18 @@ def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
     """The recipe that the options describe, and where to train it."""
     if not chosen.recipe:
         raise ConfigError(f"give a recipe ({', '.join(configs.recipe_names())}, or a .toml file), or --resume RUN")
-    recipe = configs.load_recipe(chosen.recipe, chosen.overrides)
+    named = [f'model.name="{chosen.model}"'] if chosen.model else []
+    recipe = configs.load_recipe(chosen.recipe, [*named, *chosen.overrides])
     if chosen.data:
         recipe = replace(recipe, data=replace(recipe.data, source=chosen.data))
     if chosen.tokenizer:
         recipe = replace(recipe, prior_of=chosen.tokenizer)
-    return _with_limits(recipe, chosen), Path(chosen.out or f"runs/{Path(chosen.recipe).stem}")
+    return _with_limits(recipe, chosen), Path(chosen.out or "runs/" + "-".join(filter(None, (Path(chosen.recipe).stem, chosen.model))))
 
 
 def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:
     """The recipe of a run to resume; only how long and where to train may change."""
-    for name in ("recipe", "tokenizer", "out"):
+    for name in ("recipe", "tokenizer", "model", "out"):
         if getattr(chosen, name) and not (name == "recipe" and "=" in chosen.recipe):
             raise ConfigError(f"--resume takes all but --data and training options from the run: leave {name} out")
     path = Path(chosen.resume)
@@ -217,6 +224,8 @@ def _with_limits(recipe: Recipe, chosen: options.Train) -> Recipe:
     for name in ("seed", "device", "devices", "precision", "threads", "accumulate"):
         if getattr(chosen, name) is not None:
             changes[name] = getattr(chosen, name)
+    if chosen.checkpointing:
+        changes["checkpointing"] = True
     return replace(recipe, train=replace(recipe.train, **changes))
 
 

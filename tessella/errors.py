@@ -34,6 +34,10 @@ class TrainingError(TessellaError):
     """Training cannot start or go on: the loss is not finite, or a resume does not fit."""
 
 
+class TessellaWarning(UserWarning):
+    """Something that works, and that the caller will hardly want. The command line prints it as one line."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not in a table: what was given, what there is, the nearest match.
 

@@ -41,6 +41,7 @@ class Train:
     """Train a density model or a tokenizer, or a prior on a trained tokenizer.
 
     $ tessella train digits
+    $ tessella train digits --model transformer model.layers=6
     $ tessella train digits-vqvae --minutes 2
     $ tessella train digits-prior --tokenizer runs/digits-vqvae
     $ tessella train folder-vqvae --data folder:photos data.size=64
@@ -56,8 +57,10 @@ class Train:
     """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH."""
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
+    model: str = ""
+    """Another density model than the recipe's (tessella info --models), with its own default sizes."""
     out: str = ""
-    """Run directory to create; runs/RECIPE unless given."""
+    """Run directory to create; runs/RECIPE, or runs/RECIPE-MODEL, unless given."""
     resume: str = ""
     """Run directory to go on with, from its newest checkpoint."""
     minutes: float | None = None
@@ -78,6 +81,8 @@ class Train:
     """CPU threads."""
     accumulate: int | None = None
     """Split each batch into so many passes, to save memory."""
+    checkpointing: bool = False
+    """Keep less of a density model for the gradient and compute it again: less memory, about a third more time."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class Info:
     """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with pictures.
 
     $ tessella info
+    $ tessella info --models
     $ tessella info runs/x
     $ tessella info runs/x --report
     $ tessella info digits --report digits.html
@@ -206,6 +212,8 @@ class Info:
     """Write one HTML file with figures, curves, samples, reconstructions and codebook; RUN/report.html unless named."""
     samples: int = 16
     """Images to draw for the report (fewer where that would take long); 0 for none."""
+    models: tyro.conf.UseCounterAction[int] = 0
+    """Every family of density models and every head: what it is, and its parameters on two known grids."""
     json: tyro.conf.UseCounterAction[int] = 0
     """Print the facts as JSON."""
 

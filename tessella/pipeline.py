@@ -8,6 +8,7 @@ directories, ``tokenizer`` and ``prior``. Nothing but JSON and safetensors is ev
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 import tessella
 from tessella import files, sampling
 from tessella.card import card
-from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError, unknown
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError, TessellaWarning, unknown
 from tessella.grid import Grid
 from tessella.models import DensityModel, from_config
 from tessella.models.condition import Cond
@@ -32,7 +33,7 @@ FORMAT = 1
 
 
 class Generator:
-    """Images from a prior and a tokenizer.
+    """Images from a prior and a tokenizer. Warns of a head that gives an order to codes, see :func:`warn_of_order`.
 
     Args:
         tokenizer: images to symbols and back.
@@ -49,6 +50,7 @@ class Generator:
                 f"the prior models {prior.grid}, the tokenizer makes {tokenizer.grid()}"
             )
         self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
+        warn_of_order(tokenizer, prior)
 
     @property
     def two_stage(self) -> bool:
@@ -125,16 +127,7 @@ class Generator:
         Raises:
             ArtifactError: when it cannot be written.
         """
-        path = files.make_directory(directory)
-        if not self.two_stage:
-            _save_part(self.prior, path, "density-model", figures)
-            return
-        _save_part(self.tokenizer, path / "tokenizer", "tokenizer", None)
-        _save_part(self.prior, path / "prior", "prior", None)
-        config = _header("generator") | {"parts": ["tokenizer", "prior"]}
-        files.write_json(path / "config.json", config)
-        parts = {"tokenizer": self.tokenizer.config(), "prior": self.prior.config()}
-        files.write_text(path / "README.md", card("generator", parts, figures))
+        save_generator(self.tokenizer, self.prior, directory, figures)
 
     def _known_symbols(self, known: torch.Tensor, n: int) -> torch.Tensor:
         height, width = self.tokenizer.image_size
@@ -150,6 +143,40 @@ class Generator:
         padding = (0, grid.width * factor - width, 0, grid.height * factor - height)
         cells = F.pad(whole, padding, value=True).unflatten(2, (-1, factor)).unflatten(1, (-1, factor)).all(4).all(2)
         return cells[..., None].expand(n, *grid.shape)
+
+
+def warn_of_order(tokenizer: Tokenizer, prior: DensityModel) -> None:
+    """Warn where the prior's head takes neighbouring levels to be alike, and its levels are codes, which have no order.
+
+    The warning is a :class:`TessellaWarning` at the place that called the caller.
+    """
+    if prior.head.ordered and not tokenizer.of_pixels:
+        warnings.warn(
+            f"the prior's head {prior.head.name!r} takes neighbouring levels to be alike, and the codes of a tokenizer "
+            'have no order; a prior on codes wants head="categorical" (in a recipe: model.head = "categorical")',
+            TessellaWarning,
+            stacklevel=3,
+        )
+
+
+def save_generator(
+    tokenizer: Tokenizer, prior: DensityModel, directory: Path | str, figures: Mapping[str, Any] | None = None
+) -> None:
+    """Save the two parts of a generator; see :meth:`Generator.save`.
+
+    Raises:
+        ArtifactError: when they cannot be written.
+    """
+    path = files.make_directory(directory)
+    if tokenizer.of_pixels:
+        _save_part(prior, path, "density-model", figures)
+        return
+    _save_part(tokenizer, path / "tokenizer", "tokenizer", None)
+    _save_part(prior, path / "prior", "prior", None)
+    config = _header("generator") | {"parts": ["tokenizer", "prior"]}
+    files.write_json(path / "config.json", config)
+    parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
+    files.write_text(path / "README.md", card("generator", parts, figures))
 
 
 def save_model(

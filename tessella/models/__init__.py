@@ -13,10 +13,36 @@ from tessella.grid import Grid
 from tessella.heads import HEADS, create_head
 from tessella.models.base import DensityModel
 from tessella.models.condition import Cond, Condition, Conditioning
+from tessella.models.diagonal_bilstm import DiagonalBiLSTM
+from tessella.models.fvsbn import FVSBN
 from tessella.models.gated_pixelcnn import GatedPixelCNN
 from tessella.models.independent import Independent
+from tessella.models.lstm import LSTM
+from tessella.models.made import MADE
+from tessella.models.nade import NADE
+from tessella.models.pixelcnn import PixelCNN
+from tessella.models.pixelcnn_pp import PixelCNNpp
+from tessella.models.pixelsnail import PixelSNAIL
+from tessella.models.row_lstm import RowLSTM
+from tessella.models.transformer import Transformer
 
-MODELS: dict[str, type[DensityModel]] = {model.name: model for model in (Independent, GatedPixelCNN)}
+MODELS: dict[str, type[DensityModel]] = {
+    model.name: model
+    for model in (
+        Independent,
+        GatedPixelCNN,
+        PixelCNN,
+        RowLSTM,
+        DiagonalBiLSTM,
+        PixelCNNpp,
+        PixelSNAIL,
+        Transformer,
+        FVSBN,
+        NADE,
+        LSTM,
+        MADE,
+    )
+}
 
 __all__ = ["MODELS", "Cond", "Condition", "DensityModel", "create", "from_config"]
 

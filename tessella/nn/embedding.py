@@ -35,3 +35,15 @@ class SymbolEmbedding(nn.Module):
         """``x int64 [batch, height, width, channels]`` to ``[batch, height, width, width]``."""
         table = self.table()
         return sum(nn.functional.embedding(x[..., c], table[c]) for c in range(self.grid.channels))  # type: ignore[return-value]
+
+
+class ChannelEmbedding(SymbolEmbedding):
+    """The vectors of a pixel's channels side by side, the first channel's first: ``width`` numbers for each.
+
+    See :class:`SymbolEmbedding`, which adds them up.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels * width]``."""
+        first = torch.arange(self.grid.channels, device=x.device) * self.grid.levels
+        return nn.functional.embedding(x + first, self.table().flatten(0, 1)).flatten(-2)

@@ -14,7 +14,7 @@ from tessella import files
 from tessella.metrics import mean_squared_error, psnr
 from tessella.models import Condition, DensityModel, create
 from tessella.models.independent import Independent
-from tessella.pipeline import Generator, fingerprint, save_model
+from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.quantizers import CodeUsage
 from tessella.training.examples import Examples
@@ -73,6 +73,8 @@ class DensityTask(Task):
         super().__init__(model)
         # Kept out of the module tree: it is neither trained nor saved in checkpoints.
         self.__dict__["tokenizer"] = tokenizer
+        if tokenizer is not None:
+            warn_of_order(tokenizer, model)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         model = self.module
@@ -124,7 +126,7 @@ class DensityTask(Task):
 
     def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
         if isinstance(self.tokenizer, Tokenizer):
-            Generator(self.tokenizer, model).save(out, figures)
+            save_generator(self.tokenizer, model, out, figures)
         else:
             save_model(model, out, figures)
 

@@ -15,8 +15,18 @@ from tessella.models import from_config
 from tessella.pipeline import load_model, save_model
 
 SIZES: dict[str, dict[str, object]] = {
+    "transformer": {"layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "feedforward": 6},
     "independent": {},
+    "made": {"hidden": 12, "layers": 2, "masks": 2, "width": 2, "direct": True},
+    "lstm": {"layers": 2, "hidden": 6},
+    "fvsbn": {"width": 2},
+    "nade": {"hidden": 5, "width": 2},
+    "pixelsnail": {"blocks": 1, "residual_blocks": 1, "channels": 4, "residual_channels": 3, "heads": 2},
+    "pixelcnn++": {"blocks": 1, "filters": 4, "scales": 2, "embedding": 3},
     "gated-pixelcnn": {"layers": 3, "hidden": 6},
+    "pixelcnn": {"layers": 2, "hidden": 18, "last": 18},
+    "row-lstm": {"layers": 2, "hidden": 9, "last": 12},
+    "diagonal-bilstm": {"layers": 2, "hidden": 9, "last": 12},
 }
 GRIDS = [ts.Grid(1, 1, 1, 3), ts.Grid(1, 4, 1, 4), ts.Grid(5, 4, 1, 2), ts.Grid(3, 4, 3, 5), ts.Grid(3, 2, 2, 6)]
 

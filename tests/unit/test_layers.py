@@ -26,7 +26,7 @@ LAYERS = (
     {"heads"},
     {"models", "tokenizers"},
     {"sampling"},
-    {"coding", "data", "report", "card", "metrics", "curves"},
+    {"coding", "data", "report", "card", "metrics", "curves", "catalogue"},
     {"pipeline"},
     {"evaluation", "overview"},
     {"training", "page"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import tessella as ts
 from tessella.card import card
-from tessella.errors import ArtifactError, ConfigError, InputError
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.pipeline import bundled, fingerprint, pixel_generator, save_model
 
 
@@ -122,3 +123,17 @@ def test_a_card_shows_figures_in_sections() -> None:
     assert "| psnr_db | 24.123 |" in text
     assert json.dumps({"name": "vqvae"}, indent=2) in text
     assert "tessella eval" in card("tokenizer", {}, None)
+
+
+@pytest.mark.parametrize("head", ["ordinal", "logistic-mixture"])
+def test_a_head_that_orders_codes_is_warned_of(tmp_path: Path, head: str) -> None:
+    stage = tokenizer()
+    prior = ts.create("gated-pixelcnn", stage.grid(), head=head, layers=1, hidden=4)
+    with pytest.warns(TessellaWarning, match=f'{head}.*no order.*head="categorical"') as told:
+        generator = ts.Generator(stage, prior)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generator.save(tmp_path)
+        two_stage()
+        pixel_generator(ts.create("gated-pixelcnn", ts.Grid(6, 5, 1, 8), head=head, layers=1, hidden=4))

@@ -1,0 +1,98 @@
+"""Write the tables of docs/models.md from the files under results/.
+
+python scripts/model_tables.py            # rewrites what stands between the markers
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def families(found: dict[str, Any]) -> str:
+    """A minute of every family on the digits."""
+    lines = ["| model | parameters | s an epoch | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        bits = f"{row['bits_per_dim']:.3f} ± {row['standard_error']:.3f}"
+        if "steps" not in row:
+            lines.append(f"| `{row['model']}` (counted) | {row['parameters']:,} | | {bits} | | |")
+            continue
+        speed = " | ".join(f"{row[f'steps_a_second_batch_{n}']:,.0f}" for n in (1, 64))
+        seconds = f"{row['seconds_an_epoch']:.2f}"
+        lines.append(f"| `{row['model']}` | {row['parameters']:,} | {seconds} | {bits} | {speed} |")
+    minutes = {row["minutes"] for row in found["rows"] if "minutes" in row}
+    return "\n".join([*lines, "", f"*{_minutes(minutes)} of training each; {_origin(found)}*"])
+
+
+def cost(found: dict[str, Any]) -> str:
+    """Seconds and memory of a training step."""
+    places = list(dict.fromkeys(row["grid"] for row in found["rows"]))
+    titles = [
+        f"{place}: {what}"
+        for place in places
+        for what in ("parameters", "s a step (recomputed)", "MiB an image (recomputed)")
+    ]
+    lines = ["| model | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        cells = []
+        for place in places:
+            pair = [row for row in found["rows"] if (row["model"], row["grid"]) == (model, place)]
+            plain, again = sorted(pair, key=lambda row: row["checkpointing"])
+            cells.append(f"{plain['parameters']:,}" if "parameters" in plain else plain["failed"])
+            for key, form in (("seconds_a_step", ".2f"), ("mebibytes_an_image", ",.0f")):
+                values = [format(row[key], form) if key in row else "–" for row in (plain, again)]
+                cells.append(f"{values[0]} ({values[1]})")
+        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"*{_origin(found)}*"])
+
+
+def training(found: dict[str, Any]) -> str:
+    """Our training step against a peer's."""
+    facts, *rows, last = found["rows"]
+    lines = [
+        "| " + facts["work"] + " | s a step: median (least to greatest) | parameters | GFLOP a step |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        t = row["seconds"]
+        counts = [f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "gflop")]
+        lines.append(
+            f"| {row['name']} | {t['median']:.2f} ({t['least']:.2f} to {t['greatest']:.2f}) | {' | '.join(counts)} |"
+        )
+    against = ", ".join(
+        f"{ratio:.2f} of {name}" for name, ratio in last["ratio_of_medians"].items() if name != "tessella"
+    )
+    power = f"{facts['machine_gflops']:.0f} GFLOP/s in a product of 2048x2048 matrices"
+    return "\n".join([*lines, "", f"*Ours takes {against}. The machine gives {power}; {_origin(found)}*"])
+
+
+def _minutes(minutes: set[float]) -> str:
+    return ", ".join(f"{m:g} minute{'s' if m != 1 else ''}" for m in sorted(minutes))
+
+
+def _origin(found: dict[str, Any]) -> str:
+    hardware = found["hardware"]
+    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {found['commit']}"
+
+
+TABLES = {"families": families, "cost": cost, "training": training}
+
+
+def filled(text: str) -> str:
+    """The document with its tables made anew."""
+    for name, table in TABLES.items():
+        found = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        block = f"<!-- {name} -->\n{table(found)}\n<!-- /{name} -->"
+        text, n = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
+        assert n == 1, f"docs/models.md has {n} places for {name}"
+    return text
+
+
+if __name__ == "__main__":
+    path = ROOT / "docs" / "models.md"
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,294 @@
+"""Diagonal BiLSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5, Fig. 3, Fig. 5 right).
+
+Every layer is an LSTM that walks along the diagonals of the image in two directions. From left to right the state of a
+pixel is made of the states of the pixel to its left and of the pixel above (a column-wise convolution of size 2 on the
+*skewed* map, whose row ``r`` is moved ``r`` places to the right, so that a diagonal of the image is a column), and of
+its input under mask B; from right to left of the pixel to its right and of the one above. All pixels of a diagonal are
+computed at once. So that no pixel sees one after it, the right-to-left map is moved down by one row before it is
+added. A 1 x 1 convolution leads back to ``2 h`` features and the layer's input is added. The class adds a bias to all
+gates.
+
+A pixel sees everything before it but for one place: what the right-to-left state knows of row ``r - 1`` begins with the
+features of its last pixel, which (mask A) do not contain that pixel itself. The last pixel of the row above is
+therefore seen only within the reach of the first layer's 7 x 7 convolution (:meth:`DiagonalBiLSTM.receptive_field`).
+
+Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024`` for CIFAR-10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.grid import Grid
+from tessella.heads import Head
+from tessella.models.channel_masked import ChannelMasked
+from tessella.models.condition import Conditioning
+from tessella.nn.channel_groups import ChannelGroups
+from tessella.nn.lstm import GATES, cell_dtype, lstm_cell
+from tessella.nn.state import State
+
+
+class Diagonals(nn.Module):
+    """The order of pixels by diagonals, and within a diagonal from the top, for both directions.
+
+    Args:
+        height, width: of the grid.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        number = (rows + columns) * height + rows
+        order = torch.stack([number.flatten().argsort(), number.flip(1).flatten().argsort()])
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("place", order.argsort(1), persistent=False)
+        self.order: torch.Tensor
+        """The pixels in this order, ``int64 [directions, pixels]``."""
+        self.place: torch.Tensor
+        """The places of the pixels in it, ``int64 [directions, pixels]``."""
+        count = range(height + width - 1)
+        self.first_rows = [max(0, d - width + 1) for d in count]
+        self.lengths = [min(height - 1, d) - first + 1 for d, first in zip(count, self.first_rows, strict=True)]
+
+
+class DiagonalLayer(nn.Module):
+    """Both directions, and the way back to the features of the next layer.
+
+    Args:
+        groups: how features are split.
+        hidden: features of a state.
+        diagonals: the order of the grid's pixels.
+        dropout: share of the states dropped in training on the way to the next layer.
+    """
+
+    def __init__(self, groups: ChannelGroups, hidden: int, diagonals: Diagonals, dropout: float) -> None:
+        super().__init__()
+        self.hidden, self.diagonals = hidden, diagonals
+        self.left, self.right = (groups.linear(2 * hidden, hidden, GATES) for _ in range(2))
+        """From the inputs to the gates, for each direction: from left to right, from right to left."""
+        bound = (2 * hidden) ** -0.5
+        self.state = nn.Parameter(torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound))
+        """From the states above and beside, in this order, to the gates, for each direction."""
+        self.restore = groups.linear(hidden, 2 * hidden, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, 2 * gates]`` is added to the
+        gates of both directions."""
+        left, right = self.states(x, bias)
+        below = F.pad(right[: -self.diagonals.width], (0, 0, 0, 0, self.diagonals.width, 0))
+        out = self.restore(self.dropout(left + below))
+        return x + out.transpose(0, 1).view_as(x)
+
+    def states(self, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of each pixel in both directions, ``[pixels, batch, hidden]`` each."""
+        pixels = x.flatten(1, 2).transpose(0, 1)
+        order = self.diagonals.order
+        gates = torch.stack([self.left(pixels[order[0]]), self.right(pixels[order[1]])])
+        if bias is not None:
+            gates = gates + bias[:, 0, 0].unflatten(-1, (2, 1, -1)).movedim(0, 2)
+        left, right = self._walk(gates)
+        return left[self.diagonals.place[0]], right[self.diagonals.place[1]]
+
+    def bias(self) -> torch.Tensor:
+        """The biases of the gates of both directions, ``[2 * gates]``."""
+        assert self.left.bias is not None
+        assert self.right.bias is not None
+        return torch.cat([self.left.bias, self.right.bias])
+
+    def _walk(self, gates: torch.Tensor) -> torch.Tensor:
+        """What the inputs add to the gates, diagonal by diagonal ``[2, pixels, batch, gates]``, to the states ``[2,
+        pixels, batch, hidden]``."""
+        batch = gates.shape[2]
+        hidden = gates.new_zeros(2, 2, batch, self.hidden)  # of the diagonal before, a row of zeros at both ends
+        cell = hidden.to(cell_dtype(gates))
+        states, before = [], 0
+        for first, rows, part in zip(
+            self.diagonals.first_rows, self.diagonals.lengths, gates.split(self.diagonals.lengths, dim=1), strict=True
+        ):
+            up = first - before
+            seen = torch.cat([hidden[:, up : up + rows], hidden[:, up + 1 : up + 1 + rows]], dim=-1)
+            sums = torch.baddbmm(part.flatten(1, 2), seen.flatten(1, 2), self.state).view_as(part)
+            state, cell = lstm_cell(sums, cell[:, up + 1 : up + 1 + rows])
+            states.append(state)
+            hidden, cell = F.pad(state, (0, 0, 0, 0, 1, 1)), F.pad(cell, (0, 0, 0, 0, 1, 1))
+            before = first
+        return torch.cat(states, dim=1)
+
+
+@dataclass
+class Weights:
+    """Weights laid out for stepping: stacked over layers, or lists by layer and group. Those of the left-to-right
+    direction are arranged by group; of the right-to-left one all groups are computed at once."""
+
+    above: torch.Tensor
+    left: torch.Tensor
+    within: list[list[torch.Tensor]]
+    restore: list[list[torch.Tensor]]
+    right_input: torch.Tensor
+    right_above: torch.Tensor
+    right: torch.Tensor
+
+
+@dataclass
+class DiagonalState(State):
+    """Caches of the layers."""
+
+    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+    batch_dims: ClassVar[dict[str, int]] = dict.fromkeys(
+        ("biases", "right_biases", "inputs", "hidden", "cell", "above", "sums", "right", "both"), 1
+    )
+
+    weights: Weights
+    biases: torch.Tensor
+    """Bias and class bias of the gates from left to right: ``[layers, batch, 1, gates]``."""
+    right_biases: torch.Tensor
+    """The same from right to left."""
+    inputs: torch.Tensor
+    """Inputs of the layers in this row: ``[layers, batch, width, 2 * hidden]``."""
+    hidden: torch.Tensor
+    """States from left to right, a place of zeros first; this row up to the pixel, then the row above: ``[layers,
+    batch, width + 1, hidden]``."""
+    cell: torch.Tensor
+    """Cell states of the pixel to the left, or of this pixel for the groups known: ``[layers, batch, hidden]``."""
+    above: torch.Tensor
+    """What the row above and the biases give the gates in this row: ``[layers, batch, width, gates]``."""
+    sums: torch.Tensor
+    """The same with the state to the left, at this pixel: ``[layers, batch, gates]``."""
+    right: torch.Tensor
+    """States from right to left in the row above: ``[layers, batch, width, hidden]``."""
+    both: torch.Tensor
+    """The sum of both directions at this pixel: ``[layers, batch, hidden]``."""
+
+
+class DiagonalBiLSTM(ChannelMasked):
+    """``diagonal-bilstm``: LSTMs along the diagonals in two directions, channel groups in every layer.
+
+    Args:
+        grid, head, conditioning: see :class:`DensityModel`.
+        layers: LSTM layers.
+        hidden: features of a state; there are twice as many between layers.
+        last: features of the two last layers.
+        dropout: share of the states dropped in training on the way to the next layer.
+
+    Raises:
+        ConfigError: for sizes that make no network.
+    """
+
+    name = "diagonal-bilstm"
+
+    def __init__(
+        self,
+        grid: Grid,
+        head: Head,
+        conditioning: Conditioning,
+        layers: int = 3,
+        hidden: int = 32,
+        last: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(grid, head, conditioning, layers, hidden, last, dropout)
+        self.narrow, self.gates = self.groups.slices(hidden), self.groups.slices(hidden, GATES)
+
+    @property
+    def biases(self) -> int:
+        return 2 * GATES * self.hidden
+
+    def create_layers(self, count: int) -> list[nn.Module]:
+        diagonals = Diagonals(self.grid.height, self.grid.width)
+        return [DiagonalLayer(self.groups, self.hidden, diagonals, self.dropout) for _ in range(count)]
+
+    def _layers(self) -> list[DiagonalLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DiagonalLayer)]
+
+    def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> DiagonalState:
+        layers, width, hidden, gates = self._layers(), self.grid.width, self.hidden, GATES * self.hidden
+        make, count = self.first.weight.new_zeros, len(layers)
+        biases = make(count, batch, 1, 2 * gates) if class_bias is None else class_bias.clone()
+        biases += torch.stack([layer.bias() for layer in layers])[:, None, None]
+        left, right = biases.split(gates, dim=-1)
+        return DiagonalState(
+            weights=self._weights(layers),
+            biases=self.groups.arranged(left, GATES),
+            right_biases=right,
+            inputs=make(count, batch, width, 2 * hidden),
+            hidden=make(count, batch, width + 1, hidden),
+            cell=make(count, batch, hidden, dtype=cell_dtype(biases)),
+            above=make(count, batch, width, gates),
+            sums=make(count, batch, gates),
+            right=make(count, batch, width, hidden),
+            both=make(count, batch, hidden),
+        )
+
+    def _weights(self, layers: list[DiagonalLayer]) -> Weights:
+        groups = self.groups
+        state = torch.stack([layer.state for layer in layers]).unflatten(2, (2, self.hidden))
+        return Weights(
+            above=groups.arranged(state[:, 0, 0], GATES).contiguous(),
+            left=groups.arranged(state[:, 0, 1], GATES).contiguous(),
+            within=[groups.products(layer.left.weight, GATES) for layer in layers],
+            restore=[groups.products(layer.restore.weight) for layer in layers],
+            right_input=torch.stack([layer.right.kernel().T for layer in layers]),
+            right_above=state[:, 1, 0].contiguous(),
+            right=state[:, 1, 1].contiguous(),
+        )
+
+    def start_row(self, row: int, state: DiagonalState) -> None:
+        if row:
+            self._right_to_left(state)
+        above = state.hidden[:, :, 1:].flatten(1, 2) @ state.weights.above
+        torch.add(above.view_as(state.above), state.biases, out=state.above)
+        state.cell.zero_()
+
+    def _right_to_left(self, state: DiagonalState) -> None:
+        """The right-to-left states of the row that is now complete, of all layers, in place of those above it."""
+        weights, right = state.weights, state.right
+        gates = state.inputs.flatten(1, 2) @ weights.right_input
+        gates = torch.baddbmm(gates, right.flatten(1, 2), weights.right_above).view_as(state.above)
+        gates += state.right_biases
+        hidden, cell = torch.zeros_like(right[:, :, 0]), torch.zeros_like(state.cell)
+        for column in reversed(range(self.grid.width)):
+            sums = torch.baddbmm(gates[:, :, column], hidden, weights.right)
+            hidden, cell = lstm_cell(sums, cell)
+            right[:, :, column] = hidden
+
+    def start_pixel(self, column: int, state: DiagonalState) -> None:
+        torch.baddbmm(state.above[:, :, column], state.hidden[:, :, column], state.weights.left, out=state.sums)
+
+    def advance(self, column: int, group: int, x: torch.Tensor, state: DiagonalState) -> torch.Tensor:
+        weights, wide, narrow = state.weights, self.wide[group], self.narrow[group]
+        sums = state.sums[:, :, self.gates[group]].unbind()
+        cells, right = state.cell[:, :, narrow].unbind(), state.right[:, :, column, narrow].unbind()
+        inputs, hidden = state.inputs[:, :, column].unbind(), state.hidden[:, :, column + 1, narrow].unbind()
+        for i, both in enumerate(state.both.unbind()):
+            inputs[i][:, wide] = x
+            gates = torch.addmm(sums[i], inputs[i][:, : wide.stop], weights.within[i][group])
+            new, cell = lstm_cell(gates, cells[i])
+            hidden[i].copy_(new)
+            cells[i].copy_(cell)
+            torch.add(new, right[i], out=both[:, narrow])
+            x = torch.addmm(x, both[:, : narrow.stop], weights.restore[i][group])
+        return x
+
+    def layer_field(self, field: torch.Tensor) -> torch.Tensor:
+        inside = self.groups.field_within(field)
+        right = _walked(inside.flip(-1)).flip(-1)
+        below = torch.zeros_like(right)
+        below[:, :, 1:] = right[:, :, :-1]
+        return field | self.groups.field_within(_walked(inside) | below)
+
+
+def _walked(inside: torch.Tensor) -> torch.Tensor:
+    """Which sources reach the states from left to right, of those that reach the inputs: ``bool [sources, groups,
+    height, width]``."""
+    every = inside.any(1).cummax(1).values.cummax(2).values  # everything above and to the left, and the pixel
+    before = torch.zeros_like(every)
+    before[:, 1:] |= every[:, :-1]
+    before[:, :, 1:] |= every[:, :, :-1]
+    return inside | before[:, None]

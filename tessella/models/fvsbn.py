@@ -1,0 +1,103 @@
+"""Fully visible sigmoid belief network (Frey, Hinton and Dayan 1996, "Does the wake-sleep algorithm produce good density
+estimators?"; written as here in Larochelle and Murray 2011, section 2).
+
+Each symbol is a logistic regression on all symbols before it: the logit of symbol ``t`` is ``b_t + sum over s < t of
+W_ts x_s``. Above two levels it is a softmax regression on learned vectors of the symbols, or whatever the head makes of
+its parameters. All regressions of an image are one product with a masked matrix. With two levels there are ``S (S - 1)
+/ 2 + S`` parameters for ``S`` symbols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.errors import ConfigError
+from tessella.grid import Grid
+from tessella.heads import Head
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
+from tessella.nn.masked import MaskedLinear
+
+
+@dataclass
+class FVSBNState(SequenceState):
+    """The inputs so far."""
+
+    shared: ClassVar[frozenset[str]] = frozenset({"table", "weights"})
+
+    table: torch.Tensor
+    """Input vector of every channel and level."""
+    weights: torch.Tensor
+    """``[places * size, symbols * width]``, masked."""
+    bias: torch.Tensor
+    """``[batch, places * size]``."""
+    inputs: torch.Tensor
+    """``[batch, symbols * width]``; what is not known is zero."""
+
+
+class FVSBN(SequenceModel):
+    """``fvsbn``: fully visible sigmoid belief network, a logistic (softmax) regression of each symbol on those before.
+
+    Args:
+        grid, head, conditioning: see :class:`DensityModel`.
+        width: length of the vectors that stand for symbols of more than two levels.
+
+    Raises:
+        ConfigError: for a width below 1, or a grid whose matrix no machine holds.
+    """
+
+    name = "fvsbn"
+
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, width: int = 4) -> None:
+        super().__init__(grid, head, conditioning)
+        if width < 1:
+            raise ConfigError(f"fvsbn needs width >= 1, got {width}")
+        self.width = width
+        self.inputs = SymbolInputs(grid, width)
+        outputs, of_symbol = self.places * self.free, self.inputs.width
+        self.refuse_absurd(
+            outputs * grid.symbols * of_symbol,
+            "take a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
+        )
+        place = torch.arange(self.places).repeat_interleave(self.free)
+        symbol = torch.arange(grid.symbols).repeat_interleave(of_symbol)
+        self.regression = MaskedLinear(symbol // self.group < place[:, None], bias=False)
+        self.regression.weight.data *= 0.3
+        self.bias = nn.Parameter(self.free_bias().repeat(self.classes + 1, self.places))
+        if self.classes:
+            self.bias.data += 0.1 * torch.randn(self.bias.shape)
+
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        logits = self.regression(self.inputs(x).flatten(1)) + self._bias(condition)
+        return self.on_grid(self.complete(logits.unflatten(1, (self.places, self.free))))
+
+    def _bias(self, condition: Condition) -> torch.Tensor:
+        return self.bias[0] if condition.labels is None else self.bias[condition.labels]
+
+    @torch.no_grad()
+    def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
+        weights = self.regression.kernel()
+        return FVSBNState(
+            pixel=None,
+            table=self.inputs.table(),
+            weights=weights,
+            bias=self._bias(self.condition(cond, batch)).expand(batch, -1).clone(),
+            inputs=weights.new_zeros(batch, weights.shape[1]),
+        )
+
+    def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
+        width = self.inputs.width
+        state.inputs[:, index * width : (index + 1) * width] = state.table[index % self.grid.channels, symbol]
+
+    def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
+        rows, known = slice(place * self.free, (place + 1) * self.free), place * self.group * self.inputs.width
+        logits = F.linear(state.inputs[:, :known], state.weights[rows, :known]) + state.bias[:, rows]
+        return self.complete(logits)
+
+    def sizes(self) -> dict[str, Any]:
+        return {"width": self.width}

@@ -1,0 +1,209 @@
+"""An LSTM that reads the image as a sentence, one symbol after the other in raster order.
+
+The cell is that of Hochreiter and Schmidhuber 1997 with forget gates; an image as one sequence of symbols is the
+plainest of the recurrent models of images, compare the spatial LSTM of Theis and Bethge 2015 and the PixelRNN of van
+den Oord et al. 2016. Its input at a place is the vector of the symbol before, plus learned vectors of the row, column
+and channel of the place to be predicted, plus the vector of the class. Layers are residual.
+
+The sequence is run in segments: with activation checkpointing only the states between them are kept, so that the
+memory grows with the square root of the length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.errors import ConfigError
+from tessella.grid import Grid
+from tessella.heads import Head
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.sequence import SequenceModel, SequenceState
+from tessella.nn.condition import ClassEmbedding
+from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.lstm import lstm_cell
+
+SEGMENT = (32, 256)
+"""Least and largest length of a segment; between them it is the square root of the number of places."""
+
+
+@dataclass
+class Weights:
+    """Weights laid out for stepping; gates in the order of :func:`lstm_cell`."""
+
+    table: torch.Tensor
+    """Vectors of every channel and level: ``[channels, levels, hidden]``."""
+    positions: torch.Tensor
+    """``[places, hidden]``."""
+    gates: list[torch.Tensor]
+    """Of each layer, ``[2 * hidden, 4 * hidden]``: its input, then its own state."""
+    biases: list[torch.Tensor]
+    """``[4 * hidden]`` each."""
+    last: torch.Tensor
+    """``[hidden, free]``."""
+
+
+@dataclass
+class LSTMState(SequenceState):
+    """States of the layers."""
+
+    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    weights: Weights
+    classes: torch.Tensor
+    """Vectors of the classes, zero for a model without: ``[batch, hidden]``."""
+    before: torch.Tensor
+    """Sum of the vectors of the place before, as far as its symbols are known: ``[batch, hidden]``."""
+    entering: list[torch.Tensor]
+    """Of each layer its input and its state of the place before, side by side: ``[batch, 2 * hidden]``."""
+    cells: list[torch.Tensor]
+    """``[batch, hidden]`` each."""
+
+
+class LSTM(SequenceModel):
+    """``lstm``: the image as a sentence of symbols, read by residual LSTM layers.
+
+    Args:
+        grid, head, conditioning: see :class:`DensityModel`.
+        layers: LSTM layers.
+        hidden: numbers in a state, and in the vectors between layers.
+        dropout: share of a layer's outputs dropped in training.
+
+    Raises:
+        ConfigError: for sizes that make no network.
+    """
+
+    name = "lstm"
+
+    def __init__(
+        self,
+        grid: Grid,
+        head: Head,
+        conditioning: Conditioning,
+        layers: int = 2,
+        hidden: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(grid, head, conditioning)
+        if layers < 1 or hidden < 1 or not 0 <= dropout < 1:
+            raise ConfigError(
+                f"lstm needs layers >= 1, hidden >= 1 and 0 <= dropout < 1, got layers={layers}, hidden={hidden}, "
+                f"dropout={dropout}"
+            )
+        self.hidden, self.dropout = hidden, dropout
+        self.refuse_absurd(hidden * max(4 * hidden, grid.channels * grid.levels), "take a smaller hidden=")
+        self.embedding = SymbolEmbedding(grid, hidden)
+        self.row = nn.Parameter(torch.randn(grid.height, 1, 1, hidden) * 0.3)
+        self.column = nn.Parameter(torch.randn(grid.width, 1, hidden) * 0.3)
+        self.channel = nn.Parameter(torch.randn(grid.channels // self.group, hidden) * 0.3)
+        self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
+        self.layers = nn.ModuleList(nn.LSTM(hidden, hidden, batch_first=True) for _ in range(layers))
+        self.drop = nn.Dropout(dropout)
+        self.last = nn.Linear(hidden, self.free)
+        with torch.no_grad():
+            for layer in self.recurrent():
+                layer.bias_hh_l0[hidden : 2 * hidden] += 1  # the forget gate: remember at first
+            self.last.bias.copy_(self.free_bias())
+
+    @property
+    def segment(self) -> int:
+        """Places that are run at once."""
+        return min(max(math.isqrt(self.places - 1) + 1 if self.places > 1 else 1, SEGMENT[0]), SEGMENT[1])
+
+    def recurrent(self) -> list[nn.LSTM]:
+        """The layers."""
+        return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
+
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        symbols = x.flatten(1).unflatten(1, (self.places, self.group))
+        zero = self.row.new_zeros(1, len(x), self.hidden)
+        states = [zero] * (2 * len(self.layers))
+        parts = []
+        for start in range(0, self.places, self.segment):
+            part, *states = self.recomputed(self._run, symbols, condition.labels, start, *states)
+            parts.append(part)
+        return self.on_grid(self.complete(torch.cat(parts, dim=1)))
+
+    def _run(
+        self, symbols: torch.Tensor, labels: torch.Tensor | None, start: int, *states: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """One segment.
+
+        Args:
+            symbols: of all places, ``int64 [batch, places, group]``.
+            labels: classes of the images.
+            start: the first place of the segment.
+            states: hidden and cell state of each layer in turn, ``[1, batch, hidden]``.
+
+        Returns:
+            What the segment gives, ``[batch, length, free]``, and the states after it.
+        """
+        x = self._inputs(symbols, start, min(start + self.segment, self.places))
+        if self.class_vectors is not None:
+            x = x + self.class_vectors(labels)[:, None]
+        after: list[torch.Tensor] = []
+        for i, layer in enumerate(self.recurrent()):
+            y, pair = layer(x, (states[2 * i].to(x.dtype), states[2 * i + 1].to(x.dtype)))
+            after.extend(pair)
+            x = x + self.drop(y)
+        return (self.last(x), *after)
+
+    def _inputs(self, symbols: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Input vectors of the places ``start .. stop - 1``: ``[batch, stop - start, hidden]``."""
+        tables = self.embedding.table().flatten(0, 1)
+        before = symbols[:, max(start - 1, 0) : stop - 1]
+        first = torch.arange(max(start - 1, 0) * self.group, (stop - 1) * self.group, device=symbols.device)
+        channel = (first % self.grid.channels).view(-1, self.group)
+        vectors = F.embedding(before + channel * self.grid.levels, tables).sum(2)
+        if start == 0:
+            vectors = F.pad(vectors, (0, 0, 1, 0))
+        return vectors + self._positions()[start:stop]
+
+    def _positions(self) -> torch.Tensor:
+        """Vectors of the places, ``[places, hidden]``."""
+        return (self.row + self.column + self.channel).flatten(0, 2)
+
+    @torch.no_grad()
+    def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
+        labels = self.condition(cond, batch).labels
+        make, hidden = self.row.new_zeros, self.hidden
+        order = torch.tensor([3, 1, 0, 2], device=self.device)  # torch has input, forget, content, output
+        packed, biases = [], []
+        for layer in self.recurrent():
+            both = torch.cat([layer.weight_ih_l0, layer.weight_hh_l0], dim=1)
+            packed.append(both.unflatten(0, (4, hidden))[order].flatten(0, 1).T.contiguous())
+            biases.append((layer.bias_ih_l0 + layer.bias_hh_l0).view(4, hidden)[order].flatten())
+        weights = Weights(self.embedding.table(), self._positions(), packed, biases, self.last.weight.T.contiguous())
+        return LSTMState(
+            pixel=None,
+            weights=weights,
+            classes=make(batch, hidden) if self.class_vectors is None else self.class_vectors(labels),
+            before=make(batch, hidden),
+            entering=[make(batch, 2 * hidden) for _ in packed],
+            cells=[make(batch, hidden) for _ in packed],
+        )
+
+    def learn(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
+        state.before += state.weights.table[index % self.grid.channels, symbol]
+
+    def predict(self, place: int, state: LSTMState) -> torch.Tensor:
+        weights, hidden = state.weights, self.hidden
+        x = state.before + state.classes + weights.positions[place]
+        for entering, packed, bias, cell in zip(
+            state.entering, weights.gates, weights.biases, state.cells, strict=True
+        ):
+            entering[:, :hidden] = x
+            y, new = lstm_cell(torch.addmm(bias, entering, packed), cell)
+            entering[:, hidden:] = y
+            cell.copy_(new)
+            x += y
+        state.before.zero_()
+        return self.complete(torch.addmm(self.last.bias, x, weights.last))
+
+    def sizes(self) -> dict[str, Any]:
+        return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}

@@ -1,0 +1,197 @@
+"""PixelCNN++ and the shifted convolutions it is made of, against direct computations in float64."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TypeVar
+
+import pytest
+import torch
+
+import tessella as ts
+from tessella.errors import ConfigError
+from tessella.models.pixelcnn_pp import PixelCNNpp
+from tessella.nn.shifted import GrowingConvolution, Normed, RowCache, ShiftedConvolution, concat_elu
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def some(grid: ts.Grid, n: int) -> torch.Tensor:
+    return torch.randint(grid.levels, (n, *grid.shape), generator=torch.Generator().manual_seed(1))
+
+
+def moved(module: M) -> M:
+    """The module in float64 with every parameter moved."""
+    module = module.double().requires_grad_(False)
+    for seed, parameter in enumerate(module.parameters()):
+        parameter += 0.2 * random(*parameter.shape, seed=seed)
+    return module
+
+
+def small(grid: ts.Grid, classes: int = 0, **sizes: int) -> ts.DensityModel:
+    return moved(ts.create("pixelcnn++", grid, classes=classes, **{"filters": 4, "embedding": 3} | sizes))
+
+
+def kernel(layer: Normed) -> torch.Tensor:
+    """Gain times direction over its length, by loops."""
+    rows = [gain * v / (v * v).sum().sqrt() for gain, v in zip(layer.gain.flatten(), layer.direction, strict=True)]
+    return torch.stack(rows)
+
+
+SHIFTED = [(2, 1, 1, 1), (2, 1, 0, 1), (2, 1, 1, 2), (2, 1, 0, 2), (1, 1, 1, 1), (2, 0, 0, 1), (3, 0, 0, 1)]
+
+
+@pytest.mark.parametrize(("rows", "left", "right", "stride"), SHIFTED)
+def test_a_shifted_convolution_is_a_sum_over_its_window(rows: int, left: int, right: int, stride: int) -> None:
+    layer = moved(ShiftedConvolution(3, 4, rows, left, right, stride))
+    x, weight = random(2, 6, 4, 3), kernel(layer)
+    expected = layer.bias.expand(2, 6 // stride, 4 // stride, 4).clone()
+    for r, c, up, aside in itertools.product(
+        range(6 // stride), range(4 // stride), range(rows), range(-left, right + 1)
+    ):
+        row, column = stride * r - up, stride * c + aside
+        if row >= 0 and 0 <= column < 4:
+            expected[:, r, c] += x[:, row, column] @ weight[:, :, rows - 1 - up, left + aside].T
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+def test_a_growing_convolution_spreads_each_place(taps: int) -> None:
+    layer = moved(GrowingConvolution(3, 4, taps))
+    x, weight = random(2, 3, 4, 3), kernel(layer)
+    expected = layer.bias.expand(2, 6, 8, 4).clone()
+    for r, c, down, tap in itertools.product(range(3), range(4), range(2), range(taps)):
+        column = 2 * c + tap - (taps - 2)
+        if 0 <= column < 8:
+            expected[:, 2 * r + down, column] += x[:, r, c] @ weight[:, :, down, tap].T
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("right", "stride"), [(0, 1), (1, 1), (0, 2), (1, 2)])
+def test_a_cache_goes_along_rows_as_the_convolution_does(right: int, stride: int) -> None:
+    layer = moved(ShiftedConvolution(3, 4, 2, 1, right, stride))
+    x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
+    assert isinstance(cache, RowCache)
+    for r, expected in enumerate(layer(x).unbind(1)):
+        torch.testing.assert_close(cache.row(x[:, stride * r]), expected, rtol=0, atol=1e-12)
+        for skipped in range(1, stride):
+            cache.shift()
+            cache.fill(x[:, stride * r + skipped])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_cache_goes_along_pixels_as_the_convolution_does(stride: int) -> None:
+    layer = moved(ShiftedConvolution(3, 4, 2, 1, 0, stride))
+    x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
+    expected = layer(x)
+    for r in range(6):
+        before = cache.begin()
+        for c in range(4):
+            cache.put(c, x[:, r, c])
+            if r % stride == 0 and c % stride == 0:
+                place = cache.at(c // stride, before[:, c // stride])
+                torch.testing.assert_close(place, expected[:, r // stride, c // stride], rtol=0, atol=1e-12)
+
+
+def test_concat_elu_has_both_signs() -> None:
+    x = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    low = torch.expm1(torch.tensor([-1.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(concat_elu(x), torch.stack([x[0], low[0], low[1], -x[1]]), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 5), (4, 4)])
+@pytest.mark.parametrize("scales", [1, 2, 3])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_step_equals_forward_at_every_scale(shape: tuple[int, int], scales: int, blocks: int) -> None:
+    model = small(ts.Grid(*shape, 1, 4), 2, blocks=blocks, scales=scales)
+    x, labels = some(model.grid, 3), torch.tensor([0, 1, 2])
+    expected = model.distribution(x, model.condition(labels, 3)).table(x).flatten(1, 3).detach()
+    state, previous = model.init_state(3, labels), labels
+    for index in range(model.grid.symbols):
+        parameters, state = model.step(previous, index, state)
+        table = model.head.symbol(parameters).table()
+        torch.testing.assert_close(table, expected[:, index], rtol=0, atol=1e-12)
+        previous = x.flatten(1)[:, index]
+
+
+@pytest.mark.parametrize(("scales", "embedding"), [(1, 0), (2, 2), (3, 0)])
+def test_pixels_see_their_receptive_field_and_nothing_else(scales: int, embedding: int) -> None:
+    model = small(ts.Grid(7, 6, 1, 3), scales=scales, embedding=embedding)
+    x, n = some(model.grid, 1), model.grid.symbols
+    changed = x.flatten(1).repeat(n, 1)
+    changed.diagonal().add_(1).remainder_(3)
+    with torch.no_grad():
+        tables = [model.distribution(y).table(y).flatten(1, 3) for y in (x, changed.view(n, 7, 6, 1))]
+    depends = ((tables[1] - tables[0]).abs().amax(-1) > 1e-13).T
+    assert torch.equal(depends, model.receptive_field())
+
+
+def test_more_scales_see_farther() -> None:
+    grid = ts.Grid(4, 24, 1, 2)
+    fields = [ts.create("pixelcnn++", grid, filters=2, scales=s).receptive_field().sum() for s in (1, 2, 3)]
+    assert fields[0] < fields[1] < fields[2]
+
+
+def test_probabilities_of_all_4x4_grids_of_two_levels_sum_to_one() -> None:
+    model = small(ts.Grid(4, 4, 1, 2), filters=1, scales=2, embedding=0)
+    every = (torch.arange(1 << 16)[:, None] >> torch.arange(16)) & 1
+    with torch.no_grad():
+        parts = [model.log_prob(part.view(-1, 4, 4, 1)) for part in every.split(8192)]
+    total = torch.cat(parts).logsumexp(0)
+    torch.testing.assert_close(total, torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_paper_feeds_intensities_and_a_one() -> None:
+    model = ts.create("pixelcnn++", ts.Grid(1, 1, 3, 256), head="logistic-mixture", filters=4, embedding=0)
+    assert isinstance(model, PixelCNNpp)
+    fed = model.input(torch.tensor([[[[0, 255, 51]]]]))
+    torch.testing.assert_close(fed.flatten(), torch.tensor([-1.0, 1.0, 51 * 2 / 255 - 1, 1.0]))
+
+
+def parameters(blocks: int, filters: int, scales: int, outputs: int) -> int:
+    """Parameters on pixels of 3 channels fed as intensities, counted layer by layer."""
+
+    def layer(fan_in: int, fan_out: int) -> int:
+        return fan_out * (fan_in + 2)  # direction, gain, bias
+
+    def block(skips: int, taps: int) -> int:
+        skip = layer(2 * skips * filters, filters) if skips else 0
+        return layer(2 * filters * taps, filters) + layer(2 * filters * taps, 2 * filters) + skip
+
+    down, up = block(0, 6) + block(1, 4), block(1, 6) + block(2, 4)
+    first = sum(layer(4 * taps, filters) for taps in (6, 3, 2))
+    resize = 2 * (layer(6 * filters, filters) + layer(4 * filters, filters))
+    several = scales * blocks * down + (scales * blocks + scales - 1) * up + (scales - 1) * resize
+    return first + several + (filters + 1) * outputs
+
+
+@pytest.mark.parametrize(("blocks", "filters", "scales"), [(1, 4, 1), (2, 6, 2), (5, 8, 3)])
+def test_parameters_are_those_of_the_paper(blocks: int, filters: int, scales: int) -> None:
+    grid = ts.Grid(4, 4, 3, 256)
+    model = ts.create(
+        "pixelcnn++", grid, "logistic-mixture", blocks=blocks, filters=filters, scales=scales, embedding=0
+    )
+    assert model.parameter_count() == parameters(blocks, filters, scales, 100)
+
+
+def test_the_paper_size_has_its_number_of_parameters() -> None:
+    # 53,659,080 in a public implementation, which also has a gain for each of the 100 outputs of its last layer.
+    assert parameters(5, 160, 3, 100) == 53_659_080 - 100
+
+
+@pytest.mark.parametrize("embedding", [0, 8])
+def test_a_fresh_model_knows_about_nothing(embedding: int) -> None:
+    model = ts.create("pixelcnn++", ts.Grid(8, 8, 1, 16), embedding=embedding)
+    with torch.no_grad():
+        bits = model.bits_per_dim(some(model.grid, 8)).mean()
+    assert abs(float(bits) - 4.0) < 0.1
+
+
+@pytest.mark.parametrize("sizes", [{"blocks": 0}, {"filters": 0}, {"scales": 0}, {"scales": 9}, {"dropout": 1.0}])
+def test_sizes_that_make_no_network_are_refused(sizes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="pixelcnn\\+\\+ needs"):
+        ts.create("pixelcnn++", ts.Grid(4, 4, 1, 2), **sizes)
