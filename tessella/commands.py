@@ -189,7 +189,8 @@ def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
         recipe = replace(recipe, data=replace(recipe.data, source=chosen.data))
     if chosen.tokenizer:
         recipe = replace(recipe, prior_of=chosen.tokenizer)
-    return _with_limits(recipe, chosen), Path(chosen.out or "runs/" + "-".join(filter(None, (Path(chosen.recipe).stem, chosen.model))))
+    name = "-".join(filter(None, (Path(chosen.recipe).stem, chosen.model)))
+    return _with_limits(recipe, chosen), Path(chosen.out or f"runs/{name}")
 
 
 def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:

@@ -110,8 +110,8 @@ class ChannelMaskedState(State):
 
     weights: Weights
     pixels: torch.Tensor
-    """Embedded pixels of the rows still seen, this row last, with a margin of zeros: ``[batch, rows, width + 6,
-    features]``."""
+    """Embedded pixels of the rows still seen, with a margin of zeros: ``[batch, rows, width + 6, features]``. The last
+    is this row up to the pixel, then the row above."""
     above: torch.Tensor
     """What rows above and bias give the first layer in this row: ``[batch, width, 2 * hidden]``."""
     sums: torch.Tensor
@@ -260,7 +260,6 @@ class ChannelMasked(DensityModel):
     def _row(self, row: int, state: ChannelMaskedState) -> None:
         if row:
             state.pixels[:, :-1] = state.pixels[:, 1:].clone()
-            state.pixels[:, -1].zero_()
         seen = windows(state.pixels[:, :-1], 2 * FIRST_REACH + 1)
         torch.add(seen @ state.weights.above, self.first.offset(), out=state.above)
         self.start_row(row, state.layers)

@@ -1,5 +1,5 @@
-"""Fully visible sigmoid belief network (Frey, Hinton and Dayan 1996, "Does the wake-sleep algorithm produce good density
-estimators?"; written as here in Larochelle and Murray 2011, section 2).
+"""Fully visible sigmoid belief network (Frey, Hinton and Dayan 1996, "Does the wake-sleep algorithm produce good
+density estimators?"; written as here in Larochelle and Murray 2011, section 2).
 
 Each symbol is a logistic regression on all symbols before it: the logit of symbol ``t`` is ``b_t + sum over s < t of
 W_ts x_s``. Above two levels it is a softmax regression on learned vectors of the symbols, or whatever the head makes of
@@ -45,7 +45,8 @@ class FVSBN(SequenceModel):
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        width: length of the vectors that stand for symbols of more than two levels.
+        width: length of the vectors that stand for symbols of more than two levels: 1 serves intensities, codes want
+            more.
 
     Raises:
         ConfigError: for a width below 1, or a grid whose matrix no machine holds.
@@ -53,7 +54,7 @@ class FVSBN(SequenceModel):
 
     name = "fvsbn"
 
-    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, width: int = 4) -> None:
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, width: int = 1) -> None:
         super().__init__(grid, head, conditioning)
         if width < 1:
             raise ConfigError(f"fvsbn needs width >= 1, got {width}")

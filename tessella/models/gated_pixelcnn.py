@@ -3,8 +3,9 @@
 Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack all rows above, the
 *horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical
 stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4) and a grid of
-codes a 1 x 1 convolution of its features (eq. 5). As usual in later work there are skip connections to the output, the vertical stack is residual too, and its k x k convolution is
-factored into 1 x k and k' x 1. A learned bias for each row and column tells the first layer where it is.
+codes a 1 x 1 convolution of its features (eq. 5). As usual in later work there are skip connections to the output, the
+vertical stack is residual too, and its k x k convolution is factored into 1 x k and k' x 1. A learned bias for each
+row and column tells the first layer where it is.
 
 The channels of a pixel are not ordered here but by the output stage (``tessella.models.output``), so the backbone runs
 once a pixel.

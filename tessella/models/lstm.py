@@ -85,7 +85,7 @@ class LSTM(SequenceModel):
         grid: Grid,
         head: Head,
         conditioning: Conditioning,
-        layers: int = 2,
+        layers: int = 1,
         hidden: int = 128,
         dropout: float = 0.0,
     ) -> None:
@@ -107,7 +107,8 @@ class LSTM(SequenceModel):
         self.last = nn.Linear(hidden, self.free)
         with torch.no_grad():
             for layer in self.recurrent():
-                layer.bias_hh_l0[hidden : 2 * hidden] += 1  # the forget gate: remember at first
+                bias: torch.Tensor = layer.get_parameter("bias_hh_l0")
+                bias[hidden : 2 * hidden] += 1  # the forget gate: remember at first
             self.last.bias.copy_(self.free_bias())
 
     @property
@@ -175,9 +176,11 @@ class LSTM(SequenceModel):
         order = torch.tensor([3, 1, 0, 2], device=self.device)  # torch has input, forget, content, output
         packed, biases = [], []
         for layer in self.recurrent():
-            both = torch.cat([layer.weight_ih_l0, layer.weight_hh_l0], dim=1)
-            packed.append(both.unflatten(0, (4, hidden))[order].flatten(0, 1).T.contiguous())
-            biases.append((layer.bias_ih_l0 + layer.bias_hh_l0).view(4, hidden)[order].flatten())
+            of_input, of_state, first, second = (
+                parameter.unflatten(0, (4, hidden)) for parameter in layer.parameters()
+            )
+            packed.append(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous())
+            biases.append((first + second)[order].flatten())
         weights = Weights(self.embedding.table(), self._positions(), packed, biases, self.last.weight.T.contiguous())
         return LSTMState(
             pixel=None,

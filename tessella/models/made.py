@@ -2,14 +2,14 @@
 
 Hidden units have degrees: a unit of degree ``d`` sees the first ``d`` places only (eq. 8 and 12), the output of place
 ``t`` sees units of degree ``t`` and less (eq. 9 and 13, whose ``d`` counts places from 1). The order is always the
-raster order; what differs between the ``masks`` sets of degrees is the connectivity (sec. 4.3). All sets share the
+raster order; what differs between the ``masks`` sets of degrees is the connectivity (sec. 4.4). All sets share the
 weights.
 
 The model is the average of the joint distributions that the ``M`` sets give, ``p(x) = 1/M sum over m of p_m(x)`` (sec.
-4.3), and it is this average whose likelihood is told and trained. (The paper draws one set for each batch instead,
+4.4), and it is this average whose likelihood is told and trained. (The paper draws one set for each batch instead,
 which maximizes a lower bound.) Its conditionals are mixtures, ``p(x_t | x_<t) = sum over m of w_m p_m(x_t | x_<t)``,
 with weights ``w_m`` proportional to ``p_m(x_<t)``. With a joint head each set gives a share of the mixture's
-components, and the weights ``w_m`` go into the weights of the components.
+components, and the weights ``w_m`` go into the weights of the components. Hidden units are SiLU (ReLU in the paper).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ Distribution Estimation", section 2).
 
 Symbol ``t`` has hidden units of its own, ``h_t = sigmoid(c + sum over s < t of W_s x_s)`` (Uria et al., eq. 3), and
 parameters ``b_t + V_t h_t`` (eq. 2). Neighbouring symbols share all but one term of the sum, so a running vector
-``a_(t + 1) = a_t + W_t x_t`` (eq. 5) makes all of them in time linear in symbols and in hidden units.
+``a_(t + 1) = a_t + W_t x_t`` (section 2) makes all of them in time linear in symbols and in hidden units.
 
 Training walks over chunks of the sequence. Within a chunk the running vectors are cumulative sums; for the gradient
 only the vector that enters a chunk is kept, and the rest computed again, so that memory does not grow with symbols

@@ -112,8 +112,8 @@ class PixelCNN(ChannelMasked):
         head: Head,
         conditioning: Conditioning,
         layers: int = 5,
-        hidden: int = 48,
-        last: int = 96,
+        hidden: int = 32,
+        last: int = 64,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(grid, head, conditioning, layers, hidden, last, dropout)

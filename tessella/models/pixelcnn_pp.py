@@ -35,6 +35,9 @@ from tessella.nn.shifted import RowCache, ShiftedConvolution, concat_elu, delaye
 from tessella.nn.state import State
 from tessella.nn.streams import Block, BlockState, Resize, ResizeState
 
+OUTPUT_SHARE = 0.1
+"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""
+
 Biases = list[list[torch.Tensor | None]]
 """What the class adds in each block, lists by resolution: ``[batch, 4 * filters]``."""
 
@@ -168,6 +171,7 @@ class PixelCNNpp(DensityModel):
         count = sum(len(scale.blocks()) for scale in self._scales())
         self.class_bias = ClassEmbedding(self.classes, count * 4 * filters) if self.classes else None
         self.output = create_output(grid, head, filters, direct=True)
+        self.output.last.weight.data.mul_(OUTPUT_SHARE)
 
     def _scales(self) -> list[Scale]:
         return [scale for scale in self.scales if isinstance(scale, Scale)]

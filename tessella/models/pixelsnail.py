@@ -39,6 +39,9 @@ UNIT_GAIN = 1.25
 RESIDUAL_GAIN = 0.5
 """First length of the weights that make a block's output, so that a deep sum starts small."""
 
+OUTPUT_SHARE = 0.1
+"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""
+
 
 class ConvolutionBlock(nn.Module):
     """``x + a * sigmoid(b)`` with ``a, b`` from two causal convolutions of ELUs.
@@ -305,6 +308,7 @@ class PixelSNAIL(DensityModel):
         self.class_bias = ClassEmbedding(self.classes, count * 2 * channels) if self.classes else None
         self.codes = CodeEmbedding(codes, grid, channels) if codes else None
         self.output = create_output(grid, head, channels, direct=True)
+        self.output.last.weight.data.mul_(OUTPUT_SHARE)
         self.register_buffer("places", _places(grid), persistent=False)
         self.places: torch.Tensor
 

@@ -1,4 +1,3 @@
-# NOTE: final interface since 22:07 (SequenceState, learn, predict, complete, on_grid, free, group, refuse_absurd); the lead will not change it again. lstm.py and made.py as of 22:06 fit it.
 """Models of the flattened image: one symbol after another, with no notion of a pixel's neighbours.
 
 With a factored head such a model tells parameters for each symbol, from the symbols before it. With a joint head it

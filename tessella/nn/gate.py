@@ -9,7 +9,7 @@ import torch
 
 def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """``tanh`` of the first half of ``x`` along ``dim`` times ``sigmoid`` of the second."""
-    return _Gate.apply(x, dim)  # type: ignore[no-any-return, no-untyped-call]
+    return _Gate.apply(x, dim)
 
 
 class _Gate(torch.autograd.Function):
@@ -25,7 +25,7 @@ class _Gate(torch.autograd.Function):
         return signal * strength
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         signal, strength = ctx.saved_tensors
         ends = gradient.movedim(ctx.dim, -1)
         both = ends.new_empty(*ends.shape[:-1], 2 * ends.shape[-1]).movedim(-1, ctx.dim)
