@@ -36,6 +36,8 @@ from tessella.pipeline import pixel_generator
 
 GRIDS = {"64x64x3 pixels": ts.Grid(64, 64, 3, 256), "32x32 codes": ts.Grid(32, 32, 1, 512)}
 COST_BATCH, SAMPLES = 4, 16
+LARGEST = 300_000_000
+"""Parameters above which a step is not measured: weights, gradients and moments would take the machine."""
 
 
 def digits(split: str) -> data.ImageSet:
@@ -88,6 +90,8 @@ def picture(models: dict[str, ts.DensityModel], path: Path) -> None:
 def cost(name: str, grid: ts.Grid, checkpointing: bool) -> dict[str, Any]:
     """Seconds and memory of a training step; runs in a process of its own."""
     model = ts.create(name, grid).train()
+    if model.parameter_count() > LARGEST:
+        raise ConfigError(f"{model.parameter_count():,} parameters, more than {LARGEST:,}")
     model.checkpointing = checkpointing
     optimizer = torch.optim.AdamW(model.parameters())
     x = torch.randint(grid.levels, (COST_BATCH, *grid.shape))
@@ -152,7 +156,7 @@ def main() -> None:
         except ConfigError as error:
             sys.exit(f"refused: {error}")
     elif chosen.part == "cost":
-        rows = []
+        rows = kept_rows(Path(chosen.out or harness.ROOT / "results" / "cost.json"), chosen.models)
         for name in chosen.models:
             for place in GRIDS:
                 for checkpointing in (False, True):
@@ -161,6 +165,12 @@ def main() -> None:
         harness.write("cost", rows, chosen.out)
     else:
         smoke_all(chosen.models, chosen.minutes, chosen.out)
+
+
+def kept_rows(path: Path, models: list[str]) -> list[dict[str, Any]]:
+    """Rows of other models that were measured before."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row["model"] not in models]
 
 
 def smoke_all(names: list[str], minutes: float, out: str) -> None:

@@ -43,12 +43,17 @@ def cost(found: dict[str, Any]) -> str:
         for place in places:
             pair = [row for row in found["rows"] if (row["model"], row["grid"]) == (model, place)]
             plain, again = sorted(pair, key=lambda row: row["checkpointing"])
-            cells.append(f"{plain['parameters']:,}" if "parameters" in plain else plain["failed"])
+            cells.append(f"{plain['parameters']:,}" if "parameters" in plain else _why(plain["failed"]))
             for key, form in (("seconds_a_step", ".2f"), ("mebibytes_an_image", ",.0f")):
                 values = [format(row[key], form) if key in row else "–" for row in (plain, again)]
                 cells.append(f"{values[0]} ({values[1]})")
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"*{_origin(found)}*"])
+
+
+def _why(failed: str) -> str:
+    """A failure in two words."""
+    return "too large" if failed.startswith("refused") else "out of memory" if failed == "exit -9" else failed
 
 
 def training(found: dict[str, Any]) -> str:
