@@ -19,7 +19,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
         a, b = x.chunk(2, dim=dim)
-        signal, strength = a.tanh(), b.sigmoid()
+        signal, strength = _tanh(a), b.sigmoid()
         ctx.dim = dim
         ctx.save_for_backward(signal, strength)
         return signal * strength
@@ -33,3 +33,11 @@ class _Gate(torch.autograd.Function):
         torch.ops.aten.tanh_backward.grad_input(gradient * strength, signal, grad_input=of_signal)
         torch.ops.aten.sigmoid_backward.grad_input(gradient * signal, strength, grad_input=of_strength)
         return both, None
+
+
+def _tanh(x: torch.Tensor) -> torch.Tensor:
+    """``tanh``; in float32 on a CPU by way of the sigmoid, which takes a third of the time. The error is absolute, 1e-7,
+    not relative, which does not matter to a factor of a gate."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return (2 * x).sigmoid_().mul_(2).sub_(1)
+    return x.tanh()
