@@ -91,12 +91,12 @@ class MADE(SequenceModel):
         grid: Grid,
         head: Head,
         conditioning: Conditioning,
-        layers: int = 1,
+        layers: int = 2,
         hidden: int = 256,
         masks: int = 1,
         direct: bool = False,
         width: int = 4,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         mask_seed: int = 0,
     ) -> None:
         super().__init__(grid, head, conditioning)

@@ -36,8 +36,8 @@ class _Gate(torch.autograd.Function):
 
 
 def _tanh(x: torch.Tensor) -> torch.Tensor:
-    """``tanh``; in float32 on a CPU by way of the sigmoid, which takes a third of the time. The error is absolute, 1e-7,
-    not relative, which does not matter to a factor of a gate."""
+    """``tanh``; in float32 on a CPU by way of the sigmoid, which takes a third of the time. The error is absolute,
+    1e-7, not relative, which does not matter to a factor of a gate."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return (2 * x).sigmoid_().mul_(2).sub_(1)
     return x.tanh()

@@ -51,7 +51,8 @@ class Normed(nn.Module):
 
     def weight(self) -> torch.Tensor:
         """``[outputs, *inputs]``."""
-        return torch._weight_norm(self.direction, self.gain, 0)
+        lengths = torch.linalg.vector_norm(self.direction.flatten(1), dim=1)
+        return self.direction * (self.gain / lengths.view_as(self.gain))
 
 
 class NormedLinear(Normed):

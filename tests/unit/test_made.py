@@ -77,7 +77,7 @@ def test_degrees_follow_their_seed_alone() -> None:
 
 
 def test_weights_behind_masks_are_not_counted() -> None:
-    model = build(ts.Grid(3, 3, 1, 2), hidden=5)
+    model = build(ts.Grid(3, 3, 1, 2), layers=1, hidden=5)
     degrees = model.degrees[0, 0].tolist()
     assert model.parameter_count() == sum(degrees) + sum(9 - d for d in degrees) + 5 + 9
 
