@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def families(found: dict[str, Any]) -> str:
     """A minute of every family on the digits."""
-    lines = ["| model | parameters | s an epoch | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"]
+    lines = ["| model | parameters | s an epoch, all in | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in found["rows"]:
         bits = f"{row['bits_per_dim']:.3f} ± {row['standard_error']:.3f}"
@@ -35,7 +35,7 @@ def cost(found: dict[str, Any]) -> str:
     titles = [
         f"{place}: {what}"
         for place in places
-        for what in ("parameters", "s a step (recomputed)", "MiB an image (recomputed)")
+        for what in ("parameters", "s a step (recomputed)", "MiB at the peak (recomputed)")
     ]
     lines = ["| model | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
     for model in dict.fromkeys(row["model"] for row in found["rows"]):
@@ -44,16 +44,18 @@ def cost(found: dict[str, Any]) -> str:
             pair = [row for row in found["rows"] if (row["model"], row["grid"]) == (model, place)]
             plain, again = sorted(pair, key=lambda row: row["checkpointing"])
             cells.append(f"{plain['parameters']:,}" if "parameters" in plain else _why(plain["failed"]))
-            for key, form in (("seconds_a_step", ".2f"), ("mebibytes_an_image", ",.0f")):
-                values = [format(row[key], form) if key in row else "–" for row in (plain, again)]
+            for key, times, form in (("seconds_a_step", 1, ".2f"), ("mebibytes_an_image", plain["batch"], ",.0f")):
+                values = [format(times * row[key], form) if key in row else "–" for row in (plain, again)]
                 cells.append(f"{values[0]} ({values[1]})")
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"*{_origin(found)}*"])
 
 
 def _why(failed: str) -> str:
-    """A failure in two words."""
-    return "too large" if failed.startswith("refused") else "out of memory" if failed == "exit -9" else failed
+    """A failure in few words."""
+    if counted := re.search(r"refused: ([\d,]+ parameters)", failed):
+        return f"{counted[1]}: not measured"
+    return "too large" if failed.startswith("refused") else failed
 
 
 def training(found: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from tessella import catalogue, data, files, options, overview, report
 from tessella import config as configs
 from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
-from tessella.errors import ArtifactError, ConfigError, DataError, InputError
+from tessella.errors import ArtifactError, ConfigError, DataError, InputError, unknown
 from tessella.evaluation import as_scored, assess, check_comparable, compare, data_config
 from tessella.models import MODELS
 from tessella.page import write_report
@@ -184,6 +184,8 @@ def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
     if not chosen.recipe:
         raise ConfigError(f"give a recipe ({', '.join(configs.recipe_names())}, or a .toml file), or --resume RUN")
     named = [f'model.name="{chosen.model}"'] if chosen.model else []
+    if chosen.model:
+        _check_model(chosen)
     recipe = configs.load_recipe(chosen.recipe, [*named, *chosen.overrides])
     if chosen.data:
         recipe = replace(recipe, data=replace(recipe.data, source=chosen.data))
@@ -191,6 +193,16 @@ def _recipe(chosen: options.Train) -> tuple[Recipe, Path]:
         recipe = replace(recipe, prior_of=chosen.tokenizer)
     name = "-".join(filter(None, (Path(chosen.recipe).stem, chosen.model)))
     return _with_limits(recipe, chosen), Path(chosen.out or f"runs/{name}")
+
+
+def _check_model(chosen: options.Train) -> None:
+    """Refuse a --model that is not there, or has no place."""
+    if chosen.model not in MODELS:
+        raise ConfigError(unknown("model", chosen.model, MODELS))
+    if configs.load_recipe(chosen.recipe).model is None:
+        raise ConfigError(f"--model names a density model, and the recipe {chosen.recipe} trains a tokenizer")
+    if any(override.partition("=")[0].strip() == "model.name" for override in chosen.overrides):
+        raise ConfigError("--model and model.name= say the same: give one of them")
 
 
 def _resumed(chosen: options.Train) -> tuple[Recipe, Path]:

@@ -97,7 +97,7 @@ class TrainConfig:
     """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step each pass."""
     checkpointing: bool = False
     """Keep only what enters each part of a density model for the gradient and compute the rest again: less memory,
-    about a third more time."""
+    more time."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50

@@ -58,7 +58,7 @@ class Train:
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
     model: str = ""
-    """Another density model than the recipe's (tessella info --models), with its own default sizes."""
+    """Another density model than the recipe's (tessella info --models); it takes its own default sizes then."""
     out: str = ""
     """Run directory to create; runs/RECIPE, or runs/RECIPE-MODEL, unless given."""
     resume: str = ""
@@ -81,8 +81,8 @@ class Train:
     """CPU threads."""
     accumulate: int | None = None
     """Split each batch into so many passes, to save memory."""
-    checkpointing: bool = False
-    """Keep less of a density model for the gradient and compute it again: less memory, about a third more time."""
+    checkpointing: tyro.conf.UseCounterAction[int] = 0
+    """Keep less of a density model for the gradient and compute it again: less memory, more time."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,9 @@ def parse(words: list[str]) -> Any:
 def _parse(words: list[str]) -> Any:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     if words and words[0] in VERBS:
-        return tyro.cli(VERBS[words[0]], prog=f"tessella {words[0]}", args=_gathered(words[1:]), config=config)
+        return tyro.cli(
+            VERBS[words[0]], prog=f"tessella {words[0]}", args=_gathered(VERBS[words[0]], words[1:]), config=config
+        )
     about = "Images as discrete symbols: density models, tokenizers, priors; exact likelihoods, exact fast sampling."
     brief: dict[str, Any] = {verb: dataclasses.make_dataclass(cls.__name__, []) for verb, cls in VERBS.items()}
     for verb, cls in VERBS.items():
@@ -257,8 +259,9 @@ def _parse(words: list[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(brief, prog="tessella", description=about, args=words or ["--help"])
 
 
-def _gathered(words: list[str]) -> list[str]:
+def _gathered(verb: Any, words: list[str]) -> list[str]:
     """Options first, then what is positional: key=value words may stand anywhere, which the parser would not take."""
+    switches = {f"--{f.name}" for f in dataclasses.fields(verb) if "UseCounterAction" in str(f.type)} | {"--help"}
     if not any(re.match(r"\w+(\.\w+)*=", word) for word in words):
         return words
     options: list[str] = []
@@ -267,7 +270,7 @@ def _gathered(words: list[str]) -> list[str]:
     for word in rest:
         if not word.startswith("-"):
             positional.append(word)
-        elif word.startswith("--") and "=" not in word and word != "--help":
+        elif word.startswith("--") and "=" not in word and word not in switches:
             options += [word, *itertools.islice(rest, 1)]
         else:
             options.append(word)

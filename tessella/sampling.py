@@ -136,6 +136,11 @@ class Steps:
         """The condition of the images, then the same with the null class."""
         if not self.model.classes:
             raise InputError("guidance needs a model with classes; this one has none")
+        if not self.model.null_class:
+            raise InputError(
+                "guidance needs the null class, and this model was trained with a class for every image: train with "
+                "train.condition_dropout above 0"
+            )
         given = self.model.condition(cond, self.n)
         assert given.labels is not None
         if cond is None or bool((given.labels == self.model.classes).all()):

@@ -85,6 +85,10 @@ class DensityModel(nn.Module, ABC):
 
     def distribution(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> Distribution:
         """The distributions of all symbols of ``x``, each given the symbols before it. Takes checked input."""
+        if (condition.labels is None) != (not self.classes) or (condition.codes is None) != (
+            not self.conditioning.codes
+        ):
+            raise InputError("the condition is not this model's: give what model.condition(cond, batch) returns")
         return self.head(self(x, condition))
 
     def log_prob(self, x: Any, cond: Cond = None, reduce: bool = True) -> torch.Tensor:
@@ -165,7 +169,8 @@ class DensityModel(nn.Module, ABC):
         if of_codes is not None:
             if codes is None:
                 raise InputError(
-                    f"this model is conditioned on codes: give cond, int64 [{batch}, {of_codes.height}, ...]"
+                    f"this model is conditioned on codes: give cond, int64 {[batch, *of_codes.shape]} of "
+                    f"{of_codes.levels} levels"
                 )
             codes = of_codes.check(codes).to(self.device)
             if len(codes) != batch:
@@ -185,10 +190,11 @@ class DensityModel(nn.Module, ABC):
             raise InputError(
                 f"classes must be integers of shape [{batch}], got {labels.dtype} of shape {list(labels.shape)}"
             )
-        if batch and (int(labels.min()) < 0 or int(labels.max()) > self.classes):
+        most = self.classes if self.null_class else self.classes - 1
+        if batch and (int(labels.min()) < 0 or int(labels.max()) > most):
+            null = f" (or {self.classes}, the null class)" if self.null_class else ""
             raise InputError(
-                f"classes must lie in 0..{self.classes - 1} (or {self.classes}, the null class), "
-                f"got {int(labels.min())}..{int(labels.max())}"
+                f"classes must lie in 0..{self.classes - 1}{null}, got {int(labels.min())}..{int(labels.max())}"
             )
         return labels.long().to(self.device)
 

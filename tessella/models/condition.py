@@ -21,7 +21,7 @@ class Conditioning:
         codes: grid of the codes the model is conditioned on, for example the upper level of a VQ-VAE-2; None for none.
 
     Raises:
-        InputError: when ``classes`` is not an integer of at least 0.
+        InputError: when ``classes`` is not an integer of at least 0, or ``codes`` no grid.
     """
 
     classes: int = 0
@@ -30,6 +30,8 @@ class Conditioning:
     def __post_init__(self) -> None:
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
             raise InputError(f"classes must be an integer of at least 0, got {self.classes!r}")
+        if self.codes is not None and not isinstance(self.codes, Grid):
+            raise InputError(f"codes must be a Grid, for example codes=ts.Grid(4, 4, 1, 512), got {self.codes!r}")
 
 
 @dataclass

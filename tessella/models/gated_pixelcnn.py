@@ -13,6 +13,7 @@ once a pixel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,9 +46,10 @@ class GatedLayer(nn.Module):
             many pixels left.
         first: the first layer must not see its own row (vertical) or pixel (horizontal).
         last: the last layer's horizontal output goes to the skip connection only.
+        codes: whether features of codes come in.
     """
 
-    def __init__(self, hidden: int, kernel: int, dropout: float, first: bool, last: bool) -> None:
+    def __init__(self, hidden: int, kernel: int, dropout: float, first: bool, last: bool, codes: bool) -> None:
         super().__init__()
         self.hidden, self.first, self.last = hidden, first, last
         reach = kernel // 2 if first else kernel // 2 + 1
@@ -57,24 +59,46 @@ class GatedLayer(nn.Module):
         self.link = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
         self.skip = nn.Conv2d(hidden, hidden, 1)
         self.residual = None if last else nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.codes = nn.Linear(hidden, 4 * hidden, bias=False) if codes else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
         v: torch.Tensor,
         h: torch.Tensor,
-        skips: torch.Tensor,
-        v_bias: torch.Tensor | None,
-        h_bias: torch.Tensor | None,
+        position: torch.Tensor | None,
+        of_class: torch.Tensor | None,
+        codes: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Both stacks ``[batch, hidden, height, width]``, and the sum of skip outputs so far, one layer on."""
+        """Both stacks one layer on, and the layer's skip output.
+
+        Args:
+            v, h: the vertical and the horizontal stack, ``[batch, hidden, height, width]``.
+            position: added to the gates of both, ``[1, 4 * hidden, height, width]``.
+            of_class: the same of the class, ``[batch, 4 * hidden]``.
+            codes: features of the codes, ``[batch, height, width, hidden]``.
+        """
+        v_bias, h_bias = self._biases(position, of_class, codes)
         rows = gate(_plus(self.up(self.widen(v)), v_bias))
         v = rows if self.first else v + rows
         sums = pointwise(self.link, v, plus=self.left(h), into=True)
         gated = self.dropout(gate(_plus(sums, h_bias)))
         if self.residual is not None:
             h = pointwise(self.residual, gated, plus=None if self.first else h)
-        return v, h, pointwise(self.skip, gated, plus=skips)
+        return v, h, pointwise(self.skip, gated)
+
+    def _biases(self, *given: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What position, class and codes add to the gates of both stacks."""
+        position, of_class, codes = given
+        parts = [] if position is None else [position]
+        if of_class is not None:
+            parts.append(of_class[..., None, None])
+        if self.codes is not None:
+            parts.append(self.codes(codes).movedim(-1, 1))
+        if not parts:
+            return None, None
+        vertical, horizontal = sum(parts[1:], start=parts[0]).split(2 * self.hidden, dim=1)
+        return vertical, horizontal
 
 
 @dataclass
@@ -195,35 +219,25 @@ class GatedPixelCNN(DensityModel):
             nn.Linear(hidden, 4 * hidden, bias=False) for _ in range(layers if codes else 0)
         )
         self.layers = nn.ModuleList(
-            GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1) for i in range(layers)
+            GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1, codes is not None)
+            for i in range(layers)
         )
         self.output = create_output(grid, head, hidden)
         channels_last(self)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         v = h = self.embedding(x).movedim(-1, 1)
-        maps = None if condition.codes is None else self._code_features(condition.codes)
-        skips = torch.zeros_like(h)
-        for i, layer in enumerate(self.layers):
-            v, h, skips = self.recomputed(layer, v, h, skips, *self._biases(i, condition, maps))
-        return self.output(F.silu(skips).movedim(1, -1), x)
-
-    def _biases(
-        self, layer: int, condition: Condition, maps: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What position, class and codes add to the gates of both stacks: broadcast to ``[batch, 2 * hidden, height,
-        width]``."""
-        parts = []
-        if layer == 0:
-            parts.append((self.row_bias + self.column_bias).movedim(-1, 0)[None])
+        position: torch.Tensor | None = (self.row_bias + self.column_bias).movedim(-1, 0)[None]
+        classes: Sequence[torch.Tensor | None] = [None] * len(self.layers)
         if condition.labels is not None:
-            parts.append(self._class_bias(condition.labels)[:, 2 * layer : 2 * layer + 2].flatten(1)[..., None, None])
-        if maps is not None:
-            parts.append(self.code_gates[layer](maps).movedim(-1, 1))
-        if not parts:
-            return None, None
-        vertical, horizontal = sum(parts[1:], start=parts[0]).split(2 * self.hidden, dim=1)
-        return vertical, horizontal
+            classes = self._class_bias(condition.labels).unflatten(1, (-1, 2)).flatten(2).unbind(1)
+        codes = None if condition.codes is None else self._code_features(condition.codes)
+        skips: torch.Tensor | None = None
+        for layer, of_class in zip(self.layers, classes, strict=True):
+            v, h, skip = self.recomputed(layer, v, h, position, of_class, codes)
+            skips, position = skip if skips is None else skips + skip, None
+        assert skips is not None
+        return self.output(F.silu(skips).movedim(1, -1), x)
 
     def _code_features(self, codes: torch.Tensor) -> torch.Tensor:
         """Features of the codes for each pixel: ``[batch, height, width, hidden]``."""
@@ -301,7 +315,8 @@ class GatedPixelCNN(DensityModel):
             if i == 0:
                 sums += positions[0]
             if state.codes is not None:
-                of_codes = self.code_gates[i](state.codes[:, row]).chunk(2, dim=-1)
+                assert layer.codes is not None
+                of_codes = layer.codes(state.codes[:, row]).chunk(2, dim=-1)
                 sums += of_codes[0]
             below = gate(sums, dim=-1) if i == 0 else below + gate(sums, dim=-1)
             torch.add(below @ weights.link[i], state.biases[2 * i + 1], out=state.links[i])

@@ -261,7 +261,8 @@ class MADE(SequenceModel):
             log_weights = joint.unflatten(-1, (self.masks, -1)).logsumexp(dim=-1)
         else:
             assert state.told is not None
-            log_weights = state.log_weights + state.told[torch.arange(len(symbol)), :, symbol]
+            chosen = symbol[:, None, None].expand(-1, self.masks, 1)
+            log_weights = state.log_weights + state.told.gather(-1, chosen)[..., 0]
         state.log_weights = log_weights.log_softmax(dim=-1)
 
     def predict(self, place: int, state: MADEState) -> torch.Tensor:
@@ -342,5 +343,9 @@ class MADE(SequenceModel):
 
 
 def log_weights_before(each: torch.Tensor) -> torch.Tensor:
-    """``log w_m`` of each place, of the places' log-probabilities under each set: both ``[batch, places, masks]``."""
-    return F.log_softmax(each.cumsum(dim=1) - each, dim=-1)
+    """``log w_m`` of each place, of the places' log-probabilities under each set: both ``[batch, places, masks]``.
+
+    Sums are float64: thousands of places add up to numbers that leave float32 no digits for how the sets differ.
+    """
+    wide = each.double()
+    return F.log_softmax(wide.cumsum(dim=1) - wide, dim=-1).to(each.dtype)

@@ -64,7 +64,8 @@ class FactoredOutput(nn.Module):
     def step(self, previous: torch.Tensor, channel: int, state: ChannelState) -> tuple[torch.Tensor, ChannelState]:
         """Parameters ``[batch, size]`` of ``channel``; ``previous [batch]`` is the symbol of the channel before."""
         if channel:
-            state.hidden[:, channel:] += self._table(channel - 1)[previous]
+            earlier, direction = self.earlier[channel - 1], self.directions[channel - 1]
+            state.hidden[:, channel:] += earlier[previous] + direction * self.values[previous]
         return self.last(F.silu(state.hidden[:, channel])), state
 
     def _table(self, channel: int) -> torch.Tensor:
@@ -108,15 +109,13 @@ class LinearOutput(nn.Module):
     Args:
         head: the head.
         features: width of the backbone's output.
-        bias: whether to add one.
     """
 
-    def __init__(self, head: Head, features: int, bias: bool = True) -> None:
+    def __init__(self, head: Head, features: int) -> None:
         super().__init__()
         self.head = head
-        self.last = nn.Linear(features, head.size, bias=bias)
-        if bias:
-            self.last.bias.data.copy_(head.bias())
+        self.last = nn.Linear(features, head.size)
+        self.last.bias.data.copy_(head.bias())
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``features [..., features]`` to ``[..., size]``, or ``[..., 1, size]`` of a factored head."""

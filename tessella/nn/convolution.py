@@ -61,11 +61,12 @@ def pointwise(
     if plus is None:
         out = rows.flatten(0, 2) @ weight
     else:
-        add = torch.Tensor.addmm_ if into else torch.addmm
+        # Autocast passes over operations in place.
+        add = torch.Tensor.addmm_ if into and not torch.is_autocast_enabled(x.device.type) else torch.addmm
         out = add(plus.movedim(1, -1).flatten(0, 2), rows.flatten(0, 2), weight)
     if convolution.bias is not None:
         out = out + convolution.bias
-    return out.view(*rows.shape[:-1], -1).movedim(-1, 1)
+    return out.view(*rows.shape[:-1], weight.shape[1]).movedim(-1, 1)
 
 
 def channels_last(module: nn.Module) -> None:

@@ -188,7 +188,7 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Densit
     if recipe.model.conditional and not classes:
         raise ConfigError(f"model.conditional needs labels, and {recipe.data.source} has none")
     named_model = recipe.model
-    reserved = {"grid", "classes"} & set(named_model.sizes)
+    reserved = {"grid", "classes", "codes"} & set(named_model.sizes)
     if reserved:
         raise ConfigError(
             f"model.{min(reserved)} follows from the data: leave it out (model.conditional = true uses labels)"
@@ -329,7 +329,10 @@ def _run(
 ) -> Run:
     """Set up, start or resume, train, and leave the best weights in ``model``."""
     if isinstance(model, DensityModel):
-        model.checkpointing = config.checkpointing
+        if model.conditioning.codes is not None:
+            raise ConfigError(
+                "training on a grid of codes as condition is not there yet: create the model without codes="
+            )
         model.null_class = model.null_class and not (model.classes and not config.condition_dropout)
     elif config.checkpointing:
         raise ConfigError("train.checkpointing serves density models: leave it out for a tokenizer")
@@ -337,6 +340,9 @@ def _run(
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
     with _threads(config.threads), contextlib.ExitStack() as stack:
+        if isinstance(model, DensityModel):
+            stack.callback(setattr, model, "checkpointing", model.checkpointing)
+            model.checkpointing = model.checkpointing or config.checkpointing
         fabric = loop.create_fabric(config)
         if config.devices > 1:
             fabric.launch()

@@ -26,5 +26,15 @@ class Average:
         """Move towards ``module`` after optimizer step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+        for mine, theirs in zip(learned_buffers(self.module), learned_buffers(module), strict=True):
             mine.copy_(theirs)
+
+
+def learned_buffers(module: nn.Module) -> list[torch.Tensor]:
+    """Buffers that training changes, as a codebook is: the ones that are saved. Masks and the like are not."""
+    return [
+        buffer
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name not in part._non_persistent_buffers_set
+    ]

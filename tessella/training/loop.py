@@ -27,7 +27,7 @@ from tessella.config import TrainConfig
 from tessella.errors import ArtifactError, ConfigError, TrainingError
 from tessella.pipeline import pick_device
 from tessella.training import checkpoint
-from tessella.training.averaging import Average
+from tessella.training.averaging import Average, learned_buffers
 from tessella.training.examples import Examples, Order, mix
 from tessella.training.run import Progress, RunDirectory
 from tessella.training.tasks import Task
@@ -66,6 +66,10 @@ class Session:
     """Steps of the checkpoints that are known to be whole: written, or resumed from."""
 
 
+UNDECAYED = ("bias", "hidden_bias", "gain")
+"""Parameters of more than one dimension that weight decay leaves alone, as it does all of one dimension."""
+
+
 def create_fabric(config: TrainConfig) -> Fabric:
     """The engine: devices and precision.
 
@@ -98,8 +102,9 @@ def setup(
         )
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
-    matrices = [p for p in task.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in task.parameters() if p.requires_grad and p.dim() <= 1]
+    trained = [(name.rpartition(".")[2], p) for name, p in task.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if p.dim() > 1 and name not in UNDECAYED]
+    others = [p for name, p in trained if p.dim() <= 1 or name in UNDECAYED]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -276,7 +281,7 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(mix(seed, 1))
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
-    buffers = [buffer.clone() for buffer in session.task.module.buffers()]
+    buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
     totals: dict[str, float] = {}
     for count, part in enumerate(order.at(step).chunk(world)[rank].chunk(config.accumulate), start=1):
         x, labels = session.examples.batch(part, generator, fabric.device)
@@ -289,7 +294,7 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
     if not math.isfinite(norm):  # the gradient is shared by all processes, the loss is each one's own
         session.optimizer.zero_grad()
         with torch.no_grad():
-            for buffer, before in zip(session.task.module.buffers(), buffers, strict=True):
+            for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
                 buffer.copy_(before)
         _save_checkpoint(session)
         raise TrainingError(

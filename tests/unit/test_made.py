@@ -10,7 +10,7 @@ import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
-from tessella.models.made import MADE
+from tessella.models.made import MADE, log_weights_before
 
 
 def build(grid: ts.Grid, head: str = "categorical", **sizes: object) -> MADE:
@@ -90,3 +90,12 @@ def test_components_must_divide_by_the_masks() -> None:
 def test_the_average_starts_from_equal_weights() -> None:
     state = build(ts.Grid(2, 2, 1, 3), masks=4).init_state(2)
     torch.testing.assert_close(state.log_weights, torch.full((2, 4), -math.log(4), dtype=torch.float64))
+
+
+def test_log_weights_keep_their_digits_on_long_sequences() -> None:
+    each = -5 + 0.05 * torch.randn(2, 3072, 4, generator=torch.Generator().manual_seed(0))
+    running, expected = torch.zeros(2, 4, dtype=torch.float64), []
+    for place in each.double().unbind(1):
+        expected.append(running.log_softmax(-1))
+        running = running + place
+    torch.testing.assert_close(log_weights_before(each), torch.stack(expected, 1).float(), rtol=1e-6, atol=1e-6)

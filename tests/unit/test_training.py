@@ -342,6 +342,8 @@ def test_checkpointing_trains_the_same_weights_in_less_memory(tmp_path: Path) ->
             kept[-1] += tensor.numel()
             return tensor
 
+        assert not net.checkpointing, "training leaves the model as it was"
+        net.checkpointing = checkpointing
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             net.train().distribution(torch.from_numpy(images() // 85).long())
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
