@@ -20,7 +20,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence import MASKED, SequenceModel, SequenceState, SymbolInputs
 from tessella.nn.masked import MaskedLinear
 
 
@@ -28,16 +28,14 @@ from tessella.nn.masked import MaskedLinear
 class FVSBNState(SequenceState):
     """The inputs so far."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"table", "weights"})
+    shared: ClassVar[frozenset[str]] = frozenset({"table"})
 
     table: torch.Tensor
     """Input vector of every channel and level."""
-    weights: torch.Tensor
-    """``[places * size, symbols * width]``, masked."""
-    bias: torch.Tensor
-    """``[batch, places * size]``."""
+    classes: torch.Tensor | slice
+    """Rows of the biases that the images take."""
     inputs: torch.Tensor
-    """``[batch, symbols * width]``; what is not known is zero."""
+    """``[batch, symbols * embedding]``; what is not known is zero."""
 
 
 class FVSBN(SequenceModel):
@@ -45,26 +43,28 @@ class FVSBN(SequenceModel):
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        width: length of the vectors that stand for symbols of more than two levels: 1 serves intensities, codes want
-            more.
+        embedding: length of the vectors that stand for symbols of more than two levels: 1 serves intensities, codes
+            want more.
 
     Raises:
-        ConfigError: for a width below 1, or a grid whose matrix no machine holds.
+        ConfigError: for an embedding below 1, or a grid whose matrix no machine holds.
     """
 
     name = "fvsbn"
 
-    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, width: int = 1) -> None:
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1) -> None:
         super().__init__(grid, head, conditioning)
-        if width < 1:
-            raise ConfigError(f"fvsbn needs width >= 1, got {width}")
-        self.width = width
-        self.inputs = SymbolInputs(grid, width)
+        if embedding < 1:
+            raise ConfigError(f"fvsbn needs embedding >= 1, got {embedding}")
+        self.embedding = embedding
+        self.inputs = SymbolInputs(grid, embedding)
         outputs, of_symbol = self.places * self.free, self.inputs.width
         self.refuse_absurd(
             outputs * grid.symbols * of_symbol,
             "take a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
+            MASKED,
         )
+        self.refuse_absurd_biases()
         place = torch.arange(self.places).repeat_interleave(self.free)
         symbol = torch.arange(grid.symbols).repeat_interleave(of_symbol)
         self.regression = MaskedLinear(symbol // self.group < place[:, None], bias=False)
@@ -74,21 +74,16 @@ class FVSBN(SequenceModel):
             self.bias.data += 0.1 * torch.randn(self.bias.shape)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        logits = self.regression(self.inputs(x).flatten(1)) + self._bias(condition)
+        logits = self.regression(self.inputs(x).flatten(1)) + self.bias[self.classes_of(condition)]
         return self.on_grid(self.complete(logits.unflatten(1, (self.places, self.free))))
-
-    def _bias(self, condition: Condition) -> torch.Tensor:
-        return self.bias[0] if condition.labels is None else self.bias[condition.labels]
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
-        weights = self.regression.kernel()
         return FVSBNState(
             pixel=None,
             table=self.inputs.table(),
-            weights=weights,
-            bias=self._bias(self.condition(cond, batch)).expand(batch, -1).clone(),
-            inputs=weights.new_zeros(batch, weights.shape[1]),
+            classes=self.classes_of(self.condition(cond, batch)),
+            inputs=self.bias.new_zeros(batch, self.regression.weight.shape[1]),
         )
 
     def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
@@ -96,9 +91,10 @@ class FVSBN(SequenceModel):
         state.inputs[:, index * width : (index + 1) * width] = state.table[index % self.grid.channels, symbol]
 
     def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
+        # Up to what is known the mask is one.
         rows, known = slice(place * self.free, (place + 1) * self.free), place * self.group * self.inputs.width
-        logits = F.linear(state.inputs[:, :known], state.weights[rows, :known]) + state.bias[:, rows]
-        return self.complete(logits)
+        logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
+        return self.complete(logits + self.bias[state.classes, rows])
 
     def sizes(self) -> dict[str, Any]:
-        return {"width": self.width}
+        return {"embedding": self.embedding}

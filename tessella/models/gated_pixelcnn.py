@@ -176,7 +176,7 @@ class GatedState(State):
 
 
 class GatedPixelCNN(DensityModel):
-    """``gated-pixelcnn``: the gated PixelCNN with a cached ``step``.
+    """``gated-pixelcnn``: two stacks of gated convolutions, vertical and horizontal, without a blind spot.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`; codes are taken.

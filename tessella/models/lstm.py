@@ -5,8 +5,10 @@ plainest of the recurrent models of images, compare the spatial LSTM of Theis an
 den Oord et al. 2016. Its input at a place is the vector of the symbol before, plus learned vectors of the row, column
 and channel of the place to be predicted, plus the vector of the class. Layers are residual.
 
-The sequence is run in segments: with activation checkpointing only the states between them are kept, so that the
-memory grows with the square root of the length.
+The sequence is run in segments. With activation checkpointing the layers keep of an image the states between segments,
+and the activations of the one segment that is computed again: memory that grows with the square root of the length up
+to 65,536 places, where segments stop growing, and linearly from there. Not in it are the vectors of the places, kept
+once for all images, and the symbols and the parameters that are told of each, which are linear in the length anyway.
 """
 
 from __future__ import annotations
@@ -121,32 +123,44 @@ class LSTM(SequenceModel):
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        self.classes_of(condition)
         symbols = x.flatten(1).unflatten(1, (self.places, self.group))
+        table = self.embedding.table().flatten(0, 1)
+        classes = None if self.class_vectors is None else self.class_vectors(condition.labels)[:, None]
         zero = self.row.new_zeros(1, len(x), self.hidden)
         states = [zero] * (2 * len(self.layers))
         parts = []
-        for start in range(0, self.places, self.segment):
-            part, *states = self.recomputed(self._run, symbols, condition.labels, start, *states)
+        for i, positions in enumerate(self._positions().split(self.segment)):
+            start = i * self.segment
+            part, *states = self.recomputed(self._run, symbols, table, positions, classes, start, *states)
             parts.append(part)
         return self.on_grid(self.complete(torch.cat(parts, dim=1)))
 
     def _run(
-        self, symbols: torch.Tensor, labels: torch.Tensor | None, start: int, *states: torch.Tensor
+        self,
+        symbols: torch.Tensor,
+        table: torch.Tensor,
+        positions: torch.Tensor,
+        classes: torch.Tensor | None,
+        start: int,
+        *states: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """One segment.
 
         Args:
             symbols: of all places, ``int64 [batch, places, group]``.
-            labels: classes of the images.
+            table: vectors of the symbols, ``[channels * levels, hidden]``.
+            positions: vectors of the segment's places, ``[length, hidden]``.
+            classes: vectors of the images' classes, ``[batch, 1, hidden]``.
             start: the first place of the segment.
             states: hidden and cell state of each layer in turn, ``[1, batch, hidden]``.
 
         Returns:
             What the segment gives, ``[batch, length, free]``, and the states after it.
         """
-        x = self._inputs(symbols, start, min(start + self.segment, self.places))
-        if self.class_vectors is not None:
-            x = x + self.class_vectors(labels)[:, None]
+        x = self._before(symbols, table, start, start + len(positions)) + positions
+        if classes is not None:
+            x = x + classes
         after: list[torch.Tensor] = []
         for i, layer in enumerate(self.recurrent()):
             y, pair = layer(x, (states[2 * i].to(x.dtype), states[2 * i + 1].to(x.dtype)))
@@ -154,16 +168,13 @@ class LSTM(SequenceModel):
             x = x + self.drop(y)
         return (self.last(x), *after)
 
-    def _inputs(self, symbols: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Input vectors of the places ``start .. stop - 1``: ``[batch, stop - start, hidden]``."""
-        tables = self.embedding.table().flatten(0, 1)
+    def _before(self, symbols: torch.Tensor, table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Vectors of what comes before each of the places ``start .. stop - 1``: ``[batch, stop - start, hidden]``."""
         before = symbols[:, max(start - 1, 0) : stop - 1]
         first = torch.arange(max(start - 1, 0) * self.group, (stop - 1) * self.group, device=symbols.device)
         channel = (first % self.grid.channels).view(-1, self.group)
-        vectors = F.embedding(before + channel * self.grid.levels, tables).sum(2)
-        if start == 0:
-            vectors = F.pad(vectors, (0, 0, 1, 0))
-        return vectors + self._positions()[start:stop]
+        vectors = F.embedding(before + channel * self.grid.levels, table).sum(2)
+        return F.pad(vectors, (0, 0, 1, 0)) if start == 0 else vectors
 
     def _positions(self) -> torch.Tensor:
         """Vectors of the places, ``[places, hidden]``."""

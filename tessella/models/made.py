@@ -27,7 +27,7 @@ from tessella.grid import Grid
 from tessella.heads import CategoricalHead, Head, LogisticMixture, LogisticMixtureHead
 from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence import MASKED, SequenceModel, SequenceState, SymbolInputs
 from tessella.nn.condition import ClassEmbedding
 
 
@@ -36,7 +36,7 @@ class Weights:
     """Weights laid out for stepping, in lists by set of degrees; hidden units are sorted by degree."""
 
     table: torch.Tensor
-    """Inputs of every channel and level: ``[channels, levels, width]``."""
+    """Inputs of every channel and level: ``[channels, levels, embedding]``."""
     hidden: list[list[torch.Tensor]]
     """Of each layer ``[units, inputs]``."""
     ends: list[list[list[int]]]
@@ -44,7 +44,7 @@ class Weights:
     output: list[torch.Tensor]
     """``[places, free, units]``."""
     direct: torch.Tensor | None
-    """``[places, free, symbols * width]``."""
+    """``[places, free, symbols * embedding]``."""
 
 
 @dataclass
@@ -55,11 +55,11 @@ class MADEState(SequenceState):
 
     weights: Weights
     inputs: torch.Tensor
-    """``[batch, symbols * width]``, zero for the symbols to come."""
+    """``[batch, symbols * embedding]``, zero for the symbols to come."""
     units: list[list[torch.Tensor]]
     """Of each set and layer, activations by degree; before they are final, biases: ``[batch, units]``."""
-    bias: torch.Tensor
-    """``[batch, places, free]``."""
+    classes: torch.Tensor | slice
+    """Rows of the classes' biases that the images take."""
     log_weights: torch.Tensor
     """``log w_m`` of the sets given what is known: ``[batch, masks]``."""
     told: torch.Tensor | None = None
@@ -75,13 +75,13 @@ class MADE(SequenceModel):
         hidden: units of a layer.
         masks: sets of degrees whose distributions are averaged.
         direct: whether inputs go straight to later outputs too (sec. 4.1).
-        width: length of the vectors that stand for symbols of more than two levels.
+        embedding: length of the vectors that stand for symbols of more than two levels.
         dropout: share of the hidden units dropped in training.
         mask_seed: of the degrees.
 
     Raises:
         ConfigError: for sizes that make no network, a grid whose matrices no machine holds, or mixture components
-            that do not divide by the masks.
+            that do not divide by the masks; or several masks with another joint head.
     """
 
     name = "made"
@@ -95,25 +95,28 @@ class MADE(SequenceModel):
         hidden: int = 256,
         masks: int = 1,
         direct: bool = False,
-        width: int = 4,
+        embedding: int = 4,
         dropout: float = 0.3,
         mask_seed: int = 0,
     ) -> None:
         super().__init__(grid, head, conditioning)
-        if min(layers, hidden, masks, width) < 1 or not 0 <= dropout < 1:
+        if min(layers, hidden, masks, embedding) < 1 or not 0 <= dropout < 1:
             raise ConfigError(
-                "made needs layers, hidden, masks and width of at least 1 and 0 <= dropout < 1, got "
-                f"layers={layers}, hidden={hidden}, masks={masks}, width={width}, dropout={dropout}"
+                "made needs layers, hidden, masks and embedding of at least 1 and 0 <= dropout < 1, got "
+                f"layers={layers}, hidden={hidden}, masks={masks}, embedding={embedding}, dropout={dropout}"
             )
-        self.hidden, self.masks, self.width, self.dropout, self.mask_seed = hidden, masks, width, dropout, mask_seed
+        self.hidden, self.masks, self.embedding = hidden, masks, embedding
+        self.dropout, self.mask_seed = dropout, mask_seed
         self.one = self._head_of_a_set()
         self.free //= masks if head.joint else 1
-        self.inputs = SymbolInputs(grid, width)
+        self.inputs = SymbolInputs(grid, embedding)
         features, outputs = grid.symbols * self.inputs.width, self.places * self.free
         self.refuse_absurd(
             max(hidden * max(hidden, features), outputs * (features if direct else hidden)),
             "take a smaller grid, fewer levels, smaller sizes, direct=False, or head='logistic-mixture'",
+            MASKED,
         )
+        self.refuse_absurd_biases()
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         self.register_buffer(
@@ -124,13 +127,19 @@ class MADE(SequenceModel):
         self.output = nn.Parameter(torch.randn(self.places, self.free, hidden) * 0.3 * hidden**-0.5)
         self.direct = nn.Parameter(torch.randn(outputs, features) * 0.2 * features**-0.5) if direct else None
         self.bias = nn.Parameter(self.one.bias()[-self.free :].repeat(self.places, 1))
-        self.class_bias = ClassEmbedding(self.classes, layers * hidden + outputs) if self.classes else None
+        self.class_units = ClassEmbedding(self.classes, layers * hidden) if self.classes else None
+        self.class_bias = ClassEmbedding(self.classes, outputs) if self.classes else None
         self.drop = nn.Dropout(dropout)
 
     def _head_of_a_set(self) -> Head:
         """The head whose parameters the network makes for each set of degrees."""
-        if not isinstance(self.head, LogisticMixtureHead) or self.masks == 1:
+        if self.masks == 1 or not self.head.joint:
             return self.head
+        if not isinstance(self.head, LogisticMixtureHead):
+            raise ConfigError(
+                f"made averages masks={self.masks} under a head for each symbol or a mixture of logistics, whose "
+                f"components it divides; with head={self.head.name!r} take masks=1"
+            )
         if self.head.components % self.masks:
             raise ConfigError(
                 f"made gives each of its masks a share of the mixture's components: {self.head.components} components "
@@ -158,7 +167,8 @@ class MADE(SequenceModel):
         return before <= seen_by[:, None]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        inputs, (unit_bias, bias) = self.inputs(x).flatten(1), self._biases(condition.labels)
+        inputs, classes = self.inputs(x).flatten(1), self.classes_of(condition)
+        unit_bias, bias = self._unit_bias(classes), self._bias(classes, slice(0, self.places))
         if self.direct is not None:
             past = self.owners <= torch.arange(self.places, device=x.device)[:, None]
             weights = self.direct.unflatten(0, (self.places, self.free)) * past[:, None]
@@ -173,16 +183,20 @@ class MADE(SequenceModel):
         each = tables.gather(-1, x.flatten(1)[..., None, None].expand(-1, -1, self.masks, 1))[..., 0]
         return self.on_grid(self._merged_tables(tables, log_weights_before(each)))
 
-    def _biases(self, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the units ``[batch or 1, layers, hidden]`` and of the outputs ``[batch or 1, places, free]``."""
-        unit_bias, bias = torch.stack([layer.bias for layer in self._linear()])[None], self.bias[None]
+    def _unit_bias(self, classes: torch.Tensor | slice) -> torch.Tensor:
+        """Of the hidden units: ``[batch or 1, layers, hidden]``."""
+        bias = torch.stack([layer.bias for layer in self._linear()])[None]
+        if self.class_units is not None:
+            bias = bias + self.class_units.weight[classes].unflatten(1, bias.shape[1:])
+        return bias
+
+    def _bias(self, classes: torch.Tensor | slice, places: slice) -> torch.Tensor:
+        """Of the outputs of some places: ``[batch or 1, places, free]``."""
+        bias = self.bias[None, places]
         if self.class_bias is not None:
-            of_units, of_outputs = self.class_bias(labels).split([unit_bias.numel(), bias.numel()], dim=1)
-            unit_bias, bias = (
-                unit_bias + of_units.view(-1, *unit_bias.shape[1:]),
-                bias + of_outputs.view(-1, *bias.shape[1:]),
-            )
-        return unit_bias, bias
+            part = slice(places.start * self.free, places.stop * self.free)
+            bias = bias + self.class_bias.weight[classes, part].unflatten(1, bias.shape[1:])
+        return bias
 
     def _linear(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
@@ -222,16 +236,16 @@ class MADE(SequenceModel):
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> MADEState:
-        unit_bias, bias = self._biases(self.condition(cond, batch).labels)
+        classes = self.classes_of(self.condition(cond, batch))
         orders = self.degrees.argsort(dim=-1, stable=True)
-        unit_bias = unit_bias.expand(batch, -1, -1)
-        wide = bias.float() if bias.dtype not in (torch.float32, torch.float64) else bias
+        unit_bias = self._unit_bias(classes).expand(batch, -1, -1)
+        wide = unit_bias.float() if unit_bias.dtype not in (torch.float32, torch.float64) else unit_bias
         return MADEState(
             pixel=None,
             weights=self._weights(orders),
-            inputs=bias.new_zeros(batch, len(self.owners)),
+            inputs=unit_bias.new_zeros(batch, len(self.owners)),
             units=[[unit_bias[:, i, order] for i, order in enumerate(of_set)] for of_set in orders],
-            bias=bias.expand(batch, -1, -1).clone(),
+            classes=classes,
             log_weights=wide.new_zeros(batch, self.masks).log_softmax(dim=-1),
         )
 
@@ -267,7 +281,7 @@ class MADE(SequenceModel):
 
     def predict(self, place: int, state: MADEState) -> torch.Tensor:
         weights, known = state.weights, place * self.group * self.inputs.width
-        bias = state.bias[:, place]
+        bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
         if weights.direct is not None:
             bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
         sets = [self._of_set(self._advance_units(which, place, bias, state)) for which in range(self.masks)]
@@ -298,7 +312,7 @@ class MADE(SequenceModel):
             "hidden": self.hidden,
             "masks": self.masks,
             "direct": self.direct is not None,
-            "width": self.width,
+            "embedding": self.embedding,
             "dropout": self.dropout,
             "mask_seed": self.mask_seed,
         }

@@ -39,8 +39,8 @@ class NADEState(SequenceState):
     """Input vector of every channel and level."""
     running: torch.Tensor
     """What enters the hidden units: ``[batch, hidden]``."""
-    bias: torch.Tensor
-    """``[batch, places, size]``."""
+    classes: torch.Tensor | slice
+    """Rows of the biases that the images take."""
 
 
 class NADE(SequenceModel):
@@ -49,7 +49,7 @@ class NADE(SequenceModel):
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
         hidden: hidden units.
-        width: length of the vectors that stand for symbols of more than two levels.
+        embedding: length of the vectors that stand for symbols of more than two levels.
 
     Raises:
         ConfigError: for sizes below 1, or a grid whose matrices no machine holds.
@@ -57,17 +57,20 @@ class NADE(SequenceModel):
 
     name = "nade"
 
-    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, hidden: int = 128, width: int = 4) -> None:
+    def __init__(
+        self, grid: Grid, head: Head, conditioning: Conditioning, hidden: int = 128, embedding: int = 4
+    ) -> None:
         super().__init__(grid, head, conditioning)
-        if hidden < 1 or width < 1:
-            raise ConfigError(f"nade needs hidden >= 1 and width >= 1, got hidden={hidden}, width={width}")
-        self.hidden, self.width = hidden, width
-        self.inputs = SymbolInputs(grid, width)
+        if hidden < 1 or embedding < 1:
+            raise ConfigError(f"nade needs hidden >= 1 and embedding >= 1, got hidden={hidden}, embedding={embedding}")
+        self.hidden, self.embedding = hidden, embedding
+        self.inputs = SymbolInputs(grid, embedding)
         of_place = self.group * self.inputs.width
         self.refuse_absurd(
             self.places * hidden * max(self.free, of_place),
             "take a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
         )
+        self.refuse_absurd_biases()
         self.encode = nn.Parameter(torch.randn(self.places, of_place, hidden) * (self.places * of_place) ** -0.5)
         self.decode = nn.Parameter(torch.randn(self.places, hidden, self.free) * 0.3 * hidden**-0.5)
         self.hidden_bias = nn.Parameter(0.5 * torch.randn(self.classes + 1, hidden))
@@ -76,9 +79,9 @@ class NADE(SequenceModel):
             self.bias.data += 0.1 * torch.randn(self.bias.shape)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        inputs = self.inputs(x).view(len(x), self.places, -1)
-        running, bias = self._biases(condition)
-        running, parts = running.expand(len(x), -1), []
+        inputs = self.inputs(x).view(len(x), self.places, self.group * self.inputs.width)
+        classes = self.classes_of(condition)
+        running, parts = self.hidden_bias[classes].expand(len(x), -1), []
         for start in range(0, self.places, CHUNK):
             part = slice(start, start + CHUNK)
             chunk = inputs[:, part], self.encode[part], self.decode[part], running
@@ -87,22 +90,13 @@ class NADE(SequenceModel):
             else:
                 out, running = walk_chunk(*chunk)
             parts.append(out)
-        return self.on_grid(self.complete(torch.cat(parts, dim=1) + bias))
-
-    def _biases(self, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the hidden units and of the parameters, for each image or for all."""
-        classes = slice(0, 1) if condition.labels is None else condition.labels
-        return self.hidden_bias[classes], self.bias[classes]
+        return self.on_grid(self.complete(torch.cat(parts, dim=1) + self.bias[classes]))
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> NADEState:
-        running, bias = self._biases(self.condition(cond, batch))
-        return NADEState(
-            pixel=None,
-            table=self.inputs.table(),
-            running=running.expand(batch, -1).clone(),
-            bias=bias.expand(batch, -1, -1).clone(),
-        )
+        classes = self.classes_of(self.condition(cond, batch))
+        running = self.hidden_bias[classes].expand(batch, -1).clone()
+        return NADEState(pixel=None, table=self.inputs.table(), running=running, classes=classes)
 
     def learn(self, symbol: torch.Tensor, index: int, state: NADEState) -> None:
         place, inside = divmod(index, self.group)
@@ -110,10 +104,11 @@ class NADE(SequenceModel):
         state.running.addmm_(state.table[index % self.grid.channels, symbol], weights)
 
     def predict(self, place: int, state: NADEState) -> torch.Tensor:
-        return self.complete(torch.addmm(state.bias[:, place], state.running.sigmoid(), self.decode[place]))
+        bias = self.bias[state.classes, place]
+        return self.complete(torch.addmm(bias, state.running.sigmoid(), self.decode[place]))
 
     def sizes(self) -> dict[str, Any]:
-        return {"hidden": self.hidden, "width": self.width}
+        return {"hidden": self.hidden, "embedding": self.embedding}
 
 
 def walk_chunk(

@@ -19,11 +19,17 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.base import DensityModel
-from tessella.models.condition import Conditioning
+from tessella.models.condition import Condition, Conditioning
 from tessella.nn.state import State
 
-LARGEST = 1 << 31
-"""Weights that one matrix may hold: 8 GiB in float32."""
+LARGEST = 600_000_000
+"""Numbers that one matrix of parameters may hold."""
+
+TRAINED = 20
+"""Bytes that training takes for a weight in float32: itself, its gradient, two moments of the optimizer, average."""
+
+MASKED = 30
+"""The same of a weight under a mask: besides, the mask, the masked copy and the copy's gradient."""
 
 
 @dataclass
@@ -81,8 +87,13 @@ class SequenceModel(DensityModel):
         """``[batch, places, size]`` as :meth:`forward` returns them."""
         return parameters.unflatten(1, (self.grid.height, self.grid.width) if self.head.joint else self.grid.shape)
 
-    def refuse_absurd(self, count: int, hint: str) -> None:
-        """Refuse a matrix of ``count`` weights that no machine holds.
+    def refuse_absurd(self, count: int, hint: str, bytes_each: int = TRAINED) -> None:
+        """Refuse a matrix of ``count`` weights, which no ordinary machine trains.
+
+        Args:
+            count: weights of the matrix.
+            hint: what to do, for the message.
+            bytes_each: memory that training takes for a weight.
 
         Raises:
             ConfigError: above ``LARGEST``.
@@ -90,8 +101,26 @@ class SequenceModel(DensityModel):
         if count > LARGEST:
             raise ConfigError(
                 f"{self.name} on a grid of {self.grid} would have a matrix of {count:,} weights, more than "
-                f"{LARGEST:,}: {hint}"
+                f"{LARGEST:,} (to train it takes about {count * bytes_each / 2**30:.0f} GiB): {hint}"
             )
+
+    def refuse_absurd_biases(self) -> None:
+        """Refuse a bias of each class and place that is larger than a matrix may be.
+
+        Raises:
+            ConfigError: above ``LARGEST``.
+        """
+        self.refuse_absurd(
+            (self.classes + 1) * self.places * self.free,
+            f"each of the {self.classes} classes has biases of its own; take fewer classes, a smaller grid, fewer "
+            "levels, or a head with few parameters (head='logistic-mixture')",
+        )
+
+    def classes_of(self, condition: Condition) -> torch.Tensor | slice:
+        """What picks the rows of the images from a table ``[classes + 1, ...]``; of a model without classes its only
+        row, which serves all images."""
+        assert (condition.labels is None) == (not self.classes), "a condition that model.condition did not make"
+        return slice(0, 1) if condition.labels is None else condition.labels
 
     def receptive_field(self) -> torch.Tensor:
         return torch.ones(self.grid.symbols, self.grid.symbols, dtype=torch.bool).tril(-1)

@@ -17,10 +17,10 @@ from tessella.pipeline import load_model, save_model
 SIZES: dict[str, dict[str, object]] = {
     "transformer": {"layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "feedforward": 6},
     "independent": {},
-    "made": {"hidden": 12, "layers": 2, "masks": 2, "width": 2, "direct": True, "dropout": 0.0},
+    "made": {"hidden": 12, "layers": 2, "masks": 2, "embedding": 2, "direct": True, "dropout": 0.0},
     "lstm": {"layers": 2, "hidden": 6},
-    "fvsbn": {"width": 2},
-    "nade": {"hidden": 5, "width": 2},
+    "fvsbn": {"embedding": 2},
+    "nade": {"hidden": 5, "embedding": 2},
     "pixelsnail": {"blocks": 1, "residual_blocks": 1, "channels": 4, "residual_channels": 3, "heads": 2},
     "pixelcnn++": {"blocks": 1, "filters": 4, "scales": 2, "embedding": 3},
     "gated-pixelcnn": {"layers": 3, "hidden": 6},

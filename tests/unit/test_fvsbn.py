@@ -32,5 +32,5 @@ def test_a_grid_too_large_is_refused_with_the_count() -> None:
 
 
 def test_sizes_that_make_no_network_are_refused() -> None:
-    with pytest.raises(ConfigError, match="width >= 1"):
-        ts.create("fvsbn", ts.Grid(2, 2, 1, 4), width=0)
+    with pytest.raises(ConfigError, match="embedding >= 1"):
+        ts.create("fvsbn", ts.Grid(2, 2, 1, 4), embedding=0)

@@ -10,6 +10,8 @@ import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
+from tessella.heads import Distribution, JointHead
+from tessella.models.condition import Conditioning
 from tessella.models.made import MADE, log_weights_before
 
 
@@ -58,7 +60,7 @@ def test_several_sets_are_averaged_as_joint_distributions() -> None:
 def test_three_sets_sum_to_one_and_step_as_they_run(head: str, direct: bool) -> None:
     grid = ts.Grid(2, 1, 2, 3)
     sizes: dict[str, object] = {"components": 6} if head == "logistic-mixture" else {}
-    model = build(grid, head, layers=2, hidden=6, masks=3, width=2, direct=direct, **sizes)
+    model = build(grid, head, layers=2, hidden=6, masks=3, embedding=2, direct=direct, **sizes)
     x = all_grids(grid)
     with torch.no_grad():
         assert abs(float(model.log_prob(x).logsumexp(0))) < 1e-12
@@ -85,6 +87,28 @@ def test_weights_behind_masks_are_not_counted() -> None:
 def test_components_must_divide_by_the_masks() -> None:
     with pytest.raises(ConfigError, match="10 components do not divide by masks=3"):
         build(ts.Grid(2, 2, 1, 5), "logistic-mixture", masks=3)
+
+
+def test_several_masks_need_a_head_whose_mixture_is_known() -> None:
+    class Other(JointHead):
+        name, size = "other", 4
+
+        def __call__(self, parameters: torch.Tensor) -> Distribution:
+            raise NotImplementedError
+
+        def symbol(self, parameters: torch.Tensor) -> Distribution:
+            raise NotImplementedError
+
+        def start(self, parameters: torch.Tensor) -> None:
+            raise NotImplementedError
+
+        def next(self, previous: torch.Tensor | None, channel: int, state: None) -> tuple[torch.Tensor, None]:
+            raise NotImplementedError
+
+    grid = ts.Grid(2, 2, 1, 5)
+    assert MADE(grid, Other(grid), Conditioning(), masks=1).free == 4
+    with pytest.raises(ConfigError, match="masks=2.*head='other' take masks=1"):
+        MADE(grid, Other(grid), Conditioning(), masks=2)
 
 
 def test_the_average_starts_from_equal_weights() -> None:
