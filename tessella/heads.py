@@ -196,6 +196,10 @@ class CategoricalHead(Head):
         return table
 
 
+MOST_ORDINAL = 4096
+"""Levels of an ordinal head: the square root of its covariance takes their cube in time, their square in memory."""
+
+
 class OrdinalHead(CategoricalHead):
     """``ordinal``: a categorical whose logits share strength between neighbouring levels.
 
@@ -205,6 +209,9 @@ class OrdinalHead(CategoricalHead):
     step tells one level it tells its neighbours too, near ones most (it is a step on the logits preconditioned by
     ``C``), and independent parameters make smooth logits, drawn from a Gaussian process over the levels. ``L`` is
     invertible, so every distribution over the levels is still expressible, as by the softmax.
+
+    Raises:
+        ConfigError: above ``MOST_ORDINAL`` levels.
     """
 
     name = "ordinal"
@@ -212,24 +219,33 @@ class OrdinalHead(CategoricalHead):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
+        if grid.levels > MOST_ORDINAL:
+            raise ConfigError(
+                f"the ordinal head takes at most {MOST_ORDINAL:,} levels, got {grid.levels:,}: take head='categorical'"
+            )
         self._roots: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, parameters: torch.Tensor) -> Distribution:
-        parameters = _wide(parameters)
-        return Categorical(parameters @ self._root(parameters)[0])
+        return Categorical(self._product(_wide(parameters), 0))
 
     symbol = __call__
 
     def parameters_of(self, table: torch.Tensor) -> torch.Tensor:
-        return table @ self._root(table)[1]
+        return self._product(table, 1)
+
+    def _product(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        """``x [..., levels]`` times ``L`` (0) or its inverse (1), in the type of ``x`` whatever autocast says."""
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self._root(x)[which]
 
     def _root(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``L`` and its inverse ``[levels, levels]``, on the device and of the type of a tensor."""
         key = (like.device, like.dtype)
         if key not in self._roots:
-            values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
-            root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
-            self._roots[key] = root.to(like), inverse.to(like)
+            with torch.inference_mode(False), torch.no_grad():  # whoever asks first, training may use it later
+                values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
+                root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
+                self._roots[key] = root.to(*key), inverse.to(*key)
         return self._roots[key]
 
 

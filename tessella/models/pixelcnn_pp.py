@@ -1,11 +1,11 @@
 """PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
-Mixture Likelihood and Other Modifications", sections 2.2 to 2.6 and figure 2).
+Mixture Likelihood and Other Modifications", sections 2.1 to 2.5 and figure 2).
 
 Two streams of features: the *vertical* one sees the rows above a pixel, the *horizontal* one the pixels to its left
 and, in every block, the vertical stream. Both run down through resolutions, each half as high and wide as the one
 before, and up again; a block on the way up sees, besides its input, the map that lies opposite on the way down (section
 2.4). A block is ``x + a * sigmoid(b)`` with ``a, b`` from two shifted convolutions of concatenated ELUs.
-The class adds a bias to ``a`` and ``b`` of every block (section 2.1 of van den Oord et al. 2016b).
+The class adds a bias to ``a`` and ``b`` of every block (section 2.3 of van den Oord et al. 2016b).
 
 A step does what its place in the grid makes possible: the vertical stream of a resolution that is reduced ``2^s``
 times, once every ``2^s`` rows, for a whole row; its horizontal stream, at every ``2^s``-th pixel of these rows. What

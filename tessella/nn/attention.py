@@ -16,7 +16,7 @@ from torch import nn
 from tessella.errors import ConfigError
 
 BASE = 10_000.0
-"""The slowest rotation turns by about one radian in so many rows or columns."""
+"""Turns slow down from one radian a row or column to about one in so many."""
 EPSILON = 1e-5
 """Added to a mean square before its root."""
 

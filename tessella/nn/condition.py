@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.nn.embedding import SymbolEmbedding
 
@@ -34,10 +35,15 @@ class CodeEmbedding(nn.Module):
         codes: grid of the codes.
         grid: grid that is modelled.
         width: length of the vectors.
+
+    Raises:
+        ConfigError: for codes finer than the grid, of which some would reach no pixel.
     """
 
     def __init__(self, codes: Grid, grid: Grid, width: int) -> None:
         super().__init__()
+        if codes.height > grid.height or codes.width > grid.width:
+            raise ConfigError(f"codes must be no finer than the grid: codes of {codes} cannot condition {grid}")
         self.size = (grid.height, grid.width)
         self.embedding = SymbolEmbedding(codes, width)
         self.blocks = nn.ModuleList(

@@ -1,7 +1,7 @@
 """Shifted convolutions with normalized weights, over a whole grid and row by row or pixel by pixel.
 
 A *down-shifted* convolution sees rows above and its own row, on both sides; a *down-right-shifted* one sees rows above
-and its own row up to its own place (Salimans et al. 2017, "PixelCNN++", section 2.5; van den Oord et al. 2016b). Fed
+and its own row up to its own place (Salimans et al. 2017, "PixelCNN++"; van den Oord et al. 2016b). Fed
 with rows that are complete, respectively with pixels that are known, neither needs a mask. Weights are written as a
 length times a direction (Salimans and Kingma 2016, "Weight Normalization", eq. 2), one length for each output.
 

@@ -343,3 +343,33 @@ def test_guidance_needs_classes(name: str, head: str) -> None:
         ts.sample(model, n=2, guidance=2.0)
     with pytest.raises(InputError, match="guidance needs a class"):
         ts.sample(build(name, head, model.grid, classes=2), n=2, guidance=2.0)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_half_precision_trains_on_nearly_the_same_loss(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(3, 4, 3, 5), classes=2).float().train()
+    x, condition = some(model.grid, 3), model.condition(torch.tensor([0, 1, 2]), 3)
+    full = -model.distribution(x, condition).log_prob(x).mean()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = -model.distribution(x, condition).log_prob(x).mean()
+    half.backward()
+    torch.testing.assert_close(half, full, rtol=0.03, atol=0)
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_no_images_have_no_probabilities(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(3, 4, 2, 5))
+    assert model.log_prob(some(model.grid, 0)).shape == (0,)
+
+
+DROPOUT = [pair for pair in PAIRS if "dropout" in ts.create(str(pair.values[0]), ts.Grid(1, 2, 1, 3)).sizes()]
+
+
+@pytest.mark.parametrize(("name", "head"), DROPOUT)
+def test_dropout_in_training_mode_is_refused(name: str, head: str) -> None:
+    model = build(name, head, ts.Grid(2, 2, 1, 4), dropout=0.1).train()
+    with pytest.raises(InputError, match=r"model\.eval\(\)"):
+        model.log_prob(some(model.grid, 1))
+    with pytest.raises(InputError, match=r"model\.eval\(\)"):
+        ts.sample(model, n=1)

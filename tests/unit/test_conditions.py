@@ -58,3 +58,9 @@ def test_training_on_codes_as_condition_is_refused_at_once(tmp_path: Path) -> No
     model = ts.create("transformer", GRID, codes=ts.Grid(1, 2, 1, 8), layers=1, width=8, heads=2)
     with pytest.raises(ConfigError, match="create the model without codes="):
         ts.train(model, np.zeros((8, 2, 2, 1), np.int64), out=tmp_path / "run", steps=1)
+
+
+@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelsnail", "transformer"])
+def test_codes_finer_than_the_grid_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="no finer than the grid"):
+        ts.create(name, GRID, codes=ts.Grid(4, 2, 1, 8))

@@ -190,5 +190,26 @@ def test_a_mixture_on_two_levels_is_refused() -> None:
 def test_create_refuses_what_makes_no_model(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 4), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="Known: gated-pixelcnn, independent"):
+    with pytest.raises(ConfigError, match="Known: diagonal-bilstm, fvsbn, gated-pixelcnn, independent"):
         ts.create("pixelcnnn", ts.Grid(2, 2, 1, 4))
+
+
+def test_ordinal_logits_are_wide_under_autocast() -> None:
+    head = create_head("ordinal", ts.Grid(1, 1, 1, 256))
+    parameters = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        table = head.symbol(parameters).table()
+    torch.testing.assert_close(table, head.symbol(parameters).table(), rtol=0, atol=1e-5)
+
+
+def test_ordinal_can_be_trained_after_it_was_used_in_inference_mode() -> None:
+    head, parameters = create_head("ordinal", ts.Grid(1, 1, 1, 7)), torch.zeros(2, 7, requires_grad=True)
+    with torch.inference_mode():
+        head.symbol(parameters).table()
+    head.symbol(parameters).log_prob(torch.tensor([1, 2])).sum().backward()
+    assert parameters.grad is not None
+
+
+def test_ordinal_refuses_very_many_levels() -> None:
+    with pytest.raises(ConfigError, match="at most 4,096 levels, got 16,384"):
+        create_head("ordinal", ts.Grid(1, 1, 1, 16384))
