@@ -95,8 +95,9 @@ def filled(text: str) -> str:
     for name, table in TABLES.items():
         found = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         block = f"<!-- {name} -->\n{table(found)}\n<!-- /{name} -->"
-        text, n = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, new=block: new, text, flags=re.DOTALL)
-        assert n == 1, f"docs/models.md has {n} places for {name}"
+        parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
+        assert len(parts) == 2, f"docs/models.md has {len(parts) - 1} places for {name}"
+        text = block.join(parts)
     return text
 
 

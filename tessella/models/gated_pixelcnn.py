@@ -167,7 +167,7 @@ class GatedState(State):
         if self.slots is None:
             batch, _, hidden = self.first.shape
             self.slots = Slots(
-                windows=[self.first.view(batch, -1), *(window.view(batch, -1) for window in self.windows)],
+                windows=[self.first.flatten(1), *(window.flatten(1) for window in self.windows)],
                 newest=[window[:, -1] for window in self.windows],
                 gated=list(self.gated.split(hidden, dim=1)),
                 sums=self.gated.new_empty(batch, 2 * hidden),
@@ -215,9 +215,6 @@ class GatedPixelCNN(DensityModel):
         self.class_bias = ClassEmbedding(self.classes, layers * 4 * hidden) if self.classes else None
         codes = conditioning.codes
         self.codes = CodeEmbedding(codes, grid, hidden) if codes else None
-        self.code_gates = nn.ModuleList(
-            nn.Linear(hidden, 4 * hidden, bias=False) for _ in range(layers if codes else 0)
-        )
         self.layers = nn.ModuleList(
             GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1, codes is not None)
             for i in range(layers)

@@ -332,7 +332,7 @@ def _places(row: int, column: int, h: torch.Tensor, scales: list[ScaleState]) ->
             smaller = resize.shrink_h.at(column // 2, resize.before[:, column // 2])
             smaller = _places(row // 2, column // 2, smaller, scales[1:])
             four = torch.addmm(resize.bias_h, smaller, resize.grow_h)
-            resize.grown_h[:, :, column : column + 2] = four.view(len(four), 2, 2, -1)
+            resize.grown_h[:, :, column : column + 2] = four.view(len(four), 2, 2, four.shape[1] // 4)
         h = resize.grown_h[:, row % 2, column]
     for block in scale.up:
         h = block.horizontal.pixel(column, h, concat_elu(h), skips.pop())

@@ -33,11 +33,7 @@ from tessella.nn.condition import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.shifted import CausalKernel, NormedLinear, RowCache, ShiftedConvolution, delayed
 from tessella.nn.state import State
-
-UNIT_GAIN = 1.25
-"""Length of weights that about keeps the variance of what an ELU gives."""
-RESIDUAL_GAIN = 0.5
-"""First length of the weights that make a block's output, so that a deep sum starts small."""
+from tessella.nn.streams import RESIDUAL_GAIN, UNIT_GAIN
 
 OUTPUT_SHARE = 0.1
 """The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""

@@ -16,7 +16,7 @@ from torch import nn
 from tessella.errors import ConfigError
 
 BASE = 10_000.0
-"""Turns slow down from one radian a row or column to about one in so many."""
+"""Of ``n`` pairs of a row or column, pair ``j`` turns by this to the power of ``-j / n`` radians a place."""
 EPSILON = 1e-5
 """Added to a mean square before its root."""
 

@@ -336,6 +336,21 @@ def test_checkpointing_changes_no_gradient_and_every_parameter_has_one(name: str
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("name", "head"), WITH_CODES)
+def test_checkpointing_changes_no_gradient_of_codes(name: str, head: str) -> None:
+    codes = ts.Grid(2, 2, 1, 4)
+    model = build(name, head, ts.Grid(4, 3, 2, 5), classes=2, codes=codes).train()
+    x, cond = some(model.grid, 3), {"class": torch.tensor([0, 1, 2]), "codes": some(codes, 3)}
+    gradients = []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model.distribution(x, model.condition(cond, 3)).log_prob(x).sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert gradient is not None, f"{key} does nothing"
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_guidance_needs_classes(name: str, head: str) -> None:
     model = build(name, head, ts.Grid(2, 2, 1, 4))
