@@ -59,7 +59,8 @@ def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
     steps = max(line["step"] for line in lines if "step" in line)
     model.eval()
     bits = score(model, test)
-    row = {"model": name, "parameters": model.parameter_count(), "minutes": minutes, "steps": steps}
+    row = {"model": name, "commit": harness.commit(), "parameters": model.parameter_count()}
+    row |= {"minutes": minutes, "steps": steps}
     row |= {"seconds_an_epoch": 60 * minutes / (steps * 64 / len(train)), "processors_busy_with_others": noise()}
     row |= {"bits_per_dim": float(bits.mean()), "standard_error": standard_error(bits)}
     row |= {"fresh_bits_per_dim": float(fresh.mean()), "test_images": len(test)}
@@ -127,7 +128,13 @@ def resident() -> float:
 def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict[str, Any]:
     """:func:`cost` in a new process, killed after ``limit`` seconds."""
     words = [sys.executable, __file__, "cost-one", name, place, str(int(checkpointing))]
-    row = {"model": name, "grid": place, "batch": COST_BATCH, "checkpointing": checkpointing}
+    row = {
+        "model": name,
+        "commit": harness.commit(),
+        "grid": place,
+        "batch": COST_BATCH,
+        "checkpointing": checkpointing,
+    }
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -181,7 +188,12 @@ def smoke_all(names: list[str], minutes: float, out: str) -> None:
     baseline = ts.create("independent", ts.Grid(8, 8, 1, train.levels))
     baseline.fit(pixel_generator(baseline).encode(np.asarray(train.images[:])))
     bits = score(baseline, test)
-    first = {"model": "independent", "parameters": baseline.parameter_count(), "bits_per_dim": float(bits.mean())}
+    first = {
+        "model": "independent",
+        "commit": harness.commit(),
+        "parameters": baseline.parameter_count(),
+        "bits_per_dim": float(bits.mean()),
+    }
     path = Path(out) if out else harness.ROOT / "results" / "families.json"
     others = kept_rows(path, ["independent", *names])
     rows = [first | {"standard_error": standard_error(bits)}, *others]

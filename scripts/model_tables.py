@@ -71,8 +71,11 @@ def training(found: dict[str, Any]) -> str:
         lines.append(
             f"| {row['name']} | {t['median']:.2f} ({t['least']:.2f} to {t['greatest']:.2f}) | {' | '.join(counts)} |"
         )
+    names = {"compiled": "the peer's time where both are compiled"}
     against = ", ".join(
-        f"{ratio:.2f} of {name}" for name, ratio in last["ratio_of_medians"].items() if name != "tessella"
+        f"{ratio:.2f} of {names.get(name, name)}"
+        for name, ratio in last["ratio_of_medians"].items()
+        if name != "tessella"
     )
     power = f"{facts['machine_gflops']:.0f} GFLOP/s in a product of 2048x2048 matrices"
     return "\n".join([*lines, "", f"*Ours takes {against}. The machine gives {power}; {_origin(found)}*"])
@@ -84,7 +87,8 @@ def _minutes(minutes: set[float]) -> str:
 
 def _origin(found: dict[str, Any]) -> str:
     hardware = found["hardware"]
-    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {found['commit']}"
+    commits = dict.fromkeys([*(row["commit"] for row in found["rows"] if "commit" in row), found["commit"]])
+    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {', '.join(commits)}"
 
 
 TABLES = {"families": families, "cost": cost, "training": training}
