@@ -9,7 +9,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, dict[str, float]]:
     """Time several pieces of work in turn, so that all meet the same noise.
 
+    A piece that returns a float has timed itself, in seconds, and left out what it had to prepare.
+
     Returns:
         For each name the median, least and greatest wall-clock seconds over ``rounds`` runs after ``warm`` ones.
     """
@@ -29,9 +33,9 @@ def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int =
     for turn in range(warm + rounds):
         for name, act in work.items():
             started = time.perf_counter()
-            act()
+            own = act()
             if turn >= warm:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(own if isinstance(own, float) else time.perf_counter() - started)
     return {n: {"median": statistics.median(t), "least": min(t), "greatest": max(t)} for n, t in times.items()}
 
 
@@ -79,11 +83,65 @@ def commit() -> str:
     return head + ("+" if changed.stdout.strip() else "")
 
 
+class StandIn(types.ModuleType):
+    """A module that has every name, each a class that has every name: for what a peer imports and does not use."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__getattr__": lambda self, other: other, "VisionDataset": object, "Dataset": object})
+
+
+@contextmanager
+def importing(folder: Path, packages: Sequence[str], absent: Sequence[str] = ()) -> Iterator[None]:
+    """Import from a peer's checkout, and leave no trace of it.
+
+    Args:
+        folder: put on the path meanwhile.
+        packages: top names of the peer's modules, forgotten afterwards: several peers have one named ``utils``.
+        absent: modules that stand-ins replace meanwhile.
+    """
+
+    def of_peer() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] in packages]
+
+    before = {name: sys.modules.pop(name) for name in [*of_peer(), *(n for n in absent if n in sys.modules)]}
+    sys.modules.update({name: StandIn(name) for name in absent})
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in [*of_peer(), *absent]:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def results_path(name: str, out: str = "") -> Path:
+    """``results/NAME.json``, or ``out``."""
+    return Path(out) if out else ROOT / "results" / f"{name}.json"
+
+
 def write(name: str, rows: list[dict[str, Any]], out: str = "") -> Path:
     """Write ``results/NAME.json`` (or ``out``): the rows, and what they were measured with."""
-    path = Path(out) if out else ROOT / "results" / f"{name}.json"
+    path = results_path(name, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"command": ["python", *sys.argv], "commit": commit(), "hardware": hardware()}
     facts["written"] = datetime.now(UTC).isoformat(timespec="seconds")
     path.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
     return path
+
+
+def merge(name: str, row: dict[str, Any], keys: Sequence[str], out: str = "") -> Path:
+    """Put one row into ``results/NAME.json`` (or ``out``) in place of the one with the same ``keys``; it gets the
+    commit and the time. Rows that lack a key are dropped."""
+    path = results_path(name, out)
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    by_key = {tuple(r[key] for key in keys): r for r in rows if all(key in r for key in keys)}
+    stamp = {"commit": commit(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
+    by_key[tuple(row[key] for key in keys)] = row | stamp
+    return write(name, list(by_key.values()), out)

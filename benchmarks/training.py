@@ -14,13 +14,12 @@ import argparse
 import os
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from harness import alternate, others, write
+from harness import StandIn, alternate, others, write
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,24 +54,11 @@ def peer(folder: Path) -> Callable[[], nn.Module]:
         "torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.datasets.vision",
         "torchvision.transforms", "sklearn", "sklearn.datasets", "torch.utils.tensorboard",
     ):  # fmt: skip
-        sys.modules.setdefault(name, _Anything(name))
+        sys.modules.setdefault(name, StandIn(name))
     sys.path.insert(0, str(folder))
     from pytorch_generative import models
 
     return lambda: models.GatedPixelCNN(3, 3 * 256, LAYERS, HIDDEN, HIDDEN // 4)  # type: ignore[no-any-return]
-
-
-class _Anything(types.ModuleType):
-    """A module that has every name, each a class that has every name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__path__: list[str] = []
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"__getattr__": lambda self, other: other, "VisionDataset": object, "Dataset": object})
 
 
 def step_of(model: nn.Module, loss: Loss, x: torch.Tensor) -> Callable[[], None]:

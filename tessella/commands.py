@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import tessella
-from tessella import catalogue, data, files, options, overview, report
+from tessella import catalogue, data, drawn, files, kernel, options, overview, report
 from tessella import config as configs
 from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
@@ -58,18 +58,23 @@ def act_train(chosen: options.Train) -> int:
 def act_sample(chosen: options.Sample) -> int:
     """``tessella sample``."""
     generator = _generator(chosen.run, chosen.device)
-    out, drawing = _check_output(chosen.out, ".png", ".npz", "/"), chosen.drawing
-    images = generator.sample(chosen.n, drawing.seed, **_drawing(generator, drawing, chosen.n)).cpu().numpy()
-    made = _made(generator, chosen.run, drawing) | {"n": chosen.n}
-    if out.suffix == ".npz":
-        _write_npz(out, images)
-    elif out.suffix == ".png":
-        report.save_png(out, report.sheet(images), made)
-    else:
-        for i, image in enumerate(images):
-            name = out / f"{drawing.seed + i:08d}.png"
-            report.save_png(name, image, made | {"seed": drawing.seed + i, "n": 1})
-    _say(f"{chosen.n} images of {images.shape[1]}x{images.shape[2]}, seed {drawing.seed}: {out}")
+    out, n, drawing = _check_output(chosen.out, ".png", ".npz", "/"), chosen.n, chosen.drawing
+    made = _made(generator, chosen.run, drawing) | {"n": n}
+    height, width, channels = generator.image_grid.shape
+    told = f"{n} images of {height}x{width}, seed {drawing.seed}: {out}"
+    if out.suffix == ".png" and not chosen.out.endswith("/"):
+        report.save_png(out, report.sheet(np.concatenate(list(_drawn(generator, drawing, n)))), made)
+        _say(told)
+        return 0
+    with drawn.opened(out, made, (height, width, channels)) as run:
+        first, complete = run.resume(drawing.batch), run.finished
+        if first and not complete:
+            _say(f"resuming at image {first} of {n}")
+        if first != n:
+            for images in _drawn(generator, drawing, n, first):
+                run.append(images)
+        run.finish()
+    _say(f"nothing to do, there are {told}" if complete else told)
     return 0
 
 
@@ -85,11 +90,11 @@ def act_complete(chosen: options.Complete) -> int:
     known = torch.zeros(height, width, dtype=torch.bool)
     known[: round(chosen.keep * height)] = True
     repeated = np.repeat(images, chosen.variants, axis=0)
-    drawn = generator.complete(
-        repeated, known, chosen.drawing.seed, **_drawing(generator, chosen.drawing, len(repeated))
-    )
+    drawing = _drawing(generator, chosen.drawing, len(repeated))
+    with drawn.progress(len(repeated)) as watch:
+        completed = generator.complete(repeated, known, chosen.drawing.seed, watch=watch, **drawing)
     masked = np.where(known.numpy()[None, :, :, None], images, 128).astype(np.uint8)
-    rows = np.concatenate([images[:, None], masked[:, None], _split(drawn.cpu().numpy(), len(images))], axis=1)
+    rows = np.concatenate([images[:, None], masked[:, None], _split(completed.cpu().numpy(), len(images))], axis=1)
     sheet = report.sheet(rows.reshape(-1, *images.shape[1:]), columns=2 + chosen.variants)
     made = _made(generator, chosen.run, chosen.drawing) | {"keep": chosen.keep, "split": chosen.split}
     report.save_png(out, sheet, made)
@@ -156,6 +161,7 @@ def act_info(chosen: options.Info) -> int:
     _say(f"tessella {tessella.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     _say(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda:{i} {g}' for i, g in enumerate(gpus))}")
+    _say(f"compiled steps on the CPU: {kernel.describe()}")
     _say(f"models: {', '.join(MODELS)}")
     _say(f"tokenizers: {', '.join(TOKENIZERS)}")
     _say(f"data sources: {', '.join(data.SOURCES)}")
@@ -253,9 +259,17 @@ def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str
     """Options of the sampler."""
     values = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance", "batch")}
     if drawing.class_label is not None:
-        values["cond"] = torch.full((max(n, 1),), drawing.class_label)
+        values["cond"] = torch.full((1,), drawing.class_label).expand(max(n, 1))
         generator.prior.condition(values["cond"], max(n, 1))
     return values
+
+
+def _drawn(generator: Generator, drawing: options.Drawing, n: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Images from number ``first`` on, a batch at a time, with a line of progress."""
+    with drawn.progress(n, first) as watch:
+        chosen = _drawing(generator, drawing, n)
+        for images in generator.batches(n, drawing.seed, start=first, watch=watch, **chosen):
+            yield images.cpu().numpy()
 
 
 def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenizer) -> data.ImageSet:
@@ -302,14 +316,6 @@ def _made(generator: Generator, run: str, drawing: options.Drawing) -> dict[str,
 def _split(images: np.ndarray, n: int) -> np.ndarray:
     """``[n * variants, ...]`` to ``[n, variants, ...]``."""
     return images.reshape(n, -1, *images.shape[1:])
-
-
-def _write_npz(path: Path, images: np.ndarray) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, arr_0=images)
-    files.write_bytes(path, buffer.getvalue())
 
 
 def _processes(device: str, devices: int) -> tuple[torch.device, bool]:

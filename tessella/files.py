@@ -180,6 +180,15 @@ def sweep(folder: Path | str, name: str = "*") -> None:
         raise ArtifactError(f"cannot clear {folder}: {_reason(error)}") from error
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``, else
+    ``~/.cache/tessella``."""
+    if own := os.environ.get("TESSELLA_CACHE"):
+        return Path(os.path.expanduser(own))  # noqa: PTH111 - does not raise where there is no home
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    return Path(base) / "tessella"
+
+
 def make_directory(path: Path | str) -> Path:
     """Create a directory and check that it can be written to.
 

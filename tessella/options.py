@@ -111,9 +111,12 @@ class Drawing:
 class Sample:
     """Draw images from a model.
 
+    A .npz or a directory is written as it is drawn: the same command goes on with a run that was stopped, and with a
+    larger --n it adds to one.
+
     $ tessella sample digits
     $ tessella sample runs/x --n 64 --seed 7 --out samples.png
-    $ tessella sample runs/x --n 1000 --out samples.npz
+    $ tessella sample runs/x --n 50000 --out samples.npz
     $ tessella sample runs/x --n 16 --out pictures/
     """
 

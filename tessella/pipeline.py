@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tessella.errors import ArtifactError, ConfigError, InputError, TessellaErro
 from tessella.grid import Grid
 from tessella.models import DensityModel, from_config
 from tessella.models.condition import Cond
+from tessella.noise import check_seed
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.tokenizers.base import check_images
 
@@ -65,7 +66,51 @@ class Generator:
 
     def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Options as in :func:`tessella.sample`."""
-        return self.tokenizer.decode(sampling.sample(self.prior, n, seed, **options))
+        return torch.cat(list(self.batches(n, seed, **options)))
+
+    def batches(
+        self,
+        n: int = 16,
+        seed: int = 0,
+        batch: int = sampling.BATCH,
+        start: int = 0,
+        cond: Cond = None,
+        watch: Callable[[float], object] | None = None,
+        **options: Any,
+    ) -> Iterator[torch.Tensor]:
+        """Draw images batch by batch, in the memory of one batch however many there are.
+
+        Args:
+            n, seed: image ``i`` of ``n`` has the seed ``seed + i``.
+            batch: images drawn at a time.
+            start: the first image to draw, to go on with a run: image ``start`` is the first that is yielded.
+            cond: class or codes of each of the ``n`` images, see :data:`Cond`.
+            watch: called once a row with the images drawn so far, of the batch at work the share of its symbols.
+            options: as in :func:`tessella.stream`; ``x`` and ``known`` are ``[n, height, width, channels]`` of symbols.
+
+        Yields:
+            ``uint8 [batch, height, width, channels]``, the last one shorter where ``batch`` does not divide.
+
+        Raises:
+            InputError: at the first iteration, for an argument that does not fit.
+        """
+        for name, value, least in (("n", n, 1), ("batch", batch, 1), ("start", start, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                kind = "a positive integer" if least else "an integer of at least 0"
+                raise InputError(f"{name} must be {kind}, got {value!r}")
+        check_seed(seed, n)
+        condition = self.prior.condition(cond, n) if cond is not None else None
+        for first in range(start, n, batch):
+            rows = range(first, min(first + batch, n))
+            of_rows = None if condition is None else condition.select(torch.arange(rows.start, rows.stop))
+            kept: dict[str, Any] = {
+                name: options[name][rows.start : rows.stop] for name in ("x", "known") if name in options
+            }
+            part = {**options, **kept, "cond": of_rows}
+            for index, symbols in sampling.stream(self.prior, len(rows), seed + first, **part):  # noqa: B007
+                if watch is not None:
+                    watch(first + len(rows) * index / self.prior.grid.symbols)
+            yield self.tokenizer.decode(symbols)
 
     def stream(self, n: int = 16, seed: int = 0, **options: Any) -> Iterator[tuple[int, torch.Tensor]]:
         """Draw images and watch: ``(symbols in place, uint8 images)``. Options as in :func:`tessella.stream`."""
@@ -82,15 +127,14 @@ class Generator:
         Args:
             images: ``uint8 [n, height, width, channels]``.
             known: ``bool [height, width]`` or ``[n, height, width, channels]``, of pixels.
-            seed, options: as in :func:`tessella.complete`.
+            seed, options: as in :func:`tessella.complete`; ``watch`` as in :meth:`batches`.
         """
         symbols = self.encode(images)
         mask = torch.as_tensor(known)
         if mask.dtype != torch.bool:
             raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
-        return self.tokenizer.decode(
-            sampling.complete(self.prior, symbols, self._known_symbols(mask, len(symbols)), seed, **options)
-        )
+        known = self._known_symbols(mask, len(symbols))
+        return torch.cat(list(self.batches(len(symbols), seed, x=symbols, known=known, **options)))
 
     def encode(self, images: Any) -> torch.Tensor:
         """Images to the symbols that the prior models, checked for their size: ``int64 [n, h, w, depth]``."""
@@ -136,9 +180,9 @@ class Generator:
                 f"known must have shape [{height}, {width}] or [{n}, {height}, {width}, {self.tokenizer.channels}], "
                 f"got {list(known.shape)}"
             )
-        if not self.two_stage:
-            return known
         grid, factor = self.prior.grid, self.tokenizer.stride
+        if not self.two_stage:
+            return known if known.dim() == 4 else known[:, :, None].expand(n, *grid.shape)
         whole = known.all(-1) if known.dim() == 4 else known.expand(n, height, width)
         padding = (0, grid.width * factor - width, 0, grid.height * factor - height)
         cells = F.pad(whole, padding, value=True).unflatten(2, (-1, factor)).unflatten(1, (-1, factor)).all(4).all(2)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from tessella import files
 from tessella.data.files import one_line
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError
@@ -176,10 +177,7 @@ class Writer:
 
 def cache_folder() -> Path:
     """Where decoded images are kept; see the module's text."""
-    if own := os.environ.get("TESSELLA_CACHE"):
-        return Path(os.path.expanduser(own)) / "images"  # noqa: PTH111 - does not raise where there is no home
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    return Path(base) / "tessella" / "images"
+    return files.cache_folder() / "images"
 
 
 def digest(*facts: Any) -> str:

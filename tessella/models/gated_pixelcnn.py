@@ -24,13 +24,15 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import DensityModel, symbol_field
+from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
+from tessella.models.pixels import PixelModel, Programs, Walk
 from tessella.nn.condition import ClassEmbedding, CodeEmbedding
 from tessella.nn.convolution import CausalConvolution, channels_last, field_along, pointwise
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.gate import gate
+from tessella.nn.program import Matrix, Moving, Operand, Program, along, windows
 from tessella.nn.state import State
 
 FIRST_KERNEL = 7
@@ -103,79 +105,58 @@ class GatedLayer(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping, ``[inputs, outputs]`` each, lists by layer; shared by all states of a model."""
+    """Weights laid out for stepping, lists by layer; shared by all states of a model."""
 
-    table: torch.Tensor
-    widen: list[torch.Tensor]
-    up: list[torch.Tensor]
-    link: list[torch.Tensor]
-    left: list[torch.Tensor]
-    residual: list[torch.Tensor]
-    skip: torch.Tensor
+    widen: list[Matrix]
+    up: list[Matrix]
+    link: list[Matrix]
+    left: list[Matrix]
+    residual: list[Matrix]
+    codes: list[tuple[Matrix, Matrix]]
+    """What the features of codes add to the gates of the vertical and of the horizontal stack."""
+    skip: Matrix
     skip_bias: torch.Tensor
+    positions: torch.Tensor
+    """What rows and columns add to the gates of both stacks, ``[height, width, 4 * hidden]``."""
 
 
 @dataclass
-class Slots:
-    """Where the work on a pixel reads and writes: views of a state's tensors, one a layer, and room for sums."""
+class Backbone:
+    """Programs of the stacks: the first row, the other rows, a pixel."""
 
-    windows: list[torch.Tensor]
-    """What a layer sees, ``[batch, taps * hidden]``."""
-    newest: list[torch.Tensor]
-    """Where a layer's output goes, the newest place of the next layer's window: ``[batch, hidden]``."""
-    gated: list[torch.Tensor]
-    """Where a layer's gate goes: ``[batch, hidden]``."""
-    sums: torch.Tensor
-    """Room for what enters a gate: ``[batch, 2 * hidden]``."""
+    first_row: Program
+    row: Program
+    pixel: Program
 
 
 @dataclass
 class GatedState(State):
-    """Caches of the walk. ``taps`` is how many places a layer sees; the newest is the last."""
+    """Caches of the walk."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    derived: ClassVar[frozenset[str]] = frozenset({"slots"})
-    batch_dims: ClassVar[dict[str, int]] = {"windows": 1, "biases": 1, "links": 1}
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
+    batch_dims: ClassVar[dict[str, int]] = {"biases": 1, "links": 1}
 
     weights: Weights
     biases: torch.Tensor
     """What bias and class add to the gates of the stacks, vertical and horizontal in turn: ``[2 * layers, batch, 1, 2 *
     hidden]``."""
     above: list[torch.Tensor]
-    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution: ``[batch, taps, width,
-    hidden]``."""
+    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution, the newest last: ``[batch,
+    width, taps * hidden]``."""
     links: torch.Tensor
     """What vertical stack, position, bias and class add to the gates of this row: ``[layers, batch, width, 2 *
     hidden]``."""
-    row: torch.Tensor
-    """Embedded pixels of this row: ``[batch, width, hidden]``."""
-    first: torch.Tensor
-    """The first layer's window: ``[batch, taps, hidden]``."""
-    windows: torch.Tensor
-    """Windows of the later layers: ``[layers - 1, batch, taps, hidden]``."""
-    gated: torch.Tensor
-    """Gate outputs of all layers at this pixel: ``[batch, layers * hidden]``."""
+    inputs: list[torch.Tensor]
+    """What the horizontal stack of each layer sees of this row, the first layer embedded pixels, with zeros at the left
+    and, in the first layer, at the right: ``[batch, padded width, hidden]``."""
     codes: torch.Tensor | None
     """Features of the codes: ``[batch, height, width, hidden]``."""
-    pixel: Any = None
-    """The output stage's state within the pixel."""
-    slots: Slots | None = None
-    """Made when they are first needed."""
-
-    def places(self) -> Slots:
-        """The state's slots."""
-        if self.slots is None:
-            batch, _, hidden = self.first.shape
-            self.slots = Slots(
-                windows=[self.first.flatten(1), *(window.flatten(1) for window in self.windows)],
-                newest=[window[:, -1] for window in self.windows],
-                gated=list(self.gated.split(hidden, dim=1)),
-                sums=self.gated.new_empty(batch, 2 * hidden),
-            )
-        return self.slots
+    walk: Walk
+    programs: Programs[Backbone] | None = None
 
 
-class GatedPixelCNN(DensityModel):
+class GatedPixelCNN(PixelModel):
     """``gated-pixelcnn``: two stacks of gated convolutions, vertical and horizontal, without a blind spot.
 
     Args:
@@ -250,98 +231,105 @@ class GatedPixelCNN(DensityModel):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> GatedState:
         condition = self.condition(cond, batch)
-        make, width, hidden = self.row_bias.new_zeros, self.grid.width, self.hidden
-        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+        make, width, hidden, layers = self.row_bias.new_zeros, self.grid.width, self.hidden, self._layers()
         biases = make(2 * len(layers), batch, 1, 2 * hidden)
         if condition.labels is not None:
             biases += self._class_bias(condition.labels).movedim(1, 0)[:, :, None]
         for i, layer in enumerate(layers):
             biases[2 * i] += layer.up.bias
             biases[2 * i + 1] += layer.left.bias
+        margin = FIRST_KERNEL // 2
         return GatedState(
             weights=self._weights(layers),
             biases=biases,
-            above=[make(batch, layer.up.taps, width, hidden) for layer in layers],
+            above=[make(batch, width, layer.up.taps * hidden) for layer in layers],
             links=make(len(layers), batch, width, 2 * hidden),
-            row=make(batch, width, hidden),
-            first=make(batch, layers[0].left.taps, hidden),
-            windows=make(len(layers) - 1, batch, self.kernel // 2 + 1, hidden),
-            gated=make(batch, len(layers) * hidden),
+            inputs=[make(batch, margin + width + margin, hidden)]
+            + [make(batch, self.kernel // 2 + width, hidden) for _ in layers[1:]],
             codes=None if condition.codes is None else self._code_features(condition.codes),
+            walk=self.walk(self.embedding.table(), batch),
         )
+
+    def _layers(self) -> list[GatedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
 
     def _weights(self, layers: list[GatedLayer]) -> Weights:
+        of_codes = [layer.codes.weight.T.chunk(2, dim=1) for layer in layers if layer.codes is not None]
         return Weights(
-            table=self.embedding.table(),
-            widen=[layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous() for layer in layers],
-            up=[layer.up.packed() for layer in layers],
-            link=[_square(layer.link) for layer in layers],
-            left=[layer.left.packed() for layer in layers],
-            residual=[_square(layer.residual) for layer in layers if layer.residual is not None],
-            skip=torch.cat([_square(layer.skip) for layer in layers]),
+            widen=[Matrix(layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)) for layer in layers],
+            up=[Matrix(layer.up.packed()) for layer in layers],
+            link=[Matrix(_square(layer.link)) for layer in layers],
+            left=[Matrix(layer.left.packed()) for layer in layers],
+            residual=[Matrix(_square(layer.residual)) for layer in layers if layer.residual is not None],
+            codes=[(Matrix(vertical), Matrix(horizontal)) for vertical, horizontal in of_codes],
+            skip=Matrix(torch.cat([_square(layer.skip) for layer in layers])),
             skip_bias=torch.stack([_bias(layer.skip) for layer in layers]).sum(0),
+            positions=self.row_bias + self.column_bias,
         )
 
-    @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: GatedState) -> tuple[torch.Tensor, GatedState]:
-        row, column, channel = self.grid.place(index)
-        if index:
-            _, before, last_channel = self.grid.place(index - 1)
-            state.row[:, before] += state.weights.table[last_channel, previous]
-        if channel == 0:
-            if column == 0:
-                self._row(row, state)
-            features = self._pixel(column, state)
-            state.pixel = self.output.start(features)
-        parameters, state.pixel = self.output.step(previous, channel, state.pixel)
-        return parameters, state
+    def write(self, state: GatedState) -> Programs[Backbone]:
+        backbone = Backbone(self._write_row(state, first=True), self._write_row(state, first=False), self._pixel(state))
+        return self.written(state.walk, along(state.inputs[0], "column", FIRST_KERNEL // 2), backbone)
 
-    def _row(self, row: int, state: GatedState) -> None:
-        """Once a row: the vertical stack of all layers, and what it adds to the horizontal gates."""
-        positions = (self.row_bias[row] + self.column_bias).chunk(2, dim=-1)
-        below, weights = state.row, state.weights
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, GatedLayer)
-            reach = layer.widen.kernel_size[1] // 2
-            wide = F.pad(below, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1).transpose(2, 3).flatten(2)
-            above = state.above[i]
-            above[:, :-1] = above[:, 1:].clone()
-            if i or row:  # the first layer sees the row before this one, and there is none before the first
-                above[:, -1] = torch.addmm(_bias(layer.widen), wide.flatten(0, 1), weights.widen[i]).view_as(below)
-            sums = above.transpose(1, 2).flatten(2) @ weights.up[i] + state.biases[2 * i]
-            if i == 0:
-                sums += positions[0]
-            if state.codes is not None:
-                assert layer.codes is not None
-                of_codes = layer.codes(state.codes[:, row]).chunk(2, dim=-1)
-                sums += of_codes[0]
-            below = gate(sums, dim=-1) if i == 0 else below + gate(sums, dim=-1)
-            torch.add(below @ weights.link[i], state.biases[2 * i + 1], out=state.links[i])
-            if state.codes is not None:
-                state.links[i] += of_codes[1]
-        state.links[0] += positions[1]
-        for spent in (state.row, state.first, state.windows):
-            spent.zero_()
+    def start_row(self, row: int, state: GatedState, backbone: Backbone) -> None:
+        (backbone.row if row else backbone.first_row).run(row)
+        state.inputs[0].zero_()
 
-    def _pixel(self, column: int, state: GatedState) -> torch.Tensor:
-        """Once a pixel: the horizontal stack. Returns the features ``[batch, hidden]``."""
-        weights, slots = state.weights, state.places()
-        if column:
-            state.first[:, :-1] = state.first[:, 1:].clone()
-            state.first[:, -1] = state.row[:, column - 1]
-            state.windows[:, :, :-1] = state.windows[:, :, 1:].clone()
-        signal, strength = slots.sums.chunk(2, dim=1)
-        links = state.links[:, :, column].unbind()
-        for i, (link, window, left, gated) in enumerate(
-            zip(links, slots.windows, weights.left, slots.gated, strict=True)
-        ):
-            torch.addmm(link, window, left, out=slots.sums)
-            torch.mul(signal.tanh_(), strength.sigmoid_(), out=gated)
-            if i == 0 and weights.residual:
-                torch.mm(gated, weights.residual[0], out=slots.newest[0])
-            elif i < len(weights.residual):
-                torch.addmm(slots.newest[i - 1], gated, weights.residual[i], out=slots.newest[i])
-        return F.silu(torch.addmm(weights.skip_bias, state.gated, weights.skip))
+    def start_pixel(self, row: int, column: int, backbone: Backbone) -> None:
+        backbone.pixel.run(column)
+
+    def _write_row(self, state: GatedState, first: bool) -> Program:
+        """The vertical stack of all layers, and what it adds to the horizontal gates."""
+        width, hidden, weights = self.grid.width, self.hidden, state.weights
+        program = Program(len(state.walk.symbols), ("row",), state.links, places=width)
+        below, sums = state.inputs[0], program.room(2 * hidden)
+        for i, (layer, above) in enumerate(zip(self._layers(), state.above, strict=True)):
+            for tap in range(layer.up.taps - 1):
+                older, newer = above[:, :, tap * hidden :].split(hidden, dim=2)[:2]
+                program.map(newer, older)
+            if i or not first:  # the first layer sees the row before this one, and there is none before the first
+                seen = windows(below, layer.widen.kernel_size[1])
+                program.linear(seen, weights.widen[i], above[:, :, -hidden:], plus=_bias(layer.widen).detach())
+            margin = self.kernel // 2
+            next_below = state.links.new_zeros(len(below), margin + width + margin, hidden)
+            middle = next_below[:, margin : margin + width]
+            before = below[:, margin : margin + width] if i else None
+            plus = self._write_biases(program, i, 0, sums, state)
+            program.linear(above, weights.up[i], middle, plus=plus, then="gate", residual=before)
+            plus = self._write_biases(program, i, 1, state.links[i], state)
+            program.linear(middle, weights.link[i], state.links[i], plus=plus)
+            below = next_below
+        return program
+
+    def _write_biases(self, program: Program, i: int, stack: int, sums: torch.Tensor, state: GatedState) -> Operand:
+        """What class, bias, position and codes add to the gates of a layer's vertical (0) or horizontal (1) stack in
+        this row; ``sums`` is room for it."""
+        plus, weights, size = state.biases[2 * i + stack], state.weights, 2 * self.hidden
+        if i == 0:
+            positions = weights.positions[0, :, stack * size : (stack + 1) * size]
+            program.add(Moving(positions, "row", weights.positions.stride(0)), plus, sums)
+            plus = sums
+        if state.codes is not None:
+            features = Moving(state.codes[:, 0], "row", state.codes.stride(1))
+            program.linear(features, weights.codes[i][stack], sums, plus=plus)
+            plus = sums
+        return plus
+
+    def _pixel(self, state: GatedState) -> Program:
+        """The horizontal stack of all layers, and the output stage."""
+        weights, hidden, margin = state.weights, self.hidden, self.kernel // 2
+        program = Program(len(state.walk.symbols), ("column",), state.links)
+        gated, features = program.room(len(self.layers) * hidden), program.room(hidden)
+        for i, layer in enumerate(self._layers()):
+            window = along(state.inputs[i], "column", count=layer.left.taps)
+            own = gated[:, i * hidden : (i + 1) * hidden]
+            program.linear(window, weights.left[i], own, plus=along(state.links[i], "column"), then="gate")
+            if layer.residual is not None:
+                out, before = (along(inputs, "column", margin) for inputs in (state.inputs[i + 1], state.inputs[i]))
+                program.linear(own, weights.residual[i], out, plus=before if i else None)
+        program.linear(gated, weights.skip, features, plus=weights.skip_bias, then="silu")
+        self.output.write(program, features, state.walk.output)
+        return program
 
     def sizes(self) -> dict[str, Any]:
         return {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,38 @@ from torch import nn
 
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
+from tessella.nn.program import Matrix, Operand, Program
 from tessella.nn.state import State
 
 
 @dataclass
-class ChannelState(State):
-    """What the channels of a pixel still to come will see."""
+class OutputState(State):
+    """An output stage on its way through the channels of a pixel."""
 
+    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    weights: OutputWeights
     hidden: torch.Tensor
-    """``[batch, channels, hidden]``, before the activation."""
+    """What is known of all channels, before the activation: ``[batch, channels * hidden]``; empty where there is
+    nothing to order."""
+    active: torch.Tensor
+    """The same of one channel after the activation: ``[batch, hidden]``."""
+    parameters: torch.Tensor
+    """Of the channel that came last, or of the pixel if the head is joint: ``[batch, size]``."""
+    joint: Any = None
+    """The joint head's state."""
+
+
+@dataclass
+class OutputWeights:
+    """Weights laid out for stepping."""
+
+    last: Matrix
+    bias: torch.Tensor
+    project: Matrix | None = None
+    project_bias: torch.Tensor | None = None
+    earlier: list[torch.Tensor] = field(default_factory=list)
+    """What each level of a channel adds to the channels after it: ``[levels, later channels * hidden]``."""
 
 
 class FactoredOutput(nn.Module):
@@ -57,16 +80,36 @@ class FactoredOutput(nn.Module):
             parts[c + 1 :] = [part + one for part, one in zip(parts[c + 1 :], later, strict=True)]
         return self.last(F.silu(torch.stack(parts, dim=-2)))
 
-    def start(self, features: torch.Tensor) -> ChannelState:
-        """Begin a pixel of ``features [batch, features]``."""
-        return ChannelState(self.project(features).unflatten(-1, (self.grid.channels, self.hidden)))
+    def init_state(self, batch: int) -> OutputState:
+        """The state before the first pixel."""
+        weights = OutputWeights(
+            *_matrix(self.last), *_matrix(self.project), [self._table(c).flatten(1) for c in range(len(self.earlier))]
+        )
+        make = self.last.weight.new_zeros
+        channels, size = self.grid.channels, self.last.out_features
+        return OutputState(weights, make(batch, channels * self.hidden), make(batch, self.hidden), make(batch, size))
 
-    def step(self, previous: torch.Tensor, channel: int, state: ChannelState) -> tuple[torch.Tensor, ChannelState]:
-        """Parameters ``[batch, size]`` of ``channel``; ``previous [batch]`` is the symbol of the channel before."""
-        if channel:
-            earlier, direction = self.earlier[channel - 1], self.directions[channel - 1]
-            state.hidden[:, channel:] += earlier[previous] + direction * self.values[previous]
-        return self.last(F.silu(state.hidden[:, channel])), state
+    def write(self, program: Program, features: Operand, state: OutputState) -> None:
+        """Append to a pixel's program what follows its ``features [batch, features]``, up to the first parameters."""
+        weights = state.weights
+        assert weights.project is not None
+        program.linear(features, weights.project, state.hidden, plus=weights.project_bias)
+        self._write_channel(program, 0, state)
+
+    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
+        """For each channel but the first a program that makes its parameters, the channel before being ``symbols``."""
+        programs = []
+        for channel, table in enumerate(state.weights.earlier, start=1):
+            program = Program(len(symbols), (), table)
+            program.lookup(symbols, table, state.hidden[:, channel * self.hidden :])
+            self._write_channel(program, channel, state)
+            programs.append(program)
+        return programs
+
+    def _write_channel(self, program: Program, channel: int, state: OutputState) -> None:
+        own = state.hidden[:, channel * self.hidden : (channel + 1) * self.hidden]
+        program.map(own, state.active, "silu")
+        program.linear(state.active, state.weights.last, state.parameters, plus=state.weights.bias)
 
     def _table(self, channel: int) -> torch.Tensor:
         """What each level of ``channel`` adds to the channels after it: ``[levels, later channels, hidden]``."""
@@ -93,13 +136,23 @@ class JointOutput(nn.Module):
         """``features [..., features]`` to ``[..., size]``; the symbols ``x`` are not used here, but by the head."""
         return self.last(F.silu(self.project(features)))
 
-    def start(self, features: torch.Tensor) -> Any:
-        """Begin a pixel of ``features [batch, features]``."""
-        return self.head.start(self.forward(features, features))
+    def init_state(self, batch: int) -> OutputState:
+        """The state before the first pixel."""
+        weights, make = OutputWeights(*_matrix(self.last), *_matrix(self.project)), self.last.weight.new_zeros
+        return OutputState(
+            weights, make(batch, 0), make(batch, self.project.out_features), make(batch, self.last.out_features)
+        )
 
-    def step(self, previous: torch.Tensor, channel: int, state: Any) -> tuple[torch.Tensor, Any]:
-        """Parameters ``[batch, 3 * components]`` of ``channel``, given the channels before it."""
-        return self.head.next(previous if channel else None, channel, state)
+    def write(self, program: Program, features: Operand, state: OutputState) -> None:
+        """Append to a pixel's program what follows its ``features [batch, features]``."""
+        weights = state.weights
+        assert weights.project is not None
+        program.linear(features, weights.project, state.active, plus=weights.project_bias, then="silu")
+        program.linear(state.active, weights.last, state.parameters, plus=weights.bias)
+
+    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
+        """None: the head orders the channels."""
+        return []
 
 
 class LinearOutput(nn.Module):
@@ -122,16 +175,20 @@ class LinearOutput(nn.Module):
         parameters = self.last(features)
         return parameters if self.head.joint else parameters.unsqueeze(-2)
 
-    def start(self, features: torch.Tensor) -> Any:
-        """Begin a pixel of ``features [batch, features]``."""
-        parameters = self.last(features)
-        return self.head.start(parameters) if isinstance(self.head, JointHead) else parameters
+    def init_state(self, batch: int) -> OutputState:
+        """The state before the first pixel."""
+        make = self.last.weight.new_zeros
+        return OutputState(
+            OutputWeights(*_matrix(self.last)), make(batch, 0), make(batch, 0), make(batch, self.last.out_features)
+        )
 
-    def step(self, previous: torch.Tensor, channel: int, state: Any) -> tuple[torch.Tensor, Any]:
-        """Parameters of ``channel`` as :meth:`Head.symbol` takes them, given the channels before it."""
-        if isinstance(self.head, JointHead):
-            return self.head.next(previous if channel else None, channel, state)
-        return state, state
+    def write(self, program: Program, features: Operand, state: OutputState) -> None:
+        """Append to a pixel's program what follows its ``features [batch, features]``."""
+        program.linear(features, state.weights.last, state.parameters, plus=state.weights.bias)
+
+    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
+        """None: there is one channel, or the head orders them."""
+        return []
 
 
 Output = FactoredOutput | JointOutput | LinearOutput
@@ -144,3 +201,7 @@ def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -
     if isinstance(head, JointHead):
         return JointOutput(grid, head, features)
     return FactoredOutput(grid, head, features)
+
+
+def _matrix(layer: nn.Linear) -> tuple[Matrix, torch.Tensor]:
+    return Matrix(layer.weight.T), layer.bias.detach()

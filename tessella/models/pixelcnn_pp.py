@@ -16,6 +16,7 @@ Autoregressive Models"), the state being an explicit value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,14 +27,16 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import DensityModel, symbol_field
+from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
+from tessella.models.pixels import PixelModel, Programs, Walk
 from tessella.nn.condition import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.shifted import RowCache, ShiftedConvolution, concat_elu, delayed, grown
+from tessella.nn.program import Operand, Program, along, windows
+from tessella.nn.shifted import RowCache, ShiftedConvolution, delayed
 from tessella.nn.state import State
-from tessella.nn.streams import Block, BlockState, Resize, ResizeState
+from tessella.nn.streams import Block, BlockState, Resize, ResizeState, grown_index
 
 OUTPUT_SHARE = 0.1
 """The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""
@@ -78,25 +81,52 @@ class ScaleState(State):
     up: list[BlockState]
     resize: ResizeState | None
 
+    def write_shift(self, program: Program) -> None:
+        """Start a row, before anything of it is written."""
+        for block in self.down + self.up:
+            block.write_shift(program)
+        if self.resize is not None:
+            self.resize.write_shift(program)
+
+    def row_skips(self, last: torch.Tensor) -> list[Operand]:
+        """What the blocks on the way up see of the vertical stream opposite; ``last`` is for the map that shrinks."""
+        skips: list[Operand] = [block.vertical.row() for block in self.down]
+        return ([] if self.resize is None else [last]) + skips[::-1]
+
+    def place_skips(self, last: Operand, by: str) -> list[Operand]:
+        """The same of a place of the horizontal stream."""
+        skips: list[Operand] = [block.horizontal.place(by) for block in self.down]
+        return ([] if self.resize is None else [last]) + skips[::-1]
+
+
+@dataclass
+class Backbone:
+    """Programs of both streams."""
+
+    down: list[Program]
+    """For each resolution, a row of the vertical stream on the way down, of the smallest one also on the way up."""
+    up: list[Program]
+    """The way up of the others, for the parity of the row."""
+    pixel: list[Program]
+    """A pixel that reaches 1, 2, ... resolutions, for its column in each of them and, except for the last program, its
+    place in the map that comes up from the next resolution."""
+
 
 @dataclass
 class PixelCNNppState(State):
     """Caches of the walk."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"table"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    table: torch.Tensor
-    """Vectors of every channel and level: ``[channels, levels, inputs]``."""
-    row: torch.Tensor
-    """Vectors of the pixels of this row: ``[batch, padded width, inputs]``."""
     first_v: RowCache
     first_above: RowCache
     first_left: RowCache
+    """Its newest row holds the vectors of this row's pixels, one place further to the right."""
     before: torch.Tensor
     """What everything above adds to the first horizontal map in this row: ``[batch, padded width, filters]``."""
     scales: list[ScaleState]
-    pixel: Any = None
-    """The output stage's state within the pixel."""
+    walk: Walk
+    programs: Programs[Backbone] | None = None
 
 
 class Intensities(nn.Module):
@@ -124,7 +154,7 @@ class Intensities(nn.Module):
         return torch.stack([F.embedding(x[..., c], vectors) for c, vectors in enumerate(self.vectors)]).sum(0)
 
 
-class PixelCNNpp(DensityModel):
+class PixelCNNpp(PixelModel):
     """``pixelcnn++``: two streams through several resolutions with short-cuts, and a cached ``step``.
 
     Sides that do not divide by ``2^(scales - 1)`` are padded at the right and below.
@@ -219,27 +249,47 @@ class PixelCNNpp(DensityModel):
         biases = self._biases(self.condition(cond, batch).labels)
         table, width = self.input.table(), self.padded()[1]
         return PixelCNNppState(
-            table=table,
-            row=table.new_zeros(batch, width, table.shape[-1]),
             first_v=self.first_v.cache(batch, width),
             first_above=self.first_above.cache(batch, width),
-            first_left=self.first_left.cache(batch, width),
+            first_left=self.first_left.cache(batch, width + 1, self.first_above.bias.expand(batch, -1)),
             before=table.new_zeros(batch, width, self.filters),
             scales=[scale.cache(batch, width >> s, biases[s]) for s, scale in enumerate(self._scales())],
+            walk=self.walk(table, batch),
         )
 
-    @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: PixelCNNppState) -> tuple[torch.Tensor, PixelCNNppState]:
-        row, column, channel = self.grid.place(index)
-        if index:
-            _, before, last_channel = self.grid.place(index - 1)
-            state.row[:, before] += state.table[last_channel, previous]
-        if channel == 0:
-            if column == 0:
-                _begin_row(row, state)
-            state.pixel = self.output.start(F.elu(_pixel(row, column, state)))
-        parameters, state.pixel = self.output.step(previous, channel, state.pixel)
-        return parameters, state
+    def write(self, state: PixelCNNppState) -> Programs[Backbone]:
+        down, up = _write_rows(state)
+        backbone = Backbone(down, up, [self._pixel(depth, state) for depth in range(1, len(self.scales) + 1)])
+        return self.written(state.walk, along(state.first_left.rows[:, -1], "column", 1), backbone)
+
+    def start_row(self, row: int, state: PixelCNNppState, backbone: Backbone) -> None:
+        depth = self._depth(row)
+        for program in backbone.down[:depth]:
+            program.run()
+        for s, program in reversed(list(enumerate(backbone.up[:depth]))):
+            program.run((row >> s) % 2)
+        state.first_left.rows[:, -1].zero_()
+
+    def start_pixel(self, row: int, column: int, backbone: Backbone) -> None:
+        depth = self._depth(row | column)
+        values = [column >> s for s in range(depth)]
+        if depth < len(self.scales):
+            values.append(grown_index(row >> (depth - 1), values[-1]))
+        backbone.pixel[depth - 1].run(*values)
+
+    def _depth(self, place: int) -> int:
+        """How many resolutions have a row (or column) that begins at ``place``."""
+        return next((s for s in range(1, len(self.scales)) if place % 2**s), len(self.scales))
+
+    def _pixel(self, depth: int, state: PixelCNNppState) -> Program:
+        """The horizontal stream at a pixel that reaches ``depth`` resolutions, and the output stage."""
+        variables = [f"column{s}" for s in range(depth)] + ["grown"] * (depth < len(self.scales))
+        program = Program(len(state.before), variables, state.before)
+        features = program.room(self.filters)
+        h = _write_places(program, 0, state.first_left, state.before, state.scales[:depth])
+        program.map(h, features, "elu")
+        self.output.write(program, features, state.walk.output)
+        return program
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -275,65 +325,94 @@ class PixelCNNpp(DensityModel):
         return v, h
 
 
-def _begin_row(row: int, state: PixelCNNppState) -> None:
-    """Once a row: the vertical stream, and what it and the rows above add to the horizontal one."""
-    above = state.row
-    torch.add(state.first_above.row(above), state.first_left.begin(), out=state.before)
-    _rows(row, state.first_v.row(above), state.scales)
-    state.row.zero_()
-
-
-def _rows(row: int, v: torch.Tensor, scales: list[ScaleState]) -> torch.Tensor:
-    """Row ``row`` of the vertical stream ``v [batch, width, filters]`` through the first of ``scales``, and through the
-    smaller ones where it is even."""
-    scale, skips = scales[0], []
-    for block in scale.down:
-        skips.append(v)
-        v = block.vertical.row(v, None)
-        block.horizontal.begin(v)
-    resize = scale.resize
-    if resize is not None:
-        skips.append(v)
-        if row % 2 == 0:
-            resize.before.copy_(resize.shrink_h.begin())
-            smaller = _rows(row // 2, resize.shrink_v.row(v), scales[1:])
-            resize.grown_v.copy_(grown(smaller[:, None], resize.grow_v, resize.bias_v))
+def _write_rows(state: PixelCNNppState) -> tuple[list[Program], list[Program]]:
+    """The programs of the vertical stream; see :class:`Backbone`."""
+    down: list[Program] = []
+    up: list[Program] = []
+    larger: ResizeState | None = None
+    for scale in state.scales:
+        (batch, width, _), filters = scale.up[0].vertical.row().shape, state.before.shape[2]
+        program = Program(batch, (), state.before, places=width)
+        down.append(program)
+        resize, skip = scale.resize, program.room(2 * filters)
+        alone = state.before.new_zeros(batch, width + 1, filters)  # zeros stand to the right of the last place
+        start = alone[:, :-1] if resize is None else resize.row()
+        scale.write_shift(program)
+        if larger is None:
+            _write_first(program, start, state)
         else:
-            resize.shrink_h.shift()
-            resize.shrink_v.shift()
-            resize.shrink_v.fill(v)
-        v = resize.grown_v[:, row % 2]
-    for block in scale.up:
-        v = block.vertical.row(v, skips.pop())
-        block.horizontal.begin(v)
-    return v
+            larger.write_shrink(program, start)
+        program.map(start, scale.down[0].vertical.row(), "concat-elu")
+        _rows_through(
+            program, scale.down, start, [None] * len(scale.down), scale.up[0].vertical.row() if resize is None else skip
+        )
+        v: Operand = start
+        pairs: Operand = windows(alone, 2)
+        if resize is not None:
+            program = Program(batch, ("parity",), state.before, places=width)
+            up.append(program)
+            v, pairs = resize.grown_row("parity"), resize.grown_row("parity", 2)
+            program.map(v, scale.up[0].vertical.row(), "concat-elu")
+        _rows_through(program, scale.up, v, scale.row_skips(skip), program.room(2 * filters))
+        if larger is not None:
+            larger.write_grow(program, v, pairs)
+        larger = resize
+    return down, up
 
 
-def _pixel(row: int, column: int, state: PixelCNNppState) -> torch.Tensor:
-    """Once a pixel: the horizontal stream, ``[batch, filters]``."""
-    if column:
-        state.first_left.put(column, state.row[:, column - 1])
-    return _places(row, column, state.first_left.at(column, state.before[:, column]), state.scales)
+def _write_first(program: Program, v: torch.Tensor, state: PixelCNNppState) -> None:
+    """The row of pixels that has become known, to the first vertical map ``v [batch, width, filters]`` and to what it
+    adds to the horizontal one."""
+    width, first_v, first_above, first_left = v.shape[1], state.first_v, state.first_above, state.first_left
+    above = first_left.rows[:, -1, 1 : 1 + width]
+    first_v.write_shift(program)
+    program.map(above, first_v.row(width))
+    program.map(above, first_above.row(width))
+    first_left.write_shift(program)
+    first_v.write_above(program, v)
+    first_v.write_row(program, v, v)
+    first_left.write_above(program, state.before)
+    first_above.write_row(program, state.before, state.before)
 
 
-def _places(row: int, column: int, h: torch.Tensor, scales: list[ScaleState]) -> torch.Tensor:
-    """One place of the horizontal stream ``h [batch, filters]`` through the first of ``scales``, and through the
-    smaller ones where row and column are even."""
-    scale, skips = scales[0], []
-    for block in scale.down:
-        active = concat_elu(h)
-        skips.append(active)
-        h = block.horizontal.pixel(column, h, active, None)
-    resize = scale.resize
+def _rows_through(
+    program: Program, blocks: list[BlockState], v: Operand, skips: Sequence[Operand | None], last: Operand
+) -> None:
+    """A row ``v`` of the vertical stream through blocks, whose first has :func:`concat_elu` of it; ``last`` gets that
+    of the result."""
+    actives = [block.vertical.row() for block in blocks[1:]] + [last]
+    for block, skip, active in zip(blocks, skips, actives, strict=True):
+        block.write_row(program, v, skip, active)
+
+
+def _write_places(
+    program: Program, index: int, entry: RowCache, before: torch.Tensor, scales: list[ScaleState]
+) -> Operand:
+    """A place of the horizontal stream through resolution ``index`` and all smaller ones in ``scales``; ``entry`` and
+    what is there ``before`` make it."""
+    scale, by, filters = scales[index], f"column{index}", before.shape[2]
+    resize, skip = scale.resize, program.room(2 * filters)
+    h: Operand = program.room(filters) if resize is None else resize.shrink_h.place(by)
+    entry.write_place(program, before, h, by)
+    program.map(h, scale.down[0].horizontal.place(by), "concat-elu")
+    _places_through(program, scale.down, h, [None] * len(scale.down), by)
     if resize is not None:
-        skips.append(concat_elu(h))
-        resize.shrink_h.put(column, h)
-        if row % 2 == 0 and column % 2 == 0:
-            smaller = resize.shrink_h.at(column // 2, resize.before[:, column // 2])
-            smaller = _places(row // 2, column // 2, smaller, scales[1:])
-            four = torch.addmm(resize.bias_h, smaller, resize.grow_h)
-            resize.grown_h[:, :, column : column + 2] = four.view(len(four), 2, 2, four.shape[1] // 4)
-        h = resize.grown_h[:, row % 2, column]
-    for block in scale.up:
-        h = block.horizontal.pixel(column, h, concat_elu(h), skips.pop())
+        program.map(h, skip, "concat-elu")
+        h = resize.grown_place("grown")
+        if index + 1 < len(scales):
+            smaller = _write_places(program, index + 1, resize.shrink_h, resize.before, scales)
+            h = resize.write_grown(program, smaller, f"column{index + 1}")
+    program.map(h, scale.up[0].horizontal.place(by), "concat-elu")
+    _places_through(program, scale.up, h, scale.place_skips(skip, by), by)
     return h
+
+
+def _places_through(
+    program: Program, blocks: list[BlockState], h: Operand, skips: Sequence[Operand | None], by: str
+) -> None:
+    """A place ``h`` of the horizontal stream through blocks, whose first has :func:`concat_elu` of it."""
+    nexts = [block.horizontal for block in blocks[1:]]
+    for i, (block, skip) in enumerate(zip(blocks, skips, strict=True)):
+        block.horizontal.write_place(program, h, by, skip)
+        if i < len(nexts):
+            program.map(h, nexts[i].place(by), "concat-elu")

@@ -9,13 +9,12 @@ last row is moved to the left instead of being masked. The class adds a bias in 
 product of its features.
 
 A step computes what the rows above add to each convolution once a row, for the whole row; the products with the row
-itself, the keys and values of the pixel that has just become known (of all blocks at once) and the attention of the new
-one, once a pixel.
+itself, the keys and values of the pixel that has just become known, and the attention of the new one, once a pixel.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,11 +25,13 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import DensityModel, symbol_field
+from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
+from tessella.models.pixels import PixelModel, Programs, Walk
 from tessella.nn.condition import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.program import Matrix, Moving, Operand, Program, along
 from tessella.nn.shifted import CausalKernel, NormedLinear, RowCache, ShiftedConvolution, delayed
 from tessella.nn.state import State
 from tessella.nn.streams import RESIDUAL_GAIN, UNIT_GAIN
@@ -71,7 +72,7 @@ class ConvolutionBlock(nn.Module):
         """The state before the first row."""
         make = self.inner.bias.new_zeros
         return ConvolutionState(
-            codes=None if self.codes is None else self.codes.weight.T.contiguous(),
+            codes=None if self.codes is None else Matrix(self.codes.weight.T),
             inner=self.inner.cache(batch, width),
             outer=self.outer.cache(batch, width, bias),
             before_inner=make(batch, width, len(self.inner.bias)),
@@ -85,7 +86,7 @@ class ConvolutionState(State):
 
     shared: ClassVar[frozenset[str]] = frozenset({"codes"})
 
-    codes: torch.Tensor | None
+    codes: Matrix | None
     """``[channels, 2 * channels]``."""
     inner: RowCache
     outer: RowCache
@@ -94,18 +95,20 @@ class ConvolutionState(State):
     before_outer: torch.Tensor
     """What bias, class, codes and rows above add to the gate in this row: ``[batch, width, 2 * channels]``."""
 
-    def begin(self, codes: torch.Tensor | None) -> None:
-        """Start a row; ``codes [batch, width, channels]``."""
-        self.before_inner.copy_(self.inner.begin())
-        self.before_outer.copy_(self.outer.begin())
+    def write_row(self, program: Program, codes: Operand | None) -> None:
+        """Start a row; ``codes [batch, width, channels]`` are its features."""
+        self.inner.write_shift(program)
+        self.inner.write_above(program, self.before_inner)
+        self.outer.write_shift(program)
+        self.outer.write_above(program, self.before_outer)
         if self.codes is not None and codes is not None:
-            self.before_outer += codes @ self.codes
+            program.linear(codes, self.codes, self.before_outer, plus=self.before_outer)
 
-    def pixel(self, column: int, x: torch.Tensor) -> torch.Tensor:
-        """One place: ``x [batch, channels]`` to the same."""
-        self.inner.put(column, F.elu(x))
-        self.outer.put(column, F.elu(self.inner.at(column, self.before_inner[:, column])))
-        return x + F.glu(self.outer.at(column, self.before_outer[:, column]), dim=-1)
+    def write_pixel(self, program: Program, x: Operand, out: Operand) -> None:
+        """One place: ``x [batch, channels]`` to ``out``, which may be ``x``."""
+        program.map(x, self.inner.place("column"), "elu")
+        self.inner.write_place(program, self.before_inner, self.outer.place("column"), "column", "elu")
+        self.outer.write_place(program, self.before_outer, out, "column", "glu", x)
 
 
 class PointBlock(nn.Module):
@@ -132,22 +135,33 @@ class PointBlock(nn.Module):
             sums = sums + self.beside(F.elu(beside))
         return x + F.glu(self.outer(self.dropout(F.elu(sums))), dim=-1)
 
-    def packed(self) -> list[torch.Tensor]:
-        """What :func:`point_block` takes: the weights and biases of the products."""
+    def weights(self) -> PointWeights:
+        """The weights laid out for stepping."""
         layers = [self.inner] if self.beside is None else [self.inner, self.beside]
-        weight = torch.cat([layer.weight() for layer in layers], dim=1)
-        bias = torch.stack([layer.bias for layer in layers]).sum(0)
-        tensors = [weight.T, bias, self.outer.weight().T, self.outer.bias]
-        return [tensor.detach().contiguous() for tensor in tensors]
+        return PointWeights(
+            inner=Matrix(torch.cat([layer.weight() for layer in layers], dim=1).T),
+            inner_bias=torch.stack([layer.bias for layer in layers]).sum(0),
+            outer=Matrix(self.outer.weight().T),
+            outer_bias=self.outer.bias.detach(),
+        )
 
 
-def point_block(x: torch.Tensor, seen: torch.Tensor, packed: list[torch.Tensor]) -> torch.Tensor:
-    """A :class:`PointBlock` for stepping: ``x [batch, channels]``, and ``seen``, ``x`` and what is beside it side by
-    side. All blocks of a kind at once when every tensor has them along a dimension before the others."""
-    product = torch.addmm if x.dim() == 2 else torch.baddbmm
-    weight, bias, outer_weight, outer_bias = packed
-    gates = product(outer_bias, F.elu(product(bias, F.elu(seen), weight)), outer_weight)
-    return x + F.glu(gates, dim=-1)
+@dataclass
+class PointWeights:
+    """A :class:`PointBlock` for stepping."""
+
+    inner: Matrix
+    """``[channels + beside, hidden]``."""
+    inner_bias: torch.Tensor
+    outer: Matrix
+    outer_bias: torch.Tensor
+
+    def write(self, program: Program, active: Operand, x: Operand, out: Operand) -> None:
+        """``x [batch, channels]`` to ``out``, which may be ``x``; ``active [batch, channels + beside]`` is ``elu`` of
+        ``x`` and of what is beside it."""
+        hidden = program.room(len(self.inner_bias))
+        program.linear(active, self.inner, hidden, plus=self.inner_bias, then="elu")
+        program.linear(hidden, self.outer, out, plus=self.outer_bias, then="glu", residual=x)
 
 
 class AttentionBlock(nn.Module):
@@ -190,6 +204,26 @@ class AttentionBlock(nn.Module):
         seen = strictly_before(*vectors).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
         return self.merge(x, seen)
 
+    def cache(self, batch: int, width: int, pixels: int, biases: Iterator[torch.Tensor | None]) -> AttentionState:
+        """The state before the first row; a bias of the class for each convolution block."""
+        make, half = self.query.weight.new_zeros, self.query.out_features
+        to_keys, to_values = self.keys_values.weight.T.split(half, dim=1)
+        layers = [layer for layer in self.convolutions if isinstance(layer, ConvolutionBlock)]
+        return AttentionState(
+            convolutions=[layer.cache(batch, width, next(biases)) for layer in layers],
+            key_block=self.key_block.weights(),
+            to_keys=Matrix(to_keys),
+            to_values=Matrix(to_values),
+            query_block=self.query_block.weights(),
+            query=Matrix(self.query.weight.T),
+            query_bias=self.query.bias.detach(),
+            merge=self.merge.weights(),
+            heads=self.heads,
+            content=make(batch, self.keys_values.in_features),
+            keys=make(batch, 1 + pixels, half),
+            values=make(batch, 1 + pixels, half),
+        )
+
 
 def strictly_before(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attention of each position to the positions before it: ``[batch, heads, positions, size]`` each. The first
@@ -204,49 +238,102 @@ def strictly_before(queries: torch.Tensor, keys: torch.Tensor, values: torch.Ten
 
 
 @dataclass
-class Weights:
-    """Weights laid out for stepping, lists by block; shared by all states of a model."""
+class AttentionState(State):
+    """An :class:`AttentionBlock` on its way."""
 
-    table: torch.Tensor
-    places: torch.Tensor
-    """Rows and columns of the pixels: ``[pixels, 2]``."""
-    key_block: list[torch.Tensor]
-    """Of all blocks, stacked, as :func:`point_block` takes them."""
-    keys_values: torch.Tensor
-    """``[blocks, 2 * channels + 2, channels]``."""
-    query_block: list[list[torch.Tensor]]
-    query: list[list[torch.Tensor]]
-    """Weight ``[channels + 2, channels / 2]`` and bias."""
-    merge: list[list[torch.Tensor]]
+    shared: ClassVar[frozenset[str]] = frozenset(
+        {"key_block", "to_keys", "to_values", "query_block", "query", "query_bias", "merge"}
+    )
+
+    convolutions: list[ConvolutionState]
+    key_block: PointWeights
+    to_keys: Matrix
+    """``[2 * channels + 2, channels / 2]``."""
+    to_values: Matrix
+    query_block: PointWeights
+    query: Matrix
+    """``[channels + 2, channels / 2]``."""
+    query_bias: torch.Tensor
+    merge: PointWeights
+    heads: int
+    content: torch.Tensor
+    """Embedded pixel, features after the convolutions, row and column, of which keys are made; without the embedded
+    pixel, which becomes known one pixel later, queries are made of it: ``[batch, 2 * channels + 2]``."""
+    keys: torch.Tensor
+    """``[batch, 1 + pixels, channels / 2]``; what is written before the first pixel goes to the first place, which
+    nothing reads."""
+    values: torch.Tensor
+
+    def write_pixel(self, program: Program, x: torch.Tensor, previous: Operand, place: Operand) -> None:
+        """One place: ``x [batch, channels]``, changed in place, after the embedded pixel ``previous``, at a row and
+        column ``place``. The program's variables are ``column`` and ``position``."""
+        channels = x.shape[1]
+        self._write_keys(program, previous, channels)
+        features, asking = self.content[:, channels : 2 * channels], self.content[:, channels:]
+        for layer in self.convolutions[:-1]:
+            layer.write_pixel(program, x, x)
+        self.convolutions[-1].write_pixel(program, x, features)
+        program.map(place, self.content[:, 2 * channels :])
+        active = program.room(channels + max(2, channels // 2))
+        program.map(asking, active[:, : channels + 2], "elu")
+        seen = active[:, channels : channels + channels // 2]
+        self._write_query(program, asking, active[:, : channels + 2], seen)
+        program.map(seen, seen, "elu")
+        self.merge.write(program, active[:, : channels + channels // 2], features, x)
+
+    def _write_keys(self, program: Program, previous: Operand, channels: int) -> None:
+        """Keys and values of the pixel that has become known."""
+        content = self.content
+        active, told = (program.room(content.shape[1]) for _ in range(2))
+        program.map(previous, content[:, :channels])
+        program.map(content, active, "elu")
+        self.key_block.write(program, active, content, told)
+        program.linear(told, self.to_keys, along(self.keys, "position"))
+        program.linear(told, self.to_values, along(self.values, "position"))
+
+    def _write_query(self, program: Program, asking: torch.Tensor, active: Operand, out: Operand) -> None:
+        """Attention of ``asking [batch, channels + 2]``; ``active`` is ``elu`` of it, and may hold ``out``."""
+        asked, query = program.room(asking.shape[1]), program.room(self.keys.shape[2])
+        self.query_block.write(program, active, asking, asked)
+        program.linear(asked, self.query, query, plus=self.query_bias)
+        program.attend(query, self.keys[:, 1:], self.values[:, 1:], out, "position", self.heads)
+
+
+@dataclass
+class Backbone:
+    """Programs of the backbone: a row, a pixel."""
+
+    row: Program
+    pixel: Program
 
 
 @dataclass
 class PixelSNAILState(State):
     """Caches of the walk."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    batch_dims: ClassVar[dict[str, int]] = {"content": 1, "keys": 1, "values": 1}
+    shared: ClassVar[frozenset[str]] = frozenset({"places"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    weights: Weights
-    row: torch.Tensor
-    """Embedded pixels of this row: ``[batch, width, channels]``."""
+    places: torch.Tensor
+    """Rows and columns of the pixels: ``[pixels, 2]``."""
     codes: torch.Tensor | None
     """Features of the codes: ``[batch, height, width, channels]``."""
     first_above: RowCache
     first_left: RowCache
+    """Its newest row has the embedded pixels of this row, one place later than they stand, and at the end the last
+    pixel of the row before."""
     before: torch.Tensor
     """What the rows above add to the first map in this row: ``[batch, width, channels]``."""
-    convolutions: list[list[ConvolutionState]]
-    content: torch.Tensor
-    """What the last pixel's keys are made of, by block: ``[blocks, batch, 2 * channels + 2]``."""
-    keys: torch.Tensor
-    """``[blocks, batch, heads, pixels, size]``."""
-    values: torch.Tensor
-    pixel: Any = None
-    """The output stage's state within the pixel."""
+    blocks: list[AttentionState]
+    walk: Walk
+    programs: Programs[Backbone] | None = None
+
+    def row(self) -> torch.Tensor:
+        """The embedded pixels of this row and the last one of the row before: ``[batch, width + 1, channels]``."""
+        return self.first_left.rows[:, -1, self.first_left.left + 1 :]
 
 
-class PixelSNAIL(DensityModel):
+class PixelSNAIL(PixelModel):
     """``pixelsnail``: causal convolutions and attention to all pixels before, with a cached ``step``.
 
     Args:
@@ -332,57 +419,60 @@ class PixelSNAIL(DensityModel):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> PixelSNAILState:
         condition = self.condition(cond, batch)
-        biases, blocks = iter(self._biases(condition.labels)), self._blocks()
-        width, channels = self.grid.width, self.channels
-        make = self.embedding.direction.new_zeros
-        keys = make(len(blocks), batch, self.heads, self.grid.pixels, channels // 2 // self.heads)
+        width, table, biases = self.grid.width, self.embedding.table(), iter(self._biases(condition.labels))
         return PixelSNAILState(
-            weights=self._weights(),
-            row=make(batch, width, channels),
+            places=self.places.flatten(0, 1).to(table.dtype),
             codes=None if self.codes is None else self.codes(condition.codes),
             first_above=self.first_above.cache(batch, width),
-            first_left=self.first_left.cache(batch, width),
-            before=make(batch, width, channels),
-            convolutions=[
-                [layer.cache(batch, width, next(biases)) for layer in _convolutions(block)] for block in blocks
-            ],
-            content=make(len(blocks), batch, 2 * channels + 2),
-            keys=keys,
-            values=keys.clone(),
+            first_left=self.first_left.cache(batch, 1 + width + 1),
+            before=table.new_zeros(batch, width, self.channels),
+            blocks=[block.cache(batch, width, self.grid.pixels, biases) for block in self._blocks()],
+            walk=self.walk(table, batch),
         )
 
-    def _weights(self) -> Weights:
-        blocks = self._blocks()
-        inner, bias, outer, outer_bias = zip(*(block.key_block.packed() for block in blocks), strict=True)
-        return Weights(
-            table=self.embedding.table(),
-            places=self.places.flatten(0, 1).to(self.embedding.direction.dtype),
-            key_block=[
-                torch.stack(inner),
-                torch.stack(bias)[:, None],
-                torch.stack(outer),
-                torch.stack(outer_bias)[:, None],
-            ],
-            keys_values=torch.stack([block.keys_values.weight.T for block in blocks]),
-            query_block=[block.query_block.packed() for block in blocks],
-            query=[[block.query.weight.T.contiguous(), block.query.bias] for block in blocks],
-            merge=[block.merge.packed() for block in blocks],
-        )
+    def write(self, state: PixelSNAILState) -> Programs[Backbone]:
+        backbone = Backbone(self._write_row(state), self._write_pixel(state))
+        return self.written(state.walk, along(state.row(), "column"), backbone)
 
-    @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: PixelSNAILState) -> tuple[torch.Tensor, PixelSNAILState]:
-        row, column, channel = self.grid.place(index)
-        if index:
-            _, before, last_channel = self.grid.place(index - 1)
-            state.row[:, before] += state.weights.table[last_channel, previous]
-        if channel == 0:
-            if index:
-                _remember(row * self.grid.width + column - 1, (column - 1) % self.grid.width, state)
-            if column == 0:
-                _begin_row(row, state)
-            state.pixel = self.output.start(F.elu(_pixel(row * self.grid.width + column, column, state)))
-        parameters, state.pixel = self.output.step(previous, channel, state.pixel)
-        return parameters, state
+    def start_row(self, row: int, state: PixelSNAILState, backbone: Backbone) -> None:
+        backbone.row.run(row)
+        pixels = state.row()
+        pixels[:, -1] = pixels[:, -2]
+        pixels[:, :-1] = 0
+
+    def start_pixel(self, row: int, column: int, backbone: Backbone) -> None:
+        width = self.grid.width
+        backbone.pixel.run(column, row * width + column, column - 1 if column else width)
+
+    def _write_row(self, state: PixelSNAILState) -> Program:
+        """What the rows above add to all convolutions; the row before is complete."""
+        width, before = self.grid.width, state.before
+        program = Program(len(before), ("row",), before, places=width)
+        state.first_left.write_shift(program)
+        state.first_left.write_above(program, before)
+        above, sums = state.first_above, program.room(self.channels)
+        above.write_shift(program)
+        program.map(state.row()[:, :width], above.row(width))
+        above.write_above(program, sums)
+        above.write_row(program, sums, sums)
+        program.add(before, sums, before)
+        codes = None if state.codes is None else Moving(state.codes[:, 0], "row", state.codes.stride(1))
+        for block in state.blocks:
+            for convolution in block.convolutions:
+                convolution.write_row(program, codes)
+        return program
+
+    def _write_pixel(self, state: PixelSNAILState) -> Program:
+        """Features of a pixel, and the output stage."""
+        program = Program(len(state.before), ("column", "position", "previous"), state.before)
+        x, features = program.room(self.channels), program.room(self.channels)
+        state.first_left.write_place(program, state.before, x, "column")
+        previous, place = along(state.row(), "previous"), Moving(state.places[0], "position", 2)
+        for block in state.blocks:
+            block.write_pixel(program, x, previous, place)
+        program.map(x, features, "elu")
+        self.output.write(program, features, state.walk.output)
+        return program
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -398,53 +488,6 @@ class PixelSNAIL(DensityModel):
     def receptive_field(self) -> torch.Tensor:
         everything = torch.ones(self.grid.pixels, self.grid.pixels, dtype=torch.bool).tril(-1)
         return symbol_field(self.grid, everything, inside=True)
-
-
-def _remember(position: int, column: int, state: PixelSNAILState) -> None:
-    """Once a pixel: keys and values of the pixel at ``position``, which has just become known, for all blocks."""
-    weights, content = state.weights, state.content
-    channels = state.row.shape[-1]
-    content[:, :, :channels] = state.row[:, column]
-    content[:, :, 2 * channels :] = weights.places[position]
-    vectors = point_block(content, content, weights.key_block) @ weights.keys_values
-    keys, values = vectors.unflatten(-1, (2, state.keys.shape[2], -1)).unbind(2)
-    state.keys[:, :, :, position], state.values[:, :, :, position] = keys, values
-
-
-def _begin_row(row: int, state: PixelSNAILState) -> None:
-    """Once a row: what the rows above add to all convolutions."""
-    torch.add(state.first_above.row(state.row), state.first_left.begin(), out=state.before)
-    codes = None if state.codes is None else state.codes[:, row]
-    for convolution in itertools.chain.from_iterable(state.convolutions):
-        convolution.begin(codes)
-    state.row.zero_()
-
-
-def _pixel(position: int, column: int, state: PixelSNAILState) -> torch.Tensor:
-    """Once a pixel: its features ``[batch, channels]``."""
-    if column:
-        state.first_left.put(column, state.row[:, column - 1])
-    x = state.first_left.at(column, state.before[:, column])
-    weights, channels = state.weights, x.shape[-1]
-    place = weights.places[position].expand(len(x), -1)
-    for block, convolutions in enumerate(state.convolutions):
-        for convolution in convolutions:
-            x = convolution.pixel(column, x)
-        state.content[block, :, channels : 2 * channels] = x
-        seen = x.new_zeros(len(x), channels // 2)
-        if position:
-            asking = torch.cat([x, place], dim=-1)
-            weight, bias = weights.query[block]
-            query = torch.addmm(bias, point_block(asking, asking, weights.query_block[block]), weight)
-            keys, values = (cache[block, :, :, :position] for cache in (state.keys, state.values))
-            query = query.unflatten(-1, (keys.shape[1], 1, -1))
-            seen = F.scaled_dot_product_attention(query, keys, values).flatten(1)
-        x = point_block(x, torch.cat([x, seen], dim=-1), weights.merge[block])
-    return x
-
-
-def _convolutions(block: AttentionBlock) -> list[ConvolutionBlock]:
-    return [layer for layer in block.convolutions if isinstance(layer, ConvolutionBlock)]
 
 
 def _places(grid: Grid) -> torch.Tensor:

@@ -23,12 +23,14 @@ from torch import nn
 from tessella.errors import ConfigError, unknown
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import DensityModel, symbol_field
+from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.output import create_output
-from tessella.nn.attention import CausalAttention, RMSNorm, SwiGLU, rotations, swiglu
+from tessella.models.pixels import PixelModel, Programs, Walk
+from tessella.nn.attention import EPSILON, CausalAttention, RMSNorm, SwiGLU, rotations
 from tessella.nn.condition import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.program import Matrix, Moving, Program, along
 from tessella.nn.state import State
 
 PREFIXES = ("origin", "nowhere")
@@ -58,48 +60,41 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.before_attention(x), turns))
         return x + self.dropout(self.feedforward(self.before_feedforward(x)))
 
-    def step(
-        self, x: torch.Tensor, turns: torch.Tensor, weights: BlockWeights, cache: torch.Tensor, position: int
-    ) -> torch.Tensor:
-        """One position ``x [batch, width]``; see :meth:`CausalAttention.step`."""
-        seen = self.attention.step(self.before_attention(x) @ weights.project, turns, cache, position)
-        x = torch.addmm(x, seen, weights.merge)
-        return torch.addmm(x, swiglu(self.before_feedforward(x) @ weights.widen), weights.narrow)
-
 
 @dataclass
 class BlockWeights:
-    """The matrices of a block as ``[inputs, outputs]``."""
+    """The matrices of a block."""
 
-    project: torch.Tensor
-    merge: torch.Tensor
-    widen: torch.Tensor
-    narrow: torch.Tensor
+    turned: Matrix
+    """Makes queries and keys."""
+    values: Matrix
+    merge: Matrix
+    widen: Matrix
+    narrow: Matrix
 
 
 @dataclass
 class TransformerState(State):
-    """Keys, values and the token that comes next."""
+    """Caches of the walk."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"table", "places", "weights"})
-    batch_dims: ClassVar[dict[str, int]] = {"cache": 2}
+    shared: ClassVar[frozenset[str]] = frozenset({"places", "weights"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    table: torch.Tensor
-    """Vectors of every channel and level, ``[channels, levels, width]``."""
     places: torch.Tensor
     """Vectors of the places of pixels, ``[pixels, width]``."""
     weights: list[BlockWeights]
-    cache: torch.Tensor
-    """Keys and values, ``[layers, 2, batch, kv_heads, pixels, size]``."""
+    keys: list[torch.Tensor]
+    """Of each block, ``[batch, pixels, kv_heads * size]``."""
+    values: list[torch.Tensor]
     token: torch.Tensor
     """The prefix, then the sum of the channels known of the pixel before: ``[batch, width]``."""
     codes: torch.Tensor | None
     """Features of the codes, ``[batch, pixels, width]``."""
-    pixel: Any = None
-    """The output stage's state within the pixel."""
+    walk: Walk
+    programs: Programs[Program] | None = None
 
 
-class Transformer(DensityModel):
+class Transformer(PixelModel):
     """``transformer``: a decoder-only transformer over pixels or codes with cached keys and values.
 
     Args:
@@ -199,39 +194,55 @@ class Transformer(DensityModel):
     def init_state(self, batch: int, cond: Cond = None) -> TransformerState:
         condition = self.condition(cond, batch)
         blocks, attention = self._blocks(), self._blocks()[0].attention
-        shape = (len(blocks), 2, batch, attention.kv_heads, self.grid.pixels, attention.size)
+        shape = (batch, self.grid.pixels, attention.kv_heads * attention.size)
         codes = None if self.code_embedding is None else self.code_embedding(condition.codes).flatten(1, 2)
         return TransformerState(
-            table=self.embedding.table(),
             places=(self.rows + self.columns).flatten(0, 1),
-            weights=[_weights(block, batch) for block in blocks],
-            cache=self.norm.weight.new_zeros(shape),
+            weights=[_weights(block) for block in blocks],
+            keys=[self.norm.weight.new_zeros(shape) for _ in blocks],
+            values=[self.norm.weight.new_zeros(shape) for _ in blocks],
             token=self._prefix(condition.labels, batch).clone(),
             codes=codes,
+            walk=self.walk(self.embedding.table(), batch),
         )
 
-    @torch.no_grad()
-    def step(
-        self, previous: torch.Tensor, index: int, state: TransformerState
-    ) -> tuple[torch.Tensor, TransformerState]:
-        pixel, channel = divmod(index, self.grid.channels)
-        if index:
-            state.token += state.table[(index - 1) % self.grid.channels, previous]
-        if channel == 0:
-            state.pixel = self.output.start(self._features(pixel, state))
-            state.token = torch.zeros_like(state.token)
-        parameters, state.pixel = self.output.step(previous, channel, state.pixel)
-        return parameters, state
-
-    def _features(self, pixel: int, state: TransformerState) -> torch.Tensor:
-        """Once a pixel: all blocks. Returns the features ``[batch, width]``."""
-        x = state.token + state.places[pixel]
+    def write(self, state: TransformerState) -> Programs[Program]:
+        program = Program(len(state.token), ("position", "known"), state.token)
+        x, features = program.room(state.token.shape[1]), program.room(state.token.shape[1])
+        program.add(state.token, Moving(state.places[0], "position", state.places.stride(0)), x)
         if state.codes is not None:
-            x += state.codes[:, pixel]
-        turns = self.turns[pixel]
-        for block, weights, cache in zip(self._blocks(), state.weights, state.cache.unbind(), strict=True):
-            x = block.step(x, turns, weights, cache, pixel)
-        return self.norm(x)
+            program.add(x, along(state.codes, "position"), x)
+        program.map(torch.zeros_like(state.token), state.token)
+        for block, weights, keys, values in zip(self._blocks(), state.weights, state.keys, state.values, strict=True):
+            self._write_attention(program, x, block, weights, keys, values)
+            _write_feedforward(program, x, block, weights)
+        program.norm(x, self.norm.weight.detach(), features, EPSILON)
+        self.output.write(program, features, state.walk.output)
+        return self.written(state.walk, state.token, program)
+
+    def _write_attention(
+        self, program: Program, x: torch.Tensor, block: Block, weights: BlockWeights, keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """One position looks at itself and those before it, and what it sees is added to ``x [batch, width]``."""
+        attention, width = block.attention, x.shape[1]
+        normed, vectors = program.room(width), program.room(width + keys.shape[2])
+        query, seen = program.room(width), program.room(width)
+        turns = Moving(self.turns[0].flatten(), "position", self.turns.stride(0))
+        program.norm(x, block.before_attention.weight.detach(), normed, EPSILON)
+        program.linear(normed, weights.turned, vectors)
+        program.linear(normed, weights.values, along(values, "position"))
+        program.rotate(vectors[:, :width], turns, query, attention.heads)
+        program.rotate(vectors[:, width:], turns, along(keys, "position"), attention.kv_heads)
+        program.attend(query, keys, values, seen, "known", attention.heads, attention.kv_heads)
+        program.linear(seen, weights.merge, x, plus=x)
+
+    def start_row(self, row: int, state: TransformerState, backbone: Program) -> None:
+        """Nothing: a row is like any other place."""
+
+    def start_pixel(self, row: int, column: int, backbone: Program) -> None:
+        position = row * self.grid.width + column
+        backbone.run(position, position + 1)
 
     def sizes(self) -> dict[str, Any]:
         return dict(self._sizes)
@@ -241,13 +252,16 @@ class Transformer(DensityModel):
         return symbol_field(self.grid, pixels, inside=True)
 
 
-def _weights(block: Block, batch: int) -> BlockWeights:
-    """The matrices of a block. To one vector a product goes faster when they are laid out for it; to several, as they
-    are kept."""
-    layers = (
-        block.attention.project,
-        block.attention.merge,
-        block.feedforward.widen,
-        block.feedforward.narrow,
-    )
-    return BlockWeights(*(layer.weight.T.contiguous() if batch == 1 else layer.weight.T for layer in layers))
+def _write_feedforward(program: Program, x: torch.Tensor, block: Block, weights: BlockWeights) -> None:
+    """The feed-forward part of one position, added to ``x [batch, width]``."""
+    normed, hidden = program.room(x.shape[1]), program.room(block.feedforward.narrow.in_features)
+    program.norm(x, block.before_feedforward.weight.detach(), normed, EPSILON)
+    program.linear(normed, weights.widen, hidden, then="swiglu")
+    program.linear(hidden, weights.narrow, x, plus=x)
+
+
+def _weights(block: Block) -> BlockWeights:
+    attention, feedforward = block.attention, block.feedforward
+    turned, values = attention.project.weight.tensor_split([(attention.heads + attention.kv_heads) * attention.size])
+    layers = (turned, values, attention.merge.weight, feedforward.widen.weight, feedforward.narrow.weight)
+    return BlockWeights(*(Matrix(weight.T) for weight in layers))

@@ -1,4 +1,4 @@
-"""Causal self-attention over a sequence of pixels, in parallel and one position at a time with cached keys and values.
+"""Causal self-attention over a sequence of pixels.
 
 Positions are told by rotations (Su et al. 2021, "RoFormer", eq. 13) in two dimensions: of the pairs of numbers that
 make a head's query or key, the first half turns by angles that grow with the row, the second half by angles that grow
@@ -33,9 +33,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., width]`` to the same; computed in float32 or wider."""
-        wide = _wide(x)
-        return F.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), EPSILON).to(x.dtype)
+        """``[..., width]`` to the same."""
+        return rms_norm(x, self.weight, EPSILON)
+
+
+def rms_norm(x: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """``x [..., width]`` divided by the root of its mean square plus ``epsilon``, times ``scale [width]``; in float32
+    or wider."""
+    wide = _wide(x)
+    return F.rms_norm(wide, x.shape[-1:], scale.to(wide.dtype), epsilon).to(x.dtype)
 
 
 def rotations(height: int, width: int, size: int) -> torch.Tensor:
@@ -107,28 +113,6 @@ class CausalAttention(nn.Module):
         )
         return self.merge(seen.transpose(1, 2).flatten(2))
 
-    def step(self, vectors: torch.Tensor, turns: torch.Tensor, cache: torch.Tensor, position: int) -> torch.Tensor:
-        """What one position sees, before the last product.
-
-        Args:
-            vectors: ``[batch, (heads + 2 * kv_heads) * size]``, the product of ``project`` at this position.
-            turns: of this position, ``[2, size]``.
-            cache: keys and values ``[2, batch, kv_heads, positions, size]``, those before this position in place; its
-                own are put there.
-            position: which one it is.
-
-        Returns:
-            ``[batch, width]``.
-        """
-        vectors = vectors.unflatten(1, (-1, self.size))
-        turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
-        queries, keys = rotate(turned, turns).tensor_split([self.heads], dim=1)
-        cache[0, :, :, position], cache[1, :, :, position] = keys, values
-        known, told = cache[:, :, :, : position + 1]
-        # The query heads that share keys stand where a sequence of queries would, so that nothing is repeated.
-        seen = F.scaled_dot_product_attention(queries.unflatten(1, (self.kv_heads, -1)), known, told)
-        return seen.flatten(1)
-
 
 class SwiGLU(nn.Module):
     """``W2 (silu(W1 x) * W3 x)`` (Shazeer 2020, eq. 6).
@@ -145,13 +129,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., width]`` to the same."""
-        return self.narrow(swiglu(self.widen(x)))
-
-
-def swiglu(x: torch.Tensor) -> torch.Tensor:
-    """``silu`` of the first half of ``[..., 2 * hidden]`` times the second."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+        gate, value = self.widen(x).chunk(2, dim=-1)
+        return self.narrow(F.silu(gate) * value)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

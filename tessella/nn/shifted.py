@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella.nn.convolution import field_along
+from tessella.nn.program import Matrix, Moving, Operand, Program, along, windows
 from tessella.nn.state import State
 
 
@@ -136,14 +137,14 @@ def row_cache(
     layer: Normed, rows: torch.Tensor, left: int, offset: int, stride: int, bias: torch.Tensor | None
 ) -> RowCache:
     """The state of a convolution with weights ``[outputs, inputs, rows, taps]``; see :class:`RowCache`."""
-    packed = layer.weight().permute(2, 3, 1, 0)
+    packed = layer.weight().permute(2, 3, 1, 0).flatten(1, 2)
     own = layer.bias.expand(len(rows), 1, -1)
     return RowCache(
-        above=packed[:-1].flatten(0, 2).contiguous(),
-        here=packed[-1].flatten(0, 1).contiguous(),
+        above=[Matrix(weights) for weights in packed[:-1]],
+        here=Matrix(packed[-1]),
         bias=own.clone() if bias is None else own + bias[:, None],
         rows=rows,
-        taps=packed.shape[1],
+        taps=layer.direction.shape[3],
         left=left,
         offset=offset,
         stride=stride,
@@ -152,18 +153,19 @@ def row_cache(
 
 @dataclass
 class RowCache(State):
-    """A shifted convolution on its way down the rows.
+    """A shifted convolution on its way down the rows, as parts of programs.
 
-    A row begins with :meth:`begin`, which gives what the rows above add to it. Then the row itself becomes known, at
-    once (:meth:`row`) or place after place (:meth:`put`, :meth:`at`).
+    A row begins with :meth:`write_shift` and what the rows above add to it (:meth:`write_above`). Then the row itself
+    becomes known, at once (written to :meth:`row`, and read by :meth:`write_row`) or place after place (:meth:`place`,
+    :meth:`write_place`).
     """
 
     shared: ClassVar[frozenset[str]] = frozenset({"above", "here"})
 
-    above: torch.Tensor
-    """Weights of the rows above: ``[(rows - 1) * taps * inputs, outputs]``."""
-    here: torch.Tensor
-    """Weights of the newest row: ``[taps * inputs, outputs]``."""
+    above: list[Matrix]
+    """Weights of each of the rows above: ``[taps * inputs, outputs]``."""
+    here: Matrix
+    """Weights of the newest row."""
     bias: torch.Tensor
     """``[batch, 1, outputs]``."""
     rows: torch.Tensor
@@ -176,41 +178,46 @@ class RowCache(State):
     """How much later its window begins in the rows above than in the newest."""
     stride: int
 
-    def begin(self) -> torch.Tensor:
-        """Start a row: what bias and rows above add to it, ``[batch, width / stride, outputs]``."""
-        if self.rows.shape[1] == 1:
-            return self.bias
-        self.shift()
-        return self._windows(self.rows[:, :-1, self.offset :]) @ self.above + self.bias
+    def row(self, width: int) -> torch.Tensor:
+        """Where the newest row goes: ``[batch, width, inputs]``."""
+        return self.rows[:, -1, self.left : self.left + width]
 
-    def shift(self) -> None:
-        """Start a row for which the output is not wanted."""
-        self.rows[:, :-1] = self.rows[:, 1:].clone()
+    def place(self, by: str) -> Moving:
+        """Where a place of the newest row goes, ``[batch, inputs]``, moved by a column."""
+        return along(self.rows[:, -1], by, self.left)
 
-    def fill(self, row: torch.Tensor) -> None:
-        """Set the newest row: ``[batch, width, inputs]``."""
-        self.rows[:, -1, self.left : self.left + row.shape[1]] = row
+    def write_shift(self, program: Program) -> None:
+        """Start a row, in a program over as many places as a row has."""
+        for row in range(self.rows.shape[1] - 1):
+            older, newer = (self.rows[:, r, self.left :][:, : program.places] for r in (row, row + 1))
+            program.map(newer, older)
 
-    def row(self, row: torch.Tensor) -> torch.Tensor:
-        """A whole row further: ``[batch, width, inputs]`` to ``[batch, width / stride, outputs]``."""
-        before = self.begin()
-        self.fill(row)
-        return self._windows(self.rows[:, -1:]) @ self.here + before
+    def write_above(self, program: Program, out: torch.Tensor) -> None:
+        """What bias and rows above add to a row, in a program over the places of the output: ``out [batch, width /
+        stride, outputs]``."""
+        plus = self.bias
+        for row, weights in enumerate(self.above):
+            seen = windows(self.rows[:, row], self.taps, self.offset, self.stride)[:, : program.places]
+            program.linear(seen, weights, out, plus=plus)
+            plus = out
+        if not self.above:
+            program.map(self.bias, out)
 
-    def put(self, column: int, x: torch.Tensor) -> None:
-        """Set one place of the newest row: ``x [batch, inputs]``."""
-        self.rows[:, -1, self.left + column] = x
+    def write_row(
+        self, program: Program, before: torch.Tensor, out: Operand, then: str = "", residual: Operand | None = None
+    ) -> None:
+        """The output of a whole row, in a program over its places: what the newest row gives, added to ``before``."""
+        seen = windows(self.rows[:, -1], self.taps, 0, self.stride)[:, : program.places]
+        program.linear(seen, self.here, out, before, then, residual)
 
-    def at(self, column: int, before: torch.Tensor) -> torch.Tensor:
-        """The output at ``column`` (a column of the output) ``[batch, outputs]``: what the newest row gives, added to
-        ``before``."""
-        first = column * self.stride
-        return torch.addmm(before, self.rows[:, -1, first : first + self.taps].flatten(1), self.here)
-
-    def _windows(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[batch, rows, width, inputs]`` to ``[batch, outputs' width, rows * taps * inputs]``."""
-        inputs = rows.shape[3]
-        return rows.flatten(2).unfold(2, self.taps * inputs, self.stride * inputs).transpose(1, 2).flatten(2)
+    def write_place(
+        self, program: Program, before: torch.Tensor, out: Operand, by: str, then: str = "",
+        residual: Operand | None = None,
+    ) -> None:  # fmt: skip
+        """The output at a place ``by`` (a column of the output): what the newest row gives, added to ``before [batch,
+        outputs' width, outputs]``."""
+        seen = along(self.rows[:, -1], by, every=self.stride, count=self.taps)
+        program.linear(seen, self.here, out, along(before, by), then, residual)
 
 
 class GrowingConvolution(Normed):

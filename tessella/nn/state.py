@@ -35,6 +35,13 @@ class State:
         """The state of some images of the batch, in the given order, repeats allowed. ``rows`` is ``int64 [m]``."""
         return self._map(lambda tensor, dim: tensor.index_select(dim, rows.to(tensor.device)))
 
+    def load(self, other: State) -> None:
+        """Take over what another state of the same shape holds, in this one's memory; weights and what is derived stay,
+        so that programs written for this state serve again."""
+        for f in dataclasses.fields(self):
+            if f.name not in self.shared | self.derived:
+                setattr(self, f.name, _loaded(getattr(self, f.name), getattr(other, f.name)))
+
     def _map(self: S, change: Callable[[torch.Tensor, int], torch.Tensor]) -> S:
         changed = copy.copy(self)
         for f in dataclasses.fields(self):
@@ -55,3 +62,15 @@ def _map(value: Any, change: Callable[[torch.Tensor, int], torch.Tensor], dim: i
     if isinstance(value, dict):
         return {key: _map(item, change, dim) for key, item in value.items()}
     return value
+
+
+def _loaded(mine: Any, other: Any) -> Any:
+    """``mine`` with the values of ``other`` where both are tensors of a shape, else ``other``."""
+    if isinstance(mine, State) and type(mine) is type(other):
+        mine.load(other)
+        return mine
+    if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor) and mine.shape == other.shape:
+        return mine.copy_(other)
+    if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+        return [_loaded(*pair) for pair in zip(mine, other, strict=True)]
+    return other

@@ -2,7 +2,8 @@
 et al. 2017, "PixelCNN++", sections 2.3 to 2.5): gated residual blocks, and the way between resolutions.
 
 Each layer has ``forward`` over whole maps ``[batch, height, width, filters]``, ``field``, which does the same to sets
-of sources, and ``cache``, whose state goes along rows and pixels.
+of sources, and ``cache``, whose state goes along rows and pixels as parts of programs. There a stream is changed in
+place: a row of the vertical one ``[batch, width, filters]``, a place of the horizontal one ``[batch, filters]``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tessella.nn.program import Matrix, Moving, Operand, Program, along, windows
 from tessella.nn.shifted import GrowingConvolution, NormedLinear, RowCache, ShiftedConvolution, concat_elu
 from tessella.nn.state import State
 
@@ -59,12 +61,12 @@ class GatedResidual(nn.Module):
     def cache(self, batch: int, width: int, bias: torch.Tensor | None) -> ResidualState:
         """The state before the first row."""
         filters = self.inner.bias.shape[0]
-        skip = [] if self.skip is None else list(self.skip.weight().T.contiguous().split(2 * filters))
+        skip = [] if self.skip is None else self.skip.weight().T.split(2 * filters)
         make = self.inner.bias.new_zeros
         return ResidualState(
             inner=self.inner.cache(batch, width, None if self.skip is None else self.skip.bias.expand(batch, -1)),
             outer=self.outer.cache(batch, width, bias),
-            skip=skip,
+            skip=[Matrix(weights) for weights in skip],
             before_inner=make(batch, width, filters),
             before_outer=make(batch, width, 2 * filters),
         )
@@ -72,14 +74,18 @@ class GatedResidual(nn.Module):
 
 @dataclass
 class ResidualState(State):
-    """A block of one stream on its way: the vertical one by :meth:`row`, the horizontal one by :meth:`begin` and
-    :meth:`pixel`."""
+    """A block of one stream on its way.
+
+    What :func:`concat_elu` gives of the block's input is written to :meth:`row` or :meth:`place`. Then the vertical
+    block is a :meth:`write_row`, the horizontal one a :meth:`write_above` once a row and a :meth:`write_place` at
+    each place.
+    """
 
     shared: ClassVar[frozenset[str]] = frozenset({"skip"})
 
     inner: RowCache
     outer: RowCache
-    skip: list[torch.Tensor]
+    skip: list[Matrix]
     """Weights of each map the block sees besides its input: ``[2 * filters, filters]``."""
     before_inner: torch.Tensor
     """What rows above, vertical stream and biases add in this row before the first nonlinearity: ``[batch, width,
@@ -87,27 +93,40 @@ class ResidualState(State):
     before_outer: torch.Tensor
     """The same for the gate: ``[batch, width, 2 * filters]``."""
 
-    def row(self, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-        """A row of the vertical stream: ``x [batch, width, filters]`` to the same."""
-        sums = self.inner.row(concat_elu(x))
-        if skip is not None:
-            sums = sums + concat_elu(skip) @ self.skip[0]
-        return x + F.glu(self.outer.row(concat_elu(sums)), dim=-1)
+    def row(self) -> torch.Tensor:
+        """Where :func:`concat_elu` of a row of the input goes: ``[batch, width, 2 * filters]``."""
+        return self.inner.row(self.before_inner.shape[1])
 
-    def begin(self, vertical: torch.Tensor) -> None:
-        """Start a row of the horizontal stream: ``vertical [batch, width, filters]`` is the other stream there."""
-        torch.add(self.inner.begin(), concat_elu(vertical) @ self.skip[0], out=self.before_inner)
-        self.before_outer.copy_(self.outer.begin())
+    def place(self, by: str) -> Moving:
+        """The same of a place of the input: ``[batch, 2 * filters]``."""
+        return self.inner.place(by)
 
-    def pixel(self, column: int, x: torch.Tensor, active: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-        """A place of the horizontal stream: ``x [batch, filters]`` to the same. ``active`` is ``concat_elu(x)``, and
-        ``skip`` that of the block opposite."""
-        self.inner.put(column, active)
-        sums = self.inner.at(column, self.before_inner[:, column])
+    def write_shift(self, program: Program) -> None:
+        """Start a row, before anything of it is written."""
+        self.inner.write_shift(program)
+        self.outer.write_shift(program)
+
+    def write_row(self, program: Program, x: Operand, skip: Operand | None) -> None:
+        """A row ``x`` of the vertical stream, changed in place."""
+        self.write_above(program, skip)
+        self.inner.write_row(program, self.before_inner, self.outer.row(self.before_outer.shape[1]), "concat-elu")
+        self.outer.write_row(program, self.before_outer, x, "glu", x)
+
+    def write_above(self, program: Program, skip: Operand | None) -> None:
+        """What rows above, biases and ``skip [batch, width, 2 * filters]`` add to a row. ``skip`` is the first map
+        besides the input, in the horizontal block the other stream."""
+        self.inner.write_above(program, self.before_inner)
         if skip is not None:
-            sums.addmm_(skip, self.skip[1])
-        self.outer.put(column, concat_elu(sums))
-        return x + F.glu(self.outer.at(column, self.before_outer[:, column]), dim=-1)
+            program.linear(skip, self.skip[0], self.before_inner, plus=self.before_inner)
+        self.outer.write_above(program, self.before_outer)
+
+    def write_place(self, program: Program, x: Operand, by: str, skip: Operand | None) -> None:
+        """A place ``x`` of the horizontal stream, changed in place; ``skip`` is what the block opposite saw."""
+        if skip is not None:
+            before = along(self.before_inner, by)
+            program.linear(skip, self.skip[1], before, plus=before)
+        self.inner.write_place(program, self.before_inner, self.outer.place(by), by, "concat-elu")
+        self.outer.write_place(program, self.before_outer, x, by, "glu", x)
 
 
 class Block(nn.Module):
@@ -157,6 +176,18 @@ class BlockState(State):
     vertical: ResidualState
     horizontal: ResidualState
 
+    def write_shift(self, program: Program) -> None:
+        """Start a row, before anything of it is written."""
+        self.vertical.write_shift(program)
+        self.horizontal.write_shift(program)
+
+    def write_row(self, program: Program, v: Operand, skip: Operand | None, active: Operand) -> None:
+        """A row ``v`` of the vertical stream, changed in place, and what it adds to the horizontal one; ``active`` gets
+        :func:`concat_elu` of the result."""
+        self.vertical.write_row(program, v, skip)
+        program.map(v, active, "concat-elu")
+        self.horizontal.write_above(program, active)
+
 
 class Resize(nn.Module):
     """The way from a resolution to the next one, half as high and wide, and back; for both streams.
@@ -174,32 +205,40 @@ class Resize(nn.Module):
 
     def cache(self, batch: int, width: int) -> ResizeState:
         """The state before the first row; ``width`` is that of the larger maps."""
-        v, h = self.grow_v, self.grow_h
-        filters = v.bias.shape[0]
-        make = v.bias.new_zeros
+        v, h = self.grow_v.weight().permute(2, 3, 1, 0), self.grow_h.weight().permute(1, 2, 3, 0)
+        filters = h.shape[0]
+        make = h.new_zeros
         return ResizeState(
-            grow_v=v.weight().transpose(0, 1).contiguous(),
-            bias_v=v.bias.detach().clone(),
-            grow_h=h.weight().permute(1, 2, 3, 0).flatten(1).contiguous(),
-            bias_h=h.bias.repeat(4),
+            grow_even=[Matrix(row[1]) for row in v],
+            grow_odd=[Matrix(torch.cat([row[2], row[0]])) for row in v],
+            bias_v=self.grow_v.bias.detach(),
+            grow_h=Matrix(h.flatten(1)),
+            bias_h=self.grow_h.bias.repeat(4),
             shrink_v=self.shrink_v.cache(batch, width),
             shrink_h=self.shrink_h.cache(batch, width),
             before=make(batch, width // 2, filters),
-            grown_v=make(batch, 2, width, filters),
-            grown_h=make(batch, 2, width, filters),
+            grown_v=make(batch, 2, width + 1, filters),
+            grown_h=make(batch, width // 2, 4 * filters),
         )
 
 
 @dataclass
 class ResizeState(State):
-    """A :class:`Resize` on its way."""
+    """A :class:`Resize` on its way.
 
-    shared: ClassVar[frozenset[str]] = frozenset({"grow_v", "bias_v", "grow_h", "bias_h"})
+    A row of the larger maps is written to the newest rows of ``shrink_v`` and ``shrink_h``. Where it is even, the
+    smaller maps take a row from it and give back two, which are read at this row and the next.
+    """
 
-    grow_v: torch.Tensor
-    """``[filters, filters, 2, 3]``."""
+    shared: ClassVar[frozenset[str]] = frozenset({"grow_even", "grow_odd", "bias_v", "grow_h", "bias_h"})
+
+    grow_even: list[Matrix]
+    """What a place of the smaller vertical map gives to the even column of each of the two rows: ``[filters,
+    filters]``."""
+    grow_odd: list[Matrix]
+    """What a place and the one to its right give to the odd column: ``[2 * filters, filters]``."""
     bias_v: torch.Tensor
-    grow_h: torch.Tensor
+    grow_h: Matrix
     """``[filters, 4 * filters]``: the four places that a place of the smaller map gives."""
     bias_h: torch.Tensor
     shrink_v: RowCache
@@ -207,8 +246,53 @@ class ResizeState(State):
     before: torch.Tensor
     """What bias and row above add to the smaller horizontal map in this row: ``[batch, width / 2, filters]``."""
     grown_v: torch.Tensor
-    """The two rows that the last row of the smaller maps gave: ``[batch, 2, width, filters]``."""
+    """The two rows that the last row of the smaller maps gave, with zeros at the right: ``[batch, 2, width + 1,
+    filters]``."""
     grown_h: torch.Tensor
+    """The same for the horizontal stream, two rows and columns side by side: ``[batch, width / 2, 4 * filters]``."""
+
+    def row(self) -> torch.Tensor:
+        """The vertical stream's row before it shrinks: ``[batch, width, filters]``."""
+        return self.shrink_v.row(self.grown_v.shape[2] - 1)
+
+    def write_shift(self, program: Program) -> None:
+        """Start a row of the larger maps, before anything of it is written."""
+        self.shrink_v.write_shift(program)
+        self.shrink_h.write_shift(program)
+
+    def write_shrink(self, program: Program, v: torch.Tensor) -> None:
+        """A row ``v`` of the smaller vertical map, and what bias and row above add to the horizontal one."""
+        self.shrink_v.write_above(program, v)
+        self.shrink_v.write_row(program, v, v)
+        self.shrink_h.write_above(program, self.before)
+
+    def write_grow(self, program: Program, v: Operand, pairs: Operand) -> None:
+        """A row ``v`` of the smaller vertical map, ``pairs`` being each place and the one to its right, to two rows of
+        the larger one."""
+        for row, (even, odd) in enumerate(zip(self.grow_even, self.grow_odd, strict=True)):
+            program.linear(v, even, self.grown_v[:, row, :-1:2], plus=self.bias_v)
+            program.linear(pairs, odd, self.grown_v[:, row, 1::2], plus=self.bias_v)
+
+    def grown_row(self, by: str, count: int = 1) -> Moving:
+        """The larger vertical map in the row of a parity, ``count`` neighbouring places side by side: ``[batch, width,
+        count * filters]``."""
+        seen = windows(self.grown_v[:, 0], count)[:, : self.grown_v.shape[2] - 1]
+        return Moving(seen, by, self.grown_v.stride(1))
+
+    def grown_place(self, by: str, every: int = 1) -> Moving:
+        """A place of the larger horizontal map, ``[batch, filters]``, moved by :func:`grown_index`."""
+        return along(self.grown_h.unflatten(2, (4, -1)).flatten(1, 2), by, every=every)
+
+    def write_grown(self, program: Program, h: Operand, by: str) -> Moving:
+        """A place ``h`` of the smaller horizontal map, at column ``by``, to four of the larger one, and the first of
+        these."""
+        program.linear(h, self.grow_h, along(self.grown_h, by), plus=self.bias_h)
+        return self.grown_place(by, 4)
+
+
+def grown_index(row: int, column: int) -> int:
+    """Where ``grown_h`` has a place of the larger map: four for each place of the smaller one."""
+    return 4 * (column // 2) + 2 * (row % 2) + column % 2
 
 
 def _halves(bias: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:

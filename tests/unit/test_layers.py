@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = {"errors", "grid", "config", "noise", "files"}
 LAYERS = (
     VOCABULARY,
+    {"kernel"},
     {"nn"},
     {"heads"},
     {"models", "tokenizers"},
     {"sampling"},
     {"coding", "data", "report", "card", "metrics", "curves", "catalogue"},
-    {"pipeline"},
+    {"pipeline", "drawn"},
     {"evaluation", "overview"},
     {"training", "page"},
     {"demo", "serve"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +81,71 @@ def test_pixels_that_are_known_stay() -> None:
     completed = generator.complete(images, known, seed=1)
     assert torch.equal(completed[:, known], images[:, known])
     assert not torch.equal(completed, images)
+
+
+@pytest.mark.parametrize("make", [two_stage, pixels])
+def test_batches_are_the_sample_from_any_image_on(make) -> None:  # type: ignore[no-untyped-def]
+    generator = make()
+    whole = generator.sample(7, seed=3)
+    parts = list(generator.batches(7, 3, batch=3, start=2))
+    assert [len(part) for part in parts] == [3, 2]
+    assert torch.equal(torch.cat(parts), whole[2:])
+
+
+def test_each_batch_takes_its_own_classes() -> None:
+    prior = ts.create("gated-pixelcnn", ts.Grid(4, 4, 1, 8), classes=3, layers=2, hidden=4).double()
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    generator, classes = pixel_generator(prior), torch.arange(5) % 3
+    parts = list(generator.batches(5, seed=1, batch=2, start=2, cond=classes))
+    alone = [generator.sample(1, seed=1 + i, cond=classes[i : i + 1]) for i in range(2, 5)]
+    assert torch.equal(torch.cat(parts), torch.cat(alone))
+    assert not torch.equal(generator.sample(5, seed=1, cond=2 - classes), generator.sample(5, seed=1, cond=classes))
+
+
+def test_batches_tell_how_far_they_are() -> None:
+    seen: list[float] = []
+    for _ in pixels().batches(5, batch=2, start=2, watch=seen.append):
+        pass
+    assert seen == sorted(seen)
+    assert seen[0] == pytest.approx(2 + 2 / 6), "a row of the first batch"
+    assert seen[-1] == 5
+    assert len(seen) == 2 * 6
+
+
+def test_batches_hold_one_batch_whatever_the_number() -> None:
+    batches = pixels().batches(12, batch=2)
+    next(batches)
+    gc.collect()
+    gc.disable()  # a state that is spent goes at once, not when the collector finds it
+    try:
+        held = [sum(type(item) is torch.Tensor for item in gc.get_objects()) for _ in batches]
+    finally:
+        gc.enable()
+    assert max(held) <= held[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n must be a positive integer, got 0"),
+        ({"batch": 0}, "batch must be a positive integer, got 0"),
+        ({"start": -1}, "start must be an integer of at least 0, got -1"),
+        ({"seed": 2**64 - 3, "n": 4, "batch": 1}, "seed must be"),
+        ({"cond": torch.zeros(4, dtype=torch.int64)}, "no classes"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused_before_the_first(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        next(pixels().batches(**arguments))
+
+
+def test_a_completion_is_the_same_in_any_batches() -> None:
+    for generator in (two_stage(), pixels()):
+        images = photographs(5, width=generator.tokenizer.image_size[1])
+        known = np.random.default_rng(1).integers(0, 2, images.shape, dtype=np.uint8).astype(bool)
+        whole = generator.complete(images, known, seed=2)
+        assert torch.equal(generator.complete(images, known, seed=2, batch=2), whole)
 
 
 def test_a_stream_ends_with_the_sample() -> None:

@@ -11,7 +11,9 @@ import torch
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.pixelcnn_pp import PixelCNNpp
-from tessella.nn.shifted import GrowingConvolution, Normed, RowCache, ShiftedConvolution, concat_elu
+from tessella.nn.program import Program, windows
+from tessella.nn.shifted import GrowingConvolution, Normed, ShiftedConvolution, concat_elu
+from tessella.nn.streams import Resize, grown_index
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -75,26 +77,70 @@ def test_a_growing_convolution_spreads_each_place(taps: int) -> None:
 def test_a_cache_goes_along_rows_as_the_convolution_does(right: int, stride: int) -> None:
     layer = moved(ShiftedConvolution(3, 4, 2, 1, right, stride))
     x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
-    assert isinstance(cache, RowCache)
-    for r, expected in enumerate(layer(x).unbind(1)):
-        torch.testing.assert_close(cache.row(x[:, stride * r]), expected, rtol=0, atol=1e-12)
-        for skipped in range(1, stride):
-            cache.shift()
-            cache.fill(x[:, stride * r + skipped])
+    shift, sums = Program(2, (), x, places=4), Program(2, (), x, places=4 // stride)
+    before, out = sums.room(4), sums.room(4)
+    cache.write_shift(shift)
+    cache.write_above(sums, before)
+    cache.write_row(sums, before, out)
+    expected = layer(x)
+    for r in range(6):
+        shift.run()
+        cache.row(4).copy_(x[:, r])
+        if r % stride == 0:
+            sums.run()
+            torch.testing.assert_close(out, expected[:, r // stride], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cache_goes_along_pixels_as_the_convolution_does(stride: int) -> None:
     layer = moved(ShiftedConvolution(3, 4, 2, 1, 0, stride))
     x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
+    shift, above = Program(2, (), x, places=4), Program(2, (), x, places=4 // stride)
+    place = Program(2, ("column",), x)
+    before, out = above.room(4), place.room(4)
+    cache.write_shift(shift)
+    cache.write_above(above, before)
+    cache.write_place(place, before, out, "column")
     expected = layer(x)
-    for r in range(6):
-        before = cache.begin()
-        for c in range(4):
-            cache.put(c, x[:, r, c])
-            if r % stride == 0 and c % stride == 0:
-                place = cache.at(c // stride, before[:, c // stride])
-                torch.testing.assert_close(place, expected[:, r // stride, c // stride], rtol=0, atol=1e-12)
+    for r, c in itertools.product(range(6), range(4)):
+        if c == 0:
+            shift.run()
+            above.run()
+        cache.place("column").at(c).copy_(x[:, r, c])
+        if r % stride == 0 and c % stride == 0:
+            place.run(c // stride)
+            torch.testing.assert_close(out, expected[:, r // stride, c // stride], rtol=0, atol=1e-12)
+
+
+def test_resolutions_grow_row_by_row_as_the_convolution_does() -> None:
+    layer = moved(Resize(3))
+    x, cache = random(2, 2, 4, 3), layer.cache(2, 8)
+    program = Program(2, (), x, places=4)
+    row = torch.zeros(2, 5, 3, dtype=x.dtype)
+    cache.write_grow(program, row[:, :-1], windows(row, 2))
+    expected = layer.grow_v(x)
+    for r in range(2):
+        row[:, :-1] = x[:, r]
+        program.run()
+        for parity in (0, 1):
+            grown = cache.grown_row("parity").at(parity)
+            torch.testing.assert_close(grown, expected[:, 2 * r + parity], rtol=0, atol=1e-12)
+
+
+def test_resolutions_grow_place_by_place_as_the_convolution_does() -> None:
+    layer = moved(Resize(3))
+    x, cache = random(2, 1, 4, 3), layer.cache(2, 8)
+    program = Program(2, ("column",), x)
+    h = program.room(3)
+    first = cache.write_grown(program, h, "column")
+    expected = layer.grow_h(x)
+    for c in range(4):
+        h.copy_(x[:, 0, c])
+        program.run(c)
+        torch.testing.assert_close(first.at(c), expected[:, 0, 2 * c], rtol=0, atol=1e-12)
+    for r, c in itertools.product(range(2), range(8)):
+        place = cache.grown_place("place").at(grown_index(r, c))
+        torch.testing.assert_close(place, expected[:, r, c], rtol=0, atol=1e-12)
 
 
 def test_concat_elu_has_both_signs() -> None:
@@ -116,6 +162,21 @@ def test_step_equals_forward_at_every_scale(shape: tuple[int, int], scales: int,
         table = model.head.symbol(parameters).table()
         torch.testing.assert_close(table, expected[:, index], rtol=0, atol=1e-12)
         previous = x.flatten(1)[:, index]
+
+
+@pytest.mark.parametrize("index", [1, 13, 24, 33])
+def test_images_can_be_selected_inside_a_row_of_every_scale(index: int) -> None:
+    model = small(ts.Grid(7, 5, 1, 4), scales=3)
+    x, rows = some(model.grid, 3), torch.tensor([2, 0, 2])
+    expected = model.distribution(x[rows]).table(x[rows]).flatten(1, 3).detach()
+    state, symbols = model.init_state(3), x.flatten(1)
+    for i in range(model.grid.symbols):
+        if i == index:
+            state, symbols = state.select(rows), symbols[rows]
+        parameters, state = model.step(symbols[:, i - 1], i, state)
+        if i >= index:
+            table = model.head.symbol(parameters).table()
+            torch.testing.assert_close(table, expected[:, i], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scales", "embedding"), [(1, 0), (2, 2), (3, 0)])

@@ -99,6 +99,24 @@ def test_step_equals_forward(shape: tuple[int, int], kernel: int) -> None:
         previous = x.flatten(1)[:, index]
 
 
+@pytest.mark.parametrize("index", [8, 9, 10, 13])
+def test_a_state_chosen_from_another_goes_on_as_forward(index: int) -> None:
+    # Rows of 5 pixels with 1 symbol: inside a row, before its last pixel, before a row and inside the next.
+    codes = ts.Grid(2, 2, 1, 5)
+    model = small(ts.Grid(4, 5, 1, 3), 2, codes, residual_blocks=2)
+    cond = {"class": torch.tensor([0, 1, 2]), "codes": some(codes, 3)}
+    x, rows = some(model.grid, 3), torch.tensor([2, 0, 0, 1])
+    expected = model.distribution(x, model.condition(cond, 3)).table(x).flatten(1, 3)[rows]
+    state, symbols = model.init_state(3, cond), x.flatten(1)
+    for i in range(index):
+        _, state = model.step(symbols[:, i - 1], i, state)
+    chosen = state.select(rows)
+    model.step(1 - symbols[:, index - 1].clamp(max=1), index, state)
+    for i in range(index, model.grid.symbols):
+        parameters, chosen = model.step(symbols[rows, i - 1], i, chosen)
+        torch.testing.assert_close(model.head.symbol(parameters).table(), expected[:, i], rtol=0, atol=1e-12)
+
+
 def test_every_pixel_sees_the_one_at_the_end_of_the_row_above() -> None:
     # The convolutions alone do not reach it: a key must hold the value of its own pixel.
     model = small(ts.Grid(2, 16, 1, 3), blocks=1)

@@ -56,15 +56,6 @@ def test_attention_is_what_loops_compute(kv_heads: int) -> None:
     torch.testing.assert_close(module(x, rotations(2, 3, 8)), expected, rtol=0, atol=1e-12)
 
 
-def test_a_cached_step_of_attention_sees_what_the_whole_pass_sees() -> None:
-    module, x, turns = CausalAttention(32, 4, 2).double(), normal(3, 6, 32), rotations(2, 3, 8)
-    cache = torch.full((2, 3, 2, 6, 8), torch.nan, dtype=torch.float64)
-    expected = module(x, turns)
-    for i in range(6):
-        seen = module.step(module.project(x[:, i]), turns[i], cache, i)
-        torch.testing.assert_close(module.merge(seen), expected[:, i], rtol=0, atol=1e-12)
-
-
 def test_products_of_turned_vectors_depend_on_the_offset_of_their_pixels() -> None:
     queries, keys, turns = normal(16, seed=1), normal(16, seed=2), rotations(6, 7, 16).unflatten(0, (6, 7))
     product = (rotate(queries, turns[1, 4]) * rotate(keys, turns[0, 2])).sum()
@@ -102,19 +93,13 @@ def test_the_norm_of_half_precision_is_computed_in_float32() -> None:
 def test_a_step_costs_the_backbone_once_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ts.create("transformer", ts.Grid(2, 2, 3, 4), layers=1, width=8, heads=1)
     assert isinstance(model, Transformer)
-    calls: list[int] = []
-    features = model._features
-    monkeypatch.setattr(model, "_features", lambda pixel, state: calls.append(pixel) or features(pixel, state))
-    ts.sample(model, n=1)
-    assert calls == [0, 1, 2, 3]
-
-
-def test_with_one_image_matrices_are_laid_out_and_with_more_they_are_shared() -> None:
-    model = ts.create("transformer", ts.Grid(3, 3, 1, 5), layers=2, width=16, heads=2).double()
-    one, two = (model.init_state(batch).weights for batch in (1, 2))  # type: ignore[attr-defined]
-    assert torch.equal(one[0].widen, two[0].widen)
-    assert two[0].widen.data_ptr() == model.blocks[0].feedforward.widen.weight.data_ptr()  # type: ignore[union-attr, index]
-    assert torch.equal(ts.sample(model, n=3, seed=1)[1:2], ts.sample(model, n=1, seed=2))
+    calls: list[tuple[int, int]] = []
+    start = model.start_pixel
+    monkeypatch.setattr(
+        model, "start_pixel", lambda row, column, b: calls.append((row, column)) or start(row, column, b)
+    )
+    ts.sample(model, n=1, method="cached")
+    assert calls == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_where_the_prefix_stands_changes_the_distribution() -> None:

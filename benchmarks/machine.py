@@ -1,0 +1,122 @@
+"""What the machine gives: how fast it reads, how fast it multiplies, and what a small call of torch costs.
+
+    python benchmarks/machine.py [--threads 2]     # a quarter of a minute; prints JSON
+
+The benchmark of sampling measures this beside the models, in the same process, and sets the floor of a step by it. All
+figures are the best of several repeats: a floor is what the machine can do, not what it does on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+MEBIBYTE = 2**20
+SETS = tuple(2**power for power in range(10))
+"""Working sets, in MiB."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured."""
+
+    gigabytes_a_second: dict[int, float]
+    """Read bandwidth by working set in MiB: a smaller set is never slower."""
+    gigaflops: float
+    """Products of matrices in float32, in 10^9 operations a second."""
+    product_us: float
+    """One product of 1 x 128 by 128 x 256 into a given place, in microseconds."""
+    elementwise_us: float
+    """One elementwise operation on 128 numbers, in place, in microseconds."""
+    threads: int
+
+    def bandwidth(self, size: float) -> float:
+        """Bytes a second where ``size`` bytes are read again and again: linear in the logarithm of the size, between
+        those measured."""
+        points = [(math.log2(mib * MEBIBYTE), 1e9 * speed) for mib, speed in self.gigabytes_a_second.items()]
+        place = math.log2(max(size, 1.0))
+        if place <= points[0][0]:
+            return points[0][1]
+        for (low, slow), (high, fast) in itertools.pairwise(points):
+            if place <= high:
+                return slow + (fast - slow) * (place - low) / (high - low)
+        return points[-1][1]
+
+    def better(self, other: Machine) -> Machine:
+        """The better of two measurements of the same machine, figure by figure."""
+        speeds = self.gigabytes_a_second
+        return Machine(
+            gigabytes_a_second={
+                mib: max(speed, other.bandwidth(mib * MEBIBYTE) / 1e9) for mib, speed in speeds.items()
+            },
+            gigaflops=max(self.gigaflops, other.gigaflops),
+            product_us=min(self.product_us, other.product_us),
+            elementwise_us=min(self.elementwise_us, other.elementwise_us),
+            threads=self.threads,
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def best(act: Callable[[], object], calls: int, repeats: int = 3) -> float:
+    """The least seconds of a call, over ``repeats`` loops of ``calls`` each, after one that warms up."""
+    seconds = []
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        for _ in range(calls):
+            act()
+        seconds.append((time.perf_counter() - started) / calls)
+    return min(seconds[1:])
+
+
+def bandwidth(mebibytes: int) -> float:
+    """Bytes a second of the better of two readers: a sum, and a product of a matrix with a vector."""
+    matrix = torch.rand(mebibytes * MEBIBYTE // 4 // 1024, 1024)
+    vector, out = torch.rand(1024), torch.empty(len(matrix))
+    calls = max(1, 256 // mebibytes)
+    seconds = min(best(matrix.sum, calls), best(lambda: torch.mv(matrix, vector, out=out), calls))
+    return mebibytes * MEBIBYTE / seconds
+
+
+def gigaflops(side: int) -> float:
+    """10^9 operations a second of a product of two square matrices."""
+    a, b, out = torch.rand(side, side), torch.rand(side, side), torch.empty(side, side)
+    return 2 * side**3 / best(lambda: torch.mm(a, b, out=out), 1 + 2048 // side) / 1e9
+
+
+@torch.no_grad()
+def measure(sets: tuple[int, ...] = SETS, sweeps: int = 3) -> Machine:
+    """Measure this machine, with torch's number of threads as it is: the best of a few sweeps, so that a neighbour who
+    is busy for some seconds does not pass for a slow machine."""
+    x, w, out = torch.randn(1, 128), torch.randn(128, 256), torch.empty(1, 256)
+    speeds, power, product, elementwise = dict.fromkeys(sets, 0.0), 0.0, math.inf, math.inf
+    for _ in range(sweeps):
+        for mebibytes in sets:
+            speeds[mebibytes] = max(speeds[mebibytes], bandwidth(mebibytes) / 1e9)
+        power = max(power, *(gigaflops(side) for side in (1024, 2048)))
+        product = min(product, best(lambda: torch.mm(x, w, out=out), 5000))
+        elementwise = min(elementwise, best(x.tanh_, 5000))
+    rising = list(itertools.accumulate(reversed(speeds.values()), max))
+    return Machine(
+        gigabytes_a_second=dict(zip(speeds, reversed(rising), strict=True)),
+        gigaflops=power,
+        product_us=1e6 * product,
+        elementwise_us=1e6 * elementwise,
+        threads=torch.get_num_threads(),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    print(json.dumps(measure().facts(), indent=2))

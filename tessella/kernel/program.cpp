@@ -1,0 +1,493 @@
+// Runs a program: operations on fixed memory, one after another, each shared by all threads.
+//
+// The operations and the layout of their records are those of tessella/nn/program.py, which also has each of them in
+// torch: the two must agree to rounding. Everything is a matrix [batch * places, size] whose rows are contiguous, with one
+// stride from image to image and one from place to place; a matrix may move along memory with a variable of the walk (a
+// row, a column, a position). Weights come packed in panels of two vectors' width:
+// [panels, inputs, 2 * LANES], zero beyond the last output. Where an operation takes outputs in pairs (a, b), a panel holds
+// a vector of a's and the vector of their b's.
+//
+// Vectors are those of the compiler (GCC and Clang), 64 bytes wide, which it maps to what the processor has.
+
+#include <sched.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+enum Code : int64_t { LINEAR, MAP, ADD, NORM, ROTATE, ATTEND, LOOKUP, CELL };
+enum Then : int64_t { KEEP, RELU, SILU, ELU, CONCAT_ELU, GATE, GLU, SWIGLU };
+
+struct Operand {
+    int64_t address, stride, place, step, variable;  // an address, elements, elements, elements, an index or -1
+};
+
+struct Op {
+    int64_t code, then, size, inputs, heads, groups;
+    double number;
+    int64_t weight;
+    Operand out, x, y, z;
+};
+
+constexpr int BYTES = 64;
+
+// What is the same for all operations of a run.
+struct Run {
+    int64_t rows, places;
+    const int64_t* values;
+};
+
+template <typename T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+    typedef float Vector __attribute__((vector_size(BYTES), aligned(4), may_alias));
+    typedef int32_t Integers __attribute__((vector_size(BYTES)));
+    static constexpr int count = BYTES / sizeof(float);
+};
+
+template <>
+struct Lanes<double> {
+    typedef double Vector __attribute__((vector_size(BYTES), aligned(8), may_alias));
+    typedef int64_t Integers __attribute__((vector_size(BYTES)));
+    static constexpr int count = BYTES / sizeof(double);
+};
+
+template <typename T>
+using Vector = typename Lanes<T>::Vector;
+
+// A share of n units for thread t of count, contiguous.
+struct Share {
+    int64_t first, last;
+    Share(int64_t n, int t, int count) : first(n * t / count), last(n * (t + 1) / count) {}
+};
+
+constexpr int PATIENCE = 4096;
+
+// All threads wait for each other, spinning: the waits are shorter than a system call.
+class Barrier {
+  public:
+    explicit Barrier(int count) : count_(count) {}
+
+    void wait() {
+        if (count_ == 1) return;
+        const int turn = turn_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            turn_.store(turn + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+            if (spins > PATIENCE) sched_yield();  // somebody else needs the processor of the thread we wait for
+        }
+    }
+
+  private:
+    const int count_;
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<int> turn_{0};
+};
+
+// ---- functions of vectors -------------------------------------------------------------------------------------------
+
+inline Vector<float> exponential(Vector<float> x) {
+    typedef Lanes<float>::Integers Integers;
+    const Vector<float> low = Vector<float>{} - 87.0f, high = Vector<float>{} + 88.0f;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    Vector<float> n = (x * 1.44269504f + shift) - shift;
+    Vector<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vector<float> p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
+    Vector<float> scale;
+    std::memcpy(&scale, &power, BYTES);
+    return p * scale;
+}
+
+inline Vector<double> exponential(Vector<double> x) {
+    typedef Lanes<double>::Integers Integers;
+    const Vector<double> low = Vector<double>{} - 708.0, high = Vector<double>{} + 709.0;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const double shift = 6755399441055744.0;  // 1.5 * 2^52
+    Vector<double> n = (x * 1.4426950408889634 + shift) - shift;
+    Vector<double> r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6;
+    Vector<double> p = Vector<double>{} + 1.0 / 6227020800.0;
+    for (double k = 12.0, c = 1.0 / 479001600.0; k > 0.5; c *= k, k -= 1.0) p = p * r + c;
+    p = p * r + 1.0;
+    Integers power = (__builtin_convertvector(n, Integers) + 1023) << 52;
+    Vector<double> scale;
+    std::memcpy(&scale, &power, BYTES);
+    return p * scale;
+}
+
+template <typename V>
+inline V sigmoid(V x) {
+    return 1.0f / (1.0f + exponential(-x));
+}
+
+template <typename V>
+inline V hyperbolic(V x) {
+    return 1.0f - 2.0f / (1.0f + exponential(x + x));
+}
+
+template <typename V>
+inline V elu(V x) {
+    return x > 0 ? x : exponential(x) - 1.0f;
+}
+
+template <typename V>
+inline V relu(V x) {
+    return x > 0 ? x : x - x;
+}
+
+template <typename V>
+inline V silu(V x) {
+    return x * sigmoid(x);
+}
+
+template <typename T>
+inline Vector<T> load(const T* from, int64_t count) {
+    Vector<T> v = {};
+    if (count >= Lanes<T>::count) return *reinterpret_cast<const Vector<T>*>(from);
+    for (int64_t i = 0; i < count; i++) v[i] = from[i];
+    return v;
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> v, int64_t count) {
+    if (count >= Lanes<T>::count) {
+        *reinterpret_cast<Vector<T>*>(to) = v;
+    } else {
+        for (int64_t i = 0; i < count; i++) to[i] = v[i];
+    }
+}
+
+// ---- operations ------------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct Matrix {
+    T* start;
+    int64_t stride, place, places;
+    Matrix(const Operand& o, const Run& run)
+        : start(reinterpret_cast<T*>(o.address) + (o.variable < 0 ? 0 : run.values[o.variable] * o.step)),
+          stride(o.stride), place(o.place), places(run.places) {}
+    T* row(int64_t r) const {
+        return places == 1 ? start + r * stride : start + r / places * stride + r % places * place;
+    }
+    explicit operator bool() const { return start != nullptr; }
+};
+
+// What comes after a product: two vectors of sums, at outputs o and o + LANES, or, in pairs, a and b at output o.
+template <typename T>
+inline void finish(const Op& op, int64_t o, Vector<T> a, Vector<T> b, T* out, const T* plus, const T* residual) {
+    constexpr int L = Lanes<T>::count;
+    const int64_t n = op.size, left = n - o;
+    if (op.then >= GATE) {
+        if (plus) a += load(plus + o, left), b += load(plus + n + o, left);
+        Vector<T> result = {};
+        if (op.then == GATE) result = hyperbolic(a) * sigmoid(b);
+        if (op.then == GLU) result = a * sigmoid(b);
+        if (op.then == SWIGLU) result = silu(a) * b;
+        if (residual) result += load(residual + o, left);
+        store(out + o, result, left);
+        return;
+    }
+    if (plus) a += load(plus + o, left), b += load(plus + o + L, left - L);
+    if (op.then == RELU) a = relu(a), b = relu(b);
+    if (op.then == SILU) a = silu(a), b = silu(b);
+    if (op.then == CONCAT_ELU) {
+        store(out + n + o, elu(-a), left);
+        if (left > L) store(out + n + o + L, elu(-b), left - L);
+    }
+    if (op.then == ELU || op.then == CONCAT_ELU) a = elu(a), b = elu(b);
+    store(out + o, a, left);
+    if (left > L) store(out + o + L, b, left - L);
+}
+
+// ROWS rows of x times one panel. A single row takes the inputs in turn to several sums, so that the sums of products
+// need not wait for each other.
+template <typename T, int ROWS>
+inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& plus,
+                 const Matrix<T>& residual) {
+    constexpr int L = Lanes<T>::count, SPLIT = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    const int64_t inputs = op.inputs;
+    const T* w = reinterpret_cast<const T*>(op.weight) + panel * inputs * 2 * L;
+    Vector<T> sums[SPLIT][ROWS][2] = {};
+    const T* from[ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) from[r] = x.row(row + r);
+    int64_t k = 0;
+    for (; k + SPLIT <= inputs; k += SPLIT) {
+#pragma GCC unroll 4
+        for (int s = 0; s < SPLIT; s++, w += 2 * L) {
+            const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) {
+                const T factor = from[r][k + s];
+                sums[s][r][0] += factor * u;
+                sums[s][r][1] += factor * v;
+            }
+        }
+    }
+    for (; k < inputs; k++, w += 2 * L) {
+        const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            sums[0][r][0] += from[r][k] * u;
+            sums[0][r][1] += from[r][k] * v;
+        }
+    }
+    const int64_t o = panel * (op.then >= GATE ? L : 2 * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        Vector<T> a = sums[0][r][0], b = sums[0][r][1];
+#pragma GCC unroll 4
+        for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
+        finish<T>(op, o, a, b, out.row(row + r), plus ? plus.row(row + r) : nullptr,
+                  residual ? residual.row(row + r) : nullptr);
+    }
+}
+
+constexpr int64_t TILE = 8, BLOCK = 64;
+
+template <typename T>
+void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Matrix<T>& out, const Matrix<T>& x,
+                   const Matrix<T>& plus, const Matrix<T>& residual) {
+    for (; r + 8 <= end; r += 8) tile<T, 8>(op, panel, r, out, x, plus, residual);
+    for (; r + 4 <= end; r += 4) tile<T, 4>(op, panel, r, out, x, plus, residual);
+    for (; r + 2 <= end; r += 2) tile<T, 2>(op, panel, r, out, x, plus, residual);
+    for (; r < end; r++) tile<T, 1>(op, panel, r, out, x, plus, residual);
+}
+
+// Few rows: the threads share the panels, so that each reads its part of the weights. Many: they share the rows, and go
+// through all panels for a block of rows that stays in cache.
+template <typename T>
+void linear(const Op& op, const Run& run, int thread, int threads) {
+    const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), residual(op.z, run);
+    const int64_t width = op.then >= GATE ? Lanes<T>::count : 2 * Lanes<T>::count;
+    const int64_t panels = (op.size + width - 1) / width, tiles = (run.rows + TILE - 1) / TILE;
+    if (run.rows <= BLOCK) {
+        const Share share(panels * tiles, thread, threads);
+        for (int64_t unit = share.first; unit < share.last; unit++) {
+            const int64_t r = unit % tiles * TILE, end = run.rows < r + TILE ? run.rows : r + TILE;
+            rows_of_panel<T>(op, unit / tiles, r, end, out, x, plus, residual);
+        }
+        return;
+    }
+    const Share share(tiles, thread, threads);
+    const int64_t last = run.rows < share.last * TILE ? run.rows : share.last * TILE;
+    for (int64_t r = share.first * TILE; r < last; r += BLOCK) {
+        for (int64_t panel = 0; panel < panels; panel++) {
+            rows_of_panel<T>(op, panel, r, last < r + BLOCK ? last : r + BLOCK, out, x, plus, residual);
+        }
+    }
+}
+
+// A function of each number (MAP), or the sum of two matrices and then the function (ADD).
+template <typename T>
+void pointwise(const Op& op, const Run& run, int thread, int threads) {
+    constexpr int L = Lanes<T>::count;
+    const Matrix<T> out(op.out, run), x(op.x, run), y(op.y, run);
+    const bool pairs = op.then >= GATE;
+    const int64_t blocks = (op.size + L - 1) / L;
+    const Share share(run.rows * blocks, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t r = unit / blocks, o = unit % blocks * L, left = op.size - o;
+        Vector<T> a = load(x.row(r) + o, left), b = {};
+        if (op.code == ADD) a += load(y.row(r) + o, left);
+        if (pairs) b = load(x.row(r) + op.size + o, left);
+        if (pairs) {
+            finish<T>(op, o, a, b, out.row(r), nullptr, nullptr);
+        } else {
+            if (op.then == RELU) a = relu(a);
+            if (op.then == SILU) a = silu(a);
+            if (op.then == CONCAT_ELU) store(out.row(r) + op.size + o, elu(-a), left);
+            if (op.then == ELU || op.then == CONCAT_ELU) a = elu(a);
+            store(out.row(r) + o, a, left);
+        }
+    }
+}
+
+template <typename T>
+inline T dot(const T* a, const T* b, int64_t n) {
+    constexpr int L = Lanes<T>::count;
+    Vector<T> sum = {};
+    int64_t i = 0;
+    for (; i + L <= n; i += L) sum += load(a + i, L) * load(b + i, L);
+    if (i < n) sum += load(a + i, n - i) * load(b + i, n - i);
+    T total = 0;
+    for (int l = 0; l < L; l++) total += sum[l];
+    return total;
+}
+
+// Divided by the root of the mean square, times learned scales (y).
+template <typename T>
+void norm(const Op& op, const Run& run, int thread, int threads) {
+    const Matrix<T> out(op.out, run), x(op.x, run), scale(op.y, run);
+    const Share share(run.rows, thread, threads);
+    for (int64_t r = share.first; r < share.last; r++) {
+        const T* from = x.row(r);
+        const T mean = dot(from, from, op.size) / T(op.size) + T(op.number);
+        const T factor = T(1) / T(__builtin_sqrt(double(mean)));
+        for (int64_t i = 0; i < op.size; i++) out.row(r)[i] = from[i] * factor * scale.row(0)[i];
+    }
+}
+
+// Pairs of neighbours turned by the cosines and signed sines (y) of a head's size.
+template <typename T>
+void rotate(const Op& op, const Run& run, int thread, int threads) {
+    const Matrix<T> out(op.out, run), x(op.x, run), turns(op.y, run);
+    const int64_t size = op.size / op.heads;
+    const T *cosines = turns.row(0), *sines = cosines + size;
+    const Share share(run.rows * op.heads, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t r = unit / op.heads, offset = unit % op.heads * size;
+        const T* from = x.row(r) + offset;
+        T* to = out.row(r) + offset;
+        for (int64_t i = 0; i < size; i += 2) {
+            const T a = from[i], b = from[i + 1];
+            to[i] = a * cosines[i] + b * sines[i];
+            to[i + 1] = b * cosines[i + 1] + a * sines[i + 1];
+        }
+    }
+}
+
+// Attention of one query a row (x) to the first places of keys (y) and values (z), [rows, places, groups * size]. Query
+// heads that share a group of keys and values stand together. How many places is the value of the variable in `inputs`.
+template <typename T>
+void attend(const Op& op, const Run& run, int thread, int threads) {
+    constexpr int L = Lanes<T>::count;
+    const Matrix<T> out(op.out, run), x(op.x, run), keys(op.y, run), contents(op.z, run);
+    const int64_t size = op.size / op.heads, places = run.values[op.inputs], apart = op.groups * size;
+    const int64_t sharing = op.heads / op.groups;
+    const T scale = T(1) / T(__builtin_sqrt(double(size)));
+    thread_local std::vector<T> room;
+    room.resize(places + size + 2 * L);
+    const Share share(run.rows * op.heads, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t r = unit / op.heads, head = unit % op.heads, offset = head / sharing * size;
+        T* scores = room.data();
+        T* sum = scores + (places + L - 1) / L * L;
+        const T *query = x.row(r) + head * size, *key = keys.row(r) + offset, *content = contents.row(r) + offset;
+        T most = -1e30f, total = 0;
+        for (int64_t p = 0; p < places; p++) {
+            scores[p] = dot(query, key + p * apart, size) * scale;
+            most = scores[p] > most ? scores[p] : most;
+        }
+        for (int64_t p = 0; p < places; p += L) {
+            store(scores + p, exponential(load(scores + p, places - p) - most), places - p);
+        }
+        for (int64_t p = 0; p < places; p++) total += scores[p];
+        for (int64_t i = 0; i < size; i += L) {
+            Vector<T> seen = {};
+            for (int64_t p = 0; p < places; p++) seen += scores[p] * load(content + p * apart + i, size - i);
+            store(sum + i, seen, size - i);
+        }
+        T* to = out.row(r) + head * size;
+        for (int64_t i = 0; i < size; i++) to[i] = places ? sum[i] / total : T(0);
+    }
+}
+
+// Rows of a table (y), chosen by symbols (x, int64, one a row), are added to what is there.
+template <typename T>
+void lookup(const Op& op, const Run& run, int thread, int threads) {
+    const Matrix<T> out(op.out, run), table(op.y, run);
+    const int64_t* symbols = reinterpret_cast<const int64_t*>(op.x.address);
+    const Share share(run.rows, thread, threads);
+    for (int64_t r = share.first; r < share.last; r++) {
+        const T* from = table.row(symbols[r]);
+        for (int64_t i = 0; i < op.size; i++) out.row(r)[i] += from[i];
+    }
+}
+
+// An LSTM cell: gates (x) in the order output, forget, input, content; cell states (y) are renewed in place.
+template <typename T>
+void cell(const Op& op, const Run& run, int thread, int threads) {
+    constexpr int L = Lanes<T>::count;
+    const Matrix<T> out(op.out, run), x(op.x, run), cells(op.y, run);
+    const int64_t n = op.size, blocks = (n + L - 1) / L;
+    const Share share(run.rows * blocks, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t r = unit / blocks, o = unit % blocks * L, left = n - o;
+        const T* gates = x.row(r) + o;
+        const Vector<T> emit = sigmoid(load(gates, left)), forget = sigmoid(load(gates + n, left));
+        const Vector<T> write = sigmoid(load(gates + 2 * n, left)), content = hyperbolic(load(gates + 3 * n, left));
+        const Vector<T> state = forget * load(cells.row(r) + o, left) + write * content;
+        store(cells.row(r) + o, state, left);
+        store(out.row(r) + o, emit * hyperbolic(state), left);
+    }
+}
+
+template <typename T>
+void act(const Op& op, const Run& run, int thread, int threads) {
+    switch (op.code) {
+        case LINEAR: return linear<T>(op, run, thread, threads);
+        case MAP:
+        case ADD: return pointwise<T>(op, run, thread, threads);
+        case NORM: return norm<T>(op, run, thread, threads);
+        case ROTATE: return rotate<T>(op, run, thread, threads);
+        case ATTEND: return attend<T>(op, run, thread, threads);
+        case LOOKUP: return lookup<T>(op, run, thread, threads);
+        case CELL: return cell<T>(op, run, thread, threads);
+    }
+}
+
+template <typename T>
+void all(const Op* ops, int64_t count, const Run& run, int threads) {
+#ifdef _OPENMP
+    if (threads > 1) {
+        Barrier barrier(threads);
+        bool together = true;
+#pragma omp parallel num_threads(threads)
+        {
+            if (omp_get_num_threads() == threads) {
+                for (int64_t i = 0; i < count; i++) {
+                    act<T>(ops[i], run, omp_get_thread_num(), threads);
+                    if (i + 1 < count) barrier.wait();
+                }
+            } else if (omp_get_thread_num() == 0) {
+                together = false;
+            }
+        }
+        if (together) return;
+    }
+#endif
+    for (int64_t i = 0; i < count; i++) act<T>(ops[i], run, 0, 1);
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t tessella_record_bytes() { return sizeof(Op); }
+
+// count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8).
+void tessella_run(const void* ops, int64_t count, int64_t batch, int64_t places, const int64_t* values, int64_t threads,
+                  int64_t bytes) {
+    const Run run = {batch * places, places, values};
+    const Op* first = static_cast<const Op*>(ops);
+    if (bytes == sizeof(float)) {
+        all<float>(first, count, run, int(threads));
+    } else {
+        all<double>(first, count, run, int(threads));
+    }
+}
+}

@@ -1,0 +1,241 @@
+"""Programs: each operation against its formula in float64, by each runner; where operands move; without a compiler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tessella as ts
+from tessella import kernel
+from tessella.nn.program import Matrix, Moving, Program, along, windows
+from tessella.nn.runners import Compiled, Indexed, Plain
+
+RUNNERS = [Plain, Indexed, Compiled]
+BATCHES = [1, 2, 3, 7, 9, 70]
+"""Below, at and above the rows that the kernel takes together."""
+
+
+@pytest.fixture(params=RUNNERS, ids=lambda runner: runner.__name__.lower())
+def run(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Runs a program by one of the runners."""
+    if request.param is Compiled and not kernel.available():
+        pytest.skip("no C++ compiler")
+
+    def act(program: Program, *values: int) -> None:
+        request.param(program).run(values)
+
+    return act
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def program(batch: int, *variables: str, places: int = 0) -> Program:
+    return Program(batch, variables, normal(1), places)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "": lambda s: s,
+    "relu": lambda s: s.clamp(min=0),
+    "silu": lambda s: s / (1 + (-s).exp()),
+    "elu": lambda s: torch.where(s > 0, s, s.exp() - 1),
+    "concat-elu": lambda s: torch.cat([F.elu(s), F.elu(-s)], dim=-1),
+    "gate": lambda s: s.chunk(2, -1)[0].tanh() * s.chunk(2, -1)[1].sigmoid(),
+    "glu": lambda s: s.chunk(2, -1)[0] * s.chunk(2, -1)[1].sigmoid(),
+    "swiglu": lambda s: F.silu(s.chunk(2, -1)[0]) * s.chunk(2, -1)[1],
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("then", FORMULAS)
+@pytest.mark.parametrize("outputs", [6, 32, 44])
+def test_a_product_and_what_follows_it(run: Callable[..., None], batch: int, then: str, outputs: int) -> None:
+    x, weight, plus = normal(batch, 13), normal(13, outputs, seed=1) / 3, normal(batch, outputs, seed=2)
+    expected = FORMULAS[then](x @ weight + plus)
+    residual = normal(*expected.shape, seed=3) if then in ("gate", "glu", "swiglu") else None
+    out, listed = torch.full_like(expected, torch.nan), program(batch)
+    listed.linear(x, Matrix(weight), out, plus, then, residual)
+    run(listed)
+    close(out, expected if residual is None else expected + residual)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: int) -> None:
+    memory, weight, bias = normal(batch, 9, 5), normal(15, 8, seed=1), normal(batch, 1, 8, seed=2)
+    out, listed = torch.zeros(batch, 9, 4, dtype=torch.float64), program(batch, places=3)
+    listed.linear(windows(memory, 3, first=1, every=2), Matrix(weight), out[:, 2:5], bias, "glu")
+    run(listed)
+    seen = torch.stack([memory[:, 1 + 2 * i : 4 + 2 * i].flatten(1) for i in range(3)], dim=1)
+    close(out[:, 2:5], F.glu(seen @ weight + bias, dim=-1))
+    assert not out[:, :2].any()
+    assert not out[:, 5:].any()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_operands_move_with_their_variable(run: Callable[..., None], batch: int) -> None:
+    memory, links, weight = normal(batch, 7, 4), normal(batch, 7, 6, seed=1), normal(8, 6, seed=2)
+    out, listed = torch.zeros(batch, 20, 6, dtype=torch.float64), program(batch, "row", "column")
+    plus = along(links, "column")
+    listed.linear(along(memory, "column", count=2), Matrix(weight), along(out, "row", 1, every=3), plus)
+    for row, column in ((0, 0), (5, 3), (2, 5)):
+        run(listed, row, column)
+        expected = memory[:, column : column + 2].flatten(1) @ weight + links[:, column]
+        close(out[:, 1 + 3 * row], expected)
+    assert int(out.any(dim=2).any(dim=0).sum()) == 3
+
+
+def test_sums_may_grow_in_place(run: Callable[..., None]) -> None:
+    x, weight, sums = normal(3, 4), normal(4, 4, seed=1), normal(3, 4, seed=2)
+    before, listed = sums.clone(), program(3)
+    listed.linear(x, Matrix(weight), sums, plus=sums)
+    listed.add(sums, x, sums)
+    run(listed)
+    close(sums, before + x @ weight + x)
+
+
+@pytest.mark.parametrize("then", ["", "relu", "silu", "elu", "concat-elu", "glu"])
+def test_a_function_of_each_number(run: Callable[..., None], then: str) -> None:
+    x = normal(3, 22) * 4
+    expected = FORMULAS[then](x)
+    out, listed = torch.zeros_like(expected), program(3)
+    listed.map(x, out, then)
+    run(listed)
+    close(out, expected)
+
+
+def test_a_vector_is_added_to_all(run: Callable[..., None]) -> None:
+    x, row, listed = normal(2, 5, 9), normal(4, 5, 9, seed=1), program(2, "row", places=5)
+    out = torch.zeros_like(x)
+    listed.add(Moving(row[0], "row", 45), x, out, "elu")
+    run(listed, 3)
+    close(out, F.elu(row[3] + x))
+
+
+def test_a_norm_is_by_the_root_of_the_mean_square(run: Callable[..., None]) -> None:
+    x, scale, listed = normal(4, 21), normal(21, seed=1), program(4)
+    out = torch.zeros_like(x)
+    listed.norm(x, scale, out, 1e-2)
+    run(listed)
+    close(out, x / (x.square().mean(1, keepdim=True) + 1e-2).sqrt() * scale)
+
+
+def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
+    x, angles, listed = normal(3, 2, 4, 2), normal(5, 4, seed=1), program(3, "position")
+    cosines, sines = angles.cos(), angles.sin()
+    turns = torch.cat([cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1)
+    out = torch.zeros(3, 16, dtype=torch.float64)
+    listed.rotate(x.flatten(1), Moving(turns[0], "position", 16), out, heads=2)
+    run(listed, 3)
+    turned = torch.view_as_complex(x) * torch.polar(torch.ones_like(angles), angles)[3]
+    close(out, torch.view_as_real(turned).flatten(1))
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (2, 1)])
+@pytest.mark.parametrize("known", [0, 1, 6, 9])
+def test_attention_to_the_first_places(run: Callable[..., None], heads: int, groups: int, known: int) -> None:
+    size, listed = 5, program(3, "known")
+    query, keys, contents = (
+        normal(3, heads * size),
+        normal(3, 9, groups * size, seed=1),
+        normal(3, 9, groups * size, seed=2),
+    )
+    out = torch.full((3, heads * size), torch.nan, dtype=torch.float64)
+    listed.attend(query, keys, contents, out, "known", heads, groups)
+    run(listed, known)
+    expected = torch.zeros_like(out)
+    for head in range(heads if known else 0):
+        group = slice(head // (heads // groups) * size, (head // (heads // groups) + 1) * size)
+        own = slice(head * size, (head + 1) * size)
+        scores = (keys[:, :known, group] @ query[:, own, None])[..., 0] / math.sqrt(size)
+        expected[:, own] = (scores.softmax(1)[:, None] @ contents[:, :known, group])[:, 0]
+    close(out, expected)
+
+
+def test_vectors_of_symbols_are_added(run: Callable[..., None]) -> None:
+    symbols, table, memory = torch.tensor([4, 0, 2]), normal(5, 7), normal(3, 6, 7, seed=1)
+    before, listed = memory.clone(), program(3, "column")
+    listed.lookup(symbols, table, along(memory, "column", first=1))
+    run(listed, 2)
+    before[:, 3] += table[symbols]
+    close(memory, before)
+
+
+def test_a_cell_remembers(run: Callable[..., None]) -> None:
+    gates, cells, listed = normal(3, 44), normal(3, 11, seed=1), program(3)
+    kept, out = cells.clone(), torch.zeros(3, 11, dtype=torch.float64)
+    listed.cell(gates, cells, out)
+    run(listed)
+    emit, forget, write, content = gates.chunk(4, dim=1)
+    expected = forget.sigmoid() * kept + write.sigmoid() * content.tanh()
+    close(cells, expected)
+    close(out, emit.sigmoid() * expected.tanh())
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1.0, -30.0, 90.0, -120.0, 800.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_functions_hold_over_all_numbers(value: float, dtype: torch.dtype) -> None:
+    x = torch.full((1, 4), value, dtype=dtype)
+    for then in ("relu", "silu", "elu", "gate"):
+        expected = FORMULAS[then](x.double())
+        out, listed = torch.zeros_like(expected, dtype=dtype), Program(1, (), x)
+        listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, then=then)
+        Compiled(listed).run(())
+        torch.testing.assert_close(out.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=3e-7)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("batch", [1, 6, 80])
+def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
+    x, outs = normal(batch, 200), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        listed = program(batch)
+        first, second = listed.room(300), listed.room(70)
+        listed.linear(x, Matrix(normal(200, 600, seed=1)), first, then="gate")
+        listed.linear(first, Matrix(normal(300, 70, seed=2)), second)
+        runner = Compiled(listed)
+        for _ in range(20):
+            runner.run(())
+        outs.append(second)
+    assert torch.equal(*outs)
+
+
+def test_without_a_compiler_programs_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = ts.Grid(3, 3, 1, 4)
+    model = ts.create("gated-pixelcnn", grid, layers=2, hidden=8).double()
+    expected = ts.sample(model, n=2)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    kernel.library.cache_clear()
+    try:
+        assert not kernel.available()
+        assert torch.equal(ts.sample(model, n=2), expected)
+    finally:
+        monkeypatch.undo()
+        kernel.library.cache_clear()
+
+
+def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSELLA_KERNEL", "0")
+    listed = program(1)
+    listed.map(normal(1, 2), listed.room(2))
+    listed.run()
+    assert isinstance(listed._runner, Plain)
