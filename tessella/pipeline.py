@@ -86,7 +86,8 @@ class Generator:
             start: the first image to draw, to go on with a run: image ``start`` is the first that is yielded.
             cond: class or codes of each of the ``n`` images, see :data:`Cond`.
             watch: called once a row with the images drawn so far, of the batch at work the share of its symbols.
-            options: as in :func:`tessella.stream`; ``x`` and ``known`` are ``[n, height, width, channels]`` of symbols.
+            options: ``method`` and the rule as in :func:`tessella.stream`; ``x`` and ``known`` are symbols,
+                ``[n, height, width, channels]``.
 
         Yields:
             ``uint8 [batch, height, width, channels]``, the last one shorter where ``batch`` does not divide.
@@ -100,14 +101,13 @@ class Generator:
                 raise InputError(f"{name} must be {kind}, got {value!r}")
         check_seed(seed, n)
         condition = self.prior.condition(cond, n) if cond is not None else None
+        given = {name: options.pop(name) for name in ("x", "known") if name in options}
+        sampler = sampling.Sampler(self.prior, **options)
         for first in range(start, n, batch):
             rows = range(first, min(first + batch, n))
             of_rows = None if condition is None else condition.select(torch.arange(rows.start, rows.stop))
-            kept: dict[str, Any] = {
-                name: options[name][rows.start : rows.stop] for name in ("x", "known") if name in options
-            }
-            part = {**options, **kept, "cond": of_rows}
-            for index, symbols in sampling.stream(self.prior, len(rows), seed + first, **part):  # noqa: B007
+            kept = {name: symbols[rows.start : rows.stop] for name, symbols in given.items()}
+            for index, symbols in sampler.stream(len(rows), seed + first, of_rows, **kept):  # noqa: B007
                 if watch is not None:
                     watch(first + len(rows) * index / self.prior.grid.symbols)
             yield self.tokenizer.decode(symbols)

@@ -49,6 +49,8 @@ class DensityModel(nn.Module, ABC):
     name: ClassVar[str]
     takes_codes: ClassVar[bool] = False
     """Whether it can be conditioned on a grid of codes."""
+    pass_is_cheap: ClassVar[bool] = False
+    """Whether a pass over the whole grid costs not much more than a cached step."""
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__()
@@ -73,6 +75,10 @@ class DensityModel(nn.Module, ABC):
             What :meth:`Head.__call__` takes: ``[batch, height, width, channels, size]``, or ``[batch, height, width,
             size]`` of a joint head. The part of symbol ``t`` depends on symbols before ``t`` only.
         """
+
+    def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
+        """:meth:`forward` of the rows from ``row`` on. A family may leave out what only the rows above depend on."""
+        return self(x, condition)[:, row:]
 
     @abstractmethod
     def sizes(self) -> dict[str, Any]:

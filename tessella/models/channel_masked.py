@@ -10,13 +10,15 @@ The paper feeds scaled intensities; here a level's vector is a free one plus a d
 codes as well. As in the paper, the margins of the convolutions alone tell a pixel where it is.
 
 A step computes one group of features in every layer: the groups before it at the pixel are known and do not change.
-What the rows above add to a layer is computed once a row, for all layers and pixels by one product; what the pixels to
-the left add, once a pixel, for all layers.
+What the rows above add to a layer is computed once a row, for all its pixels by one product; what the pixels to the
+left and the groups before add, by one product in the group's turn. All of it is written once for a state, as programs
+on the state's memory (``tessella.nn.program``).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,10 +31,11 @@ from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.base import DensityModel, symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution, windows
+from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.condition import ClassEmbedding
 from tessella.nn.convolution import channels_last
 from tessella.nn.embedding import ChannelEmbedding
+from tessella.nn.program import Matrix, Operand, Program, along, windows
 from tessella.nn.state import State
 
 FIRST_REACH = 3
@@ -71,35 +74,33 @@ class GroupedOutput(nn.Module):
 
 
 @dataclass
-class OutputWeights:
-    """The output's weights laid out for stepping, lists by group."""
-
-    one: list[torch.Tensor]
-    two: list[torch.Tensor]
-    biases: list[tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass
-class OutputState(State):
-    """What the groups of a pixel still to come will see of the ones before them."""
-
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-
-    weights: OutputWeights
-    inputs: torch.Tensor
-    """``[batch, inputs]``, after the ReLU."""
-    middle: torch.Tensor
-    """``[batch, hidden]``, after the ReLU."""
-
-
-@dataclass
 class Weights:
-    """Weights of the first layer laid out for stepping."""
+    """Weights of the first layer and of the output laid out for stepping; lists are by group."""
 
     table: torch.Tensor
-    above: torch.Tensor
-    left: torch.Tensor
-    within: list[torch.Tensor]
+    """Vectors of every channel and level: ``[channels, levels, EMBEDDED]``."""
+    above: Matrix
+    offset: torch.Tensor
+    this_row: list[Matrix]
+    one: list[Matrix]
+    two: list[Matrix]
+    last: list[Matrix]
+    biases: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    """Of the output's three products."""
+
+
+@dataclass
+class Programs:
+    """The programs of a state."""
+
+    known: Program
+    """Takes in the symbols of a pixel that no later group of it will see, at a ``column``."""
+    row: Program
+    """What the rows above add to a row, for all layers."""
+    first: Program
+    """The first group of a row's first pixel."""
+    groups: list[Program]
+    """Each group at a ``column``, after what has become known since the group before."""
 
 
 @dataclass
@@ -107,20 +108,30 @@ class ChannelMaskedState(State):
     """Caches of the walk."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     weights: Weights
+    symbols: list[torch.Tensor]
+    """The symbol of each channel that has become known last: ``int64 [batch]``."""
+    rows: torch.Tensor
+    """Embedded pixels of the rows above still seen, the farthest first, with margins of zeros: ``[batch, width + 6, 3 *
+    features]``."""
     pixels: torch.Tensor
-    """Embedded pixels of the rows still seen, with a margin of zeros: ``[batch, rows, width + 6, features]``. The last
-    is this row up to the pixel, then the row above."""
+    """Embedded pixels of this row, zeros for what is not known, with a margin at the left: ``[batch, 3 + width,
+    features]``."""
     above: torch.Tensor
     """What rows above and bias give the first layer in this row: ``[batch, width, 2 * hidden]``."""
-    sums: torch.Tensor
-    """The same with the pixels to the left, at this pixel: ``[batch, 2 * hidden]``."""
     layers: Any
     """The state of the layers."""
-    output: OutputState
-    head: Any = None
+    inputs: torch.Tensor
+    """What the output sees of the pixel, after the ReLU: ``[batch, 2 * hidden]``."""
+    middle: torch.Tensor
+    """After its first product and the ReLU: ``[batch, last]``."""
+    parameters: torch.Tensor
+    """Of the group that came last: ``[batch, size]``."""
+    joint: Any = None
     """How far a joint head is within the pixel."""
+    programs: Programs | None = None
 
 
 class ChannelMasked(DensityModel):
@@ -180,16 +191,19 @@ class ChannelMasked(DensityModel):
         """The state of the layers. ``class_bias`` is ``[layers, batch, 1, biases]``."""
 
     @abstractmethod
-    def start_row(self, row: int, state: Any) -> None:
-        """Work of the layers once a row."""
+    def write_row(self, program: Program, layers: Any) -> None:
+        """Append the work of the layers once a row to a program over its pixels."""
 
     @abstractmethod
-    def start_pixel(self, column: int, state: Any) -> None:
-        """Work of the layers once a pixel."""
+    def entering(self, group: int, layers: Any) -> Operand:
+        """Where the layers take a group of the first layer's features at the ``column``."""
 
     @abstractmethod
-    def advance(self, column: int, group: int, x: torch.Tensor, state: Any) -> torch.Tensor:
-        """A group of the first layer's features at a pixel to the same group after all layers."""
+    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: Any) -> None:
+        """Append the layers' work on a group at the ``column``, of whose features the ReLU goes to ``out``."""
+
+    def start_row(self, row: int, layers: Any) -> None:
+        """Work of the layers once a row before :meth:`write_row`'s: of most none."""
 
     @abstractmethod
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
@@ -215,78 +229,112 @@ class ChannelMasked(DensityModel):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> ChannelMaskedState:
         condition = self.condition(cond, batch)
-        make, width = self.first.weight.new_zeros, self.grid.width
-        embedded = self.grid.channels * EMBEDDED
+        make, grid = self.first.weight.new_zeros, self.grid
+        embedded = grid.channels * EMBEDDED
         return ChannelMaskedState(
-            weights=Weights(
-                self.embedding.table(), self.first.rows_above(), self.first.to_the_left(), self.first.within()
-            ),
-            pixels=make(batch, FIRST_REACH + 1, width + 2 * FIRST_REACH, embedded),
-            above=make(batch, width, 2 * self.hidden),
-            sums=make(batch, 2 * self.hidden),
+            weights=self._end_weights(),
+            symbols=[make(batch, dtype=torch.int64) for _ in range(grid.channels)],
+            rows=make(batch, grid.width + 2 * FIRST_REACH, FIRST_REACH * embedded),
+            pixels=make(batch, FIRST_REACH + grid.width, embedded),
+            above=make(batch, grid.width, 2 * self.hidden),
             layers=self.init_layers(batch, self._class_biases(condition)),
-            output=self._init_output(batch),
+            inputs=make(batch, 2 * self.hidden),
+            middle=make(batch, self.last),
+            parameters=make(batch, self.head.size),
         )
 
-    def _init_output(self, batch: int) -> OutputState:
-        output, slices = self.output, self.output.slices
+    def _end_weights(self) -> Weights:
+        groups, first, output = self.groups, self.first, self.output
         assert output.one.bias is not None
         assert output.two.bias is not None
-        biases = [(output.one.bias[place], output.two.bias[place]) for place in slices]
-        one, two = self.groups.products(output.one.weight), self.groups.products(output.two.weight)
-        make = self.first.weight.new_zeros
-        return OutputState(OutputWeights(one, two, biases), make(batch, 2 * self.hidden), make(batch, self.last))
+        last = [linear for linear in output.last if isinstance(linear, nn.Linear)]
+        return Weights(
+            table=self.embedding.table(),
+            above=first.rows_above(),
+            offset=first.offset().detach(),
+            this_row=first.this_row(),
+            one=groups.products(output.one.weight),
+            two=groups.products(output.two.weight),
+            last=[Matrix(linear.weight.T) for linear in last],
+            biases=[
+                (output.one.bias[place].detach(), output.two.bias[place].detach(), linear.bias.detach())
+                for place, linear in zip(output.slices, last, strict=True)
+            ],
+        )
 
     @torch.no_grad()
     def step(
         self, previous: torch.Tensor, index: int, state: ChannelMaskedState
     ) -> tuple[torch.Tensor, ChannelMaskedState]:
+        if state.programs is None:
+            state.programs = self._write(state)
         row, column, channel = self.grid.place(index)
         if index:
-            _, before, last = self.grid.place(index - 1)
-            place = state.pixels[:, -1, before + FIRST_REACH]
-            place[:, last * EMBEDDED : (last + 1) * EMBEDDED] = state.weights.table[last][previous]
-        if channel == 0:
-            if column == 0:
-                self._row(row, state)
-            self._pixel(column, state)
+            state.symbols[channel - 1].copy_(previous)
+        if column == 0 and channel == 0:
+            self._start_row(row, state, state.programs)
+            state.programs.first.run(0)
+        elif channel < self.groups.count:
+            state.programs.groups[channel].run(column)
         if not isinstance(self.head, JointHead):
-            return self._group(column, channel, state), state
+            return state.parameters.clone(), state
         if channel == 0:
-            state.head = self.head.start(self._group(column, 0, state))
-        parameters, state.head = self.head.next(previous if channel else None, channel, state.head)
+            state.joint = self.head.start(state.parameters.clone())
+        parameters, state.joint = self.head.next(previous if channel else None, channel, state.joint)
         return parameters, state
 
-    def _row(self, row: int, state: ChannelMaskedState) -> None:
+    def _start_row(self, row: int, state: ChannelMaskedState, programs: Programs) -> None:
         if row:
-            state.pixels[:, :-1] = state.pixels[:, 1:].clone()
-        seen = windows(state.pixels[:, :-1], 2 * FIRST_REACH + 1)
-        torch.add(seen @ state.weights.above, self.first.offset(), out=state.above)
+            programs.known.run(self.grid.width - 1)
         self.start_row(row, state.layers)
+        programs.row.run()
+        state.pixels.zero_()
 
-    def _pixel(self, column: int, state: ChannelMaskedState) -> None:
-        left = state.pixels[:, -1, column : column + FIRST_REACH].flatten(1)
-        torch.addmm(state.above[:, column], left, state.weights.left, out=state.sums)
-        self.start_pixel(column, state.layers)
+    def _write(self, state: ChannelMaskedState) -> Programs:
+        """The programs of a state."""
+        channels, count, batch = self.grid.channels, self.groups.count, len(state.pixels)
+        known, first, *groups = (Program(batch, ("column",), state.above) for _ in range(2 + count))
+        unseen = range(count - 1, channels)
+        self._write_lookups(known, unseen, FIRST_REACH, state)
+        self._write_lookups(groups[0], unseen, FIRST_REACH - 1, state)
+        self._write_group(first, 0, state)
+        for group, program in enumerate(groups):
+            if group:
+                self._write_lookups(program, [group - 1], FIRST_REACH, state)
+            self._write_group(program, group, state)
+        return Programs(known, self._write_row(state), first, groups)
 
-    def _group(self, column: int, group: int, state: ChannelMaskedState) -> torch.Tensor:
-        """The parameters ``[batch, size]`` that a group gives."""
-        x = state.sums[:, self.wide[group]]
-        if group:
-            known = state.pixels[:, -1, column + FIRST_REACH, : group * EMBEDDED]
-            x = torch.addmm(x, known, state.weights.within[group])
-        x = self.advance(column, group, x, state.layers)
-        return self._output(group, x, state.output)
+    def _write_lookups(self, program: Program, channels: Iterable[int], first: int, state: ChannelMaskedState) -> None:
+        """The symbols of ``channels`` at the place ``first + column`` of the row."""
+        for channel in channels:
+            own = state.pixels[:, :, channel * EMBEDDED : (channel + 1) * EMBEDDED]
+            program.lookup(state.symbols[channel], state.weights.table[channel], along(own, "column", first))
 
-    def _output(self, group: int, x: torch.Tensor, state: OutputState) -> torch.Tensor:
+    def _write_row(self, state: ChannelMaskedState) -> Program:
+        """One row down: what was this row is the one above."""
+        width, embedded, weights = self.grid.width, state.pixels.shape[2], state.weights
+        program = Program(len(state.pixels), (), state.above, places=width)
+        *older, newest = state.rows[:, FIRST_REACH : FIRST_REACH + width].split(embedded, dim=2)
+        for row, below in zip(older, [*older[1:], newest], strict=True):
+            program.map(below, row)
+        program.map(state.pixels[:, FIRST_REACH:], newest)
+        program.linear(windows(state.rows, 2 * FIRST_REACH + 1), weights.above, state.above, plus=weights.offset)
+        self.write_row(program, state.layers)
+        return program
+
+    def _write_group(self, program: Program, group: int, state: ChannelMaskedState) -> None:
+        """From the symbols known to the parameters that a group gives."""
         weights, wide, place = state.weights, self.wide[group], self.output.slices[group]
-        state.inputs[:, wide] = x.relu()
-        bias_one, bias_two = weights.biases[group]
-        middle = torch.addmm(bias_one, state.inputs[:, : wide.stop], weights.one[group])
-        state.middle[:, place] = middle.relu_()
-        last = torch.addmm(bias_two, state.middle[:, : place.stop], weights.two[group])
-        parameters: torch.Tensor = self.output.last[group](last.relu_())
-        return parameters
+        seen = FIRST_REACH * state.pixels.shape[2] + group * EMBEDDED
+        pixels = along(state.pixels, "column", count=FIRST_REACH + 1).upto(seen)
+        above = along(state.above[:, :, wide], "column")
+        program.linear(pixels, weights.this_row[group], self.entering(group, state.layers), plus=above)
+        self.write_layers(program, group, state.inputs[:, wide], state.layers)
+        one, two, last = weights.biases[group]
+        middle, active = state.middle[:, place], program.room(place.stop - place.start)
+        program.linear(state.inputs[:, : wide.stop], weights.one[group], middle, plus=one, then="relu")
+        program.linear(state.middle[:, : place.stop], weights.two[group], active, plus=two, then="relu")
+        program.linear(active, weights.last[group], state.parameters, plus=last)
 
     def sizes(self) -> dict[str, Any]:
         return {"layers": len(self.layers), "hidden": self.hidden, "last": self.last, "dropout": self.dropout}

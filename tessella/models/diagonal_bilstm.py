@@ -30,6 +30,7 @@ from tessella.models.channel_masked import ChannelMasked
 from tessella.models.condition import Conditioning
 from tessella.nn.channel_groups import ChannelGroups
 from tessella.nn.lstm import GATES, cell_dtype, lstm_cell
+from tessella.nn.program import Matrix, Moving, Program, along
 from tessella.nn.state import State
 
 
@@ -124,47 +125,53 @@ class DiagonalLayer(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping: stacked over layers, or lists by layer and group. Those of the left-to-right
+    """Weights laid out for stepping; lists are by layer, and lists in them by group. Those of the left-to-right
     direction are arranged by group; of the right-to-left one all groups are computed at once."""
 
-    above: torch.Tensor
-    left: torch.Tensor
-    within: list[list[torch.Tensor]]
-    restore: list[list[torch.Tensor]]
-    right_input: torch.Tensor
-    right_above: torch.Tensor
-    right: torch.Tensor
+    above: list[Matrix]
+    this_row: list[list[Matrix]]
+    """Of the state to the left, then of the inputs."""
+    restore: list[list[Matrix]]
+    right_inputs: list[Matrix]
+    right_above: list[Matrix]
+    right: list[Matrix]
+
+
+@dataclass
+class RightToLeft:
+    """Programs of the right-to-left direction: what a row's inputs and the states above give its gates; its states, one
+    ``column`` after the other from the right."""
+
+    gates: Program
+    states: Program
 
 
 @dataclass
 class DiagonalState(State):
-    """Caches of the layers."""
+    """Caches of the layers, lists by layer."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    batch_dims: ClassVar[dict[str, int]] = dict.fromkeys(
-        ("biases", "right_biases", "inputs", "hidden", "cell", "above", "sums", "right", "both"), 1
-    )
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
+    batch_dims: ClassVar[dict[str, int]] = {"biases": 1, "right_biases": 1, "cells": 1}
 
     weights: Weights
     biases: torch.Tensor
     """Bias and class bias of the gates from left to right: ``[layers, batch, 1, gates]``."""
     right_biases: torch.Tensor
     """The same from right to left."""
-    inputs: torch.Tensor
-    """Inputs of the layers in this row: ``[layers, batch, width, 2 * hidden]``."""
-    hidden: torch.Tensor
-    """States from left to right, a place of zeros first; this row up to the pixel, then the row above: ``[layers,
-    batch, width + 1, hidden]``."""
-    cell: torch.Tensor
-    """Cell states of the pixel to the left, or of this pixel for the groups known: ``[layers, batch, hidden]``."""
-    above: torch.Tensor
-    """What the row above and the biases give the gates in this row: ``[layers, batch, width, gates]``."""
-    sums: torch.Tensor
-    """The same with the state to the left, at this pixel: ``[layers, batch, gates]``."""
-    right: torch.Tensor
-    """States from right to left in the row above: ``[layers, batch, width, hidden]``."""
-    both: torch.Tensor
-    """The sum of both directions at this pixel: ``[layers, batch, hidden]``."""
+    row: list[torch.Tensor]
+    """For each place the left-to-right state to its left, zeros at the first, then the input; this row up to the pixel,
+    then the row above: ``[batch, width + 1, 3 * hidden]``."""
+    cells: torch.Tensor
+    """Left-to-right cell states of the pixel to the left, or of this pixel for the groups known: ``[layers, batch,
+    hidden]``. Between rows those of the other direction."""
+    above: list[torch.Tensor]
+    """What the row above and the biases give the gates in this row: ``[batch, width, gates]``."""
+    right: list[torch.Tensor]
+    """Right-to-left states in the row above, zeros at the right: ``[batch, width + 1, hidden]``."""
+    both: list[torch.Tensor]
+    """The sum of both directions at this pixel: ``[batch, hidden]``."""
+    programs: RightToLeft | None = None
 
 
 class DiagonalBiLSTM(ChannelMasked):
@@ -217,64 +224,71 @@ class DiagonalBiLSTM(ChannelMasked):
             weights=self._weights(layers),
             biases=self.groups.arranged(left, GATES),
             right_biases=right,
-            inputs=make(count, batch, width, 2 * hidden),
-            hidden=make(count, batch, width + 1, hidden),
-            cell=make(count, batch, hidden, dtype=cell_dtype(biases)),
-            above=make(count, batch, width, gates),
-            sums=make(count, batch, gates),
-            right=make(count, batch, width, hidden),
-            both=make(count, batch, hidden),
+            row=[make(batch, width + 1, 3 * hidden) for _ in layers],
+            cells=make(count, batch, hidden, dtype=cell_dtype(biases)),
+            above=[make(batch, width, gates) for _ in layers],
+            right=[make(batch, width + 1, hidden) for _ in layers],
+            both=[make(batch, hidden) for _ in layers],
         )
 
     def _weights(self, layers: list[DiagonalLayer]) -> Weights:
         groups = self.groups
-        state = torch.stack([layer.state for layer in layers]).unflatten(2, (2, self.hidden))
+        states = [layer.state.unflatten(1, (2, self.hidden)) for layer in layers]
         return Weights(
-            above=groups.arranged(state[:, 0, 0], GATES).contiguous(),
-            left=groups.arranged(state[:, 0, 1], GATES).contiguous(),
-            within=[groups.products(layer.left.weight, GATES) for layer in layers],
+            above=[Matrix(groups.arranged(state[0, 0], GATES).contiguous()) for state in states],
+            this_row=[
+                groups.products(layer.left.weight, GATES, before=state[0, 1])
+                for layer, state in zip(layers, states, strict=True)
+            ],
             restore=[groups.products(layer.restore.weight) for layer in layers],
-            right_input=torch.stack([layer.right.kernel().T for layer in layers]),
-            right_above=state[:, 1, 0].contiguous(),
-            right=state[:, 1, 1].contiguous(),
+            right_inputs=[Matrix(layer.right.kernel().T) for layer in layers],
+            right_above=[Matrix(state[1, 0]) for state in states],
+            right=[Matrix(state[1, 1]) for state in states],
         )
 
-    def start_row(self, row: int, state: DiagonalState) -> None:
+    def start_row(self, row: int, layers: DiagonalState) -> None:
         if row:
-            self._right_to_left(state)
-        above = state.hidden[:, :, 1:].flatten(1, 2) @ state.weights.above
-        torch.add(above.view_as(state.above), state.biases, out=state.above)
-        state.cell.zero_()
+            if layers.programs is None:
+                layers.programs = self._right_to_left(layers)
+            layers.programs.gates.run()
+            layers.cells.zero_()
+            for column in reversed(range(self.grid.width)):
+                layers.programs.states.run(column)
+        layers.cells.zero_()
 
-    def _right_to_left(self, state: DiagonalState) -> None:
+    def _right_to_left(self, layers: DiagonalState) -> RightToLeft:
         """The right-to-left states of the row that is now complete, of all layers, in place of those above it."""
-        weights, right = state.weights, state.right
-        gates = state.inputs.flatten(1, 2) @ weights.right_input
-        gates = torch.baddbmm(gates, right.flatten(1, 2), weights.right_above).view_as(state.above)
-        gates += state.right_biases
-        hidden, cell = torch.zeros_like(right[:, :, 0]), torch.zeros_like(state.cell)
-        for column in reversed(range(self.grid.width)):
-            sums = torch.baddbmm(gates[:, :, column], hidden, weights.right)
-            hidden, cell = lstm_cell(sums, cell)
-            right[:, :, column] = hidden
+        batch, like, width, weights = layers.biases.shape[1], layers.biases, self.grid.width, layers.weights
+        row, walk = Program(batch, (), like, places=width), Program(batch, ("column",), like)
+        sums = walk.room(GATES * self.hidden)
+        for i, (here, right) in enumerate(zip(layers.row, layers.right, strict=True)):
+            gates = row.room(GATES * self.hidden)
+            row.linear(here[:, :width, self.hidden :], weights.right_inputs[i], gates, plus=layers.right_biases[i])
+            row.linear(right[:, :width], weights.right_above[i], gates, plus=gates)
+            walk.linear(along(right, "column", 1), weights.right[i], sums, plus=along(gates, "column"))
+            walk.cell(sums, layers.cells[i], along(right, "column"))
+        return RightToLeft(row, walk)
 
-    def start_pixel(self, column: int, state: DiagonalState) -> None:
-        torch.baddbmm(state.above[:, :, column], state.hidden[:, :, column], state.weights.left, out=state.sums)
+    def write_row(self, program: Program, layers: DiagonalState) -> None:
+        for row, weight, above, bias in zip(layers.row, layers.weights.above, layers.above, layers.biases, strict=True):
+            program.linear(row[:, 1:, : self.hidden], weight, above, plus=bias)
 
-    def advance(self, column: int, group: int, x: torch.Tensor, state: DiagonalState) -> torch.Tensor:
-        weights, wide, narrow = state.weights, self.wide[group], self.narrow[group]
-        sums = state.sums[:, :, self.gates[group]].unbind()
-        cells, right = state.cell[:, :, narrow].unbind(), state.right[:, :, column, narrow].unbind()
-        inputs, hidden = state.inputs[:, :, column].unbind(), state.hidden[:, :, column + 1, narrow].unbind()
-        for i, both in enumerate(state.both.unbind()):
-            inputs[i][:, wide] = x
-            gates = torch.addmm(sums[i], inputs[i][:, : wide.stop], weights.within[i][group])
-            new, cell = lstm_cell(gates, cells[i])
-            hidden[i].copy_(new)
-            cells[i].copy_(cell)
-            torch.add(new, right[i], out=both[:, narrow])
-            x = torch.addmm(x, both[:, : narrow.stop], weights.restore[i][group])
-        return x
+    def entering(self, group: int, layers: DiagonalState) -> Moving:
+        return along(layers.row[0][:, :, self.hidden :][:, :, self.wide[group]], "column")
+
+    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: DiagonalState) -> None:
+        weights, wide, narrow = layers.weights, self.wide[group], self.narrow[group]
+        gates = program.room(GATES * (narrow.stop - narrow.start))
+        targets = [along(row[:, :, self.hidden :][:, :, wide], "column") for row in layers.row]
+        for i, (row, cells, both) in enumerate(zip(layers.row, layers.cells, layers.both, strict=True)):
+            seen = along(row, "column").upto(self.hidden + wide.stop)
+            above = along(layers.above[i][:, :, self.gates[group]], "column")
+            program.linear(seen, weights.this_row[i][group], gates, plus=above)
+            state = along(row[:, :, narrow], "column", 1)
+            program.cell(gates, cells[:, narrow], state)
+            program.add(state, along(layers.right[i][:, :, narrow], "column"), both[:, narrow])
+            to, then = (out, "relu") if i == len(layers.row) - 1 else (targets[i + 1], "")
+            program.linear(both[:, : narrow.stop], weights.restore[i][group], to, plus=targets[i], then=then)
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         inside = self.groups.field_within(field)

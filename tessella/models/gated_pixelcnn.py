@@ -204,12 +204,21 @@ class GatedPixelCNN(PixelModel):
         channels_last(self)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        return self._forward(x, condition, 0)
+
+    def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
+        reach = FIRST_KERNEL // 2 + (len(self.layers) - 1) * (self.kernel // 2)
+        top = max(0, row - reach)
+        return self._forward(x[:, top:], condition, top)[:, row - top :]
+
+    def _forward(self, x: torch.Tensor, condition: Condition, top: int) -> torch.Tensor:
+        """As :meth:`forward`, of the rows from ``top`` on as if there were none above."""
         v = h = self.embedding(x).movedim(-1, 1)
-        position: torch.Tensor | None = (self.row_bias + self.column_bias).movedim(-1, 0)[None]
+        position: torch.Tensor | None = (self.row_bias[top:] + self.column_bias).movedim(-1, 0)[None]
         classes: Sequence[torch.Tensor | None] = [None] * len(self.layers)
         if condition.labels is not None:
             classes = self._class_bias(condition.labels).unflatten(1, (-1, 2)).flatten(2).unbind(1)
-        codes = None if condition.codes is None else self._code_features(condition.codes)
+        codes = None if condition.codes is None else self._code_features(condition.codes)[:, top:]
         skips: torch.Tensor | None = None
         for layer, of_class in zip(self.layers, classes, strict=True):
             v, h, skip = self.recomputed(layer, v, h, position, of_class, codes)

@@ -28,7 +28,7 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.models.sequence import SequenceModel, SequenceState
 from tessella.nn.condition import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.lstm import lstm_cell
+from tessella.nn.program import Matrix, Moving, Program
 
 SEGMENT = (32, 256)
 """Least and largest length of a segment; between them it is the square root of the number of places."""
@@ -36,18 +36,31 @@ SEGMENT = (32, 256)
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping; gates in the order of :func:`lstm_cell`."""
+    """Weights laid out for stepping; gates in the order of :func:`tessella.nn.lstm.lstm_cell`."""
 
     table: torch.Tensor
     """Vectors of every channel and level: ``[channels, levels, hidden]``."""
-    positions: torch.Tensor
-    """``[places, hidden]``."""
-    gates: list[torch.Tensor]
+    row: torch.Tensor
+    """Vectors of the rows, ``[height, hidden]``."""
+    column: torch.Tensor
+    """The same of the columns."""
+    gates: list[Matrix]
     """Of each layer, ``[2 * hidden, 4 * hidden]``: its input, then its own state."""
     biases: list[torch.Tensor]
     """``[4 * hidden]`` each."""
-    last: torch.Tensor
+    last: Matrix
     """``[hidden, free]``."""
+    last_bias: torch.Tensor
+
+
+@dataclass
+class Programs:
+    """The programs of a state, each with the variables ``row`` and ``column``."""
+
+    first: Program
+    """The first place."""
+    later: list[Program]
+    """A place, from the symbols of the place before, for each channel; for a joint head there is one."""
 
 
 @dataclass
@@ -55,16 +68,20 @@ class LSTMState(SequenceState):
     """States of the layers."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     weights: Weights
-    classes: torch.Tensor
-    """Vectors of the classes, zero for a model without: ``[batch, hidden]``."""
-    before: torch.Tensor
-    """Sum of the vectors of the place before, as far as its symbols are known: ``[batch, hidden]``."""
+    constant: list[torch.Tensor]
+    """Vectors of class and channel, for each channel; for a joint head there is one: ``[batch, hidden]``."""
+    symbols: list[torch.Tensor]
+    """Those of the place before, as far as they are known: ``int64 [batch]``."""
     entering: list[torch.Tensor]
     """Of each layer its input and its state of the place before, side by side: ``[batch, 2 * hidden]``."""
     cells: list[torch.Tensor]
     """``[batch, hidden]`` each."""
+    parameters: torch.Tensor
+    """Of the place that came last: ``[batch, size]``."""
+    programs: Programs | None = None
 
 
 class LSTM(SequenceModel):
@@ -184,40 +201,70 @@ class LSTM(SequenceModel):
     def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
         labels = self.condition(cond, batch).labels
         make, hidden = self.row.new_zeros, self.hidden
+        classes = make(batch, hidden) if self.class_vectors is None else self.class_vectors(labels)
         order = torch.tensor([3, 1, 0, 2], device=self.device)  # torch has input, forget, content, output
         packed, biases = [], []
         for layer in self.recurrent():
             of_input, of_state, first, second = (
                 parameter.unflatten(0, (4, hidden)) for parameter in layer.parameters()
             )
-            packed.append(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous())
+            packed.append(Matrix(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous()))
             biases.append((first + second)[order].flatten())
-        weights = Weights(self.embedding.table(), self._positions(), packed, biases, self.last.weight.T.contiguous())
+        weights = Weights(
+            self.embedding.table(),
+            self.row[:, 0, 0].detach(),
+            self.column[:, 0].detach(),
+            packed,
+            biases,
+            Matrix(self.last.weight.T),
+            self.last.bias.detach(),
+        )
         return LSTMState(
             pixel=None,
             weights=weights,
-            classes=make(batch, hidden) if self.class_vectors is None else self.class_vectors(labels),
-            before=make(batch, hidden),
+            constant=[classes + channel for channel in self.channel],
+            symbols=[make(batch, dtype=torch.int64) for _ in range(self.group)],
             entering=[make(batch, 2 * hidden) for _ in packed],
             cells=[make(batch, hidden) for _ in packed],
+            parameters=make(batch, self.head.size),
         )
 
     def learn(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        state.before += state.weights.table[index % self.grid.channels, symbol]
+        state.symbols[index % self.group].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
+        if state.programs is None:
+            state.programs = self._write(state)
+        row, column, channel = self.grid.place(place * self.group)
+        (state.programs.later[channel] if place else state.programs.first).run(row, column)
+        return state.parameters.clone()
+
+    def _write(self, state: LSTMState) -> Programs:
+        """The programs of a state."""
+        later = [self._write_place(channel, True, state) for channel in range(len(state.constant))]
+        return Programs(self._write_place(0, False, state), later)
+
+    def _write_place(self, channel: int, known: bool, state: LSTMState) -> Program:
+        """A place of a channel; what comes before it is ``known``, or nothing."""
         weights, hidden = state.weights, self.hidden
-        x = state.before + state.classes + weights.positions[place]
-        for entering, packed, bias, cell in zip(
-            state.entering, weights.gates, weights.biases, state.cells, strict=True
-        ):
-            entering[:, :hidden] = x
-            y, new = lstm_cell(torch.addmm(bias, entering, packed), cell)
-            entering[:, hidden:] = y
-            cell.copy_(new)
-            x += y
-        state.before.zero_()
-        return self.complete(torch.addmm(self.last.bias, x, weights.last))
+        program = Program(len(state.parameters), ("row", "column"), state.parameters)
+        gates, end = program.room(4 * hidden), program.room(hidden)
+        inputs = [entering[:, :hidden] for entering in state.entering]
+        program.add(state.constant[channel], _each(weights.row, "row"), inputs[0])
+        program.add(inputs[0], _each(weights.column, "column"), inputs[0])
+        for i, symbols in enumerate(state.symbols if known else []):
+            program.lookup(symbols, weights.table[channel - self.group + i], inputs[0])
+        for i, (entering, x, then) in enumerate(zip(state.entering, inputs, [*inputs[1:], end], strict=True)):
+            program.linear(entering, weights.gates[i], gates, plus=weights.biases[i])
+            program.cell(gates, state.cells[i], entering[:, hidden:])
+            program.add(x, entering[:, hidden:], then)
+        program.linear(end, weights.last, state.parameters[:, -self.free :], plus=weights.last_bias)
+        return program
 
     def sizes(self) -> dict[str, Any]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
+
+
+def _each(vectors: torch.Tensor, by: str) -> Moving:
+    """The vector of ``[n, hidden]`` that a variable says."""
+    return Moving(vectors[0], by, vectors.stride(0))

@@ -85,6 +85,7 @@ class MADE(SequenceModel):
     """
 
     name = "made"
+    pass_is_cheap = True
 
     def __init__(
         self,

@@ -33,10 +33,14 @@ CHUNK = 64
 class NADEState(SequenceState):
     """The running vector."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"table"})
+    shared: ClassVar[frozenset[str]] = frozenset({"table", "encode", "decode", "bias"})
 
     table: torch.Tensor
     """Input vector of every channel and level."""
+    encode: torch.Tensor
+    """The weights of each symbol, ``[symbols, inputs, hidden]``."""
+    decode: torch.Tensor
+    bias: torch.Tensor
     running: torch.Tensor
     """What enters the hidden units: ``[batch, hidden]``."""
     classes: torch.Tensor | slice
@@ -96,16 +100,22 @@ class NADE(SequenceModel):
     def init_state(self, batch: int, cond: Cond = None) -> NADEState:
         classes = self.classes_of(self.condition(cond, batch))
         running = self.hidden_bias[classes].expand(batch, -1).clone()
-        return NADEState(pixel=None, table=self.inputs.table(), running=running, classes=classes)
+        return NADEState(
+            pixel=None,
+            table=self.inputs.table(),
+            encode=self.encode.detach().unflatten(1, (self.group, -1)).flatten(0, 1),
+            decode=self.decode.detach(),
+            bias=self.bias.detach(),
+            running=running,
+            classes=classes,
+        )
 
     def learn(self, symbol: torch.Tensor, index: int, state: NADEState) -> None:
-        place, inside = divmod(index, self.group)
-        weights = self.encode[place].unflatten(0, (self.group, -1))[inside]
-        state.running.addmm_(state.table[index % self.grid.channels, symbol], weights)
+        state.running.addmm_(state.table[index % self.grid.channels, symbol], state.encode[index])
 
     def predict(self, place: int, state: NADEState) -> torch.Tensor:
-        bias = self.bias[state.classes, place]
-        return self.complete(torch.addmm(bias, state.running.sigmoid(), self.decode[place]))
+        bias = state.bias[state.classes, place]
+        return self.complete(torch.addmm(bias, state.running.sigmoid(), state.decode[place]))
 
     def sizes(self) -> dict[str, Any]:
         return {"hidden": self.hidden, "embedding": self.embedding}

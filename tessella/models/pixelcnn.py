@@ -23,7 +23,8 @@ from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.channel_masked import ChannelMasked
 from tessella.models.condition import Conditioning
-from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution, windows
+from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
+from tessella.nn.program import Matrix, Program, along, windows
 from tessella.nn.state import State
 
 
@@ -53,41 +54,36 @@ class ResidualBlock(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping; lists are by layer and group."""
+    """Weights laid out for stepping; lists are by layer, and lists in them by group."""
 
-    above: torch.Tensor
-    """``[layers, 3 * hidden, hidden]``."""
-    left: torch.Tensor
-    """``[layers, hidden, hidden]``."""
-    reduce: list[list[torch.Tensor]]
-    within: list[list[torch.Tensor]]
-    restore: list[list[torch.Tensor]]
-    reduce_bias: list[list[torch.Tensor]]
+    above: list[Matrix]
+    reduce: list[list[Matrix]]
+    around: list[list[Matrix]]
+    restore: list[list[Matrix]]
+    reduce_bias: list[torch.Tensor]
 
 
 @dataclass
 class BlocksState(State):
-    """Caches of the blocks."""
+    """Caches of the blocks, lists by layer."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    batch_dims: ClassVar[dict[str, int]] = dict.fromkeys(
-        ("biases", "reduced", "above", "sums", "inputs", "gathered"), 1
-    )
+    batch_dims: ClassVar[dict[str, int]] = {"biases": 1}
 
     weights: Weights
     biases: torch.Tensor
     """Bias and class bias of the 3 x 3 convolutions: ``[layers, batch, 1, hidden]``."""
-    reduced: torch.Tensor
-    """What enters the 3 x 3 convolutions, with a margin of zeros; this row up to the pixel, then the row above:
-    ``[layers, batch, width + 2, hidden]``."""
-    above: torch.Tensor
-    """What the row above gives the 3 x 3 convolutions in this row: ``[layers, batch, width, hidden]``."""
-    sums: torch.Tensor
-    """The same with the pixel to the left, at this pixel: ``[layers, batch, hidden]``."""
-    inputs: torch.Tensor
-    """Inputs of the blocks at this pixel after the ReLU: ``[layers, batch, 2 * hidden]``."""
-    gathered: torch.Tensor
-    """Outputs of the 3 x 3 convolutions at this pixel after the ReLU: ``[layers, batch, hidden]``."""
+    reduced: list[torch.Tensor]
+    """What enters the 3 x 3 convolutions, with margins of zeros; this row up to the pixel, then the row above:
+    ``[batch, width + 2, hidden]``."""
+    above: list[torch.Tensor]
+    """What the row above gives the 3 x 3 convolutions in this row: ``[batch, width, hidden]``."""
+    features: torch.Tensor
+    """What goes from block to block at this pixel: ``[batch, 2 * hidden]``."""
+    inputs: list[torch.Tensor]
+    """The same that came to the block, after the ReLU: ``[batch, 2 * hidden]``."""
+    gathered: list[torch.Tensor]
+    """Outputs of the 3 x 3 convolutions at this pixel after the ReLU: ``[batch, hidden]``."""
 
 
 class PixelCNN(ChannelMasked):
@@ -131,50 +127,49 @@ class PixelCNN(ChannelMasked):
 
     def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> BlocksState:
         blocks, width, hidden = self._blocks(), self.grid.width, self.hidden
-        make, layers = self.first.weight.new_zeros, len(blocks)
+        make = self.first.weight.new_zeros
         biases = torch.stack([block.around.offset() for block in blocks])[:, None, None]
         return BlocksState(
             weights=self._weights(blocks),
             biases=biases.repeat(1, batch, 1, 1) if class_bias is None else biases + class_bias,
-            reduced=make(layers, batch, width + 2, hidden),
-            above=make(layers, batch, width, hidden),
-            sums=make(layers, batch, hidden),
-            inputs=make(layers, batch, 2 * hidden),
-            gathered=make(layers, batch, hidden),
+            reduced=[make(batch, width + 2, hidden) for _ in blocks],
+            above=[make(batch, width, hidden) for _ in blocks],
+            features=make(batch, 2 * hidden),
+            inputs=[make(batch, 2 * hidden) for _ in blocks],
+            gathered=[make(batch, hidden) for _ in blocks],
         )
 
     def _weights(self, blocks: list[ResidualBlock]) -> Weights:
-        biases = [block.reduce.bias for block in blocks if block.reduce.bias is not None]
         return Weights(
-            above=torch.stack([block.around.rows_above() for block in blocks]),
-            left=torch.stack([block.around.to_the_left() for block in blocks]),
+            above=[block.around.rows_above() for block in blocks],
             reduce=[self.groups.products(block.reduce.weight) for block in blocks],
-            within=[block.around.within() for block in blocks],
+            around=[block.around.this_row() for block in blocks],
             restore=[self.groups.products(block.restore.weight) for block in blocks],
-            reduce_bias=[[bias[place] for place in self.narrow] for bias in biases],
+            reduce_bias=[block.reduce.bias.detach() for block in blocks if block.reduce.bias is not None],
         )
 
-    def start_row(self, row: int, state: BlocksState) -> None:
-        seen = windows(state.reduced.unsqueeze(2), 3).flatten(1, 2)
-        state.above.copy_((seen @ state.weights.above).view_as(state.above))
-        state.above += state.biases
-
-    def start_pixel(self, column: int, state: BlocksState) -> None:
-        torch.baddbmm(state.above[:, :, column], state.reduced[:, :, column], state.weights.left, out=state.sums)
-
-    def advance(self, column: int, group: int, x: torch.Tensor, state: BlocksState) -> torch.Tensor:
-        weights, wide, narrow = state.weights, self.wide[group], self.narrow[group]
-        reduced = state.reduced[:, :, column + 1].unbind()
-        for i, (inputs, here, sums, gathered) in enumerate(
-            zip(state.inputs.unbind(), reduced, state.sums.unbind(), state.gathered.unbind(), strict=True)
+    def write_row(self, program: Program, layers: BlocksState) -> None:
+        for reduced, weight, above, bias in zip(
+            layers.reduced, layers.weights.above, layers.above, layers.biases, strict=True
         ):
-            inputs[:, wide] = x.relu()
-            y = torch.addmm(weights.reduce_bias[i][group], inputs[:, : wide.stop], weights.reduce[i][group])
-            here[:, narrow] = y.relu_()
-            y = torch.addmm(sums[:, narrow], here[:, : narrow.stop], weights.within[i][group])
-            gathered[:, narrow] = y.relu_()
-            x = torch.addmm(x, gathered[:, : narrow.stop], weights.restore[i][group])
-        return x
+            program.linear(windows(reduced, 3), weight, above, plus=bias)
+
+    def entering(self, group: int, layers: BlocksState) -> torch.Tensor:
+        return layers.features[:, self.wide[group]]
+
+    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: BlocksState) -> None:
+        weights, x, wide, narrow = layers.weights, self.entering(group, layers), self.wide[group], self.narrow[group]
+        for i, (inputs, reduced, gathered) in enumerate(
+            zip(layers.inputs, layers.reduced, layers.gathered, strict=True)
+        ):
+            program.map(x, inputs[:, wide], "relu")
+            here, bias = along(reduced[:, :, narrow], "column", 1), weights.reduce_bias[i][narrow]
+            program.linear(inputs[:, : wide.stop], weights.reduce[i][group], here, plus=bias, then="relu")
+            around = along(reduced, "column", count=2).upto(self.hidden + narrow.stop)
+            above, own = along(layers.above[i][:, :, narrow], "column"), gathered[:, narrow]
+            program.linear(around, weights.around[i][group], own, plus=above, then="relu")
+            to, then = (out, "relu") if i == len(layers.inputs) - 1 else (x, "")
+            program.linear(gathered[:, : narrow.stop], weights.restore[i][group], to, plus=x, then=then)
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         return field | self._blocks()[0].around.field(self.groups.field_within(field))

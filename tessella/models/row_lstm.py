@@ -25,9 +25,10 @@ from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.channel_masked import ChannelMasked
 from tessella.models.condition import Conditioning
-from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution, windows
+from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.convolution import field_along
 from tessella.nn.lstm import GATES, cell_dtype, lstm_cell
+from tessella.nn.program import Matrix, Moving, Program, along, windows
 from tessella.nn.state import State
 
 REACH = 1
@@ -76,35 +77,31 @@ class RowLayer(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping: stacked over layers, arranged by group, or lists by layer and group."""
+    """Weights laid out for stepping; lists are by layer, and lists in them by group."""
 
-    above: torch.Tensor
-    left: torch.Tensor
-    within: list[list[torch.Tensor]]
-    restore: list[list[torch.Tensor]]
+    above: list[Matrix]
+    this_row: list[list[Matrix]]
+    restore: list[list[Matrix]]
 
 
 @dataclass
 class RowState(State):
-    """Caches of the layers."""
+    """Caches of the layers, lists by layer."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    batch_dims: ClassVar[dict[str, int]] = dict.fromkeys(("biases", "inputs", "hidden", "cells", "above", "sums"), 1)
+    batch_dims: ClassVar[dict[str, int]] = {"biases": 1}
 
     weights: Weights
     biases: torch.Tensor
     """Bias and class bias of the gates: ``[layers, batch, 1, gates]``."""
-    inputs: torch.Tensor
-    """Inputs of the layers in this row, a margin of zeros first: ``[layers, batch, width + 1, 2 * hidden]``."""
-    hidden: torch.Tensor
-    """States with a margin of zeros; this row up to the pixel, then the row above: ``[layers, batch, width + 2,
-    hidden]``."""
-    cells: torch.Tensor
-    """Cell states, laid out alike without the margin."""
-    above: torch.Tensor
-    """What the row above and the biases give the gates in this row: ``[layers, batch, width, gates]``."""
-    sums: torch.Tensor
-    """The same with the inputs to the left, at this pixel: ``[layers, batch, gates]``."""
+    inputs: list[torch.Tensor]
+    """Inputs in this row, a margin of zeros first: ``[batch, width + 1, 2 * hidden]``."""
+    hidden: list[torch.Tensor]
+    """States with margins of zeros; this row up to the pixel, then the row above: ``[batch, width + 2, hidden]``."""
+    cells: list[torch.Tensor]
+    """Cell states, laid out alike without the margins."""
+    above: list[torch.Tensor]
+    """What the row above and the biases give the gates in this row: ``[batch, width, gates]``."""
 
 
 class RowLSTM(ChannelMasked):
@@ -148,46 +145,46 @@ class RowLSTM(ChannelMasked):
 
     def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> RowState:
         layers, width, hidden, gates = self._layers(), self.grid.width, self.hidden, GATES * self.hidden
-        make, count = self.first.weight.new_zeros, len(layers)
+        make = self.first.weight.new_zeros
         biases = torch.stack([layer.input.offset() for layer in layers])[:, None, None].repeat(1, batch, 1, 1)
         return RowState(
             weights=self._weights(layers),
             biases=biases if class_bias is None else biases + self.groups.arranged(class_bias, GATES),
-            inputs=make(count, batch, width + REACH, 2 * hidden),
-            hidden=make(count, batch, width + 2 * REACH, hidden),
-            cells=make(count, batch, width, hidden, dtype=cell_dtype(biases)),
-            above=make(count, batch, width, gates),
-            sums=make(count, batch, gates),
+            inputs=[make(batch, REACH + width, 2 * hidden) for _ in layers],
+            hidden=[make(batch, width + 2 * REACH, hidden) for _ in layers],
+            cells=[make(batch, width, hidden, dtype=cell_dtype(biases)) for _ in layers],
+            above=[make(batch, width, gates) for _ in layers],
         )
 
     def _weights(self, layers: list[RowLayer]) -> Weights:
-        state = torch.stack([layer.state for layer in layers])
         return Weights(
-            above=self.groups.arranged(state, GATES).contiguous(),
-            left=torch.stack([layer.input.to_the_left() for layer in layers]),
-            within=[layer.input.within() for layer in layers],
+            above=[Matrix(self.groups.arranged(layer.state, GATES).contiguous()) for layer in layers],
+            this_row=[layer.input.this_row() for layer in layers],
             restore=[self.groups.products(layer.restore.weight) for layer in layers],
         )
 
-    def start_row(self, row: int, state: RowState) -> None:
-        above = windows(state.hidden.unsqueeze(2), 2 * REACH + 1).flatten(1, 2) @ state.weights.above
-        torch.add(above.view_as(state.above), state.biases, out=state.above)
+    def write_row(self, program: Program, layers: RowState) -> None:
+        for hidden, weight, above, bias in zip(
+            layers.hidden, layers.weights.above, layers.above, layers.biases, strict=True
+        ):
+            program.linear(windows(hidden, 2 * REACH + 1), weight, above, plus=bias)
 
-    def start_pixel(self, column: int, state: RowState) -> None:
-        left = state.inputs[:, :, column : column + REACH].flatten(2)
-        torch.baddbmm(state.above[:, :, column], left, state.weights.left, out=state.sums)
+    def entering(self, group: int, layers: RowState) -> Moving:
+        return along(layers.inputs[0][:, :, self.wide[group]], "column", REACH)
 
-    def advance(self, column: int, group: int, x: torch.Tensor, state: RowState) -> torch.Tensor:
-        weights, wide, narrow = state.weights, self.wide[group], self.narrow[group]
-        sums, cells = state.sums[:, :, self.gates[group]].unbind(), state.cells[:, :, column, narrow].unbind()
-        inputs, hidden = state.inputs[:, :, column + REACH].unbind(), state.hidden[:, :, column + REACH].unbind()
-        for i, within in enumerate(weights.within):
-            inputs[i][:, wide] = x
-            gates = torch.addmm(sums[i], inputs[i][:, : wide.stop], within[group])
-            hidden[i][:, narrow], cell = lstm_cell(gates, cells[i])
-            cells[i].copy_(cell)
-            x = torch.addmm(x, hidden[i][:, : narrow.stop], weights.restore[i][group])
-        return x
+    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: RowState) -> None:
+        weights, wide, narrow = layers.weights, self.wide[group], self.narrow[group]
+        gates = program.room(GATES * (narrow.stop - narrow.start))
+        targets = [along(inputs[:, :, wide], "column", REACH) for inputs in layers.inputs]
+        for i, (inputs, hidden, cells) in enumerate(zip(layers.inputs, layers.hidden, layers.cells, strict=True)):
+            seen = along(inputs, "column", count=REACH + 1).upto(REACH * inputs.shape[2] + wide.stop)
+            above = along(layers.above[i][:, :, self.gates[group]], "column")
+            program.linear(seen, weights.this_row[i][group], gates, plus=above)
+            own = along(hidden[:, :, narrow], "column", REACH)
+            program.cell(gates, along(cells[:, :, narrow], "column"), own)
+            known, last = along(hidden, "column", REACH).upto(narrow.stop), i == len(layers.inputs) - 1
+            to, then = (out, "relu") if last else (targets[i + 1], "")
+            program.linear(known, weights.restore[i][group], to, plus=targets[i], then=then)
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         states = self._layers()[0].input.field(field)

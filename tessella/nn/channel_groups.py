@@ -22,6 +22,7 @@ from torch import nn
 
 from tessella.nn.convolution import field_along
 from tessella.nn.masked import Masked, MaskedLinear
+from tessella.nn.program import Matrix
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,22 @@ class ChannelGroups:
         order = self.owners(x.shape[-1] // maps, maps).argsort(stable=True)
         return x[..., order.to(x.device)]
 
-    def products(self, weight: torch.Tensor, maps: int = 1, own: bool = True) -> list[torch.Tensor]:
+    def products(
+        self, weight: torch.Tensor, maps: int = 1, own: bool = True, before: torch.Tensor | None = None
+    ) -> list[Matrix]:
         """The masked weights ``[maps * outputs, inputs]`` cut for stepping: what multiplies the inputs that a group may
-        see to give its outputs, ``[inputs seen, maps * outputs of the group]`` each."""
+        see to give its outputs, ``[inputs seen, maps * outputs of the group]`` each.
+
+        Args:
+            weight, maps, own: what is masked, and how; see :meth:`mask`.
+            before: weights ``[n, maps * outputs]`` of inputs that all groups see, which come first.
+        """
         outputs, inputs = weight.shape
         ends = self.bounds(inputs)[1:] if own else self.bounds(inputs)[:-1]
-        arranged = self.arranged(weight.T, maps)
+        count = 0 if before is None else len(before)
+        arranged = self.arranged(weight.T if before is None else torch.cat([before, weight.T]), maps)
         columns = self.slices(outputs // maps, maps)
-        return [arranged[:end, columns].contiguous() for end, columns in zip(ends, columns, strict=True)]
+        return [Matrix(arranged[: count + end, place].contiguous()) for end, place in zip(ends, columns, strict=True)]
 
     def field_within(self, field: torch.Tensor, own: bool = True) -> torch.Tensor:
         """Which sources reach the groups of a place through its own pixel, mask B or A.
@@ -124,20 +133,17 @@ class GroupedConvolution(Masked):
         padded = F.pad(x, (0, 0, self.aside, right, self.above, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.kernel(), self.bias).movedim(1, -1)
 
-    def rows_above(self) -> torch.Tensor:
-        """Weights of what :func:`windows` cuts from the rows above: ``[above * (2 * aside + 1) * inputs, outputs]``,
-        arranged by group."""
-        taps = self.weight[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)
-        return self.groups.arranged(taps, self.maps).contiguous()
+    def rows_above(self) -> Matrix:
+        """Weights of the columns of the rows above, from the left, of a column the farthest row first: ``[(2 * aside +
+        1) * above * inputs, outputs]``, arranged by group."""
+        taps = self.weight[:, :, :-1].permute(3, 2, 1, 0).flatten(0, 2)
+        return Matrix(self.groups.arranged(taps, self.maps).contiguous())
 
-    def to_the_left(self) -> torch.Tensor:
-        """Weights of the pixels to the left, the farthest first: ``[aside * inputs, outputs]``, arranged by group."""
-        taps = self.weight[:, :, -1, : self.aside].permute(2, 1, 0).flatten(0, 1)
-        return self.groups.arranged(taps, self.maps).contiguous()
-
-    def within(self) -> list[torch.Tensor]:
-        """Weights of the pixel itself, as :meth:`ChannelGroups.products`."""
-        return self.groups.products(self.weight[:, :, -1, self.aside], self.maps, self.own)
+    def this_row(self) -> list[Matrix]:
+        """For each group weights of the pixels to the left, the farthest first, then of what it sees of the pixel
+        itself: ``[aside * inputs + inputs seen, maps * outputs of the group]``."""
+        left = self.weight[:, :, -1, : self.aside].permute(2, 1, 0).flatten(0, 1)
+        return self.groups.products(self.weight[:, :, -1, self.aside], self.maps, self.own, before=left)
 
     def offset(self) -> torch.Tensor:
         """The bias, arranged by group."""
@@ -150,9 +156,3 @@ class GroupedConvolution(Masked):
         near = field_along(every, "columns", -self.aside, self.aside)
         before = field_along(near, "rows", -self.above, -1) | field_along(every, "columns", -self.aside, -1)
         return before[:, None] | self.groups.field_within(field, self.own)
-
-
-def windows(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """All windows of ``width`` places side by side: ``[..., rows, places, features]`` to ``[..., places - width + 1,
-    rows * width * features]``."""
-    return rows.unfold(-2, width, 1).movedim(-4, -3).movedim(-1, -2).flatten(-3)

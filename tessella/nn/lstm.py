@@ -19,6 +19,14 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
     return (emit * cell.tanh()).to(gates.dtype), cell
 
 
+def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> None:
+    """:func:`lstm_cell` in place: ``cell`` is renewed, the hidden state is ``out``. For stepping, without gradients."""
+    n = cell.shape[-1]
+    emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
+    cell.mul_(forget).addcmul_(write, gates[..., 3 * n :].tanh())
+    torch.mul(emit, cell.tanh(), out=out)
+
+
 def cell_dtype(gates: torch.Tensor) -> torch.dtype:
     """The type of the cell states that go with ``gates``: float32 or wider."""
     return torch.promote_types(gates.dtype, torch.float32)

@@ -16,25 +16,15 @@ LANE_BYTES = 64
 
 
 class Matrix:
-    """Weights ``[inputs, outputs]``, and the same laid out as torch or the kernel likes them when they ask.
+    """Weights ``[inputs, outputs]``, and the same packed for the kernel when it asks.
 
     Args:
-        weight: the weights, of any layout.
+        weight: the weights, of any layout; torch goes fastest where either dimension is contiguous.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
-        self._plain: torch.Tensor | None = None
         self._packed: dict[bool, torch.Tensor] = {}
-
-    def plain(self, rows: int) -> torch.Tensor:
-        """For a product with ``rows`` vectors in torch. With one vector it goes faster when each input's weights are
-        neighbours; with several, the given layout does as well."""
-        if rows > 1:
-            return self.weight
-        if self._plain is None:
-            self._plain = self.weight.contiguous()
-        return self._plain
 
     def packed(self, pairs: bool) -> torch.Tensor:
         """Panels ``[panels, inputs, 2, lanes]``; in pairs, a panel holds outputs ``a`` and their ``b``."""
@@ -76,6 +66,10 @@ class Moving:
             view = self._views[value] = start.as_strided(start.shape, start.stride(), offset)
         return view
 
+    def upto(self, size: int) -> Moving:
+        """The first ``size`` numbers of each row of the operand."""
+        return Moving(self.start[..., :size], self.by, self.step)
+
 
 def along(memory: torch.Tensor, by: str, first: int = 0, every: int = 1, count: int = 1) -> Moving:
     """``count`` neighbouring places from ``first + every * value`` on of ``memory [batch, places, size]``, side by
@@ -112,7 +106,7 @@ class Operation:
     number: float = 0.0
     by: str = ""
     room: torch.Tensor | None = None
-    """Memory for sums that are not the result, ``[rows, outputs]``."""
+    """Memory for sums that are not the result, ``[rows, outputs]``; the runners that need it make it."""
 
     @property
     def size(self) -> int:

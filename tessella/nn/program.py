@@ -55,10 +55,7 @@ class Program(Work):
         them.
         """
         assert residual is None or then in PAIRS
-        rows = self.batch * max(1, self.places)
-        direct = not then and not self.places
-        room = None if direct else self.like.new_empty(rows, weight.weight.shape[1])
-        self.operations.append(Operation("linear", out, x, plus, residual, then, weight, room=room))
+        self.operations.append(Operation("linear", out, x, plus, residual, then, weight))
 
     def map(self, x: Operand, out: Operand, then: str = "") -> None:
         """``out = then(x)``; a copy where nothing follows."""
@@ -83,7 +80,8 @@ class Program(Work):
         groups: int = 0,
     ) -> None:  # fmt: skip
         """Attention of ``query [batch, heads * size]`` to the first places of ``keys`` and ``contents``, ``[batch,
-        places, groups * size]``: as many as the variable ``by`` says; zeros where it says none."""
+        places, groups * size]``, whose places are neighbours in memory: as many as the variable ``by`` says; zeros
+        where it says none."""
         groups = groups or heads
         self.operations.append(Operation("attend", out, query, keys, contents, heads=heads, groups=groups, by=by))
 
@@ -91,9 +89,9 @@ class Program(Work):
         """``out += table[symbols]`` with ``table [levels, size]`` and ``symbols int64 [batch]``."""
         self.operations.append(Operation("lookup", out, symbols, table))
 
-    def cell(self, gates: Operand, cells: torch.Tensor, out: Operand) -> None:
-        """A step of an LSTM (:func:`tessella.nn.lstm.lstm_cell`): ``gates [batch, 4 * size]``; ``cells [batch, size]``
-        are renewed in place."""
+    def cell(self, gates: Operand, cells: Operand, out: Operand) -> None:
+        """A step of an LSTM (:func:`tessella.nn.lstm.lstm_cell`): ``gates [batch, 4 * size]``; ``cells [batch, size]``,
+        in half precision of :func:`tessella.nn.lstm.cell_dtype`, are renewed in place."""
         self.operations.append(Operation("cell", out, gates, cells))
 
     def run(self, *values: int) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tessella import kernel
 from tessella.nn.attention import rms_norm, rotate
-from tessella.nn.lstm import lstm_cell
+from tessella.nn.lstm import lstm_cell_
 from tessella.nn.operation import CODES, PAIRS, THEN, Moving, Operand, Operation, Work
 
 
@@ -39,6 +39,7 @@ class Plain(Runner):
     """
 
     def __init__(self, work: Work) -> None:
+        make_room(work)
         self._variables, self._operations = work.variables, work.operations
 
     def run(self, values: Sequence[int]) -> None:
@@ -56,18 +57,49 @@ def _at(operand: Operand | None, where: dict[str, int]) -> torch.Tensor | None:
 Given = torch.Tensor | None
 
 
+def make_room(work: Work) -> None:
+    """Memory for sums of products that something follows, shared by operations of a width."""
+    rooms: dict[int, torch.Tensor] = {}
+    for o in work.operations:
+        if o.weight is not None and (o.then or work.places):
+            outputs = o.weight.weight.shape[1]
+            if outputs not in rooms:
+                rooms[outputs] = work.like.new_empty(work.batch * max(1, work.places), outputs)
+            o.room = rooms[outputs]
+
+
 def _linear(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given, places: int) -> None:
     assert o.weight is not None
-    if x.dim() == 2 and y is not None:
-        sums = torch.addmm(y, x, o.weight.plain(len(x)), out=out if o.room is None else o.room)
+    weight, room = o.weight.weight, out if o.room is None else o.room
+    flat = x.reshape(-1, x.shape[-1])
+    if x.dim() == 2 and y is not None:  # y may be the room
+        sums = torch.add(_product(x, weight), y, out=room) if _split(x, weight) else torch.addmm(y, x, weight, out=room)
     else:
-        flat = x.reshape(-1, x.shape[-1])
-        sums = torch.mm(flat, o.weight.plain(len(flat)), out=out if o.room is None else o.room)
+        sums = room.copy_(_product(flat, weight)) if _split(flat, weight) else torch.mm(flat, weight, out=room)
         sums = sums.view(*x.shape[:-1], -1)
         if y is not None:
             sums += y
     if o.room is not None:
         _then(o.then, sums, out, z)
+
+
+FEW, LARGE = 16, 1 << 17
+"""Up to so many rows, and from so many weights on, threads do not share a product unless it is cut for them."""
+
+
+def _split(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product goes faster in two halves: with few rows, torch's product is done by one thread or as if."""
+    even = weight.shape[1] if weight.T.is_contiguous() else weight.shape[0] if weight.is_contiguous() else 1
+    few = x.device.type == "cpu" and x.shape[0] <= FEW and weight.numel() >= LARGE and even % 2 == 0
+    return few and torch.get_num_threads() > 1
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x @ weight`` in two halves, of the outputs or of the inputs, whichever are contiguous parts of memory."""
+    if weight.T.is_contiguous():
+        halves = weight.T.unflatten(0, (2, -1)).transpose(1, 2)
+        return torch.bmm(x.expand(2, *x.shape), halves).transpose(0, 1).flatten(1)
+    return torch.bmm(x.unflatten(1, (2, -1)).transpose(0, 1), weight.unflatten(0, (2, -1))).sum(0)
 
 
 def _then(then: str, sums: torch.Tensor, out: torch.Tensor, residual: Given = None) -> None:
@@ -137,9 +169,7 @@ def _lookup(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given
 
 def _cell(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given, places: int) -> None:
     assert y is not None
-    hidden, cells = lstm_cell(x, y)
-    out.copy_(hidden)
-    y.copy_(cells)
+    lstm_cell_(x, y, out)
 
 
 ACTS: dict[str, Callable[..., None]] = {
@@ -220,6 +250,7 @@ class Indexed(Runner):
     """
 
     def __init__(self, work: Work) -> None:
+        make_room(work)
         self._variables, self._operations, self._device = work.variables, work.operations, work.like.device
         self._values = torch.zeros(max(1, len(work.variables)), dtype=torch.int64, device=work.like.device)
         operands = [operand for o in work.operations for operand in (o.out, o.x, o.y, o.z)]
@@ -254,9 +285,9 @@ class Indexed(Runner):
                 self._attend(o, out, x, y, z)
             else:
                 ACTS[o.code](o, out, x, y, z, 0)
-            if isinstance(o.out, Moving):
-                memory = _memory(o.out)
-                memory.index_copy_(0, self._index(o.out).flatten(), out.flatten())
+            self._write(o.out, out)
+            if o.code == "cell":
+                self._write(o.y, y)
 
     def _index(self, moving: Moving) -> torch.Tensor:
         """Where an operand's numbers lie in its memory."""
@@ -267,6 +298,11 @@ class Indexed(Runner):
             return operand
         index = self._index(operand)
         return _memory(operand).index_select(0, index.flatten()).view(index.shape)
+
+    def _write(self, operand: Operand | None, value: Given) -> None:
+        """Put what was computed for an operand that moves where it is now."""
+        if isinstance(operand, Moving) and value is not None:
+            _memory(operand).index_copy_(0, self._index(operand).flatten(), value.flatten())
 
     def _attend(self, o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given) -> None:
         assert y is not None

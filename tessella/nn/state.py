@@ -65,7 +65,7 @@ def _map(value: Any, change: Callable[[torch.Tensor, int], torch.Tensor], dim: i
 
 
 def _loaded(mine: Any, other: Any) -> Any:
-    """``mine`` with the values of ``other`` where both are tensors of a shape, else ``other``."""
+    """``mine`` with the values of ``other`` where both are tensors of a shape, else a copy of ``other``."""
     if isinstance(mine, State) and type(mine) is type(other):
         mine.load(other)
         return mine
@@ -73,4 +73,4 @@ def _loaded(mine: Any, other: Any) -> Any:
         return mine.copy_(other)
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         return [_loaded(*pair) for pair in zip(mine, other, strict=True)]
-    return other
+    return _map(other, lambda tensor, dim: tensor.clone(), 0)

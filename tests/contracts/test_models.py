@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tessella as ts
+from tessella import kernel
 from tessella.errors import ConfigError, InputError
 from tessella.heads import JointHead
 from tessella.models import from_config
@@ -89,8 +90,18 @@ def test_symbols_depend_on_the_receptive_field_and_nothing_else(name: str, head:
     assert torch.equal(depends, field)
 
 
+@pytest.fixture(params=["plain", "compiled"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the programs of steps in torch, and compiled."""
+    if request.param == "plain":
+        monkeypatch.setenv("TESSELLA_KERNEL", "0")
+    elif not kernel.available():
+        pytest.skip("no C++ compiler")
+
+
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
 @pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.usefixtures("steps")
 def test_step_equals_forward(name: str, head: str, grid: ts.Grid, classes: int) -> None:
     model = build(name, head, grid, classes)
     x = some(grid, 4)
@@ -102,6 +113,15 @@ def test_step_equals_forward(name: str, head: str, grid: ts.Grid, classes: int) 
         table = model.head.symbol(parameters).table()
         torch.testing.assert_close(table, expected[:, index], rtol=0, atol=1e-12)
         previous = x.flatten(1)[:, index]
+
+
+@pytest.mark.parametrize(("name", "head", "grid"), CASES)
+def test_forward_can_begin_at_a_row(name: str, head: str, grid: ts.Grid) -> None:
+    model, x = build(name, head, grid, classes=2), some(grid, 3)
+    condition = model.condition(torch.tensor([0, 1, 2]), 3)
+    expected = model(x, condition)
+    for row in range(grid.height):
+        torch.testing.assert_close(model.forward_from(x, condition, row), expected[:, row:], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
@@ -130,21 +150,23 @@ def walk_on(model, x, previous, state, start):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
-def test_cached_sampling_equals_the_naive_oracle(name: str, head: str, grid: ts.Grid) -> None:
+def test_cached_and_parallel_sampling_equal_the_naive_oracle(name: str, head: str, grid: ts.Grid) -> None:
     model = build(name, head, grid)
-    cached = ts.sample(model, n=5, seed=11)
+    cached = ts.sample(model, n=5, seed=11, method="cached")
     assert torch.equal(cached, ts.sample(model, n=5, seed=11, method="naive"))
+    assert torch.equal(cached, ts.sample(model, n=5, seed=11, method="parallel"))
     assert not ts.replay(model, cached, seed=11).differs.any()
     if grid.symbols > 1:
         assert len(cached.unique(dim=0)) > 1, "different seeds must give different images"
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
-def test_bent_distributions_sample_alike_by_both_methods(name: str, head: str) -> None:
+def test_bent_distributions_sample_alike_by_all_methods(name: str, head: str) -> None:
     model = build(name, head, ts.Grid(3, 3, 2, 5), classes=2)
     rule = {"temperature": 0.8, "top_k": 4, "top_p": 0.9, "guidance": 1.5, "cond": torch.tensor([0, 1, 1])}
-    cached = ts.sample(model, n=3, seed=1, **rule)
+    cached = ts.sample(model, n=3, seed=1, method="cached", **rule)
     assert torch.equal(cached, ts.sample(model, n=3, seed=1, method="naive", batch=2, **rule))
+    assert torch.equal(cached, ts.sample(model, n=3, seed=1, method="parallel", batch=2, **rule))
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
@@ -245,12 +267,10 @@ def test_completion_keeps_what_is_known_and_draws_the_rest(name: str, head: str)
     x = some(model.grid, 3)
     known = torch.zeros(4, 3, dtype=torch.bool)
     known[:2] = known[3, 1] = True
-    for method in ("cached", "naive"):
-        y = ts.complete(model, x, known, seed=2, method=method)
-        assert torch.equal(y[:, known], x[:, known])
-        if method == "cached":
-            first = y
-    assert torch.equal(first, y)
+    drawn = [ts.complete(model, x, known, seed=2, method=method) for method in ("cached", "naive", "parallel")]
+    assert torch.equal(drawn[0][:, known], x[:, known])
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(ts.complete(model, x, torch.zeros_like(known), seed=2), ts.sample(model, n=3, seed=2))
 
 
@@ -287,7 +307,7 @@ WITH_CODES = [pair for pair in PAIRS if ts.MODELS[str(pair.values[0])].takes_cod
 
 
 @pytest.mark.parametrize(("name", "head"), WITH_CODES)
-def test_codes_condition_every_symbol_by_both_methods(name: str, head: str) -> None:
+def test_codes_condition_every_symbol_by_all_methods(name: str, head: str) -> None:
     grid, codes = ts.Grid(3, 4, 2, 5), ts.Grid(2, 2, 1, 4)
     model = build(name, head, grid, classes=2, codes=codes)
     upper, labels = some(codes, 3, seed=1), torch.tensor([0, 1, 2])
@@ -301,7 +321,9 @@ def test_codes_condition_every_symbol_by_both_methods(name: str, head: str) -> N
         assert bool(((changed - expected).abs().amax(-1) > 1e-9).all()), "a condition must reach every symbol"
     assert torch.equal(model.log_prob(x, {"codes": upper}), model.log_prob(x, cond | {"class": labels * 0 + 2}))
     rule = {"guidance": 2.0, "cond": {"class": torch.tensor([0, 1, 1]), "codes": upper}}
-    assert torch.equal(ts.sample(model, 3, 1, batch=2, **rule), ts.sample(model, 3, 1, method="naive", **rule))
+    cached = ts.sample(model, 3, 1, "cached", batch=2, **rule)
+    for method in ("naive", "parallel"):
+        assert torch.equal(cached, ts.sample(model, 3, 1, method=method, **rule))
     again = from_config(model.config())
     assert again.config() == model.config()
     assert again.conditioning.codes == codes

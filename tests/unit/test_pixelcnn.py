@@ -12,8 +12,9 @@ import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.channel_masked import ChannelMasked
 from tessella.models.pixelcnn import PixelCNN, ResidualBlock
-from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution, windows
+from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.embedding import ChannelEmbedding
+from tessella.nn.program import windows
 
 FAMILIES = ["pixelcnn", "row-lstm", "diagonal-bilstm"]
 
@@ -86,11 +87,17 @@ def test_a_grouped_convolution_is_a_sum_over_what_a_group_may_see(above: int, as
     torch.testing.assert_close(layer(x).detach(), expected + layer.bias.detach(), rtol=0, atol=1e-12)
 
 
-def test_windows_are_those_of_a_convolution() -> None:
+def test_weights_for_stepping_add_up_to_the_convolution() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 3, 7, 4), torch.randn(5, 4, 3, 3)
-    taps = weight.permute(2, 3, 1, 0).flatten(0, 2)
-    torch.testing.assert_close(windows(x, 3) @ taps, F.conv2d(x.movedim(-1, 1), weight)[:, :, 0].movedim(1, -1))
+    groups, inputs, above, aside = ChannelGroups(2), 4, 2, 1
+    layer = GroupedConvolution(groups, inputs, 5, above, aside).double()
+    x = torch.randn(2, above + 1, 7, inputs, dtype=torch.float64)
+    columns = F.pad(x[:, :above].movedim(1, 2).flatten(2), (0, 0, aside, aside))
+    expected = windows(columns, 2 * aside + 1) @ layer.rows_above().weight + layer.offset()
+    for group, (place, matrix) in enumerate(zip(groups.slices(5), layer.this_row(), strict=True)):
+        seen = windows(F.pad(x[:, -1], (0, 0, aside, 0)), aside + 1)[..., : aside * inputs + 2 * (group + 1)]
+        expected[..., place] += seen @ matrix.weight
+    torch.testing.assert_close(layer(x)[:, -1], expected, rtol=0, atol=1e-12)
 
 
 def test_channels_are_embedded_side_by_side() -> None:
@@ -141,7 +148,7 @@ def test_a_step_leaves_later_groups_alone(name: str) -> None:
     state, previous = model.init_state(2), torch.zeros(2, dtype=torch.int64)
     for index in range(2):
         _, state = model.step(previous, index, state)
-    middle = state.output.middle
+    middle = state.middle
     assert bool(middle[:, :16].any())
     assert not bool(middle[:, 16:].any())
 

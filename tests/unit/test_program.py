@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 import tessella as ts
 from tessella import kernel
+from tessella.nn import runners
+from tessella.nn.lstm import lstm_cell
 from tessella.nn.program import Matrix, Moving, Program, along, windows
 from tessella.nn.runners import Compiled, Indexed, Plain
 
@@ -180,6 +182,17 @@ def test_a_cell_remembers(run: Callable[..., None]) -> None:
     close(out, emit.sigmoid() * expected.tanh())
 
 
+def test_a_cell_may_move(run: Callable[..., None]) -> None:
+    gates, cells, hidden, listed = normal(3, 20), normal(3, 6, 5, seed=1), normal(3, 6, 9, seed=2), program(3, "column")
+    expected, kept = cells.clone(), hidden[:, :, 5:].clone()
+    new, expected[:, 4] = lstm_cell(gates, cells[:, 4])
+    listed.cell(gates, along(cells, "column", 1), along(hidden, "column", 1).upto(5))
+    run(listed, 3)
+    close(cells, expected)
+    close(hidden[:, 4, :5], new)
+    close(hidden[:, :, 5:], kept)
+
+
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
 @pytest.mark.parametrize("value", [0.0, 1e-9, 1.0, -30.0, 90.0, -120.0, 800.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -239,3 +252,17 @@ def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     listed.map(normal(1, 2), listed.room(2))
     listed.run()
     assert isinstance(listed._runner, Plain)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("then", ["", "silu"])
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_large_product_in_torch_is_cut_in_halves(rows: int, turned: bool, then: str, plus: bool) -> None:
+    x, weight, out = normal(rows, 512), normal(512, 300, seed=1) / 20, normal(rows, 300, seed=2)
+    matrix, before, listed = weight.T.contiguous().T if turned else weight, out.clone(), program(rows)
+    assert runners._split(x, matrix)
+    listed.linear(x, Matrix(matrix), out, out if plus else None, then)
+    Plain(listed).run(())
+    close(out, FORMULAS[then](x @ weight + before * plus))

@@ -10,7 +10,7 @@ import torch
 import tessella as ts
 from tessella.models.row_lstm import RowLayer, RowLSTM
 from tessella.nn.channel_groups import ChannelGroups
-from tessella.nn.lstm import lstm_cell
+from tessella.nn.lstm import lstm_cell, lstm_cell_
 
 
 def test_the_cell_is_that_of_torch() -> None:
@@ -23,6 +23,26 @@ def test_the_cell_is_that_of_torch() -> None:
     new = lstm_cell(torch.cat([o, f, i, g], dim=-1), cell)
     for ours, theirs in zip(new, reference(x, (hidden, cell)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+
+
+def test_the_cell_in_place_is_the_same() -> None:
+    torch.manual_seed(0)
+    gates, cell, out = (torch.randn(2, n, dtype=torch.float64) for n in (12, 3, 3))
+    hidden, expected = lstm_cell(gates, cell)
+    lstm_cell_(gates, cell, out)
+    torch.testing.assert_close(cell, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(out, hidden, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["row-lstm", "diagonal-bilstm"])
+def test_cells_of_half_precision_models_are_wide_on_a_walk(name: str) -> None:
+    model = ts.create(name, ts.Grid(2, 2, 1, 3), layers=2, hidden=4, last=4).bfloat16()
+    state, previous = model.init_state(1), torch.zeros(1, dtype=torch.int64)
+    for index in range(3):
+        _, state = model.step(previous, index, state)
+    cells = torch.stack(list(state.layers.cells))
+    assert cells.dtype == torch.float32
+    assert not torch.equal(cells, cells.bfloat16().float())
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (4, 1), (3, 5)])
