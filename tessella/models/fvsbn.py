@@ -51,7 +51,6 @@ class FVSBN(SequenceModel):
     """
 
     name = "fvsbn"
-    pass_is_cheap = True
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1) -> None:
         super().__init__(grid, head, conditioning)

@@ -21,8 +21,8 @@ from torch import nn
 
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.channel_masked import ChannelMasked
-from tessella.models.condition import Conditioning
+from tessella.models.channel_masked import FIRST_REACH, ChannelMasked
+from tessella.models.condition import Condition, Conditioning
 from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.program import Matrix, Program, along, windows
 from tessella.nn.state import State
@@ -114,6 +114,10 @@ class PixelCNN(ChannelMasked):
     ) -> None:
         super().__init__(grid, head, conditioning, layers, hidden, last, dropout)
         self.narrow = self.groups.slices(hidden)
+
+    def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
+        top = max(0, row - FIRST_REACH - len(self.layers))
+        return self(x[:, top:], condition)[:, row - top :]
 
     @property
     def biases(self) -> int:

@@ -107,6 +107,8 @@ class Operation:
     by: str = ""
     room: torch.Tensor | None = None
     """Memory for sums that are not the result, ``[rows, outputs]``; the runners that need it make it."""
+    halved: bool = False
+    """Whether torch does the product in two halves."""
 
     @property
     def size(self) -> int:

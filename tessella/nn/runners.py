@@ -39,7 +39,7 @@ class Plain(Runner):
     """
 
     def __init__(self, work: Work) -> None:
-        make_room(work)
+        prepare(work)
         self._variables, self._operations = work.variables, work.operations
 
     def run(self, values: Sequence[int]) -> None:
@@ -57,15 +57,16 @@ def _at(operand: Operand | None, where: dict[str, int]) -> torch.Tensor | None:
 Given = torch.Tensor | None
 
 
-def make_room(work: Work) -> None:
-    """Memory for sums of products that something follows, shared by operations of a width."""
-    rooms: dict[int, torch.Tensor] = {}
+def prepare(work: Work) -> None:
+    """What products in torch need: memory for sums that something follows, shared by operations of a width, and whether
+    they are done in halves."""
+    rows, rooms = work.batch * max(1, work.places), dict[int, torch.Tensor]()
     for o in work.operations:
-        if o.weight is not None and (o.then or work.places):
+        if o.weight is not None:
             outputs = o.weight.weight.shape[1]
-            if outputs not in rooms:
-                rooms[outputs] = work.like.new_empty(work.batch * max(1, work.places), outputs)
-            o.room = rooms[outputs]
+            o.halved = work.like.device.type == "cpu" and goes_in_halves(rows, o.weight.weight)
+            if o.then or work.places:
+                o.room = rooms.setdefault(outputs, work.like.new_empty(rows, outputs))
 
 
 def _linear(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given, places: int) -> None:
@@ -73,9 +74,9 @@ def _linear(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given
     weight, room = o.weight.weight, out if o.room is None else o.room
     flat = x.reshape(-1, x.shape[-1])
     if x.dim() == 2 and y is not None:  # y may be the room
-        sums = torch.add(_product(x, weight), y, out=room) if _split(x, weight) else torch.addmm(y, x, weight, out=room)
+        sums = torch.add(_halves(x, weight), y, out=room) if o.halved else torch.addmm(y, x, weight, out=room)
     else:
-        sums = room.copy_(_product(flat, weight)) if _split(flat, weight) else torch.mm(flat, weight, out=room)
+        sums = room.copy_(_halves(flat, weight)) if o.halved else torch.mm(flat, weight, out=room)
         sums = sums.view(*x.shape[:-1], -1)
         if y is not None:
             sums += y
@@ -87,14 +88,13 @@ FEW, LARGE = 16, 1 << 17
 """Up to so many rows, and from so many weights on, threads do not share a product unless it is cut for them."""
 
 
-def _split(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def goes_in_halves(rows: int, weight: torch.Tensor) -> bool:
     """Whether a product goes faster in two halves: with few rows, torch's product is done by one thread or as if."""
     even = weight.shape[1] if weight.T.is_contiguous() else weight.shape[0] if weight.is_contiguous() else 1
-    few = x.device.type == "cpu" and x.shape[0] <= FEW and weight.numel() >= LARGE and even % 2 == 0
-    return few and torch.get_num_threads() > 1
+    return rows <= FEW and weight.numel() >= LARGE and even % 2 == 0 and torch.get_num_threads() > 1
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``x @ weight`` in two halves, of the outputs or of the inputs, whichever are contiguous parts of memory."""
     if weight.T.is_contiguous():
         halves = weight.T.unflatten(0, (2, -1)).transpose(1, 2)
@@ -250,7 +250,7 @@ class Indexed(Runner):
     """
 
     def __init__(self, work: Work) -> None:
-        make_room(work)
+        prepare(work)
         self._variables, self._operations, self._device = work.variables, work.operations, work.like.device
         self._values = torch.zeros(max(1, len(work.variables)), dtype=torch.int64, device=work.like.device)
         operands = [operand for o in work.operations for operand in (o.out, o.x, o.y, o.z)]

@@ -34,9 +34,9 @@ BATCH = 64
 
 
 def choose(model: DensityModel) -> str:
-    """The method that ``auto`` takes: ``parallel`` for families whose step costs a good part of a pass and whose grids
-    have two levels, where few passes do; else ``cached``. Measured in ``results/parallel.json``; the same seed always
-    takes the same method."""
+    """The method that ``auto`` takes: ``parallel`` where a pass costs not much more than a cached step (MADE) and two
+    levels make passes few, else ``cached``. So it was measured on a CPU (``docs/performance.md``,
+    ``results/parallel.json``). It is a rule, not a race: a seed always takes the same method."""
     return "parallel" if model.pass_is_cheap and model.grid.levels == 2 else "cached"
 
 

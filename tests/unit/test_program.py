@@ -262,7 +262,7 @@ def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_large_product_in_torch_is_cut_in_halves(rows: int, turned: bool, then: str, plus: bool) -> None:
     x, weight, out = normal(rows, 512), normal(512, 300, seed=1) / 20, normal(rows, 300, seed=2)
     matrix, before, listed = weight.T.contiguous().T if turned else weight, out.clone(), program(rows)
-    assert runners._split(x, matrix)
+    assert runners.goes_in_halves(rows, matrix)
     listed.linear(x, Matrix(matrix), out, out if plus else None, then)
     Plain(listed).run(())
     close(out, FORMULAS[then](x @ weight + before * plus))
