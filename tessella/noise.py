@@ -62,7 +62,7 @@ class Noise:
             words[image] = bits.random_raw(count * self._stride)
         words = words.reshape(self.n, count, self._stride)[:, :, : self.grid.levels].swapaxes(0, 1)
         # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0, never 1.
-        uniform = torch.from_numpy(((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+        uniform = torch.from_numpy((words >> np.uint64(12)).view(np.int64)).double().add_(0.5).mul_(2.0**-52)
         self._buffer = uniform.log_().neg_().log_().neg_().to(self.device)
         self._start = start
 

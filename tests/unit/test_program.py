@@ -266,3 +266,25 @@ def test_a_large_product_in_torch_is_cut_in_halves(rows: int, turned: bool, then
     listed.linear(x, Matrix(matrix), out, out if plus else None, then)
     Plain(listed).run(())
     close(out, FORMULAS[then](x @ weight + before * plus))
+
+
+FAMILIES = [
+    "gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer", "pixelcnn", "row-lstm", "diagonal-bilstm", "lstm"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_draws_the_same_where_its_place_stands_on_the_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ts.create(name, ts.Grid(4, 5, 2, 5), classes=2).double()
+    expected = ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached")
+    monkeypatch.setattr("tessella.nn.program.create_runner", Indexed)
+    assert torch.equal(ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached"), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_steps_in_torch(name: str) -> None:
+    model = ts.create(name, ts.Grid(3, 4, 2, 5)).bfloat16()
+    drawn = ts.sample(model, n=2, method="cached")
+    assert ts.replay(model, drawn).gap.max() < 0.2, "a difference must be a near-tie of the coarser numbers"
