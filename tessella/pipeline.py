@@ -66,7 +66,10 @@ class Generator:
 
     def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Options as in :func:`tessella.sample`."""
-        return torch.cat(list(self.batches(n, seed, **options)))
+        drawn = list(self.batches(n, seed, **options))
+        if not drawn:
+            raise InputError(f"start must lie below n, {n}: there is nothing to draw")
+        return torch.cat(drawn)
 
     def batches(
         self,

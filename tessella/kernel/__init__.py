@@ -8,6 +8,7 @@ compiler and the processor, so that it is built once for each.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -18,12 +19,13 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tessella.files import cache_folder
+from tessella.errors import ArtifactError
+from tessella.files import cache_folder, write_bytes
 
 SOURCE = Path(__file__).parent / "program.cpp"
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-THREADED = ("-fopenmp",)
-"""Tried first: OpenMP, whose threads are torch's own where both use the same runtime."""
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
+"""Flags that are tried in turn. OpenMP's threads are torch's own where both use the same runtime."""
 TIMEOUT = 120
 """Seconds that a compiler may take."""
 
@@ -37,53 +39,68 @@ def describe() -> str:
     """Whether programs run compiled here, and why not."""
     if os.environ.get("TESSELLA_KERNEL", "1") == "0":
         return "no, TESSELLA_KERNEL=0 turns them off"
-    compiler = os.environ.get("CXX", "c++")
-    if library() is not None:
-        return f"yes, built with {compiler}"
-    found = shutil.which(compiler)
-    return (
-        f"no, {found} failed on {SOURCE.name}" if found else f"no, there is no C++ compiler {compiler} (CXX names one)"
-    )
+    return "yes" if library() is not None else f"no: {_try()[1]}"
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The loaded library; None where it cannot be built."""
+    return _try()[0]
+
+
+@cache
+def _try() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None or not SOURCE.exists():
-        return None
-    for flags in ((*FLAGS, *THREADED), FLAGS):
+    if compiler is None:
+        return None, f"there is no C++ compiler {os.environ.get('CXX', 'c++')} (CXX names one)"
+    reason = ""
+    for flags in WAYS:
         try:
-            return _declared(ctypes.CDLL(str(_built(compiler, flags))))
-        except (OSError, subprocess.SubprocessError):
-            continue
-    return None
+            return _declared(_loaded(compiler, flags)), ""
+        except subprocess.CalledProcessError as error:
+            told = error.stderr.decode(errors="replace").strip().splitlines()
+            reason = f"{compiler} {' '.join(flags)} failed: {told[0] if told else error.returncode}"
+        except subprocess.TimeoutExpired:
+            return None, f"{compiler} took more than {TIMEOUT} s"
+        except OSError as error:
+            reason = str(error)
+    return None, reason
+
+
+def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    path = _path(compiler, flags)
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged: made anew below
+            with contextlib.suppress(OSError):
+                path.unlink()
+    with tempfile.TemporaryDirectory() as workshop:
+        made = Path(workshop) / path.name
+        command = [compiler, *flags, "-o", str(made), str(SOURCE)]
+        subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT)
+        loaded = ctypes.CDLL(str(made))
+        if path.is_absolute():
+            with contextlib.suppress(ArtifactError):  # with no place to keep it, it serves this process
+                write_bytes(path, made.read_bytes())
+    return loaded
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.tessella_run.argtypes = [pointer, number, number, number, pointer, number, number]
-    loaded.tessella_run.restype = None
+    loaded.tessella_run.restype = number
     loaded.tessella_record_bytes.restype = number
     return loaded
 
 
-def _built(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The library file, compiled unless it is there already."""
+def _path(compiler: str, flags: tuple[str, ...]) -> Path:
+    """Where the library is kept."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
     facts = [SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]
-    folder = cache_folder() / "kernel"
-    path = folder / f"program-{name}.so"
-    if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as workshop:
-            made = Path(workshop) / path.name
-            subprocess.run(
-                [compiler, *flags, "-o", str(made), str(SOURCE)], capture_output=True, check=True, timeout=TIMEOUT
-            )
-            made.replace(path)
-    return path
+    return cache_folder() / "kernel" / f"program-{name}.so"
 
 
 def _processor() -> str:

@@ -42,6 +42,7 @@ constexpr int BYTES = 64;
 struct Run {
     int64_t rows, places;
     const int64_t* values;
+    std::atomic<int64_t>* wrong;  // set where a symbol is none of its table
 };
 
 template <typename T>
@@ -155,7 +156,7 @@ inline V elu(V x) {
 
 template <typename V>
 inline V relu(V x) {
-    return x > 0 ? x : x - x;
+    return x < 0 ? V{} : x;
 }
 
 template <typename V>
@@ -406,13 +407,17 @@ void attend(const Op& op, const Run& run, int thread, int threads) {
     }
 }
 
-// Rows of a table (y), chosen by symbols (x, int64, one a row), are added to what is there.
+// Rows of a table (y) of `inputs` levels, chosen by symbols (x, int64, one a row), are added to what is there.
 template <typename T>
 void lookup(const Op& op, const Run& run, int thread, int threads) {
     const Matrix<T> out(op.out, run), table(op.y, run);
     const int64_t* symbols = reinterpret_cast<const int64_t*>(op.x.address);
     const Share share(run.rows, thread, threads);
     for (int64_t r = share.first; r < share.last; r++) {
+        if (symbols[r] < 0 || symbols[r] >= op.inputs) {
+            *run.wrong = 1;
+            continue;
+        }
         const T* from = table.row(symbols[r]);
         for (int64_t i = 0; i < op.size; i++) out.row(r)[i] += from[i];
     }
@@ -479,15 +484,18 @@ extern "C" {
 
 int64_t tessella_record_bytes() { return sizeof(Op); }
 
-// count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8).
-void tessella_run(const void* ops, int64_t count, int64_t batch, int64_t places, const int64_t* values, int64_t threads,
+// count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8). Returns 1 where a
+// symbol was none of its table, else 0.
+int64_t tessella_run(const void* ops, int64_t count, int64_t batch, int64_t places, const int64_t* values, int64_t threads,
                   int64_t bytes) {
-    const Run run = {batch * places, places, values};
+    std::atomic<int64_t> wrong{0};
+    const Run run = {batch * places, places, values, &wrong};
     const Op* first = static_cast<const Op*>(ops);
     if (bytes == sizeof(float)) {
         all<float>(first, count, run, int(threads));
     } else {
         all<double>(first, count, run, int(threads));
     }
+    return wrong;
 }
 }

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tessella import kernel
+from tessella.errors import InputError
 from tessella.nn.attention import rms_norm, rotate
 from tessella.nn.lstm import lstm_cell_
 from tessella.nn.operation import CODES, PAIRS, THEN, Moving, Operand, Operation, Work
@@ -210,13 +211,17 @@ class Compiled(Runner):
 
     def run(self, values: Sequence[int]) -> None:
         self._values[: len(values)] = values
-        self._act(*self._before, min(torch.get_num_threads(), self._threads), self._element)
+        if self._act(*self._before, min(torch.get_num_threads(), self._threads), self._element):
+            raise InputError("a symbol given to a step is negative or not below the levels of its grid")
 
 
 def _record(o: Operation, work: Work) -> np.ndarray:
     """An operation as 64-bit integers, in the order of the kernel's ``Op``."""
     weight = 0 if o.weight is None else o.weight.packed(o.then in PAIRS).data_ptr()
     inputs = 0 if o.weight is None else o.weight.weight.shape[0]
+    if o.code == "lookup":
+        assert isinstance(o.y, torch.Tensor)
+        inputs = len(o.y)
     if o.code == "attend":
         inputs = work.variables.index(o.by)
     number = int(np.float64(o.number).view(np.int64))
@@ -251,7 +256,8 @@ class Indexed(Runner):
 
     def __init__(self, work: Work) -> None:
         prepare(work)
-        self._variables, self._operations, self._device = work.variables, work.operations, work.like.device
+        self._variables, self._operations = work.variables, work.operations
+        self._device, self._dtype = work.like.device, work.like.dtype
         self._values = torch.zeros(max(1, len(work.variables)), dtype=torch.int64, device=work.like.device)
         operands = [operand for o in work.operations for operand in (o.out, o.x, o.y, o.z)]
         self._offsets = {id(moving): _offsets(moving) for moving in operands if isinstance(moving, Moving)}
@@ -268,8 +274,8 @@ class Indexed(Runner):
         self._graph.replay()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        square = torch.ones(16, 16, device=self._device)
-        torch.mm(square, square)  # the library of products is set up outside of the graph
+        square = torch.ones(16, 16, device=self._device, dtype=self._dtype)
+        torch.addmm(square, square, square)  # the library of products is set up outside of the graph
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -308,12 +314,12 @@ class Indexed(Runner):
         assert y is not None
         assert z is not None
         known = self._values[self._variables.index(o.by)]
-        mask = torch.arange(y.shape[1], device=y.device)[None] < known
+        # With nothing known the mask would hide everything: then look at the first place, and forget it.
+        mask = torch.arange(y.shape[1], device=y.device)[None] < known.clamp(min=1)
         keys, contents = (memory.unflatten(2, (o.groups, -1)).transpose(1, 2) for memory in (y, z))
         query = x.unflatten(1, (o.groups, o.heads // o.groups, -1))
-        # With nothing known the mask would hide everything: then look at the first place, and forget it.
-        seen = F.scaled_dot_product_attention(query, keys, contents, attn_mask=mask | (known == 0))
-        out.copy_((seen * (known > 0)).flatten(1))
+        seen = F.scaled_dot_product_attention(query, keys, contents, attn_mask=mask)
+        out.copy_(torch.where(known > 0, seen, 0).flatten(1))
 
 
 def _memory(moving: Moving) -> torch.Tensor:

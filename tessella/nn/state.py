@@ -65,11 +65,12 @@ def _map(value: Any, change: Callable[[torch.Tensor, int], torch.Tensor], dim: i
 
 
 def _loaded(mine: Any, other: Any) -> Any:
-    """``mine`` with the values of ``other`` where both are tensors of a shape, else a copy of ``other``."""
+    """``mine`` with the values of ``other`` where both are tensors, else a copy of ``other``."""
     if isinstance(mine, State) and type(mine) is type(other):
         mine.load(other)
         return mine
-    if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor) and mine.shape == other.shape:
+    if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor):
+        assert mine.shape == other.shape, "a program reads and writes the memory of its state"
         return mine.copy_(other)
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         return [_loaded(*pair) for pair in zip(mine, other, strict=True)]

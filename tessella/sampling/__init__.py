@@ -65,12 +65,15 @@ class Sampler:
         self.model, self.rule = model, Rule(**rule)
         self.method = choose(model) if method == "auto" else method
         self._steps: Steps | None = None
+        self._streams = 0
 
     def stream(
         self, n: int = 16, seed: int = 0, cond: Cond = None, every: int = 0, x: Any = None, known: Any = None
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """A generator of partial grids, see :func:`stream`. One at a time."""
+        """A generator of partial grids, see :func:`stream`. A new one takes the memory of the one before, which cannot
+        go on then."""
         check_n(n)
+        self._streams += 1
         if (known is None) != (x is None):
             raise InputError("completion needs both: x, the symbols, and known, where to keep them")
         given, where = (None, None) if known is None else known_symbols(self.model, x, known)
@@ -86,7 +89,11 @@ class Sampler:
         source: Source = Draw(noise, self.rule)
         if given is not None and where is not None:
             source = Complete(given, where, source)
-        yield from walk(self._walker(n, cond), source, every)
+        own = self._streams
+        for partial in walk(self._walker(n, cond), source, every):
+            yield partial
+            if own != self._streams:
+                raise InputError("this stream cannot go on: its sampler has begun another one; take a Sampler for each")
 
     def _walker(self, n: int, cond: Cond) -> Steps:
         """Steps at their start; those of the batch before where they serve."""

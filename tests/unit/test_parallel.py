@@ -91,9 +91,7 @@ def test_auto_is_a_rule_and_draws_the_same() -> None:
     assert torch.equal(ts.sample(model, n=4), ts.sample(model, n=4, method="cached"))
 
 
-@pytest.mark.parametrize(
-    "name", ["gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer", "lstm", "nade", "row-lstm"]
-)
+@pytest.mark.parametrize("name", ts.MODELS)
 def test_one_sampler_draws_batch_after_batch_in_the_same_memory(name: str) -> None:
     model = ts.create(name, ts.Grid(4, 4, 2, 5), classes=2).double()
     sampler, classes = Sampler(model, "cached"), torch.tensor([0, 1, 1])
@@ -104,6 +102,15 @@ def test_one_sampler_draws_batch_after_batch_in_the_same_memory(name: str) -> No
     state = sampler._steps.state
     list(sampler.stream(3, 1))
     assert sampler._steps.state is state
+
+
+def test_a_stream_whose_sampler_began_another_cannot_go_on() -> None:
+    sampler = Sampler(model_of(ts.Grid(3, 3, 1, 4), layers=2, hidden=8), "cached")
+    first = sampler.stream(2, 0)
+    next(first)
+    list(sampler.stream(2, 5))
+    with pytest.raises(InputError, match="a Sampler for each"):
+        next(first)
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 
 import tessella as ts
 from tessella import kernel
+from tessella.errors import InputError
 from tessella.nn import runners
 from tessella.nn.lstm import lstm_cell
 from tessella.nn.program import Matrix, Moving, Program, along, windows
@@ -193,6 +196,14 @@ def test_a_cell_may_move(run: Callable[..., None]) -> None:
     close(hidden[:, :, 5:], kept)
 
 
+def test_a_symbol_that_is_none_is_refused() -> None:
+    model = ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 4), layers=1, hidden=4)
+    state = model.init_state(2)
+    _, state = model.step(torch.zeros(2, dtype=torch.int64), 0, state)
+    with pytest.raises((InputError, IndexError)):
+        model.step(torch.tensor([0, 50]), 1, state)
+
+
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
 @pytest.mark.parametrize("value", [0.0, 1e-9, 1.0, -30.0, 90.0, -120.0, 800.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -232,18 +243,57 @@ def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
     assert torch.equal(*outs)
 
 
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """The library is looked for again, in the test and after it."""
+    for function in (kernel.library, kernel._try):
+        function.cache_clear()
+    yield
+    for function in (kernel.library, kernel._try):
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
 def test_without_a_compiler_programs_run_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = ts.Grid(3, 3, 1, 4)
-    model = ts.create("gated-pixelcnn", grid, layers=2, hidden=8).double()
+    model = ts.create("gated-pixelcnn", ts.Grid(3, 3, 1, 4), layers=2, hidden=8).double()
     expected = ts.sample(model, n=2)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    kernel.library.cache_clear()
-    try:
-        assert not kernel.available()
-        assert torch.equal(ts.sample(model, n=2), expected)
-    finally:
-        monkeypatch.undo()
-        kernel.library.cache_clear()
+    for function in (kernel.library, kernel._try):
+        function.cache_clear()
+    assert not kernel.available()
+    assert "no-such-compiler" in kernel.describe()
+    assert torch.equal(ts.sample(model, n=2), expected)
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.usefixtures("anew")
+def test_without_a_place_to_keep_it_the_kernel_serves_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "file"))
+    assert kernel.available()
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.usefixtures("anew")
+def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    path = kernel._path(shutil.which("c++") or "", kernel.WAYS[0])
+    path.parent.mkdir()
+    path.write_bytes(b"\x7fELF and then nothing")
+    assert kernel.available()
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo no such luck >&2; exit 1; }\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert not kernel.available()
+    assert "no such luck" in kernel.describe()
 
 
 def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
