@@ -91,8 +91,9 @@ class Drawing:
 
     seed: int = 0
     """Image i has this seed plus i."""
-    method: Literal["cached", "naive"] = "cached"
-    """Cached steps, or whole passes: the same images, slowly."""
+    method: Literal["auto", "cached", "parallel", "naive"] = "auto"
+    """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the oracle. All draw the
+    same images; auto takes the fastest."""
     temperature: float = 1.0
     """Divides the log-probabilities."""
     top_k: int = 0
