@@ -85,6 +85,9 @@ def _linear(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given
         _then(o.then, sums, out, z)
 
 
+FEW_NUMBERS = 2048
+"""Up to so many numbers the calls cost more than what they do."""
+
 FEW, LARGE = 16, 1 << 17
 """Up to so many rows, and from so many weights on, threads do not share a product unless it is cut for them."""
 
@@ -120,9 +123,16 @@ def _then(then: str, sums: torch.Tensor, out: torch.Tensor, residual: Given = No
         F.elu(out, inplace=True)
     else:
         a, b = sums.chunk(2, dim=-1)
-        signal, strength = (F.silu(a, inplace=True), b) if then == "swiglu" else (a, b.sigmoid_())
-        if then == "gate":
-            signal.tanh_()
+        if then == "gate" and sums.numel() > FEW_NUMBERS:  # tanh(x) = 2 sigmoid(2 x) - 1, four times faster on a CPU
+            a.mul_(2)
+            sums.sigmoid_()
+            a.mul_(2).sub_(1)
+        elif then == "gate":
+            a.tanh_()
+            b.sigmoid_()
+        elif then == "glu":
+            b.sigmoid_()
+        signal, strength = F.silu(a, inplace=True) if then == "swiglu" else a, b
         if residual is None:
             torch.mul(signal, strength, out=out)
         else:
