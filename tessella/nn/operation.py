@@ -24,7 +24,14 @@ class Matrix:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
+        self._by_inputs: torch.Tensor | None = None
         self._packed: dict[bool, torch.Tensor] = {}
+
+    def by_inputs(self) -> torch.Tensor:
+        """The weights of each input as neighbours in memory."""
+        if self._by_inputs is None:
+            self._by_inputs = self.weight.contiguous()
+        return self._by_inputs
 
     def packed(self, pairs: bool) -> torch.Tensor:
         """Panels ``[panels, inputs, 2, lanes]``; in pairs, a panel holds outputs ``a`` and their ``b``."""
@@ -107,8 +114,8 @@ class Operation:
     by: str = ""
     room: torch.Tensor | None = None
     """Memory for sums that are not the result, ``[rows, outputs]``; the runners that need it make it."""
-    halved: bool = False
-    """Whether torch does the product in two halves."""
+    halved: torch.Tensor | None = None
+    """The weights in the layout of which torch takes two halves, where that is faster."""
 
     @property
     def size(self) -> int:

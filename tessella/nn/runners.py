@@ -64,20 +64,22 @@ def prepare(work: Work) -> None:
     rows, rooms = work.batch * max(1, work.places), dict[int, torch.Tensor]()
     for o in work.operations:
         if o.weight is not None:
-            outputs = o.weight.weight.shape[1]
-            o.halved = work.like.device.type == "cpu" and goes_in_halves(rows, o.weight.weight)
+            inputs, outputs = o.weight.weight.shape
+            if work.like.device.type == "cpu" and goes_in_halves(rows, o.weight.weight):
+                wide = rows == 1 and outputs > inputs and inputs % 2 == 0
+                o.halved = o.weight.by_inputs() if wide else o.weight.weight
             if o.then or work.places:
                 o.room = rooms.setdefault(outputs, work.like.new_empty(rows, outputs))
 
 
 def _linear(o: Operation, out: torch.Tensor, x: torch.Tensor, y: Given, z: Given, places: int) -> None:
     assert o.weight is not None
-    weight, room = o.weight.weight, out if o.room is None else o.room
+    weight, halved, room = o.weight.weight, o.halved, out if o.room is None else o.room
     flat = x.reshape(-1, x.shape[-1])
     if x.dim() == 2 and y is not None:  # y may be the room
-        sums = torch.add(_halves(x, weight), y, out=room) if o.halved else torch.addmm(y, x, weight, out=room)
+        sums = torch.addmm(y, x, weight, out=room) if halved is None else torch.add(_halves(x, halved), y, out=room)
     else:
-        sums = room.copy_(_halves(flat, weight)) if o.halved else torch.mm(flat, weight, out=room)
+        sums = torch.mm(flat, weight, out=room) if halved is None else room.copy_(_halves(flat, halved))
         sums = sums.view(*x.shape[:-1], -1)
         if y is not None:
             sums += y

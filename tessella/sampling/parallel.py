@@ -79,6 +79,7 @@ class Passes:
         grid = self.model.grid
         active = (self.final < grid.symbols).nonzero()[:, 0]
         first = int(self.final[active].min()) // grid.row_symbols
+        self._kept = {row: noise for row, noise in self._kept.items() if row >= first}
         drawn = self._drawn(active, first)
         start = first * grid.row_symbols
         before = self.x[active, start:]

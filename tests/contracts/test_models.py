@@ -115,8 +115,9 @@ def test_step_equals_forward(name: str, head: str, grid: ts.Grid, classes: int) 
         previous = x.flatten(1)[:, index]
 
 
-@pytest.mark.parametrize(("name", "head", "grid"), CASES)
-def test_forward_can_begin_at_a_row(name: str, head: str, grid: ts.Grid) -> None:
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_forward_can_begin_at_a_row(name: str, head: str) -> None:
+    grid = ts.Grid(9, 2, 1, 3)  # higher than what the convolutions see
     model, x = build(name, head, grid, classes=2), some(grid, 3)
     condition = model.condition(torch.tensor([0, 1, 2]), 3)
     expected = model(x, condition)
