@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,7 +49,7 @@ EVERY = 10.0
 TOLD = "{n:,.0f} of {total:,} images, {rate_noinv_fmt}, {remaining} left"
 
 
-class Run:
+class Run(ABC):
     """A run of images on disk; :func:`opened` makes one.
 
     Args:
@@ -69,9 +70,9 @@ class Run:
         self._begun = False
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        raise NotImplementedError
 
     def resume(self, batch: int) -> int:
         """Where drawing goes on: the first image of the batch that is not whole; ``n`` when all are there."""
@@ -92,19 +93,21 @@ class Run:
             self._begin()
         self._close()
 
+    @abstractmethod
     def _count(self) -> int:
         """Images that are there, from the first one on without a gap."""
-        raise NotImplementedError
 
     def _begin(self) -> None:
         """Write the record, and put away what the images to come replace."""
         self._begun = True
 
+    @abstractmethod
     def _write(self, images: np.ndarray) -> None:
-        raise NotImplementedError
+        """Put the next images on disk."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Bring what is on disk into its last form."""
 
     def _recorded(self) -> int:
         """Images that the record asks for; 0 where there is none."""
