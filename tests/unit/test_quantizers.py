@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.errors import ConfigError, InputError
-from tessella.tokenizers import quantizers
-from tessella.tokenizers.quantizers import CodeUsage, EMAVectorQuantizer, create_quantizer
+from tessella.tokenizers.quantizers import CodeUsage, EMAVectorQuantizer, create_quantizer, search
 
 
 def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -49,8 +48,8 @@ def test_the_nearest_code_wins_in_pieces_too(dim: int, monkeypatch: pytest.Monke
     z, codebook = vectors(101, dim), vectors(32, dim, seed=1)
     truth = distances(z, codebook)
     for rows in (2048, 101, 10, 1):
-        monkeypatch.setattr(quantizers, "ROWS_AT_ONCE", rows)
-        symbols, scores = quantizers.nearest(z, codebook)
+        monkeypatch.setattr(search, "ROWS_AT_ONCE", rows)
+        symbols, scores = search.nearest(z, codebook)
         assert symbols.tolist() == truth.argmin(1).tolist()
         torch.testing.assert_close(scores + z.square().sum(1), torch.from_numpy(truth.min(1)))
 
@@ -58,14 +57,14 @@ def test_the_nearest_code_wins_in_pieces_too(dim: int, monkeypatch: pytest.Monke
 def test_the_nearest_code_in_float32_is_as_near() -> None:
     z, codebook = vectors(3000, 16), vectors(64, 16, seed=1)
     truth = distances(z, codebook)
-    symbols, _ = quantizers.nearest(z.float(), codebook.float())
+    symbols, _ = search.nearest(z.float(), codebook.float())
     chosen = truth[np.arange(len(z)), symbols.numpy()]
     assert (chosen - truth.min(1)).max() < 1e-4
 
 
 def test_of_equally_near_codes_the_lowest_wins() -> None:
     codebook = torch.tensor([[5.0], [1.0], [-1.0], [1.0], [-1.0], [5.0]])
-    symbols, _ = quantizers.nearest(torch.tensor([[0.0], [2.0], [9.0], [-3.0], [3.0]]), codebook)
+    symbols, _ = search.nearest(torch.tensor([[0.0], [2.0], [9.0], [-3.0], [3.0]]), codebook)
     assert symbols.tolist() == [1, 1, 0, 2, 0]
 
 
@@ -136,7 +135,7 @@ def test_a_first_batch_smaller_than_the_codebook_is_enough_to_start() -> None:
 
 def test_seeding_finds_clusters_of_identical_points() -> None:
     points = torch.tensor([[0.0, 0.0]] * 97 + [[10.0, 0.0], [0.0, 10.0], [10.0, 10.0]], dtype=torch.float64)
-    codes = quantizers.kmeans(points, 8, torch.Generator().manual_seed(0))
+    codes = search.kmeans(points, 8, torch.Generator().manual_seed(0))
     assert {tuple(code) for code in codes.tolist()} >= {(0, 0), (10, 0), (0, 10), (10, 10)}
 
 
@@ -213,7 +212,7 @@ def test_codes_are_chosen_in_float32_under_autocast() -> None:
     z = vectors(20_000, 16).float()
     plain = quantizer(z)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not torch.equal(quantizers.nearest(z, quantizer.codebook)[0], plain.symbols.flatten()), "too easy"
+        assert not torch.equal(search.nearest(z, quantizer.codebook)[0], plain.symbols.flatten()), "too easy"
         assert torch.equal(quantizer.encode(z), plain.symbols)
         mixed = quantizer(z)
         narrow = quantizer(z.bfloat16())
@@ -245,7 +244,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed() -> None:
             out = quantizer(z)
             (out.z.sum() + out.losses["commitment"]).backward()
         quantizer.encode(z)
-    assert largest.elements == quantizers.ROWS_AT_ONCE * codes < n * codes / 4
+    assert largest.elements == search.ROWS_AT_ONCE * codes < n * codes / 4
 
 
 def test_usage_is_that_of_all_batches_together() -> None:

@@ -1,0 +1,62 @@
+"""How the codes of a codebook are used."""
+
+from __future__ import annotations
+
+import torch
+
+from tessella.errors import InputError
+
+
+def perplexity(counts: torch.Tensor) -> torch.Tensor:
+    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``; 1 where nothing was counted."""
+    shares = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
+class CodeUsage:
+    """How often each code was used, over as many batches as one likes.
+
+    The perplexity of one batch says little: a batch of few images cannot use many codes. Count a whole epoch.
+
+    Args:
+        levels: number of codes.
+
+    >>> usage = CodeUsage(4)
+    >>> usage.update(torch.tensor([0, 0, 1, 1]))
+    >>> usage.used, usage.used_fraction, usage.entropy_bits
+    (2, 0.5, 1.0)
+    """
+
+    def __init__(self, levels: int) -> None:
+        self.counts = torch.zeros(levels, dtype=torch.int64)
+
+    def update(self, symbols: torch.Tensor) -> None:
+        """Count symbols (integers of any shape).
+
+        Raises:
+            InputError: when a symbol is not a code.
+        """
+        flat = symbols.detach().flatten().long().cpu()
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self.counts):
+            raise InputError(f"symbols must lie in 0..{len(self.counts) - 1}, got {int(flat.min())}..{int(flat.max())}")
+        self.counts += torch.bincount(flat, minlength=len(self.counts))
+
+    @property
+    def used(self) -> int:
+        """Codes used at least once."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def used_fraction(self) -> float:
+        """Share of the codes used at least once."""
+        return self.used / len(self.counts)
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy of the codes' frequencies, in bits: what a code costs when all are coded alike."""
+        return float(perplexity(self.counts.double()).log2())
+
+    @property
+    def perplexity(self) -> float:
+        """``2 ** entropy_bits``: the number of equally frequent codes with the same entropy."""
+        return float(perplexity(self.counts.double()))
