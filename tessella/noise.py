@@ -8,7 +8,7 @@ every other.
 
 The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed: symbol ``t`` of
 a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where ``P`` is ``K`` rounded up to a
-multiple of four.
+multiple of four. Of several grids of one image, each has a key of its own.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ class Noise:
         n: images.
         seed: seed of the first image, ``0 .. 2^64 - n``; image ``i`` has ``seed + i``.
         device: where :meth:`at` puts its result.
+        part: which grid of an image it is, where an image has several, coarse to fine.
 
     Raises:
         InputError: for a seed that is not an integer in that range.
     """
 
-    def __init__(self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu", part: int = 0) -> None:
         check_seed(seed, n)
         self.grid, self.n, self.seed, self.device = grid, n, seed, torch.device(device)
+        self._part = part << 64  # a key has 128 bits, a seed 64
         self._stride = -(-grid.levels // BLOCK_WORDS) * BLOCK_WORDS
         self._span = max(1, min(grid.row_symbols, BUFFER_WORDS // max(1, self._stride * n)))
         self._start = -1
@@ -58,7 +60,7 @@ class Noise:
         count = min(self._span, self.grid.symbols - start)
         words = np.empty((self.n, count * self._stride), dtype=np.uint64)
         for image in range(self.n):
-            bits = np.random.Philox(key=self.seed + image, counter=start * self._stride // BLOCK_WORDS)
+            bits = np.random.Philox(key=self._part + self.seed + image, counter=start * self._stride // BLOCK_WORDS)
             words[image] = bits.random_raw(count * self._stride)
         words = words.reshape(self.n, count, self._stride)[:, :, : self.grid.levels].swapaxes(0, 1)
         # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0, never 1.

@@ -47,13 +47,14 @@ class Sampler:
     Args:
         model: a density model.
         method: ``"auto"``, ``"cached"``, ``"parallel"`` or ``"naive"``.
+        part: which grid of an image the model draws, where an image has several: each has noise of its own.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Raises:
         InputError: for a method or a rule that does not exist, a model that is none or has dropout switched on.
     """
 
-    def __init__(self, model: DensityModel, method: str = "auto", **rule: Any) -> None:
+    def __init__(self, model: DensityModel, method: str = "auto", part: int = 0, **rule: Any) -> None:
         if not isinstance(model, DensityModel):
             raise InputError(
                 f"sampling takes a density model, got {type(model).__name__}; "
@@ -62,7 +63,7 @@ class Sampler:
         if method not in METHODS:
             raise InputError(unknown("sampling method", method, METHODS))
         model.refuse_dropout()
-        self.model, self.rule = model, Rule(**rule)
+        self.model, self.rule, self.part = model, Rule(**rule), part
         self.method = choose(model) if method == "auto" else method
         self._steps: Steps | None = None
         self._streams = 0
@@ -79,7 +80,7 @@ class Sampler:
         given, where = (None, None) if known is None else known_symbols(self.model, x, known)
         if given is not None and len(given) != n:
             raise InputError(f"x holds {len(given)} images, n is {n}")
-        noise = Noise(self.model.grid, n, seed, self.model.device)
+        noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         if self.method == "parallel":
             condition = self.model.condition(cond, n)
             if self.rule.guidance != 1:

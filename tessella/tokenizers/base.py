@@ -26,6 +26,10 @@ from tessella.grid import Grid
 PIXELS_AT_ONCE = 2**18
 """Pixels that pass through a network at once: 256 images of 32x32, four of 256x256."""
 
+Symbols = torch.Tensor | tuple[torch.Tensor, ...]
+"""The symbols of images, ``int64 [n, h', w', depth]``; of a tokenizer with several grids, one tensor for each, coarse to
+fine."""
+
 T = TypeVar("T")
 
 
@@ -35,13 +39,13 @@ class TokenizerOutput:
 
     Args:
         reconstruction: float images ``[n, h, w, c]`` on the scale 0..1, not clamped.
-        symbols: ``int64 [n, h', w', depth]``.
+        symbols: see :data:`Symbols`.
         losses: scalars; ``loss`` is the sum to optimize, the others are its parts and figures to log.
         stats: scalars without gradient, about the codebook, to log.
     """
 
     reconstruction: torch.Tensor
-    symbols: torch.Tensor
+    symbols: Symbols
     losses: dict[str, torch.Tensor]
     stats: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -89,19 +93,21 @@ class Tokenizer(nn.Module, ABC):
         """The constructor's arguments as JSON values: ``create_tokenizer(name, **config)`` rebuilds it."""
 
     @abstractmethod
-    def encode_float(self, images: torch.Tensor) -> torch.Tensor:
-        """Float images ``[n, h, w, channels]`` in 0..1 to what is discretized: ``[n, h', w', features]``."""
+    def encode_float(self, images: torch.Tensor) -> Any:
+        """Float images ``[n, h, w, channels]`` in 0..1 to what is discretized: ``[n, h', w', features]``, one such
+        tensor for each grid where there are several."""
 
     @abstractmethod
-    def decode_float(self, features: torch.Tensor) -> torch.Tensor:
-        """Features ``[n, h', w', features]`` to float images on the scale 0..1, not clamped and not cropped."""
+    def decode_float(self, features: Any) -> torch.Tensor:
+        """Features, as :meth:`encode_float` gives them, to float images on the scale 0..1, not clamped and not
+        cropped."""
 
     @abstractmethod
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+    def _encode(self, images: torch.Tensor) -> Symbols:
         """Symbols of a piece of checked uint8 images."""
 
     @abstractmethod
-    def _decode(self, symbols: torch.Tensor) -> torch.Tensor:
+    def _decode(self, symbols: Any) -> torch.Tensor:
         """Uint8 images of a piece of checked symbols, not cropped."""
 
     def grid(self, height: int | None = None, width: int | None = None) -> Grid:
@@ -121,14 +127,15 @@ class Tokenizer(nn.Module, ABC):
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @torch.no_grad()
-    def encode(self, images: Any) -> torch.Tensor:
+    def encode(self, images: Any) -> Any:
         """Images to symbols.
 
         Args:
             images: uint8 ``[n, h, w, channels]`` of any size from 1x1 up, numpy or torch.
 
         Returns:
-            ``int64 [n, h', w', depth]`` as ``grid(h, w)`` says, on this tokenizer's device.
+            ``int64 [n, h', w', depth]`` as ``grid(h, w)`` says, on this tokenizer's device; of a tokenizer with several
+            grids a tuple of such tensors, as ``grids(h, w)`` says.
 
         Raises:
             InputError: when the images are not of this type and shape.
@@ -136,14 +143,16 @@ class Tokenizer(nn.Module, ABC):
         checked = check_images(images, self.channels)
         pieces = checked.split(_images_at_once(checked.shape[1] * checked.shape[2]))
         with evaluating(self):
-            return torch.cat([self._encode(piece.to(self.device)) for piece in pieces])
+            encoded = [parts(self._encode(piece.to(self.device))) for piece in pieces]
+        whole = tuple(torch.cat(part) for part in zip(*encoded, strict=True))
+        return whole if len(self.grids()) > 1 else whole[0]
 
     @torch.no_grad()
     def decode(self, symbols: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Symbols to images.
 
         Args:
-            symbols: integers ``[n, h', w', depth]``, numpy or torch.
+            symbols: integers ``[n, h', w', depth]``, numpy or torch; of a tokenizer with several grids, one for each.
             size: height and width of the images. Without it, images are of ``image_size`` when the symbols are of its
                 grid, and as large as the symbols allow otherwise.
 
@@ -151,41 +160,57 @@ class Tokenizer(nn.Module, ABC):
             ``uint8 [n, h, w, channels]`` on this tokenizer's device.
 
         Raises:
-            InputError: when symbols are not integers of this tokenizer's grid, or do not fit ``size``.
+            InputError: when symbols are not integers of this tokenizer's grids, or do not fit each other or ``size``.
         """
         checked = self._check_symbols(symbols)
         height, width = self._size_of(checked, size)
-        pieces = checked.split(_images_at_once(height * width))
+        pieces = zip(*(part.split(_images_at_once(height * width)) for part in checked), strict=True)
         with evaluating(self):
-            return torch.cat([self._decode(piece.to(self.device))[:, :height, :width] for piece in pieces])
+            images = []
+            for piece in pieces:
+                here = tuple(part.to(self.device) for part in piece)
+                images.append(self._decode(here if len(here) > 1 else here[0])[:, :height, :width])
+        return torch.cat(images)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         return self.image_size[0] if height is None else height, self.image_size[1] if width is None else width
 
-    def _check_symbols(self, symbols: Any) -> torch.Tensor:
-        grid, shape = self.grid(), tuple(getattr(symbols, "shape", ()))
-        if len(shape) == 4 and min(shape[1:3]) >= 1:  # any height and width will do; other shapes fail the check below
-            grid = Grid(int(shape[1]), int(shape[2]), grid.channels, grid.levels)
-        return grid.check(symbols)
+    def _check_symbols(self, symbols: Any) -> tuple[torch.Tensor, ...]:
+        grids = self.grids()
+        given = symbols if len(grids) > 1 else (symbols,)
+        if not isinstance(given, (tuple, list)) or len(given) != len(grids):
+            raise InputError(f"tokenizer {self.name!r} makes {len(grids)} grids: give a tuple of {len(grids)} tensors")
+        checked = []
+        for part, grid in zip(given, grids, strict=True):
+            shape = tuple(getattr(part, "shape", ()))
+            if len(shape) == 4 and min(shape[1:3]) >= 1:  # any height and width; other shapes fail the check
+                grid = Grid(int(shape[1]), int(shape[2]), grid.channels, grid.levels)
+            checked.append(grid.check(part))
+        if len({len(part) for part in checked}) > 1:
+            raise InputError(f"all grids must hold as many images, got {[len(part) for part in checked]}")
+        return tuple(checked)
 
-    def _size_of(self, symbols: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
+    def _size_of(self, symbols: tuple[torch.Tensor, ...], size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of the images that symbols stand for."""
-        given = tuple(symbols.shape[1:3])
+        given = [tuple(part.shape[1:3]) for part in symbols]
         if size is None:
-            if given == self.grid().shape[:2]:
-                return self.image_size
-            return given[0] * self.stride, given[1] * self.stride
-        wanted = self.grid(*size).shape[:2]
+            own = given == [grid.shape[:2] for grid in self.grids()]
+            size = self.image_size if own else (given[-1][0] * self.stride, given[-1][1] * self.stride)
+        wanted = [grid.shape[:2] for grid in self.grids(*size)]
         if given != wanted:
-            raise InputError(
-                f"images of {size[0]}x{size[1]} have symbols of {wanted[0]}x{wanted[1]}, got {given[0]}x{given[1]}"
-            )
-        return size[0], size[1]
+            told = [" and ".join(f"{h}x{w}" for h, w in sides) for sides in (wanted, given)]
+            raise InputError(f"images of {size[0]}x{size[1]} have symbols of {told[0]}, got {told[1]}")
+        return size
 
     @property
     def stride(self) -> int:
-        """Pixels along each side of an image that one place of the grid stands for."""
+        """Pixels along each side of an image that one place of the grid (of several, the finest) stands for."""
         return 1
+
+
+def parts(symbols: Symbols) -> tuple[torch.Tensor, ...]:
+    """The grids of :data:`Symbols`, also where there is one."""
+    return symbols if isinstance(symbols, tuple) else (symbols,)
 
 
 def check_images(images: Any, channels: int | None = None) -> torch.Tensor:
