@@ -42,7 +42,7 @@ def two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None:
     """Images, what comes back from their codes, and samples of the prior, side by side."""
     generator = ts.load(run)
     assert isinstance(generator, ts.Generator)
-    grid, side = generator.prior.grid, round(len(images) ** 0.5)
+    grid, side = generator.priors[-1].grid, round(len(images) ** 0.5)
     rebuilt = generator.tokenizer.decode(generator.tokenizer.encode(images)).numpy()
     drawn = generator.sample(len(images), seed=0).numpy()
     panels = [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS
-    from tessella.models import MODELS, DensityModel, create
+    from tessella.models import MODELS, DensityModel, Hierarchy, create, create_prior
     from tessella.pipeline import Generator, load
     from tessella.sampling import complete, replay, sample, stream
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
@@ -31,6 +31,8 @@ _HOMES = {
     "HEADS": "heads",
     "MODELS": "models",
     "DensityModel": "models",
+    "Hierarchy": "models",
+    "create_prior": "models",
     "create": "models",
     "complete": "sampling",
     "replay": "sampling",
@@ -49,9 +51,9 @@ _HOMES = {
     "evaluate": "evaluation",
 }
 
-__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Tokenizer"]
-__all__ += ["assess", "compare", "complete", "create", "create_quantizer", "create_tokenizer", "evaluate", "load"]
-__all__ += ["replay", "sample", "stream", "train"]
+__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Hierarchy"]
+__all__ += ["Tokenizer", "assess", "compare", "complete", "create", "create_prior", "create_quantizer"]
+__all__ += ["create_tokenizer", "evaluate", "load", "replay", "sample", "stream", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -279,7 +279,7 @@ def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenize
         ConfigError, InputError: for overrides of something else than data, or levels that are not the model's.
     """
     path = locate(chosen.run)
-    levels = model.prior.grid.levels if isinstance(model, Generator) and not model.two_stage else 0
+    levels = model.priors[0].grid.levels if isinstance(model, Generator) and not model.two_stage else 0
     values: dict[str, Any] = configs.to_dict(data_config(path)) if not chosen.data else _prepared_like(path)
     if chosen.data:
         values["source"] = chosen.data

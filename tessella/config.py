@@ -1,7 +1,8 @@
 """Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable without torch.
 
 A recipe is a TOML file, or the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and
-either ``[model]`` (a density model), ``[tokenizer]``, or ``[model]`` with a ``tokenizer`` run (a prior on its codes)::
+either ``[model]`` (a density model), ``[tokenizer]`` (with ``[adversarial]`` for a VQGAN), or ``[model]`` with a
+``tokenizer`` run (a prior on its codes)::
 
     [data]
     source = "digits"
@@ -69,6 +70,8 @@ class ModelConfig:
     conditional: bool = False
     """Condition on the labels of the data."""
     seed: int = 0
+    finer: Mapping[str, Any] = field(default_factory=dict)
+    """Of a prior on several grids: the sizes (and ``name``) that differ for the grids after the first."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,6 +82,35 @@ class TokenizerConfig:
     name: str = "vqvae"
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et al. 2021)."""
+
+    perceptual: str = ""
+    """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty leaves it out."""
+    perceptual_weight: float = 1.0
+    weight: float = 0.8
+    """Of the adversarial term, times the adaptive weight of equation 7."""
+    start: float = 0.5
+    """When discriminator and adversarial term begin: a share of the run below 1, else a number of steps."""
+    layers: int = 3
+    """Convolutions of the discriminator that halve the sides: 1 judges patches of 16, 2 of 34, 3 of 70 pixels a side."""
+    hidden: int = 64
+    """Channels of its first convolution."""
+    tolerance: float = 0.5
+    """Rise of the validation's mean squared error over the least before, as a share of it, that is put up with; a
+    larger one is a takeover by the discriminator, and is taken back."""
+
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "weight", "start", "tolerance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"adversarial.{name} must be at least 0, got {getattr(self, name)}")
+        if self.layers < 1 or self.hidden < 1:
+            raise ConfigError(
+                f"adversarial.layers and adversarial.hidden must be at least 1, got {self.layers} and {self.hidden}"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,6 +179,8 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     model: ModelConfig | None = None
     tokenizer: TokenizerConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    """Further terms of the loss of a ``vqgan``."""
     prior_of: str = ""
     """Run directory of the tokenizer whose codes ``model`` is a prior for; a recipe that ships says ``TOKENIZER``."""
     about: str = ""
@@ -155,6 +189,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.tokenizer is None):
             raise ConfigError("a recipe needs exactly one of the tables [model] and [tokenizer]")
+        if self.adversarial and self.tokenizer is None:
+            raise ConfigError("the table [adversarial] is for training a tokenizer: it needs a [tokenizer] table")
         if self.prior_of and self.model is None:
             raise ConfigError("prior_of names the tokenizer of a prior: it needs a [model] table")
         if not (self.train.steps or self.train.epochs or self.train.minutes):
@@ -283,8 +319,14 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if value not in get_args(hint):
             raise ConfigError(f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
         return value
+    if get_origin(hint) is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place} must be a table, got {value!r}")
+        return dict(value)
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
+        if kinds[-1] is Ellipsis and isinstance(value, (list, tuple)):
+            return tuple(_convert(kinds[0], item, place) for item in value)
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
             raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
         return tuple(_convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))

@@ -167,7 +167,7 @@ def _own_images(path: Path, notes: list[str]) -> data.ImageSet | None:
 
 def affordable(generator: Generator, wanted: int) -> int:
     """How many images to draw so that it takes seconds: a function of the model alone, so that pages repeat."""
-    symbols = generator.prior.grid.symbols
+    symbols = generator.symbols
     parameters = sum(p.numel() for p in generator.prior.parameters())
     if symbols > MOST_SYMBOLS:
         return 0
@@ -178,11 +178,11 @@ def _drawn(
     generator: Generator, images: data.ImageSet | None, samples: int, seed: int, notes: list[str]
 ) -> list[Picture]:
     """Samples, and completions where there are images to complete."""
-    n, classes = affordable(generator, samples), generator.prior.classes
+    n, classes = affordable(generator, samples), generator.classes
     if not samples:
         return []
     if not n:
-        notes.append(f"There are no samples: {generator.prior.grid} takes long; tessella sample draws them.")
+        notes.append(f"There are no samples: {generator.priors[-1].grid} takes long; tessella sample draws them.")
         return []
     labels = torch.arange(n) % classes if classes else None
     drawn = generator.sample(n, seed, cond=labels).numpy()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tessella.models.condition import Cond, Condition, Conditioning
 from tessella.models.diagonal_bilstm import DiagonalBiLSTM
 from tessella.models.fvsbn import FVSBN
 from tessella.models.gated_pixelcnn import GatedPixelCNN
+from tessella.models.hierarchy import Hierarchy
 from tessella.models.independent import Independent
 from tessella.models.lstm import LSTM
 from tessella.models.made import MADE
@@ -44,7 +46,21 @@ MODELS: dict[str, type[DensityModel]] = {
     )
 }
 
-__all__ = ["MODELS", "Cond", "Condition", "DensityModel", "create", "from_config"]
+Prior = DensityModel | Hierarchy
+"""What models the symbols of a tokenizer: one density model, or one for each of its grids."""
+
+__all__ = [
+    "MODELS",
+    "Cond",
+    "Condition",
+    "DensityModel",
+    "Hierarchy",
+    "Prior",
+    "create",
+    "create_prior",
+    "from_config",
+    "prior_from_config",
+]
 
 
 def create(
@@ -90,6 +106,44 @@ def create(
             grid, built, Conditioning(classes, codes), **{k: v for k, v in sizes.items() if k in of_model}
         )
     return model.eval()
+
+
+def create_prior(
+    name: str,
+    grids: Sequence[Grid],
+    head: str = "categorical",
+    classes: int = 0,
+    seed: int = 0,
+    finer: Mapping[str, Any] | None = None,
+    **sizes: Any,
+) -> Prior:
+    """The prior of a tokenizer that makes these grids: a density model, or a :class:`Hierarchy` for several.
+
+    Args:
+        name, head, classes, seed, sizes: see :func:`create`.
+        grids: what ``tokenizer.grids()`` gives.
+        finer: sizes of the models after the first where they are others, and ``name`` where it is another family.
+
+    Raises:
+        ConfigError: see :func:`create` and :class:`Hierarchy`.
+    """
+    if len(grids) == 1:
+        if finer:
+            raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
+        return create(name, grids[0], head, classes, seed, **sizes)
+    changed = {"name": name} | sizes | dict(finer or {})
+    priors = [create(name, grids[0], head, classes, seed, **sizes)]
+    for coarse, fine in pairwise(grids):
+        own = {key: value for key, value in changed.items() if key != "name"}
+        priors.append(create(changed["name"], fine, head, classes, seed, codes=coarse, **own))
+    return Hierarchy(priors)
+
+
+def prior_from_config(config: Mapping[str, Any]) -> Prior:
+    """The density model or the hierarchy of a ``config()``, with fresh weights."""
+    if config["name"] == Hierarchy.name:
+        return Hierarchy([from_config(part) for part in config["priors"]]).eval()
+    return from_config(config)
 
 
 def from_config(config: Mapping[str, Any]) -> DensityModel:

@@ -213,6 +213,12 @@ def parts(symbols: Symbols) -> tuple[torch.Tensor, ...]:
     return symbols if isinstance(symbols, tuple) else (symbols,)
 
 
+def channels(symbols: Symbols) -> Iterator[torch.Tensor]:
+    """The symbols ``[n, h, w]`` of each channel of each grid, coarse to fine: one codebook each."""
+    for part in parts(symbols):
+        yield from part.unbind(-1)
+
+
 def check_images(images: Any, channels: int | None = None) -> torch.Tensor:
     """Images at the public boundary, as a tensor ``uint8 [n, h, w, c]``.
 

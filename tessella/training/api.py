@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ import torch
 
 from tessella import config as configs
 from tessella import data, files
-from tessella.config import Recipe, TrainConfig
+from tessella.config import AdversarialConfig, Recipe, TrainConfig
 from tessella.data.hashes import image_hashes
 from tessella.data.store import StoredImages
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError, TrainingError
 from tessella.evaluation import save_seen, trained_on
 from tessella.grid import Grid
-from tessella.models import DensityModel, create
+from tessella.models import DensityModel, Prior, create_prior
 from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.base import check_images
 from tessella.training import checkpoint, loop
-from tessella.training.examples import Examples, Variant
+from tessella.training.adversarial import AdversarialTask
+from tessella.training.examples import Examples
+from tessella.training.prepare import prepare
 from tessella.training.run import Progress, RunDirectory, environment
 from tessella.training.tasks import DensityTask, Task, TokenizerTask
 
@@ -36,9 +37,6 @@ VALID_LIMIT = 1000
 
 VALID_BYTES = 1 << 28
 """Bytes of memory that they take, at most."""
-
-ENCODED_AT_ONCE = 256
-"""Images that are made codes of together, for a prior."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class _Part:
 
 
 def train(
-    model: DensityModel | Tokenizer,
+    model: Prior | Tokenizer,
     images: Any,
     *,
     out: Path | str,
@@ -89,7 +87,7 @@ def train(
     Args:
         model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
         images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; for a density model
-            also symbols of another integer type on its grid.
+            also symbols of another integer type on its grid (for a hierarchy a tuple of them).
         out: the run directory; it must not hold a run yet, unless ``resume`` is set.
         labels: class of each image ``[n]``, for a density model with classes.
         valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
@@ -113,8 +111,8 @@ def train(
         _check_classes(images, valid)
     if valid is None:
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
-    learned = _of_arrays(_examples(model, *_pair(model, images, labels), tokenizer, config), images)
-    held_out = _of_arrays(_examples(model, *_pair(model, valid, valid_labels), tokenizer, config), valid)
+    learned = _of_arrays(prepare(model, *_pair(model, images, labels), tokenizer, config), images)
+    held_out = _of_arrays(prepare(model, *_pair(model, valid, valid_labels), tokenizer, config), valid)
     recipe = {"train": configs.to_dict(config)}
     return _run(model, tokenizer, learned, held_out, config, Path(out), recipe, resume, say)
 
@@ -146,11 +144,11 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
         say(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}")
     say(f"split: {images.recipe['split_rule']}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
-    conditional = isinstance(model, DensityModel) and model.classes > 0
+    conditional = not isinstance(model, Tokenizer) and model.classes > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
     labels = (images.labels, held_out.labels) if conditional else (None, None)
-    examples = _examples(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
-    valid = _examples(model, held_out.images, labels[1], tokenizer, recipe.train)
+    examples = prepare(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
+    valid = prepare(model, held_out.images, labels[1], tokenizer, recipe.train)
     # A resumed prior has these already, and its tokenizer's own run may be gone.
     seen = trained_on(recipe.prior_of) if recipe.prior_of and not kept else None
     learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped, seen)
@@ -159,7 +157,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     return _run(model, tokenizer, learned, validated, recipe.train, Path(out), facts, resume, say)
 
 
-def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[DensityModel | Tokenizer, Tokenizer | None]:
+def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior | Tokenizer, Tokenizer | None]:
     """The model of a recipe for these images, and the tokenizer of a prior."""
     height, width, channels = images.images.shape[1:]
     if recipe.tokenizer:
@@ -170,7 +168,7 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Densit
         return create_tokenizer(named.name, seed=named.seed, **sizes), None
     assert recipe.model is not None
     tokenizer = None
-    grid = Grid(height, width, channels, images.levels)
+    grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)
     if prior_of:
         loaded = load(prior_of)
         if not isinstance(loaded, Tokenizer):
@@ -183,80 +181,19 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Densit
                 f"the tokenizer {recipe.prior_of} was trained on images of {tokenizer.image_size[0]}x"
                 f"{tokenizer.image_size[1]}x{tokenizer.channels}, the data has {height}x{width}x{channels}"
             )
-        grid = tokenizer.grid()
+        grids = tokenizer.grids()
     classes = images.classes if recipe.model.conditional else 0
     if recipe.model.conditional and not classes:
         raise ConfigError(f"model.conditional needs labels, and {recipe.data.source} has none")
     named_model = recipe.model
-    reserved = {"grid", "classes", "codes"} & set(named_model.sizes)
+    reserved = {"grid", "grids", "classes", "codes"} & set(named_model.sizes)
     if reserved:
         raise ConfigError(
             f"model.{min(reserved)} follows from the data: leave it out (model.conditional = true uses labels)"
         )
-    model = create(
-        named_model.name, grid, named_model.head, classes=classes, seed=named_model.seed, **named_model.sizes
-    )
+    sizes = dict(named_model.sizes) | {"seed": named_model.seed, "finer": named_model.finer}
+    model = create_prior(named_model.name, grids, named_model.head, classes, **sizes)
     return model, tokenizer
-
-
-def _examples(
-    model: DensityModel | Tokenizer,
-    images: Any,
-    labels: Any,
-    tokenizer: Tokenizer | None,
-    config: TrainConfig,
-    flip: bool = False,
-    binarize: bool = False,
-) -> Examples:
-    """Check images, labels and model against each other; encode for a prior."""
-    classes = model.classes if isinstance(model, DensityModel) else 0
-    if labels is not None and not classes:
-        raise InputError("labels were given, but the model has no classes: create it with classes=n")
-    if classes and labels is None:
-        raise InputError("the model has classes: give labels, int64 [n]")
-    tags = None if labels is None else torch.as_tensor(labels).long()
-    variants = _variants(model, images, tokenizer, flip)
-    if not len(variants[0]):
-        raise InputError("there are no images to train on")
-    if tags is not None and (tags.shape != (len(variants[0]),) or int(tags.min()) < 0 or int(tags.max()) >= classes):
-        raise InputError(f"labels must be [{len(variants[0])}] integers in 0..{classes - 1}")
-    return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
-
-
-def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[Variant]:
-    """What a step sees of each image: its pixels or symbols, and of a prior the codes of its mirror image too."""
-    pixels = _pixels(model, images, tokenizer)
-    if pixels is None:  # symbols, already encoded
-        return [_compact(model.grid.check(images), model.grid.levels)]
-    if tokenizer is None or isinstance(model, Tokenizer):
-        return [pixels]
-    Generator(tokenizer, model)  # refuses a prior that does not fit
-    levels = model.grid.levels
-    plain, mirrored = [], []
-    for start in range(0, len(pixels), ENCODED_AT_ONCE):
-        part = torch.as_tensor(pixels[start : start + ENCODED_AT_ONCE])
-        plain.append(_compact(tokenizer.encode(part), levels))
-        if flip:
-            mirrored.append(_compact(tokenizer.encode(part.flip(2)), levels))
-    return [torch.cat(variant) for variant in (plain, mirrored) if variant]
-
-
-def _pixels(model: Any, images: Any, tokenizer: Tokenizer | None) -> Variant | None:
-    """Images for a model, checked; None where they are symbols already."""
-    stored = isinstance(images, StoredImages)
-    x = torch.as_tensor(images[:1]) if stored else images
-    if not isinstance(model, Tokenizer):
-        if str(getattr(x, "dtype", "")).removeprefix("torch.").startswith("float"):
-            check_images(x)  # says how to convert them
-        x = torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x)
-        if x.dtype != torch.uint8:
-            return None
-    channels = model.channels if isinstance(model, Tokenizer) else (tokenizer or model.grid).channels
-    x = check_images(x, channels)
-    grid = None if isinstance(model, Tokenizer) or tokenizer else model.grid
-    if grid and tuple(x.shape[1:3]) != (grid.height, grid.width):
-        raise InputError(f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}")
-    return images if stored else x
 
 
 def _of_arrays(examples: Examples, images: Any) -> _Part:
@@ -288,17 +225,12 @@ def _check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
         )
 
 
-def _pair(model: DensityModel | Tokenizer, images: Any, labels: Any) -> tuple[Any, Any]:
+def _pair(model: Prior | Tokenizer, images: Any, labels: Any) -> tuple[Any, Any]:
     """Images and labels; an image set brings its own labels, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
-    conditional = isinstance(model, DensityModel) and model.classes > 0
+    conditional = not isinstance(model, Tokenizer) and model.classes > 0
     return images.images, images.labels if labels is None and conditional else labels
-
-
-def _compact(symbols: torch.Tensor, levels: int) -> torch.Tensor:
-    """Symbols in the least type that holds them and is not the type of images."""
-    return symbols.cpu().to(torch.int16 if levels <= 2**15 else torch.int32)
 
 
 def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
@@ -317,7 +249,7 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def _run(
-    model: DensityModel | Tokenizer,
+    model: Prior | Tokenizer,
     tokenizer: Tokenizer | None,
     learned: _Part,
     held_out: _Part,
@@ -328,10 +260,10 @@ def _run(
     say: Callable[[str], None],
 ) -> Run:
     """Set up, start or resume, train, and leave the best weights in ``model``."""
-    if isinstance(model, DensityModel):
-        if model.conditioning.codes is not None:
+    if not isinstance(model, Tokenizer):
+        if isinstance(model, DensityModel) and model.conditioning.codes is not None:
             raise ConfigError(
-                "training on a grid of codes as condition is not there yet: create the model without codes="
+                "a model conditioned on codes trains beside the prior of those: give a ts.Hierarchy of both"
             )
         model.null_class = model.null_class and not (model.classes and not config.condition_dropout)
     elif config.checkpointing:
@@ -340,13 +272,13 @@ def _run(
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
     with _threads(config.threads), contextlib.ExitStack() as stack:
-        if isinstance(model, DensityModel):
+        if not isinstance(model, Tokenizer):
             stack.callback(setattr, model, "checkpointing", model.checkpointing)
             model.checkpointing = model.checkpointing or config.checkpointing
         fabric = loop.create_fabric(config)
         if config.devices > 1:
             fabric.launch()
-        task = _task(model, tokenizer, examples)
+        task = _task(model, tokenizer, examples, config, recipe)
         run = stack.enter_context(contextlib.closing(RunDirectory(out, writes=fabric.is_global_zero)))
         session = loop.setup(fabric, task, examples, valid, config, run)
         restored = resume and _resume(session, facts, say)
@@ -363,6 +295,8 @@ def _run(
                 say(f"note: {facts['overlap']} validation images are, pixel for pixel, training images too")
             if not _finished(session):
                 say(described)
+                if isinstance(task, AdversarialTask):
+                    say(task.about())
         progress = loop.main(session)
     _take_best(model, out)
     stopped = loop.passed(config, progress, len(examples)) < 1
@@ -388,10 +322,20 @@ def _save_baseline(task: Task, learned: _Part, out: Path) -> None:
         save_seen(out, learned.hashes if learned.seen is None else np.union1d(learned.hashes, learned.seen))
 
 
-def _task(model: DensityModel | Tokenizer, tokenizer: Tokenizer | None, examples: Examples) -> Task:
+def _task(
+    model: Prior | Tokenizer,
+    tokenizer: Tokenizer | None,
+    examples: Examples,
+    config: TrainConfig,
+    recipe: Mapping[str, Any],
+) -> Task:
     if isinstance(model, Tokenizer):
-        return TokenizerTask(model)
-    if tokenizer is None and examples.pixels:
+        if not recipe.get("adversarial"):
+            return TokenizerTask(model)
+        terms: AdversarialConfig = configs.from_dict(AdversarialConfig, recipe["adversarial"], "adversarial")
+        height, width = examples.variants[0].shape[1:3]
+        return AdversarialTask(model, terms, config, len(examples), (height, width))
+    if tokenizer is None and isinstance(model, DensityModel) and examples.pixels:
         tokenizer = pixel_generator(model).tokenizer
     return DensityTask(model, tokenizer)
 
@@ -479,9 +423,9 @@ def _describe(session: loop.Session) -> str:
     )
 
 
-def _take_best(model: DensityModel | Tokenizer, out: Path) -> None:
+def _take_best(model: Prior | Tokenizer, out: Path) -> None:
     path = locate(out)
-    if isinstance(model, DensityModel) and (path / "prior").is_dir():
+    if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
         path = path / "prior"
     load_weights(model, load_model(path).state_dict(), str(path))
     model.eval().to("cpu")

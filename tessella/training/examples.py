@@ -19,8 +19,9 @@ class Examples:
     """Training images, or symbols made of them once.
 
     Args:
-        variants: ``uint8 [n, h, w, c]`` images, in memory or on disk, or integer symbols ``[n, h, w, d]``; where
-            symbols of mirrored images were made too, they are the second variant.
+        variants: ``uint8 [n, h, w, c]`` images, in memory or on disk, or integer symbols ``[n, h, w, d]`` (of several
+            grids ``[n, symbols]``, see :func:`tessella.models.hierarchy.pack`); where symbols of mirrored images were
+            made too, they are the second variant.
         labels: ``int64 [n]``, or None.
         classes: number of classes; label ``classes`` is the null class.
         flip: mirror half of the images (or take the second variant).
@@ -62,7 +63,7 @@ class Examples:
         x = self.plain(indices)
         if len(self.variants) > 1:
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
-            x = torch.where(mirrored[:, None, None, None], _at(self.variants[1], indices), x)
+            x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), _at(self.variants[1], indices), x)
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
         if x.dtype != torch.uint8:

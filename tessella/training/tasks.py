@@ -4,6 +4,7 @@ validate it."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,14 @@ import torch
 from torch import nn
 
 from tessella import files
+from tessella.grid import LN2, Grid
 from tessella.metrics import mean_squared_error, psnr
-from tessella.models import Condition, DensityModel, create
+from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
+from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.base import channels
 from tessella.tokenizers.quantizers import CodeUsage
 from tessella.training.examples import Examples
 
@@ -61,7 +65,7 @@ class DensityTask(Task):
     """Minus the log-likelihood of a density model, in bits per symbol.
 
     Args:
-        model: on pixels or codes.
+        model: on pixels or codes, or a hierarchy on codes of several grids; these travel packed, ``[n, symbols]``.
         tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it is; None where the
             examples are symbols already.
     """
@@ -69,7 +73,7 @@ class DensityTask(Task):
     unit = "bits/dim"
     metric = "bits_per_dim"
 
-    def __init__(self, model: DensityModel, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: Prior, tokenizer: Tokenizer | None) -> None:
         super().__init__(model)
         # Kept out of the module tree: it is neither trained nor saved in checkpoints.
         self.__dict__["tokenizer"] = tokenizer
@@ -77,45 +81,54 @@ class DensityTask(Task):
             warn_of_order(tokenizer, model)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        model = self.module
-        assert isinstance(model, DensityModel)
         x = self._symbols(x)
-        nats = -model.distribution(x, Condition(labels)).log_prob(x).flatten(1).sum(1).mean()
-        return {"loss": model.grid.bits_per_dim(nats)}
+        bits = []
+        whole = unpack(x, self.grids) if len(self.grids) > 1 else (x,)
+        for level, model in enumerate(self._priors(self.module)):
+            condition = Condition(labels, None if model.conditioning.codes is None else whole[level - 1])
+            log_prob = model.distribution(whole[level], condition).log_prob(whole[level])
+            bits.append(-log_prob.flatten(1).sum(1).mean() / LN2)
+        losses = {"loss": torch.stack(bits).sum() / sum(grid.symbols for grid in self.grids)}
+        if len(bits) > 1:
+            pairs = enumerate(zip(bits, self.grids, strict=True))
+            losses |= {f"bits_per_code/{level}": part.detach() / grid.symbols for level, (part, grid) in pairs}
+        return losses
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
-        assert isinstance(module, DensityModel)
+        assert isinstance(module, (DensityModel, Hierarchy))
         nats: list[float] = []
         with torch.no_grad():
             for part in torch.arange(len(examples)).split(batch):
                 cond = None if examples.labels is None else examples.labels[part]
-                symbols = self._symbols(examples.plain(part).to(module.device))
+                symbols: Any = self._symbols(examples.plain(part).to(module.device))
+                if isinstance(module, Hierarchy):
+                    symbols = unpack(symbols, self.grids)
                 nats += (-module.log_prob(symbols, cond)).tolist()
-        return {"bits_per_dim": float(module.grid.bits_per_dim(torch.tensor(nats, dtype=torch.float64).mean()))}
+        mean = float(torch.tensor(nats, dtype=torch.float64).mean())
+        return {"bits_per_dim": mean / LN2 / sum(grid.symbols for grid in self.grids)}
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
-        assert isinstance(module, DensityModel)
+        assert isinstance(module, (DensityModel, Hierarchy))
         self._save(module, out, figures)
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
-        model = self.module
-        assert isinstance(model, DensityModel)
-        baseline = create("independent", model.grid)
-        assert isinstance(baseline, Independent)
-        generator = torch.Generator().manual_seed(0)
-        cpu = torch.device("cpu")
-        parts = torch.arange(len(examples)).split(1024)
-        # Images that are binarized anew each time are drawn once here.
-        baseline.fit(
-            self._symbols(examples.batch(part, generator, cpu)[0])
-            if examples.binarize
-            else self._symbols(examples.plain(part))
-            for part in parts
-        )
-        save_model(baseline, out / "baseline")
+        generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
+
+        def symbols(level: int) -> Iterator[torch.Tensor]:
+            for part in torch.arange(len(examples)).split(1024):
+                # Images that are binarized anew each time are drawn once here.
+                x = examples.batch(part, generator, cpu)[0] if examples.binarize else examples.plain(part)
+                x = self._symbols(x)
+                yield unpack(x, self.grids)[level] if len(self.grids) > 1 else x
+
+        for level, grid in enumerate(self.grids):
+            baseline = create("independent", grid)
+            assert isinstance(baseline, Independent)
+            baseline.fit(symbols(level))
+            save_model(baseline, out / "baseline" / (f"grid-{level}" if len(self.grids) > 1 else ""))
 
     def describe(self) -> dict[str, Any]:
-        assert isinstance(self.module, DensityModel)
+        assert isinstance(self.module, (DensityModel, Hierarchy))
         tokenizer: Any = self.tokenizer
         learned = tokenizer is not None and not tokenizer.of_pixels
         return {
@@ -124,7 +137,7 @@ class DensityTask(Task):
             "tokenizer": fingerprint(tokenizer) if learned else None,
         }
 
-    def _save(self, model: DensityModel, out: Path, figures: dict[str, Any] | None = None) -> None:
+    def _save(self, model: Prior, out: Path, figures: dict[str, Any] | None = None) -> None:
         if isinstance(self.tokenizer, Tokenizer):
             save_generator(self.tokenizer, model, out, figures)
         else:
@@ -135,7 +148,20 @@ class DensityTask(Task):
             return x.long()
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, Tokenizer)
-        return tokenizer.encode(x).to(x.device)
+        symbols = tokenizer.encode(x)
+        return (pack(symbols) if isinstance(symbols, tuple) else symbols).to(x.device)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids that are modelled."""
+        return tuple(model.grid for model in self._priors(self.module))
+
+    @staticmethod
+    def _priors(module: nn.Module) -> tuple[DensityModel, ...]:
+        if isinstance(module, Hierarchy):
+            return tuple(module)
+        assert isinstance(module, DensityModel)
+        return (module,)
 
 
 class TokenizerTask(Task):
@@ -150,19 +176,20 @@ class TokenizerTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        usage, errors = CodeUsage(module.grid().levels), list[float]()
+        books = [CodeUsage(grid.levels) for grid in module.grids() for _ in range(grid.channels)]
+        errors: list[float] = []
         for places in torch.arange(len(examples)).split(batch):
             part = examples.plain(places)
             symbols = module.encode(part)
-            usage.update(symbols)
+            for book, codes in zip(books, channels(symbols), strict=True):
+                book.update(codes)
             errors += mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()).tolist()
         mse = torch.tensor(errors, dtype=torch.float64)
-        return {
-            "mse": float(mse.mean()),
-            "psnr_db": float(psnr(mse).mean()),
-            "codebook_used": float(usage.used),
-            "code_perplexity": usage.perplexity,
-        }
+        figures = {"mse": float(mse.mean()), "psnr_db": float(psnr(mse).mean())}
+        for number, book in enumerate(books):
+            of = f"/{number}" if len(books) > 1 else ""
+            figures |= {f"codebook_used{of}": float(book.used), f"code_perplexity{of}": book.perplexity}
+        return figures
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
         assert isinstance(module, Tokenizer)

@@ -66,7 +66,7 @@ def test_codes_are_kept_where_their_whole_cell_is_known() -> None:
     generator = two_stage()  # 6x10 pixels, 4x4 cells: 2x3 codes, the outer ones cut by the border
     known = torch.ones(6, 10, dtype=torch.bool)
     known[5, 9] = known[0, 3] = False
-    cells = generator._known_symbols(known, 1)[0, :, :, 0]
+    cells = generator._known_symbols(known, 1)[0][0, :, :, 0]
     assert cells.tolist() == [[False, True, True], [True, True, False]]
     images = photographs(2)
     drawn = generator.tokenizer.encode(generator.complete(images, torch.ones(6, 10, dtype=torch.bool)))

@@ -1,0 +1,167 @@
+"""The prior of a tokenizer that makes several grids of an image: one density model for each, coarse to fine.
+
+``log p(x_0, x_1) = log p(x_0) + log p(x_1 | x_0)``: the model of the second grid is conditioned on the codes of the
+first (Razavi et al. 2019, section 3.2). Each part is an ordinary density model, sampled by the ordinary walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tessella.errors import ConfigError, InputError
+from tessella.grid import LN2, Grid
+from tessella.models.base import DensityModel
+from tessella.models.condition import Cond, Condition, split
+
+DEEPEST = 2
+"""Grids that there may be: a model takes the codes of one other grid."""
+
+
+class Hierarchy(nn.Module):
+    """Density models of the grids of an image, coarse to fine.
+
+    Args:
+        priors: the models; the second is conditioned on the codes of the first one's grid (``codes=``), and all on the
+            same classes.
+
+    Raises:
+        ConfigError: for fewer or more than two models, or ones that do not fit each other.
+
+    >>> import tessella as ts
+    >>> top, bottom = ts.Grid(2, 2, 1, 4), ts.Grid(4, 4, 1, 4)
+    >>> make = lambda grid, codes=None: ts.create("gated-pixelcnn", grid, codes=codes, layers=1, hidden=4)
+    >>> prior = Hierarchy([make(top), make(bottom, top)])
+    >>> x = (torch.zeros(3, 2, 2, 1, dtype=torch.int64), torch.zeros(3, 4, 4, 1, dtype=torch.int64))
+    >>> prior.log_prob(x).shape, prior.symbols
+    (torch.Size([3]), 20)
+    """
+
+    name = "hierarchy"
+
+    def __init__(self, priors: Sequence[DensityModel]) -> None:
+        super().__init__()
+        if len(priors) != DEEPEST:
+            raise ConfigError(f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}")
+        for coarse, fine in zip([None, *priors], priors, strict=False):
+            wanted = coarse.grid if coarse is not None else None
+            if fine.conditioning.codes != wanted:
+                raise ConfigError(
+                    f"the prior of {fine.grid} must be conditioned on codes of {wanted}, not {fine.conditioning.codes}"
+                )
+        if len({(prior.classes, prior.null_class) for prior in priors}) > 1:
+            raise ConfigError("the priors of a hierarchy must all be conditioned on the same classes")
+        self.priors: Any = nn.ModuleList(priors)
+
+    def __iter__(self) -> Any:
+        return iter(self.priors)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids that are modelled, coarse to fine."""
+        return tuple(prior.grid for prior in self.priors)
+
+    @property
+    def symbols(self) -> int:
+        """Symbols of all grids together."""
+        return sum(grid.symbols for grid in self.grids)
+
+    @property
+    def classes(self) -> int:
+        """Classes it is conditioned on; index ``classes`` is the null class."""
+        return int(self.priors[0].classes)
+
+    @property
+    def null_class(self) -> bool:
+        """Whether the null class means something; see :class:`DensityModel`."""
+        return bool(self.priors[0].null_class)
+
+    @null_class.setter
+    def null_class(self, value: bool) -> None:
+        for prior in self.priors:
+            prior.null_class = value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def condition(self, cond: Cond, batch: int) -> Condition:
+        """The classes of ``batch`` images, checked; the codes are each other's.
+
+        Raises:
+            InputError: see :meth:`DensityModel.condition`.
+        """
+        labels, codes = split(cond)
+        if codes is not None:
+            raise InputError("a hierarchy draws its own codes: give it a class as condition, or nothing")
+        condition: Condition = self.priors[0].condition(labels, batch)
+        return condition
+
+    def log_prob(self, x: Any, cond: Cond = None) -> torch.Tensor:
+        """Exact log-probability in nats of the codes of all grids: ``[batch]``.
+
+        Args:
+            x: symbols of each grid, any integer type, ``[batch, height, width, channels]``.
+            cond: class of each image (int64 ``[batch]``); without it, the null class.
+
+        Raises:
+            InputError: for symbols or a condition that do not fit, or a model in training mode with dropout.
+        """
+        return torch.stack(self.log_probs(x, cond)).sum(0)
+
+    def log_probs(self, x: Any, cond: Cond = None) -> list[torch.Tensor]:
+        """:meth:`log_prob` of each grid given the coarser ones, ``[batch]`` each."""
+        if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
+            raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
+        labels = self.condition(cond, len(x[0])).labels
+        return [
+            prior.log_prob(part, level_condition(prior, labels, x[:level]))
+            for level, (prior, part) in enumerate(zip(self.priors, x, strict=True))
+        ]
+
+    def bits_per_dim(self, x: Any, cond: Cond = None) -> torch.Tensor:
+        """Bits per symbol of all grids: ``[batch]``."""
+        return -self.log_prob(x, cond) / (LN2 * self.symbols)
+
+    @property
+    def checkpointing(self) -> bool:
+        """See :class:`DensityModel`."""
+        return bool(self.priors[0].checkpointing)
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        for prior in self.priors:
+            prior.checkpointing = value
+
+    def parameter_count(self) -> int:
+        """Numbers that training sets."""
+        return sum(prior.parameter_count() for prior in self.priors)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that rebuild the priors, without their weights."""
+        return {"name": self.name, "priors": [prior.config() for prior in self.priors]}
+
+
+def level_condition(
+    prior: DensityModel, labels: torch.Tensor | None, coarser: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """The condition of one prior of a hierarchy: labels, and the codes of the grid before its own."""
+    cond: dict[str, Any] = {} if labels is None else {"class": labels}
+    if prior.conditioning.codes is not None:
+        cond["codes"] = coarser[-1]
+    return cond
+
+
+def pack(symbols: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The symbols of several grids, ``[n, ...]`` each, as one row for each image: ``[n, symbols]``."""
+    return torch.cat([part.flatten(1) for part in symbols], dim=1)
+
+
+def unpack(packed: torch.Tensor, grids: Sequence[Grid]) -> tuple[torch.Tensor, ...]:
+    """What :func:`pack` packed."""
+    pieces = packed.split([grid.symbols for grid in grids], dim=1)
+    return tuple(piece.view(-1, *grid.shape) for piece, grid in zip(pieces, grids, strict=True))

@@ -1,0 +1,91 @@
+"""Saving models: a directory each, see the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tessella
+from tessella import files
+from tessella.card import card
+from tessella.errors import ArtifactError, unknown
+from tessella.models import Prior
+from tessella.tokenizers import Tokenizer
+
+FORMAT = 1
+"""Version of the layout of saved models and run directories."""
+
+
+def save_generator(
+    tokenizer: Tokenizer, prior: Prior, directory: Path | str, figures: Mapping[str, Any] | None = None
+) -> None:
+    """Save the two parts of a generator; see :meth:`Generator.save`.
+
+    Raises:
+        ArtifactError: when they cannot be written.
+    """
+    path = files.make_directory(directory)
+    if tokenizer.of_pixels:
+        _save_part(prior, path, "density-model", figures)
+        return
+    _save_part(tokenizer, path / "tokenizer", "tokenizer", None)
+    _save_part(prior, path / "prior", "prior", None)
+    config = _header("generator") | {"parts": ["tokenizer", "prior"]}
+    files.write_json(path / "config.json", config)
+    parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
+    files.write_text(path / "README.md", card("generator", parts, figures))
+
+
+def save_model(model: Prior | Tokenizer, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
+    """Save one tokenizer, or one density model without a tokenizer.
+
+    Raises:
+        ArtifactError: when it cannot be written.
+    """
+    kind = "tokenizer" if isinstance(model, Tokenizer) else "density-model"
+    _save_part(model, files.make_directory(directory), kind, figures)
+
+
+def write_card(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write the card of a saved model anew, with these figures.
+
+    Raises:
+        ArtifactError: when it cannot be read or written.
+    """
+    config = read_config(path)
+    parts = {name: read_config(path / name)["model"] for name in config.get("parts", [])}
+    files.write_text(path / "README.md", card(config["kind"], parts or config["model"], figures))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a saved model, its format and kind checked.
+
+    Raises:
+        ArtifactError: when it is missing, not ours, or of another version.
+    """
+    if not (path / "config.json").exists():
+        hint = "; training has not saved a model yet" if (path / "checkpoints").exists() else ""
+        raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")
+    config = files.read_json(path / "config.json")
+    if not isinstance(config, dict) or "format" not in config or "kind" not in config:
+        raise ArtifactError(f"{path}/config.json was not written by tessella: it has no format and kind")
+    if config["format"] != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {config['format']}; tessella {tessella.__version__} reads format {FORMAT}"
+        )
+    kinds = ("density-model", "prior", "tokenizer", "generator")
+    if config["kind"] not in kinds:
+        raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], kinds))
+    return config
+
+
+def _header(kind: str) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": kind, "tessella": tessella.__version__}
+
+
+def _save_part(module: Prior | Tokenizer, path: Path, kind: str, figures: Mapping[str, Any] | None) -> None:
+    config = {"name": module.name} | module.config()
+    files.write_tensors(path / "model.safetensors", module.state_dict())
+    files.write_json(path / "config.json", _header(kind) | {"model": config})
+    files.write_text(path / "README.md", card(kind, config, figures))
