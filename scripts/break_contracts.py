@@ -67,8 +67,8 @@ BREAKS = {
     "transformer: keys are not turned in the cache": ("nn/attention.py", "cache[0, :, :, position], cache[1, :, :, position] = keys, values", "cache[0, :, :, position], cache[1, :, :, position] = turned[:, self.heads :], values"),
     "the condition's codes reach no row but the first": ("models/gated_pixelcnn.py", "layer.codes(state.codes[:, row])", "layer.codes(state.codes[:, 0])"),
     "ordinal logits are not the inverse's": ("heads.py", "return self._product(table, 1)", "return self._product(table, 0)"),
-    "nearest codes are farthest": ("tokenizers/quantizers.py", ".min(", ".max("),
-    "a code's gradient does not pass": ("tokenizers/quantizers.py", "(z - z.detach())", "(z.detach() - z.detach())"),
+    "nearest codes are farthest": ("tokenizers/quantizers/search.py", "torch.min(block", "torch.max(block"),
+    "a code's gradient does not pass": ("tokenizers/quantizers/codebook.py", "return gradients[0], None", "return 0 * gradients[0], None"),
 }  # fmt: skip
 
 

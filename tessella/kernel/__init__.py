@@ -1,4 +1,5 @@
-"""The compiled form of programs (``tessella.nn.program``): a small C++ file, built when it is first needed.
+"""What is compiled: programs (``tessella.nn.program``) and the search of codebooks. Two small C++ files, built when they
+are first needed.
 
 It needs a C++ compiler (``c++``, or what ``CXX`` names). Without one, or with ``TESSELLA_KERNEL=0`` in the environment,
 everything runs in plain torch, slower, with the same results to rounding. The library lies in ``kernel/`` of the cache
@@ -22,7 +23,7 @@ from pathlib import Path
 from tessella.errors import ArtifactError
 from tessella.files import cache_folder, write_bytes
 
-SOURCE = Path(__file__).parent / "program.cpp"
+SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search.cpp"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
 """Flags that are tried in turn. OpenMP's threads are torch's own where both use the same runtime."""
@@ -78,7 +79,7 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
                 path.unlink()
     with tempfile.TemporaryDirectory() as workshop:
         made = Path(workshop) / path.name
-        command = [compiler, *flags, "-o", str(made), str(SOURCE)]
+        command = [compiler, *flags, "-o", str(made), *map(str, SOURCES)]
         subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT)
         loaded = ctypes.CDLL(str(made))
         if path.is_absolute():
@@ -92,15 +93,19 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.tessella_run.argtypes = [pointer, number, number, number, pointer, number, number]
     loaded.tessella_run.restype = number
     loaded.tessella_record_bytes.restype = number
+    loaded.tessella_nearest.argtypes = [pointer, pointer, number, number, number, *[pointer] * 4, number]
+    loaded.tessella_nearest.restype = None
+    loaded.tessella_cluster.argtypes = [pointer, pointer, number, number, pointer, pointer, number]
+    loaded.tessella_cluster.restype = None
     return loaded
 
 
 def _path(compiler: str, flags: tuple[str, ...]) -> Path:
     """Where the library is kept."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
-    facts = [SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode()]
+    facts = [*(source.read_bytes() for source in SOURCES), version, " ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]
-    return cache_folder() / "kernel" / f"program-{name}.so"
+    return cache_folder() / "kernel" / f"kernel-{name}.so"
 
 
 def _processor() -> str:

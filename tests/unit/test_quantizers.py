@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.errors import ConfigError, InputError
-from tessella.tokenizers.quantizers import CodeUsage, EMAVectorQuantizer, create_quantizer, search
+from tessella.tokenizers.quantizers import CodeUsage, create_quantizer, search
+from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
+from tessella.tokenizers.quantizers.rotation import RotationQuantizer
+from tessella.tokenizers.quantizers.simvq import SimVQ
+from tessella.tokenizers.quantizers.vq import GradientVectorQuantizer
 
 
 def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -47,8 +46,9 @@ def distances(z: torch.Tensor, codebook: torch.Tensor) -> np.ndarray:
 def test_the_nearest_code_wins_in_pieces_too(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = vectors(101, dim), vectors(32, dim, seed=1)
     truth = distances(z, codebook)
+    monkeypatch.setattr(search, "LEAST_ROWS", 1)
     for rows in (2048, 101, 10, 1):
-        monkeypatch.setattr(search, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(search, "BLOCK_BYTES", rows * codebook.element_size() * len(codebook))
         symbols, scores = search.nearest(z, codebook)
         assert symbols.tolist() == truth.argmin(1).tolist()
         torch.testing.assert_close(scores + z.square().sum(1), torch.from_numpy(truth.min(1)))
@@ -211,8 +211,9 @@ def test_codes_are_chosen_in_float32_under_autocast() -> None:
     quantizer.codebook.copy_(vectors(64, 16, seed=1))
     z = vectors(20_000, 16).float()
     plain = quantizer(z)
+    rounded, _ = search.nearest(z.bfloat16().float(), quantizer.codebook.bfloat16().float())
+    assert not torch.equal(rounded, plain.symbols.flatten()), "too easy"
     with torch.autocast("cpu", torch.bfloat16):
-        assert not torch.equal(search.nearest(z, quantizer.codebook)[0], plain.symbols.flatten()), "too easy"
         assert torch.equal(quantizer.encode(z), plain.symbols)
         mixed = quantizer(z)
         narrow = quantizer(z.bfloat16())
@@ -222,29 +223,54 @@ def test_codes_are_chosen_in_float32_under_autocast() -> None:
     assert (narrow.z.dtype, narrow.losses["commitment"].dtype) == (torch.bfloat16, torch.float32)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation made."""
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, -1.0, 1e9])
+def test_a_rotation_that_is_of_no_use_passes_straight_through(scale: float) -> None:
+    quantizer = RotationQuantizer(6, 32).double().eval()
+    with torch.no_grad():
+        quantizer.codebook[1:] = 1e12
+    z, weight = (scale * quantizer.codebook[:1]).requires_grad_(), vectors(1, 6)
+    out = quantizer(z)
+    (out.z * weight).sum().backward()
+    assert torch.equal(out.z, quantizer.codebook[:1])
+    assert torch.equal(z.grad, weight)
 
-    elements = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
+def test_a_code_at_zero_passes_straight_through() -> None:
+    quantizer = RotationQuantizer(6, 32).double().eval()
+    quantizer.codebook.zero_()
+    z, weight = vectors(5, 6).requires_grad_(), vectors(5, 6, seed=1)
+    (quantizer(z).z * weight).sum().backward()
+    assert torch.equal(z.grad, weight)
 
 
-def test_no_matrix_of_all_vectors_by_all_codes_is_formed() -> None:
-    n, codes, dim = 9000, 300, 2
-    quantizer = EMAVectorQuantizer(dim, codes).train()
-    z = vectors(n, dim).float().requires_grad_()
-    with Largest() as largest:
-        for _ in range(2):  # the first batch, which places the codes, and a later one
-            out = quantizer(z)
-            (out.z.sum() + out.losses["commitment"]).backward()
-        quantizer.encode(z)
-    assert largest.elements == search.ROWS_AT_ONCE * codes < n * codes / 4
+def test_a_dead_gradient_code_starts_anew_at_a_vector_of_the_batch() -> None:
+    quantizer, z = GradientVectorQuantizer(6, 32).double(), vectors(50, 6, seed=5)
+    quantizer(vectors(300, 6, seed=7))
+    with torch.no_grad():
+        quantizer.counts[3], quantizer.codebook[3] = 0.0, 1e3
+    out = quantizer(z)
+    assert out.stats["revived"] >= 1
+    assert (z - quantizer.codebook[3]).abs().amax(1).min() == 0
+    assert (z - quantizer.codebook[4]).abs().amax(1).min() > 1e-4
+
+
+def test_a_dead_gradient_code_is_not_placed_at_what_is_no_number() -> None:
+    quantizer, z = GradientVectorQuantizer(6, 32).double(), vectors(50, 6, seed=5)
+    quantizer(vectors(300, 6, seed=7))
+    quantizer.counts[:20] = 0.0
+    z[::2] = float("nan")
+    out = quantizer(z)
+    assert 0 < out.stats["revived"] < 20
+    assert quantizer.codebook.isfinite().all()
+
+
+def test_the_map_of_simvq_starts_at_the_mean_and_covariance_of_the_vectors() -> None:
+    quantizer, z = SimVQ(6, 20_000).double(), vectors(400, 6) @ vectors(6, 6, seed=1) + 5
+    quantizer(z)
+    codes = quantizer.codes().detach()
+    torch.testing.assert_close(codes.mean(0), z.mean(0), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(codes.t().cov(), z.t().cov(), atol=0.3, rtol=0.1)
+    torch.testing.assert_close(quantizer.weight @ quantizer.weight, z.t().cov(correction=0))
 
 
 def test_usage_is_that_of_all_batches_together() -> None:
@@ -283,7 +309,7 @@ def test_the_running_perplexity_is_that_of_the_counts() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vq", {}, "unknown quantizer 'vq'.*vq-ema"),
+        ("ema", {}, "unknown quantizer 'ema'.*vq-ema"),
         ("vq-ema", {"size": 3}, "'size'.*codebook_size"),
         ("vq-ema", {"dim": 1.5}, "dim must be of type int"),
         ("vq-ema", {"dim": 0}, "dim must be at least 1"),
@@ -299,35 +325,3 @@ def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any], messa
 def test_a_quantizer_is_built_by_name() -> None:
     quantizer = create_quantizer("vq-ema", dim=8, codebook_size=16, beta=1)
     assert (quantizer.dim, quantizer.levels, quantizer.depth) == (8, 16, 1)
-
-
-SHARES = [(0, 70), (70, 200)]  # rows of a batch that each of two processes gets
-
-
-def shifting(step: int) -> torch.Tensor:
-    """Batches that wander, so that codes die."""
-    return clustered(8, 25, seed=step) + 30 * step
-
-
-def learn(rank: int, folder: str) -> None:
-    """One of two processes: its share of every batch."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.manual_seed(rank)  # the processes' global generators differ, their codes must not
-    quantizer = build(decay=0.8)
-    quantizer.codebook.zero_()
-    shares = [shifting(step)[slice(*SHARES[rank])] for step in range(15)]
-    revived = torch.tensor([float(quantizer(share).stats["revived"]) for share in shares])
-    save_file(quantizer.state_dict() | {"revived": revived}, f"{folder}/{rank}.safetensors")
-    dist.destroy_process_group()
-
-
-def test_two_processes_learn_the_codes_of_one_on_the_joined_batch(tmp_path: Path) -> None:
-    mp.spawn(learn, (str(tmp_path),), nprocs=2)
-    quantizer = build(decay=0.8)
-    revived = [float(quantizer(shifting(step)).stats["revived"]) for step in range(15)]
-    assert sum(revived) > 10, "the test needs revivals"
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    for key, value in (quantizer.state_dict() | {"revived": torch.tensor(revived)}).items():
-        assert torch.equal(first[key], second[key]), key
-        torch.testing.assert_close(first[key], value, rtol=1e-9, atol=1e-9)

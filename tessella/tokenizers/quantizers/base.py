@@ -28,12 +28,18 @@ class QuantizerOutput:
 
 
 class Quantizer(nn.Module, ABC):
-    """Vectors ``[..., dim]`` to ``depth`` symbols of ``levels`` values each, and back."""
+    """Vectors ``[..., dim]`` to ``depth`` symbols of ``levels`` values each, and back.
+
+    A subclass computes in the type of its own tensors, also under autocast; gives codes exactly, whatever gradient
+    passes; and keeps all it learns in parameters and buffers, equal in all processes.
+    """
 
     name: ClassVar[str]
     dim: int
     levels: int
+    """Codes of each codebook: a symbol lies in ``[0, levels)``."""
     depth: int
+    """Symbols a vector: the channels of a grid."""
 
     @abstractmethod
     def forward(self, z: torch.Tensor) -> QuantizerOutput:

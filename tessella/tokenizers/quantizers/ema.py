@@ -6,11 +6,20 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from tessella.errors import ConfigError, InputError
 from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
-from tessella.tokenizers.quantizers.processes import joined, joined_rows, processes
-from tessella.tokenizers.quantizers.search import cluster, kmeans, nearest
-from tessella.tokenizers.quantizers.usage import perplexity
+from tessella.tokenizers.quantizers.codebook import (
+    check_averages,
+    check_sizes,
+    first_codes,
+    flat,
+    fresh_codes,
+    generator_at,
+    plain,
+    straight_through,
+)
+from tessella.tokenizers.quantizers.processes import processes
+from tessella.tokenizers.quantizers.search import cluster, nearest
+from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class EMAVectorQuantizer(Quantizer):
@@ -27,6 +36,7 @@ class EMAVectorQuantizer(Quantizer):
     The first training batch places the codes by k-means. Afterwards a code whose ``N_k`` falls below ``revive`` times
     the mean is dead, and starts anew at a random vector of the batch. Both draw from generators of their own, made from
     ``seed`` and the number of steps taken, so that training repeats and resumes; all that is learnt is in buffers.
+    A batch with a value that is not finite teaches nothing, and has a loss that is not finite.
     Under ``torch.distributed`` statistics, first placement and revival are those of the joined batch, and every process
     holds the same codes. The search is exact in the type of the codebook (float32, or float64 after ``double()``), also
     under autocast; of equally near codes the lowest wins.
@@ -61,10 +71,8 @@ class EMAVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if dim < 1 or codebook_size < 2:
-            raise ConfigError(f"dim must be at least 1 and codebook_size at least 2, got {dim} and {codebook_size}")
-        if not (beta >= 0 and 0 <= decay < 1 and 0 <= revive < 1):
-            raise ConfigError(f"beta must be at least 0, decay and revive in [0, 1); got {beta}, {decay} and {revive}")
+        check_sizes(dim, codebook_size, beta)
+        check_averages(decay, revive)
         self.dim, self.levels = dim, codebook_size
         self.beta, self.decay, self.revive = beta, decay, revive
         self.codebook: torch.Tensor
@@ -79,44 +87,39 @@ class EMAVectorQuantizer(Quantizer):
         self.register_buffer("seed", torch.tensor(seed))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with torch.autocast(z.device.type, enabled=False):
+        with plain(z):
             wide = z.to(self.codebook.dtype)
-            vectors = self._flat(wide.detach())
+            vectors = flat(wide.detach(), self.dim)
             step = int(self.steps) if self.training else -1
             if step == 0:
                 self._place(vectors)
             symbols, _ = nearest(vectors, self.codebook)
-            codes = self.codebook[symbols].view_as(wide)
+            codes = F.embedding(symbols, self.codebook).view_as(wide)
             losses = {"commitment": self.beta * F.mse_loss(wide, codes)}
+            passed = self._passed(wide, codes).to(z.dtype)
             revived = self._learn(vectors, symbols, step) if self.training else self.counts.new_zeros(())
-        straight = codes.to(z.dtype) + (z - z.detach())  # the code exactly, with the gradient of z
-        stats = {"perplexity": perplexity(self.counts), "revived": revived}
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), straight, losses, stats)
+        stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts), "revived": revived}
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(z.device.type, enabled=False):
-            symbols, _ = nearest(self._flat(z.to(self.codebook.dtype)), self.codebook)
+        with plain(z):
+            symbols, _ = nearest(flat(z.to(self.codebook.dtype), self.dim), self.codebook)
         return symbols.view(*z.shape[:-1], 1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        return self.codebook[symbols.squeeze(-1)]
+        return F.embedding(symbols.squeeze(-1), self.codebook)
 
-    def _flat(self, z: torch.Tensor) -> torch.Tensor:
-        if z.shape[-1] != self.dim:
-            raise InputError(f"vectors must have shape [..., {self.dim}], got {list(z.shape)}")
-        return z.reshape(-1, self.dim)
+    def _passed(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The codes, with the gradient that vectors get from them."""
+        return straight_through(z, codes)
 
     @torch.no_grad()
     def _place(self, vectors: torch.Tensor) -> None:
         """Put the codes where the first batch has its clusters."""
-        generator = self._generator(0)
-        start, total = joined(vectors)
-        chosen = torch.randperm(total, generator=generator)[: 16 * self.levels]
-        codebook = kmeans(joined_rows(vectors, chosen, start), self.levels, generator)
-        if processes() > 1:
-            dist.broadcast(codebook, 0)
-        self.codebook.copy_(codebook)
+        codes = first_codes(vectors, self.levels, generator_at(self.seed, 0))
+        if codes is not None:
+            self.codebook.copy_(codes)
 
     @torch.no_grad()
     def _learn(self, vectors: torch.Tensor, symbols: torch.Tensor, step: int) -> torch.Tensor:
@@ -125,6 +128,8 @@ class EMAVectorQuantizer(Quantizer):
         if processes() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
+        if not bool(sums.isfinite().all()):
+            return counts.new_zeros(())
         weight = 1 - self.decay if step else 1.0
         self.counts.lerp_(counts, weight)
         self.sums.lerp_(sums, weight)
@@ -136,15 +141,10 @@ class EMAVectorQuantizer(Quantizer):
         return dead.sum().to(self.counts.dtype)
 
     def _revive(self, vectors: torch.Tensor, dead: torch.Tensor, step: int) -> None:
-        """Start dead codes anew at random vectors of the (joined) batch, with the count of an average code."""
-        start, total = joined(vectors)
-        chosen = torch.randint(total, (self.levels,), generator=self._generator(step + 1))
-        rows, count = joined_rows(vectors, chosen, start), self.counts.mean()
-        self.counts.copy_(torch.where(dead, count, self.counts))
-        self.sums.copy_(torch.where(dead.unsqueeze(1), rows * count, self.sums))
-
-    def _generator(self, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed((int(self.seed) * 1_000_003 + step) % 2**63)
+        """Start dead codes anew at random vectors of the batch, with the count of an average code."""
+        rows, mean = fresh_codes(vectors, self.levels, generator_at(self.seed, step + 1)), self.counts.mean()
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.sums.copy_(torch.where(dead.unsqueeze(1), rows * mean, self.sums))
 
 
 def _smoothed(counts: torch.Tensor, epsilon: float = 1e-5) -> torch.Tensor:

@@ -1,39 +1,57 @@
-"""The nearest code of every vector, in small memory; sums by code; k-means."""
+"""The nearest code of every vector, in small memory; sums by code; k-means.
+
+No matrix of all vectors by all codes is ever formed. On a CPU, in float32, a compiled search keeps the scores in
+registers (``tessella/kernel/search.cpp``); everywhere else, and where there is no compiler, torch compares a block of
+vectors with all codes at a time. Both compute the score ``e^2 - 2 z.e`` in the type of the codebook, and of equal
+scores the lowest index wins, so they differ at near-ties alone.
+"""
 
 from __future__ import annotations
 
 import torch
 
-ROWS_AT_ONCE = 2048
-"""Vectors that are compared with the codebook at once, so that no matrix of all vectors by all codes is formed."""
+from tessella import kernel
+
+BLOCK_BYTES = 1 << 24
+"""Bytes of scores that the search in torch holds at a time."""
+
+LEAST_ROWS = 64
+"""Vectors that are compared at a time however many codes there are: fewer would make the products slow."""
+
+PANEL = 32
+"""Codes that the compiled search takes at a time; it packs them in so many."""
 
 
+@torch.no_grad()
 def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest code of each vector, searched ``ROWS_AT_ONCE`` vectors at a time.
+    """The nearest code of each vector.
 
     Args:
-        vectors: ``[n, dim]``.
+        vectors: ``[n, dim]``, in the type of the codebook.
         codebook: ``[codes, dim]``.
 
     Returns:
         ``int64 [n]``, the lowest of equally near codes, and the score ``e^2 - 2 z.e`` ``[n]``, which is the squared
-        distance less ``z^2``.
+        distance less ``z^2``. A vector that is not finite gets any code.
     """
-    squares, transposed = codebook.square().sum(dim=1), codebook.t()
-    symbols = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    scores = torch.empty(len(vectors), dtype=codebook.dtype, device=vectors.device)
-    for start in range(0, len(vectors), ROWS_AT_ONCE):
-        piece = slice(start, start + ROWS_AT_ONCE)
-        block = torch.addmm(squares, vectors[piece], transposed, alpha=-2)
-        scores[piece], symbols[piece] = block.min(dim=1)
-    return symbols, scores
+    if _compiled(vectors, codebook):
+        return _nearest_compiled(vectors.contiguous(), codebook.contiguous())
+    return _nearest(vectors, codebook)
 
 
 def cluster(vectors: torch.Tensor, symbols: torch.Tensor, codes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """How many vectors each code got, ``[codes]``, and their sums ``[codes, dim]``."""
-    counts = vectors.new_zeros(codes).index_add_(0, symbols, vectors.new_ones(len(vectors)))
-    sums = vectors.new_zeros(codes, vectors.shape[1]).index_add_(0, symbols, vectors)
-    return counts, sums
+    counts, sums = vectors.new_zeros(codes), vectors.new_zeros(codes, vectors.shape[1])
+    if _compiled(vectors, sums) and symbols.dtype == torch.int64:
+        library = kernel.library()
+        assert library is not None
+        rows, own = vectors.contiguous(), symbols.contiguous()
+        assert len(own) == len(rows)
+        at = [tensor.data_ptr() for tensor in (rows, own, counts, sums)]
+        library.tessella_cluster(at[0], at[1], len(rows), rows.shape[1], at[2], at[3], torch.get_num_threads())
+        return counts, sums
+    counts.index_add_(0, symbols, vectors.new_ones(len(vectors)))
+    return counts, sums.index_add_(0, symbols, vectors)
 
 
 def kmeans(vectors: torch.Tensor, codes: int, generator: torch.Generator, rounds: int = 5) -> torch.Tensor:
@@ -52,6 +70,42 @@ def kmeans(vectors: torch.Tensor, codes: int, generator: torch.Generator, rounds
         filled = counts.unsqueeze(1) > 0
         codebook = torch.where(filled, sums / counts.clamp_min(1).unsqueeze(1), codebook)
     return codebook
+
+
+def _compiled(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
+    """Whether the compiled search takes these."""
+    plain = vectors.device.type == "cpu" and vectors.dtype == codebook.dtype == torch.float32
+    return plain and len(codebook) < 2**31 and kernel.available()
+
+
+def _nearest_compiled(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    (n, dim), codes = vectors.shape, len(codebook)
+    assert codebook.shape[1] == dim
+    library = kernel.library()
+    assert library is not None
+    padded = -(-codes // PANEL) * PANEL
+    packed, squares = vectors.new_empty(padded * dim), vectors.new_empty(padded)
+    symbols, scores = torch.empty(n, dtype=torch.int64), vectors.new_empty(n)
+    rooms = [tensor.data_ptr() for tensor in (packed, squares, symbols, scores)]
+    threads = torch.get_num_threads()
+    library.tessella_nearest(vectors.data_ptr(), codebook.data_ptr(), n, codes, dim, *rooms, threads)
+    return symbols, scores
+
+
+def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`nearest` in torch."""
+    squares, transposed = codebook.square().sum(dim=1), codebook.t()
+    symbols = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    scores = torch.empty(len(vectors), dtype=codebook.dtype, device=vectors.device)
+    rows = max(LEAST_ROWS, BLOCK_BYTES // (len(codebook) * codebook.element_size()))
+    block = codebook.new_empty(min(rows, len(vectors)), len(codebook))
+    for start in range(0, len(vectors), rows):
+        piece = slice(start, start + rows)
+        part = vectors[piece]
+        block = block[: len(part)]
+        torch.addmm(squares, part, transposed, alpha=-2, out=block)
+        torch.min(block, dim=1, out=(scores[piece], symbols[piece]))
+    return symbols, scores
 
 
 def _far(vectors: torch.Tensor, codebook: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:

@@ -13,6 +13,14 @@ def perplexity(counts: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(shares).sum().exp()
 
 
+def used_share(counts: torch.Tensor) -> torch.Tensor:
+    """Share of the codes whose running count ``counts [codes]`` is more than a hundredth of the mean.
+
+    A code that was just revived counts as used until its count has decayed.
+    """
+    return (counts > 0.01 * counts.mean()).to(counts.dtype).mean()
+
+
 class CodeUsage:
     """How often each code was used, over as many batches as one likes.
 

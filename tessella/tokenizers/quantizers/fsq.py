@@ -1,0 +1,134 @@
+"""A grid of fixed levels in few dimensions, instead of a codebook."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tessella.errors import ConfigError
+from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.codebook import check_sizes, count, flat, plain, projections, straight_through
+from tessella.tokenizers.quantizers.usage import perplexity, used_share
+
+PUBLISHED: dict[int, tuple[int, ...]] = {
+    256: (8, 6, 5),
+    1024: (8, 5, 5, 5),
+    4096: (7, 5, 5, 5, 5),
+    16384: (8, 8, 8, 6, 5),
+    65536: (8, 8, 8, 5, 5, 5),
+}
+"""Levels that come near a number of codes (Mentzer et al. 2023, table 1)."""
+
+MARGIN = 1e-3
+"""By how much the bounded value may exceed the outermost level, as a share of it."""
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantization: each of a few dimensions is bounded and rounded (Mentzer et al. 2023, section 3).
+
+    Dimension i has ``L_i`` levels. Its value is bounded to an interval that rounds to that many integers,
+    ``f(z) = h tanh(z + s) - o`` with ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for even ``L_i`` (0 for odd) and
+    ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is ``round(f(z)) / floor(L_i / 2)``, in -1..1. The gradient of
+    the rounding is 1. The symbol is the index of the levels in mixed radix, the first dimension counting fastest.
+
+    There is no codebook to learn and no loss. A linear layer maps vectors of another length than the number of
+    dimensions to it, and another maps codes back. Codes are bounded values, which vectors are not:
+    :meth:`unbounded` gives vectors that :meth:`encode` maps to given symbols.
+
+    Args:
+        dim: length of a vector.
+        codebook_size: wanted number of codes, for which the paper gives levels; unused where ``levels`` is given.
+        levels: of each dimension, each at least 3. The number of codes is their product.
+
+    Raises:
+        ConfigError: when an argument is out of range, or the paper has no levels for ``codebook_size``.
+
+    >>> quantizer = FSQ(dim=4, levels=(8, 5, 5, 5))
+    >>> quantizer.levels, quantizer.encode(torch.tensor([[0.0, 0.0, 0.0, 0.0], [-9.0, -9.0, -9.0, -9.0]])).tolist()
+    (1000, [[500], [0]])
+    """
+
+    name = "fsq"
+    depth = 1
+
+    def __init__(self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        check_sizes(dim, codebook_size)
+        self.sizes = tuple(levels) or _published(codebook_size)
+        if min(self.sizes) < 3:
+            raise ConfigError(f"levels must be at least 3 each, got {list(levels)}; for two each take lfq")
+        self.dim, self.levels = dim, math.prod(self.sizes)
+        if self.levels > 2**24:
+            raise ConfigError(f"levels={list(levels)} make {self.levels} codes; at most {2**24} are allowed")
+        self.narrow, self.widen = projections(dim, len(self.sizes))
+        self.counts: torch.Tensor
+        self.sides: torch.Tensor
+        self.places: torch.Tensor
+        self.register_buffer("counts", torch.zeros(self.levels))
+        sides = torch.tensor(self.sizes)
+        self.register_buffer("sides", sides, persistent=False)
+        self.register_buffer("places", sides.cumprod(0) // sides, persistent=False)
+
+    def forward(self, z: torch.Tensor) -> QuantizerOutput:
+        with plain(z):
+            bounded = self._bounded(z)
+            digits = self._digits(bounded)
+            middle = self.sides // 2
+            codes = self.widen(straight_through(bounded / middle, self._codes(digits)))
+            symbols = (digits * self.places).sum(dim=-1, keepdim=True)
+            if self.training:
+                with torch.no_grad():
+                    count(self.counts, symbols)
+        stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
+        return QuantizerOutput(symbols, codes.to(z.dtype), {}, stats)
+
+    @torch.no_grad()
+    def encode(self, z: torch.Tensor) -> torch.Tensor:
+        with plain(z):
+            return (self._digits(self._bounded(z)) * self.places).sum(dim=-1, keepdim=True)
+
+    def decode(self, symbols: torch.Tensor) -> torch.Tensor:
+        with plain(symbols):
+            return self.widen(self._codes(symbols // self.places % self.sides))
+
+    def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
+        """Vectors ``[..., len(levels)]`` in the middle of what is rounded to the codes of symbols.
+
+        At the outermost levels, which the bound hardly reaches, they lie a quarter of a step inside.
+        """
+        half, offset, shift = self._bound()
+        values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
+        outermost = (self.sides - 1) / 2 - 0.25
+        return torch.atanh(values.clamp(-outermost, outermost) / half) - shift
+
+    def _bound(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``h``, ``o`` and ``s`` of each dimension."""
+        half = (self.sides - 1).to(self.counts.dtype) * (1 + MARGIN) / 2
+        offset = (self.sides % 2 == 0).to(half) / 2
+        return half, offset, torch.atanh(offset / half)
+
+    def _bounded(self, z: torch.Tensor) -> torch.Tensor:
+        half, offset, shift = self._bound()
+        inner = self.narrow(flat(z.to(half.dtype), self.dim)).view(*z.shape[:-1], len(self.sizes))
+        return torch.tanh(inner + shift) * half - offset
+
+    def _digits(self, bounded: torch.Tensor) -> torch.Tensor:
+        """The level of each dimension, from 0: ``int64``. What is not a number becomes the middle level."""
+        levels = bounded.detach().nan_to_num(nan=0.0).round().long() + self.sides // 2
+        return levels.clamp_min(0).minimum(self.sides - 1)
+
+    def _codes(self, digits: torch.Tensor) -> torch.Tensor:
+        middle = self.sides // 2
+        return (digits - middle).to(self.counts.dtype) / middle
+
+
+def _published(codebook_size: int) -> tuple[int, ...]:
+    for wanted, levels in PUBLISHED.items():
+        if codebook_size in (wanted, math.prod(levels)):
+            return levels
+    known = ", ".join(map(str, PUBLISHED))
+    raise ConfigError(
+        f"fsq knows levels for codebook_size {known}, got {codebook_size}; "
+        "for another size give the levels of each dimension, for example levels=[8, 5, 5, 5]"
+    )
