@@ -11,6 +11,7 @@ TITLES = {
     "prior": "Autoregressive prior on codes",
     "tokenizer": "Image tokenizer",
     "generator": "Two-stage image model: tokenizer and prior",
+    "vae": "Variational autoencoder of images",
 }
 
 USES = {
@@ -20,6 +21,8 @@ USES = {
     "codes = generator.tokenizer.encode(images)   # int64",
     "tokenizer": "tokenizer = ts.load(PATH)\ncodes = tokenizer.encode(images)             # uint8 in, int64 out\n"
     "images = tokenizer.decode(codes)",
+    "vae": "vae = ts.load(PATH)\nimages = vae.sample(16, seed=0)             # uint8 [16, h, w, c]\n"
+    "bits = vae.bits_per_dim(images)              # an upper bound, per image",
     "prior": "generator = ts.load(PATH_OF_THE_DIRECTORY_ABOVE)",
 }
 
@@ -28,7 +31,7 @@ def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None
     """The text of a card.
 
     Args:
-        kind: ``density-model``, ``prior``, ``tokenizer`` or ``generator``.
+        kind: ``density-model``, ``prior``, ``tokenizer``, ``generator`` or ``vae``.
         config: the configuration, shown as JSON.
         figures: measured numbers by name; nested mappings become sections. None when nothing was measured.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 import tessella
-from tessella import catalogue, data, drawn, files, kernel, options, overview, report
+from tessella import catalogue, codes, data, drawn, files, kernel, options, overview, report
 from tessella import config as configs
 from tessella.config import DataConfig, Recipe, TrainConfig
 from tessella.demo import demo
@@ -37,6 +38,7 @@ from tessella.pipeline import (
     write_card,
 )
 from tessella.tokenizers import TOKENIZERS, Tokenizer
+from tessella.tokenizers.vae import VAE
 from tessella.training import train_recipe
 from tessella.training.run import RunDirectory, environment
 
@@ -57,24 +59,16 @@ def act_train(chosen: options.Train) -> int:
 
 def act_sample(chosen: options.Sample) -> int:
     """``tessella sample``."""
-    generator = _generator(chosen.run, chosen.device)
+    generator = _sampled(chosen.run, chosen.device)
     out, n, drawing = _check_output(chosen.out, ".png", ".npz", "/"), chosen.n, chosen.drawing
     made = _made(generator, chosen.run, drawing) | {"n": n}
     height, width, channels = generator.image_grid.shape
-    told = f"{n} images of {height}x{width}, seed {drawing.seed}: {out}"
-    if out.suffix == ".png" and not chosen.out.endswith("/"):
-        report.save_png(out, report.sheet(np.concatenate(list(_drawn(generator, drawing, n)))), made)
-        _say(told)
-        return 0
-    with drawn.opened(out, made, (height, width, channels)) as run:
-        first, complete = run.resume(drawing.batch), run.finished
-        if first and not complete:
-            _say(f"resuming at image {first} of {n}")
-        if first != n:
-            for images in _drawn(generator, drawing, n, first):
-                run.append(images)
-        run.finish()
-    _say(f"nothing to do, there are {told}" if complete else told)
+
+    def images(first: int) -> Iterator[np.ndarray]:
+        return _drawn(generator, drawing, n, first)
+
+    done = _written(out, chosen.out, made, (height, width, channels), images, drawing.batch)
+    _say(f"{done}{n} images of {height}x{width}, seed {drawing.seed}: {out}")
     return 0
 
 
@@ -137,11 +131,45 @@ def act_eval(chosen: options.Eval) -> int:
         _say("note: this is no better than independent symbols; the model needs more training")
     if (figures.get("mean_image_psnr_db") or -math.inf) >= (figures.get("psnr_db") or math.inf):
         _say("note: the reconstructions are no better than the mean image; the tokenizer needs more training")
+    for line in figures.get("diagnosis", []):
+        _say(f"codes: {line}")
     if chosen.json:
         files.write_json(chosen.json, figures)
     if chosen.per_image:
         files.write_text(chosen.per_image, result.table())
     _renew_card(path, f"{images.name}, {images.split}", figures)
+    return 0
+
+
+def act_tokenize(chosen: options.Tokenize) -> int:
+    """``tessella tokenize``."""
+    tokenizer, out = _tokenizer(chosen.run, chosen.device), Path(chosen.out)
+    for split in ("train", "valid", "test") if chosen.split == "each" else (chosen.split,):
+        with _or_other_data(chosen):
+            images = _images(replace(chosen, split=split), tokenizer)
+        place = out / split if chosen.split == "each" else out
+        with drawn.progress(len(images)) as watch:
+            made = codes.tokenize(
+                tokenizer, images, place, mirrored=bool(chosen.mirrored), workers=chosen.workers, watch=watch
+            )
+        _say(f"{len(made)} images, {split}, {' and '.join(map(str, made.grids))}: {place}")
+    return 0
+
+
+def act_detokenize(chosen: options.Detokenize) -> int:
+    """``tessella detokenize``."""
+    tokenizer, out = _tokenizer(chosen.run, chosen.device), _check_output(chosen.out, ".png", ".npz", "/")
+    given = codes.open_codes(chosen.codes, tokenizer)
+    if chosen.n < 0 or chosen.n > len(given):
+        raise InputError(f"--n must lie in 0..{len(given)}, the images that {chosen.codes} holds, got {chosen.n}")
+    n = chosen.n or len(given)
+    made = {"model": given.tokenizer, "codes": given.identity()["sha256"], "seed": 0, "n": n}
+
+    def images(first: int) -> Iterator[np.ndarray]:
+        return codes.decoded(given, tokenizer, first, n, chosen.batch)
+
+    _written(out, chosen.out, made, (*given.image_size, tokenizer.channels), images, chosen.batch)
+    _say(f"{n} images of {given.image_size[0]}x{given.image_size[1]}: {out}")
     return 0
 
 
@@ -181,6 +209,8 @@ ACTIONS: dict[str, Callable[[Any], int]] = {
     "sample": act_sample,
     "complete": act_complete,
     "eval": act_eval,
+    "tokenize": act_tokenize,
+    "detokenize": act_detokenize,
     "info": act_info,
 }
 
@@ -248,15 +278,36 @@ def _with_limits(recipe: Recipe, chosen: options.Train) -> Recipe:
     return replace(recipe, train=replace(recipe.train, **changes))
 
 
-def _generator(run: str, device: str) -> Generator:
+def _sampled(run: str, device: str) -> Generator | VAE:
+    """A model that draws images."""
     model = load(run, pick_device(device))
-    if not isinstance(model, Generator):
+    if isinstance(model, Tokenizer):
         raise InputError(f"{run} is a tokenizer, which draws no images: train a prior on its codes first")
     return model
 
 
-def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str, Any]:
+def _generator(run: str, device: str) -> Generator:
+    """A model that completes images."""
+    model = _sampled(run, device)
+    if isinstance(model, VAE):
+        model.complete(None, None)  # refuses
+    assert isinstance(model, Generator)
+    return model
+
+
+def _tokenizer(run: str, device: str) -> Tokenizer:
+    model = load(run, pick_device(device))
+    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.of_pixels:
+        raise InputError(f"{run} has no learned tokenizer, so it makes no codes: name the run of one")
+    return tokenizer
+
+
+def _drawing(generator: Generator | VAE, drawing: options.Drawing, n: int) -> dict[str, Any]:
     """Options of the sampler."""
+    if isinstance(generator, VAE):
+        _refuse_symbol_options(drawing)
+        return {"batch": drawing.batch}
     values = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance", "batch")}
     if drawing.class_label is not None:
         values["cond"] = torch.full((1,), drawing.class_label).expand(max(n, 1))
@@ -264,7 +315,34 @@ def _drawing(generator: Generator, drawing: options.Drawing, n: int) -> dict[str
     return values
 
 
-def _drawn(generator: Generator, drawing: options.Drawing, n: int, first: int = 0) -> Iterator[np.ndarray]:
+def _written(
+    out: Path,
+    named: str,
+    made: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    images: Callable[[int], Iterator[np.ndarray]],
+    batch: int,
+) -> str:
+    """Write images as a sheet, or as a run that goes on where it was killed; ``images`` gives those from a number on.
+
+    Returns:
+        What to say first, where nothing was left to do.
+    """
+    n = int(made["n"])
+    if out.suffix == ".png" and not named.endswith("/"):
+        report.save_png(out, report.sheet(np.concatenate(list(images(0)))), made)
+        return ""
+    with drawn.opened(out, made, shape) as run:
+        first, complete = run.resume(batch), run.finished
+        if first and not complete:
+            _say(f"resuming at image {first} of {n}")
+        for batch_of_images in images(first) if first != n else ():
+            run.append(batch_of_images)
+        run.finish()
+    return "nothing to do, there are " if complete else ""
+
+
+def _drawn(generator: Generator | VAE, drawing: options.Drawing, n: int, first: int = 0) -> Iterator[np.ndarray]:
     """Images from number ``first`` on, a batch at a time, with a line of progress."""
     with drawn.progress(n, first) as watch:
         chosen = _drawing(generator, drawing, n)
@@ -272,7 +350,20 @@ def _drawn(generator: Generator, drawing: options.Drawing, n: int, first: int = 
             yield images.cpu().numpy()
 
 
-def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenizer) -> data.ImageSet:
+def _refuse_symbol_options(drawing: options.Drawing) -> None:
+    """Refuse what only has a meaning where symbols are drawn one after another."""
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(drawing)
+        if field.name not in ("seed", "batch") and getattr(drawing, field.name) != field.default
+    ]
+    if given:
+        raise InputError(f"a VAE draws all pixels at once: leave out {', '.join(given)}")
+
+
+def _images(
+    chosen: options.Eval | options.Complete | options.Tokenize, model: Generator | Tokenizer | VAE
+) -> data.ImageSet:
     """The images that a command works on: the run's own data, or other data prepared alike.
 
     Raises:
@@ -280,6 +371,7 @@ def _images(chosen: options.Eval | options.Complete, model: Generator | Tokenize
     """
     path = locate(chosen.run)
     levels = model.priors[0].grid.levels if isinstance(model, Generator) and not model.two_stage else 0
+    levels = model.levels if isinstance(model, VAE) else levels
     values: dict[str, Any] = configs.to_dict(data_config(path)) if not chosen.data else _prepared_like(path)
     if chosen.data:
         values["source"] = chosen.data
@@ -301,7 +393,7 @@ def _prepared_like(path: Path) -> dict[str, Any]:
     return {name: own[name] for name in kept if name in own}
 
 
-def _made(generator: Generator, run: str, drawing: options.Drawing) -> dict[str, Any]:
+def _made(generator: Generator | VAE, run: str, drawing: options.Drawing) -> dict[str, Any]:
     settings = {name: getattr(drawing, name) for name in ("method", "temperature", "top_k", "top_p", "guidance")}
     return {
         "tessella": tessella.__version__,
@@ -330,7 +422,7 @@ def _processes(device: str, devices: int) -> tuple[torch.device, bool]:
 
 
 @contextlib.contextmanager
-def _or_other_data(chosen: options.Train | options.Eval | options.Complete) -> Iterator[None]:
+def _or_other_data(chosen: options.Tokenize | options.Train | options.Eval | options.Complete) -> Iterator[None]:
     """Say, where a run's own images are not where they were, that they can be named."""
     try:
         yield

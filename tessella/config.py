@@ -1,8 +1,8 @@
 """Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable without torch.
 
 A recipe is a TOML file, or the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and
-either ``[model]`` (a density model), ``[tokenizer]`` (with ``[adversarial]`` for a VQGAN), or ``[model]`` with a
-``tokenizer`` run (a prior on its codes)::
+one of ``[model]`` (a density model; with a ``tokenizer`` run a prior on its codes), ``[tokenizer]`` (with
+``[adversarial]`` for a VQGAN) and ``[vae]``::
 
     [data]
     source = "digits"
@@ -85,6 +85,14 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class VAEConfig:
+    """A variational autoencoder: the sizes that its class takes."""
+
+    seed: int = 0
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class AdversarialConfig:
     """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et al. 2021)."""
 
@@ -96,7 +104,7 @@ class AdversarialConfig:
     start: float = 0.5
     """When discriminator and adversarial term begin: a share of the run below 1, else a number of steps."""
     layers: int = 3
-    """Convolutions of the discriminator that halve the sides: 1 judges patches of 16, 2 of 34, 3 of 70 pixels a side."""
+    """Convolutions of the discriminator that halve sides: 1 judges patches of 16x16 pixels, 2 of 34x34, 3 of 70x70."""
     hidden: int = 64
     """Channels of its first convolution."""
     tolerance: float = 0.5
@@ -179,6 +187,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     model: ModelConfig | None = None
     tokenizer: TokenizerConfig | None = None
+    vae: VAEConfig | None = None
     adversarial: AdversarialConfig | None = None
     """Further terms of the loss of a ``vqgan``."""
     prior_of: str = ""
@@ -187,8 +196,8 @@ class Recipe:
     """What the recipe is and what it was measured to reach."""
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.tokenizer is None):
-            raise ConfigError("a recipe needs exactly one of the tables [model] and [tokenizer]")
+        if sum(table is not None for table in (self.model, self.tokenizer, self.vae)) != 1:
+            raise ConfigError("a recipe needs exactly one of the tables [model], [tokenizer] and [vae]")
         if self.adversarial and self.tokenizer is None:
             raise ConfigError("the table [adversarial] is for training a tokenizer: it needs a [tokenizer] table")
         if self.prior_of and self.model is None:

@@ -54,7 +54,7 @@ class Train:
     overrides: Positional[Overrides] = ()
     """Values of the recipe to change, as table.key=value."""
     data: str = ""
-    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH."""
+    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH; of a prior also codes:PATH."""
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
     model: str = ""
@@ -199,6 +199,55 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Tokenize:
+    """Encode images to codes on disk, for priors to train from; a run that was killed goes on.
+
+    $ tessella tokenize runs/photos-vqvae --out codes
+    $ tessella tokenize runs/photos-vqvae --data folder:others --split all --out codes/others
+    $ tessella train folder-prior --data codes:codes --tokenizer runs/photos-vqvae data.flip=false
+    """
+
+    run: Positional[RunName]
+    """Run directory of a tokenizer, or of a two-stage model."""
+    overrides: Positional[Overrides] = ()
+    """Data options to change, as data.key=value."""
+    data: str = ""
+    """Data source; the run's own unless given."""
+    split: Literal["each", "train", "valid", "test", "all"] = "each"
+    """Which images; each writes train, valid and test, to directories of these names."""
+    out: str = "codes"
+    """Directory of the codes."""
+    mirrored: tyro.conf.UseCounterAction[int] = 0
+    """Encode the mirror images as well, for training with data.flip=true."""
+    workers: int = 0
+    """Threads (on GPUs: one for each) that encode; 0 for as many as there are processors. Changes speed only."""
+    device: Device = "auto"
+    """Where to encode."""
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    """Decode codes on disk to images.
+
+    $ tessella detokenize runs/photos-vqvae codes/valid --out decoded.npz
+    $ tessella detokenize runs/photos-vqvae codes/valid --n 16 --out decoded.png
+    """
+
+    run: Positional[RunName]
+    """Run directory of the tokenizer that made the codes, or of a two-stage model with it."""
+    codes: Positional[Annotated[str, arg(metavar="CODES")]]
+    """Directory of the codes."""
+    n: int = 0
+    """Images to decode, from the first one on; 0 for all."""
+    out: str = "decoded.npz"
+    """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name ending in /)."""
+    batch: int = 64
+    """Images at a time."""
+    device: Device = "auto"
+    """Where to decode."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with pictures.
 
@@ -228,6 +277,8 @@ VERBS: dict[str, type] = {
     "sample": Sample,
     "complete": Complete,
     "eval": Eval,
+    "tokenize": Tokenize,
+    "detokenize": Detokenize,
     "info": Info,
 }
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from tessella import config as configs
-from tessella import files
+from tessella import doctor, files
 from tessella.card import TITLES
 from tessella.curves import curves_of, draw, read_log
 from tessella.errors import ArtifactError, TessellaError
@@ -28,6 +28,7 @@ from tessella.grid import Grid
 from tessella.models import DensityModel, from_config
 from tessella.pipeline import Generator, fingerprint, is_bundled, load, load_model, locate, read_config
 from tessella.tokenizers import Tokenizer, create_tokenizer
+from tessella.tokenizers.vae import VAE
 
 QUIET = 600.0
 """Seconds without a new line of the log after which a run that should be training probably is not."""
@@ -39,19 +40,22 @@ UNITS = {
     "bits_per_image": ("code length", "bits/image"),
     "bits_per_image_dim": ("code length by image dimension", "bits/dim of the image"),
     "nats_per_image": ("code length", "nats/image"),
+    "bound_bits_per_dim": ("bits of the images, at most", "bits/dim"),
+    "pixel_bits_per_dim": ("pixels given the codes", "bits/dim"),
+    "code_bits_per_dim": ("codes", "bits/dim of the image"),
     "baseline_bits_per_dim": ("independent symbols", "bits/dim"),
     "mse": ("squared error", "(0..255)²"),
     "psnr_db": ("PSNR", "dB"),
     "mean_image_psnr_db": ("PSNR of the mean image", "dB"),
     "ssim": ("SSIM", ""),
-    "codebook_used": ("codes used", ""),
-    "codebook_size": ("codes", ""),
-    "code_perplexity": ("perplexity of the codes", "codes"),
-    "code_entropy_bits": ("entropy of the codes", "bits/code"),
+    **doctor.UNITS,
     "scored_grid": ("scored grid", ""),
     "condition": ("condition", ""),
 }
 """What a figure is called, and its unit. Others go by their own name."""
+
+UNTOLD = ("weights", "diagnosis")
+"""Figures that have no row: they are told elsewhere."""
 
 
 def describe(run: Path | str) -> dict[str, Any]:
@@ -145,12 +149,14 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     of_codes = "bits_per_code" in figures
     for name, value in figures.items():
         told_beside = (name == "codebook_size" and "codebook_used" in figures) or (name == "bits_per_dim" and of_codes)
-        if value is None or name == "weights" or told_beside or (name.endswith("_se") and name[:-3] in figures):
+        if value is None or name in UNTOLD or told_beside or (name.endswith("_se") and name[:-3] in figures):
             continue
         if isinstance(value, Mapping):
             rows += _nested_rows(name, value, "bits_per_code" if of_codes else "bits_per_dim")
             continue
-        label, unit = UNITS.get(name, (name.replace("_", " "), ""))
+        of, _, number = name.partition("/")
+        label, unit = UNITS.get(of, (of.replace("_", " "), ""))
+        label += f", codebook {number}" if number else ""
         if name == "baseline_bits_per_dim" and of_codes:
             label, unit = "independent codes", "bits/code"
         if name == "codebook_used" and figures.get("codebook_size"):
@@ -266,7 +272,9 @@ def model_lines(part: Mapping[str, Any]) -> list[str]:
     sizes = part.get("sizes") or {
         name: value for name, value in part.items() if name not in ("name", "image_size", "channels", "maps", "grid")
     }
-    told = [f"{name} {value}" for name, value in sizes.items() if name not in ("parameters", "levels")]
+    sizes = {**sizes, **sizes.get("options", {})}
+    untold = ("parameters", "levels", "options")
+    told = [f"{name} {value}" for name, value in sizes.items() if name not in untold and value != ""]
     head = [f"{part['head']['name']} head"] if isinstance(part.get("head"), Mapping) else []
     classes = [f"{part['classes']} classes"] if part.get("classes") else []
     words = [str(part["name"]), *head, *classes, *told]
@@ -342,7 +350,7 @@ def _kind(path: Path, stored: Mapping[str, Any], problems: list[str]) -> str:
         return str(read_config(path)["kind"])
     problems.append("training has not saved a model yet")
     task = stored["task"]
-    return "tokenizer" if task["kind"] == "tokenizer" else "generator" if task.get("tokenizer") else "density-model"
+    return "generator" if task.get("tokenizer") else str(task["kind"])
 
 
 def _modules(
@@ -383,8 +391,8 @@ def _configurations(path: Path, kind: str, stored: Mapping[str, Any]) -> dict[st
 def _described(module: nn.Module) -> dict[str, Any]:
     """Configuration, grid and size of a part."""
     parameters = sum(p.numel() for p in module.parameters())
-    if isinstance(module, DensityModel):
-        return {**module.config(), "maps": f"models {module.grid}", "parameters": parameters}
+    if isinstance(module, (DensityModel, VAE)):
+        return {"name": module.name, **module.config(), "maps": f"models {module.grid}", "parameters": parameters}
     assert isinstance(module, Tokenizer)
     height, width = module.image_size
     grids: list[Grid] = list(module.grids())

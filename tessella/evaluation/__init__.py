@@ -7,10 +7,13 @@ deviation over images (n - 1) divided by the square root of their number.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+from tessella import doctor
 from tessella.errors import InputError
+from tessella.evaluation.bounds import bound_figures
 from tessella.evaluation.comparison import check_comparable, compare
 from tessella.evaluation.figures import bit_figures, reconstruction_figures
 from tessella.evaluation.images import (
@@ -26,6 +29,7 @@ from tessella.evaluation.measured import Evaluation, Measured, measure, per_imag
 from tessella.models import DensityModel
 from tessella.pipeline import Generator, fingerprint, load, locate, pixel_generator
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.vae import VAE
 
 __all__ = [
     "Evaluation",
@@ -47,7 +51,7 @@ BATCH = 64
 
 
 def evaluate(
-    run: Path | str | Generator | DensityModel | Tokenizer,
+    run: Path | str | Generator | DensityModel | Tokenizer | VAE,
     images: Any = None,
     labels: Any = None,
     batch: int = BATCH,
@@ -71,10 +75,13 @@ def evaluate(
         Plain values. Of a density model on pixels: ``bits_per_dim`` (exact, over the symbols of the image at the
         model's levels), ``bits_per_dim_se``, ``nats_per_image``, ``nats_per_image_se``, ``images``, and
         ``baseline_bits_per_dim`` of independent pixels where the run keeps them. Of a tokenizer: ``psnr_db``,
-        ``ssim``, ``mse`` (0..255 squared), their standard errors, ``codebook_used``, ``code_perplexity``. Of a
-        two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and ``bits_per_image_dim``
-        tell the same cost by image. ``weights`` says which model, ``data`` which images, and ``overlap`` how many of
-        them are, pixel for pixel or mirrored, among the images the run was trained on (None where that is unknown).
+        ``ssim``, ``mse`` (0..255 squared), their standard errors, ``codebook_used``, ``code_perplexity``, what
+        :func:`tessella.doctor.report` tells of the codes, ``diagnosis`` among it. Of a two-stage model both, where
+        ``bits_per_dim`` is per code, and ``bits_per_image`` and ``bits_per_image_dim`` tell the same cost by image.
+        Of a VAE, and of a two-stage model whose tokenizer has a likelihood, ``bound_bits_per_dim``, see
+        :mod:`tessella.evaluation.bounds`.
+        ``weights`` says which model, ``data`` which images, and ``overlap`` how many of them are, pixel for pixel or
+        mirrored, among the images the run was trained on (None where that is unknown).
 
     Raises:
         InputError, DataError, ArtifactError: for images, data or a run that do not fit.
@@ -83,12 +90,12 @@ def evaluate(
 
 
 def assess(
-    run: Path | str | Generator | DensityModel | Tokenizer,
+    run: Path | str | Generator | DensityModel | Tokenizer | VAE,
     images: Any = None,
     labels: Any = None,
     batch: int = BATCH,
     split: str = "test",
-    model: Generator | Tokenizer | None = None,
+    model: Generator | Tokenizer | VAE | None = None,
 ) -> Evaluation:
     """:func:`evaluate`, with the values of each image. ``model`` is that of the run, where it is loaded already."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -109,6 +116,10 @@ def assess(
         figures |= bit_figures(model, measured, conditional)
     if measured.counts:
         figures |= reconstruction_figures(measured)
+        assert not isinstance(model, VAE)
+        tokenizer = model.tokenizer if isinstance(model, Generator) else model
+        figures |= doctor.report(doctor.examine(tokenizer, measured.counts))
+    figures |= bound_figures(model, measured, math.prod(chosen.images.shape[1:]))
     seen, overlap = overlap_with(path, measured.hashes, measured.mirrored)
     figures |= {"weights": fingerprint(model), "overlap": overlap, "data": identity}
     return Evaluation(model, chosen, measured, seen, figures)

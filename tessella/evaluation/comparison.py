@@ -12,6 +12,7 @@ from tessella.evaluation.measured import Evaluation, per_image
 from tessella.metrics import standard_error
 from tessella.pipeline import Generator, fingerprint
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.vae import VAE
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     return result | ({"bits": refusal} if refusal else {})
 
 
-def check_comparable(first: Generator | Tokenizer, second: Generator | Tokenizer) -> str | None:
+def check_comparable(first: Generator | Tokenizer | VAE, second: Generator | Tokenizer | VAE) -> str | None:
     """Why the bits of two models do not compare, so that only distortion is compared; None where they do.
 
     Raises:
@@ -60,7 +61,7 @@ def check_comparable(first: Generator | Tokenizer, second: Generator | Tokenizer
     return refusal
 
 
-def _incomparable(first: Generator | Tokenizer, second: Generator | Tokenizer) -> str | None:
+def _incomparable(first: Generator | Tokenizer | VAE, second: Generator | Tokenizer | VAE) -> str | None:
     """Why the bits of two models do not measure the same thing; None where they do."""
     if not isinstance(first, Generator) or not isinstance(second, Generator):
         return "a tokenizer alone gives no bits"

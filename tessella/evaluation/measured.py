@@ -26,6 +26,8 @@ from tessella.pipeline import Generator, load_model
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.base import channels, check_images, parts
 from tessella.tokenizers.quantizers import CodeUsage
+from tessella.tokenizers.reconstruction import ReconstructingTokenizer
+from tessella.tokenizers.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Measured:
         hashes, mirrored: of the pixels of each image, and of its mirror image: uint64 ``[n]``.
         values: float64 ``[n]`` each: ``nats`` (minus the log-probability of the symbols; of several grids also
             ``nats_0``, ``nats_1``, coarse to fine), ``baseline_nats`` (under independent symbols), ``mse`` (0..255
-            squared), ``ssim``, ``mean_image_mse``; those the model has.
+            squared), ``ssim``, ``mean_image_mse``, ``pixel_nats`` (minus the log-likelihood of the pixels given their
+            codes); those the model has. ``nats`` of a VAE are minus its bound.
         counts: how often each code was used, int64 ``[levels]``, for each channel of each grid, coarse to fine; none
             for pixel models.
     """
@@ -55,14 +58,14 @@ class Evaluation:
     """A model measured on images.
 
     Args:
-        model: a generator or a tokenizer.
+        model: a generator, a tokenizer or a VAE.
         images: what it was measured on.
         measured: of each image.
         seen: whether the run was trained on the very same pixels, bool ``[n]``; None where that is unknown.
         figures: of all, as :func:`evaluate` returns them.
     """
 
-    model: Generator | Tokenizer
+    model: Generator | Tokenizer | VAE
     images: ImageSet
     measured: Measured
     seen: np.ndarray | None
@@ -93,7 +96,7 @@ class Evaluation:
 
 @torch.no_grad()
 def measure(
-    model: Generator | Tokenizer, images: Any, labels: Any = None, batch: int = 64, run: Path | None = None
+    model: Generator | Tokenizer | VAE, images: Any, labels: Any = None, batch: int = 64, run: Path | None = None
 ) -> Measured:
     """Measure a model on each image; see :class:`Measured`.
 
@@ -109,7 +112,7 @@ def measure(
     # Made at once: small results between large passing ones would keep the memory of those from being given back.
     values: dict[str, torch.Tensor] = {}
     hashes, mirrored = np.empty(len(own), np.uint64), np.empty(len(own), np.uint64)
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    tokenizer = _tokenizer(model)
     usage = None if tokenizer.of_pixels else [CodeUsage(g.levels) for g in tokenizer.grids() for _ in range(g.channels)]
     for start in _shown(range(0, len(own), batch)):
         here, places = slice(start, start + batch), own[start : start + batch]
@@ -122,12 +125,14 @@ def measure(
     return measured if world == 1 else _gathered(measured, len(images), world)
 
 
-def per_image(model: Generator | Tokenizer, measured: Measured) -> dict[str, torch.Tensor]:
+def per_image(model: Generator | Tokenizer | VAE, measured: Measured) -> dict[str, torch.Tensor]:
     """The values of each image that people quote, float64 ``[n]`` each, named with their unit."""
     values: dict[str, torch.Tensor] = {}
     if isinstance(model, Generator):
         nats = measured.values["nats"]
         values |= {"nats": nats, "bits": nats / LN2, "bits_per_dim": nats / LN2 / model.symbols}
+    if isinstance(model, VAE):
+        values["bound_bits_per_dim"] = measured.values["nats"] / LN2 / model.grid.symbols
     if "mse" in measured.values:
         mse = measured.values["mse"]
         values |= {"mse": mse, "psnr_db": psnr(mse), "ssim": measured.values["ssim"]}
@@ -135,7 +140,7 @@ def per_image(model: Generator | Tokenizer, measured: Measured) -> dict[str, tor
 
 
 def _of_batch(
-    model: Generator | Tokenizer,
+    model: Generator | Tokenizer | VAE,
     images: torch.Tensor,
     cond: torch.Tensor | None,
     baseline: list[DensityModel],
@@ -144,8 +149,10 @@ def _of_batch(
 ) -> dict[str, torch.Tensor]:
     """The values of a batch of images."""
     values: dict[str, torch.Tensor] = {}
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    symbols = model.encode(images)
+    tokenizer = _tokenizer(model)
+    symbols = tokenizer.encode(images) if isinstance(model, VAE) else model.encode(images)
+    if isinstance(model, VAE):
+        values |= _of_vae(model, images, baseline, symbols)
     if isinstance(model, Generator):
         if isinstance(model.prior, Hierarchy):
             of_grids = [-nats for nats in model.prior.log_probs(symbols, cond)]
@@ -161,9 +168,29 @@ def _of_batch(
             used.update(codes)
         back = tokenizer.decode(symbols, (images.shape[1], images.shape[2])).cpu()
         values |= {"mse": mean_squared_error(images, back), "ssim": ssim(images, back)}
+        if isinstance(tokenizer, ReconstructingTokenizer) and tokenizer.likelihood is not None:
+            values["pixel_nats"] = -tokenizer.log_likelihood(images, symbols)
         if mean is not None and mean.shape == images.shape[1:]:
             values["mean_image_mse"] = mean_squared_error(images, mean.round().to(torch.uint8).expand(images.shape))
     return values
+
+
+def _of_vae(
+    model: VAE, images: torch.Tensor, baseline: list[DensityModel], symbols: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The values of a batch under a VAE. Noise is that of the pixels' hash, whatever the batch."""
+    seeds = image_hashes(images.numpy()) >> np.uint64(1)
+    bounds = [model.bound(images[i : i + 1], seed=int(seed)) for i, seed in enumerate(seeds)]
+    back = model.reconstruct(images).cpu()
+    values = {"nats": -torch.cat(bounds), "mse": mean_squared_error(images, back), "ssim": ssim(images, back)}
+    return values | ({"baseline_nats": -baseline[0].log_prob(symbols.cpu())} if baseline else {})
+
+
+def _tokenizer(model: Generator | Tokenizer | VAE) -> Tokenizer:
+    """What makes symbols of images."""
+    if isinstance(model, VAE):
+        return model.pixels
+    return model.tokenizer if isinstance(model, Generator) else model
 
 
 def _gathered(measured: Measured, n: int, world: int) -> Measured:

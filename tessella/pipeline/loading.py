@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tessella.pipeline.generator import Generator
 from tessella.pipeline.saving import read_config
 from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
+from tessella.tokenizers.vae import VAE, create_vae
 
 
 def bundled() -> list[str]:
@@ -45,7 +46,7 @@ def locate(run: Path | str) -> Path:
     raise ArtifactError(f"no run directory at {run}, and " + unknown("bundled model", str(run), bundled()))
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tokenizer:
+def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tokenizer | VAE:
     """Load a run directory or a bundled model.
 
     Args:
@@ -53,7 +54,8 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tok
         device: where to put it.
 
     Returns:
-        A :class:`Generator` for a density model or a two-stage model, a tokenizer for a tokenizer; in eval mode.
+        A :class:`Generator` for a density model or a two-stage model, a tokenizer for a tokenizer, a VAE for a VAE;
+        in eval mode.
 
     Raises:
         ArtifactError: when it is missing, damaged, incomplete, or of another format version.
@@ -68,19 +70,21 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tok
         model = load_model(path)
         if isinstance(model, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
-        return model.to(device) if isinstance(model, Tokenizer) else pixel_generator(model).to(device)
+        return pixel_generator(model).to(device) if isinstance(model, DensityModel) else model.to(device)
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def load_model(run: Path | str) -> Prior | Tokenizer:
-    """Load one part: a tokenizer, or a prior without its tokenizer.
+def load_model(run: Path | str) -> Prior | Tokenizer | VAE:
+    """Load one part: a tokenizer, a VAE, or a prior without its tokenizer.
 
     Raises:
         ArtifactError: see :func:`load`.
     """
     path = locate(run)
-    return _load_tokenizer(path) if read_config(path)["kind"] == "tokenizer" else _load_prior(path)
+    loaders: dict[str, Callable[[Path], Any]] = {"tokenizer": _load_tokenizer, "vae": _load_vae}
+    loaded: Prior | Tokenizer | VAE = loaders.get(read_config(path)["kind"], _load_prior)(path)
+    return loaded
 
 
 def pixel_generator(prior: DensityModel) -> Generator:
@@ -119,6 +123,14 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     if config["kind"] != "tokenizer":
         raise ArtifactError(f"{path} is a {config['kind']}, not a tokenizer")
     return _load_part(path, config, lambda values: create_tokenizer(**values))
+
+
+def _load_vae(path: Path) -> VAE:
+    return _load_part(path, read_config(path), _build_vae)
+
+
+def _build_vae(config: Mapping[str, Any]) -> VAE:
+    return create_vae(**{name: value for name, value in config.items() if name != "name"})
 
 
 def _load_part(path: Path, config: Mapping[str, Any], build: Any) -> Any:

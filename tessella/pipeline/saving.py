@@ -12,6 +12,7 @@ from tessella.card import card
 from tessella.errors import ArtifactError, unknown
 from tessella.models import Prior
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.vae import VAE
 
 FORMAT = 1
 """Version of the layout of saved models and run directories."""
@@ -37,13 +38,13 @@ def save_generator(
     files.write_text(path / "README.md", card("generator", parts, figures))
 
 
-def save_model(model: Prior | Tokenizer, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
-    """Save one tokenizer, or one density model without a tokenizer.
+def save_model(model: Prior | Tokenizer | VAE, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
+    """Save one tokenizer, one VAE, or one density model without a tokenizer.
 
     Raises:
         ArtifactError: when it cannot be written.
     """
-    kind = "tokenizer" if isinstance(model, Tokenizer) else "density-model"
+    kind = "tokenizer" if isinstance(model, Tokenizer) else "vae" if isinstance(model, VAE) else "density-model"
     _save_part(model, files.make_directory(directory), kind, figures)
 
 
@@ -74,7 +75,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} has format {config['format']}; tessella {tessella.__version__} reads format {FORMAT}"
         )
-    kinds = ("density-model", "prior", "tokenizer", "generator")
+    kinds = ("density-model", "prior", "tokenizer", "generator", "vae")
     if config["kind"] not in kinds:
         raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], kinds))
     return config
@@ -84,7 +85,7 @@ def _header(kind: str) -> dict[str, Any]:
     return {"format": FORMAT, "kind": kind, "tessella": tessella.__version__}
 
 
-def _save_part(module: Prior | Tokenizer, path: Path, kind: str, figures: Mapping[str, Any] | None) -> None:
+def _save_part(module: Prior | Tokenizer | VAE, path: Path, kind: str, figures: Mapping[str, Any] | None) -> None:
     config = {"name": module.name} | module.config()
     files.write_tensors(path / "model.safetensors", module.state_dict())
     files.write_json(path / "config.json", _header(kind) | {"model": config})

@@ -8,9 +8,13 @@ import torch
 
 from tessella.tokenizers.base import Tokenizer, TokenizerOutput, check_images, construct
 from tessella.tokenizers.identity import IdentityTokenizer
+from tessella.tokenizers.vqgan import VQGAN
 from tessella.tokenizers.vqvae import VQVAE
+from tessella.tokenizers.vqvae2 import VQVAE2
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {tokenizer.name: tokenizer for tokenizer in (IdentityTokenizer, VQVAE)}
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    tokenizer.name: tokenizer for tokenizer in (IdentityTokenizer, VQVAE, VQVAE2, VQGAN)
+}
 
 __all__ = ["TOKENIZERS", "Tokenizer", "TokenizerOutput", "check_images", "create_tokenizer"]
 

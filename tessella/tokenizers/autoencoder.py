@@ -8,11 +8,11 @@ from torch import nn
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``, half as wide inside."""
+    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``, ``inner`` channels (0: half) inside."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, inner: int = 0) -> None:
         super().__init__()
-        inner = max(1, hidden // 2)
+        inner = inner or max(1, hidden // 2)
         self.conv = nn.Conv2d(hidden, inner, 3, padding=1)
         self.out = nn.Conv2d(inner, hidden, 1)
 
@@ -45,9 +45,9 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """``[n, code_dim, h, w]`` to images ``[n, channels, h 2^stages, w 2^stages]``: the mirror of :class:`Encoder`."""
 
-    def __init__(self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int) -> None:
+    def __init__(self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int, inner: int = 0) -> None:
         layers: list[nn.Module] = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
-        layers += [ResidualBlock(hidden) for _ in range(blocks)]
+        layers += [ResidualBlock(hidden, inner) for _ in range(blocks)]
         layers += [nn.ReLU()]
         width = hidden
         for stage in range(stages):

@@ -27,8 +27,8 @@ PIXELS_AT_ONCE = 2**18
 """Pixels that pass through a network at once: 256 images of 32x32, four of 256x256."""
 
 Symbols = torch.Tensor | tuple[torch.Tensor, ...]
-"""The symbols of images, ``int64 [n, h', w', depth]``; of a tokenizer with several grids, one tensor for each, coarse to
-fine."""
+"""The symbols of images, ``int64 [n, h', w', depth]``; of a tokenizer with several grids, one tensor for each, coarse
+to fine."""
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Tokenizer(nn.Module, ABC):
             InputError: when the images are not of this type and shape.
         """
         checked = check_images(images, self.channels)
-        pieces = checked.split(_images_at_once(checked.shape[1] * checked.shape[2]))
+        pieces = checked.split(images_at_once(checked.shape[1] * checked.shape[2]))
         with evaluating(self):
             encoded = [parts(self._encode(piece.to(self.device))) for piece in pieces]
         whole = tuple(torch.cat(part) for part in zip(*encoded, strict=True))
@@ -164,7 +164,7 @@ class Tokenizer(nn.Module, ABC):
         """
         checked = self._check_symbols(symbols)
         height, width = self._size_of(checked, size)
-        pieces = zip(*(part.split(_images_at_once(height * width)) for part in checked), strict=True)
+        pieces = zip(*(part.split(images_at_once(height * width)) for part in checked), strict=True)
         with evaluating(self):
             images = []
             for piece in pieces:
@@ -265,7 +265,8 @@ def _conversion(images: torch.Tensor) -> str:
     return "if all values lie in 0..255 convert them with images.astype(np.uint8)"
 
 
-def _images_at_once(pixels: int) -> int:
+def images_at_once(pixels: int) -> int:
+    """Images of so many pixels that pass through a network together."""
     return max(1, min(1024, PIXELS_AT_ONCE // pixels))
 
 

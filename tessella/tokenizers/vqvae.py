@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import Decoder, Encoder
-from tessella.tokenizers.base import Tokenizer, TokenizerOutput
-from tessella.tokenizers.quantizers import create_quantizer
+from tessella.tokenizers.reconstruction import Quantized, ReconstructingTokenizer, fresh_quantizer, pad_images
 
 
-class VQVAE(Tokenizer):
+class VQVAE(ReconstructingTokenizer):
     """Images to a ``downsample`` times smaller grid of codes, and back to nearly the same images.
 
     Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``, the first over pixels on the scale -1..1, the
@@ -33,7 +32,11 @@ class VQVAE(Tokenizer):
         downsample: pixels along each side of a code: a power of two, 1 to keep the size.
         residual_blocks: in the encoder, and in the decoder.
         beta: weight of the commitment loss.
-        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`.
+        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size`` and ``beta`` go to those
+            that take them.
+        options: further arguments of the quantizer, such as ``{"depth": 4}``.
+        likelihood: ``mse`` or ``logistic`` to state probabilities of pixels, see
+            :meth:`~tessella.tokenizers.reconstruction.ReconstructingTokenizer.log_likelihood`.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -58,27 +61,23 @@ class VQVAE(Tokenizer):
         residual_blocks: int = 2,
         beta: float = 0.25,
         quantizer: str = "vq-ema",
+        options: Mapping[str, Any] | None = None,
+        likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
-        super().__init__(image_size, channels)
+        super().__init__(image_size, channels, likelihood)
         if downsample < 1 or downsample & (downsample - 1):
             raise ConfigError(f"downsample must be a power of two, got {downsample}")
         if hidden < 2 or residual_blocks < 0:
             raise ConfigError(
                 f"hidden must be at least 2 and residual_blocks at least 0, got {hidden} and {residual_blocks}"
             )
+        self.codebook_size, self.options = codebook_size, dict(options or {})
         self.hidden, self.residual_blocks, self.beta = hidden, residual_blocks, beta
         stages = downsample.bit_length() - 1
-        self.quantizer = create_quantizer(
-            quantizer, dim=code_dim, codebook_size=codebook_size, beta=beta, seed=int(torch.randint(2**31, ()))
-        )
+        self.quantizer = fresh_quantizer(quantizer, self.options, dim=code_dim, codebook_size=codebook_size, beta=beta)
         self.encoder = Encoder(channels, hidden, code_dim, stages, residual_blocks)
-        self.decoder = Decoder(channels, hidden, code_dim, stages, residual_blocks)
+        self.decoder = Decoder(self.outputs, hidden, code_dim, stages, residual_blocks)
         self._stride = 2**stages
-
-    @property
-    def lossless(self) -> bool:
-        """False: what comes back is a reconstruction."""
-        return False
 
     @property
     def stride(self) -> int:
@@ -94,48 +93,26 @@ class VQVAE(Tokenizer):
         return {
             "image_size": list(self.image_size),
             "channels": self.channels,
-            "codebook_size": self.quantizer.levels,
+            "codebook_size": self.codebook_size,
             "hidden": self.hidden,
             "code_dim": self.quantizer.dim,
             "downsample": self.stride,
             "residual_blocks": self.residual_blocks,
             "beta": self.beta,
             "quantizer": self.quantizer.name,
+            "options": dict(self.options),
+            "likelihood": self.likelihood.kind if self.likelihood is not None else "",
         }
 
-    def forward(self, images: torch.Tensor) -> TokenizerOutput:
-        """A pass over a batch; in training mode the codebook learns from it.
+    def quantize(self, images: torch.Tensor) -> Quantized:
+        out = self.quantizer(self.encode_float(images))
+        return Quantized(out.z, out.symbols, out.losses, out.stats)
 
-        Args:
-            images: ``[n, h, w, channels]``, uint8, or floats in 0..1.
-
-        Returns:
-            With the losses ``loss`` (to optimize), ``mse`` of the reconstruction on the scale 0..1, and ``commitment``.
-        """
-        target = self._unit(images)
-        quantized = self.quantizer(self.encode_float(target))
-        reconstruction = self.decode_float(quantized.z)[:, : target.shape[1], : target.shape[2]]
-        mse = F.mse_loss(reconstruction.to(target.dtype), target)
-        losses = {"loss": 4 * mse + torch.stack(list(quantized.losses.values())).sum(), "mse": mse.detach()}
-        losses |= {name: loss.detach() for name, loss in quantized.losses.items()}
-        return TokenizerOutput(reconstruction, quantized.symbols, losses, quantized.stats)
+    def look_up(self, symbols: torch.Tensor) -> torch.Tensor:
+        return self.quantizer.decode(symbols)
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
-        x = (2 * images - 1).permute(0, 3, 1, 2)
-        x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride), mode="replicate")
-        return self.encoder(x).permute(0, 2, 3, 1)
+        return self.encoder(pad_images(images, self.stride)).permute(0, 2, 3, 1)
 
-    def decode_float(self, features: torch.Tensor) -> torch.Tensor:
-        return (self.decoder(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + 1) / 2
-
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.quantizer.encode(self.encode_float(self._unit(images)))
-
-    def _decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        images = self.decode_float(self.quantizer.decode(symbols))
-        return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-    def _unit(self, images: torch.Tensor) -> torch.Tensor:
-        """Images on the scale 0..1, in the type of the weights."""
-        dtype = next(self.parameters()).dtype
-        return images.to(dtype) if images.is_floating_point() else images.to(dtype) / 255
+    def parameters_of(self, features: torch.Tensor) -> torch.Tensor:
+        return self.decoder(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

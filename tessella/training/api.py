@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessella import codes, data, files
 from tessella import config as configs
-from tessella import data, files
 from tessella.config import AdversarialConfig, Recipe, TrainConfig
 from tessella.data.hashes import image_hashes
 from tessella.data.store import StoredImages
@@ -25,12 +25,14 @@ from tessella.grid import Grid
 from tessella.models import DensityModel, Prior, create_prior
 from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
 from tessella.tokenizers import Tokenizer, create_tokenizer
+from tessella.tokenizers.vae import VAE, create_vae
 from tessella.training import checkpoint, loop
 from tessella.training.adversarial import AdversarialTask
 from tessella.training.examples import Examples
 from tessella.training.prepare import prepare
 from tessella.training.run import Progress, RunDirectory, environment
 from tessella.training.tasks import DensityTask, Task, TokenizerTask
+from tessella.training.vae import VAETask
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""
@@ -52,7 +54,7 @@ class Run:
         """Validation figures of the weights that were kept."""
         return self.progress.figures
 
-    def load(self) -> Generator | Tokenizer:
+    def load(self) -> Generator | Tokenizer | VAE:
         """The trained model."""
         return load(self.path)
 
@@ -70,7 +72,7 @@ class _Part:
 
 
 def train(
-    model: Prior | Tokenizer,
+    model: Prior | Tokenizer | VAE,
     images: Any,
     *,
     out: Path | str,
@@ -82,7 +84,7 @@ def train(
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> Run:
-    """Train a density model, a tokenizer, or a prior on a tokenizer's codes.
+    """Train a density model, a tokenizer, a prior on a tokenizer's codes, or a VAE.
 
     Args:
         model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
@@ -132,7 +134,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     _refuse_taken(out, resume)
     if recipe.prior_of and not resume:
         locate(recipe.prior_of)
-    images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, "valid")
+    images, held_out = _split(recipe, "train"), _split(recipe, "valid")
     _check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
@@ -157,7 +159,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     return _run(model, tokenizer, learned, validated, recipe.train, Path(out), facts, resume, say)
 
 
-def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior | Tokenizer, Tokenizer | None]:
+def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior | Tokenizer | VAE, Tokenizer | None]:
     """The model of a recipe for these images, and the tokenizer of a prior."""
     height, width, channels = images.images.shape[1:]
     if recipe.tokenizer:
@@ -166,15 +168,19 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior 
             raise ConfigError("the tokenizer's image_size and channels follow from data.size and data.channels")
         sizes = {"image_size": (height, width), "channels": channels} | dict(named.sizes)
         return create_tokenizer(named.name, seed=named.seed, **sizes), None
+    if recipe.vae:
+        if {"image_size", "channels", "levels"} & set(recipe.vae.sizes):
+            raise ConfigError("the VAE's image_size, channels and levels follow from the table [data]")
+        shape = {"image_size": (height, width), "channels": channels, "levels": images.levels}
+        return create_vae(seed=recipe.vae.seed, **shape, **recipe.vae.sizes), None
     assert recipe.model is not None
     tokenizer = None
     grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)
     if prior_of:
         loaded = load(prior_of)
         if not isinstance(loaded, Tokenizer):
-            raise ConfigError(
-                f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a density model"
-            )
+            kind = "VAE" if isinstance(loaded, VAE) else "density model"
+            raise ConfigError(f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a {kind}")
         tokenizer = loaded
         if (tuple(tokenizer.image_size), tokenizer.channels) != ((height, width), channels):
             raise ConfigError(
@@ -196,10 +202,22 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior 
     return model, tokenizer
 
 
+def _split(recipe: Recipe, split: str) -> data.ImageSet:
+    """The images of a split, or their codes where the source is codes on disk."""
+    kind, _, path = recipe.data.source.partition(":")
+    if kind != "codes":
+        return data.load(recipe.data, split)
+    if not recipe.prior_of:
+        raise ConfigError("codes are for a prior: name the tokenizer that made them with --tokenizer RUN")
+    return codes.load_split(path, split)
+
+
 def _of_arrays(examples: Examples, images: Any) -> _Part:
     """Examples made of arrays or an image set, with what they are."""
     if isinstance(images, data.ImageSet):
         return _Part(examples, images.identity(), images.hashes(), images.skipped)
+    if isinstance(images, codes.CodeSet):
+        return _Part(examples, images.identity(), images.hashes())
     first = examples.variants[0]
     shape = {"count": len(first), "shape": list(first.shape[1:])}
     if isinstance(images, StoredImages):
@@ -225,7 +243,7 @@ def _check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
         )
 
 
-def _pair(model: Prior | Tokenizer, images: Any, labels: Any) -> tuple[Any, Any]:
+def _pair(model: Prior | Tokenizer | VAE, images: Any, labels: Any) -> tuple[Any, Any]:
     """Images and labels; an image set brings its own labels, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
@@ -237,7 +255,7 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
-    if isinstance(images, (StoredImages, data.ImageSet)):
+    if isinstance(images, (StoredImages, data.ImageSet, codes.CodeSet)):
         raise InputError('give valid= too, for example data.load(config, "valid"): images of a source come divided')
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     held, rest = np.sort(order[: max(1, n // 10)]), np.sort(order[max(1, n // 10) :])
@@ -249,7 +267,7 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def _run(
-    model: Prior | Tokenizer,
+    model: Prior | Tokenizer | VAE,
     tokenizer: Tokenizer | None,
     learned: _Part,
     held_out: _Part,
@@ -260,19 +278,19 @@ def _run(
     say: Callable[[str], None],
 ) -> Run:
     """Set up, start or resume, train, and leave the best weights in ``model``."""
-    if not isinstance(model, Tokenizer):
+    if not isinstance(model, (Tokenizer, VAE)):
         if isinstance(model, DensityModel) and model.conditioning.codes is not None:
             raise ConfigError(
                 "a model conditioned on codes trains beside the prior of those: give a ts.Hierarchy of both"
             )
         model.null_class = model.null_class and not (model.classes and not config.condition_dropout)
     elif config.checkpointing:
-        raise ConfigError("train.checkpointing serves density models: leave it out for a tokenizer")
+        raise ConfigError("train.checkpointing serves density models: leave it out for a tokenizer or a VAE")
     examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT, VALID_BYTES)
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
     with _threads(config.threads), contextlib.ExitStack() as stack:
-        if not isinstance(model, Tokenizer):
+        if not isinstance(model, (Tokenizer, VAE)):
             stack.callback(setattr, model, "checkpointing", model.checkpointing)
             model.checkpointing = model.checkpointing or config.checkpointing
         fabric = loop.create_fabric(config)
@@ -323,7 +341,7 @@ def _save_baseline(task: Task, learned: _Part, out: Path) -> None:
 
 
 def _task(
-    model: Prior | Tokenizer,
+    model: Prior | Tokenizer | VAE,
     tokenizer: Tokenizer | None,
     examples: Examples,
     config: TrainConfig,
@@ -335,6 +353,8 @@ def _task(
         terms: AdversarialConfig = configs.from_dict(AdversarialConfig, recipe["adversarial"], "adversarial")
         height, width = examples.variants[0].shape[1:3]
         return AdversarialTask(model, terms, config, len(examples), (height, width))
+    if isinstance(model, VAE):
+        return VAETask(model)
     if tokenizer is None and isinstance(model, DensityModel) and examples.pixels:
         tokenizer = pixel_generator(model).tokenizer
     return DensityTask(model, tokenizer)
@@ -423,7 +443,7 @@ def _describe(session: loop.Session) -> str:
     )
 
 
-def _take_best(model: Prior | Tokenizer, out: Path) -> None:
+def _take_best(model: Prior | Tokenizer | VAE, out: Path) -> None:
     path = locate(out)
     if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
         path = path / "prior"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from tessella import data
+from tessella.codes import Variant as Codes
 from tessella.data.store import StoredImages
 
-Variant = torch.Tensor | StoredImages
-"""Images or symbols in memory, or images on disk that are read as they are needed."""
+Variant = torch.Tensor | StoredImages | Codes
+"""Images or symbols in memory, or on disk, where they are read as they are needed."""
 
 
 @dataclass

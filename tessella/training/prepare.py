@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from tessella.codes import CodeSet, cached, open_codes
 from tessella.config import TrainConfig
 from tessella.data.store import StoredImages
-from tessella.errors import InputError
+from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
 from tessella.pipeline import Generator
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.base import check_images, parts
+from tessella.tokenizers.vae import VAE
 from tessella.training.examples import Examples, Variant
+
+IN_MEMORY = 1 << 30
+"""Bytes of codes that are read into memory as a whole; more stay on disk."""
 
 ENCODED_AT_ONCE = 256
 """Images that are made codes of together, for a prior."""
 
 
 def prepare(
-    model: Prior | Tokenizer,
+    model: Prior | Tokenizer | VAE,
     images: Any,
     labels: Any,
     tokenizer: Tokenizer | None,
@@ -49,12 +55,20 @@ def prepare(
 
 def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[Variant]:
     """What a step sees of each image: its pixels or symbols, and of a prior the codes of its mirror image too."""
+    if isinstance(images, CodeSet):
+        if tokenizer is None or isinstance(model, Tokenizer):
+            raise InputError("stored codes are for a prior: give the tokenizer that made them")
+        Generator(tokenizer, model)  # refuses a prior that does not fit
+        return _of_codes(open_codes(images.path, tokenizer), flip)
     pixels = _pixels(model, images, tokenizer)
     if pixels is None:  # symbols, already encoded
         return [_symbols(model, images)]
     if tokenizer is None or isinstance(model, Tokenizer):
         return [pixels]
     Generator(tokenizer, model)  # refuses a prior that does not fit
+    kept = cached(tokenizer, pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels, flip)
+    if kept is not None:
+        return _of_codes(kept, flip)
     plain, mirrored = [], []
     for start in range(0, len(pixels), ENCODED_AT_ONCE):
         part = torch.as_tensor(pixels[start : start + ENCODED_AT_ONCE])
@@ -62,6 +76,18 @@ def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) 
         if flip:
             mirrored.append(_compact(tokenizer.encode(part.flip(2)), tokenizer.grids()))
     return [torch.cat(variant) for variant in (plain, mirrored) if variant]
+
+
+def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
+    """Stored codes, in memory where they are few."""
+    if flip and not codes.mirrored:
+        raise ConfigError(
+            f"data.flip needs the codes of mirrored images, and {codes.path} has none: tessella tokenize --mirrored "
+            "makes them, data.flip=false does without"
+        )
+    variants = [codes.variant(), codes.variant(mirrored=True)][: 1 + flip]
+    size = len(variants) * math.prod(variants[0].shape) * variants[0].dtype.itemsize
+    return [torch.from_numpy(variant[:]) if size <= IN_MEMORY else variant for variant in variants]
 
 
 def _symbols(model: Prior, given: Any) -> torch.Tensor:

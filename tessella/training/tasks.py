@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tessella import files
+from tessella.doctor import Watch
 from tessella.grid import LN2, Grid
 from tessella.metrics import mean_squared_error, psnr
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
@@ -170,6 +171,10 @@ class TokenizerTask(Task):
     unit = "loss"
     metric = "mse"
 
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.watch = Watch()
+
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         out = self.module(x)
         return {**out.losses, **out.stats}
@@ -189,7 +194,7 @@ class TokenizerTask(Task):
         for number, book in enumerate(books):
             of = f"/{number}" if len(books) > 1 else ""
             figures |= {f"codebook_used{of}": float(book.used), f"code_perplexity{of}": book.perplexity}
-        return figures
+        return figures | self.watch.figures(module, [book.counts for book in books])
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
         assert isinstance(module, Tokenizer)

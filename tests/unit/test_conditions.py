@@ -56,7 +56,7 @@ def test_the_shape_of_missing_codes_is_told() -> None:
 
 def test_training_on_codes_as_condition_is_refused_at_once(tmp_path: Path) -> None:
     model = ts.create("transformer", GRID, codes=ts.Grid(1, 2, 1, 8), layers=1, width=8, heads=2)
-    with pytest.raises(ConfigError, match="create the model without codes="):
+    with pytest.raises(ConfigError, match="give a ts.Hierarchy of both"):
         ts.train(model, np.zeros((8, 2, 2, 1), np.int64), out=tmp_path / "run", steps=1)
 
 

@@ -24,6 +24,7 @@ from tessella.training import train_recipe
 
 pytest.importorskip("matplotlib")
 page = pytest.importorskip("tessella.page")
+codes = pytest.importorskip("tessella.page.codes")
 
 
 @pytest.fixture(scope="module")
@@ -218,19 +219,54 @@ def vqvae() -> Tokenizer:
 
 def test_the_atlas_shows_the_most_used_first_and_crosses_out_the_unused() -> None:
     tokenizer, counts = vqvae(), np.arange(64)
-    picture = page.atlas(tokenizer, counts)
+    picture = codes.atlas(tokenizer, [counts])
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1]))))
     decoded = tokenizer.decode(torch.full((1, 5, 5, 1), 63), (10, 10))[0, 4:6, 4:6, 0].numpy()
     assert np.array_equal(shown[:32:16, :32:16, 0], decoded)
     assert shown.shape[:2] == (4 * 34 - 2, 16 * 34 - 2)
     assert shown[-1, -1].tolist() == [220, 40, 40]
     assert "crossed out" in picture.note
-    assert "crossed out" not in page.atlas(tokenizer, counts + 1).note
+    assert "crossed out" not in codes.atlas(tokenizer, [counts + 1]).note
+
+
+def several(name: str) -> Tokenizer:
+    torch.manual_seed(0)
+    options = {"options": {"depth": 3}, "quantizer": "residual-vq"} if name == "vqvae" else {}
+    sizes = {"hidden": 8, "code_dim": 4, "codebook_size": 8} | options
+    return ts.create_tokenizer(name, image_size=[16, 16], channels=3, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "titles"), [("vqvae", ["depth 0", "depth 1", "depth 2"]), ("vqvae2", ["grid 0", "grid 1"])]
+)
+def test_each_of_several_codebooks_is_shown(name: str, titles: list[str]) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(6, 16, 16, 3), dtype=np.uint8)
+    book = codes.codebooks(several(name), data.ImageSet(pixels, None))
+    assert [part["title"] for part in book["books"]] == titles
+    assert all(any(line.startswith(title) for line in book["diagnosis"]) for title in titles)
+    assert all(part["rows"] and part["histogram"] and part["atlas"].uri for part in book["books"])
+
+
+@pytest.mark.parametrize(("name", "books"), [("vqvae", 3), ("vqvae2", 2)])
+def test_reconstructions_have_a_map_of_each_codebook(name: str, books: int) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(4, 13, 10, 3), dtype=np.uint8)
+    picture = codes.rebuilt(several(name), data.ImageSet(pixels, None))
+    shown = Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1])))
+    assert round(shown.height / (shown.width / 4 * 13 / 10)) == 3 + books
+    assert f"of each of {books} codebooks" in picture.note
+
+
+def test_the_atlas_of_a_depth_changes_that_depth_alone() -> None:
+    tokenizer, counts = several("vqvae"), [np.eye(8, dtype=int)[code] for code in (2, 5, 7)]
+    patches = codes._patches(tokenizer, counts, 1, np.array([5, 0]), 20)
+    for row, code in zip(patches, (5, 0), strict=True):
+        symbols = torch.tensor([2, code, 7]).expand(1, 5, 5, 3)
+        assert np.array_equal(row, tokenizer.decode(symbols, (20, 20))[0].numpy())
 
 
 def test_a_code_map_has_a_colour_for_each_code() -> None:
     symbols = np.array([[[0, 1], [2, 0]]])
-    shown = page.code_map(symbols, 3, 2, (4, 3))
+    shown = codes.code_map(symbols, 3, 2, (4, 3))
     assert shown.shape == (1, 4, 3, 3)
     assert np.array_equal(shown[0, 0, 0], shown[0, 1, 1])
     assert len({tuple(shown[0, y, x]) for y, x in ((0, 0), (0, 2), (2, 0))}) == 3

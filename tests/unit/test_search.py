@@ -121,3 +121,22 @@ def test_float64_stays_float64() -> None:
     exact = codebook.square().sum(1) - 2 * vectors @ codebook.T
     torch.testing.assert_close(scores, exact.min(1).values, rtol=0, atol=1e-12)
     assert torch.equal(symbols, exact.argmin(1))
+
+
+@pytest.mark.parametrize("kind", ["0", "1"])
+def test_a_codebook_that_learns_by_gradients_can_be_searched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSELLA_KERNEL", kind)
+    vectors, codebook = some(20, 4), some(10, 4, seed=1)
+    symbols, scores = search.nearest(vectors, torch.nn.Parameter(codebook))
+    assert torch.equal(symbols, search.nearest(vectors, codebook)[0])
+    assert not scores.requires_grad
+
+
+def test_torch_compile_leaves_search_and_sums_alone() -> None:
+    vectors, codebook = some(100, 6), some(20, 6, seed=1)
+
+    def sums(vectors: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = search.cluster(2 * vectors, search.nearest(2 * vectors, codebook)[0], 20)[1]
+        return total + 1
+
+    torch.testing.assert_close(torch.compile(sums, backend="aot_eager")(vectors), sums(vectors))

@@ -22,6 +22,7 @@ PANEL = 32
 """Codes that the compiled search takes at a time; it packs them in so many."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile must not trace what passes addresses
 @torch.no_grad()
 def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest code of each vector.
@@ -39,6 +40,7 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor
     return _nearest(vectors, codebook)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cluster(vectors: torch.Tensor, symbols: torch.Tensor, codes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """How many vectors each code got, ``[codes]``, and their sums ``[codes, dim]``."""
     counts, sums = vectors.new_zeros(codes), vectors.new_zeros(codes, vectors.shape[1])
