@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tessella.codes import CodeSet, open_codes, tokenize
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tessella.sampling import complete, replay, sample, stream
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
     from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
+    from tessella.tokenizers.vae import VAE, create_vae
     from tessella.training import train
 
 __version__ = "0.1.0"
@@ -43,6 +45,11 @@ _HOMES = {
     "create_tokenizer": "tokenizers",
     "QUANTIZERS": "tokenizers.quantizers",
     "create_quantizer": "tokenizers.quantizers",
+    "VAE": "tokenizers.vae",
+    "create_vae": "tokenizers.vae",
+    "CodeSet": "codes",
+    "open_codes": "codes",
+    "tokenize": "codes",
     "Generator": "pipeline",
     "load": "pipeline",
     "train": "training",
@@ -51,9 +58,10 @@ _HOMES = {
     "evaluate": "evaluation",
 }
 
-__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "DensityModel", "Generator", "Grid", "Hierarchy"]
-__all__ += ["Tokenizer", "assess", "compare", "complete", "create", "create_prior", "create_quantizer"]
-__all__ += ["create_tokenizer", "evaluate", "load", "replay", "sample", "stream", "train"]
+__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "VAE", "CodeSet", "DensityModel", "Generator", "Grid"]
+__all__ += ["Hierarchy", "Tokenizer", "assess", "compare", "complete", "create", "create_prior", "create_quantizer"]
+__all__ += ["create_tokenizer", "create_vae", "evaluate", "load", "open_codes", "replay", "sample", "stream"]
+__all__ += ["tokenize", "train"]
 
 
 def __getattr__(name: str) -> Any:

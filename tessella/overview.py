@@ -30,6 +30,9 @@ from tessella.pipeline import Generator, fingerprint, is_bundled, load, load_mod
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.tokenizers.vae import VAE
 
+METRICS = ("valid/precedence", "valid/mse", "valid/bits_per_dim")
+"""What the best weights of a run minimize: the first of these that it logs."""
+
 QUIET = 600.0
 """Seconds without a new line of the log after which a run that should be training probably is not."""
 
@@ -430,7 +433,8 @@ def _progress(stored: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[
         return progress
     progress["step"] = entries[-1]["step"]
     progress["seconds"] = next((e["seconds"] for e in reversed(entries) if "seconds" in e), 0.0)
-    metric = "valid/mse" if (stored.get("task") or {}).get("kind") == "tokenizer" else "valid/bits_per_dim"
+    logged = {name for entry in entries for name in entry}
+    metric = next((name for name in METRICS if name in logged), METRICS[-1])
     measured = [entry for entry in entries if isinstance(entry.get(metric), (int, float))]
     if measured:
         best = min(measured, key=lambda entry: entry[metric])

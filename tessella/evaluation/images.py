@@ -116,4 +116,6 @@ def data_config(path: Path) -> DataConfig:
     if not recipe or not recipe.get("data"):
         raise DataError(f"{path} was trained on arrays: name data to evaluate on with --data")
     config: DataConfig = from_dict(DataConfig, recipe["data"], "data")
+    if config.source.startswith("codes:"):
+        raise DataError(f"{path} was trained on stored codes ({config.source}): name images with --data")
     return config

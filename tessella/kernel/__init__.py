@@ -1,5 +1,5 @@
-"""What is compiled: programs (``tessella.nn.program``) and the search of codebooks. Two small C++ files, built when they
-are first needed.
+"""What is compiled: programs (``tessella.nn.program``) and the search of codebooks: two small C++ files, built when
+first needed.
 
 It needs a C++ compiler (``c++``, or what ``CXX`` names). Without one, or with ``TESSELLA_KERNEL=0`` in the environment,
 everything runs in plain torch, slower, with the same results to rounding. The library lies in ``kernel/`` of the cache

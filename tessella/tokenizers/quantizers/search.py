@@ -49,6 +49,8 @@ def cluster(vectors: torch.Tensor, symbols: torch.Tensor, codes: int) -> tuple[t
         assert library is not None
         rows, own = vectors.contiguous(), symbols.contiguous()
         assert len(own) == len(rows)
+        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < codes:
+            raise IndexError(f"symbols must lie in 0..{codes - 1}, got {int(own.min())}..{int(own.max())}")
         at = [tensor.data_ptr() for tensor in (rows, own, counts, sums)]
         library.tessella_cluster(at[0], at[1], len(rows), rows.shape[1], at[2], at[3], torch.get_num_threads())
         return counts, sums
@@ -62,10 +64,13 @@ def kmeans(vectors: torch.Tensor, codes: int, generator: torch.Generator, rounds
     Codes are seeded at vectors drawn with probability proportional to the squared distance from the codes so far, as in
     k-means++ (Arthur and Vassilvitskii 2007), but twice as many a round (Bahmani et al. 2012).
     """
-    codebook = vectors[torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)]
+    codebook = new = vectors[torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)]
+    squares, scores = vectors.square().sum(dim=1), vectors.new_full((len(vectors),), torch.inf)
     while len(codebook) < codes:
         more = min(len(codebook), codes - len(codebook))
-        codebook = torch.cat([codebook, vectors[_far(vectors, codebook, more, generator)]])
+        scores = torch.minimum(scores, nearest(vectors, new)[1])
+        new = vectors[_far(scores + squares, more, generator)]
+        codebook = torch.cat([codebook, new])
     for _ in range(rounds):
         symbols, _ = nearest(vectors, codebook)
         counts, sums = cluster(vectors, symbols, codes)
@@ -110,9 +115,9 @@ def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tenso
     return symbols, scores
 
 
-def _far(vectors: torch.Tensor, codebook: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    """Rows of vectors, drawn by their squared distance from the codes."""
-    _, scores = nearest(vectors, codebook)
-    weights = (scores + vectors.square().sum(dim=1)).clamp_min(0).cpu().double()
+def _far(distances: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    """Places of vectors, drawn by their squared distances from the nearest code ``[n]``."""
+    weights = distances.clamp_min(0).cpu().double()
     weights += 1e-9 * weights.mean() + 1e-30  # where all vectors are codes already, any will do
-    return torch.multinomial(weights, number, replacement=len(vectors) < number, generator=generator).to(vectors.device)
+    chosen = torch.multinomial(weights, number, replacement=len(weights) < number, generator=generator)
+    return chosen.to(distances.device)
