@@ -32,6 +32,13 @@ def test_the_tables_of_performance_are_the_measured_ones() -> None:
     assert performance("filled")(text) == text, "run python scripts/performance_tables.py"
 
 
+def test_the_tables_of_tokenizers_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    filled = runpy.run_path(str(ROOT / "scripts" / "tokenizer_tables.py"))["filled"]
+    text = (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    assert filled(text) == text, "run python scripts/tokenizer_tables.py"
+
+
 def test_the_table_of_times_says_what_was_measured() -> None:
     row = {"work": "nade", "model": "nade", "batch": 16, "commit": "abc", "ms_a_step": {"naive": 12.5, "plain": 0.25}}
     row |= {
