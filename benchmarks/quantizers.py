@@ -1,9 +1,9 @@
 """Seconds and memory of ``vq-ema`` and of other libraries' quantizers: forward and moving averages, no backward.
 
-    PEERS_DIR=... python benchmarks/quantizers.py [--rounds 5] [--cases 64x512 64x8192] [--only tessella]
+    PEERS_DIR=... python benchmarks/quantizers.py [--series 3] [--rounds 5] [--cases 64x512 64x8192] [--only tessella]
 
-65,536 vectors in training mode. Every case runs in processes of its own, in turn, each telling the median of its calls
-and what its largest resident size is beyond that before the second call (the first places the codes: ``first_s``, and
+65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median of its
+calls (the middle process counts) and what its largest resident size is beyond that before the second call (the first places the codes: ``first_s``, and
 ``first_mib``, the most of both). ``tessella`` is the compiled search, ``tessella, torch`` the same without a compiler;
 both are compared with a search in float64. Peers: vector-quantize-pytorch where it is installed
 (``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch (github.com/rosinality/vq-vae-2-pytorch) in a checkout
@@ -138,6 +138,14 @@ def child(name: str, case: str, options: argparse.Namespace) -> dict[str, Any]:
     return dict(json.loads(shown.stdout.splitlines()[-1]))
 
 
+def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of middle speed, with the seconds of all."""
+    if any("error" in row for row in rows):
+        return next(row for row in rows if "error" in row)
+    ordered = sorted(rows, key=lambda row: row["seconds"])
+    return ordered[len(rows) // 2] | {"series": [row["seconds"] for row in rows]}
+
+
 def judged(row: dict[str, Any]) -> dict[str, Any]:
     """Our row with its targets."""
     if not row["name"].startswith("tessella") or row["case"] not in TARGETS or "error" in row:
@@ -163,6 +171,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), help="length of a vector x codes")
     parser.add_argument("--only", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--series", type=int, default=3, help="processes of each, in turn")
     parser.add_argument("--most", type=float, default=15, help="GiB of a process")
     parser.add_argument("--out", default="")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
@@ -172,13 +181,15 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         print(json.dumps(one(options.one, options.cases[0], options.rounds)))
         return
+    for name in options.only:
+        if not installed(name):
+            print(f"{name} is not installed")
     rows: list[dict[str, Any]] = []
     for case in options.cases:
-        for name in options.only:
-            if not installed(name):
-                print(f"{case:>10} {name:24} is not installed")
-                continue
-            rows.append(judged({"name": name, "case": case, **child(name, case, options)}))
+        names = [name for name in options.only if installed(name)]
+        series = [[child(name, case, options) for name in names] for _ in range(options.series)]
+        for name, of_one in zip(names, zip(*series, strict=True), strict=True):
+            rows.append(judged({"name": name, "case": case, **middle(list(of_one))}))
             print(told(rows[-1]), flush=True)
     a = torch.randn(2048, 2048)
     product = alternate({"product": lambda: a @ a}, 5)["product"]["median"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError, InputError
@@ -102,3 +103,22 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """The codes exactly, in the type of ``z``; their gradient is that of ``z`` (Bengio et al. 2013)."""
     return _StraightThrough.apply(z, codes)
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(z, codes)
+        size = 1 << 18 if z.device.type == "cpu" else max(1, z.numel())
+        blocks = zip(z.flatten().split(size), codes.flatten().split(size), strict=True)
+        return torch.stack([F.mse_loss(a, b, reduction="sum") for a, b in blocks]).sum() / z.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        z, codes = ctx.saved_tensors
+        return (z - codes).mul_(gradients[0] * (2 / max(1, z.numel()))), None
+
+
+def mean_square(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of vectors and codes, which get no gradient; on a CPU nothing of their size is made."""
+    return _MeanSquare.apply(z, codes)

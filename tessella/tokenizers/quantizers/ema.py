@@ -14,6 +14,7 @@ from tessella.tokenizers.quantizers.codebook import (
     flat,
     fresh_codes,
     generator_at,
+    mean_square,
     plain,
     straight_through,
 )
@@ -95,7 +96,7 @@ class EMAVectorQuantizer(Quantizer):
                 self._place(vectors)
             symbols, _ = nearest(vectors, self.codebook)
             codes = F.embedding(symbols, self.codebook).view_as(wide)
-            losses = {"commitment": self.beta * F.mse_loss(wide, codes)}
+            losses = {"commitment": self.beta * mean_square(wide, codes)}
             passed = self._passed(wide, codes).to(z.dtype)
             revived = self._learn(vectors, symbols, step) if self.training else self.counts.new_zeros(())
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts), "revived": revived}
