@@ -2,12 +2,12 @@
 
     PEERS_DIR=... python benchmarks/quantizers.py [--series 3] [--rounds 5] [--cases 64x512 64x8192] [--only tessella]
 
-65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median of its
-calls (the middle process counts) and what its largest resident size is beyond that before the second call (the first places the codes: ``first_s``, and
-``first_mib``, the most of both). ``tessella`` is the compiled search, ``tessella, torch`` the same without a compiler;
-both are compared with a search in float64. Peers: vector-quantize-pytorch where it is installed
-(``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch (github.com/rosinality/vq-vae-2-pytorch) in a checkout
-in the folder that PEERS_DIR names. An address space of ``--most`` GiB is all that a process gets.
+65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median of
+its calls (the middle process counts) and what its largest resident size is beyond that before the second call (the
+first places the codes: ``first_s``, and ``first_mib``, the most of both). ``tessella`` is the compiled search, ``tessella,
+torch`` the same without a compiler; both are compared with a search in float64. Peers: vector-quantize-pytorch where it
+is installed (``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch (github.com/rosinality/vq-vae-2-pytorch) in
+a checkout in the folder that PEERS_DIR names. An address space of ``--most`` GiB is all that a process gets.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ TARGETS = {  # seconds in torch, seconds compiled, extra MB
 }
 CHECKED = 4096
 """Vectors that are searched in float64, too."""
+LEAST_SECONDS = 2.0
+"""Of calls, however short they are."""
 NEAR = 1e-5
 """Relative gap of squared distances under which float32 may take the other code."""
 PEERS = Path(os.environ.get("PEERS_DIR", "peers"))
@@ -104,7 +106,7 @@ def one(name: str, case: str, rounds: int) -> dict[str, Any]:
         row: dict[str, Any] = {"first_s": time.perf_counter() - started, "first_mib": peak() - base}
         base, noise, times = resident(), others(), list[float]()
         restart_peak()
-        while len(times) < (rounds if not times or times[0] < 4 else min(rounds, 2)):
+        while len(times) < (rounds if not times or times[0] < 4 else min(rounds, 2)) or sum(times) < LEAST_SECONDS:
             started = time.perf_counter()
             act(z)
             times.append(time.perf_counter() - started)

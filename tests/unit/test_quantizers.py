@@ -46,9 +46,10 @@ def distances(z: torch.Tensor, codebook: torch.Tensor) -> np.ndarray:
 def test_the_nearest_code_wins_in_pieces_too(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = vectors(101, dim), vectors(32, dim, seed=1)
     truth = distances(z, codebook)
-    monkeypatch.setattr(search, "LEAST_ROWS", 1)
-    for rows in (2048, 101, 10, 1):
-        monkeypatch.setattr(search, "BLOCK_BYTES", rows * codebook.element_size() * len(codebook))
+    for rows, codes, group in [(2048, 2048, 128), (101, 32, 8), (10, 16, 4), (7, 5, 5), (1, 1, 1), (50, 12, 4)]:
+        monkeypatch.setattr(search, "ROWS", rows)
+        monkeypatch.setattr(search, "CODES", codes)
+        monkeypatch.setattr(search, "GROUP", group)
         symbols, scores = search.nearest(z, codebook)
         assert symbols.tolist() == truth.argmin(1).tolist()
         torch.testing.assert_close(scores + z.square().sum(1), torch.from_numpy(truth.min(1)))

@@ -27,7 +27,7 @@ def some(n: int, dim: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 65])
-@pytest.mark.parametrize("codes", [2, 31, 32, 33, 257])
+@pytest.mark.parametrize("codes", [2, 31, 32, 33, 257, 384])
 @pytest.mark.parametrize("n", [0, 1, 11, 12, 13, 200])
 def test_the_nearest_code_is_that_of_brute_force(find: Search, n: int, codes: int, dim: int) -> None:
     vectors, codebook = some(n, dim), some(codes, dim, seed=1)
@@ -60,6 +60,13 @@ def test_the_lowest_of_equal_codes_wins(find: Search) -> None:
 def test_a_tie_between_two_different_codes_goes_to_the_lower(find: Search) -> None:
     codebook = torch.tensor([[5.0], [3.0], [1.0], [-1.0]])
     assert find(torch.tensor([[2.0], [4.0], [0.0]]), codebook)[0].tolist() == [1, 0, 2]
+
+
+def test_of_equal_scores_in_several_groups_and_blocks_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CODES", 16)
+    monkeypatch.setattr(search, "GROUP", 4)
+    codebook = torch.tensor([5.0, 3.0, 1.0, -1.0]).repeat_interleave(10)[:, None]
+    assert search._nearest(torch.tensor([[2.0], [4.0], [0.0], [-9.0]]), codebook)[0].tolist() == [10, 0, 20, 30]
 
 
 def test_vectors_that_are_not_finite_get_some_code(find: Search) -> None:
