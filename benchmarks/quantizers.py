@@ -2,12 +2,13 @@
 
     PEERS_DIR=... python benchmarks/quantizers.py [--series 3] [--rounds 5] [--cases 64x512 64x8192] [--only tessella]
 
-65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median of
-its calls (the middle process counts) and what its largest resident size is beyond that before the second call (the
-first places the codes: ``first_s``, and ``first_mib``, the most of both). ``tessella`` is the compiled search, ``tessella,
-torch`` the same without a compiler; both are compared with a search in float64. Peers: vector-quantize-pytorch where it
-is installed (``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch (github.com/rosinality/vq-vae-2-pytorch) in
-a checkout in the folder that PEERS_DIR names. An address space of ``--most`` GiB is all that a process gets.
+65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median
+of its calls (the middle process counts) and what its largest resident size is beyond that before the second call (the
+first places the codes: ``first_s``, and ``first_mib``, the most of both). ``tessella`` is the compiled search,
+``tessella, torch`` the same without a compiler; both are compared with a search in float64. Peers:
+vector-quantize-pytorch where it is installed (``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch
+(github.com/rosinality/vq-vae-2-pytorch) in a checkout in the folder that PEERS_DIR names. An address space of
+``--most`` GiB is all that a process gets.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError, InputError
@@ -109,9 +108,12 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
-        size = 1 << 18 if z.device.type == "cpu" else max(1, z.numel())
-        blocks = zip(z.flatten().split(size), codes.flatten().split(size), strict=True)
-        return torch.stack([F.mse_loss(a, b, reduction="sum") for a, b in blocks]).sum() / z.numel()
+        size = 1 << 17 if z.device.type == "cpu" else max(1, z.numel())
+        total, room = z.new_zeros(()), z.new_empty(min(size, z.numel()))
+        for a, b in zip(z.flatten().split(size), codes.flatten().split(size), strict=True):
+            difference = torch.sub(a, b, out=room[: len(a)])
+            total += difference.dot(difference)
+        return total / z.numel()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
