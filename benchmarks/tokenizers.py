@@ -5,7 +5,8 @@
 ``vqvae``: a step (forward, backward, Adam) over 128 images of 32x32x3, with 256 channels and 512 codes of 64 numbers.
 The peer is pythae's VQVAE with moving averages (github.com/clementchadebec/benchmark_VAE), which takes its encoder and
 its decoder from outside: it gets nets of its own of our classes, so that both do the same work, in torch's usual memory
-format and channels last. ``--compile`` adds both under torch.compile.
+format and channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which is what
+``train.compile`` does.
 
 ``vqgan``: images of 256x256 to 16x16 codes and back, one at a time, random weights, 128 channels times 1-1-2-2-4.
 Peers: taming-transformers (github.com/CompVis/taming-transformers) and LlamaGen
@@ -31,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tessella as ts
 from tessella.tokenizers.autoencoder import Decoder, Encoder
+from tessella.training.tasks import TokenizerTask
 
 BATCH, HIDDEN, CODES, CODE_DIM, STAGES, BLOCKS = 128, 256, 512, 64, 2, 2
 STEP_TARGET = 0.70
@@ -72,8 +74,10 @@ def our_vqvae(x: torch.Tensor, compiled: bool = False) -> tuple[nn.Module, Act]:
         "vqvae", image_size=(32, 32), channels=3, codebook_size=CODES, hidden=HIDDEN, code_dim=CODE_DIM,
         downsample=2**STAGES, residual_blocks=BLOCKS,
     )  # fmt: skip
-    run = torch.compile(model) if compiled else model
-    return model, step_of(model, lambda: run(x).losses["loss"], fused=True)
+    if compiled:
+        for net in TokenizerTask(model).networks():
+            net.compile()
+    return model, step_of(model, lambda: model(x).losses["loss"], fused=True)
 
 
 def pythae(folder: Path, x: torch.Tensor, last: bool = False, compiled: bool = False) -> tuple[nn.Module, Act]:
@@ -104,8 +108,10 @@ def pythae(folder: Path, x: torch.Tensor, last: bool = False, compiled: bool = F
     layout = torch.channels_last if last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
     images = x.movedim(-1, 1).contiguous(memory_format=layout)
-    run = torch.compile(model) if compiled else model
-    return model, step_of(model, lambda: run({"data": images}).loss, fused=False)
+    if compiled:
+        for part in (model.encoder, model.decoder):
+            part.net.compile()  # type: ignore[operator,union-attr]
+    return model, step_of(model, lambda: model({"data": images}).loss, fused=False)
 
 
 def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -225,12 +231,15 @@ def timed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", nargs="*", default=["vqvae", "vqgan"], choices=["vqvae", "vqgan"])
+    parser.add_argument("work", nargs="*", help="vqvae, vqgan; both where nothing is named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
-    rows = [row for work in options.work for row in {"vqvae": vqvae, "vqgan": vqgan}[work](options)]
+    works = {"vqvae": vqvae, "vqgan": vqgan}
+    if unknown := set(options.work) - set(works):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are vqvae and vqgan")
+    rows = [row for work in options.work or works for row in works[work](options)]
     print(write("tokenizers", rows, options.out))
 
 

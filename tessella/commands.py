@@ -273,8 +273,9 @@ def _with_limits(recipe: Recipe, chosen: options.Train) -> Recipe:
     for name in ("seed", "device", "devices", "precision", "threads", "accumulate"):
         if getattr(chosen, name) is not None:
             changes[name] = getattr(chosen, name)
-    if chosen.checkpointing:
-        changes["checkpointing"] = True
+    for name in ("checkpointing", "compile"):
+        if getattr(chosen, name):
+            changes[name] = True
     return replace(recipe, train=replace(recipe.train, **changes))
 
 

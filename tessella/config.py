@@ -138,6 +138,9 @@ class TrainConfig:
     checkpointing: bool = False
     """Keep only what enters each part of a density model for the gradient and compute the rest again: less memory,
     more time."""
+    compile: bool = False
+    """Compile the network with torch.compile, which needs a C++ compiler: the first steps take a minute or two longer,
+    the others less time."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50

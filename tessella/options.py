@@ -83,6 +83,8 @@ class Train:
     """Split each batch into so many passes, to save memory."""
     checkpointing: tyro.conf.UseCounterAction[int] = 0
     """Keep less of a density model for the gradient and compute it again: less memory, more time."""
+    compile: tyro.conf.UseCounterAction[int] = 0
+    """Compile the network: the first steps take a minute or two longer, the others less time."""
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,10 @@ class AdversarialTask(TokenizerTask):
     ) -> None:
         if not isinstance(tokenizer, VQGAN):
             raise ConfigError(f'the table [adversarial] is for the tokenizer "vqgan", this one is {tokenizer.name!r}')
+        if train.compile:
+            raise ConfigError(
+                "train.compile does not serve adversarial training, which takes a gradient twice: leave it out"
+            )
         smallest = max(3 * 2**config.layers, SMALLEST if config.perceptual else 1)
         if min(size) < smallest:
             raise ConfigError(

@@ -315,6 +315,8 @@ def _run(
                 say(described)
                 if isinstance(task, AdversarialTask):
                     say(task.about())
+        if config.compile:
+            stack.enter_context(loop.compiled(task.networks(), fabric.device))
         progress = loop.main(session)
     _take_best(model, out)
     stopped = loop.passed(config, progress, len(examples)) < 1

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import resource
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +117,26 @@ def setup(
     return Session(
         fabric, task, wrapped, optimizer, average, examples, valid, config, run, Progress(), threading.Event()
     )
+
+
+@contextlib.contextmanager
+def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Within, these networks run compiled.
+
+    Raises:
+        ConfigError: where there is no compiler.
+    """
+    if device.type == "cpu" and not any(
+        shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")
+    ):
+        raise ConfigError("train.compile needs a C++ compiler (CXX names one), and there is none: leave it out")
+    for network in networks:
+        network.compile()
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
 
 
 def main(session: Session) -> Progress:

@@ -21,7 +21,7 @@ from tessella.models.independent import Independent
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.base import channels
-from tessella.tokenizers.quantizers import CodeUsage
+from tessella.tokenizers.quantizers import CodeUsage, Quantizer
 from tessella.training.examples import Examples
 
 
@@ -40,6 +40,10 @@ class Task(nn.Module, ABC):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+
+    def networks(self) -> list[nn.Module]:
+        """What torch.compile gets, each on its own."""
+        return [self.module]
 
     @abstractmethod
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -80,6 +84,9 @@ class DensityTask(Task):
         self.__dict__["tokenizer"] = tokenizer
         if tokenizer is not None:
             warn_of_order(tokenizer, model)
+
+    def networks(self) -> list[nn.Module]:
+        return list(self._priors(self.module))
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         x = self._symbols(x)
@@ -174,6 +181,10 @@ class TokenizerTask(Task):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.watch = Watch()
+
+    def networks(self) -> list[nn.Module]:
+        # A quantizer keeps running counts and reads them: nothing of it would stay in one graph.
+        return [child for child in self.module.children() if not isinstance(child, Quantizer)]
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         out = self.module(x)

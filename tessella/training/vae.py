@@ -33,6 +33,9 @@ class VAETask(Task):
     def __init__(self, model: VAE) -> None:
         super().__init__(model)
 
+    def networks(self) -> list[torch.nn.Module]:
+        return list(self.module.children())
+
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         pixels, divergence = (part.mean() / LN2 / x[0].numel() for part in self.module(x))
         return {"loss": divergence - pixels, "pixel_bits": -pixels.detach(), "latent_bits": divergence.detach()}

@@ -331,6 +331,31 @@ def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: P
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["model", "tokenizer", "vae"])
+def test_compiled_networks_train_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, backend: str
+) -> None:
+    compile, kept, calls = torch.compile, [], []
+    vae = {"image_size": (4, 4), "channels": 1, "hidden": 8, "latent": 2, "downsample": 2, "residual_blocks": 1}
+    makers: dict[str, Any] = {"model": model, "tokenizer": small_tokenizer, "vae": lambda: ts.create_vae(**vae)}
+
+    def compiling(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return compile(*args, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    for on in (False, True):
+        torch.manual_seed(0)
+        net = makers[kind]()
+        ts.train(net, images(), out=tmp_path / str(on), **OPTIONS | {"steps": 4, "compile": on})
+        assert bool(calls) == on
+        assert all(part._compiled_call_impl is None for part in net.modules()), "training leaves the model as it was"
+        kept.append(net.state_dict())
+    for name, tensor in kept[0].items():
+        torch.testing.assert_close(kept[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_checkpointing_trains_the_same_weights_in_less_memory(tmp_path: Path) -> None:
     nets, kept = [model(layers=3), model(layers=3)], []
     for net, checkpointing in zip(nets, (False, True), strict=True):
