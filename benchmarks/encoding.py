@@ -76,7 +76,7 @@ def killed(run: Path, folder: Path, out: Path, seconds: float) -> tuple[bool, in
 
 def measure(place: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """Everything, below a folder that is empty."""
-    sizes: dict[str, Any] = {"image_size": (SIDE, SIDE), "channels": 3, "hidden": 32, "code_dim": 16}
+    sizes: dict[str, Any] = {"image_size": (SIDE, SIDE), "channels": 3, "hidden": 128, "code_dim": 64}
     runs = [place / "tokenizer", place / "other"]
     for seed, run in enumerate(runs):
         save_model(ts.create_tokenizer("vqvae", seed=seed, **sizes), run)
@@ -90,7 +90,7 @@ def measure(place: Path, chosen: argparse.Namespace) -> dict[str, Any]:
             peaks[f"{n}, {turn}"] = int(shown.split()[-1])
     pictures, out, chance = place / "all-pictures", place / "killed", random.Random(chosen.seed)
     out.mkdir()
-    part = 2 * seconds[f"{chosen.n}, again"] / (chosen.kills + 1)
+    part = 2 * (seconds[f"{chosen.n}, again"] - seconds[f"{chosen.few}, again"]) / (chosen.kills + 1)
     tries = [killed(runs[0], pictures, out, part * chance.random()) for _ in range(chosen.kills)]
     finish(start(runs[0], pictures, out))
     expected, found = left(place / "all-again"), left(out)

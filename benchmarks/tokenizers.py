@@ -1,12 +1,12 @@
 """Tokenizers against other libraries', in turn: training steps of a VQ-VAE, and encoding and decoding of a VQGAN.
 
-    PEERS_DIR=... python benchmarks/tokenizers.py [vqvae] [vqgan] [--rounds 5] [--compile]
+    PEERS_DIR=... python benchmarks/tokenizers.py [vqvae] [vqgan] [--rounds 5] [--compile] [--bf16]
 
 ``vqvae``: a step (forward, backward, Adam) over 128 images of 32x32x3, with 256 channels and 512 codes of 64 numbers.
 The peer is pythae's VQVAE with moving averages (github.com/clementchadebec/benchmark_VAE), which takes its encoder and
 its decoder from outside: it gets nets of its own of our classes, so that both do the same work, in torch's usual memory
 format and channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which is what
-``train.compile`` does.
+``train.compile`` does; ``--bf16`` adds products in bfloat16, channels last.
 
 ``vqgan``: images of 256x256 to 16x16 codes and back, one at a time, random weights, 128 channels times 1-1-2-2-4.
 Peers: taming-transformers (github.com/CompVis/taming-transformers) and LlamaGen
@@ -54,6 +54,16 @@ def gflop(act: Act) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def half(act: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The same with products in bfloat16, as ``train.precision=bf16`` has them."""
+
+    def in_half() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return act()
+
+    return in_half
+
+
 def step_of(model: nn.Module, loss: Callable[[], torch.Tensor], fused: bool) -> Act:
     """One training step; ``fused`` is Adam as our training has it, otherwise as torch makes it."""
     optimizer = torch.optim.Adam(model.train().parameters(), lr=2e-4, fused=fused or None)
@@ -69,7 +79,7 @@ def step_of(model: nn.Module, loss: Callable[[], torch.Tensor], fused: bool) -> 
 # ---- a training step of a VQ-VAE -------------------------------------------------------------------------------------
 
 
-def our_vqvae(x: torch.Tensor, compiled: bool = False) -> tuple[nn.Module, Act]:
+def our_vqvae(x: torch.Tensor, compiled: bool = False, bf16: bool = False) -> tuple[nn.Module, Act]:
     model = ts.create_tokenizer(
         "vqvae", image_size=(32, 32), channels=3, codebook_size=CODES, hidden=HIDDEN, code_dim=CODE_DIM,
         downsample=2**STAGES, residual_blocks=BLOCKS,
@@ -77,10 +87,16 @@ def our_vqvae(x: torch.Tensor, compiled: bool = False) -> tuple[nn.Module, Act]:
     if compiled:
         for net in TokenizerTask(model).networks():
             net.compile()
-    return model, step_of(model, lambda: model(x).losses["loss"], fused=True)
+
+    def loss() -> torch.Tensor:
+        return model(x).losses["loss"]
+
+    return model, step_of(model, half(loss) if bf16 else loss, fused=True)
 
 
-def pythae(folder: Path, x: torch.Tensor, last: bool = False, compiled: bool = False) -> tuple[nn.Module, Act]:
+def pythae(
+    folder: Path, x: torch.Tensor, last: bool = False, compiled: bool = False, bf16: bool = False
+) -> tuple[nn.Module, Act]:
     """pythae's VQVAE around nets of our classes."""
     with importing(folder / "src", ["pythae"], ["imageio", "scipy", "scipy.special"]):
         models = importlib.import_module("pythae.models")
@@ -111,7 +127,11 @@ def pythae(folder: Path, x: torch.Tensor, last: bool = False, compiled: bool = F
     if compiled:
         for part in (model.encoder, model.decoder):
             part.net.compile()  # type: ignore[operator,union-attr]
-    return model, step_of(model, lambda: model({"data": images}).loss, fused=False)
+
+    def loss() -> torch.Tensor:
+        return model({"data": images}).loss
+
+    return model, step_of(model, half(loss) if bf16 else loss, fused=False)
 
 
 def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -121,6 +141,10 @@ def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
     if folder.is_dir():
         made["pythae"] = pythae(folder, x)
         made["pythae, channels last"] = pythae(folder, x, last=True)
+    if options.bf16:
+        made["tessella, bf16"] = our_vqvae(x, bf16=True)
+        if folder.is_dir():
+            made["pythae, bf16"] = pythae(folder, x, last=True, bf16=True)
     if options.compile:
         made["tessella, compiled"] = our_vqvae(x, compiled=True)
         if folder.is_dir():
@@ -198,13 +222,15 @@ def vqgan(options: argparse.Namespace) -> list[dict[str, Any]]:
     if (PEERS / "LlamaGen").is_dir():
         made["LlamaGen"] = llamagen(PEERS / "LlamaGen", image)
     rows = []
+    if options.bf16:
+        made |= {f"{name}, bf16": (model, half(encode), half(decode)) for name, (model, encode, decode) in made.items()}
     for what, which, target in (("vqgan encode", 1, ENCODE_TARGET), ("vqgan decode", 2, DECODE_TARGET)):
         acts: dict[str, Act] = {name: parts[which] for name, parts in made.items()}
         counts = {name: {"parameters": size(made[name][0]), "gflop": gflop(act)} for name, act in acts.items()}
         rows += timed(what, acts, counts, options.rounds, warm=1)
         for row in rows[-len(acts) :]:
             row["images_s"] = 1 / row["seconds"]["median"]
-            row |= {"target": target, "met": row["images_s"] >= target} if row["name"] == "tessella" else {}
+            row |= {"target": target, "met": row["images_s"] >= target} if "tessella" in row["name"] else {}
             print(f"{what}: {row['name']} {row['images_s']:.2f} images/s", f"target {target}" * ("target" in row))
     return rows
 
@@ -234,6 +260,7 @@ def main() -> None:
     parser.add_argument("work", nargs="*", help="vqvae, vqgan; both where nothing is named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     works = {"vqvae": vqvae, "vqgan": vqgan}

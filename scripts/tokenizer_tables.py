@@ -28,7 +28,7 @@ def found(name: str) -> Found:
 def quantizers() -> str:
     """Seconds and memory of the search with its statistics."""
     results = found("quantizers")
-    rows = results["rows"]
+    rows = [row for row in results["rows"] if "case" in row]
     if not rows:
         return NOTHING
     cases, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "name"))
@@ -62,10 +62,11 @@ def codebooks() -> str:
             f"{_mean(row['code_perplexity_share']):.2f}",
             short(row["seconds_a_step"]),
             f"{row['steps']:,}",
+            short(row["limit"].get("minutes")),
         ]
         for row in rows
     ]
-    titles = ["quantizer", "PSNR, dB", "codes used", "perplexity / K", "s a step", "steps"]
+    titles = ["quantizer", "PSNR, dB", "codes used", "perplexity / K", "s a step", "steps", "minutes"]
     images = rows[0]["images"]
     note = f"CIFAR-10, JPEG-recompressed, {images:,} test images, one seed. *{origin(results, rows)}*"
     return f"{table(titles, cells)}\n\n{note}"
