@@ -31,7 +31,7 @@ class VQVAE(ReconstructingTokenizer):
         code_dim: length of a code's vector.
         downsample: pixels along each side of a code: a power of two, 1 to keep the size.
         residual_blocks: in the encoder, and in the decoder.
-        beta: weight of the commitment loss.
+        beta: weight of the commitment loss; None for what the quantizer has by itself.
         quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size`` and ``beta`` go to those
             that take them.
         options: further arguments of the quantizer, such as ``{"depth": 4}``.
@@ -59,7 +59,7 @@ class VQVAE(ReconstructingTokenizer):
         code_dim: int = 64,
         downsample: int = 4,
         residual_blocks: int = 2,
-        beta: float = 0.25,
+        beta: float | None = None,
         quantizer: str = "vq-ema",
         options: Mapping[str, Any] | None = None,
         likelihood: Literal["", "mse", "logistic"] = "",
@@ -74,7 +74,8 @@ class VQVAE(ReconstructingTokenizer):
         self.codebook_size, self.options = codebook_size, dict(options or {})
         self.hidden, self.residual_blocks, self.beta = hidden, residual_blocks, beta
         stages = downsample.bit_length() - 1
-        self.quantizer = fresh_quantizer(quantizer, self.options, dim=code_dim, codebook_size=codebook_size, beta=beta)
+        own = {"dim": code_dim, "codebook_size": codebook_size} | ({} if beta is None else {"beta": beta})
+        self.quantizer = fresh_quantizer(quantizer, self.options, **own)
         self.encoder = Encoder(channels, hidden, code_dim, stages, residual_blocks)
         self.decoder = Decoder(self.outputs, hidden, code_dim, stages, residual_blocks)
         self._stride = 2**stages

@@ -37,8 +37,9 @@ class LFQ(Quantizer):
     Args:
         dim: length of a vector.
         codebook_size: number of codes, a power of two up to 2^24.
-        beta: weight of the commitment loss.
-        entropy: weight of the entropy terms.
+        beta: weight of the commitment loss. Codes lie at fixed distances here: a weight as of a learnt codebook would
+            hold vectors at the signs they began with.
+        entropy: weight of the entropy terms, which count in nats beside errors of some hundredths.
         temperature: of ``q``: the squared distance that changes the odds of a code e-fold. Near 0 only vectors close to
             a change of sign get a gradient from the entropy terms, and codes stay unused.
 
@@ -57,8 +58,8 @@ class LFQ(Quantizer):
         self,
         dim: int = 64,
         codebook_size: int = 512,
-        beta: float = 0.25,
-        entropy: float = 0.3,
+        beta: float = 0.02,
+        entropy: float = 0.02,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
