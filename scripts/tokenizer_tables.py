@@ -90,12 +90,11 @@ def bounds() -> str:
                 short(row["code_bits"]),
                 short(row["pixel_bits"]),
                 short(row["psnr_db"]),
-                short(row["seconds_an_image"]),
             ]
             for row in rows
             if row.get("bits_per_dim") is not None
         ]
-        titles = ["model", "bits/dim", "of codes", "of pixels", "PSNR, dB", "s a sample"]
+        titles = ["model", "bits/dim", "of codes", "of pixels", "PSNR, dB"]
         texts.append(f"**{title}, {rows[0]['images']:,} images.** *{origin(results, rows)}*\n\n{table(titles, cells)}")
     return "\n\n".join(texts) or NOTHING
 
