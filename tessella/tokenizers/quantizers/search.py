@@ -105,9 +105,10 @@ def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tenso
     squares, transposed = codebook.square().sum(dim=1), codebook.t()
     symbols = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
     scores = torch.full((len(vectors),), torch.inf, dtype=codebook.dtype, device=vectors.device)
-    block = codebook.new_empty(min(ROWS, len(vectors)) * min(CODES, len(codebook)))
-    for start in range(0, len(vectors), ROWS):
-        rows = slice(start, start + ROWS)
+    most = ROWS if vectors.device.type == "cpu" else 8 * ROWS  # a GPU is not busy with fewer
+    block = codebook.new_empty(min(most, len(vectors)) * min(CODES, len(codebook)))
+    for start in range(0, len(vectors), most):
+        rows = slice(start, start + most)
         part = vectors[rows]
         for first in range(0, len(codebook), CODES):
             some = slice(first, first + CODES)
