@@ -63,7 +63,7 @@ def test_published_levels_come_near_the_wanted_size(size: int, codes: int) -> No
 
 
 def test_entropies_of_signs_are_those_of_the_enumerated_distribution() -> None:
-    quantizer, z = LFQ(4, 16, entropy=1.0, temperature=1.5).double(), vectors(50, 4)
+    quantizer, z = LFQ(4, 16, beta=0.25, entropy=1.0, temperature=1.5).double(), vectors(50, 4)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
     shares = torch.softmax(-(z[:, None] - signs).square().sum(-1) / 1.5, dim=1)
     of_each = torch.special.entr(shares).sum(1).mean()
