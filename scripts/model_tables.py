@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import likelihood_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -96,15 +98,19 @@ TABLES = {"families": families, "cost": cost, "training": training}
 
 def filled(text: str) -> str:
     """The document with its tables made anew."""
-    for name, table in TABLES.items():
-        found = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        block = f"<!-- {name} -->\n{table(found)}\n<!-- /{name} -->"
+    made = {name: make(json.loads(_file(name))) for name, make in TABLES.items()}
+    for name, block in {**made, **{name: make() for name, make in likelihood_tables.TABLES.items()}}.items():
         parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         assert len(parts) == 2, f"docs/models.md has {len(parts) - 1} places for {name}"
-        text = block.join(parts)
+        text = f"<!-- {name} -->\n{block}\n<!-- /{name} -->".join(parts)
     return text
+
+
+def _file(name: str) -> str:
+    return (ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
     path = ROOT / "docs" / "models.md"
     path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print(likelihood_tables.pictures())

@@ -215,7 +215,8 @@ def validate(session: Session, log: bool = True) -> bool:
         figures = task.validate(session.average.module, session.valid, session.config.batch)
     figures = session.fabric.broadcast(figures)
     if log:
-        session.run.log({"step": progress.step, **{f"valid/{name}": value for name, value in figures.items()}})
+        told = {f"valid/{name}": value for name, value in figures.items()}
+        session.run.log({"step": progress.step, "seconds": round(progress.seconds, 3), **told})
     if not math.isfinite(figures[task.metric]):
         raise TrainingError(f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}")
     better: bool = figures[task.metric] < progress.best

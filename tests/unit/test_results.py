@@ -16,7 +16,8 @@ import tessella as ts
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_tables_of_the_models_are_the_measured_ones() -> None:
+def test_the_tables_of_the_models_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     filled = runpy.run_path(str(ROOT / "scripts" / "model_tables.py"))["filled"]
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert "±" in text

@@ -1,0 +1,255 @@
+"""The tables and plots of docs/models.md that come from the cells of benchmarks/likelihood.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from performance_tables import NOTHING, short, table
+
+ROOT = Path(__file__).resolve().parents[1]
+CELLS = ROOT / "results" / "likelihood"
+IMAGES = ROOT / "docs" / "images"
+
+Row = dict[str, Any]
+
+PUBLISHED = {
+    "fvsbn": "97.45",
+    "nade": "88.33",
+    "made": "88.40",
+    "made-masks": "86.64",
+    "pixelcnn": "81.30",
+    "row-lstm": "80.54",
+    "diagonal-bilstm": "79.20",
+}
+"""Nats on the fixed binarized MNIST: MADE (one hidden layer and one mask; two layers and 32 masks) of Germain et al.
+2015, FVSBN and NADE as cited there and in later papers, the others of van den Oord et al. 2016a."""
+
+
+def rows(name: str) -> list[Row]:
+    """The cells of a table, in the order they were listed in; each with what its file says of where it ran."""
+    found = []
+    for path in sorted((CELLS / name).glob("*.json")):
+        file = json.loads(path.read_text(encoding="utf-8"))
+        found.append(file["rows"][0] | {"hardware": file["hardware"], "commit": file["commit"]})
+    return found
+
+
+def binary_mnist() -> str:
+    """Every family on the fixed binarized MNIST."""
+    there = sorted(rows("binary-mnist"), key=lambda row: float(row["test"]["nats_per_image"]))
+    if not there:
+        return NOTHING
+    cells = []
+    for row in there:
+        test, drawn = row["test"], row["seconds_an_image"]
+        cells.append([
+            f"`{row['cell']}`",
+            sizes(row),
+            f"{row['parameters']:,}",
+            f"{row['minutes']:.0f}",
+            f"{row['epochs']:.1f}",
+            f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f}",
+            PUBLISHED.get(row["cell"], "–"),
+            f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
+        ])  # fmt: skip
+    titles = [
+        "cell",
+        "sizes",
+        "parameters",
+        "minutes",
+        "epochs",
+        "test nats ± se",
+        "published",
+        "ms an image, 1 and 16",
+    ]
+    return f"{table(titles, cells)}\n\n*{origin(there)}*"
+
+
+def sizes(row: Row) -> str:
+    """Those that are not the defaults, and what there is of options."""
+    model, train = row["settings"]["model"], row["settings"]["train"]
+    given = [f"{name} {value}" for name, value in model["sizes"].items()]
+    return ", ".join([*given, f"batch {train['batch']}", f"rate {train['learning_rate']:g}"]) + (
+        f"; {row['note']}" if row.get("note") else ""
+    )
+
+
+def minutes() -> str:
+    """Every family on the digits, for several budgets."""
+    there = rows("digits")
+    if not there:
+        return NOTHING
+    by: dict[str, dict[float, Row]] = defaultdict(dict)
+    for row in there:
+        by[family(row)][row["settings"]["train"]["minutes"]] = row
+    budgets = sorted({minutes for of in by.values() for minutes in of})
+    cells = []
+    for name, of in sorted(by.items(), key=lambda item: _bits(item[1][max(item[1])])):
+        last = of[max(of)]
+        bits = [f"{_bits(of[m]):.3f} ± {of[m]['test']['bits_per_dim_se']:.3f}" if m in of else "–" for m in budgets]
+        drawn = last["seconds_an_image"]
+        cells.append([f"`{name}`", f"{last['parameters']:,}", *bits, f"{last['epochs']:,.0f}",
+                      *(short(1000 * drawn[n]) for n in ("1", "16"))])  # fmt: skip
+    titles = ["model", "parameters", *(f"{m:g} min" for m in budgets), f"epochs in {budgets[-1]:g} min"]
+    titles += ["ms an image, 1 at a time", "16 at a time"]
+    return f"{table(titles, cells)}\n\n*Test bits/dim ± se of {there[0]['test']['images']} digits; {origin(there)}*"
+
+
+def heads() -> str:
+    """One network under every head, compared image by image."""
+    cells, there = [], []
+    for data, of in _heads():
+        base = of.get("categorical")
+        for name, row in of.items():
+            there.append(row)
+            test, near = row["test"], row["neighbours"]
+            middle = len(near) // 2
+            difference = "–"
+            if base and name != "categorical":
+                mean, error = paired(row, base)
+                difference = f"{mean:+.4f} ± {error:.4f}"
+            cells.append([
+                data, f"{row['train_images']:,}", f"`{name}`", f"{row['epochs']:.1f}",
+                f"{test['bits_per_dim']:.3f} ± {test['bits_per_dim_se']:.3f}", difference,
+                f"{100 * near[middle]:.2f} %", f"{100 * (near[middle - 1] + near[middle + 1]):.2f} %",
+                f"{100 * (sum(near[middle - 4 : middle + 5]) - near[middle]):.1f} %",
+            ])  # fmt: skip
+    if not cells:
+        return NOTHING
+    titles = ["data", "training images", "head", "epochs", "test bits/dim ± se", "minus categorical ± se"]
+    titles += ["true level", "± 1", "± 1 to 4"]
+    return f"{table(titles, cells)}\n\n*{origin(there)}*"
+
+
+def _heads() -> list[tuple[str, dict[str, Row]]]:
+    """Data, and the row of each head, few training images before more."""
+    found = []
+    for name, title in (("heads-cifar10", "CIFAR-10, a part"), ("heads-kodak", "Kodak, 32x32 tiles")):
+        by: dict[str, dict[str, Row]] = defaultdict(dict)
+        for row in rows(name):
+            by[row["cell"].rpartition("-")[2]][row["settings"]["model"]["head"]] = row
+        order = ("categorical", "ordinal", "logistic-mixture")
+        for of in sorted(by.values(), key=lambda of: min(row["train_images"] for row in of.values())):
+            found += [(title, {head: of[head] for head in order if head in of})]
+    return found
+
+
+def paired(row: Row, base: Row) -> tuple[float, float]:
+    """Mean difference of bits/dim image by image, and its standard error: over files where images are tiles of them."""
+    assert row["test"]["sha256"] == base["test"]["sha256"]
+    pairs = zip(row["each_image"]["bits_per_dim"], base["each_image"]["bits_per_dim"], strict=True)
+    differences = [one - other for one, other in pairs]
+    if files := row["each_image"]["of"]:
+        by: dict[str, list[float]] = defaultdict(list)
+        for file, difference in zip(files, differences, strict=True):
+            by[file].append(difference)
+        differences = [statistics.mean(part) for part in by.values()]
+    return statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def family(row: Row) -> str:
+    return str(row["settings"]["model"]["name"])
+
+
+def origin(there: Sequence[Row]) -> str:
+    """Where rows were measured."""
+    hardware = there[0]["hardware"]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in there))
+    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {commits}"
+
+
+def _bits(row: Row) -> float:
+    return float(row["test"]["bits_per_dim"])
+
+
+TABLES = {"binary-mnist": binary_mnist, "minutes": minutes, "heads": heads}
+
+
+def pictures() -> str:
+    """Draw what minutes buy and what heads are worth; returns what was done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return 'no pictures: matplotlib is missing, pip install "tessella[plots]"'
+    drawn = [_draw_minutes(IMAGES / "minutes.png"), _draw_heads(IMAGES / "heads.png")]
+    return ", ".join(drawn)
+
+
+def _figure(panels: int, width: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, panels)
+
+
+def _colours(names: Iterable[str]) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    every = sorted(names)
+    return {name: colormaps["tab20"](i % 20) for i, name in enumerate(every)}
+
+
+def _draw_minutes(path: Path) -> str:
+    digits, binary = rows("digits"), rows("binary-mnist")
+    if not digits or not binary:
+        return "no picture of minutes: there are no cells of digits or binary-mnist"
+    colours = _colours({family(row) for row in [*digits, *binary]})
+    figure, (left, middle, right) = _figure(3, 15)
+    by: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in digits:
+        by[family(row)].append((row["settings"]["train"]["minutes"], _bits(row)))
+    for name, points in by.items():
+        left.plot(*zip(*sorted(points), strict=True), marker="o", color=colours[name], label=name)
+    left.set(xscale="log", xlabel="minutes of training", ylabel="test bits/dim", title="Digits: a run for each point")
+    for row in binary:
+        seconds, bits = zip(*row["curve"], strict=True)
+        middle.plot([s / 60 for s in seconds], bits, color=colours[family(row)], ls=_style(row), label=row["cell"])
+    low = min(bits for row in binary for _, bits in row["curve"])
+    middle.set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
+    middle.set(ylabel="validation bits/dim", title="Binarized MNIST: within one run")
+    for there, axes, title in ((binary, right, "Binarized MNIST"),):
+        for row in there:
+            at = 1000 * row["seconds_an_image"]["16"], row["test"]["nats_per_image"]
+            axes.plot(*at, "o", color=colours[family(row)])
+            axes.annotate(row["cell"], at, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", xlabel="ms to draw an image, 16 at a time", ylabel="test nats", title=title)
+        axes.margins(x=0.25)
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    return str(path)
+
+
+def _style(row: Row) -> str:
+    return "-" if row["cell"] == family(row) else "--"
+
+
+def _draw_heads(path: Path) -> str:
+    there = _heads()
+    if not there:
+        return "no picture of heads: there are no cells of them"
+    colours = {"categorical": "#8a8a8a", "ordinal": "#2166ac", "logistic-mixture": "#e08214"}
+    figure, panels = _figure(len(there), 4.2 * len(there))
+    for axes, (data, of) in zip([panels] if len(there) == 1 else panels, there, strict=True):
+        for name, row in of.items():
+            near = row["neighbours"]
+            distance = range(-(len(near) // 2), len(near) // 2 + 1)
+            label = f"{name}, {_bits(row):.3f} bits/dim"
+            axes.plot(distance, [100 * p for p in near], color=colours[name], label=label, lw=1.3)
+        count = next(iter(of.values()))["train_images"]
+        axes.set(
+            xlabel="levels away from the true one", ylabel="probability, %", title=f"{data}; {count:,} to learn from"
+        )
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    return str(path)

@@ -1,0 +1,137 @@
+"""The benchmark of likelihoods: its cells, that they go on where they were left, and the tables made of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tessella as ts
+from tessella.config import Recipe, from_dict
+from tessella.errors import ConfigError
+from tessella.pipeline import pixel_generator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def likelihood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("likelihood")
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(module.harness, "results_path", lambda name, out="": Path(out or tmp_path / f"{name}.json"))
+    return module
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("likelihood_tables")
+
+
+def tiny(module: ModuleType, steps: int = 12) -> Any:
+    settings = {"data": {"source": "digits"}, "model": {"name": "fvsbn"}, "train": {"steps": steps, "batch": 16}}
+    return module.Cell("digits", "tiny", from_dict(Recipe, settings), each_image=True)
+
+
+def test_every_family_has_a_cell_and_no_two_cells_share_a_name(likelihood: ModuleType) -> None:
+    cells = likelihood.cells()
+    assert len({cell.id for cell in cells}) == len(cells)
+    families = set(ts.MODELS) - {"independent"}
+    for table in ("binary-mnist", "digits"):
+        assert {cell.recipe.model.name for cell in cells if cell.table == table} == families
+    heads = [cell for cell in cells if cell.table.startswith("heads-")]
+    for table in {cell.table for cell in heads}:
+        networks = {json.dumps(dict(cell.recipe.model.sizes)) for cell in heads if cell.table == table}
+        budgets = {cell.recipe.train for cell in heads if cell.table == table}
+        assert len(networks) == 1
+        assert len(budgets) == 1
+
+
+def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(likelihood: ModuleType) -> None:
+    cell = tiny(likelihood)
+    assert likelihood.state(cell) == "new"
+    assert likelihood.run(cell, again=False)
+    assert likelihood.state(cell) == "done"
+    row = json.loads(cell.result.read_text())["rows"][0]
+    assert row["steps"] == 12
+    assert row["epochs"] == pytest.approx(12 * 16 / 1350)
+    assert row["test"]["images"] == 297
+    assert statistics.mean(row["each_image"]["bits_per_dim"]) == pytest.approx(row["test"]["bits_per_dim"], abs=1e-5)
+    seconds = [at for at, _ in row["curve"]]
+    assert seconds == sorted(seconds)
+    assert row["curve"][-1][1] == pytest.approx(row["valid_bits_per_dim"])
+    assert set(row["seconds_an_image"]) == {"1", "16"}
+    changed = tiny(likelihood, steps=14)
+    assert likelihood.state(changed) == "changed"
+    with pytest.raises(ConfigError, match="digits/tiny have changed"):
+        likelihood.run(changed, again=False)
+    assert likelihood.run(changed, again=True)
+    assert likelihood.state(changed) == "done"
+
+
+def test_an_interrupted_cell_goes_on_where_it_was_left(likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, train = tiny(likelihood), likelihood.train_recipe
+
+    def cut_short(recipe: Recipe, out: Path, **options: Any) -> Any:
+        train(replace(recipe, train=replace(recipe.train, steps=6)), out, **options)
+        facts = json.loads((out / "run.json").read_text())
+        facts["recipe"]["train"]["steps"], facts["status"] = 12, "interrupted"
+        (out / "run.json").write_text(json.dumps(facts))
+        return type("Cut", (), {"interrupted": True})()
+
+    monkeypatch.setattr(likelihood, "train_recipe", cut_short)
+    assert not likelihood.run(cell, again=False)
+    assert likelihood.state(cell) == "begun"
+    assert not cell.result.exists()
+    monkeypatch.setattr(likelihood, "train_recipe", train)
+    assert likelihood.run(cell, again=False)
+    sittings = json.loads((likelihood.RUNS / cell.id / "run.json").read_text())["sittings"]
+    assert sittings[0]["step"] == 6
+
+
+def test_neighbours_are_the_levels_beside_the_true_one(likelihood: ModuleType) -> None:
+    model = ts.create("independent", ts.Grid(3, 3, 1, 256), seed=1)
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 3, 1)).astype(np.uint8)
+    with torch.no_grad():
+        model.table.mul_(10)
+    chances = model.table[0].detach().double().softmax(-1).numpy()
+    near = likelihood.neighbours(pixel_generator(model), images)
+    assert len(near) == 2 * likelihood.REACH + 1
+    for distance in (-24, -1, 0, 3):
+        expected = [
+            chances[y, x, 0, level + distance]
+            for image in images.astype(int)
+            for (y, x, _), level in np.ndenumerate(image)
+            if 0 <= level + distance < 256
+        ]
+        assert near[distance + likelihood.REACH] == pytest.approx(np.mean(expected), abs=2e-6)
+
+
+def row(bits: list[float], files: list[str]) -> dict[str, Any]:
+    return {"test": {"sha256": "0"}, "each_image": {"bits_per_dim": bits, "of": files}}
+
+
+def test_differences_are_of_images_or_of_the_files_they_are_tiles_of(tables: ModuleType) -> None:
+    one, other = [3.0, 3.5, 4.0, 5.0], [3.1, 3.4, 4.4, 5.2]
+    mean, error = tables.paired(row(one, []), row(other, []))
+    differences = [-0.1, 0.1, -0.4, -0.2]
+    assert mean == pytest.approx(-0.15)
+    assert error == pytest.approx(statistics.stdev(differences) / 2)
+    mean, error = tables.paired(row(one, ["a", "a", "b", "b"]), row(other, ["a", "a", "b", "b"]))
+    assert mean == pytest.approx((0.0 - 0.3) / 2)
+    assert error == pytest.approx(statistics.stdev([0.0, -0.3]) / math.sqrt(2))
+
+
+def test_combinations_of_a_probe(likelihood: ModuleType) -> None:
+    found = likelihood._combinations(["model.hidden=8,16", "train.batch=4"])
+    assert found == [["model.hidden=8", "train.batch=4"], ["model.hidden=16", "train.batch=4"]]
