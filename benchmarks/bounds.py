@@ -28,7 +28,8 @@ from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.vae import VAE
 
 ERRORS = ("bits_per_dim_se", "psnr_db_se")
-COLUMNS = ("run", "model", "bits_per_dim", "exact", "code_bits", "pixel_bits", "psnr_db", "seconds_an_image")
+COLUMNS = ("run", "model", "minutes", "symbols", "bits_per_dim", "exact", "code_bits", "pixel_bits", "psnr_db")
+COLUMNS += ("seconds_an_image",)
 
 
 def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
     row |= {name: figures.get(name) for name in ("psnr_db", "psnr_db_se", "ssim", "bound_samples")}
     parts = [model.tokenizer, model.prior] if isinstance(model, Generator) else [model]
     row["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    row |= {"symbols": _symbols(model), "minutes": _minutes(Path(run))}
     row["seconds_an_image"] = None if isinstance(model, Tokenizer) else _seconds(model, samples)
     return row | {"weights": figures["weights"], "data": dict(figures["data"])}
 
@@ -67,6 +69,21 @@ def _bits(model: Generator | Tokenizer | VAE, figures: dict[str, Any]) -> dict[s
         "code_bits": figures.get("code_bits_per_dim", figures.get("bits_per_image_dim")),
         "pixel_bits": figures.get("pixel_bits_per_dim"),
     }
+
+
+def _symbols(model: Generator | Tokenizer | VAE) -> int | None:
+    """Length of the sequence that is drawn symbol by symbol; None where nothing is."""
+    return sum(prior.grid.symbols for prior in model.priors) if isinstance(model, Generator) else None
+
+
+def _minutes(run: Path) -> float | None:
+    """Of training, that of the tokenizer of a two-stage run among it; None where that is no longer known."""
+    if not (run / "run.json").exists():
+        return None
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    before = facts["recipe"].get("prior_of")
+    earlier = _minutes(Path(before)) if before else 0.0
+    return None if earlier is None else earlier + float(facts["progress"]["seconds"]) / 60
 
 
 def _name(model: Generator | Tokenizer | VAE) -> str:

@@ -1,6 +1,7 @@
 """Draw the pictures of the documentation from finished runs.
 
 python scripts/pictures.py runs/photos kodak24.zip runs/cifar10-prior npz:cifar10_test.npz runs/binary-mnist
+python scripts/pictures.py side-by-side mnist npz:mnist.npz runs/mnist-pixels runs/mnist
 """
 
 from __future__ import annotations
@@ -53,6 +54,22 @@ def two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None:
     save(name, panels, generator)
 
 
+def side_by_side(name: str, tests: str, pixels: Path, codes: Path) -> None:
+    """Test images, samples of a model of their pixels, and samples of a model of their codes."""
+    one, two = ts.load(pixels), ts.load(codes)
+    images = data.load(DataConfig(tests), "test").images[:36]
+    assert isinstance(one, ts.Generator)
+    assert isinstance(two, ts.Generator)
+    side, count = round(len(images) ** 0.5), len(images)
+    lengths = [sum(prior.grid.symbols for prior in model.priors) for model in (one, two)]
+    panels = [
+        ("test images", report.sheet(images, side, 2)),
+        (f"drawn as {lengths[0]:,} pixels and channels", report.sheet(one.sample(count, seed=0).numpy(), side, 2)),
+        (f"drawn as {lengths[1]:,} codes", report.sheet(two.sample(count, seed=0).numpy(), side, 2)),
+    ]
+    save(f"{name}-pixels-and-codes", panels, two)
+
+
 def large(run: Path, source: DataConfig) -> None:
     """A photograph larger than any the tokenizer was trained on: it is convolutional and takes every size."""
     generator = ts.load(run)
@@ -76,4 +93,7 @@ def save(name: str, panels: list[tuple[str, np.ndarray]], generator: ts.Generato
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "side-by-side":
+        side_by_side(sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))
+        sys.exit()
     main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))

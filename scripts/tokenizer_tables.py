@@ -86,15 +86,18 @@ def bounds() -> str:
         cells = [
             [
                 row["model"],
+                short(row.get("minutes")),
+                str(row.get("symbols") or "–"),
                 f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± {row['bits_per_dim_se']:.3f}",
                 short(row["code_bits"]),
                 short(row["pixel_bits"]),
                 short(row["psnr_db"]),
+                short(1000 * row["seconds_an_image"]),
             ]
             for row in rows
             if row.get("bits_per_dim") is not None
         ]
-        titles = ["model", "bits/dim", "of codes", "of pixels", "PSNR, dB"]
+        titles = ["model", "minutes", "symbols", "bits/dim", "of codes", "of pixels", "PSNR, dB", "ms an image"]
         texts.append(f"**{title}, {rows[0]['images']:,} images.** *{origin(results, rows)}*\n\n{table(titles, cells)}")
     return "\n\n".join(texts) or NOTHING
 
