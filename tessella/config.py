@@ -147,6 +147,10 @@ class TrainConfig:
     """Steps of warm-up."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
+    l2: float = 0.0
+    """Half the sum of squares of the matrices' elements, times this, joins the loss: a penalty in the loss's own unit
+    (bits/dim of a density model), where ``weight_decay`` shrinks all weights alike, however little the loss has to say
+    of them."""
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""

@@ -313,6 +313,7 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
             fabric.backward(figures["loss"] / config.accumulate)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
+    _penalize(session)
     norm = _clip(session)
     if not math.isfinite(norm):  # the gradient is shared by all processes, the loss is each one's own
         session.optimizer.zero_grad()
@@ -328,6 +329,14 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
     session.optimizer.step()
     session.optimizer.zero_grad()
     return {**totals, "gradient_norm": norm}
+
+
+def _penalize(session: Session) -> None:
+    """Add the gradient of the L2 penalty, which every process has alike."""
+    if session.config.l2:
+        for parameter in session.optimizer.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach(), alpha=session.config.l2)
 
 
 def _clip(session: Session) -> float:

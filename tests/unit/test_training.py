@@ -331,6 +331,22 @@ def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: P
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-4)
 
 
+def test_the_penalty_pulls_matrices_and_nothing_else(tmp_path: Path) -> None:
+    moments, net = [], ts.create("fvsbn", GRID)
+    for l2 in (0.0, 0.5):
+        options = OPTIONS | {"steps": 1, "l2": l2, "clip": 0.0}
+        ts.train(ts.create("fvsbn", GRID), images(), out=tmp_path / str(l2), **options)
+        moments.append(checkpoint.newest(tmp_path / str(l2))[0])
+    matrices = [p for name, p in net.named_parameters() if p.dim() > 1 and name != "bias"]
+    others = [p for name, p in net.named_parameters() if p.dim() <= 1 or name == "bias"]
+    assert net.regression.weight in set(matrices)
+    assert others
+    for number, parameter in enumerate([*matrices, *others]):  # the optimizer's own order
+        before, after = (tensors[f"optimizer/{number}/exp_avg"] for tensors in moments)
+        wanted = 0.5 * parameter.detach() * (number < len(matrices))
+        torch.testing.assert_close((after - before) / (1 - 0.9), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["model", "tokenizer", "vae"])
 def test_compiled_networks_train_the_same_weights(
