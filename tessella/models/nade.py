@@ -5,9 +5,8 @@ Symbol ``t`` has hidden units of its own, ``h_t = sigmoid(c + sum over s < t of 
 parameters ``b_t + V_t h_t`` (eq. 2). Neighbouring symbols share all but one term of the sum, so a running vector
 ``a_(t + 1) = a_t + W_t x_t`` (section 2) makes all of them in time linear in symbols and in hidden units.
 
-Training walks over chunks of the sequence. Within a chunk the running vectors are cumulative sums; for the gradient
-only the vector that enters a chunk is kept, and the rest computed again, so that memory does not grow with symbols
-times hidden units. With two levels there are ``2 S H + S + H`` parameters.
+Training walks along the sequence, and back for the gradient, in chunks: only the vector that enters a chunk is kept, and
+the rest computed again, so that memory does not grow with symbols times hidden units (:class:`Walk`). With two levels there are ``2 S H + S + H`` parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
@@ -25,8 +24,8 @@ from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
 
-CHUNK = 64
-"""Places whose hidden units are in memory at a time."""
+CHUNK = 1 << 18
+"""Hidden units (of all images of a batch) that are in memory at a time."""
 
 
 @dataclass
@@ -85,16 +84,9 @@ class NADE(SequenceModel):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         inputs = self.inputs(x).view(len(x), self.places, self.group * self.inputs.width)
         classes = self.classes_of(condition)
-        running, parts = self.hidden_bias[classes].expand(len(x), -1), []
-        for start in range(0, self.places, CHUNK):
-            part = slice(start, start + CHUNK)
-            chunk = inputs[:, part], self.encode[part], self.decode[part], running
-            if torch.is_grad_enabled() and self.places > CHUNK:
-                out, running = checkpoint(walk_chunk, *chunk, use_reentrant=False)
-            else:
-                out, running = walk_chunk(*chunk)
-            parts.append(out)
-        return self.on_grid(self.complete(torch.cat(parts, dim=1) + self.bias[classes]))
+        running = self.hidden_bias[classes].expand(len(x), -1)
+        out: torch.Tensor = Walk.apply(inputs.transpose(0, 1), self.encode, self.decode, running)
+        return self.on_grid(self.complete(out.transpose(0, 1) + self.bias[classes]))
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> NADEState:
@@ -121,20 +113,74 @@ class NADE(SequenceModel):
         return {"hidden": self.hidden, "embedding": self.embedding}
 
 
-def walk_chunk(
-    inputs: torch.Tensor, encode: torch.Tensor, decode: torch.Tensor, running: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places of a chunk.
+class Walk(torch.autograd.Function):
+    """The whole sequence: the running vector, the hidden units, and what they tell of each place.
 
-    Args:
-        inputs: ``[batch, places, inputs]``.
-        encode: ``[places, inputs, hidden]``.
-        decode: ``[places, hidden, size]``.
-        running: what has entered the hidden units before, ``[batch, hidden]``.
+    ``walk(inputs [places, batch, inputs], encode [places, inputs, hidden], decode [places, hidden, size], running
+    [batch, hidden])`` gives parameters without their bias, ``[places, batch, size]``.
 
-    Returns:
-        Parameters without their bias ``[batch, places, size]``, and the running vector after the chunk.
+    Sums along the sequence are taken a place at a time, while the chunk they fill is in the processor's cache. Only the
+    running vector before each chunk is kept; the gradient walks back over the chunks, each computed once more, and with
+    ``s_t`` the gradient by ``a_t``, that by ``W_t`` is ``x_t`` times the sum of ``s_u`` over ``u > t``.
     """
-    added = torch.bmm(inputs.transpose(0, 1), encode).cumsum(dim=0)  # [places, batch, hidden]
-    before = torch.cat([running[None], running + added[:-1]])
-    return torch.bmm(before.sigmoid(), decode).transpose(0, 1), running + added[-1]
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, encode: torch.Tensor, decode: torch.Tensor, running: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs, running = inputs.to(encode.dtype).contiguous(), running.clone()
+            parts, before = [], []
+            for part in chunks(inputs, running):
+                before.append(running)
+                units, running = hidden_units(inputs[part], encode[part], running)
+                parts.append(torch.bmm(units, decode[part]))
+        ctx.save_for_backward(inputs, encode, decode, *before)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, encode, decode, *before = ctx.saved_tensors
+        with torch.autocast(inputs.device.type, enabled=False):
+            gradient = gradient.to(encode.dtype)
+            of_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
+            of_encode, of_decode = torch.empty_like(encode), torch.empty_like(decode)
+            later = torch.zeros_like(before[0])
+            for part, running in reversed(list(zip(chunks(inputs, later), before, strict=True))):
+                units, _ = hidden_units(inputs[part], encode[part], running)
+                torch.bmm(units.transpose(1, 2), gradient[part], out=of_decode[part])
+                slopes = outer(gradient[part], decode[part].transpose(1, 2))
+                slopes = torch.ops.aten.sigmoid_backward(slopes, units)
+                sums = units  # in its room: what the symbol of each place has a part in
+                sums[-1] = later
+                for place in reversed(range(len(sums) - 1)):
+                    torch.add(sums[place + 1], slopes[place + 1], out=sums[place])
+                later = sums[0] + slopes[0]
+                torch.bmm(inputs[part].transpose(1, 2), sums, out=of_encode[part])
+                if of_inputs is not None:
+                    torch.bmm(sums, encode[part].transpose(1, 2), out=of_inputs[part])
+        return of_inputs, of_encode, of_decode, later
+
+
+def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """``torch.bmm``, which is slow where it sums over a single number."""
+    return torch.mul(one, other, out=out) if one.shape[-1] == 1 else torch.bmm(one, other, out=out)
+
+
+def chunks(inputs: torch.Tensor, running: torch.Tensor) -> list[slice]:
+    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers."""
+    places = max(1, CHUNK // running.numel())
+    return [slice(start, min(start + places, len(inputs))) for start in range(0, len(inputs), places)]
+
+
+def hidden_units(
+    inputs: torch.Tensor, encode: torch.Tensor, running: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden units of a chunk of places, ``[places, batch, hidden]``, and the running vector after it."""
+    sums = running.new_empty(len(inputs) + 1, *running.shape)
+    sums[0] = running
+    outer(inputs, encode, sums[1:])
+    for place in range(len(inputs)):
+        sums[place + 1] += sums[place]
+    return sums[:-1].sigmoid_(), sums[-1].clone()
