@@ -82,8 +82,7 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """The recipe as plain values, as JSON gives them back."""
-        found: dict[str, Any] = json.loads(json.dumps(configs.to_dict(self.recipe)))
-        return {name: found[name] for name in ("data", "model", "train")}
+        return plain(self.recipe)
 
     def at_home(self) -> Recipe:
         """The recipe with its data where they are."""
@@ -128,15 +127,21 @@ def kodak(count: int) -> Path:
     return place
 
 
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """What a cell says of a recipe, as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(configs.to_dict(recipe)))
+    return {name: found[name] for name in ("data", "model", "train")}
+
+
 def state(cell: Cell) -> str:
     """``done``, ``changed``, ``new``, or how far its run is."""
     if cell.result.exists():
         row = json.loads(cell.result.read_text(encoding="utf-8"))["rows"][0]
-        return "done" if row["settings"] == cell.settings else "changed"
+        return "done" if _made_with(row["settings"], cell) else "changed"
     facts = _run_facts(cell)
     if facts is None:
         return "new"
-    if _settings_of(facts, cell) != cell.settings:
+    if not _made_with(facts["recipe"], cell):
         return "changed"
     return "trained" if facts["status"] == "finished" else "begun"
 
@@ -146,10 +151,11 @@ def _run_facts(cell: Cell) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _settings_of(facts: dict[str, Any], cell: Cell) -> dict[str, Any]:
-    """Those a run was made with; where its data were does not matter."""
-    found = {name: facts["recipe"][name] for name in ("data", "model", "train")}
-    return found | {"data": found["data"] | {"source": cell.settings["data"]["source"]}}
+def _made_with(recipe: dict[str, Any], cell: Cell) -> bool:
+    """Whether these are a cell's settings; where the data were does not matter, nor settings that came later."""
+    found = plain(configs.from_dict(Recipe, {name: recipe[name] for name in ("data", "model", "train")}))
+    found["data"]["source"] = cell.settings["data"]["source"]
+    return found == cell.settings
 
 
 def run(cell: Cell, again: bool) -> bool:

@@ -5,8 +5,9 @@ Symbol ``t`` has hidden units of its own, ``h_t = sigmoid(c + sum over s < t of 
 parameters ``b_t + V_t h_t`` (eq. 2). Neighbouring symbols share all but one term of the sum, so a running vector
 ``a_(t + 1) = a_t + W_t x_t`` (section 2) makes all of them in time linear in symbols and in hidden units.
 
-Training walks along the sequence, and back for the gradient, in chunks: only the vector that enters a chunk is kept, and
-the rest computed again, so that memory does not grow with symbols times hidden units (:class:`Walk`). With two levels there are ``2 S H + S + H`` parameters.
+Training walks along the sequence, and back for the gradient, in chunks: only the vector that enters a chunk is kept,
+and the rest computed again, so that memory does not grow with symbols times hidden units (:class:`Walk`). With two
+levels there are ``2 S H + S + H`` parameters.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
 
-CHUNK = 1 << 18
-"""Hidden units (of all images of a batch) that are in memory at a time."""
+CHUNK, CHUNK_CUDA = 1 << 18, 1 << 25
+"""Hidden units (of all images of a batch) that are in memory at a time; on a processor few, so that its cache holds
+them."""
 
 
 @dataclass
@@ -150,27 +152,26 @@ class Walk(torch.autograd.Function):
             for part, running in reversed(list(zip(chunks(inputs, later), before, strict=True))):
                 units, _ = hidden_units(inputs[part], encode[part], running)
                 torch.bmm(units.transpose(1, 2), gradient[part], out=of_decode[part])
-                slopes = outer(gradient[part], decode[part].transpose(1, 2))
-                slopes = torch.ops.aten.sigmoid_backward(slopes, units)
-                sums = units  # in its room: what the symbol of each place has a part in
+                sums = later.new_empty(len(units) + 1, *later.shape)
+                outer(gradient[part], decode[part].transpose(1, 2), sums[:-1])
+                torch.ops.aten.sigmoid_backward.grad_input(sums[:-1], units, grad_input=sums[:-1])
                 sums[-1] = later
-                for place in reversed(range(len(sums) - 1)):
-                    torch.add(sums[place + 1], slopes[place + 1], out=sums[place])
-                later = sums[0] + slopes[0]
+                add_up(sums, backward=True)
+                later, sums = sums[0].clone(), sums[1:]  # what the symbol of each place has a part in
                 torch.bmm(inputs[part].transpose(1, 2), sums, out=of_encode[part])
                 if of_inputs is not None:
                     torch.bmm(sums, encode[part].transpose(1, 2), out=of_inputs[part])
         return of_inputs, of_encode, of_decode, later
 
 
-def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
     """``torch.bmm``, which is slow where it sums over a single number."""
-    return torch.mul(one, other, out=out) if one.shape[-1] == 1 else torch.bmm(one, other, out=out)
+    (torch.mul if one.shape[-1] == 1 else torch.bmm)(one, other, out=out)
 
 
 def chunks(inputs: torch.Tensor, running: torch.Tensor) -> list[slice]:
-    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers."""
-    places = max(1, CHUNK // running.numel())
+    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers, or ``CHUNK_CUDA``."""
+    places = max(1, (CHUNK_CUDA if running.is_cuda else CHUNK) // running.numel())
     return [slice(start, min(start + places, len(inputs))) for start in range(0, len(inputs), places)]
 
 
@@ -181,6 +182,17 @@ def hidden_units(
     sums = running.new_empty(len(inputs) + 1, *running.shape)
     sums[0] = running
     outer(inputs, encode, sums[1:])
-    for place in range(len(inputs)):
-        sums[place + 1] += sums[place]
+    add_up(sums)
     return sums[:-1].sigmoid_(), sums[-1].clone()
+
+
+def add_up(parts: torch.Tensor, backward: bool = False) -> None:
+    """Put in the place of each part the sum of those up to it, or from it on."""
+    if parts.is_cuda:  # a call costs more than what it does for one place
+        parts.copy_(parts.flip(0).cumsum(0).flip(0) if backward else parts.cumsum(0))
+    elif backward:
+        for place in reversed(range(len(parts) - 1)):
+            parts[place] += parts[place + 1]
+    else:
+        for place in range(1, len(parts)):
+            parts[place] += parts[place - 1]

@@ -22,7 +22,7 @@ def direct(model: NADE, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_chunks_give_the_values_and_gradients_of_the_direct_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nade, "CHUNK", 3)
+    monkeypatch.setattr(nade, "CHUNK", 3 * 7 * 3)  # three places of three images and seven units
     model = ts.create("nade", ts.Grid(4, 5, 1, 2), hidden=7).double()
     assert isinstance(model, NADE)
     x = torch.randint(2, (3, 4, 5, 1), generator=torch.Generator().manual_seed(0))
@@ -35,6 +35,26 @@ def test_chunks_give_the_values_and_gradients_of_the_direct_loop(monkeypatch: py
         strict=True,
     ):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_walk_has_the_gradients_of_finite_differences(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nade, "CHUNK", size)
+    generator = torch.Generator().manual_seed(size)
+    shapes = [(5, 2, 3), (5, 3, 4), (5, 4, 2), (2, 4)]  # several inputs a place, several parameters
+    parts = [torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(nade.Walk.apply, parts)
+    single = [part[..., :1] if i == 0 else part[:, :1] if i == 1 else part for i, part in enumerate(parts)]
+    assert torch.autograd.gradcheck(nade.Walk.apply, [p.detach().clone().requires_grad_() for p in single])
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_sums_are_those_of_one_call(backward: bool) -> None:
+    parts = torch.randn(9, 3, 4, dtype=torch.float64)
+    looped = parts.clone()
+    nade.add_up(looped, backward)
+    whole = parts.flip(0).cumsum(0).flip(0) if backward else parts.cumsum(0)
+    torch.testing.assert_close(looped, whole)
 
 
 def test_hidden_units_of_all_symbols_are_not_kept_for_the_gradient() -> None:
