@@ -171,7 +171,8 @@ def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
 
 def chunks(inputs: torch.Tensor, running: torch.Tensor) -> list[slice]:
     """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers, or ``CHUNK_CUDA``."""
-    places = max(1, (CHUNK_CUDA if running.is_cuda else CHUNK) // running.numel())
+    room = CHUNK_CUDA if running.is_cuda else CHUNK
+    places = max(1, room // max(1, running.numel()))
     return [slice(start, min(start + places, len(inputs))) for start in range(0, len(inputs), places)]
 
 
