@@ -245,7 +245,7 @@ class Watch:
 
     Args:
         drift: whether to tell how use changed since the last look. A run that is to be the same after it was resumed
-            must then keep :attr:`before` with its checkpoints.
+            keeps :attr:`before` with its checkpoints.
     """
 
     def __init__(self, drift: bool = False) -> None:

@@ -424,6 +424,7 @@ def _restore(session: loop.Session) -> list[str]:
     checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
     best = state["progress"]["best"]
     session.progress = Progress(**(state["progress"] | {"best": math.inf if best is None else best}))
+    session.task.recall(state.get("memory", {}))
     session.checkpoints = [session.progress.step]
     return [f"skipped a checkpoint: {problem}" for problem in problems]
 

@@ -352,6 +352,7 @@ def _clip(session: Session) -> float:
 def _save_checkpoint(session: Session) -> None:
     if session.fabric.is_global_zero:
         state = {"progress": dataclasses.asdict(session.progress), "task": session.task.describe()}
+        state["memory"] = session.task.memory()
         task, average, out = session.task.module, session.average.module, session.run.path
         session.run.flush()
         checkpoint.save(out, session.progress.step, task, average, session.optimizer, state)

@@ -4,7 +4,7 @@ validate it."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,6 +60,13 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def save_baseline(self, examples: Examples, out: Path) -> None:
         """Keep with the run what its figures are compared to."""
+
+    def memory(self) -> dict[str, Any]:
+        """What validations remember of the ones before, as JSON values; it goes into every checkpoint."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take up what :meth:`memory` gave, in a resumed run."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -180,7 +187,13 @@ class TokenizerTask(Task):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.watch = Watch()
+        self.watch = Watch(drift=True)
+
+    def memory(self) -> dict[str, Any]:
+        return {"counts": self.watch.before}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self.watch.before = memory.get("counts", [])
 
     def networks(self) -> list[nn.Module]:
         # A quantizer keeps running counts and reads them: nothing of it would stay in one graph.
