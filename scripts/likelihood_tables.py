@@ -76,6 +76,7 @@ def sizes(row: Row) -> str:
     """Those that are not the defaults, and what there is of options."""
     model, train = row["settings"]["model"], row["settings"]["train"]
     given = [f"{name} {value}" for name, value in model["sizes"].items()]
+    given += [f"L2 {train['l2']:g}"] if train.get("l2") else []
     return ", ".join([*given, f"batch {train['batch']}", f"rate {train['learning_rate']:g}"]) + (
         f"; {row['note']}" if row.get("note") else ""
     )
