@@ -181,13 +181,13 @@ def pictures() -> str:
     return ", ".join(drawn)
 
 
-def _figure(panels: int, width: float) -> tuple[Any, Any]:
+def _figure(down: int, across: int, width: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    figure = Figure(figsize=(width, 4.4 * down), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, panels)
+    return figure, figure.subplots(down, across, squeeze=False)
 
 
 def _colours(names: Iterable[str]) -> dict[str, Any]:
@@ -202,31 +202,42 @@ def _draw_minutes(path: Path) -> str:
     if not digits or not binary:
         return "no picture of minutes: there are no cells of digits or binary-mnist"
     colours = _colours({family(row) for row in [*digits, *binary]})
-    figure, (left, middle, right) = _figure(3, 15)
+    figure, (above, below) = _figure(2, 2, 12)
     by: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in digits:
         by[family(row)].append((row["settings"]["train"]["minutes"], _bits(row)))
     for name, points in by.items():
-        left.plot(*zip(*sorted(points), strict=True), marker="o", color=colours[name], label=name)
-    left.set(xscale="log", xlabel="minutes of training", ylabel="test bits/dim", title="Digits: a run for each point")
+        above[0].plot(*zip(*sorted(points), strict=True), marker="o", color=colours[name], label=name)
+    above[0].set(
+        xscale="log", xlabel="minutes of training", ylabel="test bits/dim", title="Digits: a run for each point"
+    )
+    above[0].legend(frameon=False, fontsize=8)
+    longest = max(minutes for points in by.values() for minutes, _ in points)
+    last = [row for row in digits if row["settings"]["train"]["minutes"] == longest]
+    _scatter(above[1], [(family(row), row, _bits(row)) for row in last], colours)
+    above[1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} minutes")
     for row in binary:
         seconds, bits = zip(*row["curve"], strict=True)
-        middle.plot([s / 60 for s in seconds], bits, color=colours[family(row)], ls=_style(row), label=row["cell"])
+        below[0].plot([s / 60 for s in seconds], bits, color=colours[family(row)], ls=_style(row), label=row["cell"])
     low = min(bits for row in binary for _, bits in row["curve"])
-    middle.set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
-    middle.set(ylabel="validation bits/dim", title="Binarized MNIST: within one run")
-    for there, axes, title in ((binary, right, "Binarized MNIST"),):
-        for row in there:
-            at = 1000 * row["seconds_an_image"]["16"], row["test"]["nats_per_image"]
-            axes.plot(*at, "o", color=colours[family(row)])
-            axes.annotate(row["cell"], at, xytext=(5, 3), textcoords="offset points", fontsize=8)
-        axes.set(xscale="log", xlabel="ms to draw an image, 16 at a time", ylabel="test nats", title=title)
-        axes.margins(x=0.25)
-    for axes in (left, middle, right):
+    below[0].set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
+    below[0].set(ylabel="validation bits/dim", title="Binarized MNIST: within one run")
+    _scatter(below[1], [(row["cell"], row, row["test"]["nats_per_image"]) for row in binary], colours)
+    below[1].set(ylabel="test nats", title="Binarized MNIST: at the end of the run")
+    for axes in (*above, *below):
         axes.grid(alpha=0.3)
-    left.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     return str(path)
+
+
+def _scatter(axes: Any, there: Sequence[tuple[str, Row, float]], colours: dict[str, Any]) -> None:
+    """Figures over the time an image takes to draw, each with its label."""
+    for label, row, figure in there:
+        at = 1000 * row["seconds_an_image"]["16"], figure
+        axes.plot(*at, "o", color=colours[family(row)])
+        axes.annotate(label, at, xytext=(5, 3), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="ms to draw an image, 16 at a time")
+    axes.margins(x=0.25)
 
 
 def _style(row: Row) -> str:
@@ -238,8 +249,8 @@ def _draw_heads(path: Path) -> str:
     if not there:
         return "no picture of heads: there are no cells of them"
     colours = {"categorical": "#8a8a8a", "ordinal": "#2166ac", "logistic-mixture": "#e08214"}
-    figure, panels = _figure(len(there), 4.2 * len(there))
-    for axes, (data, of) in zip([panels] if len(there) == 1 else panels, there, strict=True):
+    figure, (panels,) = _figure(1, len(there), 4.2 * len(there))
+    for axes, (data, of) in zip(panels, there, strict=True):
         for name, row in of.items():
             near = row["neighbours"]
             distance = range(-(len(near) // 2), len(near) // 2 + 1)

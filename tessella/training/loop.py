@@ -42,6 +42,9 @@ except ImportError:  # the same engine as a part of the lightning package
 VALIDATIONS = 20
 """Validations of a run whose recipe does not say."""
 
+VALIDATING = 0.1
+"""Share of the time of a run of so many minutes that they take at most, the first and the last aside."""
+
 FINAL_RATE = 0.01
 """Learning rate at the end, as a share of its peak."""
 
@@ -186,12 +189,13 @@ def fit(session: Session) -> None:
         # All processes go by the clock of the first, or they would part ways.
         progress.seconds = session.fabric.broadcast(progress.seconds)
         share = passed(config, progress, len(session.examples))
-        due, better = _due(config, progress, share), False
+        due, better, before = _due(config, progress, share), False, progress.seconds
         if due or share >= 1:
             better = validate(session)
             progress.validations += 1
             progress.seconds = time.monotonic() - started
             progress.seconds = session.fabric.broadcast(progress.seconds)
+            progress.validating += progress.seconds - before
             # A validation that took longer than the time between two of them is not made up for.
             share_now = passed(config, progress, len(session.examples))
             progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))
@@ -380,6 +384,8 @@ def _due(config: TrainConfig, progress: Progress, share: float) -> bool:
     """Whether it is time to validate."""
     if config.validate_every:
         return progress.step % config.validate_every == 0
+    if config.minutes and progress.validating > VALIDATING * progress.seconds:
+        return False
     return share * VALIDATIONS >= progress.validations + 1
 
 

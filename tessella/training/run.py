@@ -41,6 +41,8 @@ class Progress:
     seconds: float = 0.0
     """Wall-clock seconds of training, validation and saving, over all sittings."""
     validations: int = 0
+    validating: float = 0.0
+    """Seconds of them that validations took."""
     best: float = float("inf")
     """Least value of the task's metric so far."""
     best_step: int = 0

@@ -101,6 +101,35 @@ def test_a_run_ends_at_the_first_of_its_limits() -> None:
     assert loop.passed(TrainConfig(epochs=3, batch=10), progress, 100) == 1.0
 
 
+def test_validations_take_a_tenth_of_the_minutes_at_most() -> None:
+    slow = {"validations": 1, "validating": 6.0}
+    assert not loop._due(TrainConfig(minutes=2), Progress(seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
+    assert loop._due(TrainConfig(minutes=2), Progress(seconds=60, **slow), 60 / 120)  # type: ignore[arg-type]
+    assert loop._due(TrainConfig(steps=100), Progress(seconds=59, **slow), 0.1)  # type: ignore[arg-type]
+    asked = TrainConfig(minutes=2, validate_every=5)
+    assert loop._due(asked, Progress(step=10, seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
+
+
+def test_the_time_of_validations_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, validate = [0.0], loop.validate
+
+    def late(session: loop.Session, log: bool = True) -> bool:
+        clock[0] += 10
+        return validate(session, log)
+
+    def step(*given: Any) -> dict[str, float]:
+        clock[0] += 1
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop, "validate", late)
+    monkeypatch.setattr(loop, "_step", step)
+    run = ts.train(model(), images(), out=tmp_path / "run", minutes=5, say=lambda line: None, device="cpu")
+    seen = [line["step"] for line in log(tmp_path / "run") if "valid/bits_per_dim" in line]
+    assert seen == [15, 90, 180, 270]  # at 15, 100, 200 and 300 seconds
+    assert run.progress.validating == 40
+
+
 def test_the_average_follows_slowly_and_copies_buffers() -> None:
     module = torch.nn.BatchNorm1d(1)
     average = Average(module, decay=0.9)
