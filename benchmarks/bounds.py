@@ -27,6 +27,8 @@ from tessella.pipeline import Generator, load
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.vae import VAE
 
+LEVELS = 256
+"""Of the images."""
 ERRORS = ("bits_per_dim_se", "psnr_db_se")
 COLUMNS = ("run", "model", "minutes", "symbols", "bits_per_dim", "exact", "code_bits", "pixel_bits", "psnr_db")
 COLUMNS += ("seconds_an_image",)
@@ -39,13 +41,13 @@ def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
         ValueError: for a model of fewer levels than the images have.
     """
     model = load(run)
-    levels = 256
+    levels = LEVELS
     if isinstance(model, VAE):
         levels = model.levels
     elif isinstance(model, Generator) and not model.two_stage:
         levels = model.priors[0].grid.levels
-    if levels != 256:
-        raise ValueError(f"{run} knows {levels} levels, the images have 256: their bits cannot be compared")
+    if levels != LEVELS:
+        raise ValueError(f"{run} knows {levels} levels, the images have {LEVELS}: their bits cannot be compared")
     started = time.perf_counter()
     figures = ts.evaluate(run, images, batch=batch)
     row = {"run": Path(run).name, "model": _name(model), "images": len(images), **_bits(model, figures)}

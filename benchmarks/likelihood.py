@@ -1,4 +1,4 @@
-"""Density models on named data: cells of model, data and budget, each trained once, scored and timed.
+"""Models on named data: cells of model, data and budget, each trained once, scored and timed.
 
     python benchmarks/likelihood.py list                       # which cells are done, begun, to do
     python benchmarks/likelihood.py run 'binary-mnist/*'       # in turn; interrupt at will and run again to go on
@@ -8,7 +8,8 @@
 last checkpoint, and writes ``results/likelihood/TABLE/CELL.json`` when it is done: the settings, the learning curve,
 the test figures with their standard errors, and how long an image takes to draw. A cell whose settings have changed
 since is refused, and trained anew with ``--again`` alone. ``python scripts/model_tables.py`` makes the tables and plots
-of ``docs/models.md`` of these files.
+of ``docs/models.md`` of these files. Cells may be tokenizers, and priors on the codes of another cell: told in bits of
+the pixels, as ``benchmarks/bounds.py`` counts them.
 
 ``probe`` is how the settings were found: a short training for each of the values of a key, judged by the validation
 images; what it saw is kept in ``results/likelihood/probes.json``.
@@ -32,6 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bounds
 import harness
 import numpy as np
 import torch
@@ -49,6 +51,8 @@ DATA = Path(os.environ.get("TESSELLA_TEST_DATA", harness.ROOT.parent / "shared" 
 RUNS = Path("runs/likelihood")
 BATCHES = (1, 16)
 """Images drawn at a time."""
+PARTS = ("data", "model", "tokenizer", "prior_of", "train")
+"""Of a recipe, what makes a cell."""
 REACH = 24
 """Levels to either side of the true one whose probability is told."""
 
@@ -60,7 +64,9 @@ class Cell:
     Args:
         table: its table in ``likelihood.toml``.
         name: of the cell in its table.
-        recipe: what to train; the path of its data is relative to the folder of images.
+        recipe: what to train; the path of its data is relative to the folder of images, the tokenizer of a prior is
+            another cell.
+        in_bounds: whether to tell bits as ``bounds.py`` does, since the table compares pixels with codes.
         each_image: whether to keep the bits of each image, and the probabilities of the true level's neighbours.
         note: of the settings, for the reader of the table.
     """
@@ -69,6 +75,7 @@ class Cell:
     name: str
     recipe: Recipe
     each_image: bool = False
+    in_bounds: bool = False
     note: str = ""
 
     @property
@@ -85,11 +92,12 @@ class Cell:
         return plain(self.recipe)
 
     def at_home(self) -> Recipe:
-        """The recipe with its data where they are."""
+        """The recipe with its data, and its tokenizer, where they are."""
+        tokenizer = str(RUNS / self.recipe.prior_of) if self.recipe.prior_of else ""
         kind, _, path = self.recipe.data.source.partition(":")
         place = kodak(int(path.removeprefix("kodak-"))) if path.startswith("kodak-") else DATA / path
         source = f"{kind}:{place}" if path else kind
-        return replace(self.recipe, data=replace(self.recipe.data, source=source))
+        return replace(self.recipe, data=replace(self.recipe.data, source=source), prior_of=tokenizer)
 
 
 def cells() -> list[Cell]:
@@ -105,11 +113,18 @@ def cells() -> list[Cell]:
 def _of_table(name: str, table: dict[str, Any]) -> Iterator[Cell]:
     for variant, over in table.get("variants", {"": {}}).items():
         for label, own in table["cells"].items():
-            facts = {part: {**table.get(part, {}), **own.get(part, {}), **over.get(part, {})} for part in
-                     ("data", "model", "train")}  # fmt: skip
+            layers = [table, own, over]
+            parts = [part for part in PARTS if any(part in layer for layer in layers)]
+            facts = {part: _merged([layer[part] for layer in layers if part in layer]) for part in parts}
             recipe = configs.from_dict(Recipe, facts, f"{name}.{label}")
             full = f"{label}-{variant}" if variant else label
-            yield Cell(name, full, recipe, table.get("each_image", False), own.get("note", ""))
+            options = {option: table.get(option, False) for option in ("each_image", "in_bounds")}
+            yield Cell(name, full, recipe, **options, note=own.get("note", ""))
+
+
+def _merged(layers: list[Any]) -> Any:
+    """Tables over one another; of plain values the last."""
+    return {k: v for layer in layers for k, v in layer.items()} if isinstance(layers[0], dict) else layers[-1]
 
 
 def kodak(count: int) -> Path:
@@ -130,7 +145,7 @@ def kodak(count: int) -> Path:
 def plain(recipe: Recipe) -> dict[str, Any]:
     """What a cell says of a recipe, as JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(configs.to_dict(recipe)))
-    return {name: found[name] for name in ("data", "model", "train")}
+    return {name: found[name] for name in PARTS if found[name]}
 
 
 def state(cell: Cell) -> str:
@@ -153,8 +168,10 @@ def _run_facts(cell: Cell) -> dict[str, Any] | None:
 
 def _made_with(recipe: dict[str, Any], cell: Cell) -> bool:
     """Whether these are a cell's settings; where the data were does not matter, nor settings that came later."""
-    found = plain(configs.from_dict(Recipe, {name: recipe[name] for name in ("data", "model", "train")}))
+    found = plain(configs.from_dict(Recipe, {name: recipe[name] for name in PARTS if recipe.get(name)}))
     found["data"]["source"] = cell.settings["data"]["source"]
+    if cell.recipe.prior_of and found.get("prior_of"):
+        found["prior_of"] = cell.recipe.prior_of
     return found == cell.settings
 
 
@@ -177,9 +194,7 @@ def run(cell: Cell, again: bool) -> bool:
         return False
     row = measure(cell, out) | {"processors_busy_with_others": max([*before, busy()])}
     harness.write("", [row], str(cell.result))
-    test = row["test"]
-    print(f"  {test['bits_per_dim']:.4f} ± {test['bits_per_dim_se']:.4f} bits/dim, "
-          f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f} nats", flush=True)  # fmt: skip
+    print(f"  {told(row)}", flush=True)
     return True
 
 
@@ -189,18 +204,35 @@ def _busy_before(out: Path) -> list[float]:
     return found
 
 
+def told(row: dict[str, Any]) -> str:
+    """What a cell reached, for the one who waits."""
+    if "test" not in row:
+        figures = (("bits_per_dim", "{:.4f} bits/dim"), ("psnr_db", "PSNR {:.2f} dB"))
+        return ", ".join(text.format(row[name]) for name, text in figures if row[name] is not None)
+    test = row["test"]
+    return f"{test['bits_per_dim']:.4f} ± {test['bits_per_dim_se']:.4f} bits/dim, " + (
+        f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f} nats"
+    )
+
+
 def measure(cell: Cell, out: Path) -> dict[str, Any]:
     """The row of a trained cell."""
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     progress, count = facts["progress"], facts["data"]["train"]["count"]
+    row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "note": cell.note, "settings": cell.settings}
+    row |= {"train_images": count, "steps": progress["step"], "best_step": progress["best_step"]}
+    row |= {"minutes": progress["seconds"] / 60, "epochs": progress["step"] * cell.recipe.train.batch / count}
+    row |= {"valid": progress["figures"], "curve": curve(out)}
+    return row | (_in_bounds(out) if cell.in_bounds else _likelihood(cell, out))
+
+
+def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
+    """Exact figures on the test images, and times."""
     test = data.load(data_config(out), "test")
     found = ts.assess(out, test, batch=100)
     model = ts.load(out)
     assert isinstance(model, Generator)
-    row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "note": cell.note, "settings": cell.settings}
-    row |= {"parameters": model.priors[0].parameter_count(), "train_images": count, "steps": progress["step"]}
-    row |= {"minutes": progress["seconds"] / 60, "epochs": progress["step"] * cell.recipe.train.batch / count}
-    row |= {"best_step": progress["best_step"], "valid_bits_per_dim": progress["best"], "curve": curve(out)}
+    row: dict[str, Any] = {"parameters": model.priors[0].parameter_count()}
     kept = ("images", "bits_per_dim", "nats_per_image", "baseline_bits_per_dim", "scored_grid", "weights")
     row["test"] = {name: found.figures[name] for name in kept if name in found.figures}
     row["test"] |= {f"{name}_se": found.figures[f"{name}_se"] for name in ("bits_per_dim", "nats_per_image")}
@@ -211,6 +243,17 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
         bits = found.measured.values["nats"] / (dimensions * ts.grid.LN2)
         row["each_image"] = {"bits_per_dim": [round(float(b), 6) for b in bits], "of": _files(test)}
         row["neighbours"] = neighbours(model, test.images)
+    return row
+
+
+def _in_bounds(out: Path) -> dict[str, Any]:
+    """Bits of the pixels, exact or bounded, and times."""
+    row = bounds.measure(str(out), data.load(data_config(out), "test"), samples=BATCHES[-1], batch=100)
+    row["all_minutes"] = row.pop("minutes")
+    model = ts.load(out)
+    row["seconds_an_image"] = (
+        {str(n): seconds_an_image(model, n) for n in BATCHES} if isinstance(model, Generator) else None
+    )
     return row
 
 

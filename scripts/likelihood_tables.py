@@ -129,6 +129,28 @@ def heads() -> str:
     return f"{table(titles, cells)}\n\n*{origin(there)}*"
 
 
+def codes() -> str:
+    """A model of the pixels and a model of the codes, the same images and minutes."""
+    cells, there = [], []
+    for name, title in (("codes-mnist", "MNIST"), ("codes-cifar10", "CIFAR-10, a part")):
+        of = {row["cell"]: row for row in rows(name)}
+        for row in (of[cell] for cell in ("pixels", "codes") if cell in of):
+            there.append(row)
+            drawn = row["seconds_an_image"]
+            cells.append([
+                f"{title}, {row['images']:,}", row["cell"], row["model"].replace(" + ", ", "), f"{row['symbols']:,}",
+                f"{row['all_minutes']:.0f}", f"{row['parameters']:,}",
+                f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± {row['bits_per_dim_se']:.3f}",
+                short(row["code_bits"]), short(row["pixel_bits"]), short(row["psnr_db"]),
+                f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
+            ])  # fmt: skip
+    if not cells:
+        return NOTHING
+    titles = ["test images", "drawn", "models", "symbols", "minutes", "parameters", "bits/dim ± se", "of codes"]
+    titles += ["of pixels", "PSNR, dB", "ms an image, 1 and 16"]
+    return f"{table(titles, cells)}\n\n*{origin(there)}*"
+
+
 def _heads() -> list[tuple[str, dict[str, Row]]]:
     """Data, and the row of each head, few training images before more."""
     found = []
@@ -170,7 +192,7 @@ def _bits(row: Row) -> float:
     return float(row["test"]["bits_per_dim"])
 
 
-TABLES = {"binary-mnist": binary_mnist, "minutes": minutes, "heads": heads}
+TABLES = {"binary-mnist": binary_mnist, "minutes": minutes, "heads": heads, "codes": codes}
 
 
 def pictures() -> str:

@@ -69,7 +69,7 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(li
     assert statistics.mean(row["each_image"]["bits_per_dim"]) == pytest.approx(row["test"]["bits_per_dim"], abs=1e-5)
     seconds = [at for at, _ in row["curve"]]
     assert seconds == sorted(seconds)
-    assert row["curve"][-1][1] == pytest.approx(row["valid_bits_per_dim"])
+    assert row["curve"][-1][1] == pytest.approx(row["valid"]["bits_per_dim"])
     assert set(row["seconds_an_image"]) == {"1", "16"}
     changed = tiny(likelihood, steps=14)
     assert likelihood.state(changed) == "changed"
@@ -77,6 +77,38 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(li
         likelihood.run(changed, again=False)
     assert likelihood.run(changed, again=True)
     assert likelihood.state(changed) == "done"
+
+
+def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_of_pixels(
+    likelihood: ModuleType, tables: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, train = {"source": "digits", "limit": 64, "bits": "", "size": ""}, {"steps": 4, "batch": 8}
+    sizes = {"codebook_size": 8, "hidden": 8, "code_dim": 4, "downsample": 2, "residual_blocks": 1}
+    table = {
+        "in_bounds": True,
+        "data": data,
+        "train": train,
+        "cells": {
+            "pixels": {"model": {"name": "fvsbn"}},
+            "tokenizer": {"tokenizer": {"name": "vqvae", "likelihood": "logistic", **sizes}},
+            "codes": {"prior_of": "codes-mnist/tokenizer", "model": {"name": "made"}, "train": {"steps": 2}},
+        },
+    }
+    cells = list(likelihood._of_table("codes-mnist", table))
+    assert [cell.recipe.train.steps for cell in cells] == [4, 4, 2]
+    monkeypatch.setattr(likelihood.bounds, "LEVELS", 17)
+    for cell in cells:
+        assert likelihood.run(cell, again=False)
+        assert likelihood.state(cell) == "done"
+    found = {cell.name: json.loads(cell.result.read_text())["rows"][0] for cell in cells}
+    assert found["pixels"]["exact"]
+    assert found["pixels"]["symbols"] == 64
+    assert found["codes"]["symbols"] == 16
+    parts = found["codes"]["code_bits"] + found["codes"]["pixel_bits"]
+    assert found["codes"]["bits_per_dim"] == pytest.approx(parts)
+    assert found["codes"]["all_minutes"] == pytest.approx(found["codes"]["minutes"] + found["tokenizer"]["minutes"])
+    monkeypatch.setattr(tables, "CELLS", likelihood.harness.results_path("likelihood").with_suffix(""))
+    assert "| codes | vqvae, made | 16 |" in tables.codes()
 
 
 def test_an_interrupted_cell_goes_on_where_it_was_left(likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
