@@ -1,6 +1,8 @@
 """Draw the pictures of the documentation from finished runs.
 
-python scripts/pictures.py runs/photos kodak24.zip runs/cifar10-prior npz:cifar10_test.npz runs/binary-mnist
+python scripts/pictures.py photographs runs/photos kodak24.zip
+python scripts/pictures.py two-stage cifar10 runs/cifar10-prior npz:cifar10_test.npz "CIFAR-10, JPEG, test"
+python scripts/pictures.py binary-mnist runs/likelihood/binary-mnist/pixelcnn++
 python scripts/pictures.py side-by-side mnist npz:mnist.npz runs/mnist-pixels runs/mnist
 """
 
@@ -21,25 +23,32 @@ from tessella.pipeline import fingerprint
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
-def main(photos: Path, kodak: str, objects: Path, tests: str, digits: Path) -> None:
-    """Test images beside what the models make of them and draw themselves."""
+def photographs(photos: Path, kodak: str) -> None:
+    """Photographs that the model was not trained on, small and large."""
     source = DataConfig(f"folder:{kodak}", size="64")
     shown = data.load(source, "all").images[:16]
-    two_stage("kodak", photos, shown, "Kodak photographs at 64x64, none trained on")
+    draw_two_stage("kodak", photos, shown, "Kodak photographs at 64x64, none trained on")
     large(photos, replace(source, size="256x384"))
-    shown = data.load(DataConfig(tests), "test").images[:36]
-    two_stage("cifar10", objects, shown, "CIFAR-10 (JPEG-recompressed), test")
-    pixels = ts.load(digits)
-    assert isinstance(pixels, ts.Generator)
-    held_out = data.load(data_config(digits), "test").images[:]
+
+
+def two_stage(name: str, run: Path, tests: str, title: str) -> None:
+    """Test images, what comes back from their codes, and samples of the prior."""
+    draw_two_stage(name, run, data.load(DataConfig(tests), "test").images[:36], title)
+
+
+def binary_mnist(run: Path) -> None:
+    """Test images beside samples of a model of their pixels."""
+    model = ts.load(run)
+    assert isinstance(model, ts.Generator)
+    held_out = data.load(data_config(run), "test").images[:]
     panels = [
         ("test digits", report.sheet(held_out[::200][:48], 8, 2)),
-        ("drawn by the gated PixelCNN", report.sheet(pixels.sample(48, seed=0).numpy(), 8, 2)),
+        (f"drawn by {model.priors[0].name}", report.sheet(model.sample(48, seed=0).numpy(), 8, 2)),
     ]
-    save("binary-mnist", panels, pixels)
+    save("binary-mnist", panels, model)
 
 
-def two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None:
+def draw_two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None:
     """Images, what comes back from their codes, and samples of the prior, side by side."""
     generator = ts.load(run)
     assert isinstance(generator, ts.Generator)
@@ -93,7 +102,14 @@ def save(name: str, panels: list[tuple[str, np.ndarray]], generator: ts.Generato
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "side-by-side":
-        side_by_side(sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))
-        sys.exit()
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))
+    command, *given = sys.argv[1:]
+    if command == "photographs":
+        photographs(Path(given[0]), given[1])
+    elif command == "two-stage":
+        two_stage(given[0], Path(given[1]), given[2], given[3])
+    elif command == "binary-mnist":
+        binary_mnist(Path(given[0]))
+    elif command == "side-by-side":
+        side_by_side(given[0], given[1], Path(given[2]), Path(given[3]))
+    else:
+        sys.exit(__doc__)
