@@ -131,8 +131,8 @@ def left(out: Path) -> dict[str, Any]:
     return {
         "names": sorted(path.relative_to(out).as_posix() for path in names),
         "status": facts["status"],
-        "progress": facts["progress"] | {"seconds": 0},
-        "state": state["progress"] | {"seconds": 0},
+        "progress": facts["progress"] | {"seconds": 0, "validating": 0},
+        "state": state["progress"] | {"seconds": 0, "validating": 0},
         "log": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "weights": {str(path.relative_to(out)): path.read_bytes() for path in weights},
