@@ -99,7 +99,7 @@ def left(out: Path) -> dict[str, Any]:
         "log": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
-        "progress": state["progress"] | {"seconds": 0},
+        "progress": state["progress"] | {"seconds": 0, "validating": 0},
         "status": files.read_json(out / "run.json")["status"],
         "left over": [*problems, *half_written(out)],
     }
