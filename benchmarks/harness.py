@@ -67,6 +67,7 @@ def hardware() -> dict[str, Any]:
         model = names[0].split(":", 1)[1].strip() if names else ""
     return {
         "cpu": model or platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

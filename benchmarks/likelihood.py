@@ -35,6 +35,7 @@ from typing import Any
 
 import bounds
 import harness
+import machine
 import numpy as np
 import torch
 
@@ -193,6 +194,7 @@ def run(cell: Cell, again: bool) -> bool:
     if trained.interrupted:
         return False
     row = measure(cell, out) | {"processors_busy_with_others": max([*before, busy()])}
+    row["machine_gigaflops"] = machine.gigaflops(2048)
     harness.write("", [row], str(cell.result))
     print(f"  {told(row)}", flush=True)
     return True
