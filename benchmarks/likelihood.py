@@ -56,6 +56,8 @@ PARTS = ("data", "model", "tokenizer", "prior_of", "train")
 """Of a recipe, what makes a cell."""
 REACH = 24
 """Levels to either side of the true one whose probability is told."""
+NEAR = 512
+"""Images, spread evenly over those of the test, that tell it."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,8 @@ def seconds_an_image(model: Generator, batch: int) -> float:
 def neighbours(model: Generator, images: Any) -> list[float]:
     """Mean probability of the levels ``-REACH .. REACH`` away from the true one, of those that exist."""
     prior = model.priors[0]
-    symbols, levels = model.encode(np.asarray(images[:])), prior.grid.levels
+    chosen = np.unique(np.linspace(0, len(images) - 1, NEAR).astype(int))
+    symbols, levels = model.encode(np.asarray(images[:])[chosen]), prior.grid.levels
     total, number = torch.zeros(2 * REACH + 1, dtype=torch.float64), torch.zeros(2 * REACH + 1, dtype=torch.float64)
     for part in symbols.split(32):
         table = prior.distribution(part).table(part).exp()

@@ -54,6 +54,7 @@ def binary_mnist() -> str:
             sizes(row),
             f"{row['parameters']:,}",
             f"{row['minutes']:.0f}",
+            f"{row['machine_gigaflops']:.0f}" if "machine_gigaflops" in row else "–",
             f"{row['epochs']:.1f}",
             f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f}",
             PUBLISHED.get(row["cell"], "–"),
@@ -64,6 +65,7 @@ def binary_mnist() -> str:
         "sizes",
         "parameters",
         "minutes",
+        "GFLOP/s",
         "epochs",
         "test nats ± se",
         "published",
@@ -182,10 +184,17 @@ def family(row: Row) -> str:
 
 
 def origin(there: Sequence[Row]) -> str:
-    """Where rows were measured."""
-    hardware = there[0]["hardware"]
+    """Where rows were measured: machines that are not told apart by their names are by what they multiply."""
+    machines = dict.fromkeys(_machine(row["hardware"]) for row in there)
     commits = ", ".join(dict.fromkeys(row["commit"] for row in there))
-    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {commits}"
+    powers = [row["machine_gigaflops"] for row in there if "machine_gigaflops" in row]
+    power = f" ({min(powers):.0f} to {max(powers):.0f} GFLOP/s in a product of 2048x2048 matrices)" if powers else ""
+    return f"{' and '.join(machines)}{power}, commit {commits}"
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    threads, with_ = hardware["threads"], f" with {hardware['instructions']}" if "instructions" in hardware else ""
+    return f"{threads} thread{'s' * (threads > 1)} of {hardware['cpu']}{with_}, torch {hardware['torch']}"
 
 
 def _bits(row: Row) -> float:

@@ -28,6 +28,7 @@ def likelihood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("likelihood")
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(module.machine, "gigaflops", lambda side: 100.0)
     monkeypatch.setattr(module.harness, "results_path", lambda name, out="": Path(out or tmp_path / f"{name}.json"))
     return module
 
