@@ -35,7 +35,7 @@ COLUMNS += ("seconds_an_image",)
 
 
 def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
-    """One row of the table.
+    """One row of the table; with ``samples=0`` nothing is drawn.
 
     Raises:
         ValueError: for a model of fewer levels than the images have.
@@ -56,7 +56,8 @@ def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
     parts = [model.tokenizer, model.prior] if isinstance(model, Generator) else [model]
     row["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
     row |= {"symbols": _symbols(model), "minutes": _minutes(Path(run))}
-    row["seconds_an_image"] = None if isinstance(model, Tokenizer) else _seconds(model, samples)
+    drawn = samples and not isinstance(model, Tokenizer)
+    row["seconds_an_image"] = _seconds(model, samples) if drawn else None
     return row | {"weights": figures["weights"], "data": dict(figures["data"])}
 
 

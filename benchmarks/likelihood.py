@@ -41,7 +41,7 @@ import torch
 
 import tessella as ts
 from tessella import config as configs
-from tessella import data
+from tessella import data, files
 from tessella.config import Recipe
 from tessella.errors import ConfigError, TessellaError
 from tessella.evaluation import data_config
@@ -49,7 +49,7 @@ from tessella.pipeline import Generator
 from tessella.training.api import train_recipe
 
 DATA = Path(os.environ.get("TESSELLA_TEST_DATA", harness.ROOT.parent / "shared" / "data"))
-RUNS = Path("runs/likelihood")
+RUNS = harness.ROOT / "runs" / "likelihood"
 BATCHES = (1, 16)
 """Images drawn at a time."""
 PARTS = ("data", "model", "tokenizer", "prior_of", "train")
@@ -71,7 +71,6 @@ class Cell:
             another cell.
         in_bounds: whether to tell bits as ``bounds.py`` does, since the table compares pixels with codes.
         each_image: whether to keep the bits of each image, and the probabilities of the true level's neighbours.
-        note: of the settings, for the reader of the table.
     """
 
     table: str
@@ -79,7 +78,6 @@ class Cell:
     recipe: Recipe
     each_image: bool = False
     in_bounds: bool = False
-    note: str = ""
 
     @property
     def id(self) -> str:
@@ -122,7 +120,7 @@ def _of_table(name: str, table: dict[str, Any]) -> Iterator[Cell]:
             recipe = configs.from_dict(Recipe, facts, f"{name}.{label}")
             full = f"{label}-{variant}" if variant else label
             options = {option: table.get(option, False) for option in ("each_image", "in_bounds")}
-            yield Cell(name, full, recipe, **options, note=own.get("note", ""))
+            yield Cell(name, full, recipe, **options)
 
 
 def _merged(layers: list[Any]) -> Any:
@@ -141,7 +139,7 @@ def kodak(count: int) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             for name in part:
                 if not (folder / name).exists():
-                    archive.extract(name, folder)
+                    files.write_bytes(folder / name, archive.read(name))
     return place
 
 
@@ -169,13 +167,18 @@ def _run_facts(cell: Cell) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _made_with(recipe: dict[str, Any], cell: Cell) -> bool:
-    """Whether these are a cell's settings; where the data were does not matter, nor settings that came later."""
-    found = plain(configs.from_dict(Recipe, {name: recipe[name] for name in PARTS if recipe.get(name)}))
-    found["data"]["source"] = cell.settings["data"]["source"]
-    if cell.recipe.prior_of and found.get("prior_of"):
-        found["prior_of"] = cell.recipe.prior_of
-    return found == cell.settings
+def _made_with(settings: dict[str, Any], cell: Cell) -> bool:
+    """Whether these are a cell's settings: those that came later count with their defaults, and the folder in which
+    data and tokenizer were does not."""
+    found: Recipe = configs.from_dict(Recipe, {part: settings[part] for part in PARTS if settings.get(part)})
+    return _anywhere(plain(found)) == _anywhere(cell.settings)
+
+
+def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the folders of data and tokenizer."""
+    kind, _, path = settings["data"]["source"].partition(":")
+    tokenizer = "/".join(Path(settings.get("prior_of", "")).parts[-2:])
+    return settings | {"data": settings["data"] | {"source": f"{kind}:{Path(path).name}"}, "prior_of": tokenizer}
 
 
 def run(cell: Cell, again: bool) -> bool:
@@ -189,6 +192,8 @@ def run(cell: Cell, again: bool) -> bool:
         raise ConfigError(f"the settings of {cell.id} have changed since it was trained: --again trains it anew")
     if again:
         shutil.rmtree(out, ignore_errors=True)
+        cell.result.unlink(missing_ok=True)
+    torch.set_num_threads(cell.recipe.train.threads or torch.get_num_threads())
     busy = harness.others()
     before = _busy_before(out)
     trained = train_recipe(cell.at_home(), out, resume=(out / "run.json").exists(), say=lambda line: print("  " + line))
@@ -223,10 +228,10 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
     """The row of a trained cell."""
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     progress, count = facts["progress"], facts["data"]["train"]["count"]
-    row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "note": cell.note, "settings": cell.settings}
+    row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "settings": cell.settings}
     row |= {"train_images": count, "steps": progress["step"], "best_step": progress["best_step"]}
     row |= {"minutes": progress["seconds"] / 60, "epochs": progress["step"] * cell.recipe.train.batch / count}
-    row |= {"valid": progress["figures"], "curve": curve(out)}
+    row |= {"valid": progress["figures"], "curve": curve(out), "sittings": facts.get("sittings", [])}
     return row | (_in_bounds(out) if cell.in_bounds else _likelihood(cell, out))
 
 
@@ -252,7 +257,7 @@ def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
 
 def _in_bounds(out: Path) -> dict[str, Any]:
     """Bits of the pixels, exact or bounded, and times."""
-    row = bounds.measure(str(out), data.load(data_config(out), "test"), samples=BATCHES[-1], batch=100)
+    row = bounds.measure(str(out), data.load(data_config(out), "test"), samples=0, batch=100)
     row["all_minutes"] = row.pop("minutes")
     model = ts.load(out)
     row["seconds_an_image"] = (
@@ -304,6 +309,7 @@ def probe(cell: Cell, variants: Sequence[str], minutes: float) -> None:
         with tempfile.TemporaryDirectory() as out:
             trained = train_recipe(given, Path(out) / "run", say=lambda line: None)
         row = {"cell": cell.id, "minutes": minutes, "change": " ".join(change), "steps": trained.progress.step}
+        row |= {"settings": plain(given), "threads": torch.get_num_threads()}
         row |= {"valid_bits_per_dim": trained.progress.best, "best_step": trained.progress.best_step}
         print(json.dumps(row), flush=True)
         harness.merge("likelihood/probes", row, ["cell", "minutes", "change"])
@@ -324,7 +330,7 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", help="TABLE/CELL, * and ? allowed; of probe one cell, then KEY=VALUE,...")
     parser.add_argument("--again", action="store_true", help="train anew what is done")
     parser.add_argument("--minutes", type=float, default=1.0, help="of a probe")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of probes, and of cells that do not say")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.part == "probe":
@@ -335,7 +341,7 @@ def main() -> None:
         how = state(cell)
         print(f"{cell.id}: {how}", flush=True)
         if chosen.part == "run" and (how != "done" or chosen.again) and not run(cell, chosen.again):
-            sys.exit("interrupted: the same command goes on")
+            sys.exit("interrupted: the same command without --again goes on")
 
 
 def _chosen(patterns: Sequence[str]) -> list[Cell]:

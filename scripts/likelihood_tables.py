@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import statistics
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,13 @@ from performance_tables import NOTHING, short, table
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "results" / "likelihood"
+LISTED = ROOT / "benchmarks" / "likelihood.toml"
 IMAGES = ROOT / "docs" / "images"
 
 Row = dict[str, Any]
+
+NATS = 28 * 28 * math.log(2)
+"""Of an image of binarized MNIST, in a bit/dim."""
 
 PUBLISHED = {
     "fvsbn": "97.45",
@@ -29,21 +34,31 @@ PUBLISHED = {
     "diagonal-bilstm": "79.20",
 }
 """Nats on the fixed binarized MNIST: MADE (one hidden layer and one mask; two layers and 32 masks) of Germain et al.
-2015, FVSBN and NADE as cited there and in later papers, the others of van den Oord et al. 2016a."""
+2015, FVSBN and NADE as cited there and in later papers, the others of van den Oord et al. 2016a. docs/models.md says
+which of them were seen where."""
 
 
 def rows(name: str) -> list[Row]:
-    """The cells of a table, in the order they were listed in; each with what its file says of where it ran."""
+    """The cells of a table, in the order in which they are listed; each with what its file says of where it ran."""
     found = []
     for path in sorted((CELLS / name).glob("*.json")):
         file = json.loads(path.read_text(encoding="utf-8"))
         found.append(file["rows"][0] | {"hardware": file["hardware"], "commit": file["commit"]})
-    return found
+    listed = list(tomllib.loads(LISTED.read_text(encoding="utf-8"))[name]["cells"])
+    return sorted(found, key=lambda row: _place(listed, row["cell"]))
+
+
+def _place(listed: list[str], cell: str) -> int:
+    """Of a cell, or of the one that it is a variant of."""
+    for label in (cell, cell.rpartition("-")[0]):
+        if label in listed:
+            return listed.index(label)
+    return len(listed)
 
 
 def binary_mnist() -> str:
     """Every family on the fixed binarized MNIST."""
-    there = sorted(rows("binary-mnist"), key=lambda row: float(row["test"]["nats_per_image"]))
+    there = rows("binary-mnist")
     if not there:
         return NOTHING
     cells = []
@@ -55,7 +70,7 @@ def binary_mnist() -> str:
             f"{row['parameters']:,}",
             f"{row['minutes']:.0f}",
             f"{row['machine_gigaflops']:.0f}" if "machine_gigaflops" in row else "–",
-            f"{row['epochs']:.1f}",
+            epochs(row),
             f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f}",
             PUBLISHED.get(row["cell"], "–"),
             f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
@@ -66,7 +81,7 @@ def binary_mnist() -> str:
         "parameters",
         "minutes",
         "GFLOP/s",
-        "epochs",
+        "epochs (best at)",
         "test nats ± se",
         "published",
         "ms an image, 1 and 16",
@@ -74,14 +89,17 @@ def binary_mnist() -> str:
     return f"{table(titles, cells)}\n\n*{origin(there)}*"
 
 
+def epochs(row: Row) -> str:
+    """How often each training image was seen, and how often by the weights that are told."""
+    return f"{row['epochs']:.1f} ({row['epochs'] * row['best_step'] / row['steps']:.1f})"
+
+
 def sizes(row: Row) -> str:
     """Those that are not the defaults, and what there is of options."""
     model, train = row["settings"]["model"], row["settings"]["train"]
     given = [f"{name} {value}" for name, value in model["sizes"].items()]
     given += [f"L2 {train['l2']:g}"] if train.get("l2") else []
-    return ", ".join([*given, f"batch {train['batch']}", f"rate {train['learning_rate']:g}"]) + (
-        f"; {row['note']}" if row.get("note") else ""
-    )
+    return ", ".join([*given, f"batch {train['batch']}", f"rate {train['learning_rate']:g}"])
 
 
 def minutes() -> str:
@@ -94,7 +112,7 @@ def minutes() -> str:
         by[family(row)][row["settings"]["train"]["minutes"]] = row
     budgets = sorted({minutes for of in by.values() for minutes in of})
     cells = []
-    for name, of in sorted(by.items(), key=lambda item: _bits(item[1][max(item[1])])):
+    for name, of in by.items():
         last = of[max(of)]
         bits = [f"{_bits(of[m]):.3f} ± {of[m]['test']['bits_per_dim_se']:.3f}" if m in of else "–" for m in budgets]
         drawn = last["seconds_an_image"]
@@ -119,16 +137,23 @@ def heads() -> str:
                 mean, error = paired(row, base)
                 difference = f"{mean:+.4f} ± {error:.4f}"
             cells.append([
-                data, f"{row['train_images']:,}", f"`{name}`", f"{row['epochs']:.1f}",
-                f"{test['bits_per_dim']:.3f} ± {test['bits_per_dim_se']:.3f}", difference,
+                data, f"{row['train_images']:,}", f"`{name}`", epochs(row),
+                f"{test['bits_per_dim']:.3f} ± {mean_of(row['each_image'])[1]:.3f}", difference,
                 f"{100 * near[middle]:.2f} %", f"{100 * (near[middle - 1] + near[middle + 1]):.2f} %",
                 f"{100 * (sum(near[middle - 4 : middle + 5]) - near[middle]):.1f} %",
             ])  # fmt: skip
     if not cells:
         return NOTHING
-    titles = ["data", "training images", "head", "epochs", "test bits/dim ± se", "minus categorical ± se"]
+    titles = ["data", "training images", "head", "epochs (best at)", "test bits/dim ± se", "minus categorical ± se"]
     titles += ["true level", "± 1", "± 1 to 4"]
-    return f"{table(titles, cells)}\n\n*{origin(there)}*"
+    each = ", ".join(dict.fromkeys(f"{row['settings']['train']['minutes']:g} minutes" for row in there))
+    tests = " and ".join(dict.fromkeys(_tests(row) for row in there))
+    return f"{table(titles, cells)}\n\n*{each} each, batch and rate the same; tested on {tests}; {origin(there)}*"
+
+
+def _tests(row: Row) -> str:
+    files = len(set(row["each_image"]["of"]))
+    return f"{row['test']['images']:,} " + (f"tiles of {files} photographs" if files else "images")
 
 
 def codes() -> str:
@@ -136,6 +161,7 @@ def codes() -> str:
     cells, there = [], []
     for name, title in (("codes-mnist", "MNIST"), ("codes-cifar10", "CIFAR-10, a part")):
         of = {row["cell"]: row for row in rows(name)}
+        assert len({row["data"]["sha256"] for row in of.values()}) <= 1, f"{name}: other test images"
         for row in (of[cell] for cell in ("pixels", "codes") if cell in of):
             there.append(row)
             drawn = row["seconds_an_image"]
@@ -167,16 +193,23 @@ def _heads() -> list[tuple[str, dict[str, Row]]]:
 
 
 def paired(row: Row, base: Row) -> tuple[float, float]:
-    """Mean difference of bits/dim image by image, and its standard error: over files where images are tiles of them."""
+    """Mean difference of bits/dim image by image, and its standard error."""
     assert row["test"]["sha256"] == base["test"]["sha256"]
-    pairs = zip(row["each_image"]["bits_per_dim"], base["each_image"]["bits_per_dim"], strict=True)
-    differences = [one - other for one, other in pairs]
-    if files := row["each_image"]["of"]:
+    one, other = row["each_image"], base["each_image"]
+    pairs = zip(one["bits_per_dim"], other["bits_per_dim"], strict=True)
+    return mean_of({"bits_per_dim": [a - b for a, b in pairs], "of": one["of"]})
+
+
+def mean_of(each: dict[str, Any]) -> tuple[float, float]:
+    """Mean and standard error over images; where images are tiles of files, the error is that of a mean of so many
+    files, since tiles of a photograph are alike (its files have equally many tiles, or the mean is that of files)."""
+    values = each["bits_per_dim"]
+    if each["of"]:
         by: dict[str, list[float]] = defaultdict(list)
-        for file, difference in zip(files, differences, strict=True):
-            by[file].append(difference)
-        differences = [statistics.mean(part) for part in by.values()]
-    return statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+        for file, value in zip(each["of"], values, strict=True):
+            by[file].append(value)
+        values = [statistics.mean(part) for part in by.values()]
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def family(row: Row) -> str:
@@ -188,7 +221,8 @@ def origin(there: Sequence[Row]) -> str:
     machines = dict.fromkeys(_machine(row["hardware"]) for row in there)
     commits = ", ".join(dict.fromkeys(row["commit"] for row in there))
     powers = [row["machine_gigaflops"] for row in there if "machine_gigaflops" in row]
-    power = f" ({min(powers):.0f} to {max(powers):.0f} GFLOP/s in a product of 2048x2048 matrices)" if powers else ""
+    rows = "" if len(powers) == len(there) else f", {len(powers)} of {len(there)} rows"
+    power = f" ({min(powers):.0f} to {max(powers):.0f} GFLOP/s in a product of matrices{rows})" if powers else ""
     return f"{' and '.join(machines)}{power}, commit {commits}"
 
 
@@ -249,12 +283,16 @@ def _draw_minutes(path: Path) -> str:
     above[1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} minutes")
     for row in binary:
         seconds, bits = zip(*row["curve"], strict=True)
-        below[0].plot([s / 60 for s in seconds], bits, color=colours[family(row)], ls=_style(row), label=row["cell"])
-    low = min(bits for row in binary for _, bits in row["curve"])
+        below[0].plot([s / 60 for s in seconds], [b * NATS for b in bits], color=colours[family(row)], ls=_style(row), label=row["cell"])
+    low = NATS * min(bits for row in binary for _, bits in row["curve"])
     below[0].set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
-    below[0].set(ylabel="validation bits/dim", title="Binarized MNIST: within one run")
+    below[0].set(ylabel="validation nats", title="Binarized MNIST: within one run")
     _scatter(below[1], [(row["cell"], row, row["test"]["nats_per_image"]) for row in binary], colours)
     below[1].set(ylabel="test nats", title="Binarized MNIST: at the end of the run")
+    below[0].legend(frameon=False, fontsize=8)
+    budgets = sorted({minutes for points in by.values() for minutes, _ in points})
+    above[0].set_xticks(budgets, [f"{minutes:g}" for minutes in budgets])
+    above[0].minorticks_off()
     for axes in (*above, *below):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)

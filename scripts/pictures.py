@@ -76,7 +76,7 @@ def side_by_side(name: str, tests: str, pixels: Path, codes: Path) -> None:
         (f"drawn as {lengths[0]:,} pixels and channels", report.sheet(one.sample(count, seed=0).numpy(), side, 2)),
         (f"drawn as {lengths[1]:,} codes", report.sheet(two.sample(count, seed=0).numpy(), side, 2)),
     ]
-    save(f"{name}-pixels-and-codes", panels, two)
+    save(f"{name}-pixels-and-codes", panels, one, two)
 
 
 def large(run: Path, source: DataConfig) -> None:
@@ -95,9 +95,9 @@ def large(run: Path, source: DataConfig) -> None:
     save("kodak-large", panels, generator)
 
 
-def save(name: str, panels: list[tuple[str, np.ndarray]], generator: ts.Generator) -> None:
-    """Write a picture that says which model made it."""
-    made = {"tessella": ts.__version__, "seed": 0, "model": fingerprint(generator)}
+def save(name: str, panels: list[tuple[str, np.ndarray]], *generators: ts.Generator) -> None:
+    """Write a picture that says which models made it."""
+    made = {"tessella": ts.__version__, "seed": 0, "model": " ".join(map(fingerprint, generators))}
     report.save_png(IMAGES / f"{name}.png", report.captioned(panels), made)
 
 

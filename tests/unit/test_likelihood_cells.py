@@ -19,6 +19,7 @@ import tessella as ts
 from tessella.config import Recipe, from_dict
 from tessella.errors import ConfigError
 from tessella.pipeline import pixel_generator
+from tessella.training.api import train_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +45,15 @@ def tiny(module: ModuleType, steps: int = 12) -> Any:
     return module.Cell("digits", "tiny", from_dict(Recipe, settings), each_image=True)
 
 
+def interrupted(recipe: Recipe, out: Path, **options: Any) -> Any:
+    """Half of a training, as an interruption leaves it."""
+    train_recipe(replace(recipe, train=replace(recipe.train, steps=recipe.train.steps // 2)), out, **options)
+    facts = json.loads((out / "run.json").read_text())
+    facts["recipe"]["train"]["steps"], facts["status"] = recipe.train.steps, "interrupted"
+    (out / "run.json").write_text(json.dumps(facts))
+    return type("Cut", (), {"interrupted": True})()
+
+
 def test_every_family_has_a_cell_and_no_two_cells_share_a_name(likelihood: ModuleType) -> None:
     cells = likelihood.cells()
     assert len({cell.id for cell in cells}) == len(cells)
@@ -58,7 +68,9 @@ def test_every_family_has_a_cell_and_no_two_cells_share_a_name(likelihood: Modul
         assert len(budgets) == 1
 
 
-def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(likelihood: ModuleType) -> None:
+def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(
+    likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = tiny(likelihood)
     assert likelihood.state(cell) == "new"
     assert likelihood.run(cell, again=False)
@@ -76,7 +88,16 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(li
     assert likelihood.state(changed) == "changed"
     with pytest.raises(ConfigError, match="digits/tiny have changed"):
         likelihood.run(changed, again=False)
+    moved = replace(changed, recipe=replace(changed.recipe, data=replace(changed.recipe.data, limit=300)))
+    assert likelihood.state(moved) == "changed"
     assert likelihood.run(changed, again=True)
+    assert likelihood.state(changed) == "done"
+    train = likelihood.train_recipe
+    monkeypatch.setattr(likelihood, "train_recipe", interrupted)
+    assert not likelihood.run(changed, again=True)
+    assert likelihood.state(changed) == "begun"  # not done, by the file of the run before
+    monkeypatch.setattr(likelihood, "train_recipe", train)
+    assert likelihood.run(changed, again=False)
     assert likelihood.state(changed) == "done"
 
 
@@ -115,14 +136,7 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
 def test_an_interrupted_cell_goes_on_where_it_was_left(likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, train = tiny(likelihood), likelihood.train_recipe
 
-    def cut_short(recipe: Recipe, out: Path, **options: Any) -> Any:
-        train(replace(recipe, train=replace(recipe.train, steps=6)), out, **options)
-        facts = json.loads((out / "run.json").read_text())
-        facts["recipe"]["train"]["steps"], facts["status"] = 12, "interrupted"
-        (out / "run.json").write_text(json.dumps(facts))
-        return type("Cut", (), {"interrupted": True})()
-
-    monkeypatch.setattr(likelihood, "train_recipe", cut_short)
+    monkeypatch.setattr(likelihood, "train_recipe", interrupted)
     assert not likelihood.run(cell, again=False)
     assert likelihood.state(cell) == "begun"
     assert not cell.result.exists()
@@ -163,6 +177,57 @@ def test_differences_are_of_images_or_of_the_files_they_are_tiles_of(tables: Mod
     mean, error = tables.paired(row(one, ["a", "a", "b", "b"]), row(other, ["a", "a", "b", "b"]))
     assert mean == pytest.approx((0.0 - 0.3) / 2)
     assert error == pytest.approx(statistics.stdev([0.0, -0.3]) / math.sqrt(2))
+    mean, error = tables.paired(row(one, ["a", "b", "b", "b"]), row(other, ["a", "b", "b", "b"]))
+    assert mean == pytest.approx((-0.1 - 0.5 / 3) / 2)
+    assert error == pytest.approx(statistics.stdev([-0.1, -0.5 / 3]) / math.sqrt(2))
+
+
+def head_row(head: str, bits: list[float], near: float) -> dict[str, Any]:
+    reach = 24
+    neighbours = [near] * reach + [2 * near] + [near] * reach
+    return {
+        "table": "heads-kodak",
+        "cell": f"{head}-few",
+        "settings": {"model": {"name": "gated-pixelcnn", "head": head, "sizes": {}}, "train": {"minutes": 2.5}},
+        "train_images": 384,
+        "steps": 200,
+        "best_step": 150,
+        "epochs": 8.0,
+        "test": {"images": 4, "sha256": "1", "bits_per_dim": statistics.mean(bits), "bits_per_dim_se": 9.0},
+        "each_image": {"bits_per_dim": bits, "of": ["a.png", "a.png", "b.png", "b.png"]},
+        "neighbours": neighbours,
+        "machine_gigaflops": 60.0,
+    }
+
+
+def test_the_table_of_heads(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "CELLS", tmp_path)
+    assert tables.heads() == tables.NOTHING
+    (tmp_path / "heads-kodak").mkdir()
+    hardware = {"cpu": "a processor", "instructions": "AVX2", "threads": 2, "torch": "2"}
+    made = [head_row("logistic-mixture", [3.0, 3.2, 4.0, 4.2], 0.02), head_row("categorical", [4.0, 4.0, 4.4, 4.4], 0.01)]
+    for found in made:
+        file = {"rows": [found], "hardware": hardware, "commit": "abc"}
+        (tmp_path / "heads-kodak" / f"{found['cell']}.json").write_text(json.dumps(file))
+    first, second = tables.heads().splitlines()[2:4]
+    kodak = "| Kodak, 32x32 tiles | 384 | "
+    assert first == kodak + "`categorical` | 8.0 (6.0) | 4.200 ± 0.200 | – | 2.00 % | 2.00 % | 8.0 % |"
+    # means of the photographs 3.1 and 4.1; differences -0.9 and -0.3
+    assert second == kodak + "`logistic-mixture` | 8.0 (6.0) | 3.600 ± 0.500 | -0.6000 ± 0.3000 | 4.00 % | 4.00 % | 16.0 % |"
+    assert "4 tiles of 2 photographs; 2 threads of a processor with AVX2, torch 2 (60 to 60 GFLOP/s" in tables.heads()
+    made[0]["test"]["sha256"] = "2"
+    (tmp_path / "heads-kodak" / "logistic-mixture-few.json").write_text(
+        json.dumps({"rows": [made[0]], "hardware": hardware, "commit": "abc"})
+    )
+    with pytest.raises(AssertionError):
+        tables.heads()
+
+
+def test_rows_come_in_the_order_of_the_list(tables: ModuleType) -> None:
+    found = [row["cell"] for row in tables.rows("binary-mnist")]
+    assert found.index("fvsbn") < found.index("made") < found.index("pixelcnn++") < found.index("transformer")
+    listed = ["made", "made-masks", "pixelcnn"]
+    assert [tables._place(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")] == [1, 0, 2, 3]
 
 
 def test_combinations_of_a_probe(likelihood: ModuleType) -> None:
