@@ -56,6 +56,8 @@ PARTS = ("data", "model", "tokenizer", "prior_of", "train")
 """Of a recipe, what makes a cell."""
 REACH = 24
 """Levels to either side of the true one whose probability is told."""
+TABLE = 2**23
+"""Probabilities in memory at a time: larger tensors cost more in pages than they save in calls."""
 NEAR = 512
 """Images, spread evenly over those of the test, that tell it."""
 
@@ -238,9 +240,10 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
 def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     """Exact figures on the test images, and times."""
     test = data.load(data_config(out), "test")
-    found = ts.assess(out, test, batch=100)
     model = ts.load(out)
     assert isinstance(model, Generator)
+    grid = model.priors[0].grid
+    found = ts.assess(out, test, batch=min(100, max(1, TABLE // (grid.symbols * grid.levels))))
     row: dict[str, Any] = {"parameters": model.priors[0].parameter_count()}
     kept = ("images", "bits_per_dim", "nats_per_image", "baseline_bits_per_dim", "scored_grid", "weights")
     row["test"] = {name: found.figures[name] for name in kept if name in found.figures}
@@ -248,8 +251,7 @@ def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     row["test"] |= {"sha256": found.figures["data"]["sha256"], "identical": found.figures["overlap"]["identical"]}
     row["seconds_an_image"] = {str(n): seconds_an_image(model, n) for n in BATCHES}
     if cell.each_image:
-        dimensions = model.priors[0].grid.symbols
-        bits = found.measured.values["nats"] / (dimensions * ts.grid.LN2)
+        bits = found.measured.values["nats"] / (grid.symbols * ts.grid.LN2)
         row["each_image"] = {"bits_per_dim": [round(float(b), 6) for b in bits], "of": _files(test)}
         row["neighbours"] = neighbours(model, test.images)
     return row
