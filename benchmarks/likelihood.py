@@ -239,7 +239,7 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
 
 def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     """Exact figures on the test images, and times."""
-    test = data.load(data_config(out), "test")
+    test = test_images(out)
     model = ts.load(out)
     assert isinstance(model, Generator)
     grid = model.priors[0].grid
@@ -259,13 +259,18 @@ def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
 
 def _in_bounds(out: Path) -> dict[str, Any]:
     """Bits of the pixels, exact or bounded, and times."""
-    row = bounds.measure(str(out), data.load(data_config(out), "test"), samples=0, batch=100)
+    row = bounds.measure(str(out), test_images(out), samples=0, batch=100)
     row["all_minutes"] = row.pop("minutes")
     model = ts.load(out)
     row["seconds_an_image"] = (
         {str(n): seconds_an_image(model, n) for n in BATCHES} if isinstance(model, Generator) else None
     )
     return row
+
+
+def test_images(out: Path) -> data.ImageSet:
+    """All of them, also where few were to be trained on."""
+    return data.load(replace(data_config(out), limit=0), "test")
 
 
 def _files(images: data.ImageSet) -> list[str]:

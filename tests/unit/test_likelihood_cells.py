@@ -125,6 +125,8 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
     found = {cell.name: json.loads(cell.result.read_text())["rows"][0] for cell in cells}
     assert found["pixels"]["exact"]
     assert found["pixels"]["symbols"] == 64
+    assert found["pixels"]["train_images"] <= 64
+    assert found["pixels"]["images"] == 297
     assert found["codes"]["symbols"] == 16
     parts = found["codes"]["code_bits"] + found["codes"]["pixel_bits"]
     assert found["codes"]["bits_per_dim"] == pytest.approx(parts)
