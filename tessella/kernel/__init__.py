@@ -93,6 +93,7 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.tessella_run.argtypes = [pointer, number, number, number, pointer, number, number]
     loaded.tessella_run.restype = number
     loaded.tessella_record_bytes.restype = number
+    loaded.tessella_lane_bytes.restype = number
     loaded.tessella_nearest.argtypes = [pointer, pointer, number, number, number, *[pointer] * 4, number]
     loaded.tessella_nearest.restype = None
     loaded.tessella_cluster.argtypes = [pointer, pointer, number, number, pointer, pointer, number]

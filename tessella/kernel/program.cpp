@@ -36,7 +36,15 @@ struct Op {
     Operand out, x, y, z;
 };
 
-constexpr int BYTES = 64;
+// Bytes of a vector register, and how many rows of a product fit into all of them: a wider vector than the processor has
+// would live in memory.
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, ROWS = 4;
+#else
+constexpr int BYTES = 16, ROWS = 4;
+#endif
 
 // What is the same for all operations of a run.
 struct Run {
@@ -223,25 +231,25 @@ inline void finish(const Op& op, int64_t o, Vector<T> a, Vector<T> b, T* out, co
     if (left > L) store(out + o + L, b, left - L);
 }
 
-// ROWS rows of x times one panel. A single row takes the inputs in turn to several sums, so that the sums of products
+// COUNT rows of x times one panel. A single row takes the inputs in turn to several sums, so that the sums of products
 // need not wait for each other.
-template <typename T, int ROWS>
+template <typename T, int COUNT>
 inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& plus,
                  const Matrix<T>& residual) {
-    constexpr int L = Lanes<T>::count, SPLIT = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    constexpr int L = Lanes<T>::count, SPLIT = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
     const int64_t inputs = op.inputs;
     const T* w = reinterpret_cast<const T*>(op.weight) + panel * inputs * 2 * L;
-    Vector<T> sums[SPLIT][ROWS][2] = {};
-    const T* from[ROWS];
+    Vector<T> sums[SPLIT][COUNT][2] = {};
+    const T* from[COUNT];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) from[r] = x.row(row + r);
+    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
     int64_t k = 0;
     for (; k + SPLIT <= inputs; k += SPLIT) {
 #pragma GCC unroll 4
         for (int s = 0; s < SPLIT; s++, w += 2 * L) {
             const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < COUNT; r++) {
                 const T factor = from[r][k + s];
                 sums[s][r][0] += factor * u;
                 sums[s][r][1] += factor * v;
@@ -251,14 +259,14 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
     for (; k < inputs; k++, w += 2 * L) {
         const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < COUNT; r++) {
             sums[0][r][0] += from[r][k] * u;
             sums[0][r][1] += from[r][k] * v;
         }
     }
     const int64_t o = panel * (op.then >= GATE ? L : 2 * L);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < COUNT; r++) {
         Vector<T> a = sums[0][r][0], b = sums[0][r][1];
 #pragma GCC unroll 4
         for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
@@ -272,7 +280,7 @@ constexpr int64_t TILE = 8, BLOCK = 64;
 template <typename T>
 void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Matrix<T>& out, const Matrix<T>& x,
                    const Matrix<T>& plus, const Matrix<T>& residual) {
-    for (; r + 8 <= end; r += 8) tile<T, 8>(op, panel, r, out, x, plus, residual);
+    for (; ROWS == 8 && r + 8 <= end; r += 8) tile<T, 8>(op, panel, r, out, x, plus, residual);
     for (; r + 4 <= end; r += 4) tile<T, 4>(op, panel, r, out, x, plus, residual);
     for (; r + 2 <= end; r += 2) tile<T, 2>(op, panel, r, out, x, plus, residual);
     for (; r < end; r++) tile<T, 1>(op, panel, r, out, x, plus, residual);
@@ -483,6 +491,9 @@ void all(const Op* ops, int64_t count, const Run& run, int threads) {
 extern "C" {
 
 int64_t tessella_record_bytes() { return sizeof(Op); }
+
+// Of the vectors in which weights are packed.
+int64_t tessella_lane_bytes() { return BYTES; }
 
 // count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8). Returns 1 where a
 // symbol was none of its table, else 0.

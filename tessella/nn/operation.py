@@ -11,8 +11,6 @@ CODES = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell")
 THEN = ("", "relu", "silu", "elu", "concat-elu", "gate", "glu", "swiglu")
 """What follows a product. The last three take outputs in pairs, the first half ``a`` and the second half ``b``."""
 PAIRS = frozenset({"gate", "glu", "swiglu"})
-LANE_BYTES = 64
-"""Width of the kernel's vectors."""
 
 
 class Matrix:
@@ -25,7 +23,7 @@ class Matrix:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
         self._by_inputs: torch.Tensor | None = None
-        self._packed: dict[bool, torch.Tensor] = {}
+        self._packed: dict[tuple[bool, int], torch.Tensor] = {}
 
     def by_inputs(self) -> torch.Tensor:
         """The weights of each input as neighbours in memory."""
@@ -33,16 +31,16 @@ class Matrix:
             self._by_inputs = self.weight.contiguous()
         return self._by_inputs
 
-    def packed(self, pairs: bool) -> torch.Tensor:
+    def packed(self, pairs: bool, lane_bytes: int) -> torch.Tensor:
         """Panels ``[panels, inputs, 2, lanes]``; in pairs, a panel holds outputs ``a`` and their ``b``."""
-        if pairs not in self._packed:
-            lanes = LANE_BYTES // self.weight.element_size()
+        if (pairs, lane_bytes) not in self._packed:
+            lanes = lane_bytes // self.weight.element_size()
             halves = self.weight.chunk(2, dim=1) if pairs else (self.weight,)
             whole = lanes if pairs else 2 * lanes
             padded = [_padded(half, whole).unflatten(1, (-1, whole)) for half in halves]
             panels = torch.stack(padded, dim=2) if pairs else padded[0].unflatten(2, (2, lanes))
-            self._packed[pairs] = panels.transpose(0, 1).contiguous()
-        return self._packed[pairs]
+            self._packed[pairs, lane_bytes] = panels.transpose(0, 1).contiguous()
+        return self._packed[pairs, lane_bytes]
 
 
 def _padded(weight: torch.Tensor, multiple: int) -> torch.Tensor:

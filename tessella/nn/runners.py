@@ -213,7 +213,8 @@ class Compiled(Runner):
         assert library is not None
         self._act, self._operations = library.tessella_run, work.operations
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
-        self._records = np.stack([_record(o, work) for o in work.operations])
+        lane_bytes = library.tessella_lane_bytes()
+        self._records = np.stack([_record(o, work, lane_bytes) for o in work.operations])
         assert library.tessella_record_bytes() == self._records.itemsize * self._records.shape[1]
         places, element = max(1, work.places), work.like.element_size()
         weights = sum(o.weight.weight.numel() for o in work.operations if o.weight is not None)
@@ -227,9 +228,9 @@ class Compiled(Runner):
             raise InputError("a symbol given to a step is negative or not below the levels of its grid")
 
 
-def _record(o: Operation, work: Work) -> np.ndarray:
+def _record(o: Operation, work: Work, lane_bytes: int) -> np.ndarray:
     """An operation as 64-bit integers, in the order of the kernel's ``Op``."""
-    weight = 0 if o.weight is None else o.weight.packed(o.then in PAIRS).data_ptr()
+    weight = 0 if o.weight is None else o.weight.packed(o.then in PAIRS, lane_bytes).data_ptr()
     inputs = 0 if o.weight is None else o.weight.weight.shape[0]
     if o.code == "lookup":
         assert isinstance(o.y, torch.Tensor)
