@@ -222,7 +222,8 @@ def origin(there: Sequence[Row]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in there))
     powers = [row["machine_gigaflops"] for row in there if "machine_gigaflops" in row]
     rows = "" if len(powers) == len(there) else f", {len(powers)} of {len(there)} rows"
-    power = f" ({min(powers):.0f} to {max(powers):.0f} GFLOP/s in a product of matrices{rows})" if powers else ""
+    speeds = " to ".join(dict.fromkeys(f"{power:.0f}" for power in (min(powers), max(powers)))) if powers else ""
+    power = f" ({speeds} GFLOP/s in a product of matrices{rows})" if powers else ""
     return f"{' and '.join(machines)}{power}, commit {commits}"
 
 
@@ -283,7 +284,8 @@ def _draw_minutes(path: Path) -> str:
     above[1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} minutes")
     for row in binary:
         seconds, bits = zip(*row["curve"], strict=True)
-        below[0].plot([s / 60 for s in seconds], [b * NATS for b in bits], color=colours[family(row)], ls=_style(row), label=row["cell"])
+        minutes, nats = [s / 60 for s in seconds], [b * NATS for b in bits]
+        below[0].plot(minutes, nats, color=colours[family(row)], ls=_style(row), label=row["cell"])
     low = NATS * min(bits for row in binary for _, bits in row["curve"])
     below[0].set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
     below[0].set(ylabel="validation nats", title="Binarized MNIST: within one run")

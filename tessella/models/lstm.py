@@ -180,7 +180,8 @@ class LSTM(SequenceModel):
             x = x + classes
         after: list[torch.Tensor] = []
         for i, layer in enumerate(self.recurrent()):
-            y, pair = layer(x, (states[2 * i].to(x.dtype), states[2 * i + 1].to(x.dtype)))
+            with torch.autocast("cpu", enabled=False):  # few processors have an LSTM in bfloat16
+                y, pair = layer(x, (states[2 * i].to(x.dtype), states[2 * i + 1].to(x.dtype)))
             after.extend(pair)
             x = x + self.drop(y)
         return (self.last(x), *after)
