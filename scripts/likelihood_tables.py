@@ -167,7 +167,7 @@ def codes() -> str:
             drawn = row["seconds_an_image"]
             cells.append([
                 f"{title}, {row['images']:,}", row["cell"], row["model"].replace(" + ", ", "), f"{row['symbols']:,}",
-                f"{row['all_minutes']:.0f}", f"{row['parameters']:,}",
+                f"{row['all_minutes']:.1f}", f"{row['parameters']:,}",
                 f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± {row['bits_per_dim_se']:.3f}",
                 short(row["code_bits"]), short(row["pixel_bits"]), short(row["psnr_db"]),
                 f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
