@@ -281,7 +281,7 @@ def _draw_minutes(path: Path) -> str:
     longest = max(minutes for points in by.values() for minutes, _ in points)
     last = [row for row in digits if row["settings"]["train"]["minutes"] == longest]
     _scatter(above[1], [(family(row), row, _bits(row)) for row in last], colours)
-    above[1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} minutes")
+    above[1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} min")
     for row in binary:
         seconds, bits = zip(*row["curve"], strict=True)
         minutes, nats = [s / 60 for s in seconds], [b * NATS for b in bits]
