@@ -24,6 +24,7 @@ from tessella.errors import ArtifactError
 from tessella.files import cache_folder, write_bytes
 
 SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search.cpp"))
+HEADER = Path(__file__).parent / "vector.h"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
 """Flags that are tried in turn. OpenMP's threads are torch's own where both use the same runtime."""
@@ -104,7 +105,8 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
 def _path(compiler: str, flags: tuple[str, ...]) -> Path:
     """Where the library is kept."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
-    facts = [*(source.read_bytes() for source in SOURCES), version, " ".join(flags).encode(), _processor().encode()]
+    facts = [*(source.read_bytes() for source in (*SOURCES, HEADER)), version]
+    facts += [" ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]
     return cache_folder() / "kernel" / f"kernel-{name}.so"
 

@@ -20,6 +20,8 @@
 #include <omp.h>
 #endif
 
+#include "vector.h"
+
 namespace {
 
 enum Code : int64_t { LINEAR, MAP, ADD, NORM, ROTATE, ATTEND, LOOKUP, CELL };
@@ -36,15 +38,7 @@ struct Op {
     Operand out, x, y, z;
 };
 
-// Bytes of a vector register, and how many rows of a product fit into all of them: a wider vector than the processor has
-// would live in memory.
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int BYTES = 32, ROWS = 4;
-#else
-constexpr int BYTES = 16, ROWS = 4;
-#endif
+constexpr int ROWS = WIDE ? 8 : 4;  // of a product, whose sums fit into the registers
 
 // What is the same for all operations of a run.
 struct Run {

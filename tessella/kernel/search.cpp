@@ -14,16 +14,11 @@
 #include <omp.h>
 #endif
 
+#include "vector.h"
+
 namespace {
 
-// As wide as the processor's vectors, and as many rows as its registers hold.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12;
-#elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 6;
-#else
-constexpr int LANES = 4, ROWS = 6;
-#endif
+constexpr int LANES = BYTES / sizeof(float), ROWS = WIDE ? 12 : 6;
 constexpr int PANEL = 2 * LANES;
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
