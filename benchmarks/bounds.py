@@ -1,12 +1,13 @@
-"""One currency: what the images of a test split cost under trained runs of any kind, in bits per sub-pixel.
+"""One currency: what the images of a test split cost under trained runs of any kind, in bits per
+sub-pixel.
 
     python benchmarks/bounds.py RUN [RUN ...] --data npz:PATH
 
-Of a pixel model the bits are exact. Of a two-stage model whose tokenizer has a likelihood they are bounded from above
-by those of the encoder's codes under the prior plus those of the pixels given the codes; of a VAE by the
-importance-weighted bound. Tokenizers without a prior tell the pixels' part alone. All runs are measured on the same
-images; runs on other levels than 256 are refused, since the images differ. PSNR is that of reconstructions. Writes
-``results/bounds.json``.
+Of a pixel model the bits are exact. Of a two-stage model whose tokenizer has a likelihood they are
+bounded from above by those of the encoder's codes under the prior plus those of the pixels given
+the codes; of a VAE by the importance-weighted bound. Tokenizers without a prior tell the pixels'
+part alone. All runs are measured on the same images; runs on other levels than 256 are refused,
+since the images differ. PSNR is that of reconstructions. Writes ``results/bounds.json``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,22 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.pipeline import Generator, load
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.vae import VAE
+from tessella.vae import VAE
 
 LEVELS = 256
 """Of the images."""
 ERRORS = ("bits_per_dim_se", "psnr_db_se")
-COLUMNS = ("run", "model", "minutes", "symbols", "bits_per_dim", "exact", "code_bits", "pixel_bits", "psnr_db")
+COLUMNS = (
+    "run",
+    "model",
+    "minutes",
+    "symbols",
+    "bits_per_dim",
+    "exact",
+    "code_bits",
+    "pixel_bits",
+    "psnr_db",
+)
 COLUMNS += ("seconds_an_image",)
 
 
@@ -47,10 +58,17 @@ def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
     elif isinstance(model, Generator) and not model.two_stage:
         levels = model.priors[0].grid.levels
     if levels != LEVELS:
-        raise ValueError(f"{run} knows {levels} levels, the images have {LEVELS}: their bits cannot be compared")
+        raise ValueError(
+            f"{run} knows {levels} levels, the images have {LEVELS}: their bits cannot be compared"
+        )
     started = time.perf_counter()
     figures = ts.evaluate(run, images, batch=batch)
-    row = {"run": Path(run).name, "model": _name(model), "images": len(images), **_bits(model, figures)}
+    row = {
+        "run": Path(run).name,
+        "model": _name(model),
+        "images": len(images),
+        **_bits(model, figures),
+    }
     row["evaluation_seconds"] = time.perf_counter() - started
     row |= {name: figures.get(name) for name in ("psnr_db", "psnr_db_se", "ssim", "bound_samples")}
     parts = [model.tokenizer, model.prior] if isinstance(model, Generator) else [model]
@@ -76,11 +94,14 @@ def _bits(model: Generator | Tokenizer | VAE, figures: dict[str, Any]) -> dict[s
 
 def _symbols(model: Generator | Tokenizer | VAE) -> int | None:
     """Length of the sequence that is drawn symbol by symbol; None where nothing is."""
-    return sum(prior.grid.symbols for prior in model.priors) if isinstance(model, Generator) else None
+    return (
+        sum(prior.grid.symbols for prior in model.priors) if isinstance(model, Generator) else None
+    )
 
 
 def _minutes(run: Path) -> float | None:
-    """Of training, that of the tokenizer of a two-stage run among it; None where that is no longer known."""
+    """Of training, that of the tokenizer of a two-stage run among it; None where that is no longer
+    known."""
     if not (run / "run.json").exists():
         return None
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -112,14 +133,18 @@ def _table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for name in COLUMNS:
             value, error = row[name], row.get(f"{name}_se") if f"{name}_se" in ERRORS else None
-            text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+            text = (
+                "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+            )
             cells.append(text + (f" ± {error:.2g}" if error is not None else ""))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--data", required=True, help="source of the images, such as cifar10:PATH")
     parser.add_argument("--split", default="test")
@@ -127,7 +152,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="images drawn at a time")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON, not as a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print the rows as JSON, not as a table"
+    )
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

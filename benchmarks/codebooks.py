@@ -1,13 +1,14 @@
 """Every quantizer in one VQ-VAE at equal bits, and the health of ``vq-ema`` codebooks, on CIFAR-10.
 
-    python benchmarks/codebooks.py --minutes 10                  # the table, and results/codebooks.json
-    python benchmarks/codebooks.py --steps 2000 --only fsq       # one row
+    python benchmarks/codebooks.py --minutes 10                  # the table, and
+    results/codebooks.json python benchmarks/codebooks.py --steps 2000 --only fsq       # one row
     python benchmarks/codebooks.py --health --minutes 20         # vq-ema with 512 and 4096 codes
 
-Each row is trained in a process of its own: the same encoder and decoder (the sizes and training options of the recipe
-``cifar10-vqvae``), the same images and seed, the same steps or minutes, 64 places of 9 bits an image. It is validated
-once, at the end, and measured on the 10,000 test images. A row that is there with the same limit is not trained again;
-``--again`` does. vector-quantize-pytorch is measured where it is installed (``pip install vector-quantize-pytorch``).
+Each row is trained in a process of its own: the same encoder and decoder (the sizes and training
+options of the recipe ``cifar10-vqvae``), the same images and seed, the same steps or minutes, 64
+places of 9 bits an image. It is validated once, at the end, and measured on the 10,000 test images.
+A row that is there with the same limit is not trained again; ``--again`` does.
+vector-quantize-pytorch is measured where it is installed (``pip install vector-quantize-pytorch``).
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ ROWS = {
     "lfq": Row("lfq"),
     "residual-vq, 3 of 8": Row("residual-vq", 8, {"depth": 3}),
     PEER: Row(PEER),
-    f"{PEER}, as vq-ema": Row(PEER, options={"decay": 0.98, "commitment": 0.25, "start": True, "revive_below": 2}),
+    f"{PEER}, as vq-ema": Row(
+        PEER, options={"decay": 0.98, "commitment": 0.25, "start": True, "revive_below": 2}
+    ),
 }
 HEALTH = {name: Row("vq-ema", int(name.split()[1])) for name in TARGETS}
 
@@ -108,7 +111,9 @@ class Peer(Quantizer):
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         quantized, symbols, loss = self.theirs(z.reshape(1, -1, self.dim))
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized.view(z.shape), {"commitment": loss.sum()}, {})
+        return QuantizerOutput(
+            symbols.view(*z.shape[:-1], 1), quantized.view(z.shape), {"commitment": loss.sum()}, {}
+        )
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -119,7 +124,8 @@ class Peer(Quantizer):
 
 
 def images(folder: Path, split: str) -> ImageSet:
-    """CIFAR-10, JPEG-recompressed: ``train`` and ``valid`` of the training file, ``test`` all of the test file."""
+    """CIFAR-10, JPEG-recompressed: ``train`` and ``valid`` of the training file, ``test`` all of
+    the test file."""
     file = folder / f"cifar10_jpeg_recompressed_{'test' if split == 'test' else 'train'}.npz"
     return data.load(DataConfig(source=f"npz:{file}"), split)
 
@@ -132,7 +138,9 @@ def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) ->
     torch.manual_seed(recipe.tokenizer.seed)
     torch.set_num_threads(threads)
     sizes = {**recipe.tokenizer.sizes, "codebook_size": row.codes, "quantizer": row.quantizer}
-    model = create_tokenizer("vqvae", image_size=[32, 32], channels=3, **sizes, options=dict(row.options))
+    model = create_tokenizer(
+        "vqvae", image_size=[32, 32], channels=3, **sizes, options=dict(row.options)
+    )
     options = {
         **to_dict(recipe.train),
         "minutes": 0.0,
@@ -143,7 +151,13 @@ def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) ->
     }
     noise = harness.others()
     with tempfile.TemporaryDirectory() as out:
-        run = ts.train(model, images(folder, "train"), valid=images(folder, "valid"), out=Path(out) / "run", **options)
+        run = ts.train(
+            model,
+            images(folder, "train"),
+            valid=images(folder, "valid"),
+            out=Path(out) / "run",
+            **options,
+        )
         log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     grid = model.grid()
     figures = ts.evaluate(model, test)
@@ -175,7 +189,14 @@ def _mean(values: float | list[float]) -> float:
 def apart(name: str, row: Row, chosen: argparse.Namespace) -> dict[str, Any]:
     """:func:`trained` in a new process; what it prints last is the result."""
     words = [sys.executable, __file__, "--data", str(chosen.data), "--threads", str(chosen.threads)]
-    words += ["--minutes", str(chosen.minutes), "--steps", str(chosen.steps), "--child", json.dumps(asdict(row))]
+    words += [
+        "--minutes",
+        str(chosen.minutes),
+        "--steps",
+        str(chosen.steps),
+        "--child",
+        json.dumps(asdict(row)),
+    ]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"name": name, "failed": f"exit {done.returncode}"}
@@ -187,7 +208,11 @@ def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     if "failed" in row:
         return {}
     reached = row["usage"] >= TARGETS[row["name"]] and row["code_perplexity_share"] >= LEAST_EVEN
-    return {"target_usage": TARGETS[row["name"]], "target_perplexity_share": LEAST_EVEN, "reached": reached}
+    return {
+        "target_usage": TARGETS[row["name"]],
+        "target_perplexity_share": LEAST_EVEN,
+        "reached": reached,
+    }
 
 
 def shown(row: Mapping[str, Any]) -> str:
@@ -203,12 +228,16 @@ def shown(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", default=[], help="rows, by name")
     parser.add_argument("--health", action="store_true")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=Path(DATA), help="folder of cifar10_jpeg_recompressed_*.npz")
+    parser.add_argument(
+        "--data", type=Path, default=Path(DATA), help="folder of cifar10_jpeg_recompressed_*.npz"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="train rows that are there too")
     parser.add_argument("--out", default="")
@@ -220,7 +249,9 @@ def main() -> None:
         parser.error("--steps must be more than 20: a step is timed between lines of the log")
     limit = {"minutes": chosen.minutes} if chosen.minutes else {"steps": chosen.steps}
     if chosen.child:
-        print(json.dumps(trained(Row(**json.loads(chosen.child)), chosen.data, limit, chosen.threads)))
+        print(
+            json.dumps(trained(Row(**json.loads(chosen.child)), chosen.data, limit, chosen.threads))
+        )
         return
     table = HEALTH if chosen.health else ROWS
     if unknown := set(chosen.only) - set(table):
@@ -228,14 +259,22 @@ def main() -> None:
     run_all({name: table[name] for name in chosen.only or table}, limit, chosen)
 
 
-def run_all(table: Mapping[str, Row], limit: Mapping[str, float], chosen: argparse.Namespace) -> None:
+def run_all(
+    table: Mapping[str, Row], limit: Mapping[str, float], chosen: argparse.Namespace
+) -> None:
     """Train each row that is not there yet, and write it at once."""
     path = harness.results_path("codebooks", chosen.out)
-    there = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    there = (
+        {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    )
     for name, row in table.items():
         told = {"limit": dict(limit), "part": "health" if chosen.health else "equal bits"}
         kept = there.get(name, {})
-        if not chosen.again and "failed" not in kept and all(kept.get(key) == value for key, value in told.items()):
+        if (
+            not chosen.again
+            and "failed" not in kept
+            and all(kept.get(key) == value for key, value in told.items())
+        ):
             print(f"{shown(kept)} (kept)", flush=True)
             continue
         if row.quantizer == PEER and not importlib.util.find_spec("vector_quantize_pytorch"):

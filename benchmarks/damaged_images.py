@@ -3,11 +3,12 @@
     python benchmarks/damaged_images.py                                 # 2,000 files
     python benchmarks/damaged_images.py --files 10000 --seed 1 --json results/damaged_images.json
 
-Images of our own are saved in every common format, damaged in six ways, and decoded one after the other in one child
-process, which reports each file; a second child loads them all as one folder, between four times as many intact files
-(a folder with more than 20 % unusable files is refused). A file may be decoded or skipped with a reason; anything else
-is a crash. *Other pixels* are files that decode, but not to the pixels they had before the damage: for formats without
-checksums a changed file can be as valid as the one before.
+Images of our own are saved in every common format, damaged in six ways, and decoded one after the
+other in one child process, which reports each file; a second child loads them all as one folder,
+between four times as many intact files (a folder with more than 20 % unusable files is refused). A
+file may be decoded or skipped with a reason; anything else is a crash. *Other pixels* are files
+that decode, but not to the pixels they had before the damage: for formats without checksums a
+changed file can be as valid as the one before.
 """
 
 from __future__ import annotations
@@ -47,11 +48,16 @@ Random = np.random.Generator
 
 
 def originals(seed: int) -> dict[str, bytes]:
-    """One image in each format: smooth colours with noise, so that every decoder has something to do."""
+    """One image in each format: smooth colours with noise, so that every decoder has something to
+    do."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     waves = [128 + 90 * np.sin(rows / a + columns / b) for a, b in ((9, 17), (23, 7), (13, 31))]
-    pixels = (np.stack(waves, axis=-1) + random.normal(0, 8, (HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
+    pixels = (
+        (np.stack(waves, axis=-1) + random.normal(0, 8, (HEIGHT, WIDTH, 3)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     files = {}
     for name, (kind, options) in FORMATS.items():
         buffer = io.BytesIO()
@@ -77,7 +83,8 @@ def _spliced(data: bytearray, random: Random) -> bytearray:
 
 
 def _header(data: bytearray, random: Random) -> bytearray:
-    """Random bytes among the first 200, and among the last, where TIFF keeps what others keep in front."""
+    """Random bytes among the first 200, and among the last, where TIFF keeps what others keep in
+    front."""
     low = 0 if random.random() < 0.7 else max(0, len(data) - 200)
     for place in low + random.integers(0, min(200, len(data)), random.integers(1, 5)):
         data[place] = int(random.choice([0, 1, 127, 255, int(random.integers(256))]))
@@ -130,7 +137,8 @@ def write_files(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def peak_mb() -> float:
-    """Greatest resident memory since :func:`forget_peak` (on Linux; elsewhere, of the process so far)."""
+    """Greatest resident memory since :func:`forget_peak` (on Linux; elsewhere, of the process so
+    far)."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -174,16 +182,29 @@ def load_folder(folder: Path) -> None:
 
     started = time.process_time()
     images = data.load(DataConfig(f"folder:{folder}", size=f"{HEIGHT}x{WIDTH}"), "train")
-    facts = {"images": len(images), "skipped": len(images.skipped), "seconds": time.process_time() - started}
+    facts = {
+        "images": len(images),
+        "skipped": len(images.skipped),
+        "seconds": time.process_time() - started,
+    }
     print(json.dumps({**facts, "peak_mb": peak_mb()}))
 
 
 def child(work: str, folder: Path) -> tuple[list[dict[str, Any]], int, str]:
-    """Run one of the two children: the lines it printed, its exit status, the end of its messages."""
-    settings = {**os.environ, "TESSELLA_CACHE": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    """Run one of the two children: the lines it printed, its exit status, the end of its
+    messages."""
+    settings = {
+        **os.environ,
+        "TESSELLA_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     command = [sys.executable, __file__, "--child", work, "--folder", str(folder)]
     ended = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
-    return [json.loads(line) for line in ended.stdout.splitlines()], ended.returncode, ended.stderr[-2000:]
+    return (
+        [json.loads(line) for line in ended.stdout.splitlines()],
+        ended.returncode,
+        ended.stderr[-2000:],
+    )
 
 
 def measure(count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -208,7 +229,8 @@ def measure(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts by format and by damage, the slowest file, the greatest memory, the most frequent reasons."""
+    """Counts by format and by damage, the slowest file, the greatest memory, the most frequent
+    reasons."""
     slowest = max(reports, key=lambda row: row["seconds"])
     greatest = max(reports, key=lambda row: row["peak_mb"])
     reasons = Counter(row["reason"][:60] for row in reports if "reason" in row)
@@ -228,11 +250,19 @@ def _outcomes(reports: list[dict[str, Any]], key: str, value: str) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", default="", help="where to write the figures; results/damaged_images.json if empty")
-    parser.add_argument("--child", choices=("", "decode", "load"), default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--json",
+        default="",
+        help="where to write the figures; results/damaged_images.json if empty",
+    )
+    parser.add_argument(
+        "--child", choices=("", "decode", "load"), default="", help=argparse.SUPPRESS
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child == "decode":
@@ -245,8 +275,12 @@ def main() -> None:
         row = measure(chosen.files, chosen.seed, Path(folder))
     for kind, counts in row["formats"].items():
         print(f"{kind:17}", ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
-    print(f"slowest {row['slowest']['seconds']:.3f} s CPU, greatest memory {row['greatest']['peak_mb']:.0f} MB")
-    print(f"crashes {row['crashes']}, unreported {row['unreported']}; as one folder: {row['folder']}")
+    print(
+        f"slowest {row['slowest']['seconds']:.3f} s CPU, greatest memory {row['greatest']['peak_mb']:.0f} MB"
+    )
+    print(
+        f"crashes {row['crashes']}, unreported {row['unreported']}; as one folder: {row['folder']}"
+    )
     print(harness.write("damaged_images", [row], chosen.json))
 
 

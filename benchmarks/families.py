@@ -1,13 +1,15 @@
-"""Every registered density model, small: what a minute on the digits gives, and what a training step costs.
+"""Every registered density model, small: what a minute on the digits gives, and what a training
+step costs.
 
-    python benchmarks/families.py smoke [--minutes 1] [--models made lstm]    # results/families.json, pictures
-    python benchmarks/families.py cost [--models transformer]                 # results/cost.json
+    python benchmarks/families.py smoke [--minutes 1] [--models made lstm]    #
+    results/families.json, pictures python benchmarks/families.py cost [--models transformer]
+    # results/cost.json
 
-``smoke`` trains each model at its default sizes for the same minutes on the 8x8 digits with the same options, scores
-the test digits, draws samples, and times cached steps. It is a smoke test, no ranking: sizes and training options are
-nobody's best. ``cost`` measures, in a process of its own, one training step at batch 4 and the memory it takes beyond
-model, optimizer and libraries, on 64x64x3 pixels of 256 levels and 32x32 codes of 512, with and without activation
-checkpointing.
+``smoke`` trains each model at its default sizes for the same minutes on the 8x8 digits with the
+same options, scores the test digits, draws samples, and times cached steps. It is a smoke test, no
+ranking: sizes and training options are nobody's best. ``cost`` measures, in a process of its own,
+one training step at batch 4 and the memory it takes beyond model, optimizer and libraries, on
+64x64x3 pixels of 256 levels and 32x32 codes of 512, with and without activation checkpointing.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ import tessella as ts
 from tessella import data
 from tessella.config import DataConfig
 from tessella.errors import ConfigError
-from tessella.metrics import standard_error
+from tessella.evaluation.metrics import standard_error
 from tessella.pipeline import pixel_generator
 
 GRIDS = {"64x64x3 pixels": ts.Grid(64, 64, 3, 256), "32x32 codes": ts.Grid(32, 32, 1, 512)}
 COST_BATCH, SAMPLES, ENLARGED = 4, 16, 5
 LARGEST = 300_000_000
-"""Parameters above which a step is not measured: weights, gradients and moments would take the machine."""
+"""Parameters above which a step is not measured: weights, gradients and moments would take the
+machine."""
 
 
 def digits(split: str) -> data.ImageSet:
@@ -53,7 +56,12 @@ def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
     noise = harness.others()
     with tempfile.TemporaryDirectory() as out:
         run = ts.train(
-            model, train, valid=digits("valid"), out=Path(out) / "run", minutes=minutes, say=lambda line: None
+            model,
+            train,
+            valid=digits("valid"),
+            out=Path(out) / "run",
+            minutes=minutes,
+            say=lambda line: None,
         )
         lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     steps = max(line["step"] for line in lines if "step" in line)
@@ -61,7 +69,10 @@ def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
     bits = score(model, test)
     row = {"model": name, "commit": harness.commit(), "parameters": model.parameter_count()}
     row |= {"minutes": minutes, "steps": steps}
-    row |= {"seconds_an_epoch": 60 * minutes / (steps * 64 / len(train)), "processors_busy_with_others": noise()}
+    row |= {
+        "seconds_an_epoch": 60 * minutes / (steps * 64 / len(train)),
+        "processors_busy_with_others": noise(),
+    }
     row |= {"bits_per_dim": float(bits.mean()), "standard_error": standard_error(bits)}
     row |= {"fresh_bits_per_dim": float(fresh.mean()), "test_images": len(test)}
     return row | {f"steps_a_second_batch_{n}": steps_a_second(model, n) for n in (1, 64)}, model
@@ -81,9 +92,15 @@ def steps_a_second(model: ts.DensityModel, batch: int) -> float:
 
 
 def picture(models: dict[str, ts.DensityModel], kept: int, path: Path) -> None:
-    """Samples of every model, a strip each, five times as large, under the first ``kept`` strips that are there."""
-    rows = [pixel_generator(model).sample(SAMPLES, seed=0).numpy()[..., 0] for model in models.values()]
-    strips = [np.pad(np.hstack([np.pad(x, 1) for x in row]), 1).repeat(ENLARGED, 0).repeat(ENLARGED, 1) for row in rows]
+    """Samples of every model, a strip each, five times as large, under the first ``kept`` strips
+    that are there."""
+    rows = [
+        pixel_generator(model).sample(SAMPLES, seed=0).numpy()[..., 0] for model in models.values()
+    ]
+    strips = [
+        np.pad(np.hstack([np.pad(x, 1) for x in row]), 1).repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+        for row in rows
+    ]
     if kept:
         strips.insert(0, np.asarray(Image.open(path))[: kept * len(strips[0])])
     Image.fromarray(np.concatenate(strips)).save(path)
@@ -141,18 +158,26 @@ def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict
         return row | {"failed": f"no three steps within {limit:.0f} s"}
     if done.returncode:
         return row | {
-            "failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"
+            "failed": done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"exit {done.returncode}"
         }
     return row | json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["smoke", "cost", "cost-one"])
     parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--models", nargs="*", default=[name for name in ts.MODELS if name != "independent"])
+    parser.add_argument(
+        "--models", nargs="*", default=[name for name in ts.MODELS if name != "independent"]
+    )
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--limit", type=float, default=240, help="seconds that the three steps of a cost may take")
+    parser.add_argument(
+        "--limit", type=float, default=240, help="seconds that the three steps of a cost may take"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
@@ -182,8 +207,8 @@ def kept_rows(path: Path, models: list[str]) -> list[dict[str, Any]]:
 
 
 def smoke_all(names: list[str], minutes: float, out: str) -> None:
-    """The table, the baseline first, and the picture. Models that are not named keep what was measured before; those
-    that are named go to the end."""
+    """The table, the baseline first, and the picture. Models that are not named keep what was
+    measured before; those that are named go to the end."""
     train, test = digits("train"), digits("test")
     baseline = ts.create("independent", ts.Grid(8, 8, 1, train.levels))
     baseline.fit(pixel_generator(baseline).encode(np.asarray(train.images[:])))

@@ -1,11 +1,13 @@
-"""The floor of a step: what it must read and multiply, counted from the calls of torch that it makes.
+"""The floor of a step: what it must read and multiply, counted from the calls of torch that it
+makes.
 
-Counted are, for each step, the bytes of weights and caches that products and attention read (what stands in the model
-or in the state before the step; each piece once a step), the operations of products and attention, and the calls of
-torch that do something (views do not). A machine that reads ``bandwidth`` bytes a second, multiplies ``gigaflops`` and
-takes some microseconds for a call cannot take a step in less than the greatest of the three times. The first two are
-*physical*: no program gets below them with these weights in this precision. The third holds only for a program that
-calls torch as often.
+Counted are, for each step, the bytes of weights and caches that products and attention read (what
+stands in the model or in the state before the step; each piece once a step), the operations of
+products and attention, and the calls of torch that do something (views do not). A machine that
+reads ``bandwidth`` bytes a second, multiplies ``gigaflops`` and takes some microseconds for a call
+cannot take a step in less than the greatest of the three times. The first two are
+*physical*: no program gets below them with these weights in this precision. The third holds only
+for a program that calls torch as often.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ class Counter(TorchDispatchMode):
             self._products += 1
             self._flops += flops
             for tensor in args:
-                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() in self._kept:
+                if (
+                    isinstance(tensor, torch.Tensor)
+                    and tensor.untyped_storage().data_ptr() in self._kept
+                ):
                     numbers = _distinct(tensor)
                     self._read[tensor.data_ptr(), numbers] = numbers * tensor.element_size()
         return out
@@ -74,21 +79,35 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     packet = func.overloadpacket
     name = packet.__name__
     if packet in flop_registry:
-        return int(flop_registry[packet](*args, **{k: v for k, v in kwargs.items() if k != "out"}, out_val=out))
+        return int(
+            flop_registry[packet](
+                *args, **{k: v for k, v in kwargs.items() if k != "out"}, out_val=out
+            )
+        )
     if "scaled_dot_product" in name:
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
-    return 2 * max(t.numel() for t in args if isinstance(t, torch.Tensor)) if name in VECTOR_PRODUCTS else 0
+    return (
+        2 * max(t.numel() for t in args if isinstance(t, torch.Tensor))
+        if name in VECTOR_PRODUCTS
+        else 0
+    )
 
 
 def _distinct(tensor: torch.Tensor) -> int:
-    """Numbers of a tensor in memory: what is expanded counts once, windows that overlap count what they cover."""
-    spread = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    apart = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    """Numbers of a tensor in memory: what is expanded counts once, windows that overlap count what
+    they cover."""
+    spread = 1 + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    apart = math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
+    )
     return min(spread, apart) if tensor.numel() else 0
 
 
 def tensors_of(value: Any, seen: dict[int, Any] | None = None) -> Iterator[torch.Tensor]:
-    """Every tensor that a state or a model holds. ``seen`` keeps what was met, so that no address is used twice."""
+    """Every tensor that a state or a model holds. ``seen`` keeps what was met, so that no address
+    is used twice."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return
@@ -105,7 +124,11 @@ def tensors_of(value: Any, seen: dict[int, Any] | None = None) -> Iterator[torch
     elif is_dataclass(value):
         parts = [getattr(value, field.name) for field in fields(value)]
     else:
-        parts = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, type) else ()
+        parts = (
+            vars(value).values()
+            if hasattr(value, "__dict__") and not isinstance(value, type)
+            else ()
+        )
     for part in parts:
         yield from tensors_of(part, seen)
 
@@ -118,6 +141,8 @@ def floor(counts: list[Counts], machine: Machine) -> dict[str, float]:
     found = {"bytes": size, "flops": flops, "products": products, "calls": calls}
     found["bytes_ms"] = 1e3 * sum(c.bytes / machine.bandwidth(c.bytes) for c in counts) / n
     found["flops_ms"] = flops / machine.gigaflops / 1e6
-    found["calls_ms"] = (products * machine.product_us + (calls - products) * machine.elementwise_us) / 1e3
+    found["calls_ms"] = (
+        products * machine.product_us + (calls - products) * machine.elementwise_us
+    ) / 1e3
     found["physical_ms"] = max(found["bytes_ms"], found["flops_ms"])
     return found

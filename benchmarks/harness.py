@@ -1,4 +1,5 @@
-"""What every benchmark shares: medians of alternating runs, and a JSON file that says where the numbers come from."""
+"""What every benchmark shares: medians of alternating runs, and a JSON file that says where the
+numbers come from."""
 
 from __future__ import annotations
 
@@ -21,13 +22,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, dict[str, float]]:
+def alternate(
+    work: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1
+) -> dict[str, dict[str, float]]:
     """Time several pieces of work in turn, so that all meet the same noise.
 
     A piece that returns a float has timed itself, in seconds, and left out what it had to prepare.
 
     Returns:
-        For each name the median, least and greatest wall-clock seconds over ``rounds`` runs after ``warm`` ones.
+        For each name the median, least and greatest wall-clock seconds over ``rounds`` runs after
+        ``warm`` ones.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(warm + rounds):
@@ -36,11 +40,15 @@ def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int =
             own = act()
             if turn >= warm:
                 times[name].append(own if isinstance(own, float) else time.perf_counter() - started)
-    return {n: {"median": statistics.median(t), "least": min(t), "greatest": max(t)} for n, t in times.items()}
+    return {
+        n: {"median": statistics.median(t), "least": min(t), "greatest": max(t)}
+        for n, t in times.items()
+    }
 
 
 def others() -> Callable[[], float]:
-    """Start a gauge of noise; called later, it tells how many processors others kept busy meanwhile (Linux)."""
+    """Start a gauge of noise; called later, it tells how many processors others kept busy meanwhile
+    (Linux)."""
 
     def now() -> tuple[float, float, float]:
         fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
@@ -63,7 +71,11 @@ def hardware() -> dict[str, Any]:
     """The machine and the software, as JSON values."""
     model = ""
     if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0].split(":", 1)[1].strip() if names else ""
     return {
         "cpu": model or platform.processor(),
@@ -79,13 +91,18 @@ def hardware() -> dict[str, Any]:
 def commit() -> str:
     """The commit that ran, with a plus when the tree had changes."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "tessella", "benchmarks"], capture_output=True, text=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "tessella", "benchmarks"], capture_output=True, text=True
+    )
     return head + ("+" if changed.stdout.strip() else "")
 
 
 class StandIn(types.ModuleType):
-    """A module that has every name, each a class that has every name: for what a peer imports and does not use."""
+    """A module that has every name, each a class that has every name: for what a peer imports and
+    does not use."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -94,7 +111,11 @@ class StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {"__getattr__": lambda self, other: other, "VisionDataset": object, "Dataset": object})
+        return type(
+            name,
+            (),
+            {"__getattr__": lambda self, other: other, "VisionDataset": object, "Dataset": object},
+        )
 
 
 @contextmanager
@@ -103,14 +124,18 @@ def importing(folder: Path, packages: Sequence[str], absent: Sequence[str] = ())
 
     Args:
         folder: put on the path meanwhile.
-        packages: top names of the peer's modules, forgotten afterwards: several peers have one named ``utils``.
+        packages: top names of the peer's modules, forgotten afterwards: several peers have one
+            named ``utils``.
         absent: modules that stand-ins replace meanwhile.
     """
 
     def of_peer() -> list[str]:
         return [name for name in sys.modules if name.split(".")[0] in packages]
 
-    before = {name: sys.modules.pop(name) for name in [*of_peer(), *(n for n in absent if n in sys.modules)]}
+    before = {
+        name: sys.modules.pop(name)
+        for name in [*of_peer(), *(n for n in absent if n in sys.modules)]
+    }
     sys.modules.update({name: StandIn(name) for name in absent})
     sys.path.insert(0, str(folder))
     try:
@@ -138,8 +163,8 @@ def write(name: str, rows: list[dict[str, Any]], out: str = "") -> Path:
 
 
 def merge(name: str, row: dict[str, Any], keys: Sequence[str], out: str = "") -> Path:
-    """Put one row into ``results/NAME.json`` (or ``out``) in place of the one with the same ``keys``; it gets the
-    commit and the time. Rows that lack a key are dropped."""
+    """Put one row into ``results/NAME.json`` (or ``out``) in place of the one with the same
+    ``keys``; it gets the commit and the time. Rows that lack a key are dropped."""
     path = results_path(name, out)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     by_key = {tuple(r[key] for key in keys): r for r in rows if all(key in r for key in keys)}

@@ -1,12 +1,14 @@
-"""Runs that are killed at random times, and inside their writes, must end as the run that nothing happened to.
+"""Runs that are killed at random times, and inside their writes, must end as the run that nothing
+happened to.
 
     python benchmarks/kill.py --json results/kill.json
     python benchmarks/kill.py --variants pixelcnn --trials 2 --inside 1
 
-Each trial trains a small run with the command line, kills it with SIGKILL, and resumes it until it is finished; a
-resumed run is killed again with probability one third. A trial *inside* a write waits for a few checkpoints, then for
-the temporary name of a file or a checkpoint to appear, and kills at once. A kill counts as inside a write only if such
-a name was left on the disk. Then all logged losses and all weights are compared, bit for bit.
+Each trial trains a small run with the command line, kills it with SIGKILL, and resumes it until it
+is finished; a resumed run is killed again with probability one third. A trial *inside* a write
+waits for a few checkpoints, then for the temporary name of a file or a checkpoint to appear, and
+kills at once. A kill counts as inside a write only if such a name was left on the disk. Then all
+logged losses and all weights are compared, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,9 +29,20 @@ import harness
 from tessella import files
 from tessella.training import checkpoint
 
-SHARED = ["train.batch=8", "train.validate_every=6", "train.checkpoint_every=2", "train.warmup=5", "data.limit=200"]
+SHARED = [
+    "train.batch=8",
+    "train.validate_every=6",
+    "train.checkpoint_every=2",
+    "train.warmup=5",
+    "data.limit=200",
+]
 VARIANTS = {
-    "vqvae": ["digits-vqvae", "tokenizer.hidden=16", "tokenizer.codebook_size=16", "tokenizer.code_dim=8"],
+    "vqvae": [
+        "digits-vqvae",
+        "tokenizer.hidden=16",
+        "tokenizer.codebook_size=16",
+        "tokenizer.code_dim=8",
+    ],
     "pixelcnn": ["digits", "model.layers=2", "model.hidden=16"],
 }
 
@@ -52,7 +65,9 @@ def start(variant: str, out: Path, steps: int) -> subprocess.Popen[str]:
             str(out),
         ]
     command = [sys.executable, "-m", "tessella", "train", *words]
-    return subprocess.Popen(command, cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def half_written(out: Path) -> list[str]:
@@ -62,7 +77,8 @@ def half_written(out: Path) -> list[str]:
 
 
 def kill_inside(process: subprocess.Popen[str], out: Path, after: int, jitter: float) -> None:
-    """Kill while something is half written, once ``after`` more checkpoints are there, ``jitter`` seconds late."""
+    """Kill while something is half written, once ``after`` more checkpoints are there, ``jitter``
+    seconds late."""
     seen: set[str] = set()
     while process.poll() is None:
         names = {path.name for path in (out / "checkpoints").glob("step-*")}
@@ -105,8 +121,11 @@ def left(out: Path) -> dict[str, Any]:
     }
 
 
-def attempt(variant: str, out: Path, steps: int, seconds: float, inside: bool, chance: random.Random) -> dict[str, Any]:
-    """One trial: kills until the run is finished. Returns how many there were, and how many were inside a write."""
+def attempt(
+    variant: str, out: Path, steps: int, seconds: float, inside: bool, chance: random.Random
+) -> dict[str, Any]:
+    """One trial: kills until the run is finished. Returns how many there were, and how many were
+    inside a write."""
     kills = written = 0
     from_scratch = 0
     again = True
@@ -133,7 +152,9 @@ def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict
     finish(start(variant, folder / "straight", chosen.steps))
     seconds = time.perf_counter() - started
     expected, rows = left(folder / "straight"), []
-    print(f"{variant}: {len(expected['log'])} log lines, {len(expected['checkpoint'])} tensors, {seconds:.1f} s a run")
+    print(
+        f"{variant}: {len(expected['log'])} log lines, {len(expected['checkpoint'])} tensors, {seconds:.1f} s a run"
+    )
     print(f"{'trial':>5} {'kills':>5} {'inside a write':>14} {'before a checkpoint':>19}  same")
     for trial in range(chosen.trials):
         chance = random.Random(f"{chosen.seed} {variant} {trial}")
@@ -142,28 +163,45 @@ def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict
         found = left(out)
         differs = [name for name, value in expected.items() if found[name] != value]
         rows.append(
-            {"variant": variant, "trial": trial, "uninterrupted_seconds": seconds, **counted, "differs": differs}
+            {
+                "variant": variant,
+                "trial": trial,
+                "uninterrupted_seconds": seconds,
+                **counted,
+                "differs": differs,
+            }
         )
         cells = f"{counted['kills']:5} {counted['inside_a_write']:14} {counted['before_the_first_checkpoint']:19}"
-        print(f"{trial:5} {cells}  {'differs: ' + ', '.join(differs) if differs else 'yes'}", flush=True)
+        print(
+            f"{trial:5} {cells}  {'differs: ' + ', '.join(differs) if differs else 'yes'}",
+            flush=True,
+        )
         shutil.rmtree(out)
     return rows
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--trials", type=int, default=20, help="of each variant")
-    parser.add_argument("--inside", type=int, default=10, help="trials that are killed inside a write")
+    parser.add_argument(
+        "--inside", type=int, default=10, help="trials that are killed inside a write"
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="file to write the rows to")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name in chosen.variants for row in measure(name, Path(folder) / name, chosen)]
+        rows = [
+            row for name in chosen.variants for row in measure(name, Path(folder) / name, chosen)
+        ]
     kills, inside = sum(row["kills"] for row in rows), sum(row["inside_a_write"] for row in rows)
     wrong = sum(bool(row["differs"]) for row in rows)
-    print(f"{len(rows)} trials, {kills} kills, {inside} of them inside a write; {wrong} runs differ")
+    print(
+        f"{len(rows)} trials, {kills} kills, {inside} of them inside a write; {wrong} runs differ"
+    )
     if chosen.json:
         print(harness.write("kill", rows, chosen.json))
     return 1 if wrong or inside < chosen.inside // 2 else 0

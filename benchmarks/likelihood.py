@@ -1,18 +1,20 @@
 """Models on named data: cells of model, data and budget, each trained once, scored and timed.
 
     python benchmarks/likelihood.py list                       # which cells are done, begun, to do
-    python benchmarks/likelihood.py run 'binary-mnist/*'       # in turn; interrupt at will and run again to go on
-    python benchmarks/likelihood.py probe binary-mnist/made train.learning_rate=1e-3,3e-3 --minutes 2
+    python benchmarks/likelihood.py run 'binary-mnist/*'       # in turn; interrupt at will and run
+    again to go on python benchmarks/likelihood.py probe binary-mnist/made
+    train.learning_rate=1e-3,3e-3 --minutes 2
 
-``benchmarks/likelihood.toml`` lists the cells. Each trains in ``runs/likelihood/TABLE/CELL``, goes on there from its
-last checkpoint, and writes ``results/likelihood/TABLE/CELL.json`` when it is done: the settings, the learning curve,
-the test figures with their standard errors, and how long an image takes to draw. A cell whose settings have changed
-since is refused, and trained anew with ``--again`` alone. ``python scripts/model_tables.py`` makes the tables and plots
-of ``docs/models.md`` of these files. Cells may be tokenizers, and priors on the codes of another cell: told in bits of
-the pixels, as ``benchmarks/bounds.py`` counts them.
+``benchmarks/likelihood.toml`` lists the cells. Each trains in ``runs/likelihood/TABLE/CELL``, goes
+on there from its last checkpoint, and writes ``results/likelihood/TABLE/CELL.json`` when it is
+done: the settings, the learning curve, the test figures with their standard errors, and how long an
+image takes to draw. A cell whose settings have changed since is refused, and trained anew with
+``--again`` alone. ``python scripts/model_tables.py`` makes the tables and plots of
+``docs/models.md`` of these files. Cells may be tokenizers, and priors on the codes of another cell:
+told in bits of the pixels, as ``benchmarks/bounds.py`` counts them.
 
-``probe`` is how the settings were found: a short training for each of the values of a key, judged by the validation
-images; what it saw is kept in ``results/likelihood/probes.json``.
+``probe`` is how the settings were found: a short training for each of the values of a key, judged
+by the validation images; what it saw is kept in ``results/likelihood/probes.json``.
 
 Data are found in the folder ``TESSELLA_TEST_DATA``.
 """
@@ -69,10 +71,12 @@ class Cell:
     Args:
         table: its table in ``likelihood.toml``.
         name: of the cell in its table.
-        recipe: what to train; the path of its data is relative to the folder of images, the tokenizer of a prior is
-            another cell.
-        in_bounds: whether to tell bits as ``bounds.py`` does, since the table compares pixels with codes.
-        each_image: whether to keep the bits of each image, and the probabilities of the true level's neighbours.
+        recipe: what to train; the path of its data is relative to the folder of images, the
+            tokenizer of a prior is another cell.
+        in_bounds: whether to tell bits as ``bounds.py`` does, since the table compares pixels with
+            codes.
+        each_image: whether to keep the bits of each image, and the probabilities of the true
+            level's neighbours.
     """
 
     table: str
@@ -98,9 +102,13 @@ class Cell:
         """The recipe with its data, and its tokenizer, where they are."""
         tokenizer = str(RUNS / self.recipe.prior_of) if self.recipe.prior_of else ""
         kind, _, path = self.recipe.data.source.partition(":")
-        place = kodak(int(path.removeprefix("kodak-"))) if path.startswith("kodak-") else DATA / path
+        place = (
+            kodak(int(path.removeprefix("kodak-"))) if path.startswith("kodak-") else DATA / path
+        )
         source = f"{kind}:{place}" if path else kind
-        return replace(self.recipe, data=replace(self.recipe.data, source=source), prior_of=tokenizer)
+        return replace(
+            self.recipe, data=replace(self.recipe.data, source=source), prior_of=tokenizer
+        )
 
 
 def cells() -> list[Cell]:
@@ -118,7 +126,9 @@ def _of_table(name: str, table: dict[str, Any]) -> Iterator[Cell]:
         for label, own in table["cells"].items():
             layers = [table, own, over]
             parts = [part for part in PARTS if any(part in layer for layer in layers)]
-            facts = {part: _merged([layer[part] for layer in layers if part in layer]) for part in parts}
+            facts = {
+                part: _merged([layer[part] for layer in layers if part in layer]) for part in parts
+            }
             recipe = configs.from_dict(Recipe, facts, f"{name}.{label}")
             full = f"{label}-{variant}" if variant else label
             options = {option: table.get(option, False) for option in ("each_image", "in_bounds")}
@@ -127,16 +137,24 @@ def _of_table(name: str, table: dict[str, Any]) -> Iterator[Cell]:
 
 def _merged(layers: list[Any]) -> Any:
     """Tables over one another; of plain values the last."""
-    return {k: v for layer in layers for k, v in layer.items()} if isinstance(layers[0], dict) else layers[-1]
+    return (
+        {k: v for layer in layers for k, v in layer.items()}
+        if isinstance(layers[0], dict)
+        else layers[-1]
+    )
 
 
 def kodak(count: int) -> Path:
-    """A folder with the first ``count`` photographs of ``kodak24.zip`` to train on (15 at most), 3 others to validate
-    with and 6 to test on; the last two are the same for every ``count``."""
+    """A folder with the first ``count`` photographs of ``kodak24.zip`` to train on (15 at most), 3
+    others to validate with and 6 to test on; the last two are the same for every ``count``."""
     place = RUNS / "data" / f"kodak-{count}"
     with zipfile.ZipFile(DATA / "kodak24.zip") as archive:
         names = sorted(archive.namelist())
-        for split, part in (("train", names[:count]), ("valid", names[15:18]), ("test", names[18:])):
+        for split, part in (
+            ("train", names[:count]),
+            ("valid", names[15:18]),
+            ("test", names[18:]),
+        ):
             folder = place / split
             folder.mkdir(parents=True, exist_ok=True)
             for name in part:
@@ -170,9 +188,11 @@ def _run_facts(cell: Cell) -> dict[str, Any] | None:
 
 
 def _made_with(settings: dict[str, Any], cell: Cell) -> bool:
-    """Whether these are a cell's settings: those that came later count with their defaults, and the folder in which
-    data and tokenizer were does not."""
-    found: Recipe = configs.from_dict(Recipe, {part: settings[part] for part in PARTS if settings.get(part)})
+    """Whether these are a cell's settings: those that came later count with their defaults, and the
+    folder in which data and tokenizer were does not."""
+    found: Recipe = configs.from_dict(
+        Recipe, {part: settings[part] for part in PARTS if settings.get(part)}
+    )
     return _anywhere(plain(found)) == _anywhere(cell.settings)
 
 
@@ -180,7 +200,10 @@ def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without the folders of data and tokenizer."""
     kind, _, path = settings["data"]["source"].partition(":")
     tokenizer = "/".join(Path(settings.get("prior_of", "")).parts[-2:])
-    return settings | {"data": settings["data"] | {"source": f"{kind}:{Path(path).name}"}, "prior_of": tokenizer}
+    return settings | {
+        "data": settings["data"] | {"source": f"{kind}:{Path(path).name}"},
+        "prior_of": tokenizer,
+    }
 
 
 def run(cell: Cell, again: bool) -> bool:
@@ -191,14 +214,18 @@ def run(cell: Cell, again: bool) -> bool:
     """
     out, how = RUNS / cell.id, state(cell)
     if how == "changed" and not again:
-        raise ConfigError(f"the settings of {cell.id} have changed since it was trained: --again trains it anew")
+        raise ConfigError(
+            f"the settings of {cell.id} have changed since it was trained: --again trains it anew"
+        )
     if again:
         shutil.rmtree(out, ignore_errors=True)
         cell.result.unlink(missing_ok=True)
     torch.set_num_threads(cell.recipe.train.threads or torch.get_num_threads())
     busy = harness.others()
     before = _busy_before(out)
-    trained = train_recipe(cell.at_home(), out, resume=(out / "run.json").exists(), say=lambda line: print("  " + line))
+    trained = train_recipe(
+        cell.at_home(), out, resume=(out / "run.json").exists(), say=lambda line: print("  " + line)
+    )
     (out / "busy.json").write_text(json.dumps([*before, busy()]))
     if trained.interrupted:
         return False
@@ -232,8 +259,15 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
     progress, count = facts["progress"], facts["data"]["train"]["count"]
     row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "settings": cell.settings}
     row |= {"train_images": count, "steps": progress["step"], "best_step": progress["best_step"]}
-    row |= {"minutes": progress["seconds"] / 60, "epochs": progress["step"] * cell.recipe.train.batch / count}
-    row |= {"valid": progress["figures"], "curve": curve(out), "sittings": facts.get("sittings", [])}
+    row |= {
+        "minutes": progress["seconds"] / 60,
+        "epochs": progress["step"] * cell.recipe.train.batch / count,
+    }
+    row |= {
+        "valid": progress["figures"],
+        "curve": curve(out),
+        "sittings": facts.get("sittings", []),
+    }
     return row | (_in_bounds(out) if cell.in_bounds else _likelihood(cell, out))
 
 
@@ -245,10 +279,22 @@ def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     grid = model.priors[0].grid
     found = ts.assess(out, test, batch=min(100, max(1, TABLE // (grid.symbols * grid.levels))))
     row: dict[str, Any] = {"parameters": model.priors[0].parameter_count()}
-    kept = ("images", "bits_per_dim", "nats_per_image", "baseline_bits_per_dim", "scored_grid", "weights")
+    kept = (
+        "images",
+        "bits_per_dim",
+        "nats_per_image",
+        "baseline_bits_per_dim",
+        "scored_grid",
+        "weights",
+    )
     row["test"] = {name: found.figures[name] for name in kept if name in found.figures}
-    row["test"] |= {f"{name}_se": found.figures[f"{name}_se"] for name in ("bits_per_dim", "nats_per_image")}
-    row["test"] |= {"sha256": found.figures["data"]["sha256"], "identical": found.figures["overlap"]["identical"]}
+    row["test"] |= {
+        f"{name}_se": found.figures[f"{name}_se"] for name in ("bits_per_dim", "nats_per_image")
+    }
+    row["test"] |= {
+        "sha256": found.figures["data"]["sha256"],
+        "identical": found.figures["overlap"]["identical"],
+    }
     row["seconds_an_image"] = {str(n): seconds_an_image(model, n) for n in BATCHES}
     if cell.each_image:
         bits = found.measured.values["nats"] / (grid.symbols * ts.grid.LN2)
@@ -263,7 +309,9 @@ def _in_bounds(out: Path) -> dict[str, Any]:
     row["all_minutes"] = row.pop("minutes")
     model = ts.load(out)
     row["seconds_an_image"] = (
-        {str(n): seconds_an_image(model, n) for n in BATCHES} if isinstance(model, Generator) else None
+        {str(n): seconds_an_image(model, n) for n in BATCHES}
+        if isinstance(model, Generator)
+        else None
     )
     return row
 
@@ -280,8 +328,14 @@ def _files(images: data.ImageSet) -> list[str]:
 
 def curve(out: Path) -> list[tuple[float, float]]:
     """Seconds of training and bits/dim of the averaged weights on the validation images."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(line["seconds"], line["valid/bits_per_dim"]) for line in lines if "valid/bits_per_dim" in line]
+    lines = [
+        json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return [
+        (line["seconds"], line["valid/bits_per_dim"])
+        for line in lines
+        if "valid/bits_per_dim" in line
+    ]
 
 
 def seconds_an_image(model: Generator, batch: int) -> float:
@@ -292,11 +346,15 @@ def seconds_an_image(model: Generator, batch: int) -> float:
 
 @torch.no_grad()
 def neighbours(model: Generator, images: Any) -> list[float]:
-    """Mean probability of the levels ``-REACH .. REACH`` away from the true one, of those that exist."""
+    """Mean probability of the levels ``-REACH .. REACH`` away from the true one, of those that
+    exist."""
     prior = model.priors[0]
     chosen = np.unique(np.linspace(0, len(images) - 1, NEAR).astype(int))
     symbols, levels = model.encode(np.asarray(images[:])[chosen]), prior.grid.levels
-    total, number = torch.zeros(2 * REACH + 1, dtype=torch.float64), torch.zeros(2 * REACH + 1, dtype=torch.float64)
+    total, number = (
+        torch.zeros(2 * REACH + 1, dtype=torch.float64),
+        torch.zeros(2 * REACH + 1, dtype=torch.float64),
+    )
     for part in symbols.split(32):
         table = prior.distribution(part).table(part).exp()
         for i, distance in enumerate(range(-REACH, REACH + 1)):
@@ -309,15 +367,26 @@ def neighbours(model: Generator, images: Any) -> list[float]:
 
 
 def probe(cell: Cell, variants: Sequence[str], minutes: float) -> None:
-    """Train each combination of the values given for the keys, for a few minutes, and tell what validation says."""
+    """Train each combination of the values given for the keys, for a few minutes, and tell what
+    validation says."""
     for change in _combinations(variants):
-        values = configs.apply_overrides(configs.to_dict(cell.at_home()), [*change, f"train.minutes={minutes}"])
+        values = configs.apply_overrides(
+            configs.to_dict(cell.at_home()), [*change, f"train.minutes={minutes}"]
+        )
         given = configs.from_dict(Recipe, values)
         with tempfile.TemporaryDirectory() as out:
             trained = train_recipe(given, Path(out) / "run", say=lambda line: None)
-        row = {"cell": cell.id, "minutes": minutes, "change": " ".join(change), "steps": trained.progress.step}
+        row = {
+            "cell": cell.id,
+            "minutes": minutes,
+            "change": " ".join(change),
+            "steps": trained.progress.step,
+        }
         row |= {"settings": plain(given), "threads": torch.get_num_threads()}
-        row |= {"valid_bits_per_dim": trained.progress.best, "best_step": trained.progress.best_step}
+        row |= {
+            "valid_bits_per_dim": trained.progress.best,
+            "best_step": trained.progress.best_step,
+        }
         print(json.dumps(row), flush=True)
         harness.merge("likelihood/probes", row, ["cell", "minutes", "change"])
 
@@ -332,12 +401,20 @@ def _combinations(variants: Sequence[str]) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["list", "run", "probe"])
-    parser.add_argument("cells", nargs="*", help="TABLE/CELL, * and ? allowed; of probe one cell, then KEY=VALUE,...")
+    parser.add_argument(
+        "cells",
+        nargs="*",
+        help="TABLE/CELL, * and ? allowed; of probe one cell, then KEY=VALUE,...",
+    )
     parser.add_argument("--again", action="store_true", help="train anew what is done")
     parser.add_argument("--minutes", type=float, default=1.0, help="of a probe")
-    parser.add_argument("--threads", type=int, default=2, help="of probes, and of cells that do not say")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of probes, and of cells that do not say"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.part == "probe":
@@ -353,9 +430,13 @@ def main() -> None:
 
 def _chosen(patterns: Sequence[str]) -> list[Cell]:
     every = cells()
-    found = [cell for cell in every if any(fnmatch.fnmatch(cell.id, pattern) for pattern in patterns)]
+    found = [
+        cell for cell in every if any(fnmatch.fnmatch(cell.id, pattern) for pattern in patterns)
+    ]
     if not found:
-        raise SystemExit(f"no cell is named {' or '.join(patterns)}; there are {', '.join(c.id for c in every)}")
+        raise SystemExit(
+            f"no cell is named {' or '.join(patterns)}; there are {', '.join(c.id for c in every)}"
+        )
     return found
 
 

@@ -1,9 +1,11 @@
-"""What the machine gives: how fast it reads, how fast it multiplies, and what a small call of torch costs.
+"""What the machine gives: how fast it reads, how fast it multiplies, and what a small call of torch
+costs.
 
     python benchmarks/machine.py [--threads 2]     # a quarter of a minute; prints JSON
 
-The benchmark of sampling measures this beside the models, in the same process, and sets the floor of a step by it. All
-figures are the best of several repeats: a floor is what the machine can do, not what it does on average.
+The benchmark of sampling measures this beside the models, in the same process, and sets the floor
+of a step by it. All figures are the best of several repeats: a floor is what the machine can do,
+not what it does on average.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ class Machine:
     threads: int
 
     def bandwidth(self, size: float) -> float:
-        """Bytes a second where ``size`` bytes are read again and again: linear in the logarithm of the size, between
-        those measured."""
-        points = [(math.log2(mib * MEBIBYTE), 1e9 * speed) for mib, speed in self.gigabytes_a_second.items()]
+        """Bytes a second where ``size`` bytes are read again and again: linear in the logarithm of
+        the size, between those measured."""
+        points = [
+            (math.log2(mib * MEBIBYTE), 1e9 * speed)
+            for mib, speed in self.gigabytes_a_second.items()
+        ]
         place = math.log2(max(size, 1.0))
         if place <= points[0][0]:
             return points[0][1]
@@ -54,7 +59,8 @@ class Machine:
         speeds = self.gigabytes_a_second
         return Machine(
             gigabytes_a_second={
-                mib: max(speed, other.bandwidth(mib * MEBIBYTE) / 1e9) for mib, speed in speeds.items()
+                mib: max(speed, other.bandwidth(mib * MEBIBYTE) / 1e9)
+                for mib, speed in speeds.items()
             },
             gigaflops=max(self.gigaflops, other.gigaflops),
             product_us=min(self.product_us, other.product_us),
@@ -68,7 +74,8 @@ class Machine:
 
 
 def best(act: Callable[[], object], calls: int, repeats: int = 3) -> float:
-    """The least seconds of a call, over ``repeats`` loops of ``calls`` each, after one that warms up."""
+    """The least seconds of a call, over ``repeats`` loops of ``calls`` each, after one that warms
+    up."""
     seconds = []
     for _ in range(1 + repeats):
         started = time.perf_counter()
@@ -79,7 +86,8 @@ def best(act: Callable[[], object], calls: int, repeats: int = 3) -> float:
 
 
 def bandwidth(mebibytes: int) -> float:
-    """Bytes a second of the better of two readers: a sum, and a product of a matrix with a vector."""
+    """Bytes a second of the better of two readers: a sum, and a product of a matrix with a
+    vector."""
     matrix = torch.rand(mebibytes * MEBIBYTE // 4 // 1024, 1024)
     vector, out = torch.rand(1024), torch.empty(len(matrix))
     calls = max(1, 256 // mebibytes)
@@ -95,8 +103,8 @@ def gigaflops(side: int) -> float:
 
 @torch.no_grad()
 def measure(sets: tuple[int, ...] = SETS, sweeps: int = 3) -> Machine:
-    """Measure this machine, with torch's number of threads as it is: the best of a few sweeps, so that a neighbour who
-    is busy for some seconds does not pass for a slow machine."""
+    """Measure this machine, with torch's number of threads as it is: the best of a few sweeps, so
+    that a neighbour who is busy for some seconds does not pass for a slow machine."""
     x, w, out = torch.randn(1, 128), torch.randn(128, 256), torch.empty(1, 256)
     speeds, power, product, elementwise = dict.fromkeys(sets, 0.0), 0.0, math.inf, math.inf
     for _ in range(sweeps):
@@ -116,7 +124,9 @@ def measure(sets: tuple[int, ...] = SETS, sweeps: int = 3) -> Machine:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     print(json.dumps(measure().facts(), indent=2))

@@ -1,11 +1,13 @@
-"""A run of many images: the same memory however many, and killed again and again it ends as if nothing had happened.
+"""A run of many images: the same memory however many, and killed again and again it ends as if
+nothing had happened.
 
     python benchmarks/many.py --json results/many.json
     python benchmarks/many.py --n 2000 --few 200 --kills 2
 
-Images of a bundled model are drawn with the command line into a .npz file and into single PNG files: a few, to compare
-the peak of memory with, then all of them undisturbed, then all of them by processes that are killed with SIGKILL at
-random times and started again with the same words. What the two leave is compared byte for byte, names included.
+Images of a bundled model are drawn with the command line into a .npz file and into single PNG
+files: a few, to compare the peak of memory with, then all of them undisturbed, then all of them by
+processes that are killed with SIGKILL at random times and started again with the same words. What
+the two leave is compared byte for byte, names included.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import harness
 
 WATCHED = """
 import sys
-from tessella.cli import main
+from tessella.cli.entry import main
 status = main(sys.argv[1:])
 facts = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Vm"))
 print("peak", int(facts["VmHWM"].split()[0]) // 1024)
@@ -39,7 +41,9 @@ def start(model: str, n: int, out: str) -> subprocess.Popen[str]:
     words = ["sample", model, "--n", str(n), "--out", out, "--device", "cpu"]
     place = {**os.environ, "PYTHONPATH": str(harness.ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WATCHED, *words]
-    return subprocess.Popen(command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -53,7 +57,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 def left(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def written(folder: Path) -> int:
@@ -63,7 +70,8 @@ def written(folder: Path) -> int:
 
 
 def killed(model: str, n: int, out: Path, name: str, seconds: float) -> tuple[bool, int]:
-    """Draw for so long after the first images. Whether that ended in a kill, and the image that it had begun with."""
+    """Draw for so long after the first images. Whether that ended in a kill, and the image that it
+    had begun with."""
     before, process = written(out), start(model, n, f"{out}/{name}")
     while process.poll() is None and written(out) <= before:
         time.sleep(0.01)
@@ -92,11 +100,18 @@ def measure(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
         peaks.append(int(shown.split()[-1]))
     out, chance = folder / "killed", random.Random(f"{chosen.seed} {name}")
     out.mkdir()
-    part = 2 * max(0.1, seconds[1] - seconds[0]) / (chosen.kills + 1)  # a random part of it is half of it in the mean
-    tries = [killed(chosen.model, chosen.n, out, name, part * chance.random()) for _ in range(chosen.kills)]
+    part = (
+        2 * max(0.1, seconds[1] - seconds[0]) / (chosen.kills + 1)
+    )  # a random part of it is half of it in the mean
+    tries = [
+        killed(chosen.model, chosen.n, out, name, part * chance.random())
+        for _ in range(chosen.kills)
+    ]
     last = resumed(finish(start(chosen.model, chosen.n, f"{out}/{name}")))
     expected, found = left(folder / "straight"), left(out)
-    differs = sorted(file for file in expected.keys() | found.keys() if expected.get(file) != found.get(file))
+    differs = sorted(
+        file for file in expected.keys() | found.keys() if expected.get(file) != found.get(file)
+    )
     return {
         "model": chosen.model,
         "output": name,
@@ -111,10 +126,14 @@ def measure(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="digits", help="a bundled model, or a run directory")
     parser.add_argument("--n", type=int, default=100_000)
-    parser.add_argument("--few", type=int, default=1000, help="images of the run that memory is compared with")
+    parser.add_argument(
+        "--few", type=int, default=1000, help="images of the run that memory is compared with"
+    )
     parser.add_argument("--kills", type=int, default=5, help="of each kind of output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="file to write the rows to")

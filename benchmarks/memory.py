@@ -1,10 +1,12 @@
-"""Memory of a folder: peak of the process that trains and of the one that evaluates, for few and for many images.
+"""Memory of a folder: peak of the process that trains and of the one that evaluates, for few and
+for many images.
 
     python benchmarks/memory.py --out results/memory.json
     python benchmarks/memory.py --images 200 1000 --size 64
 
-Small JPEG images of our own are scaled to ``--size``, so that the pixels of the many would fill the memory that the
-few leave free. Training decodes them all and takes three steps; evaluation looks at the training images, 2,000 at most.
+Small JPEG images of our own are scaled to ``--size``, so that the pixels of the many would fill the
+memory that the few leave free. Training decodes them all and takes three steps; evaluation looks at
+the training images, 2,000 at most.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from PIL import Image
 
 WATCHED = """
 import resource, sys
-from tessella.cli import main
+from tessella.cli.entry import main
 status = main(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 sys.exit(status)
@@ -41,7 +43,9 @@ def make(folder: Path, images: int) -> None:
 def peak(folder: Path, *words: str) -> int:
     """MiB that a command of the command line holds at most."""
     place = {**os.environ, "TESSELLA_CACHE": str(folder / "cache"), "PYTHONPATH": str(harness.ROOT)}
-    shown = subprocess.run([sys.executable, "-c", WATCHED, *words], env=place, capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", WATCHED, *words], env=place, capture_output=True, text=True
+    )
     assert shown.returncode == 0, shown.stderr
     return int(shown.stdout.split()[-1])
 
@@ -50,14 +54,23 @@ def measure(folder: Path, images: int, size: int) -> dict[str, int]:
     source, run = folder / f"images-{images}", str(folder / f"run-{images}")
     make(source, images)
     small = [f"data.size={size}", "tokenizer.hidden=16", "train.batch=8", "--steps", "3"]
-    trained = peak(folder, "train", "folder-vqvae", "--data", f"folder:{source}", *small, "--out", run)
+    trained = peak(
+        folder, "train", "folder-vqvae", "--data", f"folder:{source}", *small, "--out", run
+    )
     limit = ["data.limit=2000"] if images > 2000 else []
     evaluated = peak(folder, "eval", run, "--split", "train", "--batch", "16", *limit)
-    return {"images": images, "pixels_mib": images * size * size * 3 >> 20, "train_mib": trained, "eval_mib": evaluated}
+    return {
+        "images": images,
+        "pixels_mib": images * size * size * 3 >> 20,
+        "train_mib": trained,
+        "eval_mib": evaluated,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--out", default="")

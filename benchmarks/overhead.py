@@ -1,14 +1,15 @@
 """What a run costs beyond its arithmetic: the training loop against a bare one, step by step.
 
-    python benchmarks/overhead.py --out results/overhead.json
-    python benchmarks/overhead.py --rounds 1 --steps 5 --layers 2 --hidden 8 --out /tmp/overhead.json
+    python benchmarks/overhead.py --out results/overhead.json python benchmarks/overhead.py --rounds
+    1 --steps 5 --layers 2 --hidden 8 --out /tmp/overhead.json
 
-Both loops train a gated PixelCNN of 6 layers of 48 features on the same random binary 28x28 images, in
-batches of 16, in turn, a step of one after a step of the other (a machine's speed drifts by more than what is
-measured): batch, forward, backward, clipping, optimizer step, average. Ours is ``loop.fit`` as a run has it: seeds of
-each step, checks, a line of log every 10 steps and, once a round of ``--steps`` (100) steps, a validation, a checkpoint
-and the saved best model. The model's evaluation of the held-out images, whose cost is the user's choice of how often,
-is timed apart: ``overhead`` is without it, ``overhead_with_validation`` with it.
+Both loops train a gated PixelCNN of 6 layers of 48 features on the same random binary 28x28 images,
+in batches of 16, in turn, a step of one after a step of the other (a machine's speed drifts by more
+than what is measured): batch, forward, backward, clipping, optimizer step, average. Ours is
+``loop.fit`` as a run has it: seeds of each step, checks, a line of log every 10 steps and, once a
+round of ``--steps`` (100) steps, a validation, a checkpoint and the saved best model. The model's
+evaluation of the held-out images, whose cost is the user's choice of how often, is timed apart:
+``overhead`` is without it, ``overhead_with_validation`` with it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tessella.pipeline import pixel_generator
 from tessella.training import checkpoint, loop
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
-from tessella.training.run import RunDirectory
+from tessella.training.run_directory import RunDirectory
 from tessella.training.tasks import DensityTask
 
 GRID = ts.Grid(28, 28, 1, 2)
@@ -61,15 +62,25 @@ class Bare:
     def __init__(self, task: DensityTask, examples: Examples) -> None:
         self.task, self.examples, self.steps = task.train(), examples, 0
         self.parameters = list(task.parameters())
-        self.average, self.order = Average(task.module, CONFIG.average), Order(len(examples), CONFIG.batch, 0)
+        self.average, self.order = (
+            Average(task.module, CONFIG.average),
+            Order(len(examples), CONFIG.batch, 0),
+        )
         matrices = [p for p in task.parameters() if p.dim() > 1]
         others = [p for p in task.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": CONFIG.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=CONFIG.learning_rate, betas=CONFIG.betas, fused=True)
+        groups = [
+            {"params": matrices, "weight_decay": CONFIG.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=CONFIG.learning_rate, betas=CONFIG.betas, fused=True
+        )
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self) -> None:
-        x, labels = self.examples.batch(self.order.at(self.steps), self.generator, torch.device("cpu"))
+        x, labels = self.examples.batch(
+            self.order.at(self.steps), self.generator, torch.device("cpu")
+        )
         self.task(x, labels)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, CONFIG.clip)
         self.optimizer.step()
@@ -100,7 +111,8 @@ def images(n: int, seed: int) -> Examples:
 
 
 def ours(session: loop.Session, steps: int) -> None:
-    """So many more steps; the last one validates and writes a checkpoint, as every hundredth of a long run does."""
+    """So many more steps; the last one validates and writes a checkpoint, as every hundredth of a
+    long run does."""
     session.config = replace(session.config, steps=session.progress.step + steps)
     session.progress.best = float("inf")  # the best model is saved each round
     loop.fit(session)
@@ -110,7 +122,9 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sizes, clock = {"layers": chosen.layers, "hidden": chosen.hidden}, Clock()
     trained, learned = task(sizes), images(1000, 0)
     run = RunDirectory(folder / "run")
-    session = loop.setup(loop.create_fabric(CONFIG), trained, learned, images(chosen.valid, 1), CONFIG, run)
+    session = loop.setup(
+        loop.create_fabric(CONFIG), trained, learned, images(chosen.valid, 1), CONFIG, run
+    )
     run.start({})
     bare = Bare(task(sizes), learned)
     trained.validate = clock("evaluation", trained.validate)  # type: ignore[method-assign]
@@ -140,7 +154,9 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "validation_images": chosen.valid,
         "bare_ms_a_step": 1e3 * middle["bare"] / chosen.steps,
         "ours_ms_a_step": 1e3 * statistics.median(without) / chosen.steps,
-        "overhead": statistics.median(w / r["bare"] - 1 for w, r in zip(without, rounds, strict=True)),
+        "overhead": statistics.median(
+            w / r["bare"] - 1 for w, r in zip(without, rounds, strict=True)
+        ),
         "overhead_with_validation": statistics.median(r["ours"] / r["bare"] - 1 for r in rounds),
         "overhead_of_each_round": [w / r["bare"] - 1 for w, r in zip(without, rounds, strict=True)],
         "ms_a_round": {name: 1e3 * value for name, value in middle.items()},
@@ -150,7 +166,9 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=100, help="of a round")
     parser.add_argument("--valid", type=int, default=200, help="images of a validation")
@@ -158,7 +176,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=48)
     parser.add_argument("--out", default="")
-    parser.add_argument("--folder", default=str(harness.ROOT / "runs"), help="where the run is written: a real disk")
+    parser.add_argument(
+        "--folder", default=str(harness.ROOT / "runs"), help="where the run is written: a real disk"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     Path(chosen.folder).mkdir(parents=True, exist_ok=True)
@@ -168,7 +188,9 @@ def main() -> None:
         f"bare {row['bare_ms_a_step']:.2f} ms a step, ours {row['ours_ms_a_step']:.2f} ms: "
         f"overhead {row['overhead']:+.2%}, with the validation's evaluation {row['overhead_with_validation']:+.2%}"
     )
-    print(", ".join(f"{name} {value:.1f} ms" for name, value in row["ms_a_round"].items()), "a round")
+    print(
+        ", ".join(f"{name} {value:.1f} ms" for name, value in row["ms_a_round"].items()), "a round"
+    )
     print(harness.write("overhead", [row], chosen.out))
 
 

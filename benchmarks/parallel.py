@@ -1,11 +1,12 @@
-"""Parallel decoding against cached steps, on trained models: whether they draw the same, in how many passes, how fast.
+"""Parallel decoding against cached steps, on trained models: whether they draw the same, in how
+many passes, how fast.
 
     python benchmarks/parallel.py                                      # the bundled models
     python benchmarks/parallel.py --runs runs/binary-mnist runs/cifar10-prior --seeds 256
 
-Of every run ``--seeds`` images are drawn by both methods in float64, where no symbol may differ, and in float32, where
-rounding may turn a near-tie: counted are the images that differ, and how near a tie the first difference was (nats).
-Then both are timed in turn.
+Of every run ``--seeds`` images are drawn by both methods in float64, where no symbol may differ,
+and in float32, where rounding may turn a near-tie: counted are the images that differ, and how near
+a tie the first difference was (nats). Then both are timed in turn.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ def compare(model: ts.DensityModel, seeds: int) -> dict[str, Any]:
     }
 
 
-def first_gaps(model: ts.DensityModel, x: torch.Tensor, differs: torch.Tensor, seed: int) -> list[float]:
-    """Of every image that differs, how far apart the two best scores were at its first difference (nats)."""
+def first_gaps(
+    model: ts.DensityModel, x: torch.Tensor, differs: torch.Tensor, seed: int
+) -> list[float]:
+    """Of every image that differs, how far apart the two best scores were at its first difference
+    (nats)."""
     gaps = []
     for image in differs.any(1).nonzero()[:, 0].tolist():
         place = int(differs[image].int().argmax())
-        table = model.distribution(x[image : image + 1], model.condition(None, 1)).table(x[image : image + 1])
+        table = model.distribution(x[image : image + 1], model.condition(None, 1)).table(
+            x[image : image + 1]
+        )
         score = table.flatten(1, 3)[0, place] + Noise(model.grid, 1, seed + image).at(place)[0]
         first, second = score.topk(2).values.tolist()
         gaps.append(first - second)
@@ -73,7 +79,12 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> dict[str, 
     loaded = ts.load(run)
     assert isinstance(loaded, ts.Generator)
     model = loaded.prior
-    row = {"run": Path(run).name, "model": model.name, "grid": str(model.grid), "symbols": model.grid.symbols}
+    row = {
+        "run": Path(run).name,
+        "model": model.name,
+        "grid": str(model.grid),
+        "symbols": model.grid.symbols,
+    }
     row |= {"auto": choose(model), "float32": compare(model, seeds)}
     for batch in batches:
         work = {
@@ -88,8 +99,12 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=["digits", "digits-codes"], help="run directories")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", nargs="+", default=["digits", "digits-codes"], help="run directories"
+    )
     parser.add_argument("--seeds", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=5)
@@ -108,7 +123,8 @@ def main() -> None:
             f"{row['float32']['symbols_that_differ']} in float32; {wide['passes_mean']:.1f} passes, {passes:.1%} of "
             f"{row['symbols']} symbols; "
             + "; ".join(
-                f"batch {b}: {row[f'batch_{b}']['parallel_over_cached']:.1f} times the seconds" for b in chosen.batches
+                f"batch {b}: {row[f'batch_{b}']['parallel_over_cached']:.1f} times the seconds"
+                for b in chosen.batches
             ),
             flush=True,
         )

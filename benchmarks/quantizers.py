@@ -1,14 +1,17 @@
-"""Seconds and memory of ``vq-ema`` and of other libraries' quantizers: forward and moving averages, no backward.
+"""Seconds and memory of ``vq-ema`` and of other libraries' quantizers: forward and moving averages,
+no backward.
 
-    PEERS_DIR=... python benchmarks/quantizers.py [--series 3] [--rounds 5] [--cases 64x512 64x8192] [--only tessella]
+    PEERS_DIR=... python benchmarks/quantizers.py [--series 3] [--rounds 5] [--cases 64x512 64x8192]
+    [--only tessella]
 
-65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each telling the median
-of its calls (the middle process counts) and what its largest resident size is beyond that before the second call (the
-first places the codes: ``first_s``, and ``first_mib``, the most of both). ``tessella`` is the compiled search,
-``tessella, torch`` the same without a compiler; both are compared with a search in float64. Peers:
-vector-quantize-pytorch where it is installed (``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch
-(github.com/rosinality/vq-vae-2-pytorch) in a checkout in the folder that PEERS_DIR names. An address space of
-``--most`` GiB is all that a process gets.
+65,536 vectors in training mode. Every way runs in processes of its own, three times in turn, each
+telling the median of its calls (the middle process counts) and what its largest resident size is
+beyond that before the second call (the first places the codes: ``first_s``, and ``first_mib``, the
+most of both). ``tessella`` is the compiled search, ``tessella, torch`` the same without a compiler;
+both are compared with a search in float64. Peers: vector-quantize-pytorch where it is installed
+(``pip install vector-quantize-pytorch``), and vq-vae-2-pytorch
+(github.com/rosinality/vq-vae-2-pytorch) in a checkout in the folder that PEERS_DIR names. An
+address space of ``--most`` GiB is all that a process gets.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ def ours(dim: int, codes: int) -> Callable[[torch.Tensor], object]:
 
 def vector_quantize_pytorch(dim: int, codes: int) -> Callable[[torch.Tensor], object]:
     package = importlib.import_module("vector_quantize_pytorch")
-    model = package.VectorQuantize(dim=dim, codebook_size=codes, decay=0.99, commitment_weight=0.25).train()
+    model = package.VectorQuantize(
+        dim=dim, codebook_size=codes, decay=0.99, commitment_weight=0.25
+    ).train()
     return lambda z: model(z.view(64, -1, dim))
 
 
@@ -107,19 +112,31 @@ def one(name: str, case: str, rounds: int) -> dict[str, Any]:
         row: dict[str, Any] = {"first_s": time.perf_counter() - started, "first_mib": peak() - base}
         base, noise, times = resident(), others(), list[float]()
         restart_peak()
-        while len(times) < (rounds if not times or times[0] < 4 else min(rounds, 2)) or sum(times) < LEAST_SECONDS:
+        while (
+            len(times) < (rounds if not times or times[0] < 4 else min(rounds, 2))
+            or sum(times) < LEAST_SECONDS
+        ):
             started = time.perf_counter()
             act(z)
             times.append(time.perf_counter() - started)
-        row |= {"seconds": statistics.median(times), "least": min(times), "runs": len(times), "mib": peak() - base}
-        row |= {"others": noise(), "gflop_s": 2 * VECTORS * dim * codes / statistics.median(times) / 1e9}
+        row |= {
+            "seconds": statistics.median(times),
+            "least": min(times),
+            "runs": len(times),
+            "mib": peak() - base,
+        }
+        row |= {
+            "others": noise(),
+            "gflop_s": 2 * VECTORS * dim * codes / statistics.median(times) / 1e9,
+        }
         if name.startswith("tessella"):
             row |= disagreements(z[:CHECKED], act.codebook)  # type: ignore[attr-defined]
     return row
 
 
 def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, Any]:
-    """Codes that differ from those of a search in float64, and the largest relative gap of their squared distances."""
+    """Codes that differ from those of a search in float64, and the largest relative gap of their
+    squared distances."""
     from tessella.tokenizers.quantizers.search import nearest
 
     symbols, exact = nearest(vectors, codebook)[0], nearest(vectors.double(), codebook.double())[0]
@@ -127,14 +144,30 @@ def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, An
     z, e = vectors[differ].double(), codebook.double()
     gaps = (z - e[symbols[differ]]).square().sum(1) / (z - e[exact[differ]]).square().sum(1) - 1
     gap = float(gaps.max()) if len(gaps) else 0.0
-    return {"checked": len(vectors), "differ": int(differ.sum()), "largest_gap": gap, "exact_enough": gap < NEAR}
+    return {
+        "checked": len(vectors),
+        "differ": int(differ.sum()),
+        "largest_gap": gap,
+        "exact_enough": gap < NEAR,
+    }
 
 
 def child(name: str, case: str, options: argparse.Namespace) -> dict[str, Any]:
     """:func:`one` in a process of its own; an ``error`` where that fails."""
     place = {**os.environ, "TESSELLA_KERNEL": "0" if name == "tessella, torch" else "1"}
-    words = ["--one", name, "--cases", case, "--rounds", str(options.rounds), "--most", str(options.most)]
-    shown = subprocess.run([sys.executable, __file__, *words], env=place, capture_output=True, text=True)
+    words = [
+        "--one",
+        name,
+        "--cases",
+        case,
+        "--rounds",
+        str(options.rounds),
+        "--most",
+        str(options.most),
+    ]
+    shown = subprocess.run(
+        [sys.executable, __file__, *words], env=place, capture_output=True, text=True
+    )
     if shown.returncode:
         last = (shown.stderr.strip().splitlines() or [f"exit {shown.returncode}"])[-1]
         return {"error": last[-160:]}
@@ -164,14 +197,22 @@ def told(row: dict[str, Any]) -> str:
         return f"{row['case']:>10} {row['name']:24} {row['error']}"
     facts = f"{row['seconds']:8.4f} s {row['mib']:6,} MiB {row['gflop_s']:6.0f} GFLOP/s"
     facts += f"  first {row['first_s']:.2f} s {row['first_mib']:,} MiB"
-    facts += f"  {row['differ']} of {row['checked']} differ, by {row['largest_gap']:.1e}" if "differ" in row else ""
+    facts += (
+        f"  {row['differ']} of {row['checked']} differ, by {row['largest_gap']:.1e}"
+        if "differ" in row
+        else ""
+    )
     met = {True: "  met", False: "  NOT MET", None: ""}[row.get("met")]
     return f"{row['case']:>10} {row['name']:24} {facts}{met}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), help="length of a vector x codes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), help="length of a vector x codes"
+    )
     parser.add_argument("--only", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--series", type=int, default=3, help="processes of each, in turn")

@@ -1,16 +1,19 @@
-"""Exact sampling of every family: naive, cached, with the compiled kernel; peers; and how far it is from the floor.
+"""Exact sampling of every family: naive, cached, with the compiled kernel; peers; and how far it is
+from the floor.
 
-    python benchmarks/sampling.py                                  # everything; hours. Rows go to results/sampling.json
-    python benchmarks/sampling.py --work transformer --batches 1 8 --rounds 3        # a part: its rows are replaced
-    PEERS_DIR=checkouts python benchmarks/sampling.py --work gated-pixelcnn          # with the samplers of others
-    python benchmarks/sampling.py --growth                         # results/growth.json: from 16x16 to 256x256
-    python benchmarks/sampling.py --big                            # one 256x256x3 image, proven by a replay
+    python benchmarks/sampling.py                                  # everything; hours. Rows go to
+    results/sampling.json python benchmarks/sampling.py --work transformer --batches 1 8 --rounds 3
+    # a part: its rows are replaced PEERS_DIR=checkouts python benchmarks/sampling.py --work
+    gated-pixelcnn          # with the samplers of others python benchmarks/sampling.py --growth
+    # results/growth.json: from 16x16 to 256x256 python benchmarks/sampling.py --big
+    # one 256x256x3 image, proven by a replay
 
-A *step* is one symbol of the whole batch, its draw included. All ways of sampling are timed in turn and reported by
-medians. Whole images are drawn where the cached steps of one take less than ``--whole-below`` seconds; else stretches
-of rows spread evenly over an image that was walked up to them. The naive sampler costs one pass over the whole grid for
-every step, so a few are timed. Every sample is replayed: one pass over it, plus its noise, must draw it again.
-The floor is that of ``floor.py`` on the machine as ``machine.py`` measures it. How ``parallel`` fares depends on what a
+A *step* is one symbol of the whole batch, its draw included. All ways of sampling are timed in turn
+and reported by medians. Whole images are drawn where the cached steps of one take less than
+``--whole-below`` seconds; else stretches of rows spread evenly over an image that was walked up to
+them. The naive sampler costs one pass over the whole grid for every step, so a few are timed. Every
+sample is replayed: one pass over it, plus its noise, must draw it again. The floor is that of
+``floor.py`` on the machine as ``machine.py`` measures it. How ``parallel`` fares depends on what a
 model has learned: ``benchmarks/parallel.py`` times it on trained ones.
 """
 
@@ -66,7 +69,9 @@ class Work:
 
 DIGITS = ts.Grid(28, 28, 1, 2)
 WORKS = {
-    "gated-pixelcnn": Work("gated-pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 10, "hidden": 128}),
+    "gated-pixelcnn": Work(
+        "gated-pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 10, "hidden": 128}
+    ),
     "pixelcnn++": Work(
         "pixelcnn++",
         ts.Grid(32, 32, 3, 256),
@@ -78,11 +83,21 @@ WORKS = {
     "pixelsnail": Work(
         "pixelsnail",
         ts.Grid(32, 32, 1, 512),
-        {"blocks": 4, "residual_blocks": 4, "channels": 256, "residual_channels": 256, "kernel": 5, "heads": 8},
+        {
+            "blocks": 4,
+            "residual_blocks": 4,
+            "channels": 256,
+            "residual_channels": 256,
+            "kernel": 5,
+            "heads": 8,
+        },
         (1, 8),
     ),
     "transformer": Work(
-        "transformer", ts.Grid(16, 16, 1, 1024), {"layers": 12, "width": 768, "heads": 12}, (1, 8, 16, 64)
+        "transformer",
+        ts.Grid(16, 16, 1, 1024),
+        {"layers": 12, "width": 768, "heads": 12},
+        (1, 8, 16, 64),
     ),
     "pixelcnn": Work("pixelcnn", DIGITS, {"layers": 7, "hidden": 64}),
     "pixelcnn-large": Work("pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 15, "hidden": 128}),
@@ -124,7 +139,13 @@ def rehearsals(work: Work, model: ts.DensityModel, batch: int) -> Rehearsals:
 
 
 def timed(
-    work: Work, model: ts.DensityModel, batch: int, found: Rehearsals, peers: list[Peer], rounds: int, limit: float
+    work: Work,
+    model: ts.DensityModel,
+    batch: int,
+    found: Rehearsals,
+    peers: list[Peer],
+    rounds: int,
+    limit: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Milliseconds a step of every way of sampling, and how they were taken."""
     whole = found.plain.seconds < limit
@@ -135,7 +156,10 @@ def timed(
         if walk is not None:
             compiled = name == "kernel"
             images = cached_images(model, batch, compiled)
-            acts[name] = (images if whole else stretches(model, batch, work.period, walk, compiled), steps)
+            acts[name] = (
+                images if whole else stretches(model, batch, work.period, walk, compiled),
+                steps,
+            )
     count = passes(model, batch)
     acts["naive"] = (partial(naive_steps, model, batch, count), count)
     acts |= {peer.name: (peer.act, peer.steps) for peer in peers}
@@ -155,12 +179,16 @@ def proof(model: ts.DensityModel, found: Rehearsals) -> dict[str, Any]:
     replays = {name: ts.replay(model, walk.x) for name, walk in rows.items()}
     return {
         "symbols_replayed": found.plain.x.numel(),
-        "symbols_that_differ": {name: int(replay.differs.sum()) for name, replay in replays.items()},
+        "symbols_that_differ": {
+            name: int(replay.differs.sum()) for name, replay in replays.items()
+        },
         "greatest_gap": {name: float(replay.gap.max()) for name, replay in replays.items()},
     }
 
 
-def row_of(work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float], peers: list[Peer]) -> dict[str, Any]:
+def row_of(
+    work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float], peers: list[Peer]
+) -> dict[str, Any]:
     """Rates and ratios of what was timed."""
     grid, best = work.grid, min(ms["plain"], ms.get("kernel", ms["plain"]))
     seconds = best * grid.symbols / 1e3 / batch
@@ -193,13 +221,19 @@ def row_of(work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float],
 
 
 def fractions(ms: dict[str, float], bound: dict[str, float]) -> dict[str, float]:
-    """Shares of the time that the floor explains: the physical one, and for plain torch the one with calls too."""
+    """Shares of the time that the floor explains: the physical one, and for plain torch the one
+    with calls too."""
     shares = {name: bound["physical_ms"] / ms[name] for name in ("plain", "kernel") if name in ms}
     return shares | {"plain_with_calls": max(bound["physical_ms"], bound["calls_ms"]) / ms["plain"]}
 
 
 def measure_work(
-    name: str, work: Work, batch: int, peers: list[Peer], machine: Machine, chosen: argparse.Namespace
+    name: str,
+    work: Work,
+    batch: int,
+    peers: list[Peer],
+    machine: Machine,
+    chosen: argparse.Namespace,
 ) -> dict[str, Any]:
     """One row of the table."""
     model, noise = work.create(), harness.others()
@@ -215,7 +249,9 @@ def line(row: dict[str, Any]) -> str:
     """A row in a line."""
     ms = ", ".join(f"{name} {value:.3f}" for name, value in row["ms_a_step"].items())
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["fraction"].items())
-    others = "".join(f"; {p['name']} {p['ms_a_step']:.1f} ms, {p['over_ours']:.1f}x ours" for p in row["peers"])
+    others = "".join(
+        f"; {p['name']} {p['ms_a_step']:.1f} ms, {p['over_ours']:.1f}x ours" for p in row["peers"]
+    )
     return (
         f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is {row['naive_over_ours']:.0f}x; "
         f"{row['pixels_a_second']:.0f} pixels/s; of the floor {shares}{others}; "
@@ -225,28 +261,48 @@ def line(row: dict[str, Any]) -> str:
 
 
 def machine_of(chosen: argparse.Namespace) -> Machine:
-    """This machine, measured now; better figures of earlier runs on it, in the file of results, stay."""
+    """This machine, measured now; better figures of earlier runs on it, in the file of results,
+    stay."""
     machine = measure((1, 2, 4), 1) if chosen.smoke else measure()
     path, here = harness.results_path("sampling", chosen.out), harness.hardware()
     found = json.loads(path.read_text()) if path.exists() else {"rows": []}
     for row in found["rows"]:
-        if row.get("work") == "machine" and all(found["hardware"][key] == here[key] for key in ("cpu", "threads")):
-            speeds = {int(mebibytes): speed for mebibytes, speed in row["gigabytes_a_second"].items()}
-            figures = {key: row[key] for key in ("gigaflops", "product_us", "elementwise_us", "threads")}
+        if row.get("work") == "machine" and all(
+            found["hardware"][key] == here[key] for key in ("cpu", "threads")
+        ):
+            speeds = {
+                int(mebibytes): speed for mebibytes, speed in row["gigabytes_a_second"].items()
+            }
+            figures = {
+                key: row[key] for key in ("gigaflops", "product_us", "elementwise_us", "threads")
+            }
             machine = machine.better(Machine(speeds, **figures))
-    harness.merge("sampling", {"work": "machine", "batch": 0, **machine.facts()}, ("work", "batch"), chosen.out)
+    harness.merge(
+        "sampling",
+        {"work": "machine", "batch": 0, **machine.facts()},
+        ("work", "batch"),
+        chosen.out,
+    )
     return machine
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", nargs="+", choices=list(WORKS), default=list(WORKS))
-    parser.add_argument("--batches", type=int, nargs="+", default=None, help="instead of those of each work")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=None, help="instead of those of each work"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--whole-below", type=float, default=20.0, help="seconds of an image that is drawn whole")
+    parser.add_argument(
+        "--whole-below", type=float, default=20.0, help="seconds of an image that is drawn whole"
+    )
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--growth", action="store_true", help="time against the side of the image, instead")
+    parser.add_argument(
+        "--growth", action="store_true", help="time against the side of the image, instead"
+    )
     parser.add_argument("--sides", type=int, nargs="+", default=list(sampling_growth.SIDES))
     parser.add_argument("--big", action="store_true", help="one 256x256x3 image, instead")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)

@@ -1,8 +1,9 @@
 """Time against the side of the image, and one large image: parts of the benchmark of sampling.
 
-The cached sampler takes as long for a pixel of a large image as of a small one, so that an image costs time in
-proportion to its pixels; the naive sampler takes a pass over all pixels for each of them. Up to ``WHOLE`` squared whole
-images are timed, beyond it a few rows in the middle of one that was walked up to them.
+The cached sampler takes as long for a pixel of a large image as of a small one, so that an image
+costs time in proportion to its pixels; the naive sampler takes a pass over all pixels for each of
+them. Up to ``WHOLE`` squared whole images are timed, beyond it a few rows in the middle of one that
+was walked up to them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from functools import partial
 from typing import Any
 
 import harness
-from sampling_walk import cached_images, kernel, kernel_available, naive_steps, passes, rehearse, stretches
+from sampling_walk import (
+    cached_images,
+    kernel,
+    kernel_available,
+    naive_steps,
+    passes,
+    rehearse,
+    stretches,
+)
 
 import tessella as ts
 
@@ -39,11 +48,14 @@ def rows(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def growth(side: int, batch: int, rounds: int, whole: int) -> dict[str, Any]:
-    """Milliseconds a pixel of the gated PixelCNN on an image of ``side`` squared, by each way of sampling."""
+    """Milliseconds a pixel of the gated PixelCNN on an image of ``side`` squared, by each way of
+    sampling."""
     grid = ts.Grid(side, side, 1, 256)
     model, noise = ts.create("gated-pixelcnn", grid, **SIZES), harness.others()
     count = passes(model, batch)
-    acts: dict[str, tuple[Callable[[], object], int]] = {"naive": (partial(naive_steps, model, batch, count), count)}
+    acts: dict[str, tuple[Callable[[], object], int]] = {
+        "naive": (partial(naive_steps, model, batch, count), count)
+    }
     for name in ("plain", "kernel") if kernel_available() else ("plain",):
         if side <= whole:
             acts[name] = (cached_images(model, batch, name == "kernel"), grid.pixels)
@@ -76,7 +88,10 @@ def big(side: int) -> dict[str, Any]:
     drawn = time.perf_counter()
     try:
         replay = ts.replay(model, x)
-        proof = {"symbols_that_differ": int(replay.differs.sum()), "greatest_gap": float(replay.gap.max())}
+        proof = {
+            "symbols_that_differ": int(replay.differs.sum()),
+            "greatest_gap": float(replay.gap.max()),
+        }
         proof["replay_seconds"] = time.perf_counter() - drawn
     except (MemoryError, RuntimeError) as error:
         proof = {"replay_failed": str(error)[:200]}

@@ -1,5 +1,5 @@
-"""Walks along a grid for the benchmark of sampling: cached steps with and without the compiled kernel, naive ones, and
-stretches of rows from where an image has got to."""
+"""Walks along a grid for the benchmark of sampling: cached steps with and without the compiled
+kernel, naive ones, and stretches of rows from where an image has got to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from tessella.noise import Noise
 from tessella.sampling import Draw, Rule
 
 SWITCH = "TESSELLA_KERNEL"
-"""Environment variable, read when a state is made and first used: 0 keeps the compiled kernel out."""
+"""Environment variable, read when a state is made and first used: 0 keeps the compiled kernel
+out."""
 
 
 @contextmanager
 def kernel(wanted: bool) -> Iterator[None]:
-    """Allow the compiled kernel, or keep it out, for the states that are made and first used inside."""
+    """Allow the compiled kernel, or keep it out, for the states that are made and first used
+    inside."""
     before = os.environ.pop(SWITCH, None)
     if not wanted:
         os.environ[SWITCH] = "0"
@@ -55,7 +57,11 @@ class Walk:
     """
 
     def __init__(
-        self, model: ts.DensityModel, batch: int, state: Any = None, previous: torch.Tensor | None = None
+        self,
+        model: ts.DensityModel,
+        batch: int,
+        state: Any = None,
+        previous: torch.Tensor | None = None,
     ) -> None:
         self.model = model
         self.state = model.init_state(batch) if state is None else state
@@ -104,13 +110,17 @@ class Rehearsal:
 
 
 def places(height: int, period: int, count: int) -> list[int]:
-    """The first rows of ``count`` stretches of ``period`` rows, spread evenly: the middles of equal parts."""
+    """The first rows of ``count`` stretches of ``period`` rows, spread evenly: the middles of equal
+    parts."""
     middles = [(2 * part + 1) * height // (2 * count) for part in range(count)]
     return sorted({row - row % period for row in middles})
 
 
-def rehearse(model: ts.DensityModel, batch: int, starts: list[int], period: int, whole: bool = True) -> Rehearsal:
-    """Draw an image of every seed, keep the states before the stretches, and count the steps in them.
+def rehearse(
+    model: ts.DensityModel, batch: int, starts: list[int], period: int, whole: bool = True
+) -> Rehearsal:
+    """Draw an image of every seed, keep the states before the stretches, and count the steps in
+    them.
 
     Args:
         model, batch: what is drawn.
@@ -134,15 +144,20 @@ def rehearse(model: ts.DensityModel, batch: int, starts: list[int], period: int,
     return Rehearsal(walk.x.view(batch, *grid.shape), estimate, counts, stretches)
 
 
-def stretches(model: ts.DensityModel, batch: int, period: int, found: Rehearsal, compiled: bool) -> Callable[[], float]:
-    """Draw the stretches of a rehearsal once more: a piece of work that times itself, without copying the states and
-    without the row above, in which a copied state makes anew what it derives from its tensors."""
+def stretches(
+    model: ts.DensityModel, batch: int, period: int, found: Rehearsal, compiled: bool
+) -> Callable[[], float]:
+    """Draw the stretches of a rehearsal once more: a piece of work that times itself, without
+    copying the states and without the row above, in which a copied state makes anew what it derives
+    from its tensors."""
 
     def act() -> float:
         seconds = 0.0
         for first, state, previous in found.stretches:
             walk = Walk(model, batch, state.clone(), previous.clone())
-            with kernel(compiled):  # what a state derives from its tensors, it derives in its first step
+            with kernel(
+                compiled
+            ):  # what a state derives from its tensors, it derives in its first step
                 walk.row(max(0, first - 1))
             started = time.perf_counter()
             for row in range(first, min(first + period, model.grid.height)):
@@ -165,7 +180,8 @@ def cached_images(model: ts.DensityModel, batch: int, compiled: bool) -> Callabl
 
 @torch.no_grad()
 def naive_steps(model: ts.DensityModel, batch: int, count: int) -> None:
-    """The first ``count`` steps of the naive sampler: a pass over the whole grid and a draw each."""
+    """The first ``count`` steps of the naive sampler: a pass over the whole grid and a draw
+    each."""
     state, previous = model.whole_grid_state(batch), torch.zeros(batch, dtype=torch.int64)
     source = Draw(Noise(model.grid, batch, 0), Rule())
     for index in range(count):

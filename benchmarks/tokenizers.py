@@ -1,19 +1,22 @@
-"""Tokenizers against other libraries', in turn: training steps of a VQ-VAE, and encoding and decoding of a VQGAN.
+"""Tokenizers against other libraries', in turn: training steps of a VQ-VAE, and encoding and
+decoding of a VQGAN.
 
     PEERS_DIR=... python benchmarks/tokenizers.py [vqvae] [vqgan] [--rounds 5] [--compile] [--bf16]
 
-``vqvae``: a step (forward, backward, Adam) over 128 images of 32x32x3, with 256 channels and 512 codes of 64 numbers.
-The peer is pythae's VQVAE with moving averages (github.com/clementchadebec/benchmark_VAE), which takes its encoder and
-its decoder from outside: it gets nets of its own of our classes, so that both do the same work, in torch's usual memory
-format and channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which is what
-``train.compile`` does; ``--bf16`` adds products in bfloat16, channels last.
+``vqvae``: a step (forward, backward, Adam) over 128 images of 32x32x3, with 256 channels and 512
+codes of 64 numbers. The peer is pythae's VQVAE with moving averages
+(github.com/clementchadebec/benchmark_VAE), which takes its encoder and its decoder from outside: it
+gets nets of its own of our classes, so that both do the same work, in torch's usual memory format
+and channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which
+is what ``train.compile`` does; ``--bf16`` adds products in bfloat16, channels last.
 
-``vqgan``: images of 256x256 to 16x16 codes and back, one at a time, random weights, 128 channels times 1-1-2-2-4.
+``vqgan``: images of 256x256 to 16x16 codes and back, one at a time, random weights, 128 channels
+times 1-1-2-2-4.
 Peers: taming-transformers (github.com/CompVis/taming-transformers) and LlamaGen
 (github.com/FoundationVision/LlamaGen).
 
-Peers are checkouts in the folder that PEERS_DIR names; those that are not there are left out. pythae needs pydantic and
-cloudpickle.
+Peers are checkouts in the folder that PEERS_DIR names; those that are not there are left out.
+pythae needs pydantic and cloudpickle.
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ def step_of(model: nn.Module, loss: Callable[[], torch.Tensor], fused: bool) -> 
     return step
 
 
-# ---- a training step of a VQ-VAE -------------------------------------------------------------------------------------
+# ---- a training step of a VQ-VAE
+# -------------------------------------------------------------------------------------
 
 
 def our_vqvae(x: torch.Tensor, compiled: bool = False, bf16: bool = False) -> tuple[nn.Module, Act]:
@@ -119,7 +123,9 @@ def pythae(
         def forward(self, z: torch.Tensor) -> Any:
             return output(reconstruction=self.net(z))
 
-    config = models.VQVAEConfig(input_dim=(3, 32, 32), latent_dim=CODE_DIM, num_embeddings=CODES, use_ema=True)
+    config = models.VQVAEConfig(
+        input_dim=(3, 32, 32), latent_dim=CODE_DIM, num_embeddings=CODES, use_ema=True
+    )
     model: nn.Module = models.VQVAE(config, Encoding(), Decoding())
     layout = torch.channels_last if last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
@@ -149,10 +155,14 @@ def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
         made["tessella, compiled"] = our_vqvae(x, compiled=True)
         if folder.is_dir():
             made["pythae, compiled"] = pythae(folder, x, last=True, compiled=True)
-    counts: dict[str, dict[str, Any]] = {name: {"parameters": size(model)} for name, (model, _) in made.items()}
+    counts: dict[str, dict[str, Any]] = {
+        name: {"parameters": size(model)} for name, (model, _) in made.items()
+    }
     for name in made:
         counts[name] |= {"gflop": gflop(made[name][1])} if "compiled" not in name else {}
-    rows = timed("vqvae step", {name: act for name, (_, act) in made.items()}, counts, options.rounds, warm=2)
+    rows = timed(
+        "vqvae step", {name: act for name, (_, act) in made.items()}, counts, options.rounds, warm=2
+    )
     by_name = {row["name"]: row["seconds"]["median"] for row in rows}
     for row in rows:
         if row["name"].startswith("tessella") and "pythae" in by_name:
@@ -162,7 +172,8 @@ def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-# ---- a VQGAN ---------------------------------------------------------------------------------------------------------
+# ---- a VQGAN
+# ---------------------------------------------------------------------------------------------------------
 
 
 def our_vqgan(image: torch.Tensor) -> tuple[nn.Module, Act, Act]:
@@ -185,7 +196,12 @@ def taming(folder: Path, image: torch.Tensor) -> tuple[nn.Module, Act, Act]:
         "out_ch": 3,
         "ch": 128,
     }
-    sizes |= {"ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0}
+    sizes |= {
+        "ch_mult": (1, 1, 2, 2, 4),
+        "num_res_blocks": 2,
+        "attn_resolutions": [16],
+        "dropout": 0.0,
+    }
     model = nn.ModuleDict({
         "encoder": parts.Encoder(**sizes), "decoder": parts.Decoder(**sizes), "to_code": nn.Conv2d(256, 256, 1),
         "from_code": nn.Conv2d(256, 256, 1),
@@ -210,7 +226,11 @@ def llamagen(folder: Path, image: torch.Tensor) -> tuple[nn.Module, Act, Act]:
         made = importlib.import_module("tokenizer.tokenizer_image.vq_model").VQ_16
         model = made(codebook_size=16384, codebook_embed_dim=8).eval()
     symbols = model.encode(2 * image - 1)[2][2]
-    return model, lambda: model.encode(2 * image - 1), lambda: model.decode_code(symbols, (1, 8, 16, 16))
+    return (
+        model,
+        lambda: model.encode(2 * image - 1),
+        lambda: model.decode_code(symbols, (1, 8, 16, 16)),
+    )
 
 
 @torch.no_grad()
@@ -223,19 +243,36 @@ def vqgan(options: argparse.Namespace) -> list[dict[str, Any]]:
         made["LlamaGen"] = llamagen(PEERS / "LlamaGen", image)
     rows = []
     if options.bf16:
-        made |= {f"{name}, bf16": (model, half(encode), half(decode)) for name, (model, encode, decode) in made.items()}
-    for what, which, target in (("vqgan encode", 1, ENCODE_TARGET), ("vqgan decode", 2, DECODE_TARGET)):
+        made |= {
+            f"{name}, bf16": (model, half(encode), half(decode))
+            for name, (model, encode, decode) in made.items()
+        }
+    for what, which, target in (
+        ("vqgan encode", 1, ENCODE_TARGET),
+        ("vqgan decode", 2, DECODE_TARGET),
+    ):
         acts: dict[str, Act] = {name: parts[which] for name, parts in made.items()}
-        counts = {name: {"parameters": size(made[name][0]), "gflop": gflop(act)} for name, act in acts.items()}
+        counts = {
+            name: {"parameters": size(made[name][0]), "gflop": gflop(act)}
+            for name, act in acts.items()
+        }
         rows += timed(what, acts, counts, options.rounds, warm=1)
         for row in rows[-len(acts) :]:
             row["images_s"] = 1 / row["seconds"]["median"]
-            row |= {"target": target, "met": row["images_s"] >= target} if "tessella" in row["name"] else {}
-            print(f"{what}: {row['name']} {row['images_s']:.2f} images/s", f"target {target}" * ("target" in row))
+            row |= (
+                {"target": target, "met": row["images_s"] >= target}
+                if "tessella" in row["name"]
+                else {}
+            )
+            print(
+                f"{what}: {row['name']} {row['images_s']:.2f} images/s",
+                f"target {target}" * ("target" in row),
+            )
     return rows
 
 
-# ---- both ------------------------------------------------------------------------------------------------------------
+# ---- both
+# ------------------------------------------------------------------------------------------------------------
 
 
 def timed(
@@ -244,19 +281,30 @@ def timed(
     """A row for each piece of work: seconds, and what the machine gave beside it."""
     noise, a = others(), torch.randn(2048, 2048)
     seconds = alternate({**acts, "product": lambda: a @ a}, rounds, warm)
-    machine = {"product_gflop_s": 2 * 2048**3 / seconds.pop("product")["median"] / 1e9, "others": noise()}
+    machine = {
+        "product_gflop_s": 2 * 2048**3 / seconds.pop("product")["median"] / 1e9,
+        "others": noise(),
+    }
     rows = []
     for name, times in seconds.items():
         row = {"work": what, "name": name, "seconds": times, **counts[name], **machine}
         row |= {"gflop_s": row["gflop"] / times["median"]} if "gflop" in row else {}
         rows.append(row)
-        speed = f"{row['gflop_s']:.0f} GFLOP/s of {machine['product_gflop_s']:.0f}" if "gflop_s" in row else ""
-        print(f"{what:14} {name:24} {times['median']:7.3f} s ({times['least']:.3f} to {times['greatest']:.3f}) {speed}")
+        speed = (
+            f"{row['gflop_s']:.0f} GFLOP/s of {machine['product_gflop_s']:.0f}"
+            if "gflop_s" in row
+            else ""
+        )
+        print(
+            f"{what:14} {name:24} {times['median']:7.3f} s ({times['least']:.3f} to {times['greatest']:.3f}) {speed}"
+        )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", nargs="*", help="vqvae, vqgan; both where nothing is named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")

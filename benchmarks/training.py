@@ -2,10 +2,11 @@
 
     python benchmarks/training.py [--out results/training.json] [--compile] [--rounds 7]
 
-10 layers of 128, images of 32x32x3 with 256 levels, batches of 16, forward, backward and Adam. The peer is the
-GatedPixelCNN of pytorch-generative (https://github.com/EugenHotaj/pytorch-generative), with three outputs of 256
-levels that do not see each other, in a checkout under the folder that PEERS_DIR names; without it only ours runs.
-``--compile`` adds both under torch.compile, which takes minutes. A product of matrices says what the machine gives.
+10 layers of 128, images of 32x32x3 with 256 levels, batches of 16, forward, backward and Adam. The
+peer is the GatedPixelCNN of pytorch-generative (https://github.com/EugenHotaj/pytorch-generative),
+with three outputs of 256 levels that do not see each other, in a checkout under the folder that
+PEERS_DIR names; without it only ours runs. ``--compile`` adds both under torch.compile, which takes
+minutes. A product of matrices says what the machine gives.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def gflop(step: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
@@ -94,15 +97,23 @@ def main() -> None:
 
     work = {"tessella": step_of(create(), ours, x)}
     counts = {
-        "tessella": {"parameters": sum(p.numel() for p in create().parameters()), "gflop": gflop(work["tessella"])}
+        "tessella": {
+            "parameters": sum(p.numel() for p in create().parameters()),
+            "gflop": gflop(work["tessella"]),
+        }
     }
     folder = Path(os.environ.get("PEERS_DIR", "peers")) / "pytorch-generative"
     make = peer(folder) if folder.is_dir() else None
     if make is not None:
         work["pytorch-generative"] = step_of(make(), theirs, x)
-        work["pytorch-generative, channels last"] = step_of(make().to(memory_format=torch.channels_last), theirs, x)
+        work["pytorch-generative, channels last"] = step_of(
+            make().to(memory_format=torch.channels_last), theirs, x
+        )
         size = sum(p.numel() for p in make().parameters())
-        counts["pytorch-generative"] = {"parameters": size, "gflop": gflop(work["pytorch-generative"])}
+        counts["pytorch-generative"] = {
+            "parameters": size,
+            "gflop": gflop(work["pytorch-generative"]),
+        }
     if options.compile:
         work["tessella, compiled"] = step_of(torch.compile(create()), ours, x)  # type: ignore[arg-type]
         if make is not None:
@@ -115,14 +126,18 @@ def main() -> None:
     product = 2 * 2048**3 / seconds.pop("product of 2048x2048 matrices")["median"] / 1e9
     rows = {name: {"seconds": t, **counts.get(name, {})} for name, t in seconds.items()}
     ratios = {
-        name: seconds["tessella"]["median"] / t["median"] for name, t in seconds.items() if "compiled" not in name
+        name: seconds["tessella"]["median"] / t["median"]
+        for name, t in seconds.items()
+        if "compiled" not in name
     }
     if "pytorch-generative, compiled" in seconds:
         ours_compiled, their_compiled = (
             seconds[f"{n}, compiled"]["median"] for n in ("tessella", "pytorch-generative")
         )
         ratios["compiled"] = ours_compiled / their_compiled
-    work_done = f"gated-pixelcnn {LAYERS}x{HIDDEN}, {GRID}, batch {BATCH}, forward, backward and Adam"
+    work_done = (
+        f"gated-pixelcnn {LAYERS}x{HIDDEN}, {GRID}, batch {BATCH}, forward, backward and Adam"
+    )
     facts = {
         "work": work_done,
         "machine_gflops": product,

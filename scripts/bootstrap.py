@@ -1,16 +1,18 @@
 """Make ``.venv`` and install Tessella into it: ``python3 scripts/bootstrap.py [run|test]``.
 
-Standard library only, and safe to call before every command: a stamp in ``.venv`` holds a hash of ``pyproject.toml``,
-of this script and of the Python version, and while it fits nothing is done. Otherwise:
+Standard library only, and safe to call before every command: a stamp in ``.venv`` holds a hash of
+``pyproject.toml``, of this script and of the Python version, and while it fits nothing is done.
+Otherwise:
 
-1. ``.venv`` is made, or kept where it works. If the calling Python already has a recent torch (a GPU image), that one
-   is used; a virtual environment made from a virtual environment does not see the packages of the first, so their
-   folders are written into a ``.pth`` file.
-2. Otherwise torch is installed, alone and first. ``TESSELLA_TORCH_INDEX`` names an extra index to prefer, such as
-   the address of an index that has the small build without CUDA.
+1. ``.venv`` is made, or kept where it works. If the calling Python already has a recent torch (a
+   GPU image), that one is used; a virtual environment made from a virtual environment does not see
+   the packages of the first, so their folders are written into a ``.pth`` file.
+2. Otherwise torch is installed, alone and first. ``TESSELLA_TORCH_INDEX`` names an extra index to
+   prefer, such as the address of an index that has the small build without CUDA.
 3. Everything else is installed under a constraint that keeps this torch; that it did is checked.
 
-The syntax is that of Python 3.6, annotations quoted, so that an old Python answers with one line and no SyntaxError.
+The syntax is that of Python 3.6, annotations quoted, so that an old Python answers with one line
+and no SyntaxError.
 """
 
 import contextlib
@@ -31,7 +33,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".tessella-stamp"
 UNFINISHED = VENV / ".tessella-unfinished"
-"""Present while packages are installed. Found at the start, it says that a set-up was cut off: .venv is made anew."""
+"""Present while packages are installed. Found at the start, it says that a set-up was cut off:
+.venv is made anew."""
 
 LEAST_PYTHON = (3, 11)
 LEAST_TORCH = (2, 11)
@@ -69,7 +72,8 @@ def python_problem(version: "tuple[int, ...]") -> str:
 
 
 def recent_enough(torch: str) -> bool:
-    """Whether a torch version is one Tessella runs on; a preview of the least version is older than it.
+    """Whether a torch version is one Tessella runs on; a preview of the least version is older than
+    it.
 
     >>> [recent_enough(version) for version in ("2.13.0+cpu", "2.11.0a0+git123", "2.10.1", "")]
     [True, False, False, False]
@@ -107,7 +111,8 @@ def requirements(pyproject: "dict[str, Any]", group: str) -> "list[str]":
 
 
 def borrowed_folders(found: "dict[str, Any]") -> "list[str]":
-    """Package folders of the calling Python that a new ``.venv`` shall see: none, unless its torch is recent enough."""
+    """Package folders of the calling Python that a new ``.venv`` shall see: none, unless its torch
+    is recent enough."""
     if not recent_enough(found["torch"]):
         return []
     return [*found["folders"], *([found["home"]] if found["home"] not in found["folders"] else [])]
@@ -124,7 +129,9 @@ def main(arguments: "list[str]") -> int:
         return 2
     try:
         with one_at_a_time():
-            key = stamp_key((ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version)
+            key = stamp_key(
+                (ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version
+            )
             text = STAMP.read_text(encoding="utf-8") if STAMP.is_file() and PYTHON.exists() else ""
             if not stamped(text, key, group):
                 set_up(group, key)
@@ -166,7 +173,8 @@ def usable() -> bool:
 
 
 def create() -> None:
-    """Make ``.venv`` anew, seeing the calling Python's packages if there is a recent torch among them."""
+    """Make ``.venv`` anew, seeing the calling Python's packages if there is a recent torch among
+    them."""
     inside = Path(sys.prefix).resolve() == VENV.resolve()
     python = Path(getattr(sys, "_base_executable", sys.executable) if inside else sys.executable)
     found = probe(python)
@@ -178,16 +186,25 @@ def create() -> None:
         shutil.rmtree(VENV)
     VENV.mkdir()
     UNFINISHED.touch()
-    command = [str(python), "-m", "venv", *(["--system-site-packages"] if folders else []), str(VENV)]
+    command = [
+        str(python),
+        "-m",
+        "venv",
+        *(["--system-site-packages"] if folders else []),
+        str(VENV),
+    ]
     try:
         run(command, f"could not make {VENV}")
     except SetupError:
-        # Some distributions ship Python without ensurepip; the calling Python's pip can work on a .venv that has none.
+        # Some distributions ship Python without ensurepip; the calling Python's pip can work on a
+        # .venv that has none.
         if not works([str(python), "-m", "pip", "--version"]):
             raise
         run([*command, "--without-pip"], f"could not make {VENV}")
     if folders:
-        (packages() / "calling_python.pth").write_text("".join(f"{folder}\n" for folder in folders), encoding="utf-8")
+        (packages() / "calling_python.pth").write_text(
+            "".join(f"{folder}\n" for folder in folders), encoding="utf-8"
+        )
 
 
 def install(group: str) -> None:
@@ -200,38 +217,53 @@ def install(group: str) -> None:
         before = probe(PYTHON)
     if not recent_enough(before["torch"]):
         fault = before["error"] or f"it is version {before['torch']}"
-        raise SetupError(f"torch is installed and cannot be used: {fault}\nDelete {VENV} and try again.")
+        raise SetupError(
+            f"torch is installed and cannot be used: {fault}\nDelete {VENV} and try again."
+        )
     constraints = VENV / "constraints.txt"
     constraints.write_text(f"torch=={before['torch']}\n", encoding="utf-8")
     say(f"installing what runs beside torch {before['torch']} ({group})")
-    wanted = requirements(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), group)
+    wanted = requirements(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), group
+    )
     pip("the dependencies", "-c", str(constraints), *wanted)
     link_package()
     after = probe(PYTHON)
     if (after["torch"], after["home"]) != (before["torch"], before["home"]):
         raise SetupError(
             "installing the dependencies changed torch from {torch} in {home}".format(**before)
-            + " to {torch} in {home} {error}\nDelete .venv and report which package asked for it.".format(**after)
+            + " to {torch} in {home} {error}\nDelete .venv and report which package asked for it.".format(
+                **after
+            )
         )
 
 
 def install_torch() -> None:
     """Install torch alone, so that no other package has a say in which build it is."""
     index = os.environ.get("TESSELLA_TORCH_INDEX", "")
-    say(f"installing torch {TORCH}" + (f" from {index}" if index else "") + " (the largest part; once)")
+    say(
+        f"installing torch {TORCH}"
+        + (f" from {index}" if index else "")
+        + " (the largest part; once)"
+    )
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
     if sys.platform == "linux" and not nvidia and not index:
-        say("  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without CUDA, which is smaller")
+        say(
+            "  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without CUDA, which is smaller"
+        )
     pip(f"torch {TORCH}", *(["--extra-index-url", index] if index else []), f"torch=={TORCH}")
 
 
 def link_package() -> None:
-    """Install the package in editable mode; where pip cannot build it, put the repository on the path."""
+    """Install the package in editable mode; where pip cannot build it, put the repository on the
+    path."""
     try:
         pip("the package", "--no-deps", "--editable", str(ROOT))
     except SetupError:
         (packages() / "tessella.pth").write_text(f"{ROOT}\n", encoding="utf-8")
-        say(f"  pip cannot build the package here, so there is no `tessella` command: use `{PYTHON} -m tessella`")
+        say(
+            f"  pip cannot build the package here, so there is no `tessella` command: use `{PYTHON} -m tessella`"
+        )
 
 
 def pip(what: str, *arguments: str) -> None:
@@ -245,10 +277,20 @@ def pip(what: str, *arguments: str) -> None:
 
 def run(command: "list[str]", failure: str, hint: str = "") -> None:
     """Run a command, showing its large downloads; if it fails, raise with its last lines."""
-    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "PIP_USER": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     lines = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        errors="replace",
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -264,7 +306,10 @@ def run(command: "list[str]", failure: str, hint: str = "") -> None:
 def works(command: "list[str]") -> bool:
     """Whether a command runs and succeeds."""
     try:
-        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+        return (
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -272,7 +317,9 @@ def works(command: "list[str]") -> bool:
 def probe(python: Path) -> "dict[str, Any]":
     """What a Python is and which torch it has."""
     try:
-        output = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [str(python), "-c", PROBE], capture_output=True, text=True, check=True
+        ).stdout
         return dict(json.loads(output.strip().splitlines()[-1]))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise SetupError(f"{python} does not run: {error}") from error

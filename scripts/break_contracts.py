@@ -4,7 +4,8 @@ Breaks the code in a copy, one way at a time, and sees which tests notice:
 
     python scripts/break_contracts.py [WORDS]      # all, or those whose line holds one of the words
 
-Prints a line for each break and writes results/contracts.json; exits with 1 when a break goes unnoticed.
+Prints a line for each break and writes results/contracts.json; exits with 1 when a break goes
+unnoticed.
 """
 
 from __future__ import annotations
@@ -74,37 +75,71 @@ BREAKS = {
 
 def main() -> int:
     path = ROOT / "results" / "contracts.json"
-    chosen = [name for name in BREAKS if not sys.argv[1:] or any(word in name for word in sys.argv[1:])]
-    rows = [row for row in json.loads(path.read_text()) if row["broken"] in BREAKS and row["broken"] not in chosen]
+    chosen = [
+        name for name in BREAKS if not sys.argv[1:] or any(word in name for word in sys.argv[1:])
+    ]
+    rows = [
+        row
+        for row in json.loads(path.read_text())
+        if row["broken"] in BREAKS and row["broken"] not in chosen
+    ]
     for name in chosen:
         file, code, instead = BREAKS[name]
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder)
             for part in ("tessella", "tests"):
-                shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
+                )
             shutil.copy(ROOT / "pyproject.toml", copy)
             source = copy / "tessella" / file
             text = source.read_text(encoding="utf-8")
             assert code in text, f"{name}: {file} has changed"
             source.write_text(text.replace(code, instead, 1), encoding="utf-8")
             failed = noticed(copy, file)
-        rows.append({"broken": name, "file": file, "tests_that_fail": len(failed), "for_example": failed[:2]})
+        rows.append(
+            {
+                "broken": name,
+                "file": file,
+                "tests_that_fail": len(failed),
+                "for_example": failed[:2],
+            }
+        )
         print(f"{len(failed):4} tests notice: {name}", flush=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")
     return int(any(not row["tests_that_fail"] for row in rows))
 
 
 def noticed(copy: Path, file: str) -> list[str]:
-    """The tests that fail in a copy of the project; where one family alone uses the file, of its tests."""
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--maxfail", "3"]
+    """The tests that fail in a copy of the project; where one family alone uses the file, of its
+    tests."""
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "--maxfail",
+        "3",
+    ]
     own = copy / "tests" / "unit" / f"test_{Path(file).stem}.py"
     if file.startswith("models/") and (
         named := re.search(r'^    name = "(.*)"$', (copy / "tessella" / file).read_text(), re.M)
     ):
-        words += ["tests/contracts/test_models.py", "-k", f"[{named[1]}- or -{named[1]}- or {own.stem}"]
+        words += [
+            "tests/contracts/test_models.py",
+            "-k",
+            f"[{named[1]}- or -{named[1]}- or {own.stem}",
+        ]
         words += [str(own.relative_to(copy))] if own.exists() else []
     else:
-        words += ["tests/contracts", *(f"tests/unit/test_{part}.py" for part in ("heads", "sampling", "quantizers"))]
+        words += [
+            "tests/contracts",
+            *(f"tests/unit/test_{part}.py" for part in ("heads", "sampling", "quantizers")),
+        ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     shown = subprocess.run(words, cwd=copy, capture_output=True, text=True, env=environment)
     return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", shown.stdout, re.MULTILINE)))

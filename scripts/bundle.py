@@ -17,7 +17,9 @@ def main(demo: Path) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     for stage, name in NAMES.items():
         shutil.copytree(
-            demo / stage, bundle / name, ignore=shutil.ignore_patterns("checkpoints", "log.jsonl", "tensorboard")
+            demo / stage,
+            bundle / name,
+            ignore=shutil.ignore_patterns("checkpoints", "log.jsonl", "tensorboard"),
         )
         facts = json.loads((bundle / name / "run.json").read_text())
         # What ships names its tokenizer by its place in the bundle.

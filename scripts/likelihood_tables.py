@@ -33,13 +33,14 @@ PUBLISHED = {
     "row-lstm": "80.54",
     "diagonal-bilstm": "79.20",
 }
-"""Nats on the fixed binarized MNIST: MADE (one hidden layer and one mask; two layers and 32 masks) of Germain et al.
-2015, FVSBN and NADE as cited there and in later papers, the others of van den Oord et al. 2016a. docs/models.md says
-which of them were seen where."""
+"""Nats on the fixed binarized MNIST: MADE (one hidden layer and one mask; two layers and 32 masks)
+of Germain et al. 2015, FVSBN and NADE as cited there and in later papers, the others of van den
+Oord et al. 2016a. docs/models.md says which of them were seen where."""
 
 
 def rows(name: str) -> list[Row]:
-    """The cells of a table, in the order in which they are listed; each with what its file says of where it ran."""
+    """The cells of a table, in the order in which they are listed; each with what its file says of
+    where it ran."""
     found = []
     for path in sorted((CELLS / name).glob("*.json")):
         file = json.loads(path.read_text(encoding="utf-8"))
@@ -114,11 +115,19 @@ def minutes() -> str:
     cells = []
     for name, of in by.items():
         last = of[max(of)]
-        bits = [f"{_bits(of[m]):.3f} ± {of[m]['test']['bits_per_dim_se']:.3f}" if m in of else "–" for m in budgets]
+        bits = [
+            f"{_bits(of[m]):.3f} ± {of[m]['test']['bits_per_dim_se']:.3f}" if m in of else "–"
+            for m in budgets
+        ]
         drawn = last["seconds_an_image"]
         cells.append([f"`{name}`", f"{last['parameters']:,}", *bits, f"{last['epochs']:,.0f}",
                       *(short(1000 * drawn[n]) for n in ("1", "16"))])  # fmt: skip
-    titles = ["model", "parameters", *(f"{m:g} min" for m in budgets), f"epochs in {budgets[-1]:g} min"]
+    titles = [
+        "model",
+        "parameters",
+        *(f"{m:g} min" for m in budgets),
+        f"epochs in {budgets[-1]:g} min",
+    ]
     titles += ["ms an image, 1 at a time", "16 at a time"]
     return f"{table(titles, cells)}\n\n*Test bits/dim ± se of {there[0]['test']['images']} digits; {origin(there)}*"
 
@@ -144,9 +153,18 @@ def heads() -> str:
             ])  # fmt: skip
     if not cells:
         return NOTHING
-    titles = ["data", "training images", "head", "epochs (best at)", "test bits/dim ± se", "minus categorical ± se"]
+    titles = [
+        "data",
+        "training images",
+        "head",
+        "epochs (best at)",
+        "test bits/dim ± se",
+        "minus categorical ± se",
+    ]
     titles += ["true level", "± 1", "± 1 to 4"]
-    each = ", ".join(dict.fromkeys(f"{row['settings']['train']['minutes']:g} minutes" for row in there))
+    each = ", ".join(
+        dict.fromkeys(f"{row['settings']['train']['minutes']:g} minutes" for row in there)
+    )
     tests = " and ".join(dict.fromkeys(_tests(row) for row in there))
     return f"{table(titles, cells)}\n\n*{each} each, batch and rate the same; tested on {tests}; {origin(there)}*"
 
@@ -161,7 +179,9 @@ def codes() -> str:
     cells, there = [], []
     for name, title in (("codes-mnist", "MNIST"), ("codes-cifar10", "CIFAR-10, a part")):
         of = {row["cell"]: row for row in rows(name)}
-        assert len({row["data"]["sha256"] for row in of.values()}) <= 1, f"{name}: other test images"
+        assert len({row["data"]["sha256"] for row in of.values()}) <= 1, (
+            f"{name}: other test images"
+        )
         for row in (of[cell] for cell in ("pixels", "codes") if cell in of):
             there.append(row)
             drawn = row["seconds_an_image"]
@@ -174,7 +194,16 @@ def codes() -> str:
             ])  # fmt: skip
     if not cells:
         return NOTHING
-    titles = ["test images", "drawn", "models", "symbols", "minutes", "parameters", "bits/dim ± se", "of codes"]
+    titles = [
+        "test images",
+        "drawn",
+        "models",
+        "symbols",
+        "minutes",
+        "parameters",
+        "bits/dim ± se",
+        "of codes",
+    ]
     titles += ["of pixels", "PSNR, dB", "ms an image, 1 and 16"]
     return f"{table(titles, cells)}\n\n*{origin(there)}*"
 
@@ -182,12 +211,17 @@ def codes() -> str:
 def _heads() -> list[tuple[str, dict[str, Row]]]:
     """Data, and the row of each head, few training images before more."""
     found = []
-    for name, title in (("heads-cifar10", "CIFAR-10, a part"), ("heads-kodak", "Kodak, 32x32 tiles")):
+    for name, title in (
+        ("heads-cifar10", "CIFAR-10, a part"),
+        ("heads-kodak", "Kodak, 32x32 tiles"),
+    ):
         by: dict[str, dict[str, Row]] = defaultdict(dict)
         for row in rows(name):
             by[row["cell"].rpartition("-")[2]][row["settings"]["model"]["head"]] = row
         order = ("categorical", "ordinal", "logistic-mixture")
-        for of in sorted(by.values(), key=lambda of: min(row["train_images"] for row in of.values())):
+        for of in sorted(
+            by.values(), key=lambda of: min(row["train_images"] for row in of.values())
+        ):
             found += [(title, {head: of[head] for head in order if head in of})]
     return found
 
@@ -201,8 +235,9 @@ def paired(row: Row, base: Row) -> tuple[float, float]:
 
 
 def mean_of(each: dict[str, Any]) -> tuple[float, float]:
-    """Mean and standard error over images; where images are tiles of files, the error is that of a mean of so many
-    files, since tiles of a photograph are alike (its files have equally many tiles, or the mean is that of files)."""
+    """Mean and standard error over images; where images are tiles of files, the error is that of a
+    mean of so many files, since tiles of a photograph are alike (its files have equally many tiles,
+    or the mean is that of files)."""
     values = each["bits_per_dim"]
     if each["of"]:
         by: dict[str, list[float]] = defaultdict(list)
@@ -217,18 +252,26 @@ def family(row: Row) -> str:
 
 
 def origin(there: Sequence[Row]) -> str:
-    """Where rows were measured: machines that are not told apart by their names are by what they multiply."""
+    """Where rows were measured: machines that are not told apart by their names are by what they
+    multiply."""
     machines = dict.fromkeys(_machine(row["hardware"]) for row in there)
     commits = ", ".join(dict.fromkeys(row["commit"] for row in there))
     powers = [row["machine_gigaflops"] for row in there if "machine_gigaflops" in row]
     rows = "" if len(powers) == len(there) else f", {len(powers)} of {len(there)} rows"
-    speeds = " to ".join(dict.fromkeys(f"{power:.0f}" for power in (min(powers), max(powers)))) if powers else ""
+    speeds = (
+        " to ".join(dict.fromkeys(f"{power:.0f}" for power in (min(powers), max(powers))))
+        if powers
+        else ""
+    )
     power = f" ({speeds} GFLOP/s in a product of matrices{rows})" if powers else ""
     return f"{' and '.join(machines)}{power}, commit {commits}"
 
 
 def _machine(hardware: dict[str, Any]) -> str:
-    threads, with_ = hardware["threads"], f" with {hardware['instructions']}" if "instructions" in hardware else ""
+    threads, with_ = (
+        hardware["threads"],
+        f" with {hardware['instructions']}" if "instructions" in hardware else "",
+    )
     return f"{threads} thread{'s' * (threads > 1)} of {hardware['cpu']}{with_}, torch {hardware['torch']}"
 
 
@@ -273,9 +316,14 @@ def _draw_minutes(path: Path) -> str:
     for row in digits:
         by[family(row)].append((row["settings"]["train"]["minutes"], _bits(row)))
     for name, points in by.items():
-        above[0].plot(*zip(*sorted(points), strict=True), marker="o", color=colours[name], label=name)
+        above[0].plot(
+            *zip(*sorted(points), strict=True), marker="o", color=colours[name], label=name
+        )
     above[0].set(
-        xscale="log", xlabel="minutes of training", ylabel="test bits/dim", title="Digits: a run for each point"
+        xscale="log",
+        xlabel="minutes of training",
+        ylabel="test bits/dim",
+        title="Digits: a run for each point",
     )
     above[0].legend(frameon=False, fontsize=8)
     longest = max(minutes for points in by.values() for minutes, _ in points)
@@ -289,7 +337,9 @@ def _draw_minutes(path: Path) -> str:
     low = NATS * min(bits for row in binary for _, bits in row["curve"])
     below[0].set(xscale="log", ylim=(0.98 * low, 1.5 * low), xlabel="minutes into the one run")
     below[0].set(ylabel="validation nats", title="Binarized MNIST: within one run")
-    _scatter(below[1], [(row["cell"], row, row["test"]["nats_per_image"]) for row in binary], colours)
+    _scatter(
+        below[1], [(row["cell"], row, row["test"]["nats_per_image"]) for row in binary], colours
+    )
     below[1].set(ylabel="test nats", title="Binarized MNIST: at the end of the run")
     below[0].legend(frameon=False, fontsize=8)
     budgets = sorted({minutes for points in by.values() for minutes, _ in points})
@@ -329,7 +379,9 @@ def _draw_heads(path: Path) -> str:
             axes.plot(distance, [100 * p for p in near], color=colours[name], label=label, lw=1.3)
         count = next(iter(of.values()))["train_images"]
         axes.set(
-            xlabel="levels away from the true one", ylabel="probability, %", title=f"{data}; {count:,} to learn from"
+            xlabel="levels away from the true one",
+            ylabel="probability, %",
+            title=f"{data}; {count:,} to learn from",
         )
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def families(found: dict[str, Any]) -> str:
     """A minute of every family on the digits."""
-    lines = ["| model | parameters | s an epoch, all in | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"]
+    lines = [
+        "| model | parameters | s an epoch, all in | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for row in found["rows"]:
         bits = f"{row['bits_per_dim']:.3f} ± {row['standard_error']:.3f}"
@@ -45,9 +47,16 @@ def cost(found: dict[str, Any]) -> str:
         for place in places:
             pair = [row for row in found["rows"] if (row["model"], row["grid"]) == (model, place)]
             plain, again = sorted(pair, key=lambda row: row["checkpointing"])
-            cells.append(f"{plain['parameters']:,}" if "parameters" in plain else _why(plain["failed"]))
-            for key, times, form in (("seconds_a_step", 1, ".2f"), ("mebibytes_an_image", plain["batch"], ",.0f")):
-                values = [format(times * row[key], form) if key in row else "–" for row in (plain, again)]
+            cells.append(
+                f"{plain['parameters']:,}" if "parameters" in plain else _why(plain["failed"])
+            )
+            for key, times, form in (
+                ("seconds_a_step", 1, ".2f"),
+                ("mebibytes_an_image", plain["batch"], ",.0f"),
+            ):
+                values = [
+                    format(times * row[key], form) if key in row else "–" for row in (plain, again)
+                ]
                 cells.append(f"{values[0]} ({values[1]})")
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"*{_origin(found)}*"])
@@ -64,7 +73,9 @@ def training(found: dict[str, Any]) -> str:
     """Our training step against a peer's."""
     facts, *rows, last = found["rows"]
     lines = [
-        "| " + facts["work"] + " | s a step: median (least to greatest) | parameters | GFLOP a step |",
+        "| "
+        + facts["work"]
+        + " | s a step: median (least to greatest) | parameters | GFLOP a step |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -80,7 +91,9 @@ def training(found: dict[str, Any]) -> str:
         if name != "tessella"
     )
     power = f"{facts['machine_gflops']:.0f} GFLOP/s in a product of 2048x2048 matrices"
-    return "\n".join([*lines, "", f"*Ours takes {against}. The machine gives {power}; {_origin(found)}*"])
+    return "\n".join(
+        [*lines, "", f"*Ours takes {against}. The machine gives {power}; {_origin(found)}*"]
+    )
 
 
 def _minutes(minutes: set[float]) -> str:
@@ -89,7 +102,9 @@ def _minutes(minutes: set[float]) -> str:
 
 def _origin(found: dict[str, Any]) -> str:
     hardware = found["hardware"]
-    commits = dict.fromkeys([*(row["commit"] for row in found["rows"] if "commit" in row), found["commit"]])
+    commits = dict.fromkeys(
+        [*(row["commit"] for row in found["rows"] if "commit" in row), found["commit"]]
+    )
     return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {', '.join(commits)}"
 
 
@@ -99,7 +114,10 @@ TABLES = {"families": families, "cost": cost, "training": training}
 def filled(text: str) -> str:
     """The document with its tables made anew."""
     made = {name: make(json.loads(_file(name))) for name, make in TABLES.items()}
-    for name, block in {**made, **{name: make() for name, make in likelihood_tables.TABLES.items()}}.items():
+    for name, block in {
+        **made,
+        **{name: make() for name, make in likelihood_tables.TABLES.items()},
+    }.items():
         parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         assert len(parts) == 2, f"docs/models.md has {len(parts) - 1} places for {name}"
         text = f"<!-- {name} -->\n{block}\n<!-- /{name} -->".join(parts)

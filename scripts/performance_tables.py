@@ -1,6 +1,7 @@
 """Write the tables of docs/performance.md from the files under results/, and draw its picture.
 
-python scripts/performance_tables.py            # rewrites what stands between the markers; the picture wants matplotlib
+python scripts/performance_tables.py            # rewrites what stands between the markers; the
+picture wants matplotlib
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ def short(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share of the floor."""
-    return "–" if share is None else f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
+    return (
+        "–"
+        if share is None
+        else f"{100 * share:.0f} %"
+        if share >= 0.095
+        else f"{100 * share:.1f} %"
+    )
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -60,7 +67,10 @@ def machine(found: Found) -> str:
     for row in found.get("rows", []):
         if row.get("work") == "machine":
             speeds = row["gigabytes_a_second"]
-            text = table(["working set, MiB", *speeds], [["GB/s read", *(f"{speed:.0f}" for speed in speeds.values())]])
+            text = table(
+                ["working set, MiB", *speeds],
+                [["GB/s read", *(f"{speed:.0f}" for speed in speeds.values())]],
+            )
             facts = (
                 f"Products of matrices: {row['gigaflops']:.0f} GFLOP/s in float32. A small product takes "
                 f"{row['product_us']:.1f} µs, a small elementwise call {row['elementwise_us']:.1f} µs."
@@ -74,7 +84,10 @@ def works(found: Found) -> str:
     rows = {row["work"]: row for row in measured(found)}
     if not rows:
         return NOTHING
-    cells = [[f"`{name}`", _sizes(row), row["grid"], f"{row['parameters'] / 1e6:.2f} M"] for name, row in rows.items()]
+    cells = [
+        [f"`{name}`", _sizes(row), row["grid"], f"{row['parameters'] / 1e6:.2f} M"]
+        for name, row in rows.items()
+    ]
     return table(["work", "sizes", "grid", "parameters"], cells)
 
 
@@ -90,7 +103,16 @@ def sampling(found: Found) -> str:
     rows = measured(found)
     if not rows:
         return NOTHING
-    titles = ["work", "batch", "naive, ms a step", "plain torch", "kernel", "symbols/s", "pixels/s", "s an image"]
+    titles = [
+        "work",
+        "batch",
+        "naive, ms a step",
+        "plain torch",
+        "kernel",
+        "symbols/s",
+        "pixels/s",
+        "s an image",
+    ]
     titles += ["naive / ours", "symbols that differ"]
     cells = []
     for row in rows:
@@ -113,7 +135,16 @@ def bounds(found: Found) -> str:
     rows = measured(found)
     if not rows:
         return NOTHING
-    titles = ["work", "batch", "MB read", "MFLOP", "calls", "reading, ms", "multiplying, ms", "calling, ms"]
+    titles = [
+        "work",
+        "batch",
+        "MB read",
+        "MFLOP",
+        "calls",
+        "reading, ms",
+        "multiplying, ms",
+        "calling, ms",
+    ]
     titles += ["plain torch: of the physical floor", "with calls", "kernel: of the physical floor"]
     cells = []
     for row in rows:
@@ -127,7 +158,16 @@ def bounds(found: Found) -> str:
 
 def peers(found: Found) -> str:
     """The samplers of others."""
-    titles = ["work", "batch", "peer", "its parameters", "its ms a pixel or code", "its s an image", "ours", "ratio"]
+    titles = [
+        "work",
+        "batch",
+        "peer",
+        "its parameters",
+        "its ms a pixel or code",
+        "its s an image",
+        "ours",
+        "ratio",
+    ]
     cells, models = [], {}
     for row in measured(found):
         for peer in row["peers"]:
@@ -148,7 +188,11 @@ def peers(found: Found) -> str:
     if not cells:
         return NOTHING
     return "\n".join(
-        [table(titles, cells), "", *(f"- {name} (`{work}`): {what}" for (name, what), work in models.items())]
+        [
+            table(titles, cells),
+            "",
+            *(f"- {name} (`{work}`): {what}" for (name, what), work in models.items()),
+        ]
     )
 
 
@@ -159,7 +203,9 @@ def growth(found: Found) -> str:
         return NOTHING
     rows.sort(key=lambda row: (row["batch"], row["side"]))
     titles = ["side", "batch", *(f"{title}: ms a pixel (s an image)" for title in WAYS.values())]
-    cells = [[str(row["side"]), str(row["batch"]), *(_pixel(row, name) for name in WAYS)] for row in rows]
+    cells = [
+        [str(row["side"]), str(row["batch"]), *(_pixel(row, name) for name in WAYS)] for row in rows
+    ]
     sizes = f"{rows[0]['model']} {_sizes(rows[0] | {'work': rows[0]['model'], 'head': 'categorical'})}, 256 levels"
     return f"{table(titles, cells)}\n\n*{sizes}; {origin(found, rows)}*"
 
@@ -195,14 +241,30 @@ def parallel(found: Found) -> str:
     rows = found.get("rows", [])
     if not rows:
         return ""
-    titles = ["run", "model", "symbols", "passes", "of the symbols", "differ in float64", "differ in float32"]
+    titles = [
+        "run",
+        "model",
+        "symbols",
+        "passes",
+        "of the symbols",
+        "differ in float64",
+        "differ in float32",
+    ]
     titles += ["batch 1: cached s", "parallel s", "batch 16: cached s", "parallel s", "auto"]
     cells = []
     for row in rows:
         wide, single = row["float64"], row["float32"]
         passes = f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}, at most {wide['passes_greatest']}"
-        cell = [row["run"], row["model"], f"{row['symbols']}", passes, f"{wide['passes_share_of_symbols']:.1%}"]
-        cell += [f"{part['images_that_differ']} of {part['images']} images" for part in (wide, single)]
+        cell = [
+            row["run"],
+            row["model"],
+            f"{row['symbols']}",
+            passes,
+            f"{wide['passes_share_of_symbols']:.1%}",
+        ]
+        cell += [
+            f"{part['images_that_differ']} of {part['images']} images" for part in (wide, single)
+        ]
         for batch in ("batch_1", "batch_16"):
             cell += [short(row[batch][name]) for name in ("cached_s", "parallel_s")]
         cells.append([*cell, row["auto"]])
@@ -247,8 +309,14 @@ def filled(text: str) -> str:
 
 def picture(path: Path) -> str:
     """Draw growth and shares of the floor; returns what was done."""
-    times = [row for row in results("growth").get("rows", []) if row["what"] == "growth" and row["batch"] == 1]
-    shares = {row["work"]: row["fraction"] for row in measured(results("sampling")) if row["batch"] == 1}
+    times = [
+        row
+        for row in results("growth").get("rows", [])
+        if row["what"] == "growth" and row["batch"] == 1
+    ]
+    shares = {
+        row["work"]: row["fraction"] for row in measured(results("sampling")) if row["batch"] == 1
+    }
     if not times or not shares:
         return "no picture: results/growth.json and results/sampling.json are needed"
     if importlib.util.find_spec("matplotlib") is None:
@@ -272,7 +340,9 @@ COLOURS = {"naive": "#8a8a8a", "plain": "#e08214", "kernel": "#2166ac"}
 def _growth(axes: Any, rows: list[Found]) -> None:
     """Milliseconds a pixel against the side."""
     for name, title in WAYS.items():
-        there = [(row["side"], row["ms_a_pixel"][name]) for row in rows if name in row["ms_a_pixel"]]
+        there = [
+            (row["side"], row["ms_a_pixel"][name]) for row in rows if name in row["ms_a_pixel"]
+        ]
         if there:
             axes.loglog(*zip(*there, strict=True), marker="o", color=COLOURS[name], label=title)
     sides = [row["side"] for row in rows]
@@ -287,10 +357,18 @@ def _shares(axes: Any, shares: dict[str, dict[str, float]]) -> None:
     """Shares of the physical floor."""
     names, ways = list(shares), ("plain", "kernel")
     for place, way in enumerate(ways):
-        there = [(i, 100 * shares[name][way]) for i, name in enumerate(names) if way in shares[name]]
+        there = [
+            (i, 100 * shares[name][way]) for i, name in enumerate(names) if way in shares[name]
+        ]
         if there:
             at, values = zip(*there, strict=True)
-            bars = axes.barh([i + 0.4 * place - 0.2 for i in at], values, 0.38, color=COLOURS[way], label=WAYS[way])
+            bars = axes.barh(
+                [i + 0.4 * place - 0.2 for i in at],
+                values,
+                0.38,
+                color=COLOURS[way],
+                label=WAYS[way],
+            )
             axes.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

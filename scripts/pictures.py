@@ -1,9 +1,9 @@
 """Draw the pictures of the documentation from finished runs.
 
-python scripts/pictures.py photographs runs/photos kodak24.zip
-python scripts/pictures.py two-stage cifar10 runs/cifar10-prior npz:cifar10_test.npz "CIFAR-10, JPEG, test"
-python scripts/pictures.py binary-mnist runs/likelihood/binary-mnist/pixelcnn++
-python scripts/pictures.py side-by-side mnist npz:mnist.npz runs/mnist-pixels runs/mnist
+python scripts/pictures.py photographs runs/photos kodak24.zip python scripts/pictures.py two-stage
+cifar10 runs/cifar10-prior npz:cifar10_test.npz "CIFAR-10, JPEG, test" python scripts/pictures.py
+binary-mnist runs/likelihood/binary-mnist/pixelcnn++ python scripts/pictures.py side-by-side mnist
+npz:mnist.npz runs/mnist-pixels runs/mnist
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import tessella as ts
-from tessella import data, report
+from tessella import data
 from tessella.config import DataConfig
 from tessella.evaluation import data_config
 from tessella.pipeline import fingerprint
+from tessella.storage import pictures
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -42,8 +43,11 @@ def binary_mnist(run: Path) -> None:
     assert isinstance(model, ts.Generator)
     held_out = data.load(data_config(run), "test").images[:]
     panels = [
-        ("test digits", report.sheet(held_out[::200][:48], 8, 2)),
-        (f"drawn by {model.priors[0].name}", report.sheet(model.sample(48, seed=0).numpy(), 8, 2)),
+        ("test digits", pictures.sheet(held_out[::200][:48], 8, 2)),
+        (
+            f"drawn by {model.priors[0].name}",
+            pictures.sheet(model.sample(48, seed=0).numpy(), 8, 2),
+        ),
     ]
     save("binary-mnist", panels, model)
 
@@ -56,9 +60,12 @@ def draw_two_stage(name: str, run: Path, images: np.ndarray, title: str) -> None
     rebuilt = generator.tokenizer.decode(generator.tokenizer.encode(images)).numpy()
     drawn = generator.sample(len(images), seed=0).numpy()
     panels = [
-        (title, report.sheet(images, side, 2)),
-        (f"rebuilt from {grid.height}x{grid.width} codes of {grid.levels}", report.sheet(rebuilt, side, 2)),
-        ("drawn by the prior", report.sheet(drawn, side, 2)),
+        (title, pictures.sheet(images, side, 2)),
+        (
+            f"rebuilt from {grid.height}x{grid.width} codes of {grid.levels}",
+            pictures.sheet(rebuilt, side, 2),
+        ),
+        ("drawn by the prior", pictures.sheet(drawn, side, 2)),
     ]
     save(name, panels, generator)
 
@@ -72,15 +79,22 @@ def side_by_side(name: str, tests: str, pixels: Path, codes: Path) -> None:
     side, count = round(len(images) ** 0.5), len(images)
     lengths = [sum(prior.grid.symbols for prior in model.priors) for model in (one, two)]
     panels = [
-        ("test images", report.sheet(images, side, 2)),
-        (f"drawn as {lengths[0]:,} pixels and channels", report.sheet(one.sample(count, seed=0).numpy(), side, 2)),
-        (f"drawn as {lengths[1]:,} codes", report.sheet(two.sample(count, seed=0).numpy(), side, 2)),
+        ("test images", pictures.sheet(images, side, 2)),
+        (
+            f"drawn as {lengths[0]:,} pixels and channels",
+            pictures.sheet(one.sample(count, seed=0).numpy(), side, 2),
+        ),
+        (
+            f"drawn as {lengths[1]:,} codes",
+            pictures.sheet(two.sample(count, seed=0).numpy(), side, 2),
+        ),
     ]
     save(f"{name}-pixels-and-codes", panels, one, two)
 
 
 def large(run: Path, source: DataConfig) -> None:
-    """A photograph larger than any the tokenizer was trained on: it is convolutional and takes every size."""
+    """A photograph larger than any the tokenizer was trained on: it is convolutional and takes
+    every size."""
     generator = ts.load(run)
     assert isinstance(generator, ts.Generator)
     tokenizer = generator.tokenizer
@@ -98,7 +112,7 @@ def large(run: Path, source: DataConfig) -> None:
 def save(name: str, panels: list[tuple[str, np.ndarray]], *generators: ts.Generator) -> None:
     """Write a picture that says which models made it."""
     made = {"tessella": ts.__version__, "seed": 0, "model": " ".join(map(fingerprint, generators))}
-    report.save_png(IMAGES / f"{name}.png", report.captioned(panels), made)
+    pictures.save_png(IMAGES / f"{name}.png", pictures.captioned(panels), made)
 
 
 if __name__ == "__main__":

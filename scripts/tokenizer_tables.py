@@ -37,10 +37,17 @@ def quantizers() -> str:
     def cell(row: Found | None) -> str:
         if row is None:
             return "–"
-        return "does not fit" if "error" in row else f"{short(row['seconds'])} s, {row['mib']:,} MiB"
+        return (
+            "does not fit" if "error" in row else f"{short(row['seconds'])} s, {row['mib']:,} MiB"
+        )
 
-    titles = ["65,536 vectors, forward and averages", *(f"D {c.split('x')[0]}, K {c.split('x')[1]}" for c in cases)]
-    body = table(titles, [[name, *(cell(by.get((name, case))) for case in cases)] for name in names])
+    titles = [
+        "65,536 vectors, forward and averages",
+        *(f"D {c.split('x')[0]}, K {c.split('x')[1]}" for c in cases),
+    ]
+    body = table(
+        titles, [[name, *(cell(by.get((name, case))) for case in cases)] for name in names]
+    )
     ours = [row for row in rows if "differ" in row]
     differ, checked = sum(row["differ"] for row in ours), sum(row["checked"] for row in ours)
     note = f"Of {checked:,} codes checked against a search in float64, {differ} differ (near-ties)."
@@ -66,9 +73,19 @@ def codebooks() -> str:
         ]
         for row in rows
     ]
-    titles = ["quantizer", "PSNR, dB", "codes used", "perplexity / K", "s a step", "steps", "minutes"]
+    titles = [
+        "quantizer",
+        "PSNR, dB",
+        "codes used",
+        "perplexity / K",
+        "s a step",
+        "steps",
+        "minutes",
+    ]
     images = rows[0]["images"]
-    note = f"CIFAR-10, JPEG-recompressed, {images:,} test images, one seed. *{origin(results, rows)}*"
+    note = (
+        f"CIFAR-10, JPEG-recompressed, {images:,} test images, one seed. *{origin(results, rows)}*"
+    )
     return f"{table(titles, cells)}\n\n{note}"
 
 
@@ -97,8 +114,19 @@ def bounds() -> str:
             for row in rows
             if row.get("bits_per_dim") is not None
         ]
-        titles = ["model", "minutes", "symbols", "bits/dim", "of codes", "of pixels", "PSNR, dB", "ms an image"]
-        texts.append(f"**{title}, {rows[0]['images']:,} images.** *{origin(results, rows)}*\n\n{table(titles, cells)}")
+        titles = [
+            "model",
+            "minutes",
+            "symbols",
+            "bits/dim",
+            "of codes",
+            "of pixels",
+            "PSNR, dB",
+            "ms an image",
+        ]
+        texts.append(
+            f"**{title}, {rows[0]['images']:,} images.** *{origin(results, rows)}*\n\n{table(titles, cells)}"
+        )
     return "\n\n".join(texts) or NOTHING
 
 
@@ -120,7 +148,9 @@ def speed() -> str:
     ]
     titles = ["work", "by", "seconds", "GFLOP/s", "images/s"]
     product = f"A product of 2048x2048 matrices gave {rows[0]['product_gflop_s']:.0f} GFLOP/s in the same run."
-    return f"{table(titles, cells)}\n\n{product} *{origin(results, rows)}; `benchmarks/tokenizers.py`*"
+    return (
+        f"{table(titles, cells)}\n\n{product} *{origin(results, rows)}; `benchmarks/tokenizers.py`*"
+    )
 
 
 def encoding() -> str:
@@ -137,7 +167,9 @@ def encoding() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {part.__name__: part for part in (quantizers, codebooks, bounds, speed, encoding)}
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part for part in (quantizers, codebooks, bounds, speed, encoding)
+}
 
 
 def _mean(values: Any) -> float:

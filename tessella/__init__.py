@@ -1,4 +1,5 @@
-"""Images as discrete symbols: density models, tokenizers and priors with exact likelihoods and exact fast sampling.
+"""Images as discrete symbols: density models, tokenizers and priors with exact likelihoods and
+exact fast sampling.
 
 >>> import tessella as ts
 >>> grid = ts.Grid(height=8, width=8, channels=1, levels=17)
@@ -13,17 +14,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tessella.codes import CodeSet, open_codes, tokenize
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS
     from tessella.models import MODELS, DensityModel, Hierarchy, create, create_prior
     from tessella.pipeline import Generator, load
     from tessella.sampling import complete, replay, sample, stream
+    from tessella.storage.code_store import CodeSet, open_codes, tokenize
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
     from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
-    from tessella.tokenizers.vae import VAE, create_vae
     from tessella.training import train
+    from tessella.vae import VAE, create_vae
 
 __version__ = "0.1.0"
 
@@ -58,9 +59,37 @@ _HOMES = {
     "evaluate": "evaluation",
 }
 
-__all__ = ["HEADS", "MODELS", "QUANTIZERS", "TOKENIZERS", "VAE", "CodeSet", "DensityModel", "Generator", "Grid"]
-__all__ += ["Hierarchy", "Tokenizer", "assess", "compare", "complete", "create", "create_prior", "create_quantizer"]
-__all__ += ["create_tokenizer", "create_vae", "evaluate", "load", "open_codes", "replay", "sample", "stream"]
+__all__ = [
+    "HEADS",
+    "MODELS",
+    "QUANTIZERS",
+    "TOKENIZERS",
+    "VAE",
+    "CodeSet",
+    "DensityModel",
+    "Generator",
+    "Grid",
+]
+__all__ += [
+    "Hierarchy",
+    "Tokenizer",
+    "assess",
+    "compare",
+    "complete",
+    "create",
+    "create_prior",
+    "create_quantizer",
+]
+__all__ += [
+    "create_tokenizer",
+    "create_vae",
+    "evaluate",
+    "load",
+    "open_codes",
+    "replay",
+    "sample",
+    "stream",
+]
 __all__ += ["tokenize", "train"]
 
 

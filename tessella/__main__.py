@@ -2,6 +2,6 @@
 
 import sys
 
-from tessella.cli import main
+from tessella.cli.entry import main
 
 sys.exit(main())

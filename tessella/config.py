@@ -1,8 +1,9 @@
-"""Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable without torch.
+"""Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable
+without torch.
 
-A recipe is a TOML file, or the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and
-one of ``[model]`` (a density model; with a ``tokenizer`` run a prior on its codes), ``[tokenizer]`` (with
-``[adversarial]`` for a VQGAN) and ``[vae]``::
+A recipe is a TOML file, or the name of one that ships with the package. It has the tables
+``[data]``, ``[train]`` and one of ``[model]`` (a density model; with a ``tokenizer`` run a prior on
+its codes), ``[tokenizer]`` (with ``[adversarial]`` for a VQGAN) and ``[vae]``::
 
     [data]
     source = "digits"
@@ -39,19 +40,23 @@ class DataConfig:
     source: str = "digits"
     """``digits``, ``mnist:PATH``, ``cifar10:PATH``, ``npz:PATH`` or ``folder:PATH``."""
     size: str = ""
-    """Output size ``64`` or ``HEIGHTxWIDTH``; empty keeps the size of the source (folders need one)."""
+    """Output size ``64`` or ``HEIGHTxWIDTH``; empty keeps the size of the source (folders need
+    one)."""
     crop: Literal["center", "squash", "tiles"] = "center"
-    """How images meet ``size``: scale and cut the centre, scale both sides freely, or cut tiles without scaling."""
+    """How images meet ``size``: scale and cut the centre, scale both sides freely, or cut tiles
+    without scaling."""
     channels: int = 0
     """1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps what the source has (RGB for folders)."""
     levels: int = 0
-    """Values a pixel can take in the model; 0 means the source's own (17 for digits, 2 when binarized, else 256)."""
+    """Values a pixel can take in the model; 0 means the source's own (17 for digits, 2 when
+    binarized, else 256)."""
     binarize: Literal["", "fixed", "dynamic"] = ""
     """One Bernoulli(v/255) draw for good, or a new draw each epoch (training split only)."""
     binarize_seed: int = 0
     """Seed of the fixed draw."""
     bits: str = ""
-    """``HEIGHTxWIDTH`` of images packed eight pixels to a byte, row by row (npz with two-dimensional uint8)."""
+    """``HEIGHTxWIDTH`` of images packed eight pixels to a byte, row by row (npz with
+    two-dimensional uint8)."""
     flip: bool = False
     """Mirror half of the training images, drawn anew each epoch."""
     limit: int = 0
@@ -71,7 +76,8 @@ class ModelConfig:
     """Condition on the labels of the data."""
     seed: int = 0
     finer: Mapping[str, Any] = field(default_factory=dict)
-    """Of a prior on several grids: the sizes (and ``name``) that differ for the grids after the first."""
+    """Of a prior on several grids: the sizes (and ``name``) that differ for the grids after the
+    first."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,27 +100,33 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et al. 2021)."""
+    """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et
+    al. 2021)."""
 
     perceptual: str = ""
-    """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty leaves it out."""
+    """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty
+    leaves it out."""
     perceptual_weight: float = 1.0
     weight: float = 0.8
     """Of the adversarial term, times the adaptive weight of equation 7."""
     start: float = 0.5
-    """When discriminator and adversarial term begin: a share of the run below 1, else a number of steps."""
+    """When discriminator and adversarial term begin: a share of the run below 1, else a number of
+    steps."""
     layers: int = 3
-    """Convolutions of the discriminator that halve sides: 1 judges patches of 16x16 pixels, 2 of 34x34, 3 of 70x70."""
+    """Convolutions of the discriminator that halve sides: 1 judges patches of 16x16 pixels, 2 of
+    34x34, 3 of 70x70."""
     hidden: int = 64
     """Channels of its first convolution."""
     tolerance: float = 0.5
-    """Rise of the validation's mean squared error over the least before, as a share of it, that is put up with; a
-    larger one is a takeover by the discriminator, and is taken back."""
+    """Rise of the validation's mean squared error over the least before, as a share of it, that is
+    put up with; a larger one is a takeover by the discriminator, and is taken back."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "weight", "start", "tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"adversarial.{name} must be at least 0, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"adversarial.{name} must be at least 0, got {getattr(self, name)}"
+                )
         if self.layers < 1 or self.hidden < 1:
             raise ConfigError(
                 f"adversarial.layers and adversarial.hidden must be at least 1, got {self.layers} and {self.hidden}"
@@ -134,13 +146,14 @@ class TrainConfig:
     batch: int = 64
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1
-    """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step each pass."""
+    """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step
+    each pass."""
     checkpointing: bool = False
-    """Keep only what enters each part of a density model for the gradient and compute the rest again: less memory,
-    more time."""
+    """Keep only what enters each part of a density model for the gradient and compute the rest
+    again: less memory, more time."""
     compile: bool = False
-    """Compile the network with torch.compile, which needs a C++ compiler: the first steps take a minute or two longer,
-    the others less time."""
+    """Compile the network with torch.compile, which needs a C++ compiler: the first steps take a
+    minute or two longer, the others less time."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
@@ -148,19 +161,20 @@ class TrainConfig:
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     l2: float = 0.0
-    """Half the sum of squares of the matrices' elements, times this, joins the loss: a penalty in the loss's own unit
-    (bits/dim of a density model), where ``weight_decay`` shrinks all weights alike, however little the loss has to say
-    of them."""
+    """Half the sum of squares of the matrices' elements, times this, joins the loss: a penalty in
+    the loss's own unit (bits/dim of a density model), where ``weight_decay`` shrinks all weights
+    alike, however little the loss has to say of them."""
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     average: float = 0.998
-    """Decay of the averaged weights, which are the ones validated and saved; 0 switches averaging off."""
+    """Decay of the averaged weights, which are the ones validated and saved; 0 switches averaging
+    off."""
     condition_dropout: float = 0.1
     """Share of training images whose class is replaced by the null class."""
     validate_every: int = 0
-    """Steps between validations; 0 picks about twenty in the run, fewer where they would take over a tenth of its
-    minutes."""
+    """Steps between validations; 0 picks about twenty in the run, fewer where they would take over
+    a tenth of its minutes."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at every validation."""
     seed: int = 0
@@ -180,11 +194,15 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             least = 1 if name in at_least_one else 0
-            if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(value):
+            if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(
+                value
+            ):
                 wanted = "above 0" if name in above_zero else f"at least {least}"
                 raise ConfigError(f"train.{name} must be {wanted}, got {value}")
         if not 0 <= self.average < 1 or not 0 <= self.condition_dropout <= 1:
-            raise ConfigError("train.average must lie in [0, 1) and train.condition_dropout in [0, 1]")
+            raise ConfigError(
+                "train.average must lie in [0, 1) and train.condition_dropout in [0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,19 +217,26 @@ class Recipe:
     adversarial: AdversarialConfig | None = None
     """Further terms of the loss of a ``vqgan``."""
     prior_of: str = ""
-    """Run directory of the tokenizer whose codes ``model`` is a prior for; a recipe that ships says ``TOKENIZER``."""
+    """Run directory of the tokenizer whose codes ``model`` is a prior for; a recipe that ships says
+    ``TOKENIZER``."""
     about: str = ""
     """What the recipe is and what it was measured to reach."""
 
     def __post_init__(self) -> None:
         if sum(table is not None for table in (self.model, self.tokenizer, self.vae)) != 1:
-            raise ConfigError("a recipe needs exactly one of the tables [model], [tokenizer] and [vae]")
+            raise ConfigError(
+                "a recipe needs exactly one of the tables [model], [tokenizer] and [vae]"
+            )
         if self.adversarial and self.tokenizer is None:
-            raise ConfigError("the table [adversarial] is for training a tokenizer: it needs a [tokenizer] table")
+            raise ConfigError(
+                "the table [adversarial] is for training a tokenizer: it needs a [tokenizer] table"
+            )
         if self.prior_of and self.model is None:
             raise ConfigError("prior_of names the tokenizer of a prior: it needs a [model] table")
         if not (self.train.steps or self.train.epochs or self.train.minutes):
-            raise ConfigError("training needs a limit: set train.steps, train.epochs or train.minutes")
+            raise ConfigError(
+                "training needs a limit: set train.steps, train.epochs or train.minutes"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -229,7 +254,8 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
         raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
     hints = get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
-    # The tables of models and tokenizers take the sizes of the class they name, which only that class can check.
+    # The tables of models and tokenizers take the sizes of the class they name, which only that
+    # class can check.
     free = "sizes" in known
     built: dict[str, Any] = {}
     given = values.get("sizes", {}) if free else {}
@@ -258,12 +284,14 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply ``table.key=value`` overrides.
 
     Args:
-        name: path of a TOML file, or the name of a recipe that ships with the package (see :func:`recipe_names`).
-        overrides: for example ``["train.minutes=5", "model.layers=8"]``; values are read as TOML. Another
-            ``model.name`` than the recipe's takes the default sizes of that model.
+        name: path of a TOML file, or the name of a recipe that ships with the package (see
+            :func:`recipe_names`).
+        overrides: for example ``["train.minutes=5", "model.layers=8"]``; values are read as TOML.
+            Another ``model.name`` than the recipe's takes the default sizes of that model.
 
     Raises:
-        ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong type.
+        ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong
+            type.
     """
     values, overrides = _read(name), list(overrides)
     named = apply_overrides({}, [o for o in overrides if o.partition("=")[0].strip() in NAMES])
@@ -278,12 +306,16 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
     folder = resources.files("tessella") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Nested plain values with ``table.key=value`` overrides applied."""
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    result = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -306,9 +338,13 @@ def _read(name: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from error
     elif name in recipe_names():
-        text = (resources.files("tessella") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        text = (resources.files("tessella") / "recipes" / f"{name}.toml").read_text(
+            encoding="utf-8"
+        )
     else:
-        raise ConfigError(unknown("recipe", name, recipe_names()) + "; or give the path of a .toml file")
+        raise ConfigError(
+            unknown("recipe", name, recipe_names()) + "; or give the path of a .toml file"
+        )
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -326,7 +362,9 @@ def _value(text: str) -> Any:
 def _convert(hint: Any, value: Any, place: str) -> Any:
     """Check one value against its annotation."""
     options = (
-        [option for option in get_args(hint) if option is not type(None)] if type(None) in get_args(hint) else None
+        [option for option in get_args(hint) if option is not type(None)]
+        if type(None) in get_args(hint)
+        else None
     )
     if options:
         return None if value is None else _convert(options[0], value, place)
@@ -334,7 +372,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return from_dict(hint, value, place)  # type: ignore[arg-type]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ConfigError(f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
+            raise ConfigError(
+                f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
+            )
         return value
     if get_origin(hint) is Mapping:
         if not isinstance(value, Mapping):

@@ -1,7 +1,8 @@
 """Errors a caller can act on.
 
-Every message says what was given, what is allowed, and how to fix it. The command line prints the message of a
-:class:`TessellaError` as one line and exits with status 2; anything else is a defect of ours and keeps its traceback.
+Every message says what was given, what is allowed, and how to fix it. The command line prints the
+message of a :class:`TessellaError` as one line and exits with status 2; anything else is a defect
+of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class TrainingError(TessellaError):
 
 
 class TessellaWarning(UserWarning):
-    """Something that works, and that the caller will hardly want. The command line prints it as one line."""
+    """Something that works, and that the caller will hardly want. The command line prints it as one
+    line."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not in a table: what was given, what there is, the nearest match.
+    """The message for a name that is not in a table: what was given, what there is, the nearest
+    match.
 
     >>> unknown("head", "categorial", ["categorical", "logistic-mixture"])
     "unknown head 'categorial'; did you mean 'categorical'? Known: categorical, logistic-mixture"

@@ -1,4 +1,5 @@
-"""Files written whole or not at all: to a temporary name beside the target, flushed to disk, renamed."""
+"""Files written whole or not at all: to a temporary name beside the target, flushed to disk,
+renamed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically; names of files that are not UTF-8 get escapes. See :func:`write_bytes`."""
+    """Write a text file atomically; names of files that are not UTF-8 get escapes. See
+    :func:`write_bytes`."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
@@ -38,13 +40,15 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Plain values as indented JSON, null for what is no number. Names that are not UTF-8 come back as they were."""
+    """Plain values as indented JSON, null for what is no number. Names that are not UTF-8 come back
+    as they were."""
     told = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     return told if _encodes(told) else json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors with their SHA-256 in its metadata, atomically. See :func:`write_bytes`."""
+    """Write tensors as safetensors with their SHA-256 in its metadata, atomically. See
+    :func:`write_bytes`."""
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -125,12 +129,14 @@ def flush(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def directory(path: Path | str) -> Iterator[Path]:
-    """A directory that appears under its name only once everything in it is on disk; one that is there is replaced.
+    """A directory that appears under its name only once everything in it is on disk; one that is
+    there is replaced.
 
     What is in it must be written with the functions above, which wait until each file is on disk.
 
     Raises:
-        ArtifactError: when something in it could not be written; what stood under the name is untouched.
+        ArtifactError: when something in it could not be written; what stood under the name is
+            untouched.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -148,7 +154,8 @@ def directory(path: Path | str) -> Iterator[Path]:
 
 
 def remove_directory(path: Path | str) -> None:
-    """Remove a directory; a process that is killed meanwhile leaves none under its name that is only partly there.
+    """Remove a directory; a process that is killed meanwhile leaves none under its name that is
+    only partly there.
 
     What cannot be removed stays, which is no error.
     """
@@ -160,12 +167,14 @@ def remove_directory(path: Path | str) -> None:
 
 
 def sweep(folder: Path | str, name: str = "*") -> None:
-    """Clear away what a killed process left half written in a folder, and put back what it was about to replace.
+    """Clear away what a killed process left half written in a folder, and put back what it was
+    about to replace.
 
     Args:
         folder: may be missing.
-        name: of the files or directories that were being written, as a pattern. What goes is ``.NAME.partial``,
-            ``.NAME.PID.partial`` and the directory ``.NAME.old``; nothing else is touched.
+        name: of the files or directories that were being written, as a pattern. What goes is
+            ``.NAME.partial``, ``.NAME.PID.partial`` and the directory ``.NAME.old``; nothing else
+            is touched.
 
     Raises:
         ArtifactError: when it cannot be removed.
@@ -174,15 +183,18 @@ def sweep(folder: Path | str, name: str = "*") -> None:
         for old in [path for path in Path(folder).glob(f".{name}.old") if path.is_dir()]:
             whole = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             shutil.rmtree(old) if whole.exists() else old.rename(whole)
-        for partial in {*Path(folder).glob(f".{name}.partial"), *Path(folder).glob(f".{name}.*.partial")}:
+        for partial in {
+            *Path(folder).glob(f".{name}.partial"),
+            *Path(folder).glob(f".{name}.*.partial"),
+        }:
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     except OSError as error:
         raise ArtifactError(f"cannot clear {folder}: {_reason(error)}") from error
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: ``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``, else
-    ``~/.cache/tessella``."""
+    """Where what can be made again is kept: ``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``,
+    else ``~/.cache/tessella``."""
     if own := os.environ.get("TESSELLA_CACHE"):
         return Path(os.path.expanduser(own))  # noqa: PTH111 - does not raise where there is no home
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
@@ -235,7 +247,8 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Give the metadata of a safetensors file, which its writer shuffles, an order: equal tensors make equal files."""
+    """Give the metadata of a safetensors file, which its writer shuffles, an order: equal tensors
+    make equal files."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -247,16 +260,21 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in a directory of its own, where writers may leave temporary files of theirs, and move it out."""
+    """Write a file in a directory of its own, where writers may leave temporary files of theirs,
+    and move it out."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         temporary = partial / path.name
         write(temporary)
-        temporary.chmod(partial.stat().st_mode & 0o666)  # some writers make files that only the owner may read
+        temporary.chmod(
+            partial.stat().st_mode & 0o666
+        )  # some writers make files that only the owner may read
         _flush(temporary)
         temporary.replace(path)
-        if not path.parent.name.endswith(".partial"):  # else directory() does so, once for all files
+        if not path.parent.name.endswith(
+            ".partial"
+        ):  # else directory() does so, once for all files
             _flush(path.parent)
     except Exception as error:
         # Writers built on native code report a full disk as errors of their own.
@@ -266,7 +284,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _replace(path: Path, partial: Path) -> None:
-    """Rename a directory to ``path``, and remove what stood there; after a kill in between, :func:`sweep` helps."""
+    """Rename a directory to ``path``, and remove what stood there; after a kill in between,
+    :func:`sweep` helps."""
     old = path.with_name(f".{path.name}.old")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)

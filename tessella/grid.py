@@ -1,9 +1,10 @@
 """The one kind of data: a grid of symbols.
 
-An image of 8-bit pixels is ``Grid(32, 32, 3, 256)``; the codes of a tokenizer are ``Grid(8, 8, 1, 512)``; a residual
-code of depth 4 is ``Grid(16, 16, 4, 1024)``. Symbols are integers ``[batch, height, width, channels]`` in
-``[0, levels)``, stored in the order in which they are generated: row by row, pixel by pixel, channel by channel, so
-that ``x.flatten(1)`` is the sequence.
+An image of 8-bit pixels is ``Grid(32, 32, 3, 256)``; the codes of a tokenizer are
+``Grid(8, 8, 1, 512)``; a residual code of depth 4 is ``Grid(16, 16, 4, 1024)``. Symbols are
+integers ``[batch, height, width, channels]`` in ``[0, levels)``, stored in the order in which they
+are generated: row by row, pixel by pixel, channel by channel, so that ``x.flatten(1)`` is the
+sequence.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Grid:
         for name, least in (("height", 1), ("width", 1), ("channels", 1), ("levels", 2)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"Grid {name} must be an integer of at least {least}, got {value!r}")
+                raise InputError(
+                    f"Grid {name} must be an integer of at least {least}, got {value!r}"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,13 +87,15 @@ class Grid:
         return bits_per_dim * (LN2 * self.symbols)
 
     def check(self, x: Any) -> torch.Tensor:
-        """Symbols as ``int64 [batch, height, width, channels]``, after checking shape, type and range.
+        """Symbols as ``int64 [batch, height, width, channels]``, after checking shape, type and
+        range.
 
         Args:
             x: numpy array or tensor of any integer (or boolean) type.
 
         Raises:
-            InputError: when the type is not an integer one, the shape is not this grid's, or a symbol is out of range.
+            InputError: when the type is not an integer one, the shape is not this grid's, or a
+                symbol is out of range.
         """
         import torch
 
@@ -108,7 +113,9 @@ class Grid:
         if x.numel():
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.levels:
-                raise InputError(f"symbols must lie in 0..{self.levels - 1}, got values {low}..{high}")
+                raise InputError(
+                    f"symbols must lie in 0..{self.levels - 1}, got values {low}..{high}"
+                )
         return x
 
     def __str__(self) -> str:

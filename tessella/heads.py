@@ -1,16 +1,18 @@
 """Heads: a network's parameters to distributions over symbols.
 
-A head returns a distribution; the loss, ``log_prob``, sampling and coding use the same object. There are two views of
-it:
+A head returns a distribution; the loss, ``log_prob``, sampling and coding use the same object.
+There are two views of it:
 
-* over a whole grid, ``head(parameters)``: what :meth:`DensityModel.forward` returned, to a distribution with
-  ``log_prob(x)``, ``table(x)`` and ``mode()`` over ``x [batch, height, width, channels]``;
-* over one symbol a row, ``head.symbol(parameters)``: what :meth:`DensityModel.step` returned, to a distribution over
-  ``[batch]``.
+* over a whole grid, ``head(parameters)``: what :meth:`DensityModel.forward` returned, to a
+  distribution with ``log_prob(x)``, ``table(x)`` and ``mode()`` over
+  ``x [batch, height, width, channels]``;
+* over one symbol a row, ``head.symbol(parameters)``: what :meth:`DensityModel.step` returned, to a
+  distribution over ``[batch]``.
 
-A *factored* head takes parameters for each symbol; the network that makes them has ordered the channels of a pixel. A
-*joint* head takes one vector for a pixel and orders the channels itself: :meth:`Head.start` and :meth:`Head.next`
-walk through them, over a whole grid at once or for one pixel, with the same code. All arithmetic is float32 or wider.
+A *factored* head takes parameters for each symbol; the network that makes them has ordered the
+channels of a pixel. A *joint* head takes one vector for a pixel and orders the channels itself:
+:meth:`Head.start` and :meth:`Head.next` walk through them, over a whole grid at once or for one
+pixel, with the same code. All arithmetic is float32 or wider.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import torch.nn.functional as F
 
 from tessella.errors import ConfigError, InputError, unknown
 from tessella.grid import Grid
-from tessella.nn.state import State
+from tessella.nn.stepping.state import State
 
 
 class Distribution(ABC):
@@ -35,20 +37,24 @@ class Distribution(ABC):
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities (nats) of all levels of every symbol: ``[..., levels]``.
 
-        A joint distribution needs ``x [..., channels]``, of which it uses the channels that come before.
+        A joint distribution needs ``x [..., channels]``, of which it uses the channels that come
+        before.
         """
 
     @abstractmethod
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """Log-probability (nats) of each symbol of ``x [...]`` given the ones before it: ``[...]``."""
+        """Log-probability (nats) of each symbol of ``x [...]`` given the ones before it:
+        ``[...]``."""
 
     @abstractmethod
     def mode(self) -> torch.Tensor:
-        """The likeliest level of each symbol, channel after channel given the modes before: ``int64 [...]``."""
+        """The likeliest level of each symbol, channel after channel given the modes before:
+        ``int64 [...]``."""
 
 
 class Categorical(Distribution):
-    """Any probability for any level: the softmax of logits ``[..., levels]``. With two levels, a Bernoulli."""
+    """Any probability for any level: the softmax of logits ``[..., levels]``. With two levels, a
+    Bernoulli."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = _wide(logits)
@@ -65,15 +71,19 @@ class Categorical(Distribution):
 
 
 LOG_SCALES = (-7.0, 15.0)
-"""Least and largest log-scale of a logistic, on the axis where the levels span [-1, 1] (the least is PixelCNN++'s)."""
+"""Least and largest log-scale of a logistic, on the axis where the levels span [-1, 1] (the least
+is PixelCNN++'s)."""
 
 
 class LogisticMixture(Distribution):
-    """A mixture of logistics, each integrated over the bin of a level (Salimans et al. 2017, eq. 2).
+    """A mixture of logistics, each integrated over the bin of a level (Salimans et al. 2017, eq.
+    2).
 
-    The levels lie evenly on [-1, 1]; the bins of the first and the last level reach to minus and plus infinity, so
-    that the probabilities sum to one exactly. With ``a`` and ``b`` the standardized edges of a bin, ``log(sigmoid(b)
-    - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))``, which is stable in both tails.
+    The levels lie evenly on [-1, 1]; the bins of the first and the last level reach to minus and
+    plus infinity, so that the probabilities sum to one exactly. With ``a`` and ``b`` the
+    standardized edges of a bin,
+    ``log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))``, which
+    is stable in both tails.
 
     Args:
         parameters: ``[..., 3 * components]``: logits of the weights, means, log-scales.
@@ -130,15 +140,18 @@ class Head(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Parameters that a network gives: for each symbol, or for each pixel if the head is joint."""
+        """Parameters that a network gives: for each symbol, or for each pixel if the head is
+        joint."""
 
     @abstractmethod
     def __call__(self, parameters: torch.Tensor) -> Distribution:
-        """Distribution over grids, of ``[batch, height, width, channels, size]`` (``[..., width, size]`` if joint)."""
+        """Distribution over grids, of ``[batch, height, width, channels, size]``
+        (``[..., width, size]`` if joint)."""
 
     @abstractmethod
     def symbol(self, parameters: torch.Tensor) -> Distribution:
-        """Distribution over one symbol of each of ``[batch]`` images, of the parameters that ``step`` returned."""
+        """Distribution over one symbol of each of ``[batch]`` images, of the parameters that
+        ``step`` returned."""
 
     def bias(self) -> torch.Tensor:
         """A good start for the bias of the layer that makes the parameters: ``[size]``."""
@@ -159,12 +172,17 @@ class JointHead(Head):
         """The state before the first channel of pixels, of their ``parameters [..., size]``."""
 
     @abstractmethod
-    def next(self, previous: torch.Tensor | None, channel: int, state: Any) -> tuple[torch.Tensor, Any]:
-        """Parameters of ``channel`` as :meth:`symbol` takes them, given symbol ``previous [...]`` of the channel
-        before."""
+    def next(
+        self, previous: torch.Tensor | None, channel: int, state: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """Parameters of ``channel`` as :meth:`symbol` takes them, given symbol ``previous [...]``
+        of the channel before."""
 
-    def unroll(self, parameters: torch.Tensor, x: torch.Tensor, channels: int) -> list[torch.Tensor]:
-        """Parameters of the first ``channels`` channels of pixels ``[..., size]``, each given the symbols before it.
+    def unroll(
+        self, parameters: torch.Tensor, x: torch.Tensor, channels: int
+    ) -> list[torch.Tensor]:
+        """Parameters of the first ``channels`` channels of pixels ``[..., size]``, each given the
+        symbols before it.
 
         Args:
             parameters: of the pixels, ``[..., size]``.
@@ -197,18 +215,21 @@ class CategoricalHead(Head):
 
 
 MOST_ORDINAL = 4096
-"""Levels of an ordinal head: the square root of its covariance takes their cube in time, their square in memory."""
+"""Levels of an ordinal head: the square root of its covariance takes their cube in time, their
+square in memory."""
 
 
 class OrdinalHead(CategoricalHead):
     """``ordinal``: a categorical whose logits share strength between neighbouring levels.
 
-    With parameters ``u`` the logits are ``L u``, where ``L`` is the symmetric square root of a covariance ``C`` between
-    levels: ``C[i, j]`` is the sum of ``0.1 [i = j]`` and of squared exponentials ``exp(-(i - j)^2 / (2 l^2))`` of
-    lengths ``l`` = 1, 4, 16, ... below a quarter of the levels, each length with the same share of 0.9. What a gradient
-    step tells one level it tells its neighbours too, near ones most (it is a step on the logits preconditioned by
-    ``C``), and independent parameters make smooth logits, drawn from a Gaussian process over the levels. ``L`` is
-    invertible, so every distribution over the levels is still expressible, as by the softmax.
+    With parameters ``u`` the logits are ``L u``, where ``L`` is the symmetric square root of a
+    covariance ``C`` between
+    levels: ``C[i, j]`` is the sum of ``0.1 [i = j]`` and of squared exponentials
+    ``exp(-(i - j)^2 / (2 l^2))`` of lengths ``l`` = 1, 4, 16, ... below a quarter of the levels,
+    each length with the same share of 0.9. What a gradient step tells one level it tells its
+    neighbours too, near ones most (it is a step on the logits preconditioned by ``C``), and
+    independent parameters make smooth logits, drawn from a Gaussian process over the levels. ``L``
+    is invertible, so every distribution over the levels is still expressible, as by the softmax.
 
     Raises:
         ConfigError: above ``MOST_ORDINAL`` levels.
@@ -234,7 +255,8 @@ class OrdinalHead(CategoricalHead):
         return self._product(table, 1)
 
     def _product(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        """``x [..., levels]`` times ``L`` (0) or its inverse (1), in the type of ``x`` whatever autocast says."""
+        """``x [..., levels]`` times ``L`` (0) or its inverse (1), in the type of ``x`` whatever
+        autocast says."""
         with torch.autocast(x.device.type, enabled=False):
             return x @ self._root(x)[which]
 
@@ -242,7 +264,10 @@ class OrdinalHead(CategoricalHead):
         """``L`` and its inverse ``[levels, levels]``, on the device and of the type of a tensor."""
         key = (like.device, like.dtype)
         if key not in self._roots:
-            with torch.inference_mode(False), torch.no_grad():  # whoever asks first, training may use it later
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # whoever asks first, training may use it later
                 values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
                 root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
                 self._roots[key] = root.to(*key), inverse.to(*key)
@@ -250,7 +275,8 @@ class OrdinalHead(CategoricalHead):
 
 
 def level_covariance(levels: int) -> torch.Tensor:
-    """How much levels have in common, see :class:`OrdinalHead`: float64 ``[levels, levels]``, 1 on the diagonal."""
+    """How much levels have in common, see :class:`OrdinalHead`: float64 ``[levels, levels]``, 1 on
+    the diagonal."""
     lengths = [1] + [4**i for i in range(1, 16) if 4 * 4**i < levels]
     level = torch.arange(levels, dtype=torch.float64)
     distance = (level[:, None] - level) ** 2
@@ -265,8 +291,8 @@ class PixelPosterior(State):
     parameters: list[torch.Tensor]
     """Means, log-scales and coefficients of the pixel as the network gave them."""
     log_weights: torch.Tensor
-    """Posterior of the mixture component given the channels known so far, ``[..., components]``, nats up to a
-    constant."""
+    """Posterior of the mixture component given the channels known so far, ``[..., components]``,
+    nats up to a constant."""
     values: list[torch.Tensor]
     """Known channels on [-1, 1], each ``[..., 1]``."""
     current: torch.Tensor | None = None
@@ -274,16 +300,17 @@ class PixelPosterior(State):
 
 
 class LogisticMixtureHead(JointHead):
-    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel (Salimans et al. 2017,
-    eq. 3).
+    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel
+    (Salimans et al. 2017, eq. 3).
 
-    One set of mixture weights serves a pixel; the mean of channel ``c`` is shifted by ``tanh(coefficient) * value``
-    for every channel before it, with one coefficient for each pair of channels and component. Told one symbol at a
-    time this is a *univariate* mixture whose weights are the posterior of the component given the channels already
-    known.
+    One set of mixture weights serves a pixel; the mean of channel ``c`` is shifted by
+    ``tanh(coefficient) * value`` for every channel before it, with one coefficient for each pair of
+    channels and component. Told one symbol at a time this is a *univariate* mixture whose weights
+    are the posterior of the component given the channels already known.
 
-    The ``size`` parameters of a pixel with ``M`` components and ``C`` channels, in this order: weights ``[M]``, means
-    ``[C, M]``, log-scales ``[C, M]``, coefficients ``[C (C - 1) / 2, M]`` for the pairs (1, 0), (2, 0), (2, 1), ...
+    The ``size`` parameters of a pixel with ``M`` components and ``C`` channels, in this order:
+    weights ``[M]``, means ``[C, M]``, log-scales ``[C, M]``, coefficients ``[C (C - 1) / 2, M]``
+    for the pairs (1, 0), (2, 0), (2, 1), ...
     """
 
     name = "logistic-mixture"
@@ -292,9 +319,13 @@ class LogisticMixtureHead(JointHead):
     def __init__(self, grid: Grid, components: int = 10) -> None:
         super().__init__(grid)
         if grid.levels < 3:
-            raise ConfigError("the logistic-mixture head needs at least 3 levels; for 2 levels take head='categorical'")
+            raise ConfigError(
+                "the logistic-mixture head needs at least 3 levels; for 2 levels take head='categorical'"
+            )
         if not isinstance(components, int) or components < 1:
-            raise ConfigError(f"logistic-mixture components must be a positive integer, got {components!r}")
+            raise ConfigError(
+                f"logistic-mixture components must be a positive integer, got {components!r}"
+            )
         self.components = components
 
     @property
@@ -325,24 +356,33 @@ class LogisticMixtureHead(JointHead):
         if channel:
             assert previous is not None
             assert state.current is not None
-            # The logits that `current` holds and the posterior differ by a constant, which the softmax drops.
-            state.log_weights = state.log_weights + LogisticMixture(state.current, self.grid.levels).components(
-                previous
+            # The logits that `current` holds and the posterior differ by a constant, which the
+            # softmax drops.
+            state.log_weights = state.log_weights + LogisticMixture(
+                state.current, self.grid.levels
+            ).components(previous)
+            state.values.append(
+                (previous.to(state.log_weights) * (2.0 / (self.grid.levels - 1)) - 1.0).unsqueeze(
+                    -1
+                )
             )
-            state.values.append((previous.to(state.log_weights) * (2.0 / (self.grid.levels - 1)) - 1.0).unsqueeze(-1))
         means, log_scales, coefficients = state.parameters
         mean = means[..., channel * m : (channel + 1) * m]
         first = channel * (channel - 1) // 2
         for pair, value in enumerate(state.values, start=first):
             mean = mean + coefficients[..., pair * m : (pair + 1) * m] * value
-        state.current = torch.cat([state.log_weights, mean, log_scales[..., channel * m : (channel + 1) * m]], dim=-1)
+        state.current = torch.cat(
+            [state.log_weights, mean, log_scales[..., channel * m : (channel + 1) * m]], dim=-1
+        )
         return state.current, state
 
     def bias(self) -> torch.Tensor:
         """Means spread over [-1, 1], scales as wide as their distance."""
         m, c = self.components, self.grid.channels
         means = torch.linspace(-1 + 1 / m, 1 - 1 / m, m).repeat(c)
-        return torch.cat([torch.zeros(m), means, torch.full((c * m,), -math.log(m)), torch.zeros(self.pairs * m)])
+        return torch.cat(
+            [torch.zeros(m), means, torch.full((c * m,), -math.log(m)), torch.zeros(self.pairs * m)]
+        )
 
     def config(self) -> dict[str, object]:
         return {"name": self.name, "components": self.components}
@@ -355,7 +395,8 @@ class PixelMixture(Distribution):
         self.head, self.parameters = head, parameters
 
     def given(self, x: torch.Tensor) -> LogisticMixture:
-        """The univariate mixture of each symbol of ``x [..., channels]`` given the channels before it."""
+        """The univariate mixture of each symbol of ``x [..., channels]`` given the channels before
+        it."""
         steps = self.head.unroll(self.parameters, x, self.head.grid.channels)
         return LogisticMixture(torch.stack(steps, dim=-2), self.head.grid.levels)
 
@@ -364,7 +405,9 @@ class PixelMixture(Distribution):
 
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
         if x is None:
-            raise InputError("the table of a joint distribution needs x: the channels of a pixel depend on each other")
+            raise InputError(
+                "the table of a joint distribution needs x: the channels of a pixel depend on each other"
+            )
         return self.given(x).table()
 
     def mode(self) -> torch.Tensor:
@@ -376,14 +419,17 @@ class PixelMixture(Distribution):
         return torch.stack(modes, dim=-1)
 
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (CategoricalHead, OrdinalHead, LogisticMixtureHead)}
+HEADS: dict[str, type[Head]] = {
+    head.name: head for head in (CategoricalHead, OrdinalHead, LogisticMixtureHead)
+}
 
 
 def create_head(name: str, grid: Grid, **sizes: object) -> Head:
     """Build a registered head.
 
     Raises:
-        ConfigError: for an unknown name (the known ones are listed) or a size the head does not take.
+        ConfigError: for an unknown name (the known ones are listed) or a size the head does not
+            take.
     """
     if name not in HEADS:
         raise ConfigError(unknown("head", name, HEADS))

@@ -1,14 +1,15 @@
 """The randomness of sampling, fixed before the first symbol is drawn.
 
-Image ``i`` of a call has the seed ``seed + i``. Symbol ``t`` of an image is the argmax over levels ``k`` of
-``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p`` (the Gumbel-max trick,
-Maddison, Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's seed, of ``t`` and of ``k`` alone, so
-neither the batch nor the method nor symbols that are known already shift it: every way of sampling can reproduce
-every other.
+Image ``i`` of a call has the seed ``seed + i``. Symbol ``t`` of an image is the argmax over levels
+``k`` of ``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p``
+(the Gumbel-max trick, Maddison, Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's
+seed, of ``t`` and of ``k`` alone, so neither the batch nor the method nor symbols that are known
+already shift it: every way of sampling can reproduce every other.
 
-The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed: symbol ``t`` of
-a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where ``P`` is ``K`` rounded up to a
-multiple of four. Of several grids of one image, each has a key of its own.
+The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed:
+symbol ``t`` of a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where
+``P`` is ``K`` rounded up to a multiple of four. Of several grids of one image, each has a key of
+its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Noise:
         InputError: for a seed that is not an integer in that range.
     """
 
-    def __init__(self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu", part: int = 0) -> None:
+    def __init__(
+        self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu", part: int = 0
+    ) -> None:
         check_seed(seed, n)
         self.grid, self.n, self.seed, self.device = grid, n, seed, torch.device(device)
         self._part = part << 64  # a key has 128 bits, a seed 64
@@ -60,11 +63,19 @@ class Noise:
         count = min(self._span, self.grid.symbols - start)
         words = np.empty((self.n, count * self._stride), dtype=np.uint64)
         for image in range(self.n):
-            bits = np.random.Philox(key=self._part + self.seed + image, counter=start * self._stride // BLOCK_WORDS)
+            bits = np.random.Philox(
+                key=self._part + self.seed + image, counter=start * self._stride // BLOCK_WORDS
+            )
             words[image] = bits.random_raw(count * self._stride)
         words = words.reshape(self.n, count, self._stride)[:, :, : self.grid.levels].swapaxes(0, 1)
-        # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0, never 1.
-        uniform = torch.from_numpy((words >> np.uint64(12)).view(np.int64)).double().add_(0.5).mul_(2.0**-52)
+        # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0,
+        # never 1.
+        uniform = (
+            torch.from_numpy((words >> np.uint64(12)).view(np.int64))
+            .double()
+            .add_(0.5)
+            .mul_(2.0**-52)
+        )
         self._buffer = uniform.log_().neg_().log_().neg_().to(self.device)
         self._start = start
 
@@ -76,4 +87,6 @@ def check_seed(seed: int, n: int = 1) -> None:
         InputError: when it is not an integer with ``0 <= seed`` and ``seed + n <= 2^64``.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 or seed + n > 2**64:
-        raise InputError(f"a seed must be an integer in 0..2^64 - {n} (image i has the seed plus i), got {seed!r}")
+        raise InputError(
+            f"a seed must be an integer in 0..2^64 - {n} (image i has the seed plus i), got {seed!r}"
+        )

@@ -7,16 +7,26 @@ import struct
 import zlib
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: list[bytes], transparent: bytes = b"") -> io.BytesIO:
+def png(
+    width: int, height: int, depth: int, colour: int, rows: list[bytes], transparent: bytes = b""
+) -> io.BytesIO:
     """A PNG file of unfiltered rows; ``colour`` is the type of the format (0 grey, 2 RGB)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     extra = chunk(b"tRNS", transparent) if transparent else b""
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + extra
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(
@@ -30,8 +40,14 @@ def tiff(
     tile: tuple[int, int] = (0, 0),
     sample_format: int = 1,
 ) -> io.BytesIO:
-    """A grey TIFF file whose header comes first, then its strips of ``rows`` rows each (or its tiles)."""
-    fields: list[tuple[int, list[int]]] = [(256, [width]), (257, [height]), (258, [bits]), (259, [compression])]
+    """A grey TIFF file whose header comes first, then its strips of ``rows`` rows each (or its
+    tiles)."""
+    fields: list[tuple[int, list[int]]] = [
+        (256, [width]),
+        (257, [height]),
+        (258, [bits]),
+        (259, [compression]),
+    ]
     fields += [(262, [1]), (277, [1]), (278, [rows or height]), (339, [sample_format])]
     if tile[0]:
         fields += [(322, [tile[0]]), (323, [tile[1]])]
@@ -43,7 +59,9 @@ def tiff(
         offset += len(strip)
     extra = b""
     records = []
-    for tag, values in sorted([*fields, (places, offsets), (lengths, [len(strip) for strip in strips])]):
+    for tag, values in sorted(
+        [*fields, (places, offsets), (lengths, [len(strip) for strip in strips])]
+    ):
         data = struct.pack(f"<{len(values)}I", *values)
         if len(values) > 1:
             records.append(struct.pack("<HHII", tag, 4, len(values), start + len(extra)))

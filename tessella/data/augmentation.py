@@ -1,4 +1,5 @@
-"""Random changes of training images, drawn anew each epoch. The one part of this package that uses torch."""
+"""Random changes of training images, drawn anew each epoch. The one part of this package that uses
+torch."""
 
 from __future__ import annotations
 
@@ -10,12 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 
-def augment(images: torch.Tensor, generator: torch.Generator, *, flip: bool, binarize: bool) -> torch.Tensor:
-    """Mirror half of the images left to right, then draw each value v anew as 255 with probability v/255, else 0.
+def augment(
+    images: torch.Tensor, generator: torch.Generator, *, flip: bool, binarize: bool
+) -> torch.Tensor:
+    """Mirror half of the images left to right, then draw each value v anew as 255 with probability
+    v/255, else 0.
 
     Args:
         images: ``uint8 [batch, height, width, channels]``; not changed.
-        generator: the randomness; drawn on its own device, so that images on any device are changed alike.
+        generator: the randomness; drawn on its own device, so that images on any device are changed
+            alike.
         flip: mirror each image with probability 1/2.
         binarize: make the Bernoulli(v/255) draw.
 
@@ -33,9 +38,13 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, flip: bool, bin
         )
     if flip:
         mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-        images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(2), images)
+        images = torch.where(
+            mirrored.to(images.device)[:, None, None, None], images.flip(2), images
+        )
     if binarize:
         # A whole number u of 0..254 is below v with probability exactly v/255.
-        draw = torch.randint(255, images.shape, generator=generator, device=generator.device, dtype=torch.uint8)
+        draw = torch.randint(
+            255, images.shape, generator=generator, device=generator.device, dtype=torch.uint8
+        )
         images = (images > draw.to(images.device)).to(torch.uint8) * 255
     return images

@@ -1,7 +1,9 @@
-"""``cifar10:PATH``: the official python batches of CIFAR-10, read without running what a pickle may hold.
+"""``cifar10:PATH``: the official python batches of CIFAR-10, read without running what a pickle may
+hold.
 
-A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. A batch is a pickled dict of ``data``
-(uint8 [10000, 3072]: 1,024 red, then green, then blue values, row by row) and ``labels`` (a list of 0..9).
+A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. A batch is a pickled
+dict of ``data`` (uint8 [10000, 3072]: 1,024 red, then green, then blue values, row by row) and
+``labels`` (a list of 0..9).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.files import READ_ERRORS, existing, listing, one_line
+from tessella.data.paths import READ_ERRORS, existing, listing, one_line
 from tessella.data.splits import with_tail
 from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
@@ -29,11 +31,13 @@ MAX_BATCH_BYTES = 1 << 28
 def read_cifar10(path: str, split: str, config: DataConfig) -> Part:
     """One split of CIFAR-10, as ``uint8 [n, 32, 32, 3]`` with labels.
 
-    ``path`` is the folder ``cifar-10-batches-py``, the folder that holds it, or ``cifar-10-python.tar.gz``. The last
-    5,000 images of the five training batches are valid (of fewer than 50,000: the last tenth).
+    ``path`` is the folder ``cifar-10-batches-py``, the folder that holds it, or
+    ``cifar-10-python.tar.gz``. The last 5,000 images of the five training batches are valid (of
+    fewer than 50,000: the last tenth).
 
     Raises:
-        DataError: when a batch is missing, damaged, or holds anything but arrays, lists, text and numbers.
+        DataError: when a batch is missing, damaged, or holds anything but arrays, lists, text and
+            numbers.
     """
     place = existing(path, "cifar10:PATH")
     wanted = ("test_batch",) if split == "test" else TRAIN_FILES
@@ -42,7 +46,11 @@ def read_cifar10(path: str, split: str, config: DataConfig) -> Part:
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     part = slice(None) if split == "test" else with_tail(len(images), split)
-    rule = "test_batch" if split == "test" else "the last 5,000 (or tenth) of data_batch_1 to 5 are valid"
+    rule = (
+        "test_batch"
+        if split == "test"
+        else "the last 5,000 (or tenth) of data_batch_1 to 5 are valid"
+    )
     return fit_arrays(Part(images[part], labels[part], NAMES, levels=256, split_rule=rule), config)
 
 
@@ -58,8 +66,13 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     batch = _unpickle(content, name)
     if not isinstance(batch, dict):
-        raise DataError(f"{name} is no CIFAR-10 batch: it holds a {type(batch).__name__}, not a dict")
-    fields = {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in batch.items()}
+        raise DataError(
+            f"{name} is no CIFAR-10 batch: it holds a {type(batch).__name__}, not a dict"
+        )
+    fields = {
+        key.decode("latin-1") if isinstance(key, bytes) else str(key): value
+        for key, value in batch.items()
+    }
     data, labels = fields.get("data"), fields.get("labels")
     if data is None or labels is None:
         raise DataError(
@@ -68,7 +81,11 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     pixels = data.array(name) if isinstance(data, _Array) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise DataError(f"{name}: data must be a uint8 array of shape [n, 3072]")
-    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(_is_label(label) for label in labels):
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(_is_label(label) for label in labels)
+    ):
         raise DataError(f"{name}: labels must be a list of {len(pixels)} whole numbers of 0..9")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
 
@@ -88,7 +105,8 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``, so that no state out of a file ever reaches numpy's own unpickling."""
+    """Stands in for ``numpy.ndarray``, so that no state out of a file ever reaches numpy's own
+    unpickling."""
 
     def __init__(self, *arguments: Any) -> None:
         self.state: Any = None
@@ -108,7 +126,8 @@ class _Array:
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
-    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old protocols: latin-1 only."""
+    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old protocols:
+    latin-1 only."""
     if encoding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
     return text.encode("latin-1")
@@ -124,13 +143,16 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, text, numbers and the stand-ins above; refuses every other name before anything runs."""
+    """Builds dicts, lists, text, numbers and the stand-ins above; refuses every other name before
+    anything runs."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR-10 batch does not need") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which a CIFAR-10 batch does not need"
+            ) from None
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise pickle.UnpicklingError("it refers to objects outside the file")
@@ -171,10 +193,14 @@ def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     assert opened is not None  # it is a regular file
                     contents[name] = opened.read()
     except READ_ERRORS as error:
-        raise DataError(f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}") from error
+        raise DataError(
+            f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
+        ) from error
     missing = [name for name in wanted if name not in contents]
     if missing:
-        raise DataError(f"cifar10:PATH: {file} holds no {', '.join(missing)}; is it cifar-10-python.tar.gz?")
+        raise DataError(
+            f"cifar10:PATH: {file} holds no {', '.join(missing)}; is it cifar-10-python.tar.gz?"
+        )
     return contents
 
 

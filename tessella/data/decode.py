@@ -1,20 +1,23 @@
-"""One image file to one 8-bit Pillow image, with everything checked that can be checked before its pixels are read.
+"""One image file to one 8-bit Pillow image, with everything checked that can be checked before its
+pixels are read.
 
-A file whose damage can be told is refused, not filled in. Refused, besides all that Pillow reports, are: a PNG with a
-wrong checksum in any chunk, a JPEG of which libjpeg says that data is missing or corrupt (Pillow hides that; it takes
-the package ``simplejpeg``, without which such files decode to partly invented pixels), a TIFF whose strips do not cover
-the image or, packed by deflate, do not match their checksums, a WebP of another length than it says.
+A file whose damage can be told is refused, not filled in. Refused, besides all that Pillow reports,
+are: a PNG with a wrong checksum in any chunk, a JPEG of which libjpeg says that data is missing or
+corrupt (Pillow hides that; it takes the package ``simplejpeg``, without which such files decode to
+partly invented pixels), a TIFF whose strips do not cover the image or, packed by deflate, do not
+match their checksums, a WebP of another length than it says.
 
-What cannot be told is a change that makes another valid file: of pixels or codes in formats without checksums (BMP,
-PPM, GIF, TGA, QOI, WebP, AVIF, JPEG 2000, TIFF that is not packed by deflate), and of coefficients in a JPEG whose
-codes stay valid. JPEG data inside TIFF is checked by libtiff alone, and a GIF whose stream of codes says too early that
-it ends is taken at its word.
+What cannot be told is a change that makes another valid file: of pixels or codes in formats without
+checksums (BMP, PPM, GIF, TGA, QOI, WebP, AVIF, JPEG 2000, TIFF that is not packed by deflate), and
+of coefficients in a JPEG whose codes stay valid. JPEG data inside TIFF is checked by libtiff alone,
+and a GIF whose stream of codes says too early that it ends is taken at its word.
 
-Memory: an image is decoded if the file and all that decoding holds at once stay within :data:`MAX_MEMORY`; with the
-interpreter and the libraries that is under 300 MB. Pillow takes 4 bytes for a pixel in colour, so 50-megapixel
-photographs of cameras fit, also lying on their side: an image for which there is no room twice is turned upright by way
-of a temporary file. The estimates are worst cases, measured with Pillow 13, and trust the size in the header. An array
-of the whole image, where no size is asked for, comes on top with a byte for each value.
+Memory: an image is decoded if the file and all that decoding holds at once stay within
+:data:`MAX_MEMORY`; with the interpreter and the libraries that is under 300 MB. Pillow takes 4
+bytes for a pixel in colour, so 50-megapixel photographs of cameras fit, also lying on their side:
+an image for which there is no room twice is turned upright by way of a temporary file. The
+estimates are worst cases, measured with Pillow 13, and trust the size in the header. An array of
+the whole image, where no size is asked for, comes on top with a byte for each value.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from tessella.data.files import one_line, passing
+from tessella.data.paths import one_line, passing
 
 try:
     import simplejpeg
@@ -47,19 +50,38 @@ MAX_PIXELS = 100_000_000
 MAX_MEMORY = 250 << 20
 """Bytes that a file and its image may take while it is decoded."""
 MAX_SCANS = 100
-"""Scans of a progressive JPEG; encoders write about ten, and each costs a pass over the whole image."""
+"""Scans of a progressive JPEG; encoders write about ten, and each costs a pass over the whole
+image."""
 
-KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "QOI", "TGA", "EPS")
-"""Formats that are opened, as Pillow names them. Containers of other files (icons, for one) are not among them, because
-what lies inside has another size than they say. EPS is recognized to be refused with its reason."""
+KINDS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "TIFF",
+    "BMP",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "QOI",
+    "TGA",
+    "EPS",
+)
+"""Formats that are opened, as Pillow names them. Containers of other files (icons, for one) are not
+among them, because what lies inside has another size than they say. EPS is recognized to be refused
+with its reason."""
 _DECODER = {"PNG": 0, "JPEG": 0, "MPO": 0, "BMP": 0, "PPM": 0, "TGA": 0, "GIF": 4, "TIFF": 0}
-"""Bytes a pixel that a decoder holds besides the image; 16 for the others, which hold several whole copies."""
+"""Bytes a pixel that a decoder holds besides the image; 16 for the others, which hold several whole
+copies."""
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _BITS_PER_SAMPLE, _COMPRESSION, _FILL_ORDER, _ORIENTATION = 258, 259, 266, 274  # TIFF tags
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _DEFLATE = (8, 32946)  # values of _COMPRESSION
-_MOST_UNPACKED = 1 << 30  # bytes of all strips of a TIFF: more than any image that passes _check_memory has
+_MOST_UNPACKED = (
+    1 << 30
+)  # bytes of all strips of a TIFF: more than any image that passes _check_memory has
 _BAND = 1 << 18  # pixels that are converted at a time
 
 _TURNS = {
@@ -81,18 +103,19 @@ class UnusableImage(Exception):
 def decode(file: io.BufferedIOBase, channels: int) -> Image.Image:
     """Read an image of a known kind (by its content, not its name), upright, as 8 bits a channel.
 
-    Palettes are expanded, CMYK and other colour spaces become RGB, animations give their first frame, grey values of
-    16 bits are shifted (``v >> 8``), transparency is laid on white unless four channels are asked for, and the EXIF
-    orientation is applied. Colour profiles are not.
+    Palettes are expanded, CMYK and other colour spaces become RGB, animations give their first
+    frame, grey values of 16 bits are shifted (``v >> 8``), transparency is laid on white unless
+    four channels are asked for, and the EXIF orientation is applied. Colour profiles are not.
 
     Args:
         file: the file, open for reading.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps grey images grey and makes the others RGB.
 
     Raises:
-        UnusableImage: with the reason, when the file is too large, is no image, has pixels of a kind without a clear
-            8-bit meaning (floating point, 32-bit integers), or is damaged.
-        OSError, MemoryError: for a reason outside of the file (:func:`tessella.data.files.passing`).
+        UnusableImage: with the reason, when the file is too large, is no image, has pixels of a
+            kind without a clear 8-bit meaning (floating point, 32-bit integers), or is damaged.
+        OSError, MemoryError: for a reason outside of the file
+            (:func:`tessella.data.paths.passing`).
     """
     return finish(begin(file), channels)
 
@@ -143,7 +166,8 @@ def finish(opened: Opened, channels: int) -> Image.Image:
 
 
 def is_image(file: io.BufferedIOBase) -> bool:
-    """Whether the content of a file begins like an image; TGA, which has no mark to be known by, does not count."""
+    """Whether the content of a file begins like an image; TGA, which has no mark to be known by,
+    does not count."""
     try:
         return _open(file).format != "TGA"
     except UnusableImage:
@@ -154,7 +178,8 @@ def is_image(file: io.BufferedIOBase) -> bool:
 def quiet() -> Iterator[None]:
     """Keep Pillow's warnings back (bombs, odd EXIF data): the checks here take their place.
 
-    Filters of warnings belong to the whole process: enter before threads start, leave after they end.
+    Filters of warnings belong to the whole process: enter before threads start, leave after they
+    end.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
@@ -164,7 +189,8 @@ def quiet() -> Iterator[None]:
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """An 8-bit image as grey (1), RGB (3) or RGBA (4); 0 keeps grey and makes RGB of the rest.
 
-    Grey is Rec. 601 luma as Pillow computes it; transparency is laid on white where the result has no alpha.
+    Grey is Rec. 601 luma as Pillow computes it; transparency is laid on white where the result has
+    no alpha.
     """
     if channels == 4:
         return image.convert("RGBA")
@@ -180,7 +206,10 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 def libraries() -> list[str]:
     """What pixels depend on besides the files: the versions of the libraries that decode them."""
-    return [f"Pillow {PIL.__version__}", f"simplejpeg {getattr(simplejpeg, '__version__', simplejpeg and 'here')}"]
+    return [
+        f"Pillow {PIL.__version__}",
+        f"simplejpeg {getattr(simplejpeg, '__version__', simplejpeg and 'here')}",
+    ]
 
 
 @functools.cache
@@ -220,7 +249,8 @@ def _check_header(image: Image.Image) -> None:
 
 
 def _check_memory(image: Image.Image, size: int) -> None:
-    """Refuse an image whose decoding would take more than :data:`MAX_MEMORY`, its file of ``size`` bytes included."""
+    """Refuse an image whose decoding would take more than :data:`MAX_MEMORY`, its file of ``size``
+    bytes included."""
     need = _memory(image, size)
     if need > MAX_MEMORY:
         raise UnusableImage(
@@ -233,14 +263,17 @@ def _memory(image: Image.Image, size: int) -> int:
     """Most bytes that decoding an image takes, its file of ``size`` bytes included."""
     held = _DECODER.get(image.format or "", 16)
     if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
-        held += 2 * len(image.getbands())  # all coefficients, without counting on smaller colour planes
+        held += 2 * len(
+            image.getbands()
+        )  # all coefficients, without counting on smaller colour planes
     if getattr(image, "n_frames", 1) > 1:
         held += 8 if image.format == "PNG" else 0
     return size + image.width * image.height * (_stride(image.mode) + held) + _strip(image)
 
 
 def _strip(image: Image.Image) -> int:
-    """Bytes of the strip or tile that libtiff decodes at a time: up to the whole image, of a tile even more."""
+    """Bytes of the strip or tile that libtiff decodes at a time: up to the whole image, of a tile
+    even more."""
     tags, tile = getattr(image, "tag_v2", {}), getattr(image, "tile", ())
     if not tile or tile[0][0] != "libtiff":
         return 0
@@ -266,7 +299,8 @@ def _check_data(image: Image.Image, data: bytes) -> None:
 
 
 def _check_strips(image: Any) -> None:
-    """That the strips of a TIFF cover it, and that they are as long as its pixels where they are not compressed."""
+    """That the strips of a TIFF cover it, and that they are as long as its pixels where they are
+    not compressed."""
     pixels = image.width * image.height
     boxes = {tile[1] for tile in image.tile}
     if sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) < pixels:
@@ -279,7 +313,8 @@ def _check_strips(image: Any) -> None:
 
 
 def _check_deflate(tags: Mapping[int, Any], data: bytes) -> None:
-    """That each strip or tile of a TIFF packed by deflate ends as it should, with its checksum: libtiff ignores it."""
+    """That each strip or tile of a TIFF packed by deflate ends as it should, with its checksum:
+    libtiff ignores it."""
     if tags.get(_COMPRESSION) not in _DEFLATE or tags.get(_FILL_ORDER, 1) != 1:
         return
     tiled = _TILE_WIDTH in tags
@@ -296,7 +331,8 @@ def _check_deflate(tags: Mapping[int, Any], data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Decode an eighth of the size with a library that passes on what libjpeg warns of; a tenth of a decoding's time.
+    """Decode an eighth of the size with a library that passes on what libjpeg warns of; a tenth of
+    a decoding's time.
 
     Other complaints (a kind that it does not read, an odd header) are left to Pillow.
     """
@@ -305,14 +341,17 @@ def _check_jpeg(data: bytes) -> None:
     if simplejpeg is None:
         return
     try:
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, fastdct=True, strict=True)
+        simplejpeg.decode_jpeg(
+            data, colorspace="GRAY", min_height=1, min_width=1, fastdct=True, strict=True
+        )
     except ValueError as error:
         if str(error).startswith(("Corrupt JPEG data", "Premature end")):
             raise UnusableImage(f"damaged: {one_line(error)}") from error
 
 
 def _upright8(image: Image.Image, channels: int) -> Image.Image:
-    """Decode, turn upright, reduce grey of 9 to 16 bits to 8 (Pillow takes the high byte of colours), convert."""
+    """Decode, turn upright, reduce grey of 9 to 16 bits to 8 (Pillow takes the high byte of
+    colours), convert."""
     bits = _grey_bits(image)
     image.load()
     orientation = image.getexif().get(_ORIENTATION, 1)
@@ -320,19 +359,28 @@ def _upright8(image: Image.Image, channels: int) -> Image.Image:
     transparent = image.has_transparency_data and channels != 4
     if image.mode in plain and not transparent and orientation not in _TURNS:
         return image
-    return _rebuilt(image, lambda band: with_channels(_grey8(band, bits) if bits else band, channels), orientation)
+    return _rebuilt(
+        image,
+        lambda band: with_channels(_grey8(band, bits) if bits else band, channels),
+        orientation,
+    )
 
 
-def _rebuilt(image: Image.Image, convert: Callable[[Image.Image], Image.Image], orientation: int) -> Image.Image:
+def _rebuilt(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image], orientation: int
+) -> Image.Image:
     """Convert an image band by band and turn it upright, so that copies of it are never whole.
 
-    The image is closed. Where there is no room for it and for its copy, the bands wait in a temporary file.
+    The image is closed. Where there is no room for it and for its copy, the bands wait in a
+    temporary file.
     """
     width, height = image.size
     rows = max(1, _BAND // width)
     mode = convert(image.crop((0, 0, 1, 1))).mode
     edges = [(top, min(top + rows, height)) for top in range(0, height, rows)]
-    bands: Iterator[Image.Image] = (convert(image.crop((0, top, width, bottom))) for top, bottom in edges)
+    bands: Iterator[Image.Image] = (
+        convert(image.crop((0, top, width, bottom))) for top, bottom in edges
+    )
     with contextlib.ExitStack() as stack:
         if width * height * (_stride(image.mode) + _stride(mode)) > MAX_MEMORY // 2:
             waiting = stack.enter_context(tempfile.TemporaryFile())
@@ -351,7 +399,9 @@ def _rebuilt(image: Image.Image, convert: Callable[[Image.Image], Image.Image], 
     return result
 
 
-def _from_file(file: IO[bytes], mode: str, width: int, edges: list[tuple[int, int]]) -> Iterator[Image.Image]:
+def _from_file(
+    file: IO[bytes], mode: str, width: int, edges: list[tuple[int, int]]
+) -> Iterator[Image.Image]:
     for top, bottom in edges:
         size = (width, bottom - top)
         yield Image.frombytes(mode, size, file.read(size[0] * size[1] * Image.getmodebands(mode)))
@@ -362,12 +412,15 @@ def _grey8(image: Image.Image, bits: int) -> Image.Image:
     values, transparent = np.asarray(image), image.info.get("transparency")
     grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if isinstance(transparent, int):
-        grey = Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+        grey = Image.merge(
+            "LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        )
     return grey
 
 
 def _grey_bits(image: Image.Image) -> int:
-    """Bits of a grey value where there are more than 8 (16, or 12 in some TIFF files); 0 for all other images."""
+    """Bits of a grey value where there are more than 8 (16, or 12 in some TIFF files); 0 for all
+    other images."""
     if image.mode not in (*_GREY16, "I"):
         return 0
     tags = getattr(image, "tag_v2", None)

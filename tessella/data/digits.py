@@ -1,4 +1,5 @@
-"""``digits``: the 8x8 handwritten digits that come with the package (source and licence: ``digits.LICENSE.txt``)."""
+"""``digits``: the 8x8 handwritten digits that come with the package (source and licence:
+``digits.LICENSE.txt``)."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ VALID, TEST = 150, 297
 def read_digits(path: str, split: str, config: DataConfig) -> Part:
     """One split of the 1,797 images ``uint8 [n, 8, 8, 1]``: 1,350 train, 150 valid, 297 test.
 
-    The splits are consecutive parts of ``numpy.random.default_rng(0).permutation(1797)``. Ink of 0..16 is stored as
-    ``round(255 v / 16)``. Source: E. Alpaydin and C. Kaynak, UCI Optical Recognition of Handwritten Digits, CC BY 4.0.
+    The splits are consecutive parts of ``numpy.random.default_rng(0).permutation(1797)``. Ink of
+    0..16 is stored as ``round(255 v / 16)``. Source: E. Alpaydin and C. Kaynak, UCI Optical
+    Recognition of Handwritten Digits, CC BY 4.0.
 
     Raises:
         DataError: when a path is given.

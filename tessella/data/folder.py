@@ -17,10 +17,19 @@ from PIL import Image
 
 from tessella.config import DataConfig
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
-from tessella.data.files import READ_ERRORS, existing, last_name, listing, one_line, passing, passing_ends, printable
+from tessella.data.decoded_cache import Writer, digest, stored
 from tessella.data.image_files import Files, decode_files
+from tessella.data.paths import (
+    READ_ERRORS,
+    existing,
+    last_name,
+    listing,
+    one_line,
+    passing,
+    passing_ends,
+    printable,
+)
 from tessella.data.splits import ALL, FOLDERS, by_folders, by_hash, divide
-from tessella.data.store import Writer, digest, stored
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
@@ -28,15 +37,17 @@ RULE = "SHA-256 of 'tessella split:' and the relative path: 5 % test, 5 % valid,
 _FOREIGN = ("__MACOSX",)
 UNREAD = {
     **dict.fromkeys((".heic", ".heics", ".heif", ".hif"), "HEIC"),
-    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"), "camera raw"),
+    **dict.fromkeys(
+        (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"), "camera raw"
+    ),
     ".jxl": "JPEG XL",
     ".psd": "PSD",
     ".svg": "SVG",
     ".ico": "ICO",
     ".pcx": "PCX",
 }
-"""Extensions of images that are not read, whatever the file holds (camera raws are TIFF files of a small preview), and
-what they are called."""
+"""Extensions of images that are not read, whatever the file holds (camera raws are TIFF files of a
+small preview), and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +68,22 @@ class _Place:
 def read_folder(path: str, split: str, config: DataConfig) -> Part:
     """One split of the images under a folder or in a zip file, sorted by relative path.
 
-    Files and folders whose name begins with a dot are passed over, and so is ``__MACOSX``. What is an image is decided
-    by its content; a file that is none, or is damaged, is skipped and named. Files that are not even named like an
-    image are no failures; the others are, those of :data:`UNREAD` among them. Where every image lies in a sub-folder,
-    the sub-folder is its label: the first part of its path, after the parts that all images share with a further
-    sub-folder below them. Where these parts are the names of splits they are the splits, and labels come from the
-    sub-folders below (:func:`tessella.data.splits.by_folders`); else the split is taken by
-    :func:`tessella.data.splits.by_hash`. ``all`` takes every image. Only files of the split are decoded: once, into a
-    file that is used until a file of the folder is added, removed or changed, or another size, crop, limit or number of
-    channels is asked for (:mod:`tessella.data.store`).
+    Files and folders whose name begins with a dot are passed over, and so is ``__MACOSX``. What is
+    an image is decided by its content; a file that is none, or is damaged, is skipped and named.
+    Files that are not even named like an image are no failures; the others are, those of
+    :data:`UNREAD` among them. Where every image lies in a sub-folder, the sub-folder is its label:
+    the first part of its path, after the parts that all images share with a further sub-folder
+    below them. Where these parts are the names of splits they are the splits, and labels come from
+    the sub-folders below (:func:`tessella.data.splits.by_folders`); else the split is taken by
+    :func:`tessella.data.splits.by_hash`. ``all`` takes every image. Only files of the split are
+    decoded: once, into a file that is used until a file of the folder is added, removed or changed,
+    or another size, crop, limit or number of channels is asked for
+    (:mod:`tessella.data.decoded_cache`).
 
     Raises:
-        DataError: when there is no image, more than 20 % of the files of the split (and at least three) are unusable,
-            one cannot be read for a reason outside of it, or the decoded images cannot be kept.
+        DataError: when there is no image, more than 20 % of the files of the split (and at least
+            three) are unusable, one cannot be read for a reason outside of it, or the decoded
+            images cannot be kept.
         InputError: when images differ in size and ``config.size`` is empty.
     """
     root = existing(path, "folder:PATH")
@@ -79,7 +93,9 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
         def make(writer: Writer) -> dict[str, Any]:
             return _decode(place, split, config, writer, root)
 
-        images, facts = stored(_key(root, split, config), _listing_key(place), make, f"folder:{last_name(root)}")
+        images, facts = stored(
+            _key(root, split, config), _listing_key(place), make, f"folder:{last_name(root)}"
+        )
     return Part(
         images=images,
         labels=None if facts["labels"] is None else np.array(facts["labels"], np.int64),
@@ -92,7 +108,9 @@ def read_folder(path: str, split: str, config: DataConfig) -> Part:
     )
 
 
-def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root: Path) -> dict[str, Any]:
+def _decode(
+    place: _Place, split: str, config: DataConfig, writer: Writer, root: Path
+) -> dict[str, Any]:
     """Decode a split into ``writer``; returns what is to be known of it besides its pixels."""
     with quiet():
         mask = [_may_be_image(name, place.open, root) for name in place.names]
@@ -110,7 +128,9 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         None if labels is None else [labels[index] for index in mine],
     )
     title = f"folder:{last_name(root)}"
-    decoded = decode_files(files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}")
+    decoded = decode_files(
+        files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}"
+    )
     return {
         "names": decoded.names,
         "labels": None if labels is None else decoded.labels,
@@ -118,7 +138,9 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         "skipped": [*decoded.skipped, *(f"{name}: not an image" for name in others)],
         "resampled": decoded.resampled,
         "split_rule": division.rule,
-        "source": printable(str(root.resolve())),  # this and the rest for whoever looks into the cache
+        "source": printable(
+            str(root.resolve())
+        ),  # this and the rest for whoever looks into the cache
         "split": split,
         "size": config.size,
         "crop": config.crop if config.size else "",
@@ -127,10 +149,13 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
 
 
 def _key(root: Path, split: str, config: DataConfig) -> str:
-    """The place of the decoded images in the cache: where they come from and what is made of them."""
+    """The place of the decoded images in the cache: where they come from and what is made of
+    them."""
     size = parse_size(config.size, "size")
     crop = config.crop if size else ""
-    return digest(printable(str(root.resolve())), split, size, crop, config.channels or 3, config.limit)
+    return digest(
+        printable(str(root.resolve())), split, size, crop, config.channels or 3, config.limit
+    )
 
 
 def _listing_key(place: _Place) -> str:
@@ -158,7 +183,9 @@ def _in_zip(archive: zipfile.ZipFile) -> _Place:
     }
     names = sorted(found)
     return _Place(
-        names, [found[name] for name in names], lambda name: cast(BufferedIOBase, archive.open(archive.getinfo(name)))
+        names,
+        [found[name] for name in names],
+        lambda name: cast(BufferedIOBase, archive.open(archive.getinfo(name))),
     )
 
 
@@ -182,7 +209,8 @@ def _in_folder(root: Path) -> _Place:
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Size, time of change and permissions; empty for what is not a file (a dead link, a pipe that might never end)."""
+    """Size, time of change and permissions; empty for what is not a file (a dead link, a pipe that
+    might never end)."""
     try:
         facts = file.stat()
     except OSError:
@@ -225,7 +253,8 @@ class _Division:
 
     Args:
         splits: of each image.
-        folders: the sub-folders each image lies in, besides those that all share and those that say its split.
+        folders: the sub-folders each image lies in, besides those that all share and those that say
+            its split.
         rule: how the splits were taken, in words.
         given: whether the folders said the splits.
     """
@@ -238,10 +267,15 @@ class _Division:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes; ``()`` where there are none."""
-        return tuple(sorted({parts[0] for parts in self.folders if parts})) if self.given or all(self.folders) else ()
+        return (
+            tuple(sorted({parts[0] for parts in self.folders if parts}))
+            if self.given or all(self.folders)
+            else ()
+        )
 
     def labels(self, split: str) -> list[int] | None:
-        """The class of each image; None where images of this split (without given splits: any images) have none."""
+        """The class of each image; None where images of this split (without given splits: any
+        images) have none."""
         concerned = [not self.given or split in (part, ALL) for part in self.splits]
         if not all(parts for parts, mine in zip(self.folders, concerned, strict=True) if mine):
             return None

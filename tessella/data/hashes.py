@@ -8,7 +8,8 @@ import numpy as np
 
 
 def image_hashes(images: np.ndarray) -> np.ndarray:
-    """BLAKE2b of each image's bytes in row-major order, 8 bytes long, read as a little-endian number.
+    """BLAKE2b of each image's bytes in row-major order, 8 bytes long, read as a little-endian
+    number.
 
     Args:
         images: ``uint8 [n, height, width, channels]``.

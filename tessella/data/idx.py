@@ -1,8 +1,9 @@
-"""``mnist:PATH``: a folder with the four idx files of MNIST, or of a data set published in its form.
+"""``mnist:PATH``: a folder with the four idx files of MNIST, or of a data set published in its
+form.
 
-The idx format (Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits): a big-endian magic number
-whose third byte is the type (8: unsigned byte) and whose fourth is the number of dimensions, one 32-bit size for each
-dimension, then the values in row-major order.
+The idx format (Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits): a
+big-endian magic number whose third byte is the type (8: unsigned byte) and whose fourth is the
+number of dimensions, one 32-bit size for each dimension, then the values in row-major order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.files import READ_ERRORS, existing, listing, one_line
+from tessella.data.paths import READ_ERRORS, existing, listing, one_line
 from tessella.data.splits import with_tail
 from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
@@ -26,13 +27,13 @@ _PREFIX = {"train": "train", "valid": "train", "test": "t10k"}
 def read_mnist(path: str, split: str, config: DataConfig) -> Part:
     """One split of a folder of idx files, as ``uint8 [n, height, width, 1]`` with labels.
 
-    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with ``t10k``; ``.idx3-ubyte``
-    for ``-idx3-ubyte`` and a further ``.gz`` are accepted. The last 5,000 training images are valid (of fewer than
-    50,000: the last tenth), the files ``t10k`` are test.
+    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
+    ``t10k``; ``.idx3-ubyte`` for ``-idx3-ubyte`` and a further ``.gz`` are accepted. The last 5,000
+    training images are valid (of fewer than 50,000: the last tenth), the files ``t10k`` are test.
 
     Raises:
-        DataError: when the folder or a file is missing, is not in the idx format, is cut short or too long, or when
-            images and labels differ in number.
+        DataError: when the folder or a file is missing, is not in the idx format, is cut short or
+            too long, or when images and labels differ in number.
     """
     folder = existing(path, "mnist:PATH")
     if not folder.is_dir():
@@ -80,7 +81,9 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
     if len(values) != count:
         more = "more" if len(values) > count else f"only {len(values):,}"
         sizes = "x".join(map(str, shape))
-        raise DataError(f"{file.name} should hold {count:,} values ({sizes}) after its header, but has {more}")
+        raise DataError(
+            f"{file.name} should hold {count:,} values ({sizes}) after its header, but has {more}"
+        )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
@@ -91,7 +94,9 @@ def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     if magic != expected:
         kind = {0x0801: "labels", 0x0803: "images"}.get(magic, "no idx file of bytes")
-        raise DataError(f"{file.name} has the magic number {magic:#010x} ({kind}), expected {expected:#010x}")
+        raise DataError(
+            f"{file.name} has the magic number {magic:#010x} ({kind}), expected {expected:#010x}"
+        )
     if dimensions > 1 and 0 in shape[1:]:
         raise DataError(f"{file.name} declares images without pixels ({'x'.join(map(str, shape))})")
     return tuple(shape)

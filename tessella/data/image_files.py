@@ -1,4 +1,5 @@
-"""Many image files to images of one size: decoded by several threads, in order, within bounded memory."""
+"""Many image files to images of one size: decoded by several threads, in order, within bounded
+memory."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
-from tessella.data.budget import Budget
 from tessella.data.decode import Opened, UnusableImage, begin, finish, quiet
-from tessella.data.files import READ_ERRORS, passing, passing_ends, printable, reason
+from tessella.data.memory_budget import Budget
+from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
 from tessella.data.transform import Part, cut, parse_size
 from tessella.errors import DataError, InputError
 
@@ -28,11 +29,12 @@ MOST_FAILURES = 0.2
 FEW_FAILURES = 2
 """As many failures never refuse a folder, however small it is."""
 MAX_TOGETHER = 512 << 20
-"""Bytes that all threads together may hold to decode images, finished ones that wait for their turn included. The files
-that are being read, one a thread, come on top until their headers are known."""
+"""Bytes that all threads together may hold to decode images, finished ones that wait for their turn
+included. The files that are being read, one a thread, come on top until their headers are known."""
 MANY_FILES = 300
 PATIENCE = 5.0
-"""From so many files or seconds on, a line is printed where there is no terminal for a progress bar."""
+"""From so many files or seconds on, a line is printed where there is no terminal for a progress
+bar."""
 
 _Result = TypeVar("_Result")
 
@@ -74,7 +76,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The images that one file gives: suffixes of their names and their pixels, the file's (height, width)."""
+    """The images that one file gives: suffixes of their names and their pixels, the file's (height,
+    width)."""
 
     cut: list[tuple[str, np.ndarray]]
     size: tuple[int, int]
@@ -97,14 +100,19 @@ class _Wanted:
 
     @property
     def bytes(self) -> int:
-        """What an image of the wanted size takes while it is made: as Pillow keeps it, and as an array."""
+        """What an image of the wanted size takes while it is made: as Pillow keeps it, and as an
+        array."""
         return 0 if self.size is None else self.size[0] * self.size[1] * (4 + self.channels)
 
 
-def fit_files(files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False) -> Part:
+def fit_files(
+    files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False
+) -> Part:
     """:func:`decode_files` into one array in memory."""
     images: list[np.ndarray] = []
-    decoded = decode_files(files, config, images.append, channels=channels, place=place, strict=strict)
+    decoded = decode_files(
+        files, config, images.append, channels=channels, place=place, strict=strict
+    )
     return Part(
         images=np.stack(images) if images else np.empty((0, 0, 0, 0), np.uint8),
         labels=None if files.labels is None else np.array(decoded.labels, np.int64),
@@ -126,7 +134,8 @@ def decode_files(
     place: str,
     strict: bool = False,
 ) -> Decoded:
-    """Decode files until ``config.limit`` images are there, in the size asked for; unusable ones are skipped and named.
+    """Decode files until ``config.limit`` images are there, in the size asked for; unusable ones
+    are skipped and named.
 
     Args:
         files: the files of one split, in order.
@@ -137,12 +146,15 @@ def decode_files(
         strict: refuse a single unusable file.
 
     Raises:
-        DataError: when more than 20 % of the files, and at least three, are unusable (at the first file that makes
-            this certain), or one where ``strict``; when a file cannot be read for a reason outside of it.
+        DataError: when more than 20 % of the files, and at least three, are unusable (at the first
+            file that makes this certain), or one where ``strict``; when a file cannot be read for a
+            reason outside of it.
         InputError: when the images differ in size and none is asked for.
     """
     with quiet():
-        wanted = _Wanted(channels or _first_channels(files), parse_size(config.size, "size"), config.crop)
+        wanted = _Wanted(
+            channels or _first_channels(files), parse_size(config.size, "size"), config.crop
+        )
         limit, result, failures, tried = config.limit, Decoded(), 0, 0
         first: tuple[str, tuple[int, int]] | None = None
         for index, pieces in _in_order(files, wanted, limit, place):
@@ -153,7 +165,9 @@ def decode_files(
                 if strict:
                     raise DataError(f"{place}, {printable(name)}: {pieces}") from pieces
                 if failures > max(FEW_FAILURES, MOST_FAILURES * len(files)):
-                    raise DataError(_too_many(f"at least {failures} of {len(files)}", place, result.skipped))
+                    raise DataError(
+                        _too_many(f"at least {failures} of {len(files)}", place, result.skipped)
+                    )
                 continue
             if wanted.size is None:
                 first = first or (name, pieces.size)
@@ -168,7 +182,12 @@ def decode_files(
 
 
 def _add(
-    result: Decoded, keep: Callable[[np.ndarray], None], files: Files, index: int, pieces: _Pieces, limit: int
+    result: Decoded,
+    keep: Callable[[np.ndarray], None],
+    files: Files,
+    index: int,
+    pieces: _Pieces,
+    limit: int,
 ) -> None:
     """Take over the images of one file, up to ``limit`` in all, and let go of them."""
     room = limit - len(result.names) if limit else None
@@ -182,23 +201,37 @@ def _add(
     pieces.cut.clear()
 
 
-def _in_order(files: Files, wanted: _Wanted, limit: int, place: str) -> Iterator[tuple[int, _Outcome]]:
-    """The outcome of each file, in order, while threads decode a few files ahead, together within a budget of memory.
+def _in_order(
+    files: Files, wanted: _Wanted, limit: int, place: str
+) -> Iterator[tuple[int, _Outcome]]:
+    """The outcome of each file, in order, while threads decode a few files ahead, together within a
+    budget of memory.
 
-    Whoever takes the outcomes may stop at any time; files that nobody began are then left alone. Where a file gives at
-    most one image and ``limit`` are wanted, no file is begun that may turn out not to be needed.
+    Whoever takes the outcomes may stop at any time; files that nobody began are then left alone.
+    Where a file gives at most one image and ``limit`` are wanted, no file is begun that may turn
+    out not to be needed.
     """
     threads, budget = workers(), Budget(MAX_TOGETHER)
     waiting: deque[tuple[int, Future[tuple[_Outcome, int]]]] = deque()
     upcoming, found = iter(range(len(files))), 0
     executor = ThreadPoolExecutor(threads, "decode")
     bar = tqdm(total=len(files), desc=f"decoding {place}", unit="file", disable=None, leave=False)
-    announce = _announcing(files, limit if wanted.crop != "tiles" else 0, place) if bar.disable else bar.update
+    announce = (
+        _announcing(files, limit if wanted.crop != "tiles" else 0, place)
+        if bar.disable
+        else bar.update
+    )
     try:
         while True:
-            ahead = 2 * threads if not limit or wanted.crop == "tiles" else min(2 * threads, limit - found)
+            ahead = (
+                2 * threads
+                if not limit or wanted.crop == "tiles"
+                else min(2 * threads, limit - found)
+            )
             while len(waiting) < ahead and (index := next(upcoming, None)) is not None:
-                waiting.append((index, executor.submit(_attempt, files, index, wanted, budget, place)))
+                waiting.append(
+                    (index, executor.submit(_attempt, files, index, wanted, budget, place))
+                )
             if not waiting:
                 return
             index, future = waiting.popleft()
@@ -220,7 +253,8 @@ def workers() -> int:
 
 
 def _announcing(files: Files, limit: int, place: str) -> Callable[[], object]:
-    """What to call after each file: prints one line on stderr where there are many files or they take long."""
+    """What to call after each file: prints one line on stderr where there are many files or they
+    take long."""
     count, started, said = min(limit or len(files), len(files)), time.monotonic(), False
 
     def announce() -> None:
@@ -232,13 +266,20 @@ def _announcing(files: Files, limit: int, place: str) -> Callable[[], object]:
     return announce
 
 
-def _attempt(files: Files, index: int, wanted: _Wanted, budget: Budget, place: str) -> tuple[_Outcome, int]:
-    """One file decoded and cut, or why not, and its share of the budget, to be given back with the outcome."""
+def _attempt(
+    files: Files, index: int, wanted: _Wanted, budget: Budget, place: str
+) -> tuple[_Outcome, int]:
+    """One file decoded and cut, or why not, and its share of the budget, to be given back with the
+    outcome."""
     outcome: _Outcome
     with passing_ends(f"{place}, {printable(files.names[index])}"):
         opened = _tried(partial(_begun, files, index))
-        taken = budget.take(index, opened.memory + wanted.bytes if isinstance(opened, Opened) else 0)
-        outcome = _tried(partial(_finished, opened, wanted)) if isinstance(opened, Opened) else opened
+        taken = budget.take(
+            index, opened.memory + wanted.bytes if isinstance(opened, Opened) else 0
+        )
+        outcome = (
+            _tried(partial(_finished, opened, wanted)) if isinstance(opened, Opened) else opened
+        )
     del opened
     held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
     budget.give_back(taken - held)
@@ -256,7 +297,8 @@ def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
 
 
 def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
-    """The result of a step, or why the file is to blame; without a traceback, which would keep the image in memory."""
+    """The result of a step, or why the file is to blame; without a traceback, which would keep the
+    image in memory."""
     try:
         return step()
     except UnusableImage as error:

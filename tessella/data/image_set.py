@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
-from tessella.data.store import StoredImages
 
 Images = np.ndarray | StoredImages
-"""Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice, numbers or a mask."""
+"""Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice,
+numbers or a mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +22,17 @@ class ImageSet:
     """One split of a data source, ready to be made symbols.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``, values 0..255. For folders they are :class:`StoredImages`, which
-            lie in a file (binarized ones excepted); ``images[i:j]`` gives a numpy array of either.
+        images: ``uint8 [n, height, width, channels]``, values 0..255. For folders they are
+            :class:`StoredImages`, which lie in a file (binarized ones excepted); ``images[i:j]``
+            gives a numpy array of either.
         labels: ``int64 [n]``, or None.
         label_names: names of the classes in the order of the labels; ``()`` when unknown.
-        levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else 17 for the digits,
-            2 for binarized, boolean or bit-packed images, 256 otherwise.
+        levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else
+            17 for the digits, 2 for binarized, boolean or bit-packed images, 256 otherwise.
         name: the source with the last part of its path, such as ``npz:mnist.npz``.
         split: ``train``, ``valid`` or ``test``.
-        names: for folders, the path of each image relative to the folder, with ``/`` between its parts (and
-            ``#top,left`` in pixels after the path of a tile); None for other sources.
+        names: for folders, the path of each image relative to the folder, with ``/`` between its
+            parts (and ``#top,left`` in pixels after the path of a tile); None for other sources.
         skipped: files left out, each as ``path: reason``.
         recipe: how the split was taken and the pixels prepared, as JSON values.
     """
@@ -50,21 +52,28 @@ class ImageSet:
 
     @property
     def classes(self) -> int:
-        """Number of classes: that of ``label_names``, else one more than the greatest label here; 0 without labels."""
+        """Number of classes: that of ``label_names``, else one more than the greatest label here; 0
+        without labels."""
         if self.label_names:
             return len(self.label_names)
         return 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
 
     def hashes(self) -> np.ndarray:
-        """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal images."""
-        return self.images.hashes if isinstance(self.images, StoredImages) else image_hashes(self.images)
+        """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal
+        images."""
+        return (
+            self.images.hashes
+            if isinstance(self.images, StoredImages)
+            else image_hashes(self.images)
+        )
 
     def identity(self) -> dict[str, Any]:
         """What these images are, as JSON values: equal identities mean equal pixels in equal order.
 
-        Holds the source (without its directory), the split and how it was taken, the number and shape
-        ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major order, the names of the
-        classes, the preparation of the pixels, and the number of files skipped.
+        Holds the source (without its directory), the split and how it was taken, the number and
+        shape ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major
+        order, the names of the classes, the preparation of the pixels, and the number of files
+        skipped.
         """
         recipe = dict(self.recipe)
         return {
@@ -81,7 +90,8 @@ class ImageSet:
 
 
 def _sha256(images: Images) -> str:
-    """Of the pixels in row-major order; images in a file had theirs computed as they were written."""
+    """Of the pixels in row-major order; images in a file had theirs computed as they were
+    written."""
     if isinstance(images, StoredImages):
         return images.sha256
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

@@ -10,9 +10,9 @@ or for the file as a whole, with ``labels`` where there are labels:
 - ``images``;
 - ``arr_0``, as sample archives have it.
 
-A file as a whole is training data, or test data when the last word of its name is ``test`` (``photos_test.npz``). A
-split that the file lacks is cut from its training data by a permutation of seed 0: 5 % for each, and at most 5,000
-where the file does hold another split.
+A file as a whole is training data, or test data when the last word of its name is ``test``
+(``photos_test.npz``). A split that the file lacks is cut from its training data by a permutation of
+seed 0: 5 % for each, and at most 5,000 where the file does hold another split.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.files import READ_ERRORS, existing, listing, one_line
 from tessella.data.image_files import Files, fit_files
+from tessella.data.paths import READ_ERRORS, existing, listing, one_line
 from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
 from tessella.data.transform import Part, fit_arrays, parse_size
 from tessella.errors import ConfigError, DataError, InputError
@@ -43,16 +43,20 @@ _LAYOUTS = "{split}_images, {split}, images, arr_0, or jpeg with offsets"
 def read_npz(path: str, split: str, config: DataConfig) -> Part:
     """One split of an ``.npz`` file, as ``uint8 [n, height, width, channels]``.
 
-    Boolean arrays become 0 and 255, integers of other types must lie in 0..255, ``[n, height, width]`` gets one
-    channel, and two-dimensional uint8 is unpacked by ``config.bits``. Nothing pickled is read.
+    Boolean arrays become 0 and 255, integers of other types must lie in 0..255,
+    ``[n, height, width]`` gets one channel, and two-dimensional uint8 is unpacked by
+    ``config.bits``. Nothing pickled is read.
 
     Raises:
-        DataError: when the file is missing, damaged, or has no array for this split; its keys are listed.
+        DataError: when the file is missing, damaged, or has no array for this split; its keys are
+            listed.
         InputError: when an array has another type, shape or range.
     """
     place = existing(path, "npz:PATH")
     if not zipfile.is_zipfile(place):
-        raise DataError(f"{path} is not an .npz file (a zip archive of arrays, as numpy.savez_compressed writes)")
+        raise DataError(
+            f"{path} is not an .npz file (a zip archive of arrays, as numpy.savez_compressed writes)"
+        )
     try:
         arrays = np.load(place, allow_pickle=False)
     except READ_ERRORS as error:
@@ -73,7 +77,9 @@ class _Arrays:
         try:
             array = self._arrays[key]
         except (*READ_ERRORS, KeyError, MemoryError) as error:
-            raise DataError(f"{self.place.name}: the array {key!r} cannot be read: {one_line(error)}") from error
+            raise DataError(
+                f"{self.place.name}: the array {key!r} cannot be read: {one_line(error)}"
+            ) from error
         if not isinstance(array, np.ndarray):
             raise DataError(f"{self.place.name}: {key!r} is not a numpy array")
         return array
@@ -85,7 +91,9 @@ class _Arrays:
 def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
     found = _splits_in(arrays.keys, arrays.place)
     if split not in found and "train" not in found:
-        by_name = "" if "test" not in found or found["test"][0] not in _WHOLE else ", as its name says"
+        by_name = (
+            "" if "test" not in found or found["test"][0] not in _WHOLE else ", as its name says"
+        )
         raise DataError(
             f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} (keys: {listing(arrays.keys)});"
             f" split {split!r} needs a file with training images"
@@ -104,7 +112,8 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
 
 
 def _splits_in(keys: Collection[str], place: Path) -> dict[str, tuple[str, str]]:
-    """The splits a file holds, each with the keys of its images and of its labels (which may not be there)."""
+    """The splits a file holds, each with the keys of its images and of its labels (which may not be
+    there)."""
     found: dict[str, tuple[str, str]] = {}
     for split in SPLITS:
         for word in _WORDS[split]:
@@ -117,10 +126,14 @@ def _splits_in(keys: Collection[str], place: Path) -> dict[str, tuple[str, str]]
     for key in _WHOLE:
         if key in keys and (key != "jpeg" or "offsets" in keys):
             return {whole: (key, "labels")}
-    raise DataError(f"{place.name} has no images under a key we know ({_LAYOUTS}); its keys: {listing(list(keys))}")
+    raise DataError(
+        f"{place.name} has no images under a key we know ({_LAYOUTS}); its keys: {listing(list(keys))}"
+    )
 
 
-def _places(found: Collection[str], split: str, count: int, key: str) -> tuple[np.ndarray | slice, str]:
+def _places(
+    found: Collection[str], split: str, count: int, key: str
+) -> tuple[np.ndarray | slice, str]:
     """Which images of the array a split takes, and the rule in words."""
     missing = [name for name in ("valid", "test") if name not in found]
     if split in found and (split != "train" or not missing):
@@ -132,8 +145,11 @@ def _places(found: Collection[str], split: str, count: int, key: str) -> tuple[n
     return permuted(count, split, **sizes), rule
 
 
-def _as_images(array: np.ndarray, index: np.ndarray | slice, title: str, config: DataConfig) -> tuple[np.ndarray, int]:
-    """The images of a split as ``uint8 [n, height, width, channels]``, with the number of values their pixels take."""
+def _as_images(
+    array: np.ndarray, index: np.ndarray | slice, title: str, config: DataConfig
+) -> tuple[np.ndarray, int]:
+    """The images of a split as ``uint8 [n, height, width, channels]``, with the number of values
+    their pixels take."""
     bits = parse_size(config.bits, "bits")
     if bits:
         _check_packed(array, bits, title)
@@ -149,7 +165,9 @@ def _as_images(array: np.ndarray, index: np.ndarray | slice, title: str, config:
 def _check_shape(array: np.ndarray, title: str) -> None:
     shape = list(array.shape)
     if array.ndim == 2:
-        raise InputError(f"{title} has the shape {shape}, not [n, height, width, channels]{_rows_hint(shape[1])}")
+        raise InputError(
+            f"{title} has the shape {shape}, not [n, height, width, channels]{_rows_hint(shape[1])}"
+        )
     if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] not in (1, 3, 4)) or 0 in shape:
         planes = array.ndim == 4 and shape[1] in (1, 3, 4)
         hint = "; np.moveaxis(x, 1, -1) puts the channels last" if planes else ""
@@ -186,7 +204,9 @@ def _check_packed(array: np.ndarray, size: tuple[int, int], title: str) -> None:
 
 def _unpack(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bits, eight to a byte with the highest first, row by row, to 0 and 255."""
-    return np.unpackbits(array, axis=1, count=size[0] * size[1]).reshape(-1, *size, 1) * np.uint8(255)
+    return np.unpackbits(array, axis=1, count=size[0] * size[1]).reshape(-1, *size, 1) * np.uint8(
+        255
+    )
 
 
 def _rows_hint(length: int) -> str:
@@ -195,7 +215,9 @@ def _rows_hint(length: int) -> str:
     if packed and math.ceil(packed**2 / 8) == length:
         return f"; if a row is an image of packed bits, set data.bits={packed}x{packed}"
     if flat and flat**2 == length:
-        return f"; if a row is an image of {flat}x{flat} pixels, store x.reshape(-1, {flat}, {flat})"
+        return (
+            f"; if a row is an image of {flat}x{flat} pixels, store x.reshape(-1, {flat}, {flat})"
+        )
     return "; if a row is an image of packed bits, set data.bits=HEIGHTxWIDTH"
 
 
@@ -204,11 +226,15 @@ def _labels(arrays: _Arrays, key: str, count: int) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(f"{arrays.title(key)} is {labels.dtype} {list(labels.shape)}; labels are whole numbers [n]")
+        raise InputError(
+            f"{arrays.title(key)} is {labels.dtype} {list(labels.shape)}; labels are whole numbers [n]"
+        )
     if len(labels) != count:
         raise InputError(f"{arrays.title(key)} holds {len(labels)} labels for {count} images")
     if count and int(labels.min()) < 0:
-        raise InputError(f"{arrays.title(key)} has negative labels (down to {labels.min()}); classes count from 0")
+        raise InputError(
+            f"{arrays.title(key)} has negative labels (down to {labels.min()}); classes count from 0"
+        )
     return labels.astype(np.int64)
 
 
@@ -216,22 +242,32 @@ def _bounds(arrays: _Arrays, data: np.ndarray) -> np.ndarray:
     """Number, start and end of each file in ``jpeg``: ``int64 [n, 3]``."""
     offsets = arrays["offsets"]
     if data.dtype != np.uint8 or data.ndim != 1:
-        raise InputError(f"{arrays.title('jpeg')} must be uint8 bytes [length], got {data.dtype} {list(data.shape)}")
+        raise InputError(
+            f"{arrays.title('jpeg')} must be uint8 bytes [length], got {data.dtype} {list(data.shape)}"
+        )
     if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
         given = f"{offsets.dtype} {list(offsets.shape)}"
         raise InputError(f"{arrays.title('offsets')} must be whole numbers [n + 1], got {given}")
     offsets = offsets.astype(np.int64)
     if offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) <= 0).any():
-        raise InputError(f"{arrays.title('offsets')} must rise within the {len(data)} bytes of 'jpeg'")
+        raise InputError(
+            f"{arrays.title('offsets')} must rise within the {len(data)} bytes of 'jpeg'"
+        )
     return np.stack([np.arange(len(offsets) - 1), offsets[:-1], offsets[1:]], axis=1)
 
 
 def _decoded(
-    arrays: _Arrays, data: np.ndarray, bounds: np.ndarray, labels: np.ndarray | None, config: DataConfig
+    arrays: _Arrays,
+    data: np.ndarray,
+    bounds: np.ndarray,
+    labels: np.ndarray | None,
+    config: DataConfig,
 ) -> Part:
     """Decode image files that lie end to end; all of them must be intact."""
     if config.bits:
-        raise ConfigError(f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it empty")
+        raise ConfigError(
+            f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it empty"
+        )
     files = Files(
         [f"image {i}" for i in bounds[:, 0].tolist()],
         lambda index: io.BytesIO(data[bounds[index, 1] : bounds[index, 2]].tobytes()),

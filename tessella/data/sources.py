@@ -1,4 +1,5 @@
-"""The table of data sources, and :func:`load`, which turns a :class:`~tessella.config.DataConfig` into images."""
+"""The table of data sources, and :func:`load`, which turns a :class:`~tessella.config.DataConfig`
+into images."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ import numpy as np
 from tessella.config import DataConfig
 from tessella.data.cifar import read_cifar10
 from tessella.data.digits import read_digits
-from tessella.data.files import find, last_name
 from tessella.data.folder import RULE, read_folder
 from tessella.data.idx import read_mnist
 from tessella.data.image_set import ImageSet
 from tessella.data.npz import read_npz
+from tessella.data.paths import find, last_name
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
@@ -40,7 +41,9 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source("digits", "the bundled 8x8 handwritten digits", read_digits),
     "mnist": Source("mnist:PATH", "a folder of idx files, gzipped or not", read_mnist),
-    "cifar10": Source("cifar10:PATH", "the python batches of CIFAR-10, a folder or the .tar.gz", read_cifar10),
+    "cifar10": Source(
+        "cifar10:PATH", "the python batches of CIFAR-10, a folder or the .tar.gz", read_cifar10
+    ),
     "npz": Source("npz:PATH", "arrays of images in an .npz file", read_npz),
     "folder": Source("folder:PATH", "a folder or a .zip file of images", read_folder),
 }
@@ -54,10 +57,11 @@ def load(config: DataConfig, split: str) -> ImageSet:
         split: ``train``, ``valid`` or ``test``; of a folder also ``all``.
 
     Returns:
-        the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a folder are decoded
-        into a file once and read from there (:mod:`tessella.data.store`), except where they are binarized, which takes
-        the whole array. With ``binarize="dynamic"`` the training images stay grey, for :func:`tessella.data.augment`
-        to draw; valid and test get the fixed draw.
+        the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a
+        folder are decoded into a file once and read from there
+        (:mod:`tessella.data.decoded_cache`), except where they are binarized, which takes the whole
+        array. With ``binarize="dynamic"`` the training images stay grey, for
+        :func:`tessella.data.augment` to draw; valid and test get the fixed draw.
 
     Raises:
         ConfigError: when an option has a value that is not allowed.
@@ -70,9 +74,13 @@ def load(config: DataConfig, split: str) -> ImageSet:
     if kind not in SOURCES:
         raise DataError(_unknown_source(config.source))
     if split == ALL and kind != "folder":
-        raise DataError(f"{kind} comes divided: take --split train, valid or test (all is for folders)")
+        raise DataError(
+            f"{kind} comes divided: take --split train, valid or test (all is for folders)"
+        )
     if config.bits and kind != "npz":
-        raise ConfigError(f"data.bits is for npz:PATH only, got {config.bits!r} with the source {kind}")
+        raise ConfigError(
+            f"data.bits is for npz:PATH only, got {config.bits!r} with the source {kind}"
+        )
     part = SOURCES[kind].read(path, split, config)
     name = f"{kind}:{last_name(Path(path))}" if path else kind
     if not len(part.images):
@@ -119,14 +127,20 @@ def _check(config: DataConfig) -> None:
     }
     for key, values in allowed.items():
         if getattr(config, key) not in values:
-            raise ConfigError(f"data.{key} must be one of {', '.join(map(repr, values))}, got {getattr(config, key)!r}")
+            raise ConfigError(
+                f"data.{key} must be one of {', '.join(map(repr, values))}, got {getattr(config, key)!r}"
+            )
     if config.levels != 0 and not 2 <= config.levels <= 256:
-        raise ConfigError(f"data.levels must be 0 (the source's own) or a number of 2..256, got {config.levels}")
+        raise ConfigError(
+            f"data.levels must be 0 (the source's own) or a number of 2..256, got {config.levels}"
+        )
     if config.limit < 0 or config.binarize_seed < 0:
         raise ConfigError("data.limit and data.binarize_seed must not be negative")
     parse_size(config.bits, "bits")
     if parse_size(config.size, "size") is None and config.crop == "tiles":
-        raise ConfigError("data.crop=tiles needs data.size, the size of a tile, for example data.size=64")
+        raise ConfigError(
+            "data.crop=tiles needs data.size, the size of a tile, for example data.size=64"
+        )
 
 
 def _unknown_source(source: str) -> str:

@@ -1,9 +1,9 @@
 """How images are divided into train, valid and test: four rules, each a pure function of the data.
 
-- :func:`permuted`: a permutation of seed 0, for one array.
-- :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come with a test set.
-- :func:`by_hash`: by a hash of each image's relative path, for folders;
-- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
+- :func:`permuted`: a permutation of seed 0, for one array. - :func:`with_tail`: the last images of
+the training set become ``valid``, for data sets that come with a test set. - :func:`by_hash`: by a
+hash of each image's relative path, for folders; - :func:`by_folders`: by the folders ``train``,
+``valid`` and ``test``, where a folder has them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tessella.errors import DataError, unknown
 SPLITS = ("train", "valid", "test")
 
 SHARE = 0.05
-"""Share of the images that ``valid`` and ``test`` get, each, where a source does not divide itself."""
+"""Share of the images that ``valid`` and ``test`` get, each, where a source does not divide
+itself."""
 LARGEST_TAIL = 5_000
 EVERY_SPLIT_FROM = 20
 """Number of images from which on a folder gives every split at least one."""
@@ -50,7 +51,8 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
 
 
 def share(count: int, largest: int | None = None) -> int:
-    """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most ``largest``."""
+    """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most
+    ``largest``."""
     if count < 3:
         return 0
     size = max(1, round(SHARE * count))
@@ -58,7 +60,8 @@ def share(count: int, largest: int | None = None) -> int:
 
 
 def with_tail(count: int, split: str) -> slice:
-    """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of fewer than 50,000)."""
+    """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of
+    fewer than 50,000)."""
     tail = min(LARGEST_TAIL, count // 10)
     return slice(0, count - tail) if split == "train" else slice(count - tail, count)
 
@@ -66,11 +69,12 @@ def with_tail(count: int, split: str) -> slice:
 def by_hash(names: Sequence[str]) -> list[str]:
     """The split of each file of a folder.
 
-    A path (relative, ``/`` between its parts, Unicode form NFC) has the place ``p`` in [0, 1) that the first 8 bytes
-    of the SHA-256 of ``tessella split:PATH`` spell (the prefix keeps the split apart from any earlier selection of
-    files by the hash of their names). Files with p < 0.05 are test, p < 0.10 valid, the others train; so an image
-    stays in its split when others come or go. An empty train split takes the file of highest p; of 20 files or more,
-    an empty test split takes the training file of lowest p, and then an empty valid split does the same.
+    A path (relative, ``/`` between its parts, Unicode form NFC) has the place ``p`` in [0, 1) that
+    the first 8 bytes of the SHA-256 of ``tessella split:PATH`` spell (the prefix keeps the split
+    apart from any earlier selection of files by the hash of their names). Files with p < 0.05 are
+    test, p < 0.10 valid, the others train; so an image stays in its split when others come or go.
+    An empty train split takes the file of highest p; of 20 files or more, an empty test split takes
+    the training file of lowest p, and then an empty valid split does the same.
 
     >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
     ['test', 'train', 'valid']
@@ -100,7 +104,8 @@ FOLDERS = {
 
 
 def divide(folders: Iterable[str]) -> bool:
-    """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two splits or more."""
+    """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two
+    splits or more."""
     splits = [FOLDERS.get(name.lower(), "") for name in folders]
     return all(splits) and len({*splits}) > 1
 
@@ -108,8 +113,9 @@ def divide(folders: Iterable[str]) -> bool:
 def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
     """The split of each file of a folder that is divided into sub-folders, and the rule in words.
 
-    Where there are training files but no folder of one of the other splits, that one gets the training files with the
-    lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05 for test, and at least one of 20 files.
+    Where there are training files but no folder of one of the other splits, that one gets the
+    training files with the lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05
+    for test, and at least one of 20 files.
 
     Args:
         names: the relative path of each file.
@@ -118,7 +124,10 @@ def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str],
     >>> by_folders(["test/1.png", "train/2.png", "val/3.png"], ["test", "train", "val"])
     (['test', 'train', 'valid'], 'the folders test, train, val')
     """
-    splits, rule = [FOLDERS[name.lower()] for name in folders], f"the folders {', '.join(sorted({*folders}))}"
+    splits, rule = (
+        [FOLDERS[name.lower()] for name in folders],
+        f"the folders {', '.join(sorted({*folders}))}",
+    )
     rising = sorted((_place(name), name, i) for i, name in enumerate(names) if splits[i] == "train")
     missing = [split for split in SPLITS if split not in splits]
     if missing and rising:

@@ -26,7 +26,8 @@ class Part:
     """One split as a source gives it.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``; in a file for folders, an array for all other sources.
+        images: ``uint8 [n, height, width, channels]``; in a file for folders, an array for all
+            other sources.
         labels: ``int64 [n]``, or None.
         label_names: names of the classes; ``()`` when unknown.
         levels: values that the pixels take by nature.
@@ -59,18 +60,23 @@ def parse_size(text: str, key: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
     if not match:
-        raise ConfigError(f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, got {text!r}")
+        raise ConfigError(
+            f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, got {text!r}"
+        )
     return int(match[1]), int(match[2] or match[1])
 
 
 def fit_arrays(part: Part, config: DataConfig) -> Part:
-    """The first ``config.limit`` images of an array in the size and channels asked for; for sources held in memory.
+    """The first ``config.limit`` images of an array in the size and channels asked for; for sources
+    held in memory.
 
     Raises:
         InputError: when an image is smaller than the tiles to be cut from it.
     """
     if config.limit:
-        part = replace(part, images=part.images[: config.limit], labels=_take(part.labels, slice(config.limit)))
+        part = replace(
+            part, images=part.images[: config.limit], labels=_take(part.labels, slice(config.limit))
+        )
     size, arrays = parse_size(config.size, "size"), np.asarray(part.images)
     height, width, channels = arrays.shape[1:]
     if size in (None, (height, width)) and config.channels in (0, channels):
@@ -82,7 +88,9 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     pieces = [
         (piece, index)
         for index, image in enumerate(arrays)
-        for _, piece in cut(with_channels(_to_pillow(image), config.channels or channels), size, config.crop)
+        for _, piece in cut(
+            with_channels(_to_pillow(image), config.channels or channels), size, config.crop
+        )
     ]
     if config.limit:
         pieces = pieces[: config.limit]
@@ -98,11 +106,15 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     )
 
 
-def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays ``uint8 [height, width, channels]`` that an image gives, each with the suffix of its name.
+def cut(
+    image: Image.Image, size: tuple[int, int] | None, crop: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays ``uint8 [height, width, channels]`` that an image gives, each with the suffix of
+    its name.
 
-    ``center`` scales the image to cover ``size`` and cuts the middle, ``squash`` scales both sides freely, ``tiles``
-    cuts tiles from the top left without scaling and drops what is left over at the right and the bottom.
+    ``center`` scales the image to cover ``size`` and cuts the middle, ``squash`` scales both sides
+    freely, ``tiles`` cuts tiles from the top left without scaling and drops what is left over at
+    the right and the bottom.
 
     Args:
         image: 8-bit image of mode L, RGB or RGBA.
@@ -116,7 +128,10 @@ def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator
     if crop == "tiles":
         for top in range(0, image.height - height + 1, height):
             for left in range(0, image.width - width + 1, width):
-                yield f"#{top},{left}", _to_array(image.crop((left, top, left + width, top + height)))
+                yield (
+                    f"#{top},{left}",
+                    _to_array(image.crop((left, top, left + width, top + height))),
+                )
     elif crop == "squash":
         yield "", _to_array(image.resize((width, height), FILTER))
     else:
@@ -126,8 +141,9 @@ def cut(image: Image.Image, size: tuple[int, int] | None, crop: str) -> Iterator
 def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
     """One Bernoulli(v/255) draw of every value, as 0 or 255.
 
-    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train, valid, test (3 for
-    all); the first k images of a split get the same draw whether or not others follow.
+    The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train,
+    valid, test (3 for all); the first k images of a split get the same draw whether or not others
+    follow.
     """
     # A whole number u of 0..254 is below v with probability exactly v/255.
     random = np.random.default_rng([seed, (*SPLITS, ALL).index(split)])
@@ -150,7 +166,8 @@ def _to_pillow(array: np.ndarray) -> Image.Image:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """``uint8 [height, width, channels]``, copied band by band: numpy alone would hold the pixels three times."""
+    """``uint8 [height, width, channels]``, copied band by band: numpy alone would hold the pixels
+    three times."""
     array = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
     rows = max(1, (1 << 20) // image.width)
     for top in range(0, image.height, rows):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tessella.evaluation.measured import Measured
+from tessella.evaluation.measurement import Measured
+from tessella.evaluation.metrics import psnr, standard_error
 from tessella.grid import LN2
-from tessella.metrics import psnr, standard_error
 from tessella.pipeline import Generator
 from tessella.tokenizers.quantizers import CodeUsage
 
@@ -37,7 +37,9 @@ def bit_figures(generator: Generator, measured: Measured, conditional: bool) -> 
             "bits_per_image_dim_se": image.bits_per_dim(error),
         }
     if len(generator.priors) > 1:
-        of_grids = [float(measured.values[f"nats_{level}"].mean()) for level in range(len(generator.priors))]
+        of_grids = [
+            float(measured.values[f"nats_{level}"].mean()) for level in range(len(generator.priors))
+        ]
         pairs = zip(generator.priors, of_grids, strict=True)
         figures["bits_per_code_of_grids"] = [prior.grid.bits_per_dim(nats) for prior, nats in pairs]
     if "baseline_nats" in measured.values:
@@ -46,7 +48,8 @@ def bit_figures(generator: Generator, measured: Measured, conditional: bool) -> 
 
 
 def reconstruction_figures(measured: Measured) -> dict[str, Any]:
-    """How good reconstructions are, and how the codes are used: of several codebooks, a list each."""
+    """How good reconstructions are, and how the codes are used: of several codebooks, a list
+    each."""
     mse, structure = measured.values["mse"], measured.values["ssim"]
     decibels = psnr(mse)
     finite = bool(torch.isfinite(decibels).all())

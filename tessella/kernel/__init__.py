@@ -1,10 +1,11 @@
-"""What is compiled: programs (``tessella.nn.program``) and the search of codebooks: two small C++ files, built when
-first needed.
+"""What is compiled: programs (``tessella.nn.stepping.program``) and the search of codebooks: two
+small C++ files, built when first needed.
 
-It needs a C++ compiler (``c++``, or what ``CXX`` names). Without one, or with ``TESSELLA_KERNEL=0`` in the environment,
-everything runs in plain torch, slower, with the same results to rounding. The library lies in ``kernel/`` of the cache
-(``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``) under a name made of the source, the
-compiler and the processor, so that it is built once for each.
+It needs a C++ compiler (``c++``, or what ``CXX`` names). Without one, or with ``TESSELLA_KERNEL=0``
+in the environment, everything runs in plain torch, slower, with the same results to rounding. The
+library lies in ``kernel/`` of the cache (``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``,
+else ``~/.cache/tessella``) under a name made of the source, the compiler and the processor, so that
+it is built once for each.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search
 HEADER = Path(__file__).parent / "vector.h"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
-"""Flags that are tried in turn. OpenMP's threads are torch's own where both use the same runtime."""
+"""Flags that are tried in turn. OpenMP's threads are torch's own where both use the same
+runtime."""
 TIMEOUT = 120
 """Seconds that a compiler may take."""
 
 
 def available() -> bool:
-    """Whether programs run compiled here: a compiler is there, its library loads, and nobody turned it off."""
+    """Whether programs run compiled here: a compiler is there, its library loads, and nobody turned
+    it off."""
     return os.environ.get("TESSELLA_KERNEL", "1") != "0" and library() is not None
 
 
@@ -84,7 +87,9 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT)
         loaded = ctypes.CDLL(str(made))
         if path.is_absolute():
-            with contextlib.suppress(ArtifactError):  # with no place to keep it, it serves this process
+            with contextlib.suppress(
+                ArtifactError
+            ):  # with no place to keep it, it serves this process
                 write_bytes(path, made.read_bytes())
     return loaded
 
@@ -95,7 +100,15 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.tessella_run.restype = number
     loaded.tessella_record_bytes.restype = number
     loaded.tessella_lane_bytes.restype = number
-    loaded.tessella_nearest.argtypes = [pointer, pointer, number, number, number, *[pointer] * 4, number]
+    loaded.tessella_nearest.argtypes = [
+        pointer,
+        pointer,
+        number,
+        number,
+        number,
+        *[pointer] * 4,
+        number,
+    ]
     loaded.tessella_nearest.restype = None
     loaded.tessella_cluster.argtypes = [pointer, pointer, number, number, pointer, pointer, number]
     loaded.tessella_cluster.restype = None
@@ -104,7 +117,9 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 def _path(compiler: str, flags: tuple[str, ...]) -> Path:
     """Where the library is kept."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT
+    ).stdout
     facts = [*(source.read_bytes() for source in (*SOURCES, HEADER)), version]
     facts += [" ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]
@@ -117,4 +132,6 @@ def _processor() -> str:
     if not told.exists():
         return platform.processor() + platform.machine()
     lines = told.read_text().splitlines()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return "".join(
+        sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    )

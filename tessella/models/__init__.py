@@ -12,8 +12,8 @@ import torch
 from tessella.errors import ConfigError, unknown
 from tessella.grid import Grid
 from tessella.heads import HEADS, create_head
-from tessella.models.base import DensityModel
 from tessella.models.condition import Cond, Condition, Conditioning
+from tessella.models.density_model import DensityModel
 from tessella.models.diagonal_bilstm import DiagonalBiLSTM
 from tessella.models.fvsbn import FVSBN
 from tessella.models.gated_pixelcnn import GatedPixelCNN
@@ -81,7 +81,8 @@ def create(
         classes: classes to condition on; 0 for none.
         seed: of the weights; the global generator is left alone.
         codes: grid of codes to condition on, for the models that take one.
-        sizes: what the model's class takes (``layers=``, ``hidden=``, ...), and what the head takes (``components=``).
+        sizes: what the model's class takes (``layers=``, ``hidden=``, ...), and what the head takes
+            (``components=``).
 
     Raises:
         ConfigError: for an unknown name or size; the known ones are listed.
@@ -97,13 +98,18 @@ def create(
     of_model, of_head = _parameters(MODELS[name], 4), _parameters(HEADS[head], 2)
     for key in sizes:
         if key not in of_model and key not in of_head:
-            raise ConfigError(unknown(f"size of {name} with head {head}:", key, [*of_model, *of_head]))
+            raise ConfigError(
+                unknown(f"size of {name} with head {head}:", key, [*of_model, *of_head])
+            )
     _check_types(sizes, of_model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         built = create_head(head, grid, **{k: v for k, v in sizes.items() if k in of_head})
         model = MODELS[name](
-            grid, built, Conditioning(classes, codes), **{k: v for k, v in sizes.items() if k in of_model}
+            grid,
+            built,
+            Conditioning(classes, codes),
+            **{k: v for k, v in sizes.items() if k in of_model},
         )
     return model.eval()
 
@@ -117,12 +123,14 @@ def create_prior(
     finer: Mapping[str, Any] | None = None,
     **sizes: Any,
 ) -> Prior:
-    """The prior of a tokenizer that makes these grids: a density model, or a :class:`Hierarchy` for several.
+    """The prior of a tokenizer that makes these grids: a density model, or a :class:`Hierarchy` for
+    several.
 
     Args:
         name, head, classes, seed, sizes: see :func:`create`.
         grids: what ``tokenizer.grids()`` gives.
-        finer: sizes of the models after the first where they are others, and ``name`` where it is another family.
+        finer: sizes of the models after the first where they are others, and ``name`` where it is
+            another family.
 
     Raises:
         ConfigError: see :func:`create` and :class:`Hierarchy`.
@@ -152,7 +160,13 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     name = head.pop("name")
     codes = Grid(**config["codes"]) if config.get("codes") else None
     model = create(
-        config["name"], Grid(**config["grid"]), name, config["classes"], codes=codes, **head, **config["sizes"]
+        config["name"],
+        Grid(**config["grid"]),
+        name,
+        config["classes"],
+        codes=codes,
+        **head,
+        **config["sizes"],
     )
     model.null_class = bool(config["null_class"])
     return model
@@ -168,5 +182,7 @@ def _check_types(sizes: Mapping[str, Any], parameters: Mapping[str, inspect.Para
     for key, value in sizes.items():
         default = parameters[key].default if key in parameters else 1
         wanted = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+        if not isinstance(value, wanted) or (
+            isinstance(value, bool) and not isinstance(default, bool)
+        ):
             raise ConfigError(f"{key} must be of type {type(default).__name__}, got {value!r}")

@@ -1,18 +1,22 @@
-"""What the three families of van den Oord et al. 2016, "Pixel Recurrent Neural Networks", have in common (Table 1).
+"""What the three families of van den Oord et al. 2016, "Pixel Recurrent Neural Networks", have in
+common (Table 1).
 
-Symbols are embedded, a 7 x 7 convolution under mask A makes ``2 * hidden`` features a pixel, residual layers under mask
-B follow, then twice ReLU and a 1 x 1 convolution under mask B, and the output. With a factored head the features of
-every layer are split into a group for each channel (sec. 3.4, ``tessella.nn.channel_groups``) and the parameters of
-channel ``c`` are made of group ``c``. A joint head orders the channels itself: there is one group then, which sees
-nothing of its own pixel.
+Symbols are embedded, a 7 x 7 convolution under mask A makes ``2 * hidden`` features a pixel,
+residual layers under mask B follow, then twice ReLU and a 1 x 1 convolution under mask B, and the
+output. With a factored head the features of every layer are split into a group for each channel
+(sec. 3.4, ``tessella.nn.channel_groups``) and the parameters of channel ``c`` are made of group
+``c``. A joint head orders the channels itself: there is one group then, which sees nothing of its
+own pixel.
 
-The paper feeds scaled intensities; here a level's vector is a free one plus a direction times the level, which serves
-codes as well. As in the paper, the margins of the convolutions alone tell a pixel where it is.
+The paper feeds scaled intensities; here a level's vector is a free one plus a direction times the
+level, which serves codes as well. As in the paper, the margins of the convolutions alone tell a
+pixel where it is.
 
-A step computes one group of features in every layer: the groups before it at the pixel are known and do not change.
-What the rows above add to a layer is computed once a row, for all its pixels by one product; what the pixels to the
-left and the groups before add, by one product in the group's turn. All of it is written once for a state, as programs
-on the state's memory (``tessella.nn.program``).
+A step computes one group of features in every layer: the groups before it at the pixel are known
+and do not change. What the rows above add to a layer is computed once a row, for all its pixels by
+one product; what the pixels to the left and the groups before add, by one product in the group's
+turn. All of it is written once for a state, as programs on the state's memory
+(``tessella.nn.stepping.program``).
 """
 
 from __future__ import annotations
@@ -29,14 +33,14 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
-from tessella.models.base import DensityModel, symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.density_model import DensityModel, symbol_field
 from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
-from tessella.nn.condition import ClassEmbedding
+from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.convolution import channels_last
 from tessella.nn.embedding import ChannelEmbedding
-from tessella.nn.program import Matrix, Operand, Program, along, windows
-from tessella.nn.state import State
+from tessella.nn.stepping.program import Matrix, Operand, Program, along, windows
+from tessella.nn.stepping.state import State
 
 FIRST_REACH = 3
 """How far the first layer's 7 x 7 convolution sees."""
@@ -46,7 +50,8 @@ EMBEDDED = 16
 
 
 class GroupedOutput(nn.Module):
-    """Twice ReLU and a 1 x 1 convolution under mask B, then the parameters of each channel from its group.
+    """Twice ReLU and a 1 x 1 convolution under mask B, then the parameters of each channel from its
+    group.
 
     Args:
         groups: how features are split.
@@ -61,7 +66,9 @@ class GroupedOutput(nn.Module):
         self.slices = groups.slices(hidden)
         self.one = groups.linear(inputs, hidden)
         self.two = groups.linear(hidden, hidden)
-        self.last = nn.ModuleList(nn.Linear(place.stop - place.start, head.size) for place in self.slices)
+        self.last = nn.ModuleList(
+            nn.Linear(place.stop - place.start, head.size) for place in self.slices
+        )
         for linear in self.last:
             assert isinstance(linear, nn.Linear)
             linear.bias.data.copy_(head.bias())
@@ -69,7 +76,9 @@ class GroupedOutput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` of a joint head."""
         x = F.relu(self.two(F.relu(self.one(F.relu(x)))))
-        parts = [linear(x[..., place]) for linear, place in zip(self.last, self.slices, strict=True)]
+        parts = [
+            linear(x[..., place]) for linear, place in zip(self.last, self.slices, strict=True)
+        ]
         return parts[0] if self.joint else torch.stack(parts, dim=-2)
 
 
@@ -114,11 +123,11 @@ class ChannelMaskedState(State):
     symbols: list[torch.Tensor]
     """The symbol of each channel that has become known last: ``int64 [batch]``."""
     rows: torch.Tensor
-    """Embedded pixels of the rows above still seen, the farthest first, with margins of zeros: ``[batch, width + 6, 3 *
-    features]``."""
+    """Embedded pixels of the rows above still seen, the farthest first, with margins of zeros:
+    ``[batch, width + 6, 3 * features]``."""
     pixels: torch.Tensor
-    """Embedded pixels of this row, zeros for what is not known, with a margin at the left: ``[batch, 3 + width,
-    features]``."""
+    """Embedded pixels of this row, zeros for what is not known, with a margin at the left:
+    ``[batch, 3 + width, features]``."""
     above: torch.Tensor
     """What rows above and bias give the first layer in this row: ``[batch, width, 2 * hidden]``."""
     layers: Any
@@ -170,9 +179,13 @@ class ChannelMasked(DensityModel):
         self.wide = self.groups.slices(2 * hidden)
         self.embedding = ChannelEmbedding(grid, EMBEDDED)
         embedded = grid.channels * EMBEDDED
-        self.first = GroupedConvolution(self.groups, embedded, 2 * hidden, FIRST_REACH, FIRST_REACH, own=False)
+        self.first = GroupedConvolution(
+            self.groups, embedded, 2 * hidden, FIRST_REACH, FIRST_REACH, own=False
+        )
         self.layers = nn.ModuleList(self.create_layers(layers))
-        self.class_bias = ClassEmbedding(self.classes, layers * self.biases) if self.classes else None
+        self.class_bias = (
+            ClassEmbedding(self.classes, layers * self.biases) if self.classes else None
+        )
         self.output = GroupedOutput(self.groups, 2 * hidden, last, head)
         channels_last(self)
 
@@ -183,8 +196,8 @@ class ChannelMasked(DensityModel):
 
     @abstractmethod
     def create_layers(self, count: int) -> list[nn.Module]:
-        """The layers. Each goes from ``[batch, height, width, 2 * hidden]`` and what the class adds, ``[batch, 1, 1,
-        biases]`` or None, to the features of the next."""
+        """The layers. Each goes from ``[batch, height, width, 2 * hidden]`` and what the class
+        adds, ``[batch, 1, 1, biases]`` or None, to the features of the next."""
 
     @abstractmethod
     def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> State:
@@ -200,21 +213,24 @@ class ChannelMasked(DensityModel):
 
     @abstractmethod
     def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: Any) -> None:
-        """Append the layers' work on a group at the ``column``, of whose features the ReLU goes to ``out``."""
+        """Append the layers' work on a group at the ``column``, of whose features the ReLU goes to
+        ``out``."""
 
     def start_row(self, row: int, layers: Any) -> None:
         """Work of the layers once a row before :meth:`write_row`'s: of most none."""
 
     @abstractmethod
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach a layer's features, of those that reach its input: ``bool [sources, groups, height,
-        width]``."""
+        """Which sources reach a layer's features, of those that reach its input:
+        ``bool [sources, groups, height, width]``."""
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         features = self.first(self.embedding(x))
         biases = self._class_biases(condition)
         for i, layer in enumerate(self.layers):
-            features = self.recomputed(layer, features, None if biases is None else biases[i, :, None])
+            features = self.recomputed(
+                layer, features, None if biases is None else biases[i, :, None]
+            )
         parameters: torch.Tensor = self.output(features)
         return parameters
 
@@ -257,7 +273,11 @@ class ChannelMasked(DensityModel):
             two=groups.products(output.two.weight),
             last=[Matrix(linear.weight.T) for linear in last],
             biases=[
-                (output.one.bias[place].detach(), output.two.bias[place].detach(), linear.bias.detach())
+                (
+                    output.one.bias[place].detach(),
+                    output.two.bias[place].detach(),
+                    linear.bias.detach(),
+                )
                 for place, linear in zip(output.slices, last, strict=True)
             ],
         )
@@ -280,7 +300,9 @@ class ChannelMasked(DensityModel):
             return state.parameters.clone(), state
         if channel == 0:
             state.joint = self.head.start(state.parameters.clone())
-        parameters, state.joint = self.head.next(previous if channel else None, channel, state.joint)
+        parameters, state.joint = self.head.next(
+            previous if channel else None, channel, state.joint
+        )
         return parameters, state
 
     def _start_row(self, row: int, state: ChannelMaskedState, programs: Programs) -> None:
@@ -304,11 +326,15 @@ class ChannelMasked(DensityModel):
             self._write_group(program, group, state)
         return Programs(known, self._write_row(state), first, groups)
 
-    def _write_lookups(self, program: Program, channels: Iterable[int], first: int, state: ChannelMaskedState) -> None:
+    def _write_lookups(
+        self, program: Program, channels: Iterable[int], first: int, state: ChannelMaskedState
+    ) -> None:
         """The symbols of ``channels`` at the place ``first + column`` of the row."""
         for channel in channels:
             own = state.pixels[:, :, channel * EMBEDDED : (channel + 1) * EMBEDDED]
-            program.lookup(state.symbols[channel], state.weights.table[channel], along(own, "column", first))
+            program.lookup(
+                state.symbols[channel], state.weights.table[channel], along(own, "column", first)
+            )
 
     def _write_row(self, state: ChannelMaskedState) -> Program:
         """One row down: what was this row is the one above."""
@@ -318,7 +344,12 @@ class ChannelMasked(DensityModel):
         for row, below in zip(older, [*older[1:], newest], strict=True):
             program.map(below, row)
         program.map(state.pixels[:, FIRST_REACH:], newest)
-        program.linear(windows(state.rows, 2 * FIRST_REACH + 1), weights.above, state.above, plus=weights.offset)
+        program.linear(
+            windows(state.rows, 2 * FIRST_REACH + 1),
+            weights.above,
+            state.above,
+            plus=weights.offset,
+        )
         self.write_row(program, state.layers)
         return program
 
@@ -328,21 +359,34 @@ class ChannelMasked(DensityModel):
         seen = FIRST_REACH * state.pixels.shape[2] + group * EMBEDDED
         pixels = along(state.pixels, "column", count=FIRST_REACH + 1).upto(seen)
         above = along(state.above[:, :, wide], "column")
-        program.linear(pixels, weights.this_row[group], self.entering(group, state.layers), plus=above)
+        program.linear(
+            pixels, weights.this_row[group], self.entering(group, state.layers), plus=above
+        )
         self.write_layers(program, group, state.inputs[:, wide], state.layers)
         one, two, last = weights.biases[group]
         middle, active = state.middle[:, place], program.room(place.stop - place.start)
-        program.linear(state.inputs[:, : wide.stop], weights.one[group], middle, plus=one, then="relu")
-        program.linear(state.middle[:, : place.stop], weights.two[group], active, plus=two, then="relu")
+        program.linear(
+            state.inputs[:, : wide.stop], weights.one[group], middle, plus=one, then="relu"
+        )
+        program.linear(
+            state.middle[:, : place.stop], weights.two[group], active, plus=two, then="relu"
+        )
         program.linear(active, weights.last[group], state.parameters, plus=last)
 
     def sizes(self) -> dict[str, Any]:
-        return {"layers": len(self.layers), "hidden": self.hidden, "last": self.last, "dropout": self.dropout}
+        return {
+            "layers": len(self.layers),
+            "hidden": self.hidden,
+            "last": self.last,
+            "dropout": self.dropout,
+        }
 
     def receptive_field(self) -> torch.Tensor:
         grid, count = self.grid, self.groups.count
         sources = torch.eye(grid.symbols, dtype=torch.bool).view(-1, *grid.shape).movedim(-1, 1)
-        field = self.first.field(sources if count == grid.channels else sources.any(1, keepdim=True))
+        field = self.first.field(
+            sources if count == grid.channels else sources.any(1, keepdim=True)
+        )
         for _ in self.layers:
             field = self.layer_field(field)
         field = self.groups.field_within(field).movedim(1, -1).flatten(1).T

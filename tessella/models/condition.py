@@ -9,7 +9,7 @@ import torch
 
 from tessella.errors import InputError
 from tessella.grid import Grid
-from tessella.nn.state import State
+from tessella.nn.stepping.state import State
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Conditioning:
 
     Args:
         classes: labels ``0 .. classes - 1``; index ``classes`` is the null class. 0 for none.
-        codes: grid of the codes the model is conditioned on, for example the upper level of a VQ-VAE-2; None for none.
+        codes: grid of the codes the model is conditioned on, for example the upper level of a
+            VQ-VAE-2; None for none.
 
     Raises:
         InputError: when ``classes`` is not an integer of at least 0, or ``codes`` no grid.
@@ -31,12 +32,15 @@ class Conditioning:
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
             raise InputError(f"classes must be an integer of at least 0, got {self.classes!r}")
         if self.codes is not None and not isinstance(self.codes, Grid):
-            raise InputError(f"codes must be a Grid, for example codes=ts.Grid(4, 4, 1, 512), got {self.codes!r}")
+            raise InputError(
+                f"codes must be a Grid, for example codes=ts.Grid(4, 4, 1, 512), got {self.codes!r}"
+            )
 
 
 @dataclass
 class Condition(State):
-    """The condition of each image of a batch, checked. :meth:`DensityModel.condition` makes it of what a caller gives.
+    """The condition of each image of a batch, checked. :meth:`DensityModel.condition` makes it of
+    what a caller gives.
 
     It is a :class:`State` for the sake of ``select`` (the condition of some of the images).
     """
@@ -48,8 +52,8 @@ class Condition(State):
 
 
 Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None
-"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary ``{"class": ..., "codes": ...}`` of both, a
-condition already checked, or nothing."""
+"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary
+``{"class": ..., "codes": ...}`` of both, a condition already checked, or nothing."""
 
 UNCONDITIONAL = Condition()
 

@@ -1,18 +1,22 @@
-"""Diagonal BiLSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5, Fig. 3, Fig. 5 right).
+"""Diagonal BiLSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5,
+Fig. 3, Fig. 5 right).
 
-Every layer is an LSTM that walks along the diagonals of the image in two directions. From left to right the state of a
-pixel is made of the states of the pixel to its left and of the pixel above (a column-wise convolution of size 2 on the
-*skewed* map, whose row ``r`` is moved ``r`` places to the right, so that a diagonal of the image is a column), and of
-its input under mask B; from right to left of the pixel to its right and of the one above. All pixels of a diagonal are
-computed at once. So that no pixel sees one after it, the right-to-left map is moved down by one row before it is
-added. A 1 x 1 convolution leads back to ``2 h`` features and the layer's input is added. The class adds a bias to all
-gates.
+Every layer is an LSTM that walks along the diagonals of the image in two directions. From left to
+right the state of a pixel is made of the states of the pixel to its left and of the pixel above (a
+column-wise convolution of size 2 on the *skewed* map, whose row ``r`` is moved ``r`` places to the
+right, so that a diagonal of the image is a column), and of its input under mask B; from right to
+left of the pixel to its right and of the one above. All pixels of a diagonal are computed at once.
+So that no pixel sees one after it, the right-to-left map is moved down by one row before it is
+added. A 1 x 1 convolution leads back to ``2 h`` features and the layer's input is added. The class
+adds a bias to all gates.
 
-A pixel sees everything before it but for one place: what the right-to-left state knows of row ``r - 1`` begins with the
-features of its last pixel, which (mask A) do not contain that pixel itself. The last pixel of the row above is
-therefore seen only within the reach of the first layer's 7 x 7 convolution (:meth:`DiagonalBiLSTM.receptive_field`).
+A pixel sees everything before it but for one place: what the right-to-left state knows of row
+``r - 1`` begins with the features of its last pixel, which (mask A) do not contain that pixel
+itself. The last pixel of the row above is therefore seen only within the reach of the first layer's
+7 x 7 convolution (:meth:`DiagonalBiLSTM.receptive_field`).
 
-Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024`` for CIFAR-10.
+Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024``
+for CIFAR-10.
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ from tessella.heads import Head
 from tessella.models.channel_masked import ChannelMasked
 from tessella.models.condition import Conditioning
 from tessella.nn.channel_groups import ChannelGroups
-from tessella.nn.lstm import GATES, cell_dtype, lstm_cell
-from tessella.nn.program import Matrix, Moving, Program, along
-from tessella.nn.state import State
+from tessella.nn.lstm_cell import GATES, cell_dtype, lstm_cell
+from tessella.nn.stepping.program import Matrix, Moving, Program, along
+from tessella.nn.stepping.state import State
 
 
 class Diagonals(nn.Module):
@@ -55,7 +59,9 @@ class Diagonals(nn.Module):
         """The places of the pixels in it, ``int64 [directions, pixels]``."""
         count = range(height + width - 1)
         self.first_rows = [max(0, d - width + 1) for d in count]
-        self.lengths = [min(height - 1, d) - first + 1 for d, first in zip(count, self.first_rows, strict=True)]
+        self.lengths = [
+            min(height - 1, d) - first + 1 for d, first in zip(count, self.first_rows, strict=True)
+        ]
 
 
 class DiagonalLayer(nn.Module):
@@ -68,26 +74,33 @@ class DiagonalLayer(nn.Module):
         dropout: share of the states dropped in training on the way to the next layer.
     """
 
-    def __init__(self, groups: ChannelGroups, hidden: int, diagonals: Diagonals, dropout: float) -> None:
+    def __init__(
+        self, groups: ChannelGroups, hidden: int, diagonals: Diagonals, dropout: float
+    ) -> None:
         super().__init__()
         self.hidden, self.diagonals = hidden, diagonals
         self.left, self.right = (groups.linear(2 * hidden, hidden, GATES) for _ in range(2))
-        """From the inputs to the gates, for each direction: from left to right, from right to left."""
+        """From the inputs to the gates, for each direction: from left to right, from right to
+        left."""
         bound = (2 * hidden) ** -0.5
-        self.state = nn.Parameter(torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound))
+        self.state = nn.Parameter(
+            torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound)
+        )
         """From the states above and beside, in this order, to the gates, for each direction."""
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, 2 * gates]`` is added to the
-        gates of both directions."""
+        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, 2 * gates]`` is
+        added to the gates of both directions."""
         left, right = self.states(x, bias)
         below = F.pad(right[: -self.diagonals.width], (0, 0, 0, 0, self.diagonals.width, 0))
         out = self.restore(self.dropout(left + below))
         return x + out.transpose(0, 1).view_as(x)
 
-    def states(self, x: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(
+        self, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The states of each pixel in both directions, ``[pixels, batch, hidden]`` each."""
         pixels = x.flatten(1, 2).transpose(0, 1)
         order = self.diagonals.order
@@ -104,14 +117,19 @@ class DiagonalLayer(nn.Module):
         return torch.cat([self.left.bias, self.right.bias])
 
     def _walk(self, gates: torch.Tensor) -> torch.Tensor:
-        """What the inputs add to the gates, diagonal by diagonal ``[2, pixels, batch, gates]``, to the states ``[2,
-        pixels, batch, hidden]``."""
+        """What the inputs add to the gates, diagonal by diagonal ``[2, pixels, batch, gates]``, to
+        the states ``[2, pixels, batch, hidden]``."""
         batch = gates.shape[2]
-        hidden = gates.new_zeros(2, 2, batch, self.hidden)  # of the diagonal before, a row of zeros at both ends
+        hidden = gates.new_zeros(
+            2, 2, batch, self.hidden
+        )  # of the diagonal before, a row of zeros at both ends
         cell = hidden.to(cell_dtype(gates))
         states, before = [], 0
         for first, rows, part in zip(
-            self.diagonals.first_rows, self.diagonals.lengths, gates.split(self.diagonals.lengths, dim=1), strict=True
+            self.diagonals.first_rows,
+            self.diagonals.lengths,
+            gates.split(self.diagonals.lengths, dim=1),
+            strict=True,
         ):
             up = first - before
             seen = torch.cat([hidden[:, up : up + rows], hidden[:, up + 1 : up + 1 + rows]], dim=-1)
@@ -125,8 +143,9 @@ class DiagonalLayer(nn.Module):
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping; lists are by layer, and lists in them by group. Those of the left-to-right
-    direction are arranged by group; of the right-to-left one all groups are computed at once."""
+    """Weights laid out for stepping; lists are by layer, and lists in them by group. Those of the
+    left-to-right direction are arranged by group; of the right-to-left one all groups are computed
+    at once."""
 
     above: list[Matrix]
     this_row: list[list[Matrix]]
@@ -139,8 +158,8 @@ class Weights:
 
 @dataclass
 class RightToLeft:
-    """Programs of the right-to-left direction: what a row's inputs and the states above give its gates; its states, one
-    ``column`` after the other from the right."""
+    """Programs of the right-to-left direction: what a row's inputs and the states above give its
+    gates; its states, one ``column`` after the other from the right."""
 
     gates: Program
     states: Program
@@ -160,11 +179,11 @@ class DiagonalState(State):
     right_biases: torch.Tensor
     """The same from right to left."""
     row: list[torch.Tensor]
-    """For each place the left-to-right state to its left, zeros at the first, then the input; this row up to the pixel,
-    then the row above: ``[batch, width + 1, 3 * hidden]``."""
+    """For each place the left-to-right state to its left, zeros at the first, then the input; this
+    row up to the pixel, then the row above: ``[batch, width + 1, 3 * hidden]``."""
     cells: torch.Tensor
-    """Left-to-right cell states of the pixel to the left, or of this pixel for the groups known: ``[layers, batch,
-    hidden]``. Between rows those of the other direction."""
+    """Left-to-right cell states of the pixel to the left, or of this pixel for the groups known:
+    ``[layers, batch, hidden]``. Between rows those of the other direction."""
     above: list[torch.Tensor]
     """What the row above and the biases give the gates in this row: ``[batch, width, gates]``."""
     right: list[torch.Tensor]
@@ -175,7 +194,8 @@ class DiagonalState(State):
 
 
 class DiagonalBiLSTM(ChannelMasked):
-    """``diagonal-bilstm``: LSTMs along the diagonals in two directions, channel groups in every layer.
+    """``diagonal-bilstm``: LSTMs along the diagonals in two directions, channel groups in every
+    layer.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -209,13 +229,20 @@ class DiagonalBiLSTM(ChannelMasked):
 
     def create_layers(self, count: int) -> list[nn.Module]:
         diagonals = Diagonals(self.grid.height, self.grid.width)
-        return [DiagonalLayer(self.groups, self.hidden, diagonals, self.dropout) for _ in range(count)]
+        return [
+            DiagonalLayer(self.groups, self.hidden, diagonals, self.dropout) for _ in range(count)
+        ]
 
     def _layers(self) -> list[DiagonalLayer]:
         return [layer for layer in self.layers if isinstance(layer, DiagonalLayer)]
 
     def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> DiagonalState:
-        layers, width, hidden, gates = self._layers(), self.grid.width, self.hidden, GATES * self.hidden
+        layers, width, hidden, gates = (
+            self._layers(),
+            self.grid.width,
+            self.hidden,
+            GATES * self.hidden,
+        )
         make, count = self.first.weight.new_zeros, len(layers)
         biases = make(count, batch, 1, 2 * gates) if class_bias is None else class_bias.clone()
         biases += torch.stack([layer.bias() for layer in layers])[:, None, None]
@@ -257,30 +284,49 @@ class DiagonalBiLSTM(ChannelMasked):
         layers.cells.zero_()
 
     def _right_to_left(self, layers: DiagonalState) -> RightToLeft:
-        """The right-to-left states of the row that is now complete, of all layers, in place of those above it."""
-        batch, like, width, weights = layers.biases.shape[1], layers.biases, self.grid.width, layers.weights
+        """The right-to-left states of the row that is now complete, of all layers, in place of
+        those above it."""
+        batch, like, width, weights = (
+            layers.biases.shape[1],
+            layers.biases,
+            self.grid.width,
+            layers.weights,
+        )
         row, walk = Program(batch, (), like, places=width), Program(batch, ("column",), like)
         sums = walk.room(GATES * self.hidden)
         for i, (here, right) in enumerate(zip(layers.row, layers.right, strict=True)):
             gates = row.room(GATES * self.hidden)
-            row.linear(here[:, :width, self.hidden :], weights.right_inputs[i], gates, plus=layers.right_biases[i])
+            row.linear(
+                here[:, :width, self.hidden :],
+                weights.right_inputs[i],
+                gates,
+                plus=layers.right_biases[i],
+            )
             row.linear(right[:, :width], weights.right_above[i], gates, plus=gates)
-            walk.linear(along(right, "column", 1), weights.right[i], sums, plus=along(gates, "column"))
+            walk.linear(
+                along(right, "column", 1), weights.right[i], sums, plus=along(gates, "column")
+            )
             walk.cell(sums, layers.cells[i], along(right, "column"))
         return RightToLeft(row, walk)
 
     def write_row(self, program: Program, layers: DiagonalState) -> None:
-        for row, weight, above, bias in zip(layers.row, layers.weights.above, layers.above, layers.biases, strict=True):
+        for row, weight, above, bias in zip(
+            layers.row, layers.weights.above, layers.above, layers.biases, strict=True
+        ):
             program.linear(row[:, 1:, : self.hidden], weight, above, plus=bias)
 
     def entering(self, group: int, layers: DiagonalState) -> Moving:
         return along(layers.row[0][:, :, self.hidden :][:, :, self.wide[group]], "column")
 
-    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: DiagonalState) -> None:
+    def write_layers(
+        self, program: Program, group: int, out: torch.Tensor, layers: DiagonalState
+    ) -> None:
         weights, wide, narrow = layers.weights, self.wide[group], self.narrow[group]
         gates = program.room(GATES * (narrow.stop - narrow.start))
         targets = [along(row[:, :, self.hidden :][:, :, wide], "column") for row in layers.row]
-        for i, (row, cells, both) in enumerate(zip(layers.row, layers.cells, layers.both, strict=True)):
+        for i, (row, cells, both) in enumerate(
+            zip(layers.row, layers.cells, layers.both, strict=True)
+        ):
             seen = along(row, "column").upto(self.hidden + wide.stop)
             above = along(layers.above[i][:, :, self.gates[group]], "column")
             program.linear(seen, weights.this_row[i][group], gates, plus=above)
@@ -288,7 +334,9 @@ class DiagonalBiLSTM(ChannelMasked):
             program.cell(gates, cells[:, narrow], state)
             program.add(state, along(layers.right[i][:, :, narrow], "column"), both[:, narrow])
             to, then = (out, "relu") if i == len(layers.row) - 1 else (targets[i + 1], "")
-            program.linear(both[:, : narrow.stop], weights.restore[i][group], to, plus=targets[i], then=then)
+            program.linear(
+                both[:, : narrow.stop], weights.restore[i][group], to, plus=targets[i], then=then
+            )
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         inside = self.groups.field_within(field)
@@ -299,9 +347,11 @@ class DiagonalBiLSTM(ChannelMasked):
 
 
 def _walked(inside: torch.Tensor) -> torch.Tensor:
-    """Which sources reach the states from left to right, of those that reach the inputs: ``bool [sources, groups,
-    height, width]``."""
-    every = inside.any(1).cummax(1).values.cummax(2).values  # everything above and to the left, and the pixel
+    """Which sources reach the states from left to right, of those that reach the inputs:
+    ``bool [sources, groups, height, width]``."""
+    every = (
+        inside.any(1).cummax(1).values.cummax(2).values
+    )  # everything above and to the left, and the pixel
     before = torch.zeros_like(every)
     before[:, 1:] |= every[:, :-1]
     before[:, :, 1:] |= every[:, :, :-1]

@@ -1,10 +1,11 @@
-"""Fully visible sigmoid belief network (Frey, Hinton and Dayan 1996, "Does the wake-sleep algorithm produce good
-density estimators?"; written as here in Larochelle and Murray 2011, section 2).
+"""Fully visible sigmoid belief network (Frey, Hinton and Dayan 1996, "Does the wake-sleep algorithm
+produce good density estimators?"; written as here in Larochelle and Murray 2011, section 2).
 
-Each symbol is a logistic regression on all symbols before it: the logit of symbol ``t`` is ``b_t + sum over s < t of
-W_ts x_s``. Above two levels it is a softmax regression on learned vectors of the symbols, or whatever the head makes of
-its parameters. All regressions of an image are one product with a masked matrix. With two levels there are ``S (S - 1)
-/ 2 + S`` parameters for ``S`` symbols.
+Each symbol is a logistic regression on all symbols before it: the logit of symbol ``t`` is
+``b_t + sum over s < t of W_ts x_s``. Above two levels it is a softmax regression on learned vectors
+of the symbols, or whatever the head makes of its parameters. All regressions of an image are one
+product with a masked matrix. With two levels there are ``S (S - 1) / 2 + S`` parameters for ``S``
+symbols.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import MASKED, SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence_model import MASKED, SequenceModel, SequenceState, SymbolInputs
 from tessella.nn.masked import MaskedLinear
 
 
@@ -39,12 +40,13 @@ class FVSBNState(SequenceState):
 
 
 class FVSBN(SequenceModel):
-    """``fvsbn``: fully visible sigmoid belief network, a logistic (softmax) regression of each symbol on those before.
+    """``fvsbn``: fully visible sigmoid belief network, a logistic (softmax) regression of each
+    symbol on those before.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        embedding: length of the vectors that stand for symbols of more than two levels: 1 serves intensities, codes
-            want more.
+        embedding: length of the vectors that stand for symbols of more than two levels: 1 serves
+            intensities, codes want more.
 
     Raises:
         ConfigError: for an embedding below 1, or a grid whose matrix no machine holds.
@@ -52,7 +54,9 @@ class FVSBN(SequenceModel):
 
     name = "fvsbn"
 
-    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1) -> None:
+    def __init__(
+        self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1
+    ) -> None:
         super().__init__(grid, head, conditioning)
         if embedding < 1:
             raise ConfigError(f"fvsbn needs embedding >= 1, got {embedding}")
@@ -88,11 +92,16 @@ class FVSBN(SequenceModel):
 
     def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
         width = self.inputs.width
-        state.inputs[:, index * width : (index + 1) * width] = state.table[index % self.grid.channels, symbol]
+        state.inputs[:, index * width : (index + 1) * width] = state.table[
+            index % self.grid.channels, symbol
+        ]
 
     def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
         # Up to what is known the mask is one.
-        rows, known = slice(place * self.free, (place + 1) * self.free), place * self.group * self.inputs.width
+        rows, known = (
+            slice(place * self.free, (place + 1) * self.free),
+            place * self.group * self.inputs.width,
+        )
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
         return self.complete(logits + self.bias[state.classes, rows])
 

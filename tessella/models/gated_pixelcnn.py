@@ -1,14 +1,15 @@
 """Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
 
-Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack all rows above, the
-*horizontal* stack the pixels to the left in the row and, through a 1x1 convolution in every layer, the vertical
-stack. Both pass through gates ``tanh(a) * sigmoid(b)`` (eq. 2), to which the class adds a bias (eq. 4) and a grid of
-codes a 1 x 1 convolution of its features (eq. 5). As usual in later work there are skip connections to the output, the
-vertical stack is residual too, and its k x k convolution is factored into 1 x k and k' x 1. A learned bias for each
-row and column tells the first layer where it is.
+Two stacks of convolutions see everything before a pixel without a blind spot: the *vertical* stack
+all rows above, the *horizontal* stack the pixels to the left in the row and, through a 1x1
+convolution in every layer, the vertical stack. Both pass through gates ``tanh(a) * sigmoid(b)``
+(eq. 2), to which the class adds a bias (eq. 4) and a grid of codes a 1 x 1 convolution of its
+features (eq. 5). As usual in later work there are skip connections to the output, the vertical
+stack is residual too, and its k x k convolution is factored into 1 x k and k' x 1. A learned bias
+for each row and column tells the first layer where it is.
 
-The channels of a pixel are not ordered here but by the output stage (``tessella.models.output``), so the backbone runs
-once a pixel.
+The channels of a pixel are not ordered here but by the output stage
+(``tessella.models.channel_output``), so the backbone runs once a pixel.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import symbol_field
+from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.output import create_output
-from tessella.models.pixels import PixelModel, Programs, Walk
-from tessella.nn.condition import ClassEmbedding, CodeEmbedding
+from tessella.models.density_model import symbol_field
+from tessella.models.pixel_model import PixelModel, Programs, Walk
+from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
 from tessella.nn.convolution import CausalConvolution, channels_last, field_along, pointwise
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.gate import gate
-from tessella.nn.program import Matrix, Moving, Operand, Program, along, windows
-from tessella.nn.state import State
+from tessella.nn.stepping.program import Matrix, Moving, Operand, Program, along, windows
+from tessella.nn.stepping.state import State
 
 FIRST_KERNEL = 7
 """Width of the first layer's convolution, as in the paper."""
@@ -44,14 +45,16 @@ class GatedLayer(nn.Module):
 
     Args:
         hidden: width of the stacks.
-        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the horizontal one as
-            many pixels left.
+        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the
+            horizontal one as many pixels left.
         first: the first layer must not see its own row (vertical) or pixel (horizontal).
         last: the last layer's horizontal output goes to the skip connection only.
         codes: whether features of codes come in.
     """
 
-    def __init__(self, hidden: int, kernel: int, dropout: float, first: bool, last: bool, codes: bool) -> None:
+    def __init__(
+        self, hidden: int, kernel: int, dropout: float, first: bool, last: bool, codes: bool
+    ) -> None:
         super().__init__()
         self.hidden, self.first, self.last = hidden, first, last
         reach = kernel // 2 if first else kernel // 2 + 1
@@ -89,7 +92,9 @@ class GatedLayer(nn.Module):
             h = pointwise(self.residual, gated, plus=None if self.first else h)
         return v, h, pointwise(self.skip, gated)
 
-    def _biases(self, *given: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _biases(
+        self, *given: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What position, class and codes add to the gates of both stacks."""
         position, of_class, codes = given
         parts = [] if position is None else [position]
@@ -139,17 +144,18 @@ class GatedState(State):
 
     weights: Weights
     biases: torch.Tensor
-    """What bias and class add to the gates of the stacks, vertical and horizontal in turn: ``[2 * layers, batch, 1, 2 *
-    hidden]``."""
+    """What bias and class add to the gates of the stacks, vertical and horizontal in turn:
+    ``[2 * layers, batch, 1, 2 * hidden]``."""
     above: list[torch.Tensor]
-    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution, the newest last: ``[batch,
-    width, taps * hidden]``."""
+    """For each layer the rows of the vertical stack still seen, after the 1 x k convolution, the
+    newest last: ``[batch, width, taps * hidden]``."""
     links: torch.Tensor
-    """What vertical stack, position, bias and class add to the gates of this row: ``[layers, batch, width, 2 *
-    hidden]``."""
+    """What vertical stack, position, bias and class add to the gates of this row:
+    ``[layers, batch, width, 2 * hidden]``."""
     inputs: list[torch.Tensor]
-    """What the horizontal stack of each layer sees of this row, the first layer embedded pixels, with zeros at the left
-    and, in the first layer, at the right: ``[batch, padded width, hidden]``."""
+    """What the horizontal stack of each layer sees of this row, the first layer embedded pixels,
+    with zeros at the left and, in the first layer, at the right:
+    ``[batch, padded width, hidden]``."""
     codes: torch.Tensor | None
     """Features of the codes: ``[batch, height, width, hidden]``."""
     walk: Walk
@@ -157,7 +163,8 @@ class GatedState(State):
 
 
 class GatedPixelCNN(PixelModel):
-    """``gated-pixelcnn``: two stacks of gated convolutions, vertical and horizontal, without a blind spot.
+    """``gated-pixelcnn``: two stacks of gated convolutions, vertical and horizontal, without a
+    blind spot.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`; codes are taken.
@@ -193,11 +200,20 @@ class GatedPixelCNN(PixelModel):
         self.embedding = SymbolEmbedding(grid, hidden)
         self.row_bias = nn.Parameter(torch.randn(grid.height, 1, 4 * hidden) * 0.1)
         self.column_bias = nn.Parameter(torch.randn(grid.width, 4 * hidden) * 0.1)
-        self.class_bias = ClassEmbedding(self.classes, layers * 4 * hidden) if self.classes else None
+        self.class_bias = (
+            ClassEmbedding(self.classes, layers * 4 * hidden) if self.classes else None
+        )
         codes = conditioning.codes
         self.codes = CodeEmbedding(codes, grid, hidden) if codes else None
         self.layers = nn.ModuleList(
-            GatedLayer(hidden, kernel if i else FIRST_KERNEL, dropout, i == 0, i == layers - 1, codes is not None)
+            GatedLayer(
+                hidden,
+                kernel if i else FIRST_KERNEL,
+                dropout,
+                i == 0,
+                i == layers - 1,
+                codes is not None,
+            )
             for i in range(layers)
         )
         self.output = create_output(grid, head, hidden)
@@ -214,7 +230,9 @@ class GatedPixelCNN(PixelModel):
     def _forward(self, x: torch.Tensor, condition: Condition, top: int) -> torch.Tensor:
         """As :meth:`forward`, of the rows from ``top`` on as if there were none above."""
         v = h = self.embedding(x).movedim(-1, 1)
-        position: torch.Tensor | None = (self.row_bias[top:] + self.column_bias).movedim(-1, 0)[None]
+        position: torch.Tensor | None = (self.row_bias[top:] + self.column_bias).movedim(-1, 0)[
+            None
+        ]
         classes: Sequence[torch.Tensor | None] = [None] * len(self.layers)
         if condition.labels is not None:
             classes = self._class_bias(condition.labels).unflatten(1, (-1, 2)).flatten(2).unbind(1)
@@ -233,14 +251,20 @@ class GatedPixelCNN(PixelModel):
         return features
 
     def _class_bias(self, labels: torch.Tensor) -> torch.Tensor:
-        """Gate biases of the classes ``[batch, 2 * layers, 2 * hidden]``, vertical and horizontal in turn."""
+        """Gate biases of the classes ``[batch, 2 * layers, 2 * hidden]``, vertical and horizontal
+        in turn."""
         assert self.class_bias is not None
         return self.class_bias(labels).unflatten(-1, (-1, 2 * self.hidden))
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> GatedState:
         condition = self.condition(cond, batch)
-        make, width, hidden, layers = self.row_bias.new_zeros, self.grid.width, self.hidden, self._layers()
+        make, width, hidden, layers = (
+            self.row_bias.new_zeros,
+            self.grid.width,
+            self.hidden,
+            self._layers(),
+        )
         biases = make(2 * len(layers), batch, 1, 2 * hidden)
         if condition.labels is not None:
             biases += self._class_bias(condition.labels).movedim(1, 0)[:, :, None]
@@ -263,13 +287,20 @@ class GatedPixelCNN(PixelModel):
         return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
 
     def _weights(self, layers: list[GatedLayer]) -> Weights:
-        of_codes = [layer.codes.weight.T.chunk(2, dim=1) for layer in layers if layer.codes is not None]
+        of_codes = [
+            layer.codes.weight.T.chunk(2, dim=1) for layer in layers if layer.codes is not None
+        ]
         return Weights(
-            widen=[Matrix(layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)) for layer in layers],
+            widen=[
+                Matrix(layer.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1))
+                for layer in layers
+            ],
             up=[Matrix(layer.up.packed()) for layer in layers],
             link=[Matrix(_square(layer.link)) for layer in layers],
             left=[Matrix(layer.left.packed()) for layer in layers],
-            residual=[Matrix(_square(layer.residual)) for layer in layers if layer.residual is not None],
+            residual=[
+                Matrix(_square(layer.residual)) for layer in layers if layer.residual is not None
+            ],
             codes=[(Matrix(vertical), Matrix(horizontal)) for vertical, horizontal in of_codes],
             skip=Matrix(torch.cat([_square(layer.skip) for layer in layers])),
             skip_bias=torch.stack([_bias(layer.skip) for layer in layers]).sum(0),
@@ -277,8 +308,14 @@ class GatedPixelCNN(PixelModel):
         )
 
     def write(self, state: GatedState) -> Programs[Backbone]:
-        backbone = Backbone(self._write_row(state, first=True), self._write_row(state, first=False), self._pixel(state))
-        return self.written(state.walk, along(state.inputs[0], "column", FIRST_KERNEL // 2), backbone)
+        backbone = Backbone(
+            self._write_row(state, first=True),
+            self._write_row(state, first=False),
+            self._pixel(state),
+        )
+        return self.written(
+            state.walk, along(state.inputs[0], "column", FIRST_KERNEL // 2), backbone
+        )
 
     def start_row(self, row: int, state: GatedState, backbone: Backbone) -> None:
         (backbone.row if row else backbone.first_row).run(row)
@@ -296,9 +333,13 @@ class GatedPixelCNN(PixelModel):
             for tap in range(layer.up.taps - 1):
                 older, newer = above[:, :, tap * hidden :].split(hidden, dim=2)[:2]
                 program.map(newer, older)
-            if i or not first:  # the first layer sees the row before this one, and there is none before the first
+            if (
+                i or not first
+            ):  # the first layer sees the row before this one, and there is none before the first
                 seen = windows(below, layer.widen.kernel_size[1])
-                program.linear(seen, weights.widen[i], above[:, :, -hidden:], plus=_bias(layer.widen).detach())
+                program.linear(
+                    seen, weights.widen[i], above[:, :, -hidden:], plus=_bias(layer.widen).detach()
+                )
             margin = self.kernel // 2
             next_below = state.links.new_zeros(len(below), margin + width + margin, hidden)
             middle = next_below[:, margin : margin + width]
@@ -310,9 +351,11 @@ class GatedPixelCNN(PixelModel):
             below = next_below
         return program
 
-    def _write_biases(self, program: Program, i: int, stack: int, sums: torch.Tensor, state: GatedState) -> Operand:
-        """What class, bias, position and codes add to the gates of a layer's vertical (0) or horizontal (1) stack in
-        this row; ``sums`` is room for it."""
+    def _write_biases(
+        self, program: Program, i: int, stack: int, sums: torch.Tensor, state: GatedState
+    ) -> Operand:
+        """What class, bias, position and codes add to the gates of a layer's vertical (0) or
+        horizontal (1) stack in this row; ``sums`` is room for it."""
         plus, weights, size = state.biases[2 * i + stack], state.weights, 2 * self.hidden
         if i == 0:
             positions = weights.positions[0, :, stack * size : (stack + 1) * size]
@@ -332,9 +375,14 @@ class GatedPixelCNN(PixelModel):
         for i, layer in enumerate(self._layers()):
             window = along(state.inputs[i], "column", count=layer.left.taps)
             own = gated[:, i * hidden : (i + 1) * hidden]
-            program.linear(window, weights.left[i], own, plus=along(state.links[i], "column"), then="gate")
+            program.linear(
+                window, weights.left[i], own, plus=along(state.links[i], "column"), then="gate"
+            )
             if layer.residual is not None:
-                out, before = (along(inputs, "column", margin) for inputs in (state.inputs[i + 1], state.inputs[i]))
+                out, before = (
+                    along(inputs, "column", margin)
+                    for inputs in (state.inputs[i + 1], state.inputs[i])
+                )
                 program.linear(own, weights.residual[i], out, plus=before if i else None)
         program.linear(gated, weights.skip, features, plus=weights.skip_bias, then="silu")
         self.output.write(program, features, state.walk.output)

@@ -1,7 +1,9 @@
-"""The prior of a tokenizer that makes several grids of an image: one density model for each, coarse to fine.
+"""The prior of a tokenizer that makes several grids of an image: one density model for each, coarse
+to fine.
 
-``log p(x_0, x_1) = log p(x_0) + log p(x_1 | x_0)``: the model of the second grid is conditioned on the codes of the
-first (Razavi et al. 2019, section 3.2). Each part is an ordinary density model, sampled by the ordinary walk.
+``log p(x_0, x_1) = log p(x_0) + log p(x_1 | x_0)``: the model of the second grid is conditioned on
+the codes of the first (Razavi et al. 2019, section 3.2). Each part is an ordinary density model,
+sampled by the ordinary walk.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from torch import nn
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2, Grid
-from tessella.models.base import DensityModel
 from tessella.models.condition import Cond, Condition, split
+from tessella.models.density_model import DensityModel
 
 DEEPEST = 2
 """Grids that there may be: a model takes the codes of one other grid."""
@@ -25,8 +27,8 @@ class Hierarchy(nn.Module):
     """Density models of the grids of an image, coarse to fine.
 
     Args:
-        priors: the models; the second is conditioned on the codes of the first one's grid (``codes=``), and all on the
-            same classes.
+        priors: the models; the second is conditioned on the codes of the first one's grid
+            (``codes=``), and all on the same classes.
 
     Raises:
         ConfigError: for fewer or more than two models, or ones that do not fit each other.
@@ -45,7 +47,9 @@ class Hierarchy(nn.Module):
     def __init__(self, priors: Sequence[DensityModel]) -> None:
         super().__init__()
         if len(priors) != DEEPEST:
-            raise ConfigError(f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}")
+            raise ConfigError(
+                f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}"
+            )
         for coarse, fine in zip([None, *priors], priors, strict=False):
             wanted = coarse.grid if coarse is not None else None
             if fine.conditioning.codes != wanted:
@@ -53,7 +57,9 @@ class Hierarchy(nn.Module):
                     f"the prior of {fine.grid} must be conditioned on codes of {wanted}, not {fine.conditioning.codes}"
                 )
         if len({(prior.classes, prior.null_class) for prior in priors}) > 1:
-            raise ConfigError("the priors of a hierarchy must all be conditioned on the same classes")
+            raise ConfigError(
+                "the priors of a hierarchy must all be conditioned on the same classes"
+            )
         self.priors: Any = nn.ModuleList(priors)
 
     def __iter__(self) -> Any:
@@ -97,7 +103,9 @@ class Hierarchy(nn.Module):
         """
         labels, codes = split(cond)
         if codes is not None:
-            raise InputError("a hierarchy draws its own codes: give it a class as condition, or nothing")
+            raise InputError(
+                "a hierarchy draws its own codes: give it a class as condition, or nothing"
+            )
         condition: Condition = self.priors[0].condition(labels, batch)
         return condition
 
@@ -109,7 +117,8 @@ class Hierarchy(nn.Module):
             cond: class of each image (int64 ``[batch]``); without it, the null class.
 
         Raises:
-            InputError: for symbols or a condition that do not fit, or a model in training mode with dropout.
+            InputError: for symbols or a condition that do not fit, or a model in training mode with
+                dropout.
         """
         return torch.stack(self.log_probs(x, cond)).sum(0)
 
@@ -149,7 +158,8 @@ class Hierarchy(nn.Module):
 def level_condition(
     prior: DensityModel, labels: torch.Tensor | None, coarser: Sequence[torch.Tensor]
 ) -> dict[str, Any]:
-    """The condition of one prior of a hierarchy: labels, and the codes of the grid before its own."""
+    """The condition of one prior of a hierarchy: labels, and the codes of the grid before its
+    own."""
     cond: dict[str, Any] = {} if labels is None else {"class": labels}
     if prior.conditioning.codes is not None:
         cond["codes"] = coarser[-1]
@@ -157,7 +167,8 @@ def level_condition(
 
 
 def pack(symbols: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The symbols of several grids, ``[n, ...]`` each, as one row for each image: ``[n, symbols]``."""
+    """The symbols of several grids, ``[n, ...]`` each, as one row for each image:
+    ``[n, symbols]``."""
     return torch.cat([part.flatten(1) for part in symbols], dim=1)
 
 

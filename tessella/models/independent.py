@@ -1,7 +1,7 @@
 """Independent pixels: a distribution for each position, blind to all others.
 
-The baseline every model is measured against, and the analytic oracle of the tests: fitted to counts it has a closed
-form.
+The baseline every model is measured against, and the analytic oracle of the tests: fitted to counts
+it has a closed form.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import CategoricalHead, Head, JointHead
-from tessella.models.base import DensityModel, symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.nn.state import State
+from tessella.models.density_model import DensityModel, symbol_field
+from tessella.nn.stepping.state import State
 
 
 @dataclass
@@ -41,7 +41,9 @@ class Independent(DensityModel):
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__(grid, head, conditioning)
         shape = (grid.height, grid.width) if head.joint else grid.shape
-        self.table = nn.Parameter(head.bias() + 0.1 * torch.randn(self.classes + 1, *shape, head.size))
+        self.table = nn.Parameter(
+            head.bias() + 0.1 * torch.randn(self.classes + 1, *shape, head.size)
+        )
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         if condition.labels is None:
@@ -50,7 +52,9 @@ class Independent(DensityModel):
 
     def init_state(self, batch: int, cond: Cond = None) -> IndependentState:
         labels = self.condition(cond, batch).labels
-        return IndependentState(torch.zeros(batch, dtype=torch.int64, device=self.device) if labels is None else labels)
+        return IndependentState(
+            torch.zeros(batch, dtype=torch.int64, device=self.device) if labels is None else labels
+        )
 
     def step(
         self, previous: torch.Tensor, index: int, state: IndependentState
@@ -66,7 +70,8 @@ class Independent(DensityModel):
 
     @torch.no_grad()
     def fit(self, x: torch.Tensor | Iterable[torch.Tensor]) -> Independent:
-        """Set the probabilities to the histograms of ``x``, one count added to each level (Laplace's rule).
+        """Set the probabilities to the histograms of ``x``, one count added to each level
+        (Laplace's rule).
 
         Args:
             x: checked symbols ``int64 [n, height, width, channels]``, or several such parts.
@@ -80,7 +85,9 @@ class Independent(DensityModel):
         counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
         first = torch.arange(grid.symbols) * grid.levels
         for part in [x] if isinstance(x, torch.Tensor) else x:
-            counts += torch.bincount((part.flatten(1).cpu() + first).flatten(), minlength=len(counts))
+            counts += torch.bincount(
+                (part.flatten(1).cpu() + first).flatten(), minlength=len(counts)
+            )
         probabilities = counts.view(grid.symbols, grid.levels)
         probabilities /= probabilities.sum(1, keepdim=True)
         parameters = self.head.parameters_of(probabilities.log())

@@ -1,8 +1,10 @@
-"""Class-conditional LlamaGen transformers (Sun et al. 2024, "Autoregressive Model Beats Diffusion") as ours.
+"""Class-conditional LlamaGen transformers (Sun et al. 2024, "Autoregressive Model Beats Diffusion")
+as ours.
 
-Their network is our :class:`Transformer` with the prefix ``"nowhere"``, one channel, and zeros for what they do not
-have: the vectors of rows and columns, the direction in the embedding of symbols, the bias of the output. This module
-maps their tensors, by their names, to ours.
+Their network is our :class:`Transformer` with the prefix ``"nowhere"``, one channel, and zeros for
+what they do not
+have: the vectors of rows and columns, the direction in the embedding of symbols, the bias of the
+output. This module maps their tensors, by their names, to ours.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.models import create
-from tessella.models.base import DensityModel
+from tessella.models.density_model import DensityModel
 
 CLASSES = "cls_embedding.embedding_table.weight"
 TOKENS = "tok_embeddings.weight"
@@ -37,14 +39,17 @@ def from_llamagen(
     """The model whose weights are those of a class-conditional LlamaGen transformer.
 
     Args:
-        state: tensors of the checkpoint by the names LlamaGen gives them (``tok_embeddings.weight``, ...).
+        state: tensors of the checkpoint by the names LlamaGen gives them
+            (``tok_embeddings.weight``, ...).
         height, width: of the grid of codes; LlamaGen's are square, 16 x 16 for images of 256 x 256.
-        heads: query heads, which no shape tells: 12 of GPT-B, 16 of L, 20 of XL, 24 of XXL, 40 of XXXL.
-        null_row: whether the last row of the table of classes is the null class, as in all published checkpoints;
-            without it the model needs a class for every image.
+        heads: query heads, which no shape tells: 12 of GPT-B, 16 of L, 20 of XL, 24 of XXL, 40 of
+            XXXL.
+        null_row: whether the last row of the table of classes is the null class, as in all
+            published checkpoints; without it the model needs a class for every image.
 
     Raises:
-        ConfigError: naming tensors that are missing, left over or of another shape; for heads that do not fit.
+        ConfigError: naming tensors that are missing, left over or of another shape; for heads that
+            do not fit.
 
     Returns:
         A ``transformer`` in eval mode, float32.
@@ -57,7 +62,9 @@ def from_llamagen(
     renamed |= _renamed(state, sizes["layers"], null_row)
     for name in sorted(own.keys() | renamed.keys()):
         if name not in own or name not in renamed or own[name].shape != renamed[name].shape:
-            expected, got = (list(part[name].shape) if name in part else "nothing" for part in (own, renamed))
+            expected, got = (
+                list(part[name].shape) if name in part else "nothing" for part in (own, renamed)
+            )
             raise ConfigError(
                 f"these tensors make no LlamaGen transformer: {name} would be {got}, wanted is {expected}"
             )
@@ -72,7 +79,9 @@ def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
     Raises:
         ConfigError: for names or heads that do not fit.
     """
-    layers = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("layers.")), default=-1)
+    layers = 1 + max(
+        (int(name.split(".")[1]) for name in state if name.startswith("layers.")), default=-1
+    )
     of_layer = [*OF_BLOCK, GATE, VALUE]
     wanted = {CLASSES, TOKENS, OUTPUT, "norm.weight"}
     wanted |= {f"layers.{i}.{name}" for i in range(max(layers, 1)) for name in of_layer}
@@ -83,10 +92,14 @@ def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
             for what, names in (("missing", missing), ("unknown", extra))
             if names
         ]
-        raise ConfigError(f"these tensors are not those of a class-conditional LlamaGen transformer: {'; '.join(told)}")
+        raise ConfigError(
+            f"these tensors are not those of a class-conditional LlamaGen transformer: {'; '.join(told)}"
+        )
     inner, width = state["layers.0.attention.wqkv.weight"].shape
     if heads < 1 or width % heads or (inner - width) % (2 * width // heads):
-        raise ConfigError(f"heads={heads} does not fit queries, keys and values of shape [{inner}, {width}]")
+        raise ConfigError(
+            f"heads={heads} does not fit queries, keys and values of shape [{inner}, {width}]"
+        )
     return {
         "layers": layers,
         "width": width,
@@ -97,7 +110,9 @@ def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> dict[str, Any]:
     }
 
 
-def _renamed(state: Mapping[str, torch.Tensor], layers: int, null_row: bool) -> dict[str, torch.Tensor]:
+def _renamed(
+    state: Mapping[str, torch.Tensor], layers: int, null_row: bool
+) -> dict[str, torch.Tensor]:
     """Their tensors by our names and in our shapes, float32."""
     tokens, classes = state[TOKENS], state[CLASSES]
     if not null_row:
@@ -111,7 +126,9 @@ def _renamed(state: Mapping[str, torch.Tensor], layers: int, null_row: bool) -> 
         "output.last.bias": torch.zeros_like(state[OUTPUT][:, 0]),
     }
     for i in range(layers):
-        ours |= {f"blocks.{i}.{own}": state[f"layers.{i}.{theirs}"] for theirs, own in OF_BLOCK.items()}
+        ours |= {
+            f"blocks.{i}.{own}": state[f"layers.{i}.{theirs}"] for theirs, own in OF_BLOCK.items()
+        }
         gate, value = (state[f"layers.{i}.{name}"] for name in (GATE, VALUE))
         ours[f"blocks.{i}.feedforward.widen.weight"] = torch.cat([gate, value])
     return {name: tensor.float() for name, tensor in ours.items()}

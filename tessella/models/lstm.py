@@ -1,14 +1,16 @@
 """An LSTM that reads the image as a sentence, one symbol after the other in raster order.
 
-The cell is that of Hochreiter and Schmidhuber 1997 with forget gates; an image as one sequence of symbols is the
-plainest of the recurrent models of images, compare the spatial LSTM of Theis and Bethge 2015 and the PixelRNN of van
-den Oord et al. 2016. Its input at a place is the vector of the symbol before, plus learned vectors of the row, column
-and channel of the place to be predicted, plus the vector of the class. Layers are residual.
+The cell is that of Hochreiter and Schmidhuber 1997 with forget gates; an image as one sequence of
+symbols is the plainest of the recurrent models of images, compare the spatial LSTM of Theis and
+Bethge 2015 and the PixelRNN of van den Oord et al. 2016. Its input at a place is the vector of the
+symbol before, plus learned vectors of the row, column and channel of the place to be predicted,
+plus the vector of the class. Layers are residual.
 
-The sequence is run in segments. With activation checkpointing the layers keep of an image the states between segments,
-and the activations of the one segment that is computed again: memory that grows with the square root of the length up
-to 65,536 places, where segments stop growing, and linearly from there. Not in it are the vectors of the places, kept
-once for all images, and the symbols and the parameters that are told of each, which are linear in the length anyway.
+The sequence is run in segments. With activation checkpointing the layers keep of an image the
+states between segments, and the activations of the one segment that is computed again: memory that
+grows with the square root of the length up to 65,536 places, where segments stop growing, and
+linearly from there. Not in it are the vectors of the places, kept once for all images, and the
+symbols and the parameters that are told of each, which are linear in the length anyway.
 """
 
 from __future__ import annotations
@@ -25,18 +27,20 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import SequenceModel, SequenceState
-from tessella.nn.condition import ClassEmbedding
+from tessella.models.sequence_model import SequenceModel, SequenceState
+from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.program import Matrix, Moving, Program
+from tessella.nn.stepping.program import Matrix, Moving, Program
 
 SEGMENT = (32, 256)
-"""Least and largest length of a segment; between them it is the square root of the number of places."""
+"""Least and largest length of a segment; between them it is the square root of the number of
+places."""
 
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping; gates in the order of :func:`tessella.nn.lstm.lstm_cell`."""
+    """Weights laid out for stepping; gates in the order of
+    :func:`tessella.nn.lstm_cell.lstm_cell`."""
 
     table: torch.Tensor
     """Vectors of every channel and level: ``[channels, levels, hidden]``."""
@@ -60,7 +64,8 @@ class Programs:
     first: Program
     """The first place."""
     later: list[Program]
-    """A place, from the symbols of the place before, for each channel; for a joint head there is one."""
+    """A place, from the symbols of the place before, for each channel; for a joint head there is
+    one."""
 
 
 @dataclass
@@ -72,11 +77,13 @@ class LSTMState(SequenceState):
 
     weights: Weights
     constant: list[torch.Tensor]
-    """Vectors of class and channel, for each channel; for a joint head there is one: ``[batch, hidden]``."""
+    """Vectors of class and channel, for each channel; for a joint head there is one:
+    ``[batch, hidden]``."""
     symbols: list[torch.Tensor]
     """Those of the place before, as far as they are known: ``int64 [batch]``."""
     entering: list[torch.Tensor]
-    """Of each layer its input and its state of the place before, side by side: ``[batch, 2 * hidden]``."""
+    """Of each layer its input and its state of the place before, side by side:
+    ``[batch, 2 * hidden]``."""
     cells: list[torch.Tensor]
     """``[batch, hidden]`` each."""
     parameters: torch.Tensor
@@ -115,13 +122,17 @@ class LSTM(SequenceModel):
                 f"dropout={dropout}"
             )
         self.hidden, self.dropout = hidden, dropout
-        self.refuse_absurd(hidden * max(4 * hidden, grid.channels * grid.levels), "take a smaller hidden=")
+        self.refuse_absurd(
+            hidden * max(4 * hidden, grid.channels * grid.levels), "take a smaller hidden="
+        )
         self.embedding = SymbolEmbedding(grid, hidden)
         self.row = nn.Parameter(torch.randn(grid.height, 1, 1, hidden) * 0.3)
         self.column = nn.Parameter(torch.randn(grid.width, 1, hidden) * 0.3)
         self.channel = nn.Parameter(torch.randn(grid.channels // self.group, hidden) * 0.3)
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
-        self.layers = nn.ModuleList(nn.LSTM(hidden, hidden, batch_first=True) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.LSTM(hidden, hidden, batch_first=True) for _ in range(layers)
+        )
         self.drop = nn.Dropout(dropout)
         self.last = nn.Linear(hidden, self.free)
         with torch.no_grad():
@@ -133,7 +144,9 @@ class LSTM(SequenceModel):
     @property
     def segment(self) -> int:
         """Places that are run at once."""
-        return min(max(math.isqrt(self.places - 1) + 1 if self.places > 1 else 1, SEGMENT[0]), SEGMENT[1])
+        return min(
+            max(math.isqrt(self.places - 1) + 1 if self.places > 1 else 1, SEGMENT[0]), SEGMENT[1]
+        )
 
     def recurrent(self) -> list[nn.LSTM]:
         """The layers."""
@@ -143,13 +156,17 @@ class LSTM(SequenceModel):
         self.classes_of(condition)
         symbols = x.flatten(1).unflatten(1, (self.places, self.group))
         table = self.embedding.table().flatten(0, 1)
-        classes = None if self.class_vectors is None else self.class_vectors(condition.labels)[:, None]
+        classes = (
+            None if self.class_vectors is None else self.class_vectors(condition.labels)[:, None]
+        )
         zero = self.row.new_zeros(1, len(x), self.hidden)
         states = [zero] * (2 * len(self.layers))
         parts = []
         for i, positions in enumerate(self._positions().split(self.segment)):
             start = i * self.segment
-            part, *states = self.recomputed(self._run, symbols, table, positions, classes, start, *states)
+            part, *states = self.recomputed(
+                self._run, symbols, table, positions, classes, start, *states
+            )
             parts.append(part)
         return self.on_grid(self.complete(torch.cat(parts, dim=1)))
 
@@ -186,10 +203,15 @@ class LSTM(SequenceModel):
             x = x + self.drop(y)
         return (self.last(x), *after)
 
-    def _before(self, symbols: torch.Tensor, table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Vectors of what comes before each of the places ``start .. stop - 1``: ``[batch, stop - start, hidden]``."""
+    def _before(
+        self, symbols: torch.Tensor, table: torch.Tensor, start: int, stop: int
+    ) -> torch.Tensor:
+        """Vectors of what comes before each of the places ``start .. stop - 1``:
+        ``[batch, stop - start, hidden]``."""
         before = symbols[:, max(start - 1, 0) : stop - 1]
-        first = torch.arange(max(start - 1, 0) * self.group, (stop - 1) * self.group, device=symbols.device)
+        first = torch.arange(
+            max(start - 1, 0) * self.group, (stop - 1) * self.group, device=symbols.device
+        )
         channel = (first % self.grid.channels).view(-1, self.group)
         vectors = F.embedding(before + channel * self.grid.levels, table).sum(2)
         return F.pad(vectors, (0, 0, 1, 0)) if start == 0 else vectors
@@ -203,13 +225,17 @@ class LSTM(SequenceModel):
         labels = self.condition(cond, batch).labels
         make, hidden = self.row.new_zeros, self.hidden
         classes = make(batch, hidden) if self.class_vectors is None else self.class_vectors(labels)
-        order = torch.tensor([3, 1, 0, 2], device=self.device)  # torch has input, forget, content, output
+        order = torch.tensor(
+            [3, 1, 0, 2], device=self.device
+        )  # torch has input, forget, content, output
         packed, biases = [], []
         for layer in self.recurrent():
             of_input, of_state, first, second = (
                 parameter.unflatten(0, (4, hidden)) for parameter in layer.parameters()
             )
-            packed.append(Matrix(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous()))
+            packed.append(
+                Matrix(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous())
+            )
             biases.append((first + second)[order].flatten())
         weights = Weights(
             self.embedding.table(),
@@ -255,7 +281,9 @@ class LSTM(SequenceModel):
         program.add(inputs[0], _each(weights.column, "column"), inputs[0])
         for i, symbols in enumerate(state.symbols if known else []):
             program.lookup(symbols, weights.table[channel - self.group + i], inputs[0])
-        for i, (entering, x, then) in enumerate(zip(state.entering, inputs, [*inputs[1:], end], strict=True)):
+        for i, (entering, x, then) in enumerate(
+            zip(state.entering, inputs, [*inputs[1:], end], strict=True)
+        ):
             program.linear(entering, weights.gates[i], gates, plus=weights.biases[i])
             program.cell(gates, state.cells[i], entering[:, hidden:])
             program.add(x, entering[:, hidden:], then)

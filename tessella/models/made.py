@@ -1,15 +1,17 @@
 """Masked autoencoder for distribution estimation (Germain et al. 2015).
 
-Hidden units have degrees: a unit of degree ``d`` sees the first ``d`` places only (eq. 8 and 12), the output of place
-``t`` sees units of degree ``t`` and less (eq. 9 and 13, whose ``d`` counts places from 1). The order is always the
-raster order; what differs between the ``masks`` sets of degrees is the connectivity (sec. 4.4). All sets share the
-weights.
+Hidden units have degrees: a unit of degree ``d`` sees the first ``d`` places only (eq. 8 and 12),
+the output of place ``t`` sees units of degree ``t`` and less (eq. 9 and 13, whose ``d`` counts
+places from 1). The order is always the raster order; what differs between the ``masks`` sets of
+degrees is the connectivity (sec. 4.4). All sets share the weights.
 
-The model is the average of the joint distributions that the ``M`` sets give, ``p(x) = 1/M sum over m of p_m(x)`` (sec.
-4.4), and it is this average whose likelihood is told and trained. (The paper draws one set for each batch instead,
-which maximizes a lower bound.) Its conditionals are mixtures, ``p(x_t | x_<t) = sum over m of w_m p_m(x_t | x_<t)``,
-with weights ``w_m`` proportional to ``p_m(x_<t)``. With a joint head each set gives a share of the mixture's
-components, and the weights ``w_m`` go into the weights of the components. Hidden units are SiLU (ReLU in the paper).
+The model is the average of the joint distributions that the ``M`` sets give,
+``p(x) = 1/M sum over m of p_m(x)`` (sec. 4.4), and it is this average whose likelihood is told and
+trained. (The paper draws one set for each batch instead, which maximizes a lower bound.) Its
+conditionals are mixtures, ``p(x_t | x_<t) = sum over m of w_m p_m(x_t | x_<t)``, with weights
+``w_m`` proportional to ``p_m(x_<t)``. With a joint head each set gives a share of the mixture's
+components, and the weights ``w_m`` go into the weights of the components. Hidden units are SiLU
+(ReLU in the paper).
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import CategoricalHead, Head, LogisticMixture, LogisticMixtureHead
-from tessella.models.base import symbol_field
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import MASKED, SequenceModel, SequenceState, SymbolInputs
-from tessella.nn.condition import ClassEmbedding
+from tessella.models.density_model import symbol_field
+from tessella.models.sequence_model import MASKED, SequenceModel, SequenceState, SymbolInputs
+from tessella.nn.condition_embedding import ClassEmbedding
 
 
 @dataclass
 class Weights:
-    """Weights laid out for stepping, in lists by set of degrees; hidden units are sorted by degree."""
+    """Weights laid out for stepping, in lists by set of degrees; hidden units are sorted by
+    degree."""
 
     table: torch.Tensor
     """Inputs of every channel and level: ``[channels, levels, embedding]``."""
@@ -57,13 +60,15 @@ class MADEState(SequenceState):
     inputs: torch.Tensor
     """``[batch, symbols * embedding]``, zero for the symbols to come."""
     units: list[list[torch.Tensor]]
-    """Of each set and layer, activations by degree; before they are final, biases: ``[batch, units]``."""
+    """Of each set and layer, activations by degree; before they are final, biases:
+    ``[batch, units]``."""
     classes: torch.Tensor | slice
     """Rows of the classes' biases that the images take."""
     log_weights: torch.Tensor
     """``log w_m`` of the sets given what is known: ``[batch, masks]``."""
     told: torch.Tensor | None = None
-    """Of the place that was told last, the log-probabilities under each set: ``[batch, masks, levels]``."""
+    """Of the place that was told last, the log-probabilities under each set:
+    ``[batch, masks, levels]``."""
 
 
 class MADE(SequenceModel):
@@ -80,8 +85,9 @@ class MADE(SequenceModel):
         mask_seed: of the degrees.
 
     Raises:
-        ConfigError: for sizes that make no network, a grid whose matrices no machine holds, or mixture components
-            that do not divide by the masks; or several masks with another joint head.
+        ConfigError: for sizes that make no network, a grid whose matrices no machine holds, or
+            mixture components that do not divide by the masks; or several masks with another joint
+            head.
     """
 
     name = "made"
@@ -121,12 +127,18 @@ class MADE(SequenceModel):
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         self.register_buffer(
-            "owners", torch.arange(self.places).repeat_interleave(features // self.places) + 1, persistent=False
+            "owners",
+            torch.arange(self.places).repeat_interleave(features // self.places) + 1,
+            persistent=False,
         )
         self.owners: torch.Tensor
-        self.layers = nn.ModuleList(nn.Linear(hidden if i else features, hidden) for i in range(layers))
+        self.layers = nn.ModuleList(
+            nn.Linear(hidden if i else features, hidden) for i in range(layers)
+        )
         self.output = nn.Parameter(torch.randn(self.places, self.free, hidden) * 0.3 * hidden**-0.5)
-        self.direct = nn.Parameter(torch.randn(outputs, features) * 0.2 * features**-0.5) if direct else None
+        self.direct = (
+            nn.Parameter(torch.randn(outputs, features) * 0.2 * features**-0.5) if direct else None
+        )
         self.bias = nn.Parameter(self.one.bias()[-self.free :].repeat(self.places, 1))
         self.class_units = ClassEmbedding(self.classes, layers * hidden) if self.classes else None
         self.class_bias = ClassEmbedding(self.classes, outputs) if self.classes else None
@@ -149,8 +161,8 @@ class MADE(SequenceModel):
         return LogisticMixtureHead(self.grid, self.head.components // self.masks)
 
     def _draw_degrees(self, layers: int) -> torch.Tensor:
-        """Degrees of the units of each set and layer: ``int64 [masks, layers, hidden]``; none is below the least of the
-        layer before (sec. 4.2)."""
+        """Degrees of the units of each set and layer: ``int64 [masks, layers, hidden]``; none is
+        below the least of the layer before (sec. 4.2)."""
         generator, most = torch.Generator().manual_seed(self.mask_seed), max(self.places - 1, 1)
         degrees = torch.empty(self.masks, layers, self.hidden, dtype=torch.int64)
         for of_set in degrees:
@@ -161,10 +173,15 @@ class MADE(SequenceModel):
         return degrees
 
     def mask(self, which: int, layer: int) -> torch.Tensor:
-        """Which units of a layer see which inputs, ``bool [units, inputs]``; past the last layer which places do."""
+        """Which units of a layer see which inputs, ``bool [units, inputs]``; past the last layer
+        which places do."""
         degrees = self.degrees[which]
         before = degrees[layer - 1] if layer else self.owners
-        seen_by = degrees[layer] if layer < len(degrees) else torch.arange(self.places, device=degrees.device)
+        seen_by = (
+            degrees[layer]
+            if layer < len(degrees)
+            else torch.arange(self.places, device=degrees.device)
+        )
         return before <= seen_by[:, None]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
@@ -173,15 +190,22 @@ class MADE(SequenceModel):
         if self.direct is not None:
             past = self.owners <= torch.arange(self.places, device=x.device)[:, None]
             weights = self.direct.unflatten(0, (self.places, self.free)) * past[:, None]
-            bias = bias + F.linear(inputs, weights.flatten(0, 1)).unflatten(1, (self.places, self.free))
-        sets = [self.recomputed(self._network, inputs, unit_bias, bias, which) for which in range(self.masks)]
+            bias = bias + F.linear(inputs, weights.flatten(0, 1)).unflatten(
+                1, (self.places, self.free)
+            )
+        sets = [
+            self.recomputed(self._network, inputs, unit_bias, bias, which)
+            for which in range(self.masks)
+        ]
         if self.masks == 1:
             return self.on_grid(sets[0])
         told = torch.stack(sets, dim=2)
         if self.head.joint:
             return self.on_grid(self._merged_pixels(told, x))
         tables = self.head.symbol(told).table()
-        each = tables.gather(-1, x.flatten(1)[..., None, None].expand(-1, -1, self.masks, 1))[..., 0]
+        each = tables.gather(-1, x.flatten(1)[..., None, None].expand(-1, -1, self.masks, 1))[
+            ..., 0
+        ]
         return self.on_grid(self._merged_tables(tables, log_weights_before(each)))
 
     def _unit_bias(self, classes: torch.Tensor | slice) -> torch.Tensor:
@@ -202,11 +226,15 @@ class MADE(SequenceModel):
     def _linear(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
-    def _network(self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, which: int) -> torch.Tensor:
+    def _network(
+        self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, which: int
+    ) -> torch.Tensor:
         """Parameters ``[batch, places, size]`` by one set of degrees."""
         units = inputs
         for i, layer in enumerate(self._linear()):
-            units = self.drop(F.silu(F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i]))
+            units = self.drop(
+                F.silu(F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i])
+            )
         weights = self.output * self.mask(which, len(self.layers))[:, None]
         free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free))
         return self._of_set(free + bias)
@@ -216,12 +244,19 @@ class MADE(SequenceModel):
         return F.pad(free, (self.one.size - self.free, 0))
 
     def _merged_tables(self, tables: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        """Parameters of the mixture of ``tables [..., masks, levels]`` under ``log_weights [..., masks]``."""
-        return cast(CategoricalHead, self.head).parameters_of((log_weights[..., None] + tables).logsumexp(dim=-2))
+        """Parameters of the mixture of ``tables [..., masks, levels]`` under
+        ``log_weights [..., masks]``."""
+        return cast(CategoricalHead, self.head).parameters_of(
+            (log_weights[..., None] + tables).logsumexp(dim=-2)
+        )
 
     def _merged_pixels(self, told: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Parameters of the whole mixture, of the sets' ``told [batch, pixels, masks, size]`` and the symbols."""
-        head, pixels = cast(LogisticMixtureHead, self.one), x.flatten(1, 2)[:, :, None].expand(-1, -1, self.masks, -1)
+        """Parameters of the whole mixture, of the sets' ``told [batch, pixels, masks, size]`` and
+        the symbols."""
+        head, pixels = (
+            cast(LogisticMixtureHead, self.one),
+            x.flatten(1, 2)[:, :, None].expand(-1, -1, self.masks, -1),
+        )
         steps = head.unroll(told, pixels, self.grid.channels)
         last = LogisticMixture(steps[-1], self.grid.levels)
         joint = steps[-1].chunk(3, dim=-1)[0] + last.components(pixels[..., -1])
@@ -229,7 +264,8 @@ class MADE(SequenceModel):
         return self._merged_pixel(told, log_weights_before(joint.logsumexp(dim=-1) - first))
 
     def _merged_pixel(self, told: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        """Parameters ``[..., size]`` of the mixture of the sets' mixtures ``told [..., masks, size of a set]``."""
+        """Parameters ``[..., size]`` of the mixture of the sets' mixtures
+        ``told [..., masks, size of a set]``."""
         head = cast(LogisticMixtureHead, self.one)
         told = told.unflatten(-1, (-1, head.components)).to(log_weights.dtype)
         weights = F.log_softmax(told[..., :1, :], dim=-1) + log_weights[..., None, None]
@@ -240,7 +276,11 @@ class MADE(SequenceModel):
         classes = self.classes_of(self.condition(cond, batch))
         orders = self.degrees.argsort(dim=-1, stable=True)
         unit_bias = self._unit_bias(classes).expand(batch, -1, -1)
-        wide = unit_bias.float() if unit_bias.dtype not in (torch.float32, torch.float64) else unit_bias
+        wide = (
+            unit_bias.float()
+            if unit_bias.dtype not in (torch.float32, torch.float64)
+            else unit_bias
+        )
         return MADEState(
             pixel=None,
             weights=self._weights(orders),
@@ -253,8 +293,12 @@ class MADE(SequenceModel):
     def _weights(self, orders: torch.Tensor) -> Weights:
         hidden, direct = [], self.direct
         for of_set in orders:
-            first, *rest = [layer.weight[order] for layer, order in zip(self._linear(), of_set, strict=True)]
-            hidden.append([first, *(weight[:, of_set[i]].contiguous() for i, weight in enumerate(rest))])
+            first, *rest = [
+                layer.weight[order] for layer, order in zip(self._linear(), of_set, strict=True)
+            ]
+            hidden.append(
+                [first, *(weight[:, of_set[i]].contiguous() for i, weight in enumerate(rest))]
+            )
         places = torch.arange(self.places, device=self.degrees.device)
         return Weights(
             table=self.inputs.table(),
@@ -285,7 +329,10 @@ class MADE(SequenceModel):
         bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
         if weights.direct is not None:
             bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
-        sets = [self._of_set(self._advance_units(which, place, bias, state)) for which in range(self.masks)]
+        sets = [
+            self._of_set(self._advance_units(which, place, bias, state))
+            for which in range(self.masks)
+        ]
         if self.masks == 1:
             return sets[0]
         told = torch.stack(sets, dim=1)
@@ -294,12 +341,16 @@ class MADE(SequenceModel):
         state.told = self.head.symbol(told).table()
         return self._merged_tables(state.told, state.log_weights)
 
-    def _advance_units(self, which: int, place: int, bias: torch.Tensor, state: MADEState) -> torch.Tensor:
-        """Finish the units whose degree is ``place``, all of whose inputs are known now, and return what the set gives
-        for the place, ``[batch, free]``."""
+    def _advance_units(
+        self, which: int, place: int, bias: torch.Tensor, state: MADEState
+    ) -> torch.Tensor:
+        """Finish the units whose degree is ``place``, all of whose inputs are known now, and return
+        what the set gives for the place, ``[batch, free]``."""
         weights = state.weights
         inputs = state.inputs[:, : place * self.group * self.inputs.width]
-        for packed, ends, units in zip(weights.hidden[which], weights.ends[which], state.units[which], strict=True):
+        for packed, ends, units in zip(
+            weights.hidden[which], weights.ends[which], state.units[which], strict=True
+        ):
             start, stop = ends[place - 1] if place else 0, ends[place]
             if stop > start:
                 new = units[:, start:stop]
@@ -319,8 +370,13 @@ class MADE(SequenceModel):
         }
 
     def parameter_count(self) -> int:
-        sides = [torch.stack([self.mask(m, i) for m in range(self.masks)]).any(0) for i in range(len(self.layers) + 1)]
-        masked = sum(int((~side).sum()) for side in sides[:-1]) + int((~sides[-1]).sum()) * self.free
+        sides = [
+            torch.stack([self.mask(m, i) for m in range(self.masks)]).any(0)
+            for i in range(len(self.layers) + 1)
+        ]
+        masked = (
+            sum(int((~side).sum()) for side in sides[:-1]) + int((~sides[-1]).sum()) * self.free
+        )
         if self.direct is not None:
             past = self.owners <= torch.arange(self.places, device=self.device)[:, None]
             masked += int((~past).sum()) * self.free
@@ -330,9 +386,12 @@ class MADE(SequenceModel):
         fields = torch.stack([self._field(which) for which in range(self.masks)])
         field = fields.any(0)
         for one, other in combinations(range(self.masks), 2):
-            # The odds of two sets are told by every place where they differ; they matter at later ones that differ too.
+            # The odds of two sets are told by every place where they differ; they matter at later
+            # ones that differ too.
             differ = torch.tensor([self._differ(one, other, place) for place in range(self.places)])
-            telling = (fields[one] | fields[other] | torch.eye(self.places, dtype=torch.bool)) & differ[:, None]
+            telling = (
+                fields[one] | fields[other] | torch.eye(self.places, dtype=torch.bool)
+            ) & differ[:, None]
             field[1:] |= (telling.cumsum(0) > 0)[:-1] & differ[1:, None]
         return symbol_field(self.grid, field, inside=True) if self.head.joint else field
 
@@ -358,9 +417,11 @@ class MADE(SequenceModel):
 
 
 def log_weights_before(each: torch.Tensor) -> torch.Tensor:
-    """``log w_m`` of each place, of the places' log-probabilities under each set: both ``[batch, places, masks]``.
+    """``log w_m`` of each place, of the places' log-probabilities under each set: both
+    ``[batch, places, masks]``.
 
-    Sums are float64: thousands of places add up to numbers that leave float32 no digits for how the sets differ.
+    Sums are float64: thousands of places add up to numbers that leave float32 no digits for how the
+    sets differ.
     """
     wide = each.double()
     return F.log_softmax(wide.cumsum(dim=1) - wide, dim=-1).to(each.dtype)

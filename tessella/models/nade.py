@@ -1,13 +1,14 @@
-"""Neural autoregressive distribution estimator (Larochelle and Murray 2011; Uria et al. 2016, "Neural Autoregressive
-Distribution Estimation", section 2).
+"""Neural autoregressive distribution estimator (Larochelle and Murray 2011; Uria et al. 2016,
+"Neural Autoregressive Distribution Estimation", section 2).
 
-Symbol ``t`` has hidden units of its own, ``h_t = sigmoid(c + sum over s < t of W_s x_s)`` (Uria et al., eq. 3), and
-parameters ``b_t + V_t h_t`` (eq. 2). Neighbouring symbols share all but one term of the sum, so a running vector
-``a_(t + 1) = a_t + W_t x_t`` (section 2) makes all of them in time linear in symbols and in hidden units.
+Symbol ``t`` has hidden units of its own, ``h_t = sigmoid(c + sum over s < t of W_s x_s)`` (Uria et
+al., eq. 3), and parameters ``b_t + V_t h_t`` (eq. 2). Neighbouring symbols share all but one term
+of the sum, so a running vector ``a_(t + 1) = a_t + W_t x_t`` (section 2) makes all of them in time
+linear in symbols and in hidden units.
 
-Training walks along the sequence, and back for the gradient, in chunks: only the vector that enters a chunk is kept,
-and the rest computed again, so that memory does not grow with symbols times hidden units (:class:`Walk`). With two
-levels there are ``2 S H + S + H`` parameters.
+Training walks along the sequence, and back for the gradient, in chunks: only the vector that enters
+a chunk is kept, and the rest computed again, so that memory does not grow with symbols times hidden
+units (:class:`Walk`). With two levels there are ``2 S H + S + H`` parameters.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence import SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence_model import SequenceModel, SequenceState, SymbolInputs
 
 CHUNK, CHUNK_CUDA = 1 << 18, 1 << 25
-"""Hidden units (of all images of a batch) that are in memory at a time; on a processor few, so that its cache holds
-them."""
+"""Hidden units (of all images of a batch) that are in memory at a time; on a processor few, so that
+its cache holds them."""
 
 
 @dataclass
@@ -49,7 +50,8 @@ class NADEState(SequenceState):
 
 
 class NADE(SequenceModel):
-    """``nade``: neural autoregressive distribution estimator, a hidden layer for each symbol with shared weights.
+    """``nade``: neural autoregressive distribution estimator, a hidden layer for each symbol with
+    shared weights.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -63,11 +65,18 @@ class NADE(SequenceModel):
     name = "nade"
 
     def __init__(
-        self, grid: Grid, head: Head, conditioning: Conditioning, hidden: int = 128, embedding: int = 4
+        self,
+        grid: Grid,
+        head: Head,
+        conditioning: Conditioning,
+        hidden: int = 128,
+        embedding: int = 4,
     ) -> None:
         super().__init__(grid, head, conditioning)
         if hidden < 1 or embedding < 1:
-            raise ConfigError(f"nade needs hidden >= 1 and embedding >= 1, got hidden={hidden}, embedding={embedding}")
+            raise ConfigError(
+                f"nade needs hidden >= 1 and embedding >= 1, got hidden={hidden}, embedding={embedding}"
+            )
         self.hidden, self.embedding = hidden, embedding
         self.inputs = SymbolInputs(grid, embedding)
         of_place = self.group * self.inputs.width
@@ -76,7 +85,9 @@ class NADE(SequenceModel):
             "take a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
         )
         self.refuse_absurd_biases()
-        self.encode = nn.Parameter(torch.randn(self.places, of_place, hidden) * (self.places * of_place) ** -0.5)
+        self.encode = nn.Parameter(
+            torch.randn(self.places, of_place, hidden) * (self.places * of_place) ** -0.5
+        )
         self.decode = nn.Parameter(torch.randn(self.places, hidden, self.free) * 0.3 * hidden**-0.5)
         self.hidden_bias = nn.Parameter(0.5 * torch.randn(self.classes + 1, hidden))
         self.bias = nn.Parameter(self.free_bias().repeat(self.classes + 1, self.places, 1))
@@ -118,17 +129,22 @@ class NADE(SequenceModel):
 class Walk(torch.autograd.Function):
     """The whole sequence: the running vector, the hidden units, and what they tell of each place.
 
-    ``walk(inputs [places, batch, inputs], encode [places, inputs, hidden], decode [places, hidden, size], running
-    [batch, hidden])`` gives parameters without their bias, ``[places, batch, size]``.
+    ``walk(inputs [places, batch, inputs], encode [places, inputs, hidden], decode [places, hidden, size], running [batch, hidden])``
+    gives parameters without their bias, ``[places, batch, size]``.
 
-    Sums along the sequence are taken a place at a time, while the chunk they fill is in the processor's cache. Only the
-    running vector before each chunk is kept; the gradient walks back over the chunks, each computed once more, and with
-    ``s_t`` the gradient by ``a_t``, that by ``W_t`` is ``x_t`` times the sum of ``s_u`` over ``u > t``.
+    Sums along the sequence are taken a place at a time, while the chunk they fill is in the
+    processor's cache. Only the running vector before each chunk is kept; the gradient walks back
+    over the chunks, each computed once more, and with ``s_t`` the gradient by ``a_t``, that by
+    ``W_t`` is ``x_t`` times the sum of ``s_u`` over ``u > t``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, encode: torch.Tensor, decode: torch.Tensor, running: torch.Tensor
+        ctx: Any,
+        inputs: torch.Tensor,
+        encode: torch.Tensor,
+        decode: torch.Tensor,
+        running: torch.Tensor,
     ) -> torch.Tensor:
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, running = inputs.to(encode.dtype).contiguous(), running.clone()
@@ -157,7 +173,10 @@ class Walk(torch.autograd.Function):
                 torch.ops.aten.sigmoid_backward.grad_input(sums[:-1], units, grad_input=sums[:-1])
                 sums[-1] = later
                 add_up(sums, backward=True)
-                later, sums = sums[0].clone(), sums[1:]  # what the symbol of each place has a part in
+                later, sums = (
+                    sums[0].clone(),
+                    sums[1:],
+                )  # what the symbol of each place has a part in
                 torch.bmm(inputs[part].transpose(1, 2), sums, out=of_encode[part])
                 if of_inputs is not None:
                     torch.bmm(sums, encode[part].transpose(1, 2), out=of_inputs[part])
@@ -170,16 +189,20 @@ def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def chunks(inputs: torch.Tensor, running: torch.Tensor) -> list[slice]:
-    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers, or ``CHUNK_CUDA``."""
+    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers, or
+    ``CHUNK_CUDA``."""
     room = CHUNK_CUDA if running.is_cuda else CHUNK
     places = max(1, room // max(1, running.numel()))
-    return [slice(start, min(start + places, len(inputs))) for start in range(0, len(inputs), places)]
+    return [
+        slice(start, min(start + places, len(inputs))) for start in range(0, len(inputs), places)
+    ]
 
 
 def hidden_units(
     inputs: torch.Tensor, encode: torch.Tensor, running: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hidden units of a chunk of places, ``[places, batch, hidden]``, and the running vector after it."""
+    """The hidden units of a chunk of places, ``[places, batch, hidden]``, and the running vector
+    after it."""
     sums = running.new_empty(len(inputs) + 1, *running.shape)
     sums[0] = running
     outer(inputs, encode, sums[1:])

@@ -1,11 +1,13 @@
-"""PixelCNN (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5 left, Table 1).
+"""PixelCNN (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5
+left, Table 1).
 
-After the first layer come residual blocks: ``2 h`` features are reduced to ``h`` by a 1 x 1 convolution, a 3 x 3
-convolution looks around, a 1 x 1 convolution leads back to ``2 h`` and the block's input is added; all under mask B,
-with a ReLU before each convolution. A stack of masked 3 x 3 convolutions has a *blind spot*: of the rows above it
-sees a wedge that widens by one pixel a row to the right, so that pixels farther to the right are never seen, however
-many layers there are. :meth:`PixelCNN.receptive_field` shows it. The class adds a bias to the 3 x 3 convolution of
-every block.
+After the first layer come residual blocks: ``2 h`` features are reduced to ``h`` by a 1 x 1
+convolution, a 3 x 3 convolution looks around, a 1 x 1 convolution leads back to ``2 h`` and the
+block's input is added; all under mask B, with a ReLU before each convolution. A stack of masked 3 x
+3 convolutions has a *blind spot*: of the rows above it sees a wedge that widens by one pixel a row
+to the right, so that pixels farther to the right are never seen, however many layers there are.
+:meth:`PixelCNN.receptive_field` shows it. The class adds a bias to the 3 x 3 convolution of every
+block.
 
 The paper's CIFAR-10 model has ``layers=15, hidden=128, last=1024``.
 """
@@ -24,8 +26,8 @@ from tessella.heads import Head
 from tessella.models.channel_masked import FIRST_REACH, ChannelMasked
 from tessella.models.condition import Condition, Conditioning
 from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
-from tessella.nn.program import Matrix, Program, along, windows
-from tessella.nn.state import State
+from tessella.nn.stepping.program import Matrix, Program, along, windows
+from tessella.nn.stepping.state import State
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +47,8 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``[batch, height, width, 2 * hidden]`` to the same; ``bias`` is added to the 3 x 3 convolution."""
+        """``[batch, height, width, 2 * hidden]`` to the same; ``bias`` is added to the 3 x 3
+        convolution."""
         y = self.around(F.relu(self.reduce(F.relu(x))))
         y = F.relu(y if bias is None else y + bias)
         out: torch.Tensor = x + self.restore(self.dropout(y))
@@ -74,8 +77,8 @@ class BlocksState(State):
     biases: torch.Tensor
     """Bias and class bias of the 3 x 3 convolutions: ``[layers, batch, 1, hidden]``."""
     reduced: list[torch.Tensor]
-    """What enters the 3 x 3 convolutions, with margins of zeros; this row up to the pixel, then the row above:
-    ``[batch, width + 2, hidden]``."""
+    """What enters the 3 x 3 convolutions, with margins of zeros; this row up to the pixel, then the
+    row above: ``[batch, width + 2, hidden]``."""
     above: list[torch.Tensor]
     """What the row above gives the 3 x 3 convolutions in this row: ``[batch, width, hidden]``."""
     features: torch.Tensor
@@ -87,7 +90,8 @@ class BlocksState(State):
 
 
 class PixelCNN(ChannelMasked):
-    """``pixelcnn``: residual blocks of masked 3 x 3 convolutions, channel groups in every layer; it has a blind spot.
+    """``pixelcnn``: residual blocks of masked 3 x 3 convolutions, channel groups in every layer; it
+    has a blind spot.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -149,7 +153,9 @@ class PixelCNN(ChannelMasked):
             reduce=[self.groups.products(block.reduce.weight) for block in blocks],
             around=[block.around.this_row() for block in blocks],
             restore=[self.groups.products(block.restore.weight) for block in blocks],
-            reduce_bias=[block.reduce.bias.detach() for block in blocks if block.reduce.bias is not None],
+            reduce_bias=[
+                block.reduce.bias.detach() for block in blocks if block.reduce.bias is not None
+            ],
         )
 
     def write_row(self, program: Program, layers: BlocksState) -> None:
@@ -161,19 +167,30 @@ class PixelCNN(ChannelMasked):
     def entering(self, group: int, layers: BlocksState) -> torch.Tensor:
         return layers.features[:, self.wide[group]]
 
-    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: BlocksState) -> None:
-        weights, x, wide, narrow = layers.weights, self.entering(group, layers), self.wide[group], self.narrow[group]
+    def write_layers(
+        self, program: Program, group: int, out: torch.Tensor, layers: BlocksState
+    ) -> None:
+        weights, x, wide, narrow = (
+            layers.weights,
+            self.entering(group, layers),
+            self.wide[group],
+            self.narrow[group],
+        )
         for i, (inputs, reduced, gathered) in enumerate(
             zip(layers.inputs, layers.reduced, layers.gathered, strict=True)
         ):
             program.map(x, inputs[:, wide], "relu")
             here, bias = along(reduced[:, :, narrow], "column", 1), weights.reduce_bias[i][narrow]
-            program.linear(inputs[:, : wide.stop], weights.reduce[i][group], here, plus=bias, then="relu")
+            program.linear(
+                inputs[:, : wide.stop], weights.reduce[i][group], here, plus=bias, then="relu"
+            )
             around = along(reduced, "column", count=2).upto(self.hidden + narrow.stop)
             above, own = along(layers.above[i][:, :, narrow], "column"), gathered[:, narrow]
             program.linear(around, weights.around[i][group], own, plus=above, then="relu")
             to, then = (out, "relu") if i == len(layers.inputs) - 1 else (x, "")
-            program.linear(gathered[:, : narrow.stop], weights.restore[i][group], to, plus=x, then=then)
+            program.linear(
+                gathered[:, : narrow.stop], weights.restore[i][group], to, plus=x, then=then
+            )
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         return field | self._blocks()[0].around.field(self.groups.field_within(field))

@@ -1,17 +1,19 @@
-"""PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
-Mixture Likelihood and Other Modifications", sections 2.1 to 2.5 and figure 2).
+"""PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++: Improving the PixelCNN with
+Discretized Logistic Mixture Likelihood and Other Modifications", sections 2.1 to 2.5 and figure 2).
 
-Two streams of features: the *vertical* one sees the rows above a pixel, the *horizontal* one the pixels to its left
-and, in every block, the vertical stream. Both run down through resolutions, each half as high and wide as the one
-before, and up again; a block on the way up sees, besides its input, the map that lies opposite on the way down (section
-2.4). A block is ``x + a * sigmoid(b)`` with ``a, b`` from two shifted convolutions of concatenated ELUs.
-The class adds a bias to ``a`` and ``b`` of every block (section 2.3 of van den Oord et al. 2016b).
+Two streams of features: the *vertical* one sees the rows above a pixel, the *horizontal* one the
+pixels to its left and, in every block, the vertical stream. Both run down through resolutions, each
+half as high and wide as the one before, and up again; a block on the way up sees, besides its
+input, the map that lies opposite on the way down (section 2.4). A block is ``x + a * sigmoid(b)``
+with ``a, b`` from two shifted convolutions of concatenated ELUs. The class adds a bias to ``a`` and
+``b`` of every block (section 2.3 of van den Oord et al. 2016b).
 
-A step does what its place in the grid makes possible: the vertical stream of a resolution that is reduced ``2^s``
-times, once every ``2^s`` rows, for a whole row; its horizontal stream, at every ``2^s``-th pixel of these rows. What
-the rows above add to a place of the horizontal stream is computed with the vertical stream, so that only products with
-the row itself are left for the pixel. This is the idea of Ramachandran et al. 2017 ("Fast Generation for Convolutional
-Autoregressive Models"), the state being an explicit value.
+A step does what its place in the grid makes possible: the vertical stream of a resolution that is
+reduced ``2^s`` times, once every ``2^s`` rows, for a whole row; its horizontal stream, at every
+``2^s``-th pixel of these rows. What the rows above add to a place of the horizontal stream is
+computed with the vertical stream, so that only products with the row itself are left for the pixel.
+This is the idea of Ramachandran et al. 2017 ("Fast Generation for Convolutional Autoregressive
+Models"), the state being an explicit value.
 """
 
 from __future__ import annotations
@@ -27,19 +29,20 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import symbol_field
+from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.output import create_output
-from tessella.models.pixels import PixelModel, Programs, Walk
-from tessella.nn.condition import ClassEmbedding
+from tessella.models.density_model import symbol_field
+from tessella.models.pixel_model import PixelModel, Programs, Walk
+from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.program import Operand, Program, along, windows
-from tessella.nn.shifted import RowCache, ShiftedConvolution, delayed
-from tessella.nn.state import State
-from tessella.nn.streams import Block, BlockState, Resize, ResizeState, grown_index
+from tessella.nn.pixelcnn_pp_layers import Block, BlockState, Resize, ResizeState, grown_index
+from tessella.nn.shifted_convolution import RowCache, ShiftedConvolution, delayed
+from tessella.nn.stepping.program import Operand, Program, along, windows
+from tessella.nn.stepping.state import State
 
 OUTPUT_SHARE = 0.1
-"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""
+"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's
+own start."""
 
 Biases = list[list[torch.Tensor | None]]
 """What the class adds in each block, lists by resolution: ``[batch, 4 * filters]``."""
@@ -51,8 +54,8 @@ class Scale(nn.Module):
     Args:
         filters, dropout: see :class:`GatedResidual`.
         blocks: blocks on the way down.
-        last: whether it is the smallest resolution. The others have a block more on the way up, opposite to the map
-            they start with.
+        last: whether it is the smallest resolution. The others have a block more on the way up,
+            opposite to the map they start with.
     """
 
     def __init__(self, filters: int, dropout: float, blocks: int, last: bool) -> None:
@@ -68,7 +71,10 @@ class Scale(nn.Module):
 
     def cache(self, batch: int, width: int, biases: list[torch.Tensor | None]) -> ScaleState:
         """The state before the first row."""
-        states = [block.cache(batch, width, bias) for block, bias in zip(self.blocks(), biases, strict=True)]
+        states = [
+            block.cache(batch, width, bias)
+            for block, bias in zip(self.blocks(), biases, strict=True)
+        ]
         resize = None if self.resize is None else self.resize.cache(batch, width)
         return ScaleState(states[: len(self.down)], states[len(self.down) :], resize)
 
@@ -89,7 +95,8 @@ class ScaleState(State):
             self.resize.write_shift(program)
 
     def row_skips(self, last: torch.Tensor) -> list[Operand]:
-        """What the blocks on the way up see of the vertical stream opposite; ``last`` is for the map that shrinks."""
+        """What the blocks on the way up see of the vertical stream opposite; ``last`` is for the
+        map that shrinks."""
         skips: list[Operand] = [block.vertical.row() for block in self.down]
         return ([] if self.resize is None else [last]) + skips[::-1]
 
@@ -104,12 +111,13 @@ class Backbone:
     """Programs of both streams."""
 
     down: list[Program]
-    """For each resolution, a row of the vertical stream on the way down, of the smallest one also on the way up."""
+    """For each resolution, a row of the vertical stream on the way down, of the smallest one also
+    on the way up."""
     up: list[Program]
     """The way up of the others, for the parity of the row."""
     pixel: list[Program]
-    """A pixel that reaches 1, 2, ... resolutions, for its column in each of them and, except for the last program, its
-    place in the map that comes up from the next resolution."""
+    """A pixel that reaches 1, 2, ... resolutions, for its column in each of them and, except for
+    the last program, its place in the map that comes up from the next resolution."""
 
 
 @dataclass
@@ -123,14 +131,16 @@ class PixelCNNppState(State):
     first_left: RowCache
     """Its newest row holds the vectors of this row's pixels, one place further to the right."""
     before: torch.Tensor
-    """What everything above adds to the first horizontal map in this row: ``[batch, padded width, filters]``."""
+    """What everything above adds to the first horizontal map in this row:
+    ``[batch, padded width, filters]``."""
     scales: list[ScaleState]
     walk: Walk
     programs: Programs[Backbone] | None = None
 
 
 class Intensities(nn.Module):
-    """A pixel as the paper feeds it: its channels on [-1, 1], and a one that tells the image from its surroundings.
+    """A pixel as the paper feeds it: its channels on [-1, 1], and a one that tells the image from
+    its surroundings.
 
     Args:
         grid: the grid whose symbols are fed.
@@ -146,16 +156,21 @@ class Intensities(nn.Module):
         self.vectors: torch.Tensor
 
     def table(self) -> torch.Tensor:
-        """Vectors of every channel and level, whose sum is the pixel's: ``[channels, levels, channels + 1]``."""
+        """Vectors of every channel and level, whose sum is the pixel's:
+        ``[channels, levels, channels + 1]``."""
         return self.vectors
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels + 1]``."""
-        return torch.stack([F.embedding(x[..., c], vectors) for c, vectors in enumerate(self.vectors)]).sum(0)
+        """``x int64 [batch, height, width, channels]`` to
+        ``[batch, height, width, channels + 1]``."""
+        return torch.stack(
+            [F.embedding(x[..., c], vectors) for c, vectors in enumerate(self.vectors)]
+        ).sum(0)
 
 
 class PixelCNNpp(PixelModel):
-    """``pixelcnn++``: two streams through several resolutions with short-cuts, and a cached ``step``.
+    """``pixelcnn++``: two streams through several resolutions with short-cuts, and a cached
+    ``step``.
 
     Sides that do not divide by ``2^(scales - 1)`` are padded at the right and below.
 
@@ -164,9 +179,10 @@ class PixelCNNpp(PixelModel):
         blocks: blocks of each resolution, on the way down and again on the way up; the paper has 5.
         filters: width of each stream; the paper has 160.
         scales: number of resolutions; the paper has 3.
-        embedding: width of the vectors that symbols are looked up in; 0 feeds intensities on [-1, 1] and a one instead,
-            as the paper does.
-        dropout: share of the features inside a block that is dropped in training; the paper has 0.5.
+        embedding: width of the vectors that symbols are looked up in; 0 feeds intensities on [-1,
+            1] and a one instead, as the paper does.
+        dropout: share of the features inside a block that is dropped in training; the paper has
+            0.5.
 
     Raises:
         ConfigError: for sizes that make no network.
@@ -191,15 +207,24 @@ class PixelCNNpp(PixelModel):
                 "pixelcnn++ needs blocks >= 1, filters >= 1, 1 <= scales <= 8, embedding >= 0 and 0 <= dropout < 1, "
                 f"got blocks={blocks}, filters={filters}, scales={scales}, embedding={embedding}, dropout={dropout}"
             )
-        self.blocks, self.filters, self.embedding, self.dropout = blocks, filters, embedding, dropout
+        self.blocks, self.filters, self.embedding, self.dropout = (
+            blocks,
+            filters,
+            embedding,
+            dropout,
+        )
         self.input = SymbolEmbedding(grid, embedding) if embedding else Intensities(grid)
         inputs = embedding or grid.channels + 1
         self.first_v = ShiftedConvolution(inputs, filters, 2, 1, 1)
         self.first_above = ShiftedConvolution(inputs, filters, 1, 1, 1)
         self.first_left = ShiftedConvolution(inputs, filters, 2, 0, 0)
-        self.scales = nn.ModuleList(Scale(filters, dropout, blocks, s == scales - 1) for s in range(scales))
+        self.scales = nn.ModuleList(
+            Scale(filters, dropout, blocks, s == scales - 1) for s in range(scales)
+        )
         count = sum(len(scale.blocks()) for scale in self._scales())
-        self.class_bias = ClassEmbedding(self.classes, count * 4 * filters) if self.classes else None
+        self.class_bias = (
+            ClassEmbedding(self.classes, count * 4 * filters) if self.classes else None
+        )
         self.output = create_output(grid, head, filters, direct=True)
         self.output.last.weight.data.mul_(OUTPUT_SHARE)
 
@@ -209,11 +234,16 @@ class PixelCNNpp(PixelModel):
     def padded(self) -> tuple[int, int]:
         """Height and width that divide as often as there are resolutions."""
         unit = 2 ** (len(self.scales) - 1)
-        return -self.grid.height % unit + self.grid.height, -self.grid.width % unit + self.grid.width
+        return (
+            -self.grid.height % unit + self.grid.height,
+            -self.grid.width % unit + self.grid.width,
+        )
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         height, width = self.padded()
-        pixels = F.pad(self.input(x), (0, 0, 0, width - self.grid.width, 0, height - self.grid.height))
+        pixels = F.pad(
+            self.input(x), (0, 0, 0, width - self.grid.width, 0, height - self.grid.height)
+        )
         above, left = delayed(pixels, 1), delayed(pixels, 2)
         h = self.first_above(above) + self.first_left(left)
         _, h = self._through(0, self.first_v(above), h, self._biases(condition.labels))
@@ -230,7 +260,9 @@ class PixelCNNpp(PixelModel):
             v, h = self.recomputed(block, v, h, None, None, bias)
         if scale.resize is not None:
             skips.append((v, h))
-            v, h = self._through(index + 1, scale.resize.shrink_v(v), scale.resize.shrink_h(h), biases)
+            v, h = self._through(
+                index + 1, scale.resize.shrink_v(v), scale.resize.shrink_h(h), biases
+            )
             v, h = scale.resize.grow_v(v), scale.resize.grow_h(h)
         for block, bias in layers[self.blocks :]:
             v, h = self.recomputed(block, v, h, *skips.pop(), bias)
@@ -251,15 +283,21 @@ class PixelCNNpp(PixelModel):
         return PixelCNNppState(
             first_v=self.first_v.cache(batch, width),
             first_above=self.first_above.cache(batch, width),
-            first_left=self.first_left.cache(batch, width + 1, self.first_above.bias.expand(batch, -1)),
+            first_left=self.first_left.cache(
+                batch, width + 1, self.first_above.bias.expand(batch, -1)
+            ),
             before=table.new_zeros(batch, width, self.filters),
-            scales=[scale.cache(batch, width >> s, biases[s]) for s, scale in enumerate(self._scales())],
+            scales=[
+                scale.cache(batch, width >> s, biases[s]) for s, scale in enumerate(self._scales())
+            ],
             walk=self.walk(table, batch),
         )
 
     def write(self, state: PixelCNNppState) -> Programs[Backbone]:
         down, up = _write_rows(state)
-        backbone = Backbone(down, up, [self._pixel(depth, state) for depth in range(1, len(self.scales) + 1)])
+        backbone = Backbone(
+            down, up, [self._pixel(depth, state) for depth in range(1, len(self.scales) + 1)]
+        )
         return self.written(state.walk, along(state.first_left.rows[:, -1], "column", 1), backbone)
 
     def start_row(self, row: int, state: PixelCNNppState, backbone: Backbone) -> None:
@@ -282,7 +320,8 @@ class PixelCNNpp(PixelModel):
         return next((s for s in range(1, len(self.scales)) if place % 2**s), len(self.scales))
 
     def _pixel(self, depth: int, state: PixelCNNppState) -> Program:
-        """The horizontal stream at a pixel that reaches ``depth`` resolutions, and the output stage."""
+        """The horizontal stream at a pixel that reaches ``depth`` resolutions, and the output
+        stage."""
         variables = [f"column{s}" for s in range(depth)] + ["grown"] * (depth < len(self.scales))
         program = Program(len(state.before), variables, state.before)
         features = program.room(self.filters)
@@ -308,9 +347,13 @@ class PixelCNNpp(PixelModel):
         above, left = delayed(own, 1), delayed(own, 2)
         h = self.first_above.field(above) | self.first_left.field(left)
         _, h = self._field(0, self.first_v.field(above), h)
-        return symbol_field(self.grid, h[:, : self.grid.height, : self.grid.width].flatten(1).T, inside=True)
+        return symbol_field(
+            self.grid, h[:, : self.grid.height, : self.grid.width].flatten(1).T, inside=True
+        )
 
-    def _field(self, index: int, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _field(
+        self, index: int, v: torch.Tensor, h: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`_through`, on ``bool [sources, height, width]``."""
         scale, skips = self._scales()[index], []
         for block in scale.blocks()[: self.blocks]:
@@ -318,7 +361,9 @@ class PixelCNNpp(PixelModel):
             v, h = block.field(v, h, None, None)
         if scale.resize is not None:
             skips.append((v, h))
-            v, h = self._field(index + 1, scale.resize.shrink_v.field(v), scale.resize.shrink_h.field(h))
+            v, h = self._field(
+                index + 1, scale.resize.shrink_v.field(v), scale.resize.shrink_h.field(h)
+            )
             v, h = scale.resize.grow_v.field(v), scale.resize.grow_h.field(h)
         for block in scale.blocks()[self.blocks :]:
             v, h = block.field(v, h, *skips.pop())
@@ -335,7 +380,9 @@ def _write_rows(state: PixelCNNppState) -> tuple[list[Program], list[Program]]:
         program = Program(batch, (), state.before, places=width)
         down.append(program)
         resize, skip = scale.resize, program.room(2 * filters)
-        alone = state.before.new_zeros(batch, width + 1, filters)  # zeros stand to the right of the last place
+        alone = state.before.new_zeros(
+            batch, width + 1, filters
+        )  # zeros stand to the right of the last place
         start = alone[:, :-1] if resize is None else resize.row()
         scale.write_shift(program)
         if larger is None:
@@ -344,7 +391,11 @@ def _write_rows(state: PixelCNNppState) -> tuple[list[Program], list[Program]]:
             larger.write_shrink(program, start)
         program.map(start, scale.down[0].vertical.row(), "concat-elu")
         _rows_through(
-            program, scale.down, start, [None] * len(scale.down), scale.up[0].vertical.row() if resize is None else skip
+            program,
+            scale.down,
+            start,
+            [None] * len(scale.down),
+            scale.up[0].vertical.row() if resize is None else skip,
         )
         v: Operand = start
         pairs: Operand = windows(alone, 2)
@@ -361,9 +412,14 @@ def _write_rows(state: PixelCNNppState) -> tuple[list[Program], list[Program]]:
 
 
 def _write_first(program: Program, v: torch.Tensor, state: PixelCNNppState) -> None:
-    """The row of pixels that has become known, to the first vertical map ``v [batch, width, filters]`` and to what it
-    adds to the horizontal one."""
-    width, first_v, first_above, first_left = v.shape[1], state.first_v, state.first_above, state.first_left
+    """The row of pixels that has become known, to the first vertical map
+    ``v [batch, width, filters]`` and to what it adds to the horizontal one."""
+    width, first_v, first_above, first_left = (
+        v.shape[1],
+        state.first_v,
+        state.first_above,
+        state.first_left,
+    )
     above = first_left.rows[:, -1, 1 : 1 + width]
     first_v.write_shift(program)
     program.map(above, first_v.row(width))
@@ -376,10 +432,14 @@ def _write_first(program: Program, v: torch.Tensor, state: PixelCNNppState) -> N
 
 
 def _rows_through(
-    program: Program, blocks: list[BlockState], v: Operand, skips: Sequence[Operand | None], last: Operand
+    program: Program,
+    blocks: list[BlockState],
+    v: Operand,
+    skips: Sequence[Operand | None],
+    last: Operand,
 ) -> None:
-    """A row ``v`` of the vertical stream through blocks, whose first has :func:`concat_elu` of it; ``last`` gets that
-    of the result."""
+    """A row ``v`` of the vertical stream through blocks, whose first has :func:`concat_elu` of it;
+    ``last`` gets that of the result."""
     actives = [block.vertical.row() for block in blocks[1:]] + [last]
     for block, skip, active in zip(blocks, skips, actives, strict=True):
         block.write_row(program, v, skip, active)
@@ -388,8 +448,8 @@ def _rows_through(
 def _write_places(
     program: Program, index: int, entry: RowCache, before: torch.Tensor, scales: list[ScaleState]
 ) -> Operand:
-    """A place of the horizontal stream through resolution ``index`` and all smaller ones in ``scales``; ``entry`` and
-    what is there ``before`` make it."""
+    """A place of the horizontal stream through resolution ``index`` and all smaller ones in
+    ``scales``; ``entry`` and what is there ``before`` make it."""
     scale, by, filters = scales[index], f"column{index}", before.shape[2]
     resize, skip = scale.resize, program.room(2 * filters)
     h: Operand = program.room(filters) if resize is None else resize.shrink_h.place(by)
@@ -410,7 +470,8 @@ def _write_places(
 def _places_through(
     program: Program, blocks: list[BlockState], h: Operand, skips: Sequence[Operand | None], by: str
 ) -> None:
-    """A place ``h`` of the horizontal stream through blocks, whose first has :func:`concat_elu` of it."""
+    """A place ``h`` of the horizontal stream through blocks, whose first has :func:`concat_elu` of
+    it."""
     nexts = [block.horizontal for block in blocks[1:]]
     for i, (block, skip) in enumerate(zip(blocks, skips, strict=True)):
         block.horizontal.write_place(program, h, by, skip)

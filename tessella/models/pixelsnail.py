@@ -1,15 +1,17 @@
-"""PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, "PixelSNAIL: An Improved Autoregressive Generative Model",
-sections 3 and 4).
+"""PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, "PixelSNAIL: An Improved Autoregressive
+Generative Model", sections 3 and 4).
 
-Each block has gated residual blocks of causal convolutions and then attention: a pixel looks at all pixels before it,
-strictly, with queries from its own features and keys and values from the features *and the values* of the others; the
-first pixel looks at nothing and gets zeros. Both are told their row and column. The sizes follow the widely used
-implementation over VQ-VAE-2 codes (Razavi et al. 2019): two 5 x 5 convolutions in a residual block, with a kernel whose
-last row is moved to the left instead of being masked. The class adds a bias in each of these blocks, a grid of codes a
-product of its features.
+Each block has gated residual blocks of causal convolutions and then attention: a pixel looks at all
+pixels before it, strictly, with queries from its own features and keys and values from the features
+*and the values* of the others; the first pixel looks at nothing and gets zeros. Both are told their
+row and column. The sizes follow the widely used implementation over VQ-VAE-2 codes (Razavi et al.
+2019): two 5 x 5 convolutions in a residual block, with a kernel whose last row is moved to the left
+instead of being masked. The class adds a bias in each of these blocks, a grid of codes a product of
+its features.
 
-A step computes what the rows above add to each convolution once a row, for the whole row; the products with the row
-itself, the keys and values of the pixel that has just become known, and the attention of the new one, once a pixel.
+A step computes what the rows above add to each convolution once a row, for the whole row; the
+products with the row itself, the keys and values of the pixel that has just become known, and the
+attention of the new one, once a pixel.
 """
 
 from __future__ import annotations
@@ -25,19 +27,26 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import symbol_field
+from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.output import create_output
-from tessella.models.pixels import PixelModel, Programs, Walk
-from tessella.nn.condition import ClassEmbedding, CodeEmbedding
+from tessella.models.density_model import symbol_field
+from tessella.models.pixel_model import PixelModel, Programs, Walk
+from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.program import Matrix, Moving, Operand, Program, along
-from tessella.nn.shifted import CausalKernel, NormedLinear, RowCache, ShiftedConvolution, delayed
-from tessella.nn.state import State
-from tessella.nn.streams import RESIDUAL_GAIN, UNIT_GAIN
+from tessella.nn.pixelcnn_pp_layers import RESIDUAL_GAIN, UNIT_GAIN
+from tessella.nn.shifted_convolution import (
+    CausalKernel,
+    NormedLinear,
+    RowCache,
+    ShiftedConvolution,
+    delayed,
+)
+from tessella.nn.stepping.program import Matrix, Moving, Operand, Program, along
+from tessella.nn.stepping.state import State
 
 OUTPUT_SHARE = 0.1
-"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's own start."""
+"""The last layer starts with so much of its usual weights, so that a fresh model is near the head's
+own start."""
 
 
 class ConvolutionBlock(nn.Module):
@@ -51,16 +60,20 @@ class ConvolutionBlock(nn.Module):
         codes: whether features of codes come in.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool) -> None:
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool
+    ) -> None:
         super().__init__()
         self.inner = CausalKernel(channels, hidden, kernel, UNIT_GAIN)
         self.outer = CausalKernel(hidden, 2 * channels, kernel, RESIDUAL_GAIN)
         self.codes = nn.Linear(channels, 2 * channels, bias=False) if codes else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None, codes: torch.Tensor | None) -> torch.Tensor:
-        """``x [batch, height, width, channels]`` to the same; ``bias [batch, 2 * channels]`` of the class and features
-        ``codes``, as large as ``x``, are added to what enters the gate."""
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None, codes: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``x [batch, height, width, channels]`` to the same; ``bias [batch, 2 * channels]`` of the
+        class and features ``codes``, as large as ``x``, are added to what enters the gate."""
         gates = self.outer(self.dropout(F.elu(self.inner(F.elu(x)))))
         if bias is not None:
             gates = gates + bias[:, None, None]
@@ -93,7 +106,8 @@ class ConvolutionState(State):
     before_inner: torch.Tensor
     """What bias and rows above add in this row: ``[batch, width, hidden]``."""
     before_outer: torch.Tensor
-    """What bias, class, codes and rows above add to the gate in this row: ``[batch, width, 2 * channels]``."""
+    """What bias, class, codes and rows above add to the gate in this row:
+    ``[batch, width, 2 * channels]``."""
 
     def write_row(self, program: Program, codes: Operand | None) -> None:
         """Start a row; ``codes [batch, width, channels]`` are its features."""
@@ -107,7 +121,9 @@ class ConvolutionState(State):
     def write_pixel(self, program: Program, x: Operand, out: Operand) -> None:
         """One place: ``x [batch, channels]`` to ``out``, which may be ``x``."""
         program.map(x, self.inner.place("column"), "elu")
-        self.inner.write_place(program, self.before_inner, self.outer.place("column"), "column", "elu")
+        self.inner.write_place(
+            program, self.before_inner, self.outer.place("column"), "column", "elu"
+        )
         self.outer.write_place(program, self.before_outer, out, "column", "glu", x)
 
 
@@ -157,8 +173,8 @@ class PointWeights:
     outer_bias: torch.Tensor
 
     def write(self, program: Program, active: Operand, x: Operand, out: Operand) -> None:
-        """``x [batch, channels]`` to ``out``, which may be ``x``; ``active [batch, channels + beside]`` is ``elu`` of
-        ``x`` and of what is beside it."""
+        """``x [batch, channels]`` to ``out``, which may be ``x``;
+        ``active [batch, channels + beside]`` is ``elu`` of ``x`` and of what is beside it."""
         hidden = program.room(len(self.inner_bias))
         program.linear(active, self.inner, hidden, plus=self.inner_bias, then="elu")
         program.linear(hidden, self.outer, out, plus=self.outer_bias, then="glu", residual=x)
@@ -174,7 +190,14 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool, count: int, heads: int
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int,
+        dropout: float,
+        codes: bool,
+        count: int,
+        heads: int,
     ) -> None:
         super().__init__()
         half, self.heads = channels // 2, heads
@@ -199,12 +222,15 @@ class AttentionBlock(nn.Module):
         content = self.key_block(torch.cat([pixels, x, places], dim=-1))
         keys, values = self.keys_values(content).chunk(2, dim=-1)
         vectors = (
-            part.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values)
+            part.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (queries, keys, values)
         )
         seen = strictly_before(*vectors).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
         return self.merge(x, seen)
 
-    def cache(self, batch: int, width: int, pixels: int, biases: Iterator[torch.Tensor | None]) -> AttentionState:
+    def cache(
+        self, batch: int, width: int, pixels: int, biases: Iterator[torch.Tensor | None]
+    ) -> AttentionState:
         """The state before the first row; a bias of the class for each convolution block."""
         make, half = self.query.weight.new_zeros, self.query.out_features
         to_keys, to_values = self.keys_values.weight.T.split(half, dim=1)
@@ -225,14 +251,19 @@ class AttentionBlock(nn.Module):
         )
 
 
-def strictly_before(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of each position to the positions before it: ``[batch, heads, positions, size]`` each. The first
-    position gets zeros."""
+def strictly_before(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Attention of each position to the positions before it: ``[batch, heads, positions, size]``
+    each. The first position gets zeros."""
     first = torch.zeros_like(values[:, :, :1])
     if queries.shape[2] == 1:
         return first
     others = F.scaled_dot_product_attention(
-        queries[:, :, 1:].contiguous(), keys[:, :, :-1].contiguous(), values[:, :, :-1].contiguous(), is_causal=True
+        queries[:, :, 1:].contiguous(),
+        keys[:, :, :-1].contiguous(),
+        values[:, :, :-1].contiguous(),
+        is_causal=True,
     )
     return torch.cat([first, others], dim=2)
 
@@ -257,16 +288,20 @@ class AttentionState(State):
     merge: PointWeights
     heads: int
     content: torch.Tensor
-    """Embedded pixel, features after the convolutions, row and column, of which keys are made; without the embedded
-    pixel, which becomes known one pixel later, queries are made of it: ``[batch, 2 * channels + 2]``."""
+    """Embedded pixel, features after the convolutions, row and column, of which keys are made;
+    without the embedded pixel, which becomes known one pixel later, queries are made of it:
+    ``[batch, 2 * channels + 2]``."""
     keys: torch.Tensor
-    """``[batch, 1 + pixels, channels / 2]``; what is written before the first pixel goes to the first place, which
-    nothing reads."""
+    """``[batch, 1 + pixels, channels / 2]``; what is written before the first pixel goes to the
+    first place, which nothing reads."""
     values: torch.Tensor
 
-    def write_pixel(self, program: Program, x: torch.Tensor, previous: Operand, place: Operand) -> None:
-        """One place: ``x [batch, channels]``, changed in place, after the embedded pixel ``previous``, at a row and
-        column ``place``. The program's variables are ``column`` and ``position``."""
+    def write_pixel(
+        self, program: Program, x: torch.Tensor, previous: Operand, place: Operand
+    ) -> None:
+        """One place: ``x [batch, channels]``, changed in place, after the embedded pixel
+        ``previous``, at a row and column ``place``. The program's variables are ``column`` and
+        ``position``."""
         channels = x.shape[1]
         self._write_keys(program, previous, channels)
         features, asking = self.content[:, channels : 2 * channels], self.content[:, channels:]
@@ -291,8 +326,11 @@ class AttentionState(State):
         program.linear(told, self.to_keys, along(self.keys, "position"))
         program.linear(told, self.to_values, along(self.values, "position"))
 
-    def _write_query(self, program: Program, asking: torch.Tensor, active: Operand, out: Operand) -> None:
-        """Attention of ``asking [batch, channels + 2]``; ``active`` is ``elu`` of it, and may hold ``out``."""
+    def _write_query(
+        self, program: Program, asking: torch.Tensor, active: Operand, out: Operand
+    ) -> None:
+        """Attention of ``asking [batch, channels + 2]``; ``active`` is ``elu`` of it, and may hold
+        ``out``."""
         asked, query = program.room(asking.shape[1]), program.room(self.keys.shape[2])
         self.query_block.write(program, active, asking, asked)
         program.linear(asked, self.query, query, plus=self.query_bias)
@@ -320,8 +358,8 @@ class PixelSNAILState(State):
     """Features of the codes: ``[batch, height, width, channels]``."""
     first_above: RowCache
     first_left: RowCache
-    """Its newest row has the embedded pixels of this row, one place later than they stand, and at the end the last
-    pixel of the row before."""
+    """Its newest row has the embedded pixels of this row, one place later than they stand, and at
+    the end the last pixel of the row before."""
     before: torch.Tensor
     """What the rows above add to the first map in this row: ``[batch, width, channels]``."""
     blocks: list[AttentionState]
@@ -329,12 +367,14 @@ class PixelSNAILState(State):
     programs: Programs[Backbone] | None = None
 
     def row(self) -> torch.Tensor:
-        """The embedded pixels of this row and the last one of the row before: ``[batch, width + 1, channels]``."""
+        """The embedded pixels of this row and the last one of the row before:
+        ``[batch, width + 1, channels]``."""
         return self.first_left.rows[:, -1, self.first_left.left + 1 :]
 
 
 class PixelSNAIL(PixelModel):
-    """``pixelsnail``: causal convolutions and attention to all pixels before, with a cached ``step``.
+    """``pixelsnail``: causal convolutions and attention to all pixels before, with a cached
+    ``step``.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`; codes are taken.
@@ -367,7 +407,10 @@ class PixelSNAIL(PixelModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(grid, head, conditioning)
-        if min(blocks, residual_blocks, channels, residual_channels, heads) < 1 or not 0 <= dropout < 1:
+        if (
+            min(blocks, residual_blocks, channels, residual_channels, heads) < 1
+            or not 0 <= dropout < 1
+        ):
             raise ConfigError(
                 "pixelsnail needs blocks, residual_blocks, channels, residual_channels, heads >= 1, 0 <= dropout < 1; "
                 f"got {blocks}, {residual_blocks}, {channels}, {residual_channels}, {heads} and {dropout}"
@@ -377,18 +420,32 @@ class PixelSNAIL(PixelModel):
                 "pixelsnail needs an odd kernel of at least 3 and channels that divide by 2 * heads, got "
                 f"kernel={kernel}, channels={channels}, heads={heads}"
             )
-        self.residual_blocks, self.channels, self.residual_channels = residual_blocks, channels, residual_channels
+        self.residual_blocks, self.channels, self.residual_channels = (
+            residual_blocks,
+            channels,
+            residual_channels,
+        )
         self.kernel, self.heads, self.dropout = kernel, heads, dropout
         side, codes = kernel // 2, conditioning.codes
         self.embedding = SymbolEmbedding(grid, channels)
         self.first_above = ShiftedConvolution(channels, channels, side, side, side)
         self.first_left = ShiftedConvolution(channels, channels, side + 1, side - 1, 0)
         self.blocks = nn.ModuleList(
-            AttentionBlock(channels, residual_channels, kernel, dropout, codes is not None, residual_blocks, heads)
+            AttentionBlock(
+                channels,
+                residual_channels,
+                kernel,
+                dropout,
+                codes is not None,
+                residual_blocks,
+                heads,
+            )
             for _ in range(blocks)
         )
         count = blocks * residual_blocks
-        self.class_bias = ClassEmbedding(self.classes, count * 2 * channels) if self.classes else None
+        self.class_bias = (
+            ClassEmbedding(self.classes, count * 2 * channels) if self.classes else None
+        )
         self.codes = CodeEmbedding(codes, grid, channels) if codes else None
         self.output = create_output(grid, head, channels, direct=True)
         self.output.last.weight.data.mul_(OUTPUT_SHARE)
@@ -419,14 +476,20 @@ class PixelSNAIL(PixelModel):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> PixelSNAILState:
         condition = self.condition(cond, batch)
-        width, table, biases = self.grid.width, self.embedding.table(), iter(self._biases(condition.labels))
+        width, table, biases = (
+            self.grid.width,
+            self.embedding.table(),
+            iter(self._biases(condition.labels)),
+        )
         return PixelSNAILState(
             places=self.places.flatten(0, 1).to(table.dtype),
             codes=None if self.codes is None else self.codes(condition.codes),
             first_above=self.first_above.cache(batch, width),
             first_left=self.first_left.cache(batch, 1 + width + 1),
             before=table.new_zeros(batch, width, self.channels),
-            blocks=[block.cache(batch, width, self.grid.pixels, biases) for block in self._blocks()],
+            blocks=[
+                block.cache(batch, width, self.grid.pixels, biases) for block in self._blocks()
+            ],
             walk=self.walk(table, batch),
         )
 
@@ -456,7 +519,9 @@ class PixelSNAIL(PixelModel):
         above.write_above(program, sums)
         above.write_row(program, sums, sums)
         program.add(before, sums, before)
-        codes = None if state.codes is None else Moving(state.codes[:, 0], "row", state.codes.stride(1))
+        codes = (
+            None if state.codes is None else Moving(state.codes[:, 0], "row", state.codes.stride(1))
+        )
         for block in state.blocks:
             for convolution in block.convolutions:
                 convolution.write_row(program, codes)

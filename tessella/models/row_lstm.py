@@ -1,15 +1,17 @@
-"""Row LSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.1, 3.3 to 3.5, Fig. 5 right).
+"""Row LSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.1, 3.3 to 3.5, Fig.
+5 right).
 
-Every layer is an LSTM that walks from row to row. The gates of a pixel are the sum of a convolution along its own row
-(input to state, kernel 3 x 1 under mask B: the pixel to the left and the pixel itself) and of an unmasked 3 x 1
-convolution of the states in the row above (state to state); the cell state comes from the pixel above (eq. 3). A 1 x 1
-convolution leads back to ``2 h`` features and the layer's input is added. The class adds a bias to the gates. A row is
-computed at once.
+Every layer is an LSTM that walks from row to row. The gates of a pixel are the sum of a convolution
+along its own row (input to state, kernel 3 x 1 under mask B: the pixel to the left and the pixel
+itself) and of an unmasked 3 x 1 convolution of the states in the row above (state to state); the
+cell state comes from the pixel above (eq. 3). A 1 x 1 convolution leads back to ``2 h`` features
+and the layer's input is added. The class adds a bias to the gates. A row is computed at once.
 
-The state knows a triangle above the pixel, one pixel wider on each side with each row up, and grown by what the first
-layer and the convolutions along rows see: :meth:`RowLSTM.receptive_field`.
+The state knows a triangle above the pixel, one pixel wider on each side with each row up, and grown
+by what the first layer and the convolutions along rows see: :meth:`RowLSTM.receptive_field`.
 
-Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024`` for CIFAR-10.
+Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024``
+for CIFAR-10.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from tessella.models.channel_masked import ChannelMasked
 from tessella.models.condition import Conditioning
 from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.convolution import field_along
-from tessella.nn.lstm import GATES, cell_dtype, lstm_cell
-from tessella.nn.program import Matrix, Moving, Program, along, windows
-from tessella.nn.state import State
+from tessella.nn.lstm_cell import GATES, cell_dtype, lstm_cell
+from tessella.nn.stepping.program import Matrix, Moving, Program, along, windows
+from tessella.nn.stepping.state import State
 
 REACH = 1
 """How far the convolutions along a row see to each side: a kernel of 3."""
@@ -46,22 +48,30 @@ class RowLayer(nn.Module):
 
     def __init__(self, groups: ChannelGroups, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.input = GroupedConvolution(groups, 2 * hidden, hidden, above=0, aside=REACH, maps=GATES)
+        self.input = GroupedConvolution(
+            groups, 2 * hidden, hidden, above=0, aside=REACH, maps=GATES
+        )
         taps = 2 * REACH + 1
         bound = (taps * hidden) ** -0.5
-        self.state = nn.Parameter(torch.empty(taps * hidden, GATES * hidden).uniform_(-bound, bound))
+        self.state = nn.Parameter(
+            torch.empty(taps * hidden, GATES * hidden).uniform_(-bound, bound)
+        )
         """From the states above, the leftmost first, to the gates."""
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, gates]`` is added to the gates."""
+        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, gates]`` is
+        added to the gates."""
         gates = self.input(x)
-        out: torch.Tensor = x + self.restore(self.dropout(self.states(gates if bias is None else gates + bias)))
+        out: torch.Tensor = x + self.restore(
+            self.dropout(self.states(gates if bias is None else gates + bias))
+        )
         return out
 
     def states(self, gates: torch.Tensor) -> torch.Tensor:
-        """What the inputs add to the gates ``[batch, height, width, gates]`` to the states ``[..., hidden]``."""
+        """What the inputs add to the gates ``[batch, height, width, gates]`` to the states
+        ``[..., hidden]``."""
         batch, _, width, features = gates.shape
         hidden = gates.new_zeros(batch, width, features // GATES)
         cell = hidden.to(cell_dtype(gates))
@@ -97,7 +107,8 @@ class RowState(State):
     inputs: list[torch.Tensor]
     """Inputs in this row, a margin of zeros first: ``[batch, width + 1, 2 * hidden]``."""
     hidden: list[torch.Tensor]
-    """States with margins of zeros; this row up to the pixel, then the row above: ``[batch, width + 2, hidden]``."""
+    """States with margins of zeros; this row up to the pixel, then the row above:
+    ``[batch, width + 2, hidden]``."""
     cells: list[torch.Tensor]
     """Cell states, laid out alike without the margins."""
     above: list[torch.Tensor]
@@ -144,12 +155,21 @@ class RowLSTM(ChannelMasked):
         return [layer for layer in self.layers if isinstance(layer, RowLayer)]
 
     def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> RowState:
-        layers, width, hidden, gates = self._layers(), self.grid.width, self.hidden, GATES * self.hidden
+        layers, width, hidden, gates = (
+            self._layers(),
+            self.grid.width,
+            self.hidden,
+            GATES * self.hidden,
+        )
         make = self.first.weight.new_zeros
-        biases = torch.stack([layer.input.offset() for layer in layers])[:, None, None].repeat(1, batch, 1, 1)
+        biases = torch.stack([layer.input.offset() for layer in layers])[:, None, None].repeat(
+            1, batch, 1, 1
+        )
         return RowState(
             weights=self._weights(layers),
-            biases=biases if class_bias is None else biases + self.groups.arranged(class_bias, GATES),
+            biases=biases
+            if class_bias is None
+            else biases + self.groups.arranged(class_bias, GATES),
             inputs=[make(batch, REACH + width, 2 * hidden) for _ in layers],
             hidden=[make(batch, width + 2 * REACH, hidden) for _ in layers],
             cells=[make(batch, width, hidden, dtype=cell_dtype(biases)) for _ in layers],
@@ -158,7 +178,9 @@ class RowLSTM(ChannelMasked):
 
     def _weights(self, layers: list[RowLayer]) -> Weights:
         return Weights(
-            above=[Matrix(self.groups.arranged(layer.state, GATES).contiguous()) for layer in layers],
+            above=[
+                Matrix(self.groups.arranged(layer.state, GATES).contiguous()) for layer in layers
+            ],
             this_row=[layer.input.this_row() for layer in layers],
             restore=[self.groups.products(layer.restore.weight) for layer in layers],
         )
@@ -172,23 +194,34 @@ class RowLSTM(ChannelMasked):
     def entering(self, group: int, layers: RowState) -> Moving:
         return along(layers.inputs[0][:, :, self.wide[group]], "column", REACH)
 
-    def write_layers(self, program: Program, group: int, out: torch.Tensor, layers: RowState) -> None:
+    def write_layers(
+        self, program: Program, group: int, out: torch.Tensor, layers: RowState
+    ) -> None:
         weights, wide, narrow = layers.weights, self.wide[group], self.narrow[group]
         gates = program.room(GATES * (narrow.stop - narrow.start))
         targets = [along(inputs[:, :, wide], "column", REACH) for inputs in layers.inputs]
-        for i, (inputs, hidden, cells) in enumerate(zip(layers.inputs, layers.hidden, layers.cells, strict=True)):
-            seen = along(inputs, "column", count=REACH + 1).upto(REACH * inputs.shape[2] + wide.stop)
+        for i, (inputs, hidden, cells) in enumerate(
+            zip(layers.inputs, layers.hidden, layers.cells, strict=True)
+        ):
+            seen = along(inputs, "column", count=REACH + 1).upto(
+                REACH * inputs.shape[2] + wide.stop
+            )
             above = along(layers.above[i][:, :, self.gates[group]], "column")
             program.linear(seen, weights.this_row[i][group], gates, plus=above)
             own = along(hidden[:, :, narrow], "column", REACH)
             program.cell(gates, along(cells[:, :, narrow], "column"), own)
-            known, last = along(hidden, "column", REACH).upto(narrow.stop), i == len(layers.inputs) - 1
+            known, last = (
+                along(hidden, "column", REACH).upto(narrow.stop),
+                i == len(layers.inputs) - 1,
+            )
             to, then = (out, "relu") if last else (targets[i + 1], "")
             program.linear(known, weights.restore[i][group], to, plus=targets[i], then=then)
 
     def layer_field(self, field: torch.Tensor) -> torch.Tensor:
         states = self._layers()[0].input.field(field)
         for row in range(1, self.grid.height):
-            above = field_along(states[:, :, row - 1].any(1, keepdim=True), "columns", -REACH, REACH)
+            above = field_along(
+                states[:, :, row - 1].any(1, keepdim=True), "columns", -REACH, REACH
+            )
             states[:, :, row] |= above
         return field | self.groups.field_within(states)

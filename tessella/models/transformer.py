@@ -1,14 +1,16 @@
 """A decoder-only transformer over the pixels of a grid in raster order.
 
-The sequence is a prefix (the class, or a learned vector) and then the pixels but the last; what comes out at a place is
-for the pixel that follows it. Norms come before each part, by root mean square, the feed-forward parts are SwiGLU,
-nothing in the backbone has a bias, and positions are two-dimensional rotations: the network of LLaMA (Touvron et al.
-2023, section 2.2) as LlamaGen puts it to images (Sun et al. 2024, section 2.2). Besides, a learned vector for its row
-and one for its column tell where the pixel lies that comes next, which rotations alone tell by offsets only.
+The sequence is a prefix (the class, or a learned vector) and then the pixels but the last; what
+comes out at a place is for the pixel that follows it. Norms come before each part, by root mean
+square, the feed-forward parts are SwiGLU, nothing in the backbone has a bias, and positions are
+two-dimensional rotations: the network of LLaMA (Touvron et al. 2023, section 2.2) as LlamaGen puts
+it to images (Sun et al. 2024, section 2.2). Besides, a learned vector for its row and one for its
+column tell where the pixel lies that comes next, which rotations alone tell by offsets only.
 
-A pixel is one place of the sequence, the sum of the vectors of its channels (or of its depth of residual codes), and
-its channels are ordered by the output stage (``tessella.models.output``), so the backbone runs once a pixel. A step
-keeps the keys and values of all layers, and costs as much as one place of the sequence.
+A pixel is one place of the sequence, the sum of the vectors of its channels (or of its depth of
+residual codes), and its channels are ordered by the output stage
+(``tessella.models.channel_output``), so the backbone runs once a pixel. A step keeps the keys and
+values of all layers, and costs as much as one place of the sequence.
 """
 
 from __future__ import annotations
@@ -23,18 +25,19 @@ from torch import nn
 from tessella.errors import ConfigError, unknown
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.base import symbol_field
+from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.output import create_output
-from tessella.models.pixels import PixelModel, Programs, Walk
+from tessella.models.density_model import symbol_field
+from tessella.models.pixel_model import PixelModel, Programs, Walk
 from tessella.nn.attention import EPSILON, CausalAttention, RMSNorm, SwiGLU, rotations
-from tessella.nn.condition import ClassEmbedding, CodeEmbedding
+from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.program import Matrix, Moving, Program, along
-from tessella.nn.state import State
+from tessella.nn.stepping.program import Matrix, Moving, Program, along
+from tessella.nn.stepping.state import State
 
 PREFIXES = ("origin", "nowhere")
-"""Where the prefix stands for the rotations: at the first pixel, or nowhere, its queries and keys zero (LlamaGen)."""
+"""Where the prefix stands for the rotations: at the first pixel, or nowhere, its queries and keys
+zero (LlamaGen)."""
 
 
 class Block(nn.Module):
@@ -47,7 +50,9 @@ class Block(nn.Module):
         dropout: share of what each part adds that is dropped in training.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, feedforward: int, dropout: float
+    ) -> None:
         super().__init__()
         self.before_attention = RMSNorm(width)
         self.attention = CausalAttention(width, heads, kv_heads)
@@ -103,10 +108,11 @@ class Transformer(PixelModel):
         width: length of the vectors.
         heads: query heads; they divide the width, and what each gets divides by 4.
         kv_heads: heads of keys and values, a divisor of ``heads``; 0 takes as many.
-        feedforward: width of the feed-forward parts; 0 takes 8/3 of the width, rounded up to a multiple of 64.
+        feedforward: width of the feed-forward parts; 0 takes 8/3 of the width, rounded up to a
+            multiple of 64.
         dropout: share of tokens' and parts' numbers dropped in training.
-        prefix: where the prefix stands for the rotations: ``"origin"``, at the first pixel, or ``"nowhere"``, its
-            queries and keys zero, as in LlamaGen.
+        prefix: where the prefix stands for the rotations: ``"origin"``, at the first pixel, or
+            ``"nowhere"``, its queries and keys zero, as in LlamaGen.
 
     Raises:
         ConfigError: for sizes that make no network.
@@ -136,17 +142,28 @@ class Transformer(PixelModel):
             )
         if prefix not in PREFIXES:
             raise ConfigError(unknown("prefix", prefix, PREFIXES))
-        self._sizes: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads}
+        self._sizes: dict[str, Any] = {
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "kv_heads": kv_heads,
+        }
         self._sizes |= {"feedforward": feedforward, "dropout": dropout, "prefix": prefix}
         self.embedding = SymbolEmbedding(grid, width)
-        self.class_embedding = ClassEmbedding(self.classes, width, std=0.5) if self.classes else None
+        self.class_embedding = (
+            ClassEmbedding(self.classes, width, std=0.5) if self.classes else None
+        )
         self.start = None if self.classes else nn.Parameter(torch.randn(width) * 0.5)
         self.rows = nn.Parameter(torch.randn(grid.height, 1, width) * 0.3)
         self.columns = nn.Parameter(torch.randn(grid.width, width) * 0.3)
-        self.code_embedding = CodeEmbedding(conditioning.codes, grid, width) if conditioning.codes else None
+        self.code_embedding = (
+            CodeEmbedding(conditioning.codes, grid, width) if conditioning.codes else None
+        )
         self.dropout = nn.Dropout(dropout)
         hidden = feedforward or -(-8 * width // (3 * 64)) * 64
-        self.blocks = nn.ModuleList(Block(width, heads, kv_heads or heads, hidden, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, kv_heads or heads, hidden, dropout) for _ in range(layers)
+        )
         self.norm = RMSNorm(width)
         self.output = create_output(grid, head, width, direct=True)
         self.register_buffer("turns", self._turns(width // heads), persistent=False)
@@ -154,16 +171,23 @@ class Transformer(PixelModel):
         self._initialize()
 
     def _turns(self, size: int) -> torch.Tensor:
-        """Rotations of the sequence, ``[pixels, 2, size]``: the prefix, then all pixels but the last."""
+        """Rotations of the sequence, ``[pixels, 2, size]``: the prefix, then all pixels but the
+        last."""
         turns = rotations(self.grid.height, self.grid.width, size)
         prefix = turns[:1] if self._sizes["prefix"] == "origin" else torch.zeros_like(turns[:1])
         return torch.cat([prefix, turns[:-1]]).to(torch.get_default_dtype())
 
     def _initialize(self) -> None:
-        """Normal weights; what is added to the residual stream starts small, and so do the parameters of the head."""
+        """Normal weights; what is added to the residual stream starts small, and so do the
+        parameters of the head."""
         for block in self._blocks():
             attention, feedforward = block.attention, block.feedforward
-            for layer in (attention.project, attention.merge, feedforward.widen, feedforward.narrow):
+            for layer in (
+                attention.project,
+                attention.merge,
+                feedforward.widen,
+                feedforward.narrow,
+            ):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             for layer in (attention.merge, feedforward.narrow):
                 layer.weight.data /= math.sqrt(2 * len(self.blocks))
@@ -195,7 +219,11 @@ class Transformer(PixelModel):
         condition = self.condition(cond, batch)
         blocks, attention = self._blocks(), self._blocks()[0].attention
         shape = (batch, self.grid.pixels, attention.kv_heads * attention.size)
-        codes = None if self.code_embedding is None else self.code_embedding(condition.codes).flatten(1, 2)
+        codes = (
+            None
+            if self.code_embedding is None
+            else self.code_embedding(condition.codes).flatten(1, 2)
+        )
         return TransformerState(
             places=(self.rows + self.columns).flatten(0, 1),
             weights=[_weights(block) for block in blocks],
@@ -213,7 +241,9 @@ class Transformer(PixelModel):
         if state.codes is not None:
             program.add(x, along(state.codes, "position"), x)
         program.map(torch.zeros_like(state.token), state.token)
-        for block, weights, keys, values in zip(self._blocks(), state.weights, state.keys, state.values, strict=True):
+        for block, weights, keys, values in zip(
+            self._blocks(), state.weights, state.keys, state.values, strict=True
+        ):
             self._write_attention(program, x, block, weights, keys, values)
             _write_feedforward(program, x, block, weights)
         program.norm(x, self.norm.weight.detach(), features, EPSILON)
@@ -224,7 +254,8 @@ class Transformer(PixelModel):
         self, program: Program, x: torch.Tensor, block: Block, weights: BlockWeights, keys: torch.Tensor,
         values: torch.Tensor,
     ) -> None:  # fmt: skip
-        """One position looks at itself and those before it, and what it sees is added to ``x [batch, width]``."""
+        """One position looks at itself and those before it, and what it sees is added to
+        ``x [batch, width]``."""
         attention, width = block.attention, x.shape[1]
         normed, vectors = program.room(width), program.room(width + keys.shape[2])
         query, seen = program.room(width), program.room(width)
@@ -252,7 +283,9 @@ class Transformer(PixelModel):
         return symbol_field(self.grid, pixels, inside=True)
 
 
-def _write_feedforward(program: Program, x: torch.Tensor, block: Block, weights: BlockWeights) -> None:
+def _write_feedforward(
+    program: Program, x: torch.Tensor, block: Block, weights: BlockWeights
+) -> None:
     """The feed-forward part of one position, added to ``x [batch, width]``."""
     normed, hidden = program.room(x.shape[1]), program.room(block.feedforward.narrow.in_features)
     program.norm(x, block.before_feedforward.weight.detach(), normed, EPSILON)
@@ -262,6 +295,14 @@ def _write_feedforward(program: Program, x: torch.Tensor, block: Block, weights:
 
 def _weights(block: Block) -> BlockWeights:
     attention, feedforward = block.attention, block.feedforward
-    turned, values = attention.project.weight.tensor_split([(attention.heads + attention.kv_heads) * attention.size])
-    layers = (turned, values, attention.merge.weight, feedforward.widen.weight, feedforward.narrow.weight)
+    turned, values = attention.project.weight.tensor_split(
+        [(attention.heads + attention.kv_heads) * attention.size]
+    )
+    layers = (
+        turned,
+        values,
+        attention.merge.weight,
+        feedforward.widen.weight,
+        feedforward.narrow.weight,
+    )
     return BlockWeights(*(Matrix(weight.T) for weight in layers))

@@ -1,10 +1,10 @@
 """Causal self-attention over a sequence of pixels.
 
-Positions are told by rotations (Su et al. 2021, "RoFormer", eq. 13) in two dimensions: of the pairs of numbers that
-make a head's query or key, the first half turns by angles that grow with the row, the second half by angles that grow
-with the column, so that a product of query and key depends on the content of both and on the offset between their
-pixels.
-Several query heads may share one head of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
+Positions are told by rotations (Su et al. 2021, "RoFormer", eq. 13) in two dimensions: of the pairs
+of numbers that make a head's query or key, the first half turns by angles that grow with the row,
+the second half by angles that grow with the column, so that a product of query and key depends on
+the content of both and on the offset between their pixels. Several query heads may share one head
+of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from torch import nn
 from tessella.errors import ConfigError
 
 BASE = 10_000.0
-"""Of ``n`` pairs of a row or column, pair ``j`` turns by this to the power of ``-j / n`` radians a place."""
+"""Of ``n`` pairs of a row or column, pair ``j`` turns by this to the power of ``-j / n`` radians a
+place."""
 EPSILON = 1e-5
 """Added to a mean square before its root."""
 
 
 class RMSNorm(nn.Module):
-    """Each vector divided by the root of its mean square, times a learned scale (Zhang and Sennrich 2019, eq. 4).
+    """Each vector divided by the root of its mean square, times a learned scale (Zhang and Sennrich
+    2019, eq. 4).
 
     Args:
         width: length of the vectors.
@@ -38,18 +40,18 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """``x [..., width]`` divided by the root of its mean square plus ``epsilon``, times ``scale [width]``; in float32
-    or wider."""
+    """``x [..., width]`` divided by the root of its mean square plus ``epsilon``, times
+    ``scale [width]``; in float32 or wider."""
     wide = _wide(x)
     return F.rms_norm(wide, x.shape[-1:], scale.to(wide.dtype), epsilon).to(x.dtype)
 
 
 def rotations(height: int, width: int, size: int) -> torch.Tensor:
-    """Cosines and sines for the positions of a grid, pixel after pixel: ``[pixels, 2, size]``, as :func:`rotate` takes
-    them.
+    """Cosines and sines for the positions of a grid, pixel after pixel: ``[pixels, 2, size]``, as
+    :func:`rotate` takes them.
 
-    With ``n = size / 4`` pairs for the row and as many for the column, pair ``j`` of the row turns by ``row *
-    BASE^(-j / n)``. Pairs are neighbours: numbers ``2 j`` and ``2 j + 1``.
+    With ``n = size / 4`` pairs for the row and as many for the column, pair ``j`` of the row turns
+    by ``row * BASE^(-j / n)``. Pairs are neighbours: numbers ``2 j`` and ``2 j + 1``.
 
     Args:
         height, width: of the grid.
@@ -59,7 +61,9 @@ def rotations(height: int, width: int, size: int) -> torch.Tensor:
         ConfigError: when it is not.
     """
     if size < 4 or size % 4:
-        raise ConfigError(f"rotary positions need heads whose size divides by 4, got {size}: change width or heads")
+        raise ConfigError(
+            f"rotary positions need heads whose size divides by 4, got {size}: change width or heads"
+        )
     speeds = BASE ** (-torch.arange(size // 4, dtype=torch.float64) / (size // 4))
     rows = torch.arange(height, dtype=torch.float64)[:, None, None] * speeds
     columns = torch.arange(width, dtype=torch.float64)[:, None] * speeds
@@ -71,7 +75,8 @@ def rotations(height: int, width: int, size: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of ``x [..., size]`` by ``turns [..., 2, size]``, rows of :func:`rotations`; in float32 or wider.
+    """Turn each pair of ``x [..., size]`` by ``turns [..., 2, size]``, rows of :func:`rotations`;
+    in float32 or wider.
 
     A row of zeros for the turns gives zeros.
     """
@@ -104,7 +109,8 @@ class CausalAttention(nn.Module):
         self.merge = nn.Linear(width, width, bias=False)
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """``x [batch, positions, width]`` to the same; ``turns [positions, 2, size]`` see :func:`rotations`."""
+        """``x [batch, positions, width]`` to the same; ``turns [positions, 2, size]`` see
+        :func:`rotations`."""
         vectors = self.project(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
         turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
         queries, keys = rotate(turned, turns).tensor_split([self.heads], dim=1)

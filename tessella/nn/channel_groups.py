@@ -1,14 +1,15 @@
-"""Features that belong to the channels of a pixel (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec.
-3.4).
+"""Features that belong to the channels of a pixel (van den Oord et al. 2016, "Pixel Recurrent
+Neural Networks", sec. 3.4).
 
-The channels of a pixel are generated one after the other. Each layer's features are split into as many groups, in
-order, and a mask keeps what a group sees of its own pixel to the past: under mask *A* group ``g`` sees the groups
-before it, under mask *B* its own group too. Of earlier pixels every group sees everything. With one group, mask A hides
-the pixel and mask B nothing.
+The channels of a pixel are generated one after the other. Each layer's features are split into as
+many groups, in order, and a mask keeps what a group sees of its own pixel to the past: under mask
+*A* group ``g`` sees the groups before it, under mask *B* its own group too. Of earlier pixels every
+group sees everything. With one group, mask A hides the pixel and mask B nothing.
 
-Groups need not be equally large: of ``n`` features group ``g`` of ``count`` owns ``g n // count`` up to ``(g + 1) n //
-count``. A layer that makes several maps of ``n`` features at once (the gates of an LSTM) lays them side by side, and
-has the groups of each; *arranged* by group, all maps of the first group come first.
+Groups need not be equally large: of ``n`` features group ``g`` of ``count`` owns ``g n // count``
+up to ``(g + 1) n // count``. A layer that makes several maps of ``n`` features at once (the gates
+of an LSTM) lays them side by side, and has the groups of each; *arranged* by group, all maps of the
+first group come first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 
 from tessella.nn.convolution import field_along
 from tessella.nn.masked import Masked, MaskedLinear
-from tessella.nn.program import Matrix
+from tessella.nn.stepping.program import Matrix
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ChannelGroups:
         return torch.arange(self.count).repeat_interleave(bounds.diff()).repeat(maps)
 
     def mask(self, inputs: int, outputs: int, maps: int = 1, own: bool = True) -> torch.Tensor:
-        """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``; mask B, or A without
-        ``own``."""
+        """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``; mask
+        B, or A without ``own``."""
         of_outputs, of_inputs = self.owners(outputs, maps)[:, None], self.owners(inputs)
         return of_inputs <= of_outputs if own else of_inputs < of_outputs
 
@@ -67,10 +68,15 @@ class ChannelGroups:
         return x[..., order.to(x.device)]
 
     def products(
-        self, weight: torch.Tensor, maps: int = 1, own: bool = True, before: torch.Tensor | None = None
+        self,
+        weight: torch.Tensor,
+        maps: int = 1,
+        own: bool = True,
+        before: torch.Tensor | None = None,
     ) -> list[Matrix]:
-        """The masked weights ``[maps * outputs, inputs]`` cut for stepping: what multiplies the inputs that a group may
-        see to give its outputs, ``[inputs seen, maps * outputs of the group]`` each.
+        """The masked weights ``[maps * outputs, inputs]`` cut for stepping: what multiplies the
+        inputs that a group may see to give its outputs,
+        ``[inputs seen, maps * outputs of the group]`` each.
 
         Args:
             weight, maps, own: what is masked, and how; see :meth:`mask`.
@@ -79,9 +85,14 @@ class ChannelGroups:
         outputs, inputs = weight.shape
         ends = self.bounds(inputs)[1:] if own else self.bounds(inputs)[:-1]
         count = 0 if before is None else len(before)
-        arranged = self.arranged(weight.T if before is None else torch.cat([before, weight.T]), maps)
+        arranged = self.arranged(
+            weight.T if before is None else torch.cat([before, weight.T]), maps
+        )
         columns = self.slices(outputs // maps, maps)
-        return [Matrix(arranged[: count + end, place].contiguous()) for end, place in zip(ends, columns, strict=True)]
+        return [
+            Matrix(arranged[: count + end, place].contiguous())
+            for end, place in zip(ends, columns, strict=True)
+        ]
 
     def field_within(self, field: torch.Tensor, own: bool = True) -> torch.Tensor:
         """Which sources reach the groups of a place through its own pixel, mask B or A.
@@ -94,9 +105,11 @@ class ChannelGroups:
 
 
 class GroupedConvolution(Masked):
-    """Convolution over the rows above, the pixels to the left, and the part of the pixel itself that a mask leaves.
+    """Convolution over the rows above, the pixels to the left, and the part of the pixel itself
+    that a mask leaves.
 
-    The kernel has no rows below; the taps to the right of the pixel in its own row are held at zero.
+    The kernel has no rows below; the taps to the right of the pixel in its own row are held at
+    zero.
 
     Args:
         groups: how features are split.
@@ -134,16 +147,19 @@ class GroupedConvolution(Masked):
         return F.conv2d(padded, self.kernel(), self.bias).movedim(1, -1)
 
     def rows_above(self) -> Matrix:
-        """Weights of the columns of the rows above, from the left, of a column the farthest row first: ``[(2 * aside +
-        1) * above * inputs, outputs]``, arranged by group."""
+        """Weights of the columns of the rows above, from the left, of a column the farthest row
+        first: ``[(2 * aside + 1) * above * inputs, outputs]``, arranged by group."""
         taps = self.weight[:, :, :-1].permute(3, 2, 1, 0).flatten(0, 2)
         return Matrix(self.groups.arranged(taps, self.maps).contiguous())
 
     def this_row(self) -> list[Matrix]:
-        """For each group weights of the pixels to the left, the farthest first, then of what it sees of the pixel
+        """For each group weights of the pixels to the left, the farthest first, then of what it
+        sees of the pixel
         itself: ``[aside * inputs + inputs seen, maps * outputs of the group]``."""
         left = self.weight[:, :, -1, : self.aside].permute(2, 1, 0).flatten(0, 1)
-        return self.groups.products(self.weight[:, :, -1, self.aside], self.maps, self.own, before=left)
+        return self.groups.products(
+            self.weight[:, :, -1, self.aside], self.maps, self.own, before=left
+        )
 
     def offset(self) -> torch.Tensor:
         """The bias, arranged by group."""
@@ -151,8 +167,11 @@ class GroupedConvolution(Masked):
         return self.groups.arranged(self.bias, self.maps)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach the groups of a place: ``bool [sources, count, height, width]`` to the same."""
+        """Which sources reach the groups of a place: ``bool [sources, count, height, width]`` to
+        the same."""
         every = field.any(1)
         near = field_along(every, "columns", -self.aside, self.aside)
-        before = field_along(near, "rows", -self.above, -1) | field_along(every, "columns", -self.aside, -1)
+        before = field_along(near, "rows", -self.above, -1) | field_along(
+            every, "columns", -self.aside, -1
+        )
         return before[:, None] | self.groups.field_within(field, self.own)

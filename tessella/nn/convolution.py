@@ -1,7 +1,8 @@
 """Causal convolutions along one axis of an image.
 
-A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the left). The same
-weights are read as a convolution over the whole map and, packed, as a matrix that multiplies the last few vectors.
+A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the
+left). The same weights are read as a convolution over the whole map and, packed, as a matrix that
+multiplies the last few vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ class CausalConvolution(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, taps: int, axis: Literal["rows", "columns"], exclusive: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        taps: int,
+        axis: Literal["rows", "columns"],
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         self.taps, self.axis, self.exclusive = taps, axis, exclusive
@@ -44,15 +50,16 @@ class CausalConvolution(nn.Module):
         return F.conv2d(torch.cat([zeros, maps], dim).movedim(-1, 1), self.weight, self.bias)
 
     def packed(self) -> torch.Tensor:
-        """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest first."""
+        """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest
+        first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
 
 def pointwise(
     convolution: nn.Conv2d, x: torch.Tensor, plus: torch.Tensor | None = None, into: bool = False
 ) -> torch.Tensor:
-    """A 1 x 1 convolution of ``x [batch, inputs, height, width]``, added to the map ``plus``: one matrix product.
-    ``into`` adds in place: ``plus`` is then spent, and no gradient may need it.
+    """A 1 x 1 convolution of ``x [batch, inputs, height, width]``, added to the map ``plus``: one
+    matrix product. ``into`` adds in place: ``plus`` is then spent, and no gradient may need it.
 
     Fastest where the maps lie in memory as ``[batch, height, width, channels]``.
     """
@@ -62,7 +69,11 @@ def pointwise(
         out = rows.flatten(0, 2) @ weight
     else:
         # Autocast passes over operations in place.
-        add = torch.Tensor.addmm_ if into and not torch.is_autocast_enabled(x.device.type) else torch.addmm
+        add = (
+            torch.Tensor.addmm_
+            if into and not torch.is_autocast_enabled(x.device.type)
+            else torch.addmm
+        )
         out = add(plus.movedim(1, -1).flatten(0, 2), rows.flatten(0, 2), weight)
     if convolution.bias is not None:
         out = out + convolution.bias
@@ -70,13 +81,16 @@ def pointwise(
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want them."""
+    """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want
+    them."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def field_along(field: torch.Tensor, axis: Literal["rows", "columns"], first: int, last: int) -> torch.Tensor:
+def field_along(
+    field: torch.Tensor, axis: Literal["rows", "columns"], first: int, last: int
+) -> torch.Tensor:
     """Which sources reach a place through taps at offsets ``first .. last`` (negative looks back).
 
     Args:

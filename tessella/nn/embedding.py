@@ -11,8 +11,9 @@ from tessella.grid import Grid
 class SymbolEmbedding(nn.Module):
     """The vector of a pixel: the sum over its channels of a vector for the level there.
 
-    A level's vector is a free one plus a learned direction times the level on [-1, 1]. The free part serves codes,
-    whose numbers mean nothing; the direction tells from the start that level 99 is next to level 100.
+    A level's vector is a free one plus a learned direction times the level on [-1, 1]. The free
+    part serves codes, whose numbers mean nothing; the direction tells from the start that level 99
+    is next to level 100.
 
     Args:
         grid: the grid whose symbols are embedded.
@@ -24,7 +25,9 @@ class SymbolEmbedding(nn.Module):
         self.grid = grid
         self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)
         self.direction = nn.Parameter(torch.randn(grid.channels, 1, width) * 0.5)
-        self.register_buffer("values", torch.linspace(-1, 1, grid.levels)[:, None], persistent=False)
+        self.register_buffer(
+            "values", torch.linspace(-1, 1, grid.levels)[:, None], persistent=False
+        )
         self.values: torch.Tensor
 
     def table(self) -> torch.Tensor:
@@ -38,12 +41,14 @@ class SymbolEmbedding(nn.Module):
 
 
 class ChannelEmbedding(SymbolEmbedding):
-    """The vectors of a pixel's channels side by side, the first channel's first: ``width`` numbers for each.
+    """The vectors of a pixel's channels side by side, the first channel's first: ``width`` numbers
+    for each.
 
     See :class:`SymbolEmbedding`, which adds them up.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels * width]``."""
+        """``x int64 [batch, height, width, channels]`` to
+        ``[batch, height, width, channels * width]``."""
         first = torch.arange(self.grid.channels, device=x.device) * self.grid.levels
         return nn.functional.embedding(x + first, self.table().flatten(0, 1)).flatten(-2)

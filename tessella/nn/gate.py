@@ -14,8 +14,8 @@ def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """The gate with a gradient that is written once into one tensor; the halves that autograd would make of it are
-    padded with zeros and added."""
+    """The gate with a gradient that is written once into one tensor; the halves that autograd would
+    make of it are padded with zeros and added."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -33,7 +33,9 @@ class _Gate(torch.autograd.Function):
         both = ends.new_empty(*ends.shape[:-1], 2 * ends.shape[-1]).movedim(-1, ctx.dim)
         of_signal, of_strength = both.chunk(2, dim=ctx.dim)
         torch.ops.aten.tanh_backward.grad_input(gradient * strength, signal, grad_input=of_signal)
-        torch.ops.aten.sigmoid_backward.grad_input(gradient * signal, strength, grad_input=of_strength)
+        torch.ops.aten.sigmoid_backward.grad_input(
+            gradient * signal, strength, grad_input=of_strength
+        )
         return both, None
 
 

@@ -1,12 +1,22 @@
 """A tokenizer and a prior on its codes are one generator; saving and loading of models.
 
-A pixel model is a two-stage model whose tokenizer is the identity, so there is one class for both. A saved model is a
-directory: ``config.json``, ``model.safetensors`` and ``README.md`` (its card); a two-stage model holds two such
-directories, ``tokenizer`` and ``prior``. Nothing but JSON and safetensors is ever loaded.
+A pixel model is a two-stage model whose tokenizer is the identity, so there is one class for both.
+A saved model is a
+directory: ``config.json``, ``model.safetensors`` and ``README.md`` (its card); a two-stage model
+holds two such directories, ``tokenizer`` and ``prior``. Nothing but JSON and safetensors is ever
+loaded.
 """
 
 from tessella.pipeline.generator import Generator, warn_of_order
-from tessella.pipeline.loading import bundled, is_bundled, load, load_model, locate, pick_device, pixel_generator
+from tessella.pipeline.loading import (
+    bundled,
+    is_bundled,
+    load,
+    load_model,
+    locate,
+    pick_device,
+    pixel_generator,
+)
 from tessella.pipeline.saving import FORMAT, read_config, save_generator, save_model, write_card
 from tessella.pipeline.weights import fingerprint, load_weights
 

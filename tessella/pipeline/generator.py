@@ -19,15 +19,17 @@ from tessella.models.hierarchy import level_condition
 from tessella.noise import check_seed
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.base import check_images, parts
+from tessella.tokenizers.tokenizer import check_images, parts
 
 
 class Generator:
-    """Images from a prior and a tokenizer. Warns of a head that gives an order to codes, see :func:`warn_of_order`.
+    """Images from a prior and a tokenizer. Warns of a head that gives an order to codes, see
+    :func:`warn_of_order`.
 
     Args:
         tokenizer: images to symbols and back.
-        prior: a density model on the tokenizer's grid, or a :class:`~tessella.models.Hierarchy` on its grids.
+        prior: a density model on the tokenizer's grid, or a :class:`~tessella.models.Hierarchy` on
+            its grids.
 
     Raises:
         ConfigError: when the prior's grids are not the tokenizer's.
@@ -35,10 +37,14 @@ class Generator:
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
         self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
-        self.priors: tuple[DensityModel, ...] = tuple(prior) if isinstance(prior, Hierarchy) else (prior,)
+        self.priors: tuple[DensityModel, ...] = (
+            tuple(prior) if isinstance(prior, Hierarchy) else (prior,)
+        )
         modelled = tuple(part.grid for part in self.priors)
         if tokenizer.grids() != modelled:
-            wanted, found = (" and ".join(map(str, grids)) for grids in (modelled, tokenizer.grids()))
+            wanted, found = (
+                " and ".join(map(str, grids)) for grids in (modelled, tokenizer.grids())
+            )
             raise ConfigError(
                 f"this prior does not fit its tokenizer: the prior models {wanted}, the tokenizer makes {found}"
             )
@@ -71,7 +77,8 @@ class Generator:
         return Grid(height, width, self.tokenizer.channels, 256)
 
     def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
-        """Draw images: ``uint8 [n, height, width, channels]``. Options as in :func:`tessella.sample`."""
+        """Draw images: ``uint8 [n, height, width, channels]``. Options as in
+        :func:`tessella.sample`."""
         drawn = list(self.batches(n, seed, **options))
         if not drawn:
             raise InputError(f"start must lie below n, {n}: there is nothing to draw")
@@ -92,14 +99,17 @@ class Generator:
         Args:
             n, seed: image ``i`` of ``n`` has the seed ``seed + i``.
             batch: images drawn at a time.
-            start: the first image to draw, to go on with a run: image ``start`` is the first that is yielded.
+            start: the first image to draw, to go on with a run: image ``start`` is the first that
+                is yielded.
             cond: class or codes of each of the ``n`` images, see :data:`Cond`.
-            watch: called once a row with the images drawn so far, of the batch at work the share of its symbols.
-            options: ``method`` and the rule as in :func:`tessella.stream`; ``x`` and ``known`` are symbols as
-                :meth:`encode` gives them, and where they are known.
+            watch: called once a row with the images drawn so far, of the batch at work the share of
+                its symbols.
+            options: ``method`` and the rule as in :func:`tessella.stream`; ``x`` and ``known`` are
+                symbols as :meth:`encode` gives them, and where they are known.
 
         Yields:
-            ``uint8 [batch, height, width, channels]``, the last one shorter where ``batch`` does not divide.
+            ``uint8 [batch, height, width, channels]``, the last one shorter where ``batch`` does
+            not divide.
 
         Raises:
             InputError: at the first iteration, for an argument that does not fit.
@@ -111,7 +121,9 @@ class Generator:
         check_seed(seed, n)
         condition = self.prior.condition(cond, n) if cond is not None else None
         kept = _kept(options)
-        samplers = [sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)]
+        samplers = [
+            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
+        ]
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
             of_rows = None if condition is None else condition.select(torch.arange(n)[rows])
@@ -122,11 +134,16 @@ class Generator:
                     watch(first + size * done / self.symbols)
             yield self.tokenizer.decode(symbols)
 
-    def stream(self, n: int = 16, seed: int = 0, **options: Any) -> Iterator[tuple[int, torch.Tensor]]:
-        """Draw images and watch: ``(symbols in place, uint8 images)``. Options as in :func:`tessella.stream`."""
+    def stream(
+        self, n: int = 16, seed: int = 0, **options: Any
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Draw images and watch: ``(symbols in place, uint8 images)``. Options as in
+        :func:`tessella.stream`."""
         drawing = {name: options.pop(name) for name in ("cond", "every") if name in options}
         kept = _kept(options)
-        samplers = [sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)]
+        samplers = [
+            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
+        ]
         cond, every = drawing.get("cond"), drawing.get("every", 0)
         for index, symbols in self._grids(samplers, n, seed, cond, kept, every):
             yield index, self.tokenizer.decode(symbols)
@@ -140,14 +157,17 @@ class Generator:
         kept: list[Any],
         every: int = 0,
     ) -> Iterator[tuple[int, Any]]:
-        """Draw the grids of ``n`` images one after another: ``(symbols in place, symbols)``, 0 where there is none
-        yet."""
+        """Draw the grids of ``n`` images one after another: ``(symbols in place, symbols)``, 0
+        where there is none yet."""
         if len(samplers) == 1:
             x, known = (given[0] for given in kept) if kept else (None, None)
             yield from samplers[0].stream(n, seed, cond, every, x, known)
             return
         labels = None if cond is None else self.prior.condition(cond, n).labels
-        symbols = [torch.zeros(n, *prior.grid.shape, dtype=torch.int64, device=self.device) for prior in self.priors]
+        symbols = [
+            torch.zeros(n, *prior.grid.shape, dtype=torch.int64, device=self.device)
+            for prior in self.priors
+        ]
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
             x, known = (given[level] for given in kept) if kept else (None, None)
@@ -161,9 +181,9 @@ class Generator:
     def complete(self, images: Any, known: Any, seed: int = 0, **options: Any) -> torch.Tensor:
         """Keep the known part of images, draw the rest.
 
-        In a two-stage model a code is kept when all pixels of its cell are known, and what comes back is decoded: the
-        known pixels are reconstructions. As in :func:`tessella.complete`, known symbols cannot influence earlier
-        ones.
+        In a two-stage model a code is kept when all pixels of its cell are known, and what comes
+        back is decoded: the known pixels are reconstructions. As in :func:`tessella.complete`,
+        known symbols cannot influence earlier ones.
 
         Args:
             images: ``uint8 [n, height, width, channels]``.
@@ -175,22 +195,26 @@ class Generator:
         if mask.dtype != torch.bool:
             raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
         n = len(parts(symbols)[0])
-        return torch.cat(list(self.batches(n, seed, x=symbols, known=self._known_symbols(mask, n), **options)))
+        return torch.cat(
+            list(self.batches(n, seed, x=symbols, known=self._known_symbols(mask, n), **options))
+        )
 
     def encode(self, images: Any) -> Any:
-        """Images to the symbols that the prior models, checked for their size: ``int64 [n, h, w, depth]``, or a tuple
-        of such grids."""
+        """Images to the symbols that the prior models, checked for their size:
+        ``int64 [n, h, w, depth]``, or a tuple of such grids."""
         images = check_images(images, self.tokenizer.channels)
         if tuple(images.shape[1:3]) != tuple(self.tokenizer.image_size):
             height, width = self.tokenizer.image_size
-            raise InputError(f"the model takes images of {height}x{width}, got {images.shape[1]}x{images.shape[2]}")
+            raise InputError(
+                f"the model takes images of {height}x{width}, got {images.shape[1]}x{images.shape[2]}"
+            )
         return self.tokenizer.encode(images)
 
     def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the symbols of each image: ``[n]``.
 
-        Of a pixel model this is the probability of the image (at the model's levels); of a two-stage model that of
-        its codes.
+        Of a pixel model this is the probability of the image (at the model's levels); of a
+        two-stage model that of its codes.
         """
         return self.prior.log_prob(self.encode(images), cond)
 
@@ -242,13 +266,15 @@ def _kept(options: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _whole_cells(known: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Pixels ``bool [n, h, w]`` to symbols ``[n, *grid.shape]``: those of which all pixels are known."""
+    """Pixels ``bool [n, h, w]`` to symbols ``[n, *grid.shape]``: those of which all pixels are
+    known."""
     cells = known.unflatten(2, (grid.width, -1)).unflatten(1, (grid.height, -1)).all(4).all(2)
     return cells[..., None].expand(len(known), *grid.shape)
 
 
 def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
-    """Warn where the prior's head takes neighbouring levels to be alike, and its levels are codes, which have no order.
+    """Warn where the prior's head takes neighbouring levels to be alike, and its levels are codes,
+    which have no order.
 
     The warning is a :class:`TessellaWarning` at the place that called the caller.
     """

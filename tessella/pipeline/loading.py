@@ -16,7 +16,7 @@ from tessella.pipeline.generator import Generator
 from tessella.pipeline.saving import read_config
 from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.vae import VAE, create_vae
+from tessella.vae import VAE, create_vae
 
 
 def bundled() -> list[str]:
@@ -43,7 +43,9 @@ def locate(run: Path | str) -> Path:
         return Path(str(resources.files("tessella") / "bundle" / str(run)))
     if path.exists():
         raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
-    raise ArtifactError(f"no run directory at {run}, and " + unknown("bundled model", str(run), bundled()))
+    raise ArtifactError(
+        f"no run directory at {run}, and " + unknown("bundled model", str(run), bundled())
+    )
 
 
 def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tokenizer | VAE:
@@ -54,8 +56,8 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tok
         device: where to put it.
 
     Returns:
-        A :class:`Generator` for a density model or a two-stage model, a tokenizer for a tokenizer, a VAE for a VAE;
-        in eval mode.
+        A :class:`Generator` for a density model or a two-stage model, a tokenizer for a tokenizer,
+        a VAE for a VAE; in eval mode.
 
     Raises:
         ArtifactError: when it is missing, damaged, incomplete, or of another format version.
@@ -66,11 +68,17 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tok
         raise ArtifactError(f"{path} is one half of a two-stage model: load the directory above it")
     try:
         if kind == "generator":
-            return Generator(_load_tokenizer(path / "tokenizer"), _load_prior(path / "prior")).to(device)
+            return Generator(_load_tokenizer(path / "tokenizer"), _load_prior(path / "prior")).to(
+                device
+            )
         model = load_model(path)
         if isinstance(model, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
-        return pixel_generator(model).to(device) if isinstance(model, DensityModel) else model.to(device)
+        return (
+            pixel_generator(model).to(device)
+            if isinstance(model, DensityModel)
+            else model.to(device)
+        )
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
@@ -95,7 +103,10 @@ def pixel_generator(prior: DensityModel) -> Generator:
     """
     grid = prior.grid
     size = (grid.height, grid.width)
-    return Generator(create_tokenizer("identity", image_size=size, channels=grid.channels, levels=grid.levels), prior)
+    return Generator(
+        create_tokenizer("identity", image_size=size, channels=grid.channels, levels=grid.levels),
+        prior,
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -107,7 +118,9 @@ def pick_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no CUDA device: leave --device out or give --device cpu")
+        raise ConfigError(
+            "this machine has no CUDA device: leave --device out or give --device cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -137,6 +150,8 @@ def _load_part(path: Path, config: Mapping[str, Any], build: Any) -> Any:
     try:
         module = build(config["model"])
     except (KeyError, TypeError, TessellaError) as error:
-        raise ArtifactError(f"{path}/config.json does not describe a model this version knows: {error}") from error
+        raise ArtifactError(
+            f"{path}/config.json does not describe a model this version knows: {error}"
+        ) from error
     load_weights(module, files.read_tensors(path / "model.safetensors"), str(path))
     return module.eval()

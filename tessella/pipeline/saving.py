@@ -8,18 +8,21 @@ from typing import Any
 
 import tessella
 from tessella import files
-from tessella.card import card
 from tessella.errors import ArtifactError, unknown
 from tessella.models import Prior
+from tessella.pipeline.model_card import card
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.vae import VAE
+from tessella.vae import VAE
 
 FORMAT = 1
 """Version of the layout of saved models and run directories."""
 
 
 def save_generator(
-    tokenizer: Tokenizer, prior: Prior, directory: Path | str, figures: Mapping[str, Any] | None = None
+    tokenizer: Tokenizer,
+    prior: Prior,
+    directory: Path | str,
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
     """Save the two parts of a generator; see :meth:`Generator.save`.
 
@@ -38,13 +41,21 @@ def save_generator(
     files.write_text(path / "README.md", card("generator", parts, figures))
 
 
-def save_model(model: Prior | Tokenizer | VAE, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    model: Prior | Tokenizer | VAE, directory: Path | str, figures: Mapping[str, Any] | None = None
+) -> None:
     """Save one tokenizer, one VAE, or one density model without a tokenizer.
 
     Raises:
         ArtifactError: when it cannot be written.
     """
-    kind = "tokenizer" if isinstance(model, Tokenizer) else "vae" if isinstance(model, VAE) else "density-model"
+    kind = (
+        "tokenizer"
+        if isinstance(model, Tokenizer)
+        else "vae"
+        if isinstance(model, VAE)
+        else "density-model"
+    )
     _save_part(model, files.make_directory(directory), kind, figures)
 
 
@@ -70,7 +81,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")
     config = files.read_json(path / "config.json")
     if not isinstance(config, dict) or "format" not in config or "kind" not in config:
-        raise ArtifactError(f"{path}/config.json was not written by tessella: it has no format and kind")
+        raise ArtifactError(
+            f"{path}/config.json was not written by tessella: it has no format and kind"
+        )
     if config["format"] != FORMAT:
         raise ArtifactError(
             f"{path} has format {config['format']}; tessella {tessella.__version__} reads format {FORMAT}"
@@ -85,7 +98,9 @@ def _header(kind: str) -> dict[str, Any]:
     return {"format": FORMAT, "kind": kind, "tessella": tessella.__version__}
 
 
-def _save_part(module: Prior | Tokenizer | VAE, path: Path, kind: str, figures: Mapping[str, Any] | None) -> None:
+def _save_part(
+    module: Prior | Tokenizer | VAE, path: Path, kind: str, figures: Mapping[str, Any] | None
+) -> None:
     config = {"name": module.name} | module.config()
     files.write_tensors(path / "model.safetensors", module.state_dict())
     files.write_json(path / "config.json", _header(kind) | {"model": config})

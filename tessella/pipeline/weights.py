@@ -13,13 +13,16 @@ from tessella.errors import ArtifactError
 
 
 def fingerprint(model: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of all weights: says which model made a file."""
+    """The first 16 hexadecimal digits of the SHA-256 of all weights: says which model made a
+    file."""
     parts = [model] if isinstance(model, nn.Module) else [model.tokenizer, model.prior]
     digest = hashlib.sha256()
     for part in parts:
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()[:16]
 
 

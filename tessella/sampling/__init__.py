@@ -1,9 +1,10 @@
 """Exact sampling and completion, by three methods that draw the same.
 
-``cached`` walks along the grid with the model's cached state, symbol after symbol; ``parallel`` repeats passes over
-the whole grid until nothing changes (``tessella.sampling.parallel``); ``naive`` runs the network on the whole grid for
-every symbol and is the oracle of both. With the noise of ``tessella.noise`` all give the same symbols for the same
-seed, whatever the batch. ``auto`` takes the one that is fastest, see :func:`choose`.
+``cached`` walks along the grid with the model's cached state, symbol after symbol; ``parallel``
+repeats passes over the whole grid until nothing changes (``tessella.sampling.parallel``); ``naive``
+runs the network on the whole grid for every symbol and is the oracle of both. With the noise of
+``tessella.noise`` all give the same symbols for the same seed, whatever the batch. ``auto`` takes
+the one that is fastest, see :func:`choose`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from tessella.errors import InputError, unknown
-from tessella.models.base import DensityModel
 from tessella.models.condition import Cond, Condition
+from tessella.models.density_model import DensityModel
 from tessella.noise import Noise
 from tessella.sampling.parallel import Passes
 from tessella.sampling.replay import Replay, replay
@@ -34,27 +35,32 @@ BATCH = 64
 
 
 def choose(model: DensityModel) -> str:
-    """The method that ``auto`` takes: ``parallel`` where a pass costs not much more than a cached step (MADE) and two
-    levels make passes few, else ``cached``. So it was measured on a CPU (``docs/performance.md``,
-    ``results/parallel.json``). It is a rule, not a race: a seed always takes the same method."""
+    """The method that ``auto`` takes: ``parallel`` where a pass costs not much more than a cached
+    step (MADE) and two levels make passes few, else ``cached``. So it was measured on a CPU
+    (``docs/performance.md``, ``results/parallel.json``). It is a rule, not a race: a seed always
+    takes the same method."""
     return "parallel" if model.pass_is_cheap and model.grid.levels == 2 else "cached"
 
 
 class Sampler:
-    """Draws batch after batch from one model, whose weights must not change meanwhile: what can be made once for all
-    batches is.
+    """Draws batch after batch from one model, whose weights must not change meanwhile: what can be
+    made once for all batches is.
 
     Args:
         model: a density model.
         method: ``"auto"``, ``"cached"``, ``"parallel"`` or ``"naive"``.
-        part: which grid of an image the model draws, where an image has several: each has noise of its own.
+        part: which grid of an image the model draws, where an image has several: each has noise of
+            its own.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Raises:
-        InputError: for a method or a rule that does not exist, a model that is none or has dropout switched on.
+        InputError: for a method or a rule that does not exist, a model that is none or has dropout
+            switched on.
     """
 
-    def __init__(self, model: DensityModel, method: str = "auto", part: int = 0, **rule: Any) -> None:
+    def __init__(
+        self, model: DensityModel, method: str = "auto", part: int = 0, **rule: Any
+    ) -> None:
         if not isinstance(model, DensityModel):
             raise InputError(
                 f"sampling takes a density model, got {type(model).__name__}; "
@@ -69,10 +75,16 @@ class Sampler:
         self._streams = 0
 
     def stream(
-        self, n: int = 16, seed: int = 0, cond: Cond = None, every: int = 0, x: Any = None, known: Any = None
+        self,
+        n: int = 16,
+        seed: int = 0,
+        cond: Cond = None,
+        every: int = 0,
+        x: Any = None,
+        known: Any = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """A generator of partial grids, see :func:`stream`. A new one takes the memory of the one before, which cannot
-        go on then."""
+        """A generator of partial grids, see :func:`stream`. A new one takes the memory of the one
+        before, which cannot go on then."""
         check_n(n)
         self._streams += 1
         if (known is None) != (x is None):
@@ -94,7 +106,9 @@ class Sampler:
         for partial in walk(self._walker(n, cond), source, every):
             yield partial
             if own != self._streams:
-                raise InputError("this stream cannot go on: its sampler has begun another one; take a Sampler for each")
+                raise InputError(
+                    "this stream cannot go on: its sampler has begun another one; take a Sampler for each"
+                )
 
     def _walker(self, n: int, cond: Cond) -> Steps:
         """Steps at their start; those of the batch before where they serve."""
@@ -120,15 +134,16 @@ def stream(
         model: a density model.
         n: images, drawn together.
         seed: image ``i`` has the seed ``seed + i`` and comes out the same whatever ``n``.
-        method: ``"cached"``, ``"parallel"``, ``"naive"``, their slow oracle, or ``"auto"``, see :func:`choose`.
+        method: ``"cached"``, ``"parallel"``, ``"naive"``, their slow oracle, or ``"auto"``, see
+            :func:`choose`.
         cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
         every: symbols between two yields; 0 means a row. Parallel passes may skip some.
         x, known: symbols to keep and where they are, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Yields:
-        ``(index, x)``: ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0
-        elsewhere. It is the same array every time: clone it to keep it.
+        ``(index, x)``: ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols
+        of each image and 0 elsewhere. It is the same array every time: clone it to keep it.
 
     Raises:
         InputError: at the first iteration, for an argument that does not fit.
@@ -159,7 +174,9 @@ def sample(
     sampler = Sampler(model, method, **rule)
     check_n(n)
     condition = model.condition(cond, n) if cond is not None else None
-    parts = [_last(sampler.stream(len(p), seed + p.start, _rows(condition, p))) for p in _parts(n, batch)]
+    parts = [
+        _last(sampler.stream(len(p), seed + p.start, _rows(condition, p))) for p in _parts(n, batch)
+    ]
     return torch.cat(parts)
 
 
@@ -175,8 +192,9 @@ def complete(
 ) -> torch.Tensor:
     """Keep the known symbols, draw the rest in raster order.
 
-    Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot influence the ones
-    *before* it in the raster: a known lower half does not change how the upper half is drawn, and the two may not fit.
+    Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot
+    influence the ones *before* it in the raster: a known lower half does not change how the upper
+    half is drawn, and the two may not fit.
 
     Args:
         x: symbols ``[n, height, width, channels]``; what is not known is ignored.
@@ -184,8 +202,8 @@ def complete(
         model, seed, method, cond, batch, rule: see :func:`sample`.
 
     Returns:
-        ``int64 [n, height, width, channels]``. A symbol drawn at a place has the noise of that place, so with nothing
-        known this is ``sample(model, n, seed)``.
+        ``int64 [n, height, width, channels]``. A symbol drawn at a place has the noise of that
+        place, so with nothing known this is ``sample(model, n, seed)``.
     """
     sampler = Sampler(model, method, **rule)
     x, known = known_symbols(model, x, known)
@@ -194,7 +212,14 @@ def complete(
     condition = model.condition(cond, len(x)) if cond is not None else None
     parts = [
         _last(
-            sampler.stream(len(p), seed + p.start, _rows(condition, p), 0, x[p.start : p.stop], known[p.start : p.stop])
+            sampler.stream(
+                len(p),
+                seed + p.start,
+                _rows(condition, p),
+                0,
+                x[p.start : p.stop],
+                known[p.start : p.stop],
+            )
         )
         for p in _parts(len(x), batch)
     ]
@@ -213,7 +238,11 @@ def known_symbols(model: DensityModel, x: Any, known: Any) -> tuple[torch.Tensor
     x = torch.as_tensor(x).to(model.device)
     if known.dtype != torch.bool:
         raise InputError(f"known must be boolean, got {known.dtype}: write known.bool()")
-    if known.dim() == 2 and tuple(known.shape) == (model.grid.height, model.grid.width) and x.dim() == 4:
+    if (
+        known.dim() == 2
+        and tuple(known.shape) == (model.grid.height, model.grid.width)
+        and x.dim() == 4
+    ):
         known = known[None, :, :, None].expand(x.shape)
     if x.shape != known.shape:
         raise InputError(

@@ -1,14 +1,16 @@
 """Exact sampling by whole passes over the grid: the sample as a fixed point.
 
-The noise of every symbol is fixed before the first is drawn, so an image is the one grid that a pass turns into
-itself: ``x_t = argmax(log p(. | x_<t) + noise_t)``. Passes are repeated from a forecast until nothing changes (Jacobi
-iteration, Song et al. 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving"; predictive
-sampling, Wiggers and Hoogeboom 2020, "Predictive Sampling with Forecasting Autoregressive Models"). Since a symbol
-depends on those before it only, a pass over a grid whose first ``t`` symbols are final gives symbol ``t`` and as many
-after it as the forecast had right: what the sequential walk draws, in at most as many passes as there are symbols.
+The noise of every symbol is fixed before the first is drawn, so an image is the one grid that a
+pass turns into
+itself: ``x_t = argmax(log p(. | x_<t) + noise_t)``. Passes are repeated from a forecast until
+nothing changes (Jacobi iteration, Song et al. 2021, "Accelerating Feedforward Computation via
+Parallel Nonlinear Equation Solving"; predictive sampling, Wiggers and Hoogeboom 2020, "Predictive
+Sampling with Forecasting Autoregressive Models"). Since a symbol depends on those before it only, a
+pass over a grid whose first ``t`` symbols are final gives symbol ``t`` and as many after it as the
+forecast had right: what the sequential walk draws, in at most as many passes as there are symbols.
 
-What is final is not computed again: a finished image leaves the batch, and a pass begins at the first row that is not
-final in all images, where the family can (:meth:`DensityModel.forward_from`).
+What is final is not computed again: a finished image leaves the batch, and a pass begins at the
+first row that is not final in all images, where the family can (:meth:`DensityModel.forward_from`).
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from collections.abc import Iterator
 import torch
 
 from tessella.heads import Distribution
-from tessella.models.base import DensityModel
 from tessella.models.condition import Condition
+from tessella.models.density_model import DensityModel
 from tessella.noise import Noise
 from tessella.sampling.rule import Rule, guided
 
 KEPT = 1 << 25
-"""Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is needed."""
+"""Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is
+needed."""
 
 
 class Passes:
@@ -32,7 +35,8 @@ class Passes:
 
     Args:
         model: a density model.
-        condition: of the images; with guidance, of the images and then of the same without their class.
+        condition: of the images; with guidance, of the images and then of the same without their
+            class.
         noise: of the images.
         rule: see :class:`Rule`.
         x, known: symbols ``int64 [n, symbols]`` that are given, and where, see :func:`complete`.
@@ -60,7 +64,8 @@ class Passes:
         self._kept: dict[int, torch.Tensor] = {}
 
     def walk(self, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
-        """As :func:`tessella.sampling.walk.walk`; passes over several marks at once yield the last of them."""
+        """As :func:`tessella.sampling.walk.walk`; passes over several marks at once yield the last
+        of them."""
         grid = self.model.grid
         every, shown = every or grid.row_symbols, 0
         seen = torch.zeros(len(self.x), *grid.shape, dtype=torch.int64, device=self.x.device)

@@ -1,4 +1,5 @@
-"""The walk along a grid: next distribution, next symbol. A symbol drawn is sampling, a symbol given is completion."""
+"""The walk along a grid: next distribution, next symbol. A symbol drawn is sampling, a symbol given
+is completion."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import torch
 
 from tessella.errors import InputError
 from tessella.heads import Distribution
-from tessella.models.base import DensityModel
 from tessella.models.condition import Cond, Condition
-from tessella.nn.state import State
+from tessella.models.density_model import DensityModel
+from tessella.nn.stepping.state import State
 from tessella.noise import Noise
 from tessella.sampling.rule import Rule, guided
 
@@ -50,7 +51,8 @@ class Complete:
 
 
 class Steps:
-    """The distribution of one symbol after another, by cached steps or by whole passes, with or without guidance.
+    """The distribution of one symbol after another, by cached steps or by whole passes, with or
+    without guidance.
 
     Args:
         model: a density model.
@@ -60,7 +62,9 @@ class Steps:
         guidance: see :class:`Rule`.
     """
 
-    def __init__(self, model: DensityModel, n: int, cond: Cond, method: str, guidance: float) -> None:
+    def __init__(
+        self, model: DensityModel, n: int, cond: Cond, method: str, guidance: float
+    ) -> None:
         self.model, self.n, self.guidance, self.cached = model, n, guidance, method == "cached"
         self.state: Any = self._start(cond)
         self._fresh: State | None = None
@@ -84,7 +88,8 @@ class Steps:
         return True
 
     def next(self, previous: torch.Tensor, index: int) -> Distribution:
-        """Distribution of symbol ``index`` of every image, given symbol ``previous [n]`` before it."""
+        """Distribution of symbol ``index`` of every image, given symbol ``previous [n]`` before
+        it."""
         step = self.model.step if self.cached else self.model.whole_grid_step
         if self.guidance == 1:
             parameters, self.state = step(previous, index, self.state)
@@ -118,10 +123,11 @@ def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
 
 
 def walk(steps: Steps, source: Source, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
-    """Walk the grid; yields ``(index, x)`` each time ``every`` more symbols are in place (0: a row).
+    """Walk the grid; yields ``(index, x)`` each time ``every`` more symbols are in place (0: a
+    row).
 
-    ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0 elsewhere. It is
-    the same array every time: clone it to keep it.
+    ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0
+    elsewhere. It is the same array every time: clone it to keep it.
     """
     grid = steps.model.grid
     x = torch.zeros(steps.n, *grid.shape, dtype=torch.int64, device=steps.model.device)

@@ -1,4 +1,5 @@
-"""The encoder and the decoder around a quantizer: residual convolutions (van den Oord et al. 2017, section 4.1)."""
+"""The encoder and the decoder around a quantizer: residual convolutions (van den Oord et al. 2017,
+section 4.1)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import nn
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``, ``inner`` channels (0: half) inside."""
+    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``, ``inner`` channels (0:
+    half) inside."""
 
     def __init__(self, hidden: int, inner: int = 0) -> None:
         super().__init__()
@@ -43,9 +45,12 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """``[n, code_dim, h, w]`` to images ``[n, channels, h 2^stages, w 2^stages]``: the mirror of :class:`Encoder`."""
+    """``[n, code_dim, h, w]`` to images ``[n, channels, h 2^stages, w 2^stages]``: the mirror of
+    :class:`Encoder`."""
 
-    def __init__(self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int, inner: int = 0) -> None:
+    def __init__(
+        self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int, inner: int = 0
+    ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
         layers += [ResidualBlock(hidden, inner) for _ in range(blocks)]
         layers += [nn.ReLU()]

@@ -1,8 +1,8 @@
-"""The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7): residual convolutions with group normalization,
-and attention at the lowest resolution.
+"""The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7): residual convolutions with
+group normalization, and attention at the lowest resolution.
 
-Inside, activations lie channels last on a CPU, as the images do, and channel by channel on a GPU, as its group
-normalization wants them.
+Inside, activations lie channels last on a CPU, as the images do, and channel by channel on a GPU,
+as its group normalization wants them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from torch import nn
 
 
 class Norm(nn.GroupNorm):
-    """Group normalization over ``[n, channels, h, w]`` and, if ``swish``, ``x sigmoid(x)`` of the result.
+    """Group normalization over ``[n, channels, h, w]`` and, if ``swish``, ``x sigmoid(x)`` of the
+    result.
 
-    There are 32 groups where that divides the channels, else groups of about four channels. Statistics are float32 (or
-    wider), also under autocast.
+    There are 32 groups where that divides the channels, else groups of about four channels.
+    Statistics are float32 (or wider), also under autocast.
     """
 
     def __init__(self, channels: int, swish: bool = True) -> None:
-        super().__init__(32 if channels % 32 == 0 else math.gcd(channels, max(1, channels // 4)), channels, eps=1e-6)
+        super().__init__(
+            32 if channels % 32 == 0 else math.gcd(channels, max(1, channels // 4)),
+            channels,
+            eps=1e-6,
+        )
         self.swish = swish
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +37,8 @@ class Norm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """``x + conv3x3(norm(conv3x3(norm(x))))``, where ``x`` passes a 1x1 convolution if the width changes."""
+    """``x + conv3x3(norm(conv3x3(norm(x))))``, where ``x`` passes a 1x1 convolution if the width
+    changes."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -45,7 +51,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """``x +`` a mixture of values from all places of ``[n, channels, h, w]``, by one head as wide as the channels."""
+    """``x +`` a mixture of values from all places of ``[n, channels, h, w]``, by one head as wide
+    as the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,27 +62,35 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
-        projected = self.project(self.norm(x)).permute(0, 2, 3, 1).reshape(n, 1, height * width, 3 * channels)
+        projected = (
+            self.project(self.norm(x))
+            .permute(0, 2, 3, 1)
+            .reshape(n, 1, height * width, 3 * channels)
+        )
         mixed = F.scaled_dot_product_attention(*projected.chunk(3, dim=3))
         return _added(self.merge(mixed.reshape(n, height, width, channels).permute(0, 3, 1, 2)), x)
 
 
 class Down(nn.Module):
-    """Half the sides: a convolution over 3x3 pixels, of which the last row and column may be zeros beyond the edge."""
+    """Half the sides: a convolution over 3x3 pixels, of which the last row and column may be zeros
+    beyond the edge."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)[:, :, 1:, 1:]  # zeros before the edge are not wanted; this spares a padded copy
+        return self.conv(x)[
+            :, :, 1:, 1:
+        ]  # zeros before the edge are not wanted; this spares a padded copy
 
 
 class Up(nn.Module):
     """Twice the sides: each pixel four times, then a 3x3 convolution.
 
-    Of the nine weights of a pixel of the result some meet the same pixel before it is repeated. They are added first:
-    what remains is a transposed convolution, with 4/9 of the multiplications and no larger copy.
+    Of the nine weights of a pixel of the result some meet the same pixel before it is repeated.
+    They are added first: what remains is a transposed convolution, with 4/9 of the multiplications
+    and no larger copy.
     """
 
     def __init__(self, channels: int) -> None:
@@ -97,7 +112,8 @@ def stage(channels: int, width: int, blocks: int, attention: bool) -> list[nn.Mo
 
 
 class Encoder(nn.Sequential):
-    """Images ``[n, channels, h, w]`` to ``[n, latent, h', w']``, the sides halved between every two multipliers.
+    """Images ``[n, channels, h, w]`` to ``[n, latent, h', w']``, the sides halved between every two
+    multipliers.
 
     Args:
         channels: of the images.
@@ -107,7 +123,9 @@ class Encoder(nn.Sequential):
         latent: channels of the result.
     """
 
-    def __init__(self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int) -> None:
+    def __init__(
+        self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
+    ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
         before, last = hidden, len(multipliers) - 1
         for level, multiplier in enumerate(multipliers):
@@ -122,15 +140,19 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """``[n, latent, h', w']`` to images ``[n, channels, h, w]``: the mirror of :class:`Encoder`, with one block more
-    for each resolution."""
+    """``[n, latent, h', w']`` to images ``[n, channels, h, w]``: the mirror of :class:`Encoder`,
+    with one block more for each resolution."""
 
-    def __init__(self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int) -> None:
+    def __init__(
+        self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
+    ) -> None:
         before, last = hidden * multipliers[-1], len(multipliers) - 1
         layers: list[nn.Module] = [nn.Conv2d(latent, before, 3, padding=1)]
         layers += [Block(before, before), Attention(before), Block(before, before)]
         for level in range(last, -1, -1):
-            layers += stage(before, hidden * multipliers[level], blocks + 1, attention=level == last)
+            layers += stage(
+                before, hidden * multipliers[level], blocks + 1, attention=level == last
+            )
             before = hidden * multipliers[level]
             layers += [Up(before)] if level else []
         super().__init__(*layers, Norm(before), nn.Conv2d(before, channels, 3, padding=1))
@@ -140,14 +162,17 @@ class Decoder(nn.Sequential):
 
 
 def _met(weight: torch.Tensor, side: int) -> torch.Tensor:
-    """Three weights along a side, applied to repeated pixels, as the four weights of each pixel before."""
+    """Three weights along a side, applied to repeated pixels, as the four weights of each pixel
+    before."""
     first, middle, last = weight.unbind(side)
     return torch.stack([last, middle + last, first + middle, first], side)
 
 
 def _laid_out(x: torch.Tensor) -> torch.Tensor:
     """The same values in the memory format that suits the device."""
-    return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
+    return x.contiguous(
+        memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+    )
 
 
 def _added(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

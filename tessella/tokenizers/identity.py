@@ -8,16 +8,17 @@ import torch
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.tokenizers.base import Tokenizer
+from tessella.tokenizers.tokenizer import Tokenizer
 
 
 class IdentityTokenizer(Tokenizer):
     """Values 0..255 to ``levels`` levels, one symbol a channel.
 
-    A value ``v`` becomes ``v >> (8 - k)`` for ``levels = 2^k``, else ``round(v (levels - 1) / 255)``; a symbol ``s``
-    becomes ``round(255 s / (levels - 1))``; halves are rounded up. So ``encode(decode(s)) == s`` for all levels, while
-    ``decode(encode(v)) == v`` holds for all values at 256 levels only. (Images that happen to lie on the levels, like
-    the digits on 17, come back unchanged too.)
+    A value ``v`` becomes ``v >> (8 - k)`` for ``levels = 2^k``, else
+    ``round(v (levels - 1) / 255)``; a symbol ``s`` becomes ``round(255 s / (levels - 1))``; halves
+    are rounded up. So ``encode(decode(s)) == s`` for all levels, while ``decode(encode(v)) == v``
+    holds for all values at 256 levels only. (Images that happen to lie on the levels, like the
+    digits on 17, come back unchanged too.)
 
     Args:
         image_size: height and width that :meth:`grids` assumes.
@@ -35,7 +36,9 @@ class IdentityTokenizer(Tokenizer):
     name = "identity"
     of_pixels = True
 
-    def __init__(self, image_size: tuple[int, int] = (32, 32), channels: int = 3, levels: int = 256) -> None:
+    def __init__(
+        self, image_size: tuple[int, int] = (32, 32), channels: int = 3, levels: int = 256
+    ) -> None:
         super().__init__(image_size, channels)
         if not 2 <= levels <= 256:
             raise ConfigError(f"levels must lie in 2..256, got {levels}")
@@ -55,7 +58,11 @@ class IdentityTokenizer(Tokenizer):
         return (Grid(height, width, self.channels, self.levels),)
 
     def config(self) -> dict[str, Any]:
-        return {"image_size": list(self.image_size), "channels": self.channels, "levels": self.levels}
+        return {
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "levels": self.levels,
+        }
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
         return images

@@ -1,4 +1,5 @@
-"""The probability of 8-bit pixels around a reconstruction, which makes a density model of a decoder."""
+"""The probability of 8-bit pixels around a reconstruction, which makes a density model of a
+decoder."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ LEVELS = 256
 """Values of a sub-pixel."""
 
 START = -2.0
-"""Log-scale at which learning starts, on the axis where the values span [-1, 1]: about 17 of 256 values."""
+"""Log-scale at which learning starts, on the axis where the values span [-1, 1]: about 17 of 256
+values."""
 
 
 def discretized_logistic(
     x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, levels: int = LEVELS
 ) -> torch.Tensor:
-    """Log-probability in nats of values under logistics integrated over their bins, the outer bins open.
+    """Log-probability in nats of values under logistics integrated over their bins, the outer bins
+    open.
 
     The mixture of Salimans et al. (2017), eq. 2, with one component.
 
@@ -36,10 +39,11 @@ class PixelLikelihood(nn.Module):
 
     Kinds:
 
-    ``mse``: the decoder gives means, and one log-scale for each channel is learnt beside it, from residuals that pass
-    no gradient on: the decoder minimizes the squared error alone.
+    ``mse``: the decoder gives means, and one log-scale for each channel is learnt beside it, from
+    residuals that pass no gradient on: the decoder minimizes the squared error alone.
 
-    ``logistic``: the decoder gives a mean and a log-scale for each sub-pixel, and is to maximize this likelihood.
+    ``logistic``: the decoder gives a mean and a log-scale for each sub-pixel, and is to maximize
+    this likelihood.
 
     Args:
         kind: one of these.
@@ -66,7 +70,8 @@ class PixelLikelihood(nn.Module):
 
         Args:
             images: ``[n, h, w, channels]`` of values 0..255, of any type.
-            decoded: ``[n, h, w, outputs]``: means on the scale -1..1; of ``logistic`` also log-scales from ``START``.
+            decoded: ``[n, h, w, outputs]``: means on the scale -1..1; of ``logistic`` also
+                log-scales from ``START``.
         """
         wide = decoded if decoded.dtype == torch.float64 else decoded.float()
         if self.log_scale is not None:

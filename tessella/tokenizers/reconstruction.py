@@ -1,4 +1,5 @@
-"""What learned tokenizers share: a decoder's images against the true ones, and the probability of these."""
+"""What learned tokenizers share: a decoder's images against the true ones, and the probability of
+these."""
 
 from __future__ import annotations
 
@@ -12,9 +13,16 @@ import torch.nn.functional as F
 
 from tessella.errors import InputError
 from tessella.grid import LN2
-from tessella.tokenizers.base import Symbols, Tokenizer, TokenizerOutput, check_images, evaluating, images_at_once
 from tessella.tokenizers.likelihood import PixelLikelihood
 from tessella.tokenizers.quantizers import Quantizer, create_quantizer, quantizer_arguments
+from tessella.tokenizers.tokenizer import (
+    Symbols,
+    Tokenizer,
+    TokenizerOutput,
+    check_images,
+    evaluating,
+    images_at_once,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Quantized:
     """Features of images after quantization.
 
     Args:
-        features: ``[n, h', w', code_dim]``, one for each grid where there are several; gradients pass through.
+        features: ``[n, h', w', code_dim]``, one for each grid where there are several; gradients
+            pass through.
         symbols: of the images.
         losses, stats: of the quantizers.
     """
@@ -34,16 +43,19 @@ class Quantized:
 
 
 class ReconstructingTokenizer(Tokenizer):
-    """A tokenizer that is trained to reconstruct, and may state the probability of the pixels around that.
+    """A tokenizer that is trained to reconstruct, and may state the probability of the pixels
+    around that.
 
-    A subclass sets ``decoder``'s outputs to ``self.outputs`` and supplies what is abstract here. Training minimizes the
-    quantizers' losses plus ``mse(2x - 1, decoder(e))``, over pixels on the scale -1..1; with ``likelihood="logistic"``
-    instead of the squared error the nats per dimension of the discretized logistic.
+    A subclass sets ``decoder``'s outputs to ``self.outputs`` and supplies what is abstract here.
+    Training minimizes the quantizers' losses plus ``mse(2x - 1, decoder(e))``, over pixels on the
+    scale -1..1; with ``likelihood="logistic"`` instead of the squared error the nats per dimension
+    of the discretized logistic.
 
     Args:
-        image_size, channels: as of :class:`~tessella.tokenizers.base.Tokenizer`.
-        likelihood: ``mse`` or ``logistic``, see :class:`~tessella.tokenizers.likelihood.PixelLikelihood`; empty for the
-            squared error without a likelihood.
+        image_size, channels: as of :class:`~tessella.tokenizers.tokenizer.Tokenizer`.
+        likelihood: ``mse`` or ``logistic``, see
+            :class:`~tessella.tokenizers.likelihood.PixelLikelihood`; empty for the squared error
+            without a likelihood.
     """
 
     def __init__(self, image_size: tuple[int, int], channels: int, likelihood: str) -> None:
@@ -60,7 +72,8 @@ class ReconstructingTokenizer(Tokenizer):
 
     @abstractmethod
     def parameters_of(self, features: Any) -> torch.Tensor:
-        """What the decoder makes of features: ``[n, h, w, outputs]``, means on the scale -1..1 first, not cropped."""
+        """What the decoder makes of features: ``[n, h, w, outputs]``, means on the scale -1..1
+        first, not cropped."""
 
     @property
     def outputs(self) -> int:
@@ -79,22 +92,29 @@ class ReconstructingTokenizer(Tokenizer):
             images: ``[n, h, w, channels]``, uint8, or floats in 0..1.
 
         Returns:
-            With the losses ``loss`` (to optimize), ``mse`` of the reconstruction on the scale 0..1, those of the
-            quantizer, and with a likelihood ``pixel_bits``: bits/dim of the pixels given their codes.
+            With the losses ``loss`` (to optimize), ``mse`` of the reconstruction on the scale 0..1,
+            those of the quantizer, and with a likelihood ``pixel_bits``: bits/dim of the pixels
+            given their codes.
         """
         target = self._unit(images)
         quantized = self.quantize(target)
         decoded = self.parameters_of(quantized.features)[:, : target.shape[1], : target.shape[2]]
         reconstruction = self._images(decoded)
         mse = F.mse_loss(reconstruction.to(target.dtype), target)
-        losses = {"loss": torch.stack(list(quantized.losses.values())).sum() if quantized.losses else 0 * mse}
+        losses = {
+            "loss": torch.stack(list(quantized.losses.values())).sum()
+            if quantized.losses
+            else 0 * mse
+        }
         if self.likelihood is None or self.likelihood.kind == "mse":
             losses["loss"] = losses["loss"] + 4 * mse
         if self.likelihood is not None:
             nats = -self.likelihood((target * 255).round(), decoded).mean() / target[0].numel()
             losses["loss"] = losses["loss"] + nats
             losses["pixel_bits"] = nats.detach() / LN2
-        losses |= {"mse": mse.detach()} | {name: loss.detach() for name, loss in quantized.losses.items()}
+        losses |= {"mse": mse.detach()} | {
+            name: loss.detach() for name, loss in quantized.losses.items()
+        }
         return TokenizerOutput(reconstruction, quantized.symbols, losses, quantized.stats)
 
     @torch.no_grad()
@@ -102,7 +122,8 @@ class ReconstructingTokenizer(Tokenizer):
         """Log-probability in nats of images given symbols: ``[n]``, on this tokenizer's device.
 
         With the probability of the symbols that :meth:`encode` gives under a prior,
-        ``-log2 p(symbols) - log2 p(images | symbols)`` is an upper bound of the bits of the images under the two-stage
+        ``-log2 p(symbols) - log2 p(images | symbols)`` is an upper bound of the bits of the images
+        under the two-stage
         model: other symbols could only add to their probability.
 
         Args:
@@ -110,7 +131,8 @@ class ReconstructingTokenizer(Tokenizer):
             symbols: as :meth:`encode` gives them for images of this size.
 
         Raises:
-            InputError: when the tokenizer has no likelihood, or images and symbols do not fit each other.
+            InputError: when the tokenizer has no likelihood, or images and symbols do not fit each
+                other.
         """
         if self.likelihood is None:
             raise InputError(
@@ -120,11 +142,15 @@ class ReconstructingTokenizer(Tokenizer):
         images, codes = check_images(images, self.channels), self._check_symbols(symbols)
         height, width = self._size_of(codes, (images.shape[1], images.shape[2]))
         if len(codes[0]) != len(images):
-            raise InputError(f"give the symbols of all images: {len(images)} images, symbols of {len(codes[0])}")
+            raise InputError(
+                f"give the symbols of all images: {len(images)} images, symbols of {len(codes[0])}"
+            )
         each = images_at_once(height * width)
         nats = []
         with evaluating(self):
-            for piece, *of_piece in zip(images.split(each), *(part.split(each) for part in codes), strict=True):
+            for piece, *of_piece in zip(
+                images.split(each), *(part.split(each) for part in codes), strict=True
+            ):
                 here = tuple(part.to(self.device) for part in of_piece)
                 decoded = self.parameters_of(self.look_up(here if len(here) > 1 else here[0]))
                 nats.append(self.likelihood(piece.to(self.device), decoded[:, :height, :width]))
@@ -150,8 +176,8 @@ class ReconstructingTokenizer(Tokenizer):
 
 
 def pad_images(images: torch.Tensor, stride: int) -> torch.Tensor:
-    """``[n, h, w, c]`` in 0..1 to ``[n, c, h', w']`` in -1..1, sides extended by their edge to multiples of
-    ``stride``."""
+    """``[n, h, w, c]`` in 0..1 to ``[n, c, h', w']`` in -1..1, sides extended by their edge to
+    multiples of ``stride``."""
     x = (2 * images - 1).permute(0, 3, 1, 2)
     return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
 
@@ -168,4 +194,6 @@ def fresh_quantizer(name: str, options: Mapping[str, Any], **own: Any) -> Quanti
     """
     own["seed"] = int(torch.randint(2**31, (), device="cpu"))
     taken = quantizer_arguments(name)
-    return create_quantizer(name, **({key: value for key, value in own.items() if key in taken} | dict(options)))
+    return create_quantizer(
+        name, **({key: value for key, value in own.items() if key in taken} | dict(options))
+    )

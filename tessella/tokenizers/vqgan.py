@@ -11,30 +11,37 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.tokenizers.convnet import Decoder, Encoder
-from tessella.tokenizers.reconstruction import Quantized, ReconstructingTokenizer, fresh_quantizer, pad_images
+from tessella.tokenizers.reconstruction import (
+    Quantized,
+    ReconstructingTokenizer,
+    fresh_quantizer,
+    pad_images,
+)
 
 
 class VQGAN(ReconstructingTokenizer):
     """Images to a grid of codes ``2^(m - 1)`` times smaller, for m multipliers, and back.
 
-    By itself it minimizes ``mse(2x - 1, decoder(e))`` plus the quantizer's losses, the first over pixels on the scale
-    -1..1. (The paper writes the square, too; its code takes the absolute difference, with which small models were seen
-    to stay at the median image.) The perceptual and the adversarial term, which make a VQGAN of it, belong to the
+    By itself it minimizes ``mse(2x - 1, decoder(e))`` plus the quantizer's losses, the first over
+    pixels on the scale -1..1. (The paper writes the square, too; its code takes the absolute
+    difference, with which small models were seen to stay at the median image.) The perceptual and
+    the adversarial term, which make a VQGAN of it, belong to the
     training: a recipe's table ``[adversarial]``.
 
-    Sides that the stride does not divide are extended by their last row or column, and cropped after decoding. Any size
-    of image will do, whatever ``image_size`` says; attention at the lowest resolution looks at all of it, so that codes
-    depend on the whole image.
+    Sides that the stride does not divide are extended by their last row or column, and cropped
+    after decoding. Any size of image will do, whatever ``image_size`` says; attention at the lowest
+    resolution looks at all of it, so that codes depend on the whole image.
 
-    Where weights are averaged over training, average the parameters and take the quantizer's buffers as they are.
+    Where weights are averaged over training, average the parameters and take the quantizer's
+    buffers as they are.
 
     Args:
         image_size: height and width that :meth:`grids` assumes.
         channels: colour channels, 1 to 4.
         codebook_size: number of codes K.
         hidden: channels of the convolutions at the highest resolution.
-        multipliers: channels of each resolution, from the highest, in units of ``hidden``; (1, 1, 2, 2, 4) makes codes
-            of 16 x 16 pixels ("f16"), (1, 2, 2, 4) of 8 x 8.
+        multipliers: channels of each resolution, from the highest, in units of ``hidden``; (1, 1,
+            2, 2, 4) makes codes of 16 x 16 pixels ("f16"), (1, 2, 2, 4) of 8 x 8.
         residual_blocks: of each resolution in the encoder; the decoder has one more.
         latent: channels between the convolutions and the 1x1 projections to and from ``code_dim``.
         code_dim: length of a code's vector.
@@ -72,10 +79,16 @@ class VQGAN(ReconstructingTokenizer):
                 "hidden, latent, code_dim, residual_blocks and multipliers must be 1 or more, "
                 f"got {hidden}, {latent}, {code_dim}, {residual_blocks} and {tuple(multipliers)}"
             )
-        self.hidden, self.multipliers, self.residual_blocks = hidden, tuple(multipliers), residual_blocks
+        self.hidden, self.multipliers, self.residual_blocks = (
+            hidden,
+            tuple(multipliers),
+            residual_blocks,
+        )
         self.options = dict(options or {})
         self.codebook_size = codebook_size
-        self.quantizer = fresh_quantizer(quantizer, self.options, dim=code_dim, codebook_size=codebook_size)
+        self.quantizer = fresh_quantizer(
+            quantizer, self.options, dim=code_dim, codebook_size=codebook_size
+        )
         self.encoder = Encoder(channels, hidden, multipliers, residual_blocks, latent)
         self.to_code = nn.Conv2d(latent, code_dim, 1)
         self.from_code = nn.Conv2d(code_dim, latent, 1)
@@ -96,7 +109,14 @@ class VQGAN(ReconstructingTokenizer):
         """One grid of ``ceil(height / stride)`` by ``ceil(width / stride)`` codes."""
         height, width = self._size(height, width)
         quantizer = self.quantizer
-        return (Grid(-(-height // self.stride), -(-width // self.stride), quantizer.depth, quantizer.levels),)
+        return (
+            Grid(
+                -(-height // self.stride),
+                -(-width // self.stride),
+                quantizer.depth,
+                quantizer.levels,
+            ),
+        )
 
     def config(self) -> dict[str, Any]:
         return {

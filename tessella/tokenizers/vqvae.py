@@ -10,18 +10,25 @@ import torch
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import Decoder, Encoder
-from tessella.tokenizers.reconstruction import Quantized, ReconstructingTokenizer, fresh_quantizer, pad_images
+from tessella.tokenizers.reconstruction import (
+    Quantized,
+    ReconstructingTokenizer,
+    fresh_quantizer,
+    pad_images,
+)
 
 
 class VQVAE(ReconstructingTokenizer):
     """Images to a ``downsample`` times smaller grid of codes, and back to nearly the same images.
 
-    Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``, the first over pixels on the scale -1..1, the
-    second over the encoder's output ``z`` and its nearest codes ``e``; gradients pass the codes straight through (eqs.
-    2 and 3, with moving averages for the codes). Sides that ``downsample`` does not divide are extended by their last
-    row or column, and cropped after decoding. Any size of image will do, whatever ``image_size`` says.
+    Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``, the first over pixels on the
+    scale -1..1, the second over the encoder's output ``z`` and its nearest codes ``e``; gradients
+    pass the codes straight through (eqs. 2 and 3, with moving averages for the codes). Sides that
+    ``downsample`` does not divide are extended by their last row or column, and cropped after
+    decoding. Any size of image will do, whatever ``image_size`` says.
 
-    Where weights are averaged over training, average the parameters and take the quantizer's buffers as they are.
+    Where weights are averaged over training, average the parameters and take the quantizer's
+    buffers as they are.
 
     Args:
         image_size: height and width that :meth:`grids` assumes.
@@ -32,8 +39,8 @@ class VQVAE(ReconstructingTokenizer):
         downsample: pixels along each side of a code: a power of two, 1 to keep the size.
         residual_blocks: in the encoder, and in the decoder.
         beta: weight of the commitment loss; None for what the quantizer has by itself.
-        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size`` and ``beta`` go to those
-            that take them.
+        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size`` and
+            ``beta`` go to those that take them.
         options: further arguments of the quantizer, such as ``{"depth": 4}``.
         likelihood: ``mse`` or ``logistic`` to state probabilities of pixels, see
             :meth:`~tessella.tokenizers.reconstruction.ReconstructingTokenizer.log_likelihood`.
@@ -74,7 +81,9 @@ class VQVAE(ReconstructingTokenizer):
         self.codebook_size, self.options = codebook_size, dict(options or {})
         self.hidden, self.residual_blocks, self.beta = hidden, residual_blocks, beta
         stages = downsample.bit_length() - 1
-        own = {"dim": code_dim, "codebook_size": codebook_size} | ({} if beta is None else {"beta": beta})
+        own = {"dim": code_dim, "codebook_size": codebook_size} | (
+            {} if beta is None else {"beta": beta}
+        )
         self.quantizer = fresh_quantizer(quantizer, self.options, **own)
         self.encoder = Encoder(channels, hidden, code_dim, stages, residual_blocks)
         self.decoder = Decoder(self.outputs, hidden, code_dim, stages, residual_blocks)
@@ -88,7 +97,14 @@ class VQVAE(ReconstructingTokenizer):
         """One grid of ``ceil(height / downsample)`` by ``ceil(width / downsample)`` codes."""
         height, width = self._size(height, width)
         quantizer = self.quantizer
-        return (Grid(-(-height // self.stride), -(-width // self.stride), quantizer.depth, quantizer.levels),)
+        return (
+            Grid(
+                -(-height // self.stride),
+                -(-width // self.stride),
+                quantizer.depth,
+                quantizer.levels,
+            ),
+        )
 
     def config(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,5 @@
-"""VQ-VAE-2 (Razavi et al. 2019): codes on two levels, a coarse grid and a fine one that completes it."""
+"""VQ-VAE-2 (Razavi et al. 2019): codes on two levels, a coarse grid and a fine one that completes
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import Decoder, ResidualBlock
 from tessella.tokenizers.quantizers import Quantizer, QuantizerOutput
-from tessella.tokenizers.reconstruction import Quantized, ReconstructingTokenizer, fresh_quantizer, pad_images
+from tessella.tokenizers.reconstruction import (
+    Quantized,
+    ReconstructingTokenizer,
+    fresh_quantizer,
+    pad_images,
+)
 
 LEVELS = ("top", "bottom")
 
@@ -20,12 +26,13 @@ LEVELS = ("top", "bottom")
 class VQVAE2(ReconstructingTokenizer):
     """Images to two grids of codes, and back to nearly the same images.
 
-    The bottom grid is ``downsample`` times smaller than the image, the top grid half as large again (section 3.1,
-    fig. 2a). The top codes are found first; the bottom's see the image and what the top's tell of it. The decoder takes
-    both. Training minimizes what :class:`~tessella.tokenizers.vqvae.VQVAE` does, with the losses of both quantizers.
+    The bottom grid is ``downsample`` times smaller than the image, the top grid half as large again
+    (section 3.1, fig. 2a). The top codes are found first; the bottom's see the image and what the
+    top's tell of it. The decoder takes both. Training minimizes what
+    :class:`~tessella.tokenizers.vqvae.VQVAE` does, with the losses of both quantizers.
 
-    Sides that twice ``downsample`` does not divide are extended by their last row or column, and cropped after
-    decoding. Any size of image will do, whatever ``image_size`` says.
+    Sides that twice ``downsample`` does not divide are extended by their last row or column, and
+    cropped after decoding. Any size of image will do, whatever ``image_size`` says.
 
     Args:
         image_size: height and width that :meth:`grids` assumes.
@@ -88,14 +95,17 @@ class VQVAE2(ReconstructingTokenizer):
         own = {"dim": code_dim, "codebook_size": codebook_size}
         self.top, self.bottom = (fresh_quantizer(quantizer, self.options, **own) for _ in LEVELS)
         if self.top.depth > 1:
-            raise ConfigError(f"vqvae2 takes quantizers of one code a vector; {quantizer!r} gives {self.top.depth}")
+            raise ConfigError(
+                f"vqvae2 takes quantizers of one code a vector; {quantizer!r} gives {self.top.depth}"
+            )
 
     @property
     def stride(self) -> int:
         return self.downsample
 
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
-        """The top grid, of ``ceil(height / (2 downsample))`` rows, and the bottom grid of twice as many."""
+        """The top grid, of ``ceil(height / (2 downsample))`` rows, and the bottom grid of twice as
+        many."""
         sides = [-(-side // (2 * self.downsample)) for side in self._size(height, width)]
         return tuple(Grid(sides[0] * k, sides[1] * k, 1, self.top.levels) for k in (1, 2))
 
@@ -127,15 +137,22 @@ class VQVAE2(ReconstructingTokenizer):
         for level, out in zip(LEVELS, outs, strict=True):
             losses |= {f"{name}/{level}": value for name, value in out.losses.items()}
             stats |= {f"{name}/{level}": value for name, value in out.stats.items()}
-        return Quantized(tuple(out.z for out in outs), tuple(out.symbols for out in outs), losses, stats)
+        return Quantized(
+            tuple(out.z for out in outs), tuple(out.symbols for out in outs), losses, stats
+        )
 
-    def look_up(self, symbols: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def look_up(
+        self, symbols: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.top.decode(symbols[0]), self.bottom.decode(symbols[1])
 
     def encode_float(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float images ``[n, h, w, channels]`` in 0..1 to what the quantizers take, ``[n, h', w', code_dim]`` of both
-        grids; the bottom's sees the top's codes, through which gradients pass."""
-        return self._features(images, lambda quantizer, z: z + (quantizer.decode(quantizer.encode(z)) - z).detach())
+        """Float images ``[n, h, w, channels]`` in 0..1 to what the quantizers take,
+        ``[n, h', w', code_dim]`` of both grids; the bottom's sees the top's codes, through which
+        gradients pass."""
+        return self._features(
+            images, lambda quantizer, z: z + (quantizer.decode(quantizer.encode(z)) - z).detach()
+        )
 
     def parameters_of(self, features: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         top, bottom = (part.permute(0, 3, 1, 2) for part in features)
@@ -144,7 +161,8 @@ class VQVAE2(ReconstructingTokenizer):
     def _features(
         self, images: torch.Tensor, quantized: Callable[[Quantizer, torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of both levels before quantization; ``quantized`` makes codes' vectors of the top's."""
+        """Features of both levels before quantization; ``quantized`` makes codes' vectors of the
+        top's."""
         fine = self.encode_bottom(pad_images(images, 2 * self.downsample))
         top = self.to_top(self.encode_top(fine)).permute(0, 2, 3, 1)
         told = self.decode_top(quantized(self.top, top).permute(0, 3, 1, 2))
@@ -152,7 +170,8 @@ class VQVAE2(ReconstructingTokenizer):
 
 
 def _encoder(channels: int, hidden: int, stages: int, blocks: int, inner: int) -> nn.Sequential:
-    """``[n, channels, h, w]`` to ``[n, hidden, h / 2^stages, w / 2^stages]``, positive; half as wide at first."""
+    """``[n, channels, h, w]`` to ``[n, hidden, h / 2^stages, w / 2^stages]``, positive; half as
+    wide at first."""
     layers: list[nn.Module] = []
     for stage in range(stages):
         width = hidden if stage else max(1, hidden // 2)

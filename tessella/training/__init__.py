@@ -1,4 +1,5 @@
-"""Training: one loop for density models, tokenizers and priors, and the run directories it leaves."""
+"""Training: one loop for density models, tokenizers and priors, and the run directories it
+leaves."""
 
 from __future__ import annotations
 

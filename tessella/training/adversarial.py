@@ -1,14 +1,15 @@
-"""Training a tokenizer against a discriminator (Esser et al. 2021, section 3.1), and a guard against losing to it.
+"""Training a tokenizer against a discriminator (Esser et al. 2021, section 3.1), and a guard
+against losing to it.
 
-The loop knows one module, one loss and one backward pass. So tokenizer and discriminator are one module, and the loss
-of images ``x`` and reconstructions ``y`` is::
+The loop knows one module, one loss and one backward pass. So tokenizer and discriminator are one
+module, and the loss of images ``x`` and reconstructions ``y`` is::
 
     L_tokenizer + w_p L_perceptual + lambda w L_G + L_D
     L_G = -mean D(y)    L_D = (mean max(0, 1 - D(x)) + mean max(0, 1 + D(y))) / 2
 
-where ``L_G`` sees the discriminator's weights detached, and ``L_D`` the reconstructions: each side gets the gradient of
-its own game. ``lambda`` is the adaptive weight of equation 7: the norm of the gradient of the terms before it over that
-of ``L_G``, at the last layer of the decoder.
+where ``L_G`` sees the discriminator's weights detached, and ``L_D`` the reconstructions: each side
+gets the gradient of its own game. ``lambda`` is the adaptive weight of equation 7: the norm of the
+gradient of the terms before it over that of ``L_G``, at the last layer of the decoder.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from torch import nn
 
 from tessella import files
 from tessella.config import AdversarialConfig, TrainConfig, to_dict
+from tessella.distributed import processes
 from tessella.errors import ConfigError, TessellaWarning
-from tessella.tokenizers.base import Tokenizer
 from tessella.tokenizers.convnet import Norm
-from tessella.tokenizers.quantizers.processes import processes
+from tessella.tokenizers.tokenizer import Tokenizer
 from tessella.tokenizers.vqgan import VQGAN
 from tessella.training.examples import Examples
 from tessella.training.loop import passed
 from tessella.training.perceptual import SMALLEST, Perceptual
-from tessella.training.run import Progress
+from tessella.training.run_directory import Progress
 from tessella.training.tasks import TokenizerTask
 
 LARGEST_LAMBDA = 1e4
@@ -47,14 +48,16 @@ WHITE = 255.0**2
 
 
 class Discriminator(nn.Sequential):
-    """Whether patches of images ``[n, channels, h, w]`` are real: scores ``[n, 1, h', w']``, higher for real ones.
+    """Whether patches of images ``[n, channels, h, w]`` are real: scores ``[n, 1, h', w']``, higher
+    for real ones.
 
-    The PatchGAN of Isola et al. (2017, appendix 6.1.2), with group instead of batch normalization, so that an image is
-    judged by itself.
+    The PatchGAN of Isola et al. (2017, appendix 6.1.2), with group instead of batch normalization,
+    so that an image is judged by itself.
 
     Args:
         channels: of the images.
-        hidden: channels after the first convolution; doubled by each further one, up to eight times as many.
+        hidden: channels after the first convolution; doubled by each further one, up to eight times
+            as many.
         layers: convolutions that halve the sides, which must be at least ``3 * 2^layers`` pixels.
     """
 
@@ -63,7 +66,10 @@ class Discriminator(nn.Sequential):
         before = hidden
         for layer in range(1, layers + 1):
             width = hidden * min(2**layer, 8)
-            parts += [nn.Conv2d(before, width, 4, 2 if layer < layers else 1, 1), Norm(width, swish=False)]
+            parts += [
+                nn.Conv2d(before, width, 4, 2 if layer < layers else 1, 1),
+                Norm(width, swish=False),
+            ]
             parts += [nn.LeakyReLU(0.2)]
             before = width
         super().__init__(*parts, nn.Conv2d(before, 1, 4, 1, 1))
@@ -94,14 +100,20 @@ class Adversaries(nn.Module):
         self.put_back: torch.Tensor
         self.register_buffer("passes", torch.tensor(0))  # passes of training
         self.register_buffer("played", torch.tensor(0))  # those with the adversarial term
-        self.register_buffer("seconds", torch.tensor(0.0, dtype=torch.float64))  # of training; counted if it matters
+        self.register_buffer(
+            "seconds", torch.tensor(0.0, dtype=torch.float64)
+        )  # of training; counted if it matters
         self.register_buffer("strength", torch.tensor(1.0))  # factor of the adversarial weight
         self.register_buffer("takeovers", torch.tensor(0))
-        self.register_buffer("least", torch.tensor(torch.inf, dtype=torch.float64))  # validation's mean squared error
-        self.register_buffer("put_back", torch.tensor(False))  # the other processes have yet to follow
+        self.register_buffer(
+            "least", torch.tensor(torch.inf, dtype=torch.float64)
+        )  # validation's mean squared error
+        self.register_buffer(
+            "put_back", torch.tensor(False)
+        )  # the other processes have yet to follow
         self.good: dict[str, torch.Tensor] = {}
-        """Averaged weights and codebook of the last validation that the guard was content with; not a buffer, as those
-        are copied at each step."""
+        """Averaged weights and codebook of the last validation that the guard was content with; not
+        a buffer, as those are copied at each step."""
 
     @torch.no_grad()
     def judge(self, averaged: Adversaries, mse: float, tolerance: float) -> float:
@@ -115,7 +127,11 @@ class Adversaries(nn.Module):
         Returns:
             The precedence of these weights; see :class:`AdversarialTask`.
         """
-        if int(self.played) and bool(self.strength > 0) and not mse <= (1 + tolerance) * float(self.least):
+        if (
+            int(self.played)
+            and bool(self.strength > 0)
+            and not mse <= (1 + tolerance) * float(self.least)
+        ):
             self._take_back(averaged, mse)
             return 2 + min(1.0, mse / WHITE)
         self.least.copy_(torch.minimum(self.least, self.least.new_tensor(mse)))
@@ -125,7 +141,11 @@ class Adversaries(nn.Module):
     def learnt(self) -> dict[str, torch.Tensor]:
         """Weights and codebooks, of both."""
         parts = (("tokenizer", self.tokenizer), ("discriminator", self.discriminator))
-        return {f"{name}.{key}": tensor for name, part in parts for key, tensor in part.state_dict().items()}
+        return {
+            f"{name}.{key}": tensor
+            for name, part in parts
+            for key, tensor in part.state_dict().items()
+        }
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -143,7 +163,11 @@ class Adversaries(nn.Module):
             for name, tensor in part.learnt().items():
                 tensor.copy_(self.good[name])
         self.put_back.fill_(bool(self.good))
-        weight = f"is now {float(self.strength):g} of what it was" if self.strength else "is switched off"
+        weight = (
+            f"is now {float(self.strength):g} of what it was"
+            if self.strength
+            else "is switched off"
+        )
         warnings.warn(
             f"the discriminator took over: the mean squared error rose from {float(self.least):.4g} to {mse:.4g}. "
             f"The last good weights are put back, and the adversarial weight {weight}",
@@ -165,19 +189,22 @@ class Adversaries(nn.Module):
 class AdversarialTask(TokenizerTask):
     """A VQGAN with a perceptual and an adversarial term.
 
-    The adversarial term and the discriminator begin together, after ``start``; until then the discriminator's loss is 0
-    times its weights, so that each weight has a gradient at each step, as several processes need it.
+    The adversarial term and the discriminator begin together, after ``start``; until then the
+    discriminator's loss is 0 times its weights, so that each weight has a gradient at each step, as
+    several processes need it.
 
-    The guard looks at each validation. When the mean squared error is more than ``1 + tolerance`` times the least
-    before, the discriminator has taken over: the averaged weights and the codebook of the last validation it was
-    content with are put back, as the trained and as the averaged ones (the optimizer keeps its averages, which forget
-    in some ten steps), and the adversarial weight is halved, the fourth time switched off. A loss that is not finite
-    ends the run, as it does elsewhere, before it reaches the weights.
+    The guard looks at each validation. When the mean squared error is more than ``1 + tolerance``
+    times the least before, the discriminator has taken over: the averaged weights and the codebook
+    of the last validation it was content with are put back, as the trained and as the averaged ones
+    (the optimizer keeps its averages, which forget in some ten steps), and the adversarial weight
+    is halved, the fourth time switched off. A loss that is not finite ends the run, as it does
+    elsewhere, before it reaches the weights.
 
-    The error is least before the adversarial term begins, and no sign of what it gains. So weights are kept by
-    ``precedence``, least first: ``1 + mse / 255^2`` before, ``1 / (1 + passes with the term)`` afterwards, and
-    ``2 + mse / 255^2`` at a takeover. In words: the last weights with which the guard was content, and by their error
-    only as long as there is nothing to guard.
+    The error is least before the adversarial term begins, and no sign of what it gains. So weights
+    are kept by ``precedence``, least first: ``1 + mse / 255^2`` before,
+    ``1 / (1 + passes with the term)`` afterwards, and ``2 + mse / 255^2`` at a takeover. In words:
+    the last weights with which the guard was content, and by their error only as long as there is
+    nothing to guard.
 
     Args:
         tokenizer: what is trained.
@@ -187,18 +214,25 @@ class AdversarialTask(TokenizerTask):
         size: height and width of the images.
 
     Raises:
-        ConfigError: for another tokenizer than a VQGAN, or images too small for the discriminator or the perceptual
-            distance.
+        ConfigError: for another tokenizer than a VQGAN, or images too small for the discriminator
+            or the perceptual distance.
         ArtifactError: when the weights of that cannot be read.
     """
 
     metric = "precedence"
 
     def __init__(
-        self, tokenizer: Tokenizer, config: AdversarialConfig, train: TrainConfig, examples: int, size: tuple[int, int]
+        self,
+        tokenizer: Tokenizer,
+        config: AdversarialConfig,
+        train: TrainConfig,
+        examples: int,
+        size: tuple[int, int],
     ) -> None:
         if not isinstance(tokenizer, VQGAN):
-            raise ConfigError(f'the table [adversarial] is for the tokenizer "vqgan", this one is {tokenizer.name!r}')
+            raise ConfigError(
+                f'the table [adversarial] is for the tokenizer "vqgan", this one is {tokenizer.name!r}'
+            )
         if train.compile:
             raise ConfigError(
                 "train.compile does not serve adversarial training, which takes a gradient twice: leave it out"
@@ -231,18 +265,31 @@ class AdversarialTask(TokenizerTask):
             total = total + self.config.perceptual_weight * figures["perceptual"]
         if playing:
             figures |= self._play(_as_input(images), _as_input(made), total)
-            total = total + figures["adversarial_weight"] * figures["adversarial"] + figures["discriminator"]
+            total = (
+                total
+                + figures["adversarial_weight"] * figures["adversarial"]
+                + figures["discriminator"]
+            )
         else:
-            total = total + 0 * torch.stack([p.sum() for p in adversaries.discriminator.parameters()]).sum()
+            total = (
+                total
+                + 0 * torch.stack([p.sum() for p in adversaries.discriminator.parameters()]).sum()
+            )
         return {name: value.detach() for name, value in figures.items()} | {"loss": total}
 
-    def _play(self, real: torch.Tensor, made: torch.Tensor, others: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both sides' losses and the weight of the generator's, which is measured against the ``others``."""
+    def _play(
+        self, real: torch.Tensor, made: torch.Tensor, others: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Both sides' losses and the weight of the generator's, which is measured against the
+        ``others``."""
         adversaries = self._adversaries()
         discriminator, last = adversaries.discriminator, adversaries.tokenizer.last_layer
         fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         adversarial = -torch.func.functional_call(discriminator, fixed, (made,)).float().mean()
-        norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, adversarial)]
+        norms = [
+            torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+            for loss in (others, adversarial)
+        ]
         adaptive = (norms[0] / (norms[1] + 1e-6)).clamp(0, LARGEST_LAMBDA)
         of_real, of_made = discriminator(torch.cat([real, made.detach()])).float().chunk(2)
         return {
@@ -255,8 +302,13 @@ class AdversarialTask(TokenizerTask):
         """Count a pass. Whether the adversarial term is on in it."""
         adversaries, train, now = self._adversaries(), self.train_config, time.monotonic()
         step = int(adversaries.passes) // train.accumulate
-        share = passed(train, Progress(step=step, seconds=float(adversaries.seconds)), self.examples)
-        begun = int(adversaries.played) > 0 or (step if self.config.start >= 1 else share) >= self.config.start
+        share = passed(
+            train, Progress(step=step, seconds=float(adversaries.seconds)), self.examples
+        )
+        begun = (
+            int(adversaries.played) > 0
+            or (step if self.config.start >= 1 else share) >= self.config.start
+        )
         playing = begun and self.config.weight > 0 and bool(adversaries.strength > 0)
         adversaries.passes += 1
         adversaries.played += playing
@@ -269,7 +321,10 @@ class AdversarialTask(TokenizerTask):
         assert isinstance(module, Adversaries)
         figures, own = super().validate(module.tokenizer, examples, batch), self._adversaries()
         figures["precedence"] = own.judge(module, figures["mse"], self.config.tolerance)
-        return figures | {"takeovers": float(own.takeovers), "adversarial_strength": float(own.strength)}
+        return figures | {
+            "takeovers": float(own.takeovers),
+            "adversarial_strength": float(own.strength),
+        }
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
         assert isinstance(module, Adversaries)
@@ -277,8 +332,14 @@ class AdversarialTask(TokenizerTask):
 
     def describe(self) -> dict[str, Any]:
         tokenizer, config = self._adversaries().tokenizer, to_dict(self.config)
-        config["perceptual"] = files.sha256(self.config.perceptual) if self.config.perceptual else ""
-        return {"kind": "tokenizer", "model": {"name": tokenizer.name} | tokenizer.config(), "adversarial": config}
+        config["perceptual"] = (
+            files.sha256(self.config.perceptual) if self.config.perceptual else ""
+        )
+        return {
+            "kind": "tokenizer",
+            "model": {"name": tokenizer.name} | tokenizer.config(),
+            "adversarial": config,
+        }
 
     def about(self) -> str:
         """One line on the terms of the loss."""
@@ -295,5 +356,6 @@ class AdversarialTask(TokenizerTask):
 
 
 def _as_input(images: torch.Tensor) -> torch.Tensor:
-    """Images ``[n, h, w, c]`` on the scale 0..1 as the discriminator takes them: channels first, -1..1."""
+    """Images ``[n, h, w, c]`` on the scale 0..1 as the discriminator takes them: channels first,
+    -1..1."""
     return (2 * images - 1).permute(0, 3, 1, 2)

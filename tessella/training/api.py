@@ -14,25 +14,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessella import codes, data, files
 from tessella import config as configs
+from tessella import data, files
 from tessella.config import AdversarialConfig, Recipe, TrainConfig
+from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
-from tessella.data.store import StoredImages
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError, TrainingError
 from tessella.evaluation import save_seen, trained_on
 from tessella.grid import Grid
 from tessella.models import DensityModel, Prior, create_prior
 from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
+from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.vae import VAE, create_vae
 from tessella.training import checkpoint, loop
 from tessella.training.adversarial import AdversarialTask
 from tessella.training.examples import Examples
 from tessella.training.prepare import prepare
-from tessella.training.run import Progress, RunDirectory, environment
+from tessella.training.run_directory import Progress, RunDirectory, environment
 from tessella.training.tasks import DensityTask, Task, TokenizerTask
-from tessella.training.vae import VAETask
+from tessella.training.vae_task import VAETask
+from tessella.vae import VAE, create_vae
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""
@@ -61,14 +62,16 @@ class Run:
 
 @dataclass(frozen=True)
 class _Part:
-    """One split: what a step sees of it, which images it is, a hash of each (None where they vary), files left out."""
+    """One split: what a step sees of it, which images it is, a hash of each (None where they vary),
+    files left out."""
 
     examples: Examples
     identity: dict[str, Any]
     hashes: np.ndarray | None
     skipped: tuple[str, ...] = ()
     seen: np.ndarray | None = None
-    """Hashes of the images that its tokenizer was trained on; None where there is none, or it does not say."""
+    """Hashes of the images that its tokenizer was trained on; None where there is none, or it does
+    not say."""
 
 
 def train(
@@ -87,22 +90,26 @@ def train(
     """Train a density model, a tokenizer, a prior on a tokenizer's codes, or a VAE.
 
     Args:
-        model: trained in place: afterwards it holds the averaged weights of the best validation, in eval mode.
-        images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; for a density model
-            also symbols of another integer type on its grid (for a hierarchy a tuple of them).
+        model: trained in place: afterwards it holds the averaged weights of the best validation, in
+            eval mode.
+        images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; for
+            a density model also symbols of another integer type on its grid (for a hierarchy a
+            tuple of them).
         out: the run directory; it must not hold a run yet, unless ``resume`` is set.
         labels: class of each image ``[n]``, for a density model with classes.
-        valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
+        valid, valid_labels: held-out images; without them a tenth of ``images``, chosen by the
+            seed, is held out.
         tokenizer: of a prior: images are encoded by it once, and the run saves both.
-        resume: go on from the newest whole checkpoint in ``out``; where there is none, start again (``model`` must then
-            be as it was).
+        resume: go on from the newest whole checkpoint in ``out``; where there is none, start again
+            (``model`` must then be as it was).
         say: where a line about size and time, and about the end, goes.
-        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``, ``batch=``,
-            ``learning_rate=``, ...
+        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``,
+            ``batch=``, ``learning_rate=``, ...
 
     Raises:
         InputError, ConfigError: for arguments that do not fit each other.
-        TrainingError: when ``out`` holds a run already, or the loss is not finite (the last good state is kept).
+        TrainingError: when ``out`` holds a run already, or the loss is not finite (the last good
+            state is kept).
         ArtifactError: when something cannot be written, or there is no run to resume.
     """
     config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
@@ -114,19 +121,25 @@ def train(
     if valid is None:
         images, labels, valid, valid_labels = _hold_out(images, labels, config.seed)
     learned = _of_arrays(prepare(model, *_pair(model, images, labels), tokenizer, config), images)
-    held_out = _of_arrays(prepare(model, *_pair(model, valid, valid_labels), tokenizer, config), valid)
+    held_out = _of_arrays(
+        prepare(model, *_pair(model, valid, valid_labels), tokenizer, config), valid
+    )
     recipe = {"train": configs.to_dict(config)}
     return _run(model, tokenizer, learned, held_out, config, Path(out), recipe, resume, say)
 
 
-def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print) -> Run:
+def train_recipe(
+    recipe: Recipe, out: Path | str, resume: bool = False, say: Callable[[str], None] = print
+) -> Run:
     """Train what a recipe describes, on the data it names, into the run directory ``out``.
 
     Raises:
         ConfigError, DataError, InputError, TrainingError, ArtifactError: see :func:`train`.
     """
     if recipe.prior_of == "TOKENIZER":
-        raise ConfigError("this recipe trains a prior on the codes of a tokenizer: name its run with --tokenizer RUN")
+        raise ConfigError(
+            "this recipe trains a prior on the codes of a tokenizer: name its run with --tokenizer RUN"
+        )
     if recipe.data.source.endswith(":PATH"):
         raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
     if recipe.prior_of and recipe.data.binarize == "dynamic":
@@ -142,8 +155,14 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     own = Path(out) / "tokenizer"
     kept = resume and (own / "config.json").exists()
     if skipped := sorted({*images.skipped, *held_out.skipped}):
-        more = f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}" if len(skipped) > 3 else ""
-        say(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}")
+        more = (
+            f"; {len(skipped) - 3} more, all in {Path(out) / 'skipped.txt'}"
+            if len(skipped) > 3
+            else ""
+        )
+        say(
+            f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped: {'; '.join(skipped[:3])}{more}"
+        )
     say(f"split: {images.recipe['split_rule']}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
     conditional = not isinstance(model, Tokenizer) and model.classes > 0
@@ -153,24 +172,34 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Cal
     valid = prepare(model, held_out.images, labels[1], tokenizer, recipe.train)
     # A resumed prior has these already, and its tokenizer's own run may be gone.
     seen = trained_on(recipe.prior_of) if recipe.prior_of and not kept else None
-    learned = _Part(examples, images.identity(), None if draw else images.hashes(), images.skipped, seen)
-    validated = _Part(valid, held_out.identity(), None if draw else held_out.hashes(), held_out.skipped)
+    learned = _Part(
+        examples, images.identity(), None if draw else images.hashes(), images.skipped, seen
+    )
+    validated = _Part(
+        valid, held_out.identity(), None if draw else held_out.hashes(), held_out.skipped
+    )
     facts = configs.to_dict(recipe)
     return _run(model, tokenizer, learned, validated, recipe.train, Path(out), facts, resume, say)
 
 
-def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior | Tokenizer | VAE, Tokenizer | None]:
+def _build(
+    recipe: Recipe, images: data.ImageSet, prior_of: str
+) -> tuple[Prior | Tokenizer | VAE, Tokenizer | None]:
     """The model of a recipe for these images, and the tokenizer of a prior."""
     height, width, channels = images.images.shape[1:]
     if recipe.tokenizer:
         named = recipe.tokenizer
         if {"image_size", "channels"} & set(named.sizes):
-            raise ConfigError("the tokenizer's image_size and channels follow from data.size and data.channels")
+            raise ConfigError(
+                "the tokenizer's image_size and channels follow from data.size and data.channels"
+            )
         sizes = {"image_size": (height, width), "channels": channels} | dict(named.sizes)
         return create_tokenizer(named.name, seed=named.seed, **sizes), None
     if recipe.vae:
         if {"image_size", "channels", "levels"} & set(recipe.vae.sizes):
-            raise ConfigError("the VAE's image_size, channels and levels follow from the table [data]")
+            raise ConfigError(
+                "the VAE's image_size, channels and levels follow from the table [data]"
+            )
         shape = {"image_size": (height, width), "channels": channels, "levels": images.levels}
         return create_vae(seed=recipe.vae.seed, **shape, **recipe.vae.sizes), None
     assert recipe.model is not None
@@ -180,7 +209,9 @@ def _build(recipe: Recipe, images: data.ImageSet, prior_of: str) -> tuple[Prior 
         loaded = load(prior_of)
         if not isinstance(loaded, Tokenizer):
             kind = "VAE" if isinstance(loaded, VAE) else "density model"
-            raise ConfigError(f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a {kind}")
+            raise ConfigError(
+                f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a {kind}"
+            )
         tokenizer = loaded
         if (tuple(tokenizer.image_size), tokenizer.channels) != ((height, width), channels):
             raise ConfigError(
@@ -208,15 +239,17 @@ def _split(recipe: Recipe, split: str) -> data.ImageSet:
     if kind != "codes":
         return data.load(recipe.data, split)
     if not recipe.prior_of:
-        raise ConfigError("codes are for a prior: name the tokenizer that made them with --tokenizer RUN")
-    return codes.load_split(path, split)
+        raise ConfigError(
+            "codes are for a prior: name the tokenizer that made them with --tokenizer RUN"
+        )
+    return code_store.load_split(path, split)
 
 
 def _of_arrays(examples: Examples, images: Any) -> _Part:
     """Examples made of arrays or an image set, with what they are."""
     if isinstance(images, data.ImageSet):
         return _Part(examples, images.identity(), images.hashes(), images.skipped)
-    if isinstance(images, codes.CodeSet):
+    if isinstance(images, code_store.CodeSet):
         return _Part(examples, images.identity(), images.hashes())
     first = examples.variants[0]
     shape = {"count": len(first), "shape": list(first.shape[1:])}
@@ -225,7 +258,11 @@ def _of_arrays(examples: Examples, images: Any) -> _Part:
     assert isinstance(first, torch.Tensor)
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
     pixels = np.asarray(images)
-    return _Part(examples, {**shape, "sha256": digest}, image_hashes(pixels) if pixels.dtype == np.uint8 else None)
+    return _Part(
+        examples,
+        {**shape, "sha256": digest},
+        image_hashes(pixels) if pixels.dtype == np.uint8 else None,
+    )
 
 
 def _refuse_taken(out: Path | str, resume: bool) -> None:
@@ -255,8 +292,10 @@ def _hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
-    if isinstance(images, (StoredImages, data.ImageSet, codes.CodeSet)):
-        raise InputError('give valid= too, for example data.load(config, "valid"): images of a source come divided')
+    if isinstance(images, (StoredImages, data.ImageSet, code_store.CodeSet)):
+        raise InputError(
+            'give valid= too, for example data.load(config, "valid"): images of a source come divided'
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     held, rest = np.sort(order[: max(1, n // 10)]), np.sort(order[max(1, n // 10) :])
     images = np.asarray(images)
@@ -285,7 +324,9 @@ def _run(
             )
         model.null_class = model.null_class and not (model.classes and not config.condition_dropout)
     elif config.checkpointing:
-        raise ConfigError("train.checkpointing serves density models: leave it out for a tokenizer or a VAE")
+        raise ConfigError(
+            "train.checkpointing serves density models: leave it out for a tokenizer or a VAE"
+        )
     examples, valid = learned.examples, held_out.examples.first(VALID_LIMIT, VALID_BYTES)
     identities = {"train": learned.identity, "valid": held_out.identity}
     facts = {"recipe": recipe, "data": identities, "overlap": _overlap(learned, held_out)}
@@ -297,12 +338,20 @@ def _run(
         if config.devices > 1:
             fabric.launch()
         task = _task(model, tokenizer, examples, config, recipe)
-        run = stack.enter_context(contextlib.closing(RunDirectory(out, writes=fabric.is_global_zero)))
+        run = stack.enter_context(
+            contextlib.closing(RunDirectory(out, writes=fabric.is_global_zero))
+        )
         session = loop.setup(fabric, task, examples, valid, config, run)
         restored = resume and _resume(session, facts, say)
         described = _describe(session)
         if not resume:
-            run.start({**facts, "task": task.describe(), "environment": environment(fabric.device, fabric.world_size)})
+            run.start(
+                {
+                    **facts,
+                    "task": task.describe(),
+                    "environment": environment(fabric.device, fabric.world_size),
+                }
+            )
         if not restored and fabric.is_global_zero:
             _save_baseline(task, learned, out)
             if skipped := sorted({*learned.skipped, *held_out.skipped}):
@@ -310,7 +359,9 @@ def _run(
         fabric.barrier()
         if fabric.is_global_zero:
             if facts["overlap"]:
-                say(f"note: {facts['overlap']} validation images are, pixel for pixel, training images too")
+                say(
+                    f"note: {facts['overlap']} validation images are, pixel for pixel, training images too"
+                )
             if not _finished(session):
                 say(described)
                 if isinstance(task, AdversarialTask):
@@ -321,25 +372,32 @@ def _run(
     _take_best(model, out)
     stopped = loop.passed(config, progress, len(examples)) < 1
     if fabric.is_global_zero:
-        ending = f"interrupted: tessella train --resume {out} goes on" if stopped else f"saved to {out}"
+        ending = (
+            f"interrupted: tessella train --resume {out} goes on" if stopped else f"saved to {out}"
+        )
         say(f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f} at step "
             f"{progress.best_step}; {ending}")  # fmt: skip
     return Run(out, progress, stopped)
 
 
 def _overlap(learned: _Part, held_out: _Part) -> int | None:
-    """How many held-out images are among the images learned from; None where those are drawn anew each time."""
+    """How many held-out images are among the images learned from; None where those are drawn anew
+    each time."""
     if learned.hashes is None or held_out.hashes is None:
         return None
     return int(np.isin(held_out.hashes, learned.hashes).sum())
 
 
 def _save_baseline(task: Task, learned: _Part, out: Path) -> None:
-    """Keep with the run what its figures are compared to, and which images it, and its tokenizer, have seen."""
+    """Keep with the run what its figures are compared to, and which images it, and its tokenizer,
+    have seen."""
     task.save_baseline(learned.examples, out)
     two_stage = task.describe().get("tokenizer") is not None
     if learned.hashes is not None and (learned.seen is not None or not two_stage):
-        save_seen(out, learned.hashes if learned.seen is None else np.union1d(learned.hashes, learned.seen))
+        save_seen(
+            out,
+            learned.hashes if learned.seen is None else np.union1d(learned.hashes, learned.seen),
+        )
 
 
 def _task(
@@ -352,7 +410,9 @@ def _task(
     if isinstance(model, Tokenizer):
         if not recipe.get("adversarial"):
             return TokenizerTask(model)
-        terms: AdversarialConfig = configs.from_dict(AdversarialConfig, recipe["adversarial"], "adversarial")
+        terms: AdversarialConfig = configs.from_dict(
+            AdversarialConfig, recipe["adversarial"], "adversarial"
+        )
         height, width = examples.variants[0].shape[1:3]
         return AdversarialTask(model, terms, config, len(examples), (height, width))
     if isinstance(model, VAE):
@@ -395,10 +455,17 @@ def _resume(session: loop.Session, facts: dict[str, Any], say: Callable[[str], N
             )
     for line in lines if fabric.is_global_zero else []:
         say(line)
-    if restored and session.progress.best_step == session.progress.step and before["status"] in ("running", "failed"):
+    if (
+        restored
+        and session.progress.best_step == session.progress.step
+        and before["status"] in ("running", "failed")
+    ):
         loop.keep(session)  # the last sitting may have ended before it had saved this one
     if before["status"] != "finished" or not _finished(session):
-        sittings = [*before.get("sittings", []), {"step": session.progress.step, "environment": now}]
+        sittings = [
+            *before.get("sittings", []),
+            {"step": session.progress.step, "environment": now},
+        ]
         run.update(status="running", recipe=facts["recipe"], sittings=sittings)
     return restored
 
@@ -414,16 +481,21 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _restore(session: loop.Session) -> list[str]:
-    """Take up the newest whole checkpoint, where there is one. Returns what there is to say about it."""
+    """Take up the newest whole checkpoint, where there is one. Returns what there is to say about
+    it."""
     try:
         tensors, state, problems = checkpoint.newest(session.run.path)
     except ArtifactError as error:
         if (session.run.path / "config.json").exists():
-            raise ArtifactError(f"{error}; the model it holds stays as it is: train anew with another --out") from error
+            raise ArtifactError(
+                f"{error}; the model it holds stays as it is: train anew with another --out"
+            ) from error
         return [f"{error}; starting again from the beginning"]
     checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
     best = state["progress"]["best"]
-    session.progress = Progress(**(state["progress"] | {"best": math.inf if best is None else best}))
+    session.progress = Progress(
+        **(state["progress"] | {"best": math.inf if best is None else best})
+    )
     session.task.recall(state.get("memory", {}))
     session.checkpoints = [session.progress.step]
     return [f"skipped a checkpoint: {problem}" for problem in problems]

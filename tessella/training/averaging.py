@@ -1,5 +1,5 @@
-"""Averaged weights: an exponential moving average of what the optimizer visits, which is what gets validated and
-saved."""
+"""Averaged weights: an exponential moving average of what the optimizer visits, which is what gets
+validated and saved."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import nn
 
 
 class Average:
-    """A copy of a module whose parameters follow the trained ones slowly and whose buffers are theirs.
+    """A copy of a module whose parameters follow the trained ones slowly and whose buffers are
+    theirs.
 
     Args:
         module: the trained module.
-        decay: of the average; early on ``(1 + step) / (10 + step)`` where that is smaller. 0 copies.
+        decay: of the average; early on ``(1 + step) / (10 + step)`` where that is smaller. 0
+            copies.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -31,7 +33,8 @@ class Average:
 
 
 def learned_buffers(module: nn.Module) -> list[torch.Tensor]:
-    """Buffers that training changes, as a codebook is: the ones that are saved. Masks and the like are not."""
+    """Buffers that training changes, as a codebook is: the ones that are saved. Masks and the like
+    are not."""
     return [
         buffer
         for part in module.modules()

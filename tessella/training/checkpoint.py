@@ -1,8 +1,9 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, as safetensors and JSON, never pickle.
+"""Checkpoints: everything a run needs to go on as if it had not stopped, as safetensors and JSON,
+never pickle.
 
-A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``, ``state.json`` and
-``manifest.json``, the sizes and SHA-256 of the two. It appears under its name only when it is whole; the newest two
-that are whole are kept.
+A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``,
+``state.json`` and ``manifest.json``, the sizes and SHA-256 of the two. It appears under its name
+only when it is whole; the newest two that are whole are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ PARTS = ("state.safetensors", "state.json")
 MANIFEST = "manifest.json"
 
 
-def save(out: Path, step: int, module: nn.Module, average: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+def save(
+    out: Path,
+    step: int,
+    module: nn.Module,
+    average: nn.Module,
+    optimizer: Any,
+    state: dict[str, Any],
+) -> None:
     """Write a checkpoint.
 
     Args:
@@ -41,7 +49,9 @@ def save(out: Path, step: int, module: nn.Module, average: nn.Module, optimizer:
     # Only what differs from the trained module: a buffer of the average is a copy.
     tensors |= {f"average/{name}": tensor for name, tensor in average.named_parameters()}
     for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+        tensors |= {
+            f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in values.items()
+        }
     with files.directory(out / "checkpoints" / f"step-{step:08d}") as path:
         files.write_tensors(path / PARTS[0], tensors)
         files.write_json(path / PARTS[1], state)
@@ -62,12 +72,17 @@ def drop(out: Path, whole: Sequence[int]) -> None:
 
 def found(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    paths = [path for path in (out / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    paths = [
+        path
+        for path in (out / "checkpoints").glob("step-*")
+        if path.name.removeprefix("step-").isdecimal()
+    ]
     return sorted(paths, key=_step)
 
 
 def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole: its tensors, its state, and what was wrong with newer ones.
+    """The newest checkpoint that is whole: its tensors, its state, and what was wrong with newer
+    ones.
 
     Raises:
         ArtifactError: when there is none.
@@ -96,13 +111,19 @@ def verify(path: Path) -> None:
         try:
             entry = _entry(path / name)
         except OSError as error:
-            raise ArtifactError(f"{path / name} cannot be read: {error.strerror or error}") from error
+            raise ArtifactError(
+                f"{path / name} cannot be read: {error.strerror or error}"
+            ) from error
         if entry != manifest[name]:
-            raise ArtifactError(f"{path / name} is damaged: it is not what the manifest says was written")
+            raise ArtifactError(
+                f"{path / name} is damaged: it is not what the manifest says was written"
+            )
 
 
 @torch.no_grad()
-def restore(tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Module, optimizer: Any) -> None:
+def restore(
+    tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Module, optimizer: Any
+) -> None:
     """Put a checkpoint's tensors back in place.
 
     Raises:
@@ -119,11 +140,17 @@ def restore(tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Mod
     for name, tensor in _under("optimizer/", tensors).items():
         number, key = name.split("/")
         parameter = parameters[int(number)]
-        # The fused optimizer walks memory: its averages must lie as the parameter does. What was read may lie in the
-        # file, which would stay open.
-        own = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        # The fused optimizer walks memory: its averages must lie as the parameter does. What was
+        # read may lie in the file, which would stay open.
+        own = (
+            torch.empty_like(parameter)
+            if tensor.shape == parameter.shape
+            else torch.empty_like(tensor)
+        )
         state.setdefault(int(number), {})[key] = own.copy_(tensor)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _entry(part: Path) -> dict[str, Any]:
@@ -136,4 +163,8 @@ def _step(path: Path) -> int:
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,4 +1,5 @@
-"""What a training step sees: a pure function of the seed and the step, so that a resumed run sees the same."""
+"""What a training step sees: a pure function of the seed and the step, so that a resumed run sees
+the same."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tessella import data
-from tessella.codes import Variant as Codes
-from tessella.data.store import StoredImages
+from tessella.data.decoded_cache import StoredImages
+from tessella.storage.code_store import Variant as Codes
 
 Variant = torch.Tensor | StoredImages | Codes
 """Images or symbols in memory, or on disk, where they are read as they are needed."""
@@ -20,9 +21,10 @@ class Examples:
     """Training images, or symbols made of them once.
 
     Args:
-        variants: ``uint8 [n, h, w, c]`` images, in memory or on disk, or integer symbols ``[n, h, w, d]`` (of several
-            grids ``[n, symbols]``, see :func:`tessella.models.hierarchy.pack`); where symbols of mirrored images were
-            made too, they are the second variant.
+        variants: ``uint8 [n, h, w, c]`` images, in memory or on disk, or integer symbols
+            ``[n, h, w, d]`` (of several grids ``[n, symbols]``, see
+            :func:`tessella.models.hierarchy.pack`); where symbols of mirrored images were made too,
+            they are the second variant.
         labels: ``int64 [n]``, or None.
         classes: number of classes; label ``classes`` is the null class.
         flip: mirror half of the images (or take the second variant).
@@ -46,7 +48,8 @@ class Examples:
         return str(self.variants[0].dtype).removeprefix("torch.") == "uint8"
 
     def first(self, n: int, most_bytes: int) -> Examples:
-        """The first ``n`` examples, fewer where they would take more than ``most_bytes``, in memory."""
+        """The first ``n`` examples, fewer where they would take more than ``most_bytes``, in
+        memory."""
         variant = self.variants[0]
         size = math.prod(variant.shape[1:]) * variant.dtype.itemsize
         n = min(n, max(1, most_bytes // size))
@@ -60,11 +63,14 @@ class Examples:
     def batch(
         self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images or symbols at ``indices [b]``, with random changes drawn from ``generator``, and their labels."""
+        """Images or symbols at ``indices [b]``, with random changes drawn from ``generator``, and
+        their labels."""
         x = self.plain(indices)
         if len(self.variants) > 1:
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
-            x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), _at(self.variants[1], indices), x)
+            x = torch.where(
+                mirrored.view(-1, *[1] * (x.dim() - 1)), _at(self.variants[1], indices), x
+            )
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
         if x.dtype != torch.uint8:
@@ -76,7 +82,11 @@ class Examples:
 
 
 def _at(variant: Variant, indices: torch.Tensor) -> torch.Tensor:
-    return variant[indices] if isinstance(variant, torch.Tensor) else torch.from_numpy(variant[indices.numpy()])
+    return (
+        variant[indices]
+        if isinstance(variant, torch.Tensor)
+        else torch.from_numpy(variant[indices.numpy()])
+    )
 
 
 class Order:
@@ -96,7 +106,9 @@ class Order:
         """Indices ``int64 [batch]``."""
         places = torch.arange(step * self.batch, (step + 1) * self.batch)
         epochs = places // self.n
-        return torch.cat([self._epoch(e)[places[epochs == e] % self.n] for e in epochs.unique().tolist()])
+        return torch.cat(
+            [self._epoch(e)[places[epochs == e] % self.n] for e in epochs.unique().tolist()]
+        )
 
     def _epoch(self, epoch: int) -> torch.Tensor:
         if epoch not in self._epochs:

@@ -1,8 +1,8 @@
 """The one training loop, for density models, tokenizers and priors: set up, main, fit, validate.
 
-Nothing of a data loader needs saving, since the data order, the augmentation and the dropout of a step are pure
-functions of the seed and the step. A run ends at the first of its limits; the share of it that has passed drives the
-learning rate.
+Nothing of a data loader needs saving, since the data order, the augmentation and the dropout of a
+step are pure functions of the seed and the step. A run ends at the first of its limits; the share
+of it that has passed drives the learning rate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tessella.pipeline import pick_device
 from tessella.training import checkpoint
 from tessella.training.averaging import Average, learned_buffers
 from tessella.training.examples import Examples, Order, mix
-from tessella.training.run import Progress, RunDirectory
+from tessella.training.run_directory import Progress, RunDirectory
 from tessella.training.tasks import Task
 
 try:
@@ -43,7 +43,8 @@ VALIDATIONS = 20
 """Validations of a run whose recipe does not say."""
 
 VALIDATING = 0.1
-"""Share of the time of a run of so many minutes that they take at most, the first and the last aside."""
+"""Share of the time of a run of so many minutes that they take at most, the first and the last
+aside."""
 
 FINAL_RATE = 0.01
 """Learning rate at the end, as a share of its peak."""
@@ -72,7 +73,8 @@ class Session:
 
 
 UNDECAYED = ("bias", "hidden_bias", "gain")
-"""Parameters of more than one dimension that weight decay leaves alone, as it does all of one dimension."""
+"""Parameters of more than one dimension that weight decay leaves alone, as it does all of one
+dimension."""
 
 
 def create_fabric(config: TrainConfig) -> Fabric:
@@ -83,7 +85,9 @@ def create_fabric(config: TrainConfig) -> Fabric:
     """
     device = pick_device(config.device).type
     if device == "cuda" and config.devices > torch.cuda.device_count():
-        raise ConfigError(f"devices={config.devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(
+            f"devices={config.devices}, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     precisions = {"32": "32-true", "bf16": "bf16-mixed"}
     if config.precision not in ("auto", *precisions):
         raise ConfigError(f"precision must be auto, 32 or bf16, got {config.precision!r}")
@@ -98,7 +102,12 @@ def create_fabric(config: TrainConfig) -> Fabric:
 
 
 def setup(
-    fabric: Fabric, task: Task, examples: Examples, valid: Examples, config: TrainConfig, run: RunDirectory
+    fabric: Fabric,
+    task: Task,
+    examples: Examples,
+    valid: Examples,
+    config: TrainConfig,
+    run: RunDirectory,
 ) -> Session:
     """Move everything to its device and make the optimizer and the average."""
     if config.batch % (config.accumulate * fabric.world_size):
@@ -107,18 +116,33 @@ def setup(
         )
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
-    trained = [(name.rpartition(".")[2], p) for name, p in task.named_parameters() if p.requires_grad]
+    trained = [
+        (name.rpartition(".")[2], p) for name, p in task.named_parameters() if p.requires_grad
+    ]
     matrices = [p for name, p in trained if p.dim() > 1 and name not in UNDECAYED]
     others = [p for name, p in trained if p.dim() <= 1 or name in UNDECAYED]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
         lr=config.learning_rate,
         betas=config.betas,
         fused=fabric.device.type in ("cpu", "cuda"),
     )
     wrapped, optimizer = fabric.setup(task, optimizer)
     return Session(
-        fabric, task, wrapped, optimizer, average, examples, valid, config, run, Progress(), threading.Event()
+        fabric,
+        task,
+        wrapped,
+        optimizer,
+        average,
+        examples,
+        valid,
+        config,
+        run,
+        Progress(),
+        threading.Event(),
     )
 
 
@@ -132,7 +156,9 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
     if device.type == "cpu" and not any(
         shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")
     ):
-        raise ConfigError("train.compile needs a C++ compiler (CXX names one), and there is none: leave it out")
+        raise ConfigError(
+            "train.compile needs a C++ compiler (CXX names one), and there is none: leave it out"
+        )
     for network in networks:
         network.compile()
     try:
@@ -143,7 +169,8 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
 
 
 def main(session: Session) -> Progress:
-    """Train from where the progress is to the end of the run, or to a signal; always leaves a checkpoint behind.
+    """Train from where the progress is to the end of the run, or to a signal; always leaves a
+    checkpoint behind.
 
     Raises:
         TrainingError: when the loss is not finite; the last good state is kept.
@@ -157,12 +184,18 @@ def main(session: Session) -> Progress:
         _note(session, "finished" if share >= 1 else "interrupted")
     except (TrainingError, ArtifactError) as error:
         session.run.close()
-        with contextlib.suppress(ArtifactError):  # a full disk takes this note no more than what came before
+        with contextlib.suppress(
+            ArtifactError
+        ):  # a full disk takes this note no more than what came before
             _note(session, "failed")
         if isinstance(error, TrainingError):
             raise
         last = session.checkpoints[-1] if session.checkpoints else 0
-        kept = f"goes on from the checkpoint of step {last}" if last else "starts again: there was no checkpoint yet"
+        kept = (
+            f"goes on from the checkpoint of step {last}"
+            if last
+            else "starts again: there was no checkpoint yet"
+        )
         raise ArtifactError(
             f"training stopped after step {session.progress.step}: {error}. Make space (or put right what else is "
             f"wrong); then tessella train --resume {session.run.path} {kept}"
@@ -184,8 +217,17 @@ def fit(session: Session) -> None:
         session.average.update(session.task.module, progress.step - 1)
         progress.seconds = time.monotonic() - started
         if progress.step % LOG_EVERY == 1 or LOG_EVERY == 1:
-            run.log({"step": progress.step, "seconds": round(progress.seconds, 3), "learning_rate": rate, **figures})
-            bar.set_postfix_str(f"{figures['loss']:.4f} {session.task.unit}, best valid {progress.best:.4f}")
+            run.log(
+                {
+                    "step": progress.step,
+                    "seconds": round(progress.seconds, 3),
+                    "learning_rate": rate,
+                    **figures,
+                }
+            )
+            bar.set_postfix_str(
+                f"{figures['loss']:.4f} {session.task.unit}, best valid {progress.best:.4f}"
+            )
         # All processes go by the clock of the first, or they would part ways.
         progress.seconds = session.fabric.broadcast(progress.seconds)
         share = passed(config, progress, len(session.examples))
@@ -199,7 +241,11 @@ def fit(session: Session) -> None:
             # A validation that took longer than the time between two of them is not made up for.
             share_now = passed(config, progress, len(session.examples))
             progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))
-        if due or share >= 1 or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
+        if (
+            due
+            or share >= 1
+            or (config.checkpoint_every and progress.step % config.checkpoint_every == 0)
+        ):
             _save_checkpoint(session)
             if better:
                 keep(session)
@@ -208,12 +254,15 @@ def fit(session: Session) -> None:
     if share < 1 or not progress.best_step:
         _save_checkpoint(session)
         if not progress.validations and validate(session, log=False):
-            keep(session)  # so that there is a model to load; a resumed run knows nothing of it, and makes its own
+            keep(
+                session
+            )  # so that there is a model to load; a resumed run knows nothing of it, and makes its own
     bar.close()
 
 
 def validate(session: Session, log: bool = True) -> bool:
-    """Measure the averaged weights on held-out examples. Returns whether they are the best so far."""
+    """Measure the averaged weights on held-out examples. Returns whether they are the best so
+    far."""
     progress, task, figures = session.progress, session.task, {}
     if session.fabric.is_global_zero:
         figures = task.validate(session.average.module, session.valid, session.config.batch)
@@ -222,23 +271,32 @@ def validate(session: Session, log: bool = True) -> bool:
         told = {f"valid/{name}": value for name, value in figures.items()}
         session.run.log({"step": progress.step, "seconds": round(progress.seconds, 3), **told})
     if not math.isfinite(figures[task.metric]):
-        raise TrainingError(f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}")
+        raise TrainingError(
+            f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}"
+        )
     better: bool = figures[task.metric] < progress.best
     if better:
-        progress.best, progress.best_step, progress.figures = figures[task.metric], progress.step, figures
+        progress.best, progress.best_step, progress.figures = (
+            figures[task.metric],
+            progress.step,
+            figures,
+        )
     return better
 
 
 def keep(session: Session) -> None:
     """Save the averaged weights, which are the best so far, as the model of the run.
 
-    This comes after the checkpoint of the same step, never before it: a model that is missing, or half replaced, is
-    saved again by a resumed run, from that checkpoint; and no model is there that no checkpoint knows of.
+    This comes after the checkpoint of the same step, never before it: a model that is missing, or
+    half replaced, is saved again by a resumed run, from that checkpoint; and no model is there that
+    no checkpoint knows of.
     """
     progress = session.progress
     facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
     if session.fabric.is_global_zero:
-        session.task.save(session.average.module, session.run.path, {"validation": progress.figures, **facts})
+        session.task.save(
+            session.average.module, session.run.path, {"validation": progress.figures, **facts}
+        )
     session.fabric.barrier()
 
 
@@ -255,7 +313,8 @@ def passed(config: TrainConfig, progress: Progress, n: int) -> float:
 
 
 def schedule(share: float, step: int, warmup: int) -> float:
-    """Learning rate as a share of its peak: linear warm-up over steps, half a cosine over the run."""
+    """Learning rate as a share of its peak: linear warm-up over steps, half a cosine over the
+    run."""
     cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * share))
     return cosine * min(1.0, (step + 1) / warmup) if warmup else cosine
 
@@ -278,7 +337,9 @@ def forecast(session: Session) -> Forecast:
     config, device = session.config, session.fabric.device
     with torch.random.fork_rng(devices=_cuda(session.fabric)):
         trial = copy.deepcopy(session.task).train()
-        indices = torch.arange(config.batch // config.accumulate // session.fabric.world_size) % len(session.examples)
+        indices = torch.arange(
+            config.batch // config.accumulate // session.fabric.world_size
+        ) % len(session.examples)
         times = []
         for _ in range(2):
             started = time.monotonic()
@@ -290,7 +351,9 @@ def forecast(session: Session) -> Forecast:
                 torch.cuda.synchronize(device)
             times.append(time.monotonic() - started)
     seconds = min(times) * config.accumulate
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak
     parameters = sum(p.numel() for p in session.task.parameters())
     return Forecast(parameters, seconds, seconds * len(session.examples) / config.batch, memory)
@@ -310,7 +373,9 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
     buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
     totals: dict[str, float] = {}
-    for count, part in enumerate(order.at(step).chunk(world)[rank].chunk(config.accumulate), start=1):
+    for count, part in enumerate(
+        order.at(step).chunk(world)[rank].chunk(config.accumulate), start=1
+    ):
         x, labels = session.examples.batch(part, generator, fabric.device)
         with fabric.no_backward_sync(session.wrapped, enabled=count < config.accumulate):
             figures = session.wrapped(x, labels)
@@ -319,7 +384,9 @@ def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
     _penalize(session)
     norm = _clip(session)
-    if not math.isfinite(norm):  # the gradient is shared by all processes, the loss is each one's own
+    if not math.isfinite(
+        norm
+    ):  # the gradient is shared by all processes, the loss is each one's own
         session.optimizer.zero_grad()
         with torch.no_grad():
             for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
@@ -360,7 +427,10 @@ def _save_checkpoint(session: Session) -> None:
         task, average, out = session.task.module, session.average.module, session.run.path
         session.run.flush()
         checkpoint.save(out, session.progress.step, task, average, session.optimizer, state)
-        session.checkpoints = [*(s for s in session.checkpoints if s < session.progress.step), session.progress.step]
+        session.checkpoints = [
+            *(s for s in session.checkpoints if s < session.progress.step),
+            session.progress.step,
+        ]
         checkpoint.drop(out, session.checkpoints)
     session.fabric.barrier()
 
@@ -406,7 +476,8 @@ def _cuda(fabric: Fabric) -> list[torch.device]:
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C is not waited for."""
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C is
+    not waited for."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

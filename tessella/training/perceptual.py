@@ -1,12 +1,15 @@
 """The perceptual distance LPIPS (Zhang et al. 2018), from a file of weights that the user names.
 
-The file is safetensors with the tensors of two published networks by the names that those have, 31 in all:
+The file is safetensors with the tensors of two published networks by the names that those have, 31
+in all:
 
-- ``features.N.weight`` and ``features.N.bias`` of torchvision's VGG16 (the others of it are left out), for N in
-  :data:`CONVOLUTIONS`; ``[width, width before, 3, 3]`` and ``[width]``;
-- ``lin0.model.1.weight`` to ``lin4.model.1.weight`` of the file ``vgg.pth`` of LPIPS: ``[1, width, 1, 1]``.
+- ``features.N.weight`` and ``features.N.bias`` of torchvision's VGG16 (the others of it are left
+  out), for N in :data:`CONVOLUTIONS`; ``[width, width before, 3, 3]`` and ``[width]``; -
+  ``lin0.model.1.weight`` to ``lin4.model.1.weight`` of the file ``vgg.pth`` of LPIPS:
+  ``[1, width, 1, 1]``.
 
-Nothing is downloaded. Widths are read from the file, so that a small network in the same layout will do for tests.
+Nothing is downloaded. Widths are read from the file, so that a small network in the same layout
+will do for tests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from tessella.files import read_tensors
 
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 CONVOLUTIONS = tuple(number for stage in STAGES for number in stage)
-"""Numbers of the convolutions in torchvision's VGG16; features are compared after the last of each stage."""
+"""Numbers of the convolutions in torchvision's VGG16; features are compared after the last of each
+stage."""
 
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the colours of the photographs that VGG16 was trained on, on the scale 0..1."""
@@ -31,10 +35,12 @@ SMALLEST = 2 ** (len(STAGES) - 1)
 
 
 class Perceptual(nn.Module):
-    """The distance between images in the features of a network that was trained to recognise photographs.
+    """The distance between images in the features of a network that was trained to recognise
+    photographs.
 
-    ``d(x, y) = sum_s mean_places sum_c w_sc (f_sc(x) - f_sc(y))^2``, where ``f_s`` are features after stage s, divided
-    by their length at each place. Grey images are shown as colours; of four channels the first three.
+    ``d(x, y) = sum_s mean_places sum_c w_sc (f_sc(x) - f_sc(y))^2``, where ``f_s`` are features
+    after stage s, divided by their length at each place. Grey images are shown as colours; of four
+    channels the first three.
 
     Args:
         path: the file of weights; see the module's text.
@@ -60,7 +66,9 @@ class Perceptual(nn.Module):
         for stage, numbers in enumerate(STAGES):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if stage else []
             for number in numbers:
-                weight, bias = (tensors[f"features.{number}.{kind}"].float() for kind in ("weight", "bias"))
+                weight, bias = (
+                    tensors[f"features.{number}.{kind}"].float() for kind in ("weight", "bias")
+                )
                 _check(path, f"features.{number}.weight", weight, (len(weight), channels, 3, 3))
                 _check(path, f"features.{number}.bias", bias, (len(weight),))
                 layers += [_convolution(weight, bias), nn.ReLU()]
@@ -76,7 +84,8 @@ class Perceptual(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Distances ``[n]`` of float images ``[n, h, w, c]`` on the scale 0..1, with sides of at least 16 pixels."""
+        """Distances ``[n]`` of float images ``[n, h, w, c]`` on the scale 0..1, with sides of at
+        least 16 pixels."""
         features = zip(self._features(images), self._features(others), strict=True)
         distance = images.new_zeros(len(images), dtype=torch.float32)
         for mixture, (one, other) in zip(self.mixtures, features, strict=True):
@@ -104,7 +113,9 @@ def _convolution(weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """Features divided by their length at each place, float32."""
     features = features.float()
-    return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()  # the gradient stays finite at 0
+    return (
+        features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
+    )  # the gradient stays finite at 0
 
 
 def _check(path: Path | str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:

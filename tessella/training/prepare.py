@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessella.codes import CodeSet, cached, open_codes
 from tessella.config import TrainConfig
-from tessella.data.store import StoredImages
+from tessella.data.decoded_cache import StoredImages
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
 from tessella.pipeline import Generator
+from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.base import check_images, parts
-from tessella.tokenizers.vae import VAE
+from tessella.tokenizers.tokenizer import check_images, parts
 from tessella.training.examples import Examples, Variant
+from tessella.vae import VAE
 
 IN_MEMORY = 1 << 30
 """Bytes of codes that are read into memory as a whole; more stay on disk."""
@@ -41,20 +41,25 @@ def prepare(
     """Check images, labels and model against each other; encode for a prior."""
     classes = 0 if isinstance(model, Tokenizer) else model.classes
     if labels is not None and not classes:
-        raise InputError("labels were given, but the model has no classes: create it with classes=n")
+        raise InputError(
+            "labels were given, but the model has no classes: create it with classes=n"
+        )
     if classes and labels is None:
         raise InputError("the model has classes: give labels, int64 [n]")
     tags = None if labels is None else torch.as_tensor(labels).long()
     variants = _variants(model, images, tokenizer, flip)
     if not len(variants[0]):
         raise InputError("there are no images to train on")
-    if tags is not None and (tags.shape != (len(variants[0]),) or int(tags.min()) < 0 or int(tags.max()) >= classes):
+    if tags is not None and (
+        tags.shape != (len(variants[0]),) or int(tags.min()) < 0 or int(tags.max()) >= classes
+    ):
         raise InputError(f"labels must be [{len(variants[0])}] integers in 0..{classes - 1}")
     return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
 
 
 def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) -> list[Variant]:
-    """What a step sees of each image: its pixels or symbols, and of a prior the codes of its mirror image too."""
+    """What a step sees of each image: its pixels or symbols, and of a prior the codes of its mirror
+    image too."""
     if isinstance(images, CodeSet):
         if tokenizer is None or isinstance(model, Tokenizer):
             raise InputError("stored codes are for a prior: give the tokenizer that made them")
@@ -66,7 +71,9 @@ def _variants(model: Any, images: Any, tokenizer: Tokenizer | None, flip: bool) 
     if tokenizer is None or isinstance(model, Tokenizer):
         return [pixels]
     Generator(tokenizer, model)  # refuses a prior that does not fit
-    kept = cached(tokenizer, pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels, flip)
+    kept = cached(
+        tokenizer, pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels, flip
+    )
     if kept is not None:
         return _of_codes(kept, flip)
     plain, mirrored = [], []
@@ -115,13 +122,20 @@ def _pixels(model: Any, images: Any, tokenizer: Tokenizer | None) -> Variant | N
     if isinstance(model, Hierarchy) and not tokenizer:
         raise InputError("a hierarchy models codes: give tokenizer=, or the codes of all its grids")
     grid = None if isinstance(model, Tokenizer) or tokenizer else model.grid
-    x = check_images(x, (model if isinstance(model, Tokenizer) else tokenizer or model.grid).channels)
+    x = check_images(
+        x, (model if isinstance(model, Tokenizer) else tokenizer or model.grid).channels
+    )
     if grid and tuple(x.shape[1:3]) != (grid.height, grid.width):
-        raise InputError(f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}")
+        raise InputError(
+            f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}"
+        )
     return images if stored else x
 
 
 def _compact(symbols: Any, grids: Sequence[Grid]) -> torch.Tensor:
-    """Symbols, those of several grids packed, in the least type that holds them and is not the type of images."""
+    """Symbols, those of several grids packed, in the least type that holds them and is not the type
+    of images."""
     packed = pack(symbols) if len(grids) > 1 else parts(symbols)[0]
-    return packed.cpu().to(torch.int16 if max(grid.levels for grid in grids) <= 2**15 else torch.int32)
+    return packed.cpu().to(
+        torch.int16 if max(grid.levels for grid in grids) <= 2**15 else torch.int32
+    )

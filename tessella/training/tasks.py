@@ -1,5 +1,5 @@
-"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its unit, and how to
-validate it."""
+"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its
+unit, and how to validate it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from tessella import files
-from tessella.doctor import Watch
+from tessella.evaluation.metrics import mean_squared_error, psnr
 from tessella.grid import LN2, Grid
-from tessella.metrics import mean_squared_error, psnr
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.base import channels
+from tessella.tokenizers.codebook_health import Watch
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
+from tessella.tokenizers.tokenizer import channels
 from tessella.training.examples import Examples
 
 
@@ -51,7 +51,8 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
-        """Figures of ``module`` (a copy with averaged weights) on held-out examples, ``metric`` among them."""
+        """Figures of ``module`` (a copy with averaged weights) on held-out examples, ``metric``
+        among them."""
 
     @abstractmethod
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
@@ -62,7 +63,8 @@ class Task(nn.Module, ABC):
         """Keep with the run what its figures are compared to."""
 
     def memory(self) -> dict[str, Any]:
-        """What validations remember of the ones before, as JSON values; it goes into every checkpoint."""
+        """What validations remember of the ones before, as JSON values; it goes into every
+        checkpoint."""
         return {}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
@@ -77,9 +79,10 @@ class DensityTask(Task):
     """Minus the log-likelihood of a density model, in bits per symbol.
 
     Args:
-        model: on pixels or codes, or a hierarchy on codes of several grids; these travel packed, ``[n, symbols]``.
-        tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it is; None where the
-            examples are symbols already.
+        model: on pixels or codes, or a hierarchy on codes of several grids; these travel packed,
+            ``[n, symbols]``.
+        tokenizer: the identity for pixels; for a prior, the trained tokenizer, which stays as it
+            is; None where the examples are symbols already.
     """
 
     unit = "bits/dim"
@@ -100,13 +103,18 @@ class DensityTask(Task):
         bits = []
         whole = unpack(x, self.grids) if len(self.grids) > 1 else (x,)
         for level, model in enumerate(self._priors(self.module)):
-            condition = Condition(labels, None if model.conditioning.codes is None else whole[level - 1])
+            condition = Condition(
+                labels, None if model.conditioning.codes is None else whole[level - 1]
+            )
             log_prob = model.distribution(whole[level], condition).log_prob(whole[level])
             bits.append(-log_prob.flatten(1).sum(1).mean() / LN2)
         losses = {"loss": torch.stack(bits).sum() / sum(grid.symbols for grid in self.grids)}
         if len(bits) > 1:
             pairs = enumerate(zip(bits, self.grids, strict=True))
-            losses |= {f"bits_per_code/{level}": part.detach() / grid.symbols for level, (part, grid) in pairs}
+            losses |= {
+                f"bits_per_code/{level}": part.detach() / grid.symbols
+                for level, (part, grid) in pairs
+            }
         return losses
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
@@ -132,7 +140,11 @@ class DensityTask(Task):
         def symbols(level: int) -> Iterator[torch.Tensor]:
             for part in torch.arange(len(examples)).split(1024):
                 # Images that are binarized anew each time are drawn once here.
-                x = examples.batch(part, generator, cpu)[0] if examples.binarize else examples.plain(part)
+                x = (
+                    examples.batch(part, generator, cpu)[0]
+                    if examples.binarize
+                    else examples.plain(part)
+                )
                 x = self._symbols(x)
                 yield unpack(x, self.grids)[level] if len(self.grids) > 1 else x
 
@@ -140,7 +152,9 @@ class DensityTask(Task):
             baseline = create("independent", grid)
             assert isinstance(baseline, Independent)
             baseline.fit(symbols(level))
-            save_model(baseline, out / "baseline" / (f"grid-{level}" if len(self.grids) > 1 else ""))
+            save_model(
+                baseline, out / "baseline" / (f"grid-{level}" if len(self.grids) > 1 else "")
+            )
 
     def describe(self) -> dict[str, Any]:
         assert isinstance(self.module, (DensityModel, Hierarchy))
@@ -212,12 +226,17 @@ class TokenizerTask(Task):
             symbols = module.encode(part)
             for book, codes in zip(books, channels(symbols), strict=True):
                 book.update(codes)
-            errors += mean_squared_error(part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()).tolist()
+            errors += mean_squared_error(
+                part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()
+            ).tolist()
         mse = torch.tensor(errors, dtype=torch.float64)
         figures = {"mse": float(mse.mean()), "psnr_db": float(psnr(mse).mean())}
         for number, book in enumerate(books):
             of = f"/{number}" if len(books) > 1 else ""
-            figures |= {f"codebook_used{of}": float(book.used), f"code_perplexity{of}": book.perplexity}
+            figures |= {
+                f"codebook_used{of}": float(book.used),
+                f"code_perplexity{of}": book.perplexity,
+            }
         return figures | self.watch.figures(module, [book.counts for book in books])
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:

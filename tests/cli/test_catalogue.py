@@ -7,7 +7,7 @@ import json
 import pytest
 
 import tessella as ts
-from tessella.cli import main
+from tessella.cli.entry import main
 
 
 def test_every_model_and_head_is_listed_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:

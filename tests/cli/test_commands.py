@@ -1,4 +1,5 @@
-"""Every verb as a user types it: what it prints, what it writes, and one clear line for every mistake."""
+"""Every verb as a user types it: what it prints, what it writes, and one clear line for every
+mistake."""
 
 from __future__ import annotations
 
@@ -17,13 +18,18 @@ import torch
 from PIL import Image
 
 import tessella as ts
-from tessella.cli import main
-from tessella.overview import figure_rows, shown
-from tessella.report import read_made
+from tessella.cli.entry import main
+from tessella.report.run_summary import figure_rows, shown
 from tessella.sampling import sample
+from tessella.storage.pictures import read_made
 
 SMALL = ["model.layers=2", "model.hidden=8", "train.validate_every=3", "train.batch=16"]
-SMALL_VQ = ["tokenizer.hidden=8", "tokenizer.code_dim=4", "train.validate_every=3", "train.batch=16"]
+SMALL_VQ = [
+    "tokenizer.hidden=8",
+    "tokenizer.code_dim=4",
+    "train.validate_every=3",
+    "train.batch=16",
+]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -41,7 +47,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small runs on the digits: pixels, vqvae, codes."""
     folder = tmp_path_factory.mktemp("runs")
     assert main(["train", "digits", *SMALL, "--steps", "6", "--out", f"{folder}/pixels"]) == 0
-    assert main(["train", "digits-vqvae", *SMALL_VQ, "--steps", "6", "--out", f"{folder}/vqvae"]) == 0
+    assert (
+        main(["train", "digits-vqvae", *SMALL_VQ, "--steps", "6", "--out", f"{folder}/vqvae"]) == 0
+    )
     words = ["train", "digits-prior", *SMALL, "--steps", "6", "--out", f"{folder}/codes"]
     assert main([*words, "--tokenizer", f"{folder}/vqvae"]) == 0
     return folder
@@ -61,10 +69,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_answers_at_once_and_shows_only_verbs_that_exist() -> None:
     started = time.monotonic()
-    shown = subprocess.run([sys.executable, "-m", "tessella", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "tessella", "--help"], capture_output=True, text=True, check=True
+    )
     assert time.monotonic() - started < 10, "torch must not be imported for help"
     assert "{demo,train,sample,complete,eval,tokenize,detokenize,info}" in shown.stdout
-    code = "import sys, tessella.cli; tessella.cli.main(['--version']); assert 'torch' not in sys.modules"
+    code = "import sys, tessella.cli.entry; tessella.cli.entry.main(['--version']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -79,7 +89,9 @@ def test_sample_writes_a_sheet_that_says_how_it_was_made(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.png"
-    status, said, _ = run(capsys, "sample", f"{runs}/pixels", "--n", "4", "--seed", "3", "--out", str(out))
+    status, said, _ = run(
+        capsys, "sample", f"{runs}/pixels", "--n", "4", "--seed", "3", "--out", str(out)
+    )
     assert status == 0
     assert str(out) in said
     made = read_made(out)
@@ -92,22 +104,39 @@ def test_sample_writes_a_sheet_that_says_how_it_was_made(
 def test_sample_writes_arrays_and_single_files_of_the_same_images(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sample", f"{runs}/codes", "--n", "3", "--seed", "5", "--temperature", "0.9", "--top-k", "20"]
+    words = [
+        "sample",
+        f"{runs}/codes",
+        "--n",
+        "3",
+        "--seed",
+        "5",
+        "--temperature",
+        "0.9",
+        "--top-k",
+        "20",
+    ]
     assert run(capsys, *words, "--out", f"{tmp_path}/x.npz")[0] == 0
     assert run(capsys, *words, "--out", f"{tmp_path}/x/")[0] == 0
     images = np.load(tmp_path / "x.npz")["arr_0"]
     assert images.shape == (3, 8, 8, 1)
     for i in range(3):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / f"x/{5 + i:08d}.png")), images[i, :, :, 0])
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / f"x/{5 + i:08d}.png")), images[i, :, :, 0]
+        )
     generator = ts.load(runs / "codes")
     assert isinstance(generator, ts.Generator)
     codes = sample(generator.prior, 3, 5, temperature=0.9, top_k=20)
     assert np.array_equal(generator.tokenizer.decode(codes).numpy(), images)
 
 
-def test_complete_keeps_the_upper_rows(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_keeps_the_upper_rows(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "c.png"
-    status, _, _ = run(capsys, "complete", f"{runs}/pixels", "--n", "2", "--variants", "2", "--out", str(out))
+    status, _, _ = run(
+        capsys, "complete", f"{runs}/pixels", "--n", "2", "--variants", "2", "--out", str(out)
+    )
     assert status == 0
     assert read_made(out)["keep"] == 0.5
 
@@ -115,9 +144,30 @@ def test_complete_keeps_the_upper_rows(runs: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("pixels", {"bits_per_dim", "bits_per_dim_se", "nats_per_image", "images", "baseline_bits_per_dim"}),
-        ("vqvae", {"psnr_db", "ssim", "mse", "codebook_used", "code_perplexity", "mean_image_psnr_db"}),
-        ("codes", {"bits_per_code", "bits_per_image", "bits_per_image_dim", "psnr_db", "baseline_bits_per_dim"}),
+        (
+            "pixels",
+            {
+                "bits_per_dim",
+                "bits_per_dim_se",
+                "nats_per_image",
+                "images",
+                "baseline_bits_per_dim",
+            },
+        ),
+        (
+            "vqvae",
+            {"psnr_db", "ssim", "mse", "codebook_used", "code_perplexity", "mean_image_psnr_db"},
+        ),
+        (
+            "codes",
+            {
+                "bits_per_code",
+                "bits_per_image",
+                "bits_per_image_dim",
+                "psnr_db",
+                "baseline_bits_per_dim",
+            },
+        ),
     ],
 )
 def test_eval_prints_and_writes_the_same_figures(
@@ -127,7 +177,9 @@ def test_eval_prints_and_writes_the_same_figures(
     assert status == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert keys <= set(figures)
-    rows = figure_rows({key: figures[key] for name in keys for key in (name, f"{name}_se") if key in figures})
+    rows = figure_rows(
+        {key: figures[key] for name in keys for key in (name, f"{name}_se") if key in figures}
+    )
     assert all(value in out for _, value, _ in rows)
     assert figures["images"] == 297
     assert "digits, test" in (runs / name / "README.md").read_text()
@@ -146,34 +198,48 @@ def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
     assert told["first"] == pytest.approx(figures["bits_per_dim"], rel=1e-12)
     assert told["difference"] == pytest.approx(told["first"] - told["second"])
     assert told["difference_se"] > 0
-    assert f"code length minus digits         {shown(told['difference'], told['difference_se'])} bits/dim" in out
+    assert (
+        f"code length minus digits         {shown(told['difference'], told['difference_se'])} bits/dim"
+        in out
+    )
     assert figures["overlap"]["identical"] == 0
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
 
 
-def test_eval_says_when_the_images_were_trained_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_says_when_the_images_were_trained_on(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, out, _ = run(capsys, "eval", f"{runs}/pixels", "--split", "train")
     assert "of these trained on              1,350 images" in out
 
 
-def test_eval_takes_other_data(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_takes_other_data(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "other.npz", test_images=np.zeros((5, 8, 8), np.uint8))
     status, out, _ = run(capsys, "eval", f"{runs}/pixels", "--data", f"npz:{tmp_path}/other.npz")
     assert status == 0
     assert "pixels on npz:other.npz, test:\n  images                           5\n" in out
 
 
-def test_info_tells_what_is_there_and_what_a_run_is(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_tells_what_is_there_and_what_a_run_is(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, _ = run(capsys, "info")
     assert status == 0
-    assert all(word in out for word in ("gated-pixelcnn", "vqvae", "folder", "digits-prior", ts.__version__))
+    assert all(
+        word in out
+        for word in ("gated-pixelcnn", "vqvae", "folder", "digits-prior", ts.__version__)
+    )
     status, out, _ = run(capsys, "info", f"{runs}/codes")
     assert status == 0
     assert "4x4x1 of 64 levels" in out
 
 
 @pytest.mark.parametrize("name", ["pixels", "vqvae", "codes"])
-def test_info_tells_people_and_programs_the_same(runs: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_info_tells_people_and_programs_the_same(
+    runs: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     status, out, _ = run(capsys, "info", f"{runs}/{name}", "--json")
     assert status == 0
     facts = json.loads(out)
@@ -186,7 +252,9 @@ def test_info_tells_people_and_programs_the_same(runs: Path, capsys: pytest.Capt
     assert "\x1b" not in out, "no colours where the output is no terminal"
 
 
-def test_info_writes_a_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_writes_a_report(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "x.html"
     status, said, _ = run(capsys, "info", f"{runs}/pixels", "--report", str(out), "--samples", "1")
@@ -197,7 +265,9 @@ def test_info_writes_a_report(runs: Path, tmp_path: Path, capsys: pytest.Capture
     (runs / "pixels" / "report.html").unlink()
 
 
-def test_training_resumes_from_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_resumes_from_the_command_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = f"{tmp_path}/run"
     assert run(capsys, "train", "digits", *SMALL, "--steps", "3", "--out", out)[0] == 0
     status, said, _ = run(capsys, "train", "--resume", out, "--steps", "6")
@@ -215,8 +285,13 @@ def test_a_folder_of_photographs_goes_through_the_chain(
     net = ["model.layers=2", "model.hidden=8"]
     prior = ["--tokenizer", f"{tmp_path}/vq", "--out", f"{tmp_path}/prior"]
     assert run(capsys, "train", "folder-prior", *words, *net, *prior)[0] == 0
-    assert run(capsys, "sample", f"{tmp_path}/prior", "--n", "2", "--out", f"{tmp_path}/s.png")[0] == 0
-    assert run(capsys, "complete", f"{tmp_path}/prior", "--n", "1", "--out", f"{tmp_path}/c.png")[0] == 0
+    assert (
+        run(capsys, "sample", f"{tmp_path}/prior", "--n", "2", "--out", f"{tmp_path}/s.png")[0] == 0
+    )
+    assert (
+        run(capsys, "complete", f"{tmp_path}/prior", "--n", "1", "--out", f"{tmp_path}/c.png")[0]
+        == 0
+    )
     assert run(capsys, "eval", f"{tmp_path}/prior")[0] == 0
 
 
@@ -236,7 +311,9 @@ def broken(runs: Path, tmp_path: Path, what: str) -> str:
         weights.pop(sorted(weights)[0])
         save_file(weights, folder / "model.safetensors")
     elif what == "cut":
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+        (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes()[:-100]
+        )
     elif what == "json":
         (folder / "config.json").write_text("{")
     elif what == "weights":
@@ -252,7 +329,9 @@ def test_a_broken_run_directory_is_told_in_one_line(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     expected = {"version": "format 99", "missing": "missing tensors", "model": "pixelcnn9"}
-    status, _, err = run(capsys, "sample", broken(runs, tmp_path, what), "--out", f"{tmp_path}/x.png")
+    status, _, err = run(
+        capsys, "sample", broken(runs, tmp_path, what), "--out", f"{tmp_path}/x.png"
+    )
     assert status == 2
     assert err.startswith("tessella: ")
     assert err.count("\n") == 1
@@ -347,7 +426,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_is_one_line_and_a_failure(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
 ) -> None:
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
@@ -368,7 +451,12 @@ def test_a_mistake_is_one_line_and_a_failure(
 
 
 def test_parsing_mistakes_fail_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["smple"], ["sample"], ["sample", "digits", "--sede", "3"], ["sample", "digits", "--n", "many"]):
+    for words in (
+        ["smple"],
+        ["sample"],
+        ["sample", "digits", "--sede", "3"],
+        ["sample", "digits", "--n", "many"],
+    ):
         status, out, err = run(capsys, *words)
         assert status == 2
         assert not out
@@ -390,7 +478,9 @@ def pictures(folder: Path, n: int = 30, seed: int = 0, size: int = 8) -> Path:
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     for i in range(n):
-        Image.fromarray(generator.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+        Image.fromarray(generator.integers(0, 256, (size, size), dtype=np.uint8)).save(
+            folder / f"{i:03d}.png"
+        )
     return folder
 
 
@@ -401,18 +491,25 @@ def test_a_pixel_model_trains_on_a_folder_that_may_move_and_gain_other_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = pictures(tmp_path / "here"), f"{tmp_path}/run"
-    assert run(capsys, "train", "digits", "--data", f"folder:{folder}", "--out", out, *ON_FOLDER)[0] == 0
+    assert (
+        run(capsys, "train", "digits", "--data", f"folder:{folder}", "--out", out, *ON_FOLDER)[0]
+        == 0
+    )
     moved = folder.rename(tmp_path / "there")
     (moved / "Thumbs.db").write_text("x")
     status, _, err = run(capsys, "train", "--resume", out, "--steps", "5")
     assert status == 2
     assert "name them with --data" in err
-    assert run(capsys, "train", "--resume", out, "--steps", "5", "--data", f"folder:{moved}")[0] == 0
+    assert (
+        run(capsys, "train", "--resume", out, "--steps", "5", "--data", f"folder:{moved}")[0] == 0
+    )
     assert "step 5" in (tmp_path / "run" / "log.jsonl").read_text().replace('"step": 5', "step 5")
     Image.new("L", (8, 8)).save(moved / "more.png")
     for i in range(40):  # some of them fall into the training split
         Image.new("L", (8, 8), i).save(moved / f"more{i}.png")
-    status, _, err = run(capsys, "train", "--resume", out, "--steps", "7", "--data", f"folder:{moved}")
+    status, _, err = run(
+        capsys, "train", "--resume", out, "--steps", "7", "--data", f"folder:{moved}"
+    )
     assert status == 2
     assert "train count was" in err
 
@@ -426,7 +523,9 @@ def test_a_folder_whose_name_is_not_text_is_trained_on_and_evaluated(
     except OSError:
         pytest.skip("this file system takes no such names")
     out, figures = f"{tmp_path}/run", tmp_path / "figures.json"
-    assert run(capsys, "train", "digits", "--data", f"folder:{name}", "--out", out, *ON_FOLDER)[0] == 0
+    assert (
+        run(capsys, "train", "digits", "--data", f"folder:{name}", "--out", out, *ON_FOLDER)[0] == 0
+    )
     status, said, _ = run(capsys, "eval", out, "--json", str(figures))
     assert status == 0
     assert "ph\\udce9t" in said
@@ -434,11 +533,21 @@ def test_a_folder_whose_name_is_not_text_is_trained_on_and_evaluated(
     assert run(capsys, "info", out)[0] == 0
 
 
-def test_classes_are_found_again_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_found_again_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for i, name in enumerate("abc"):
         pictures(tmp_path / "trained" / name, 20, seed=i)
     out = f"{tmp_path}/run"
-    words = ["train", "digits", "model.conditional=true", "--data", f"folder:{tmp_path}/trained", "--out", out]
+    words = [
+        "train",
+        "digits",
+        "model.conditional=true",
+        "--data",
+        f"folder:{tmp_path}/trained",
+        "--out",
+        out,
+    ]
     assert run(capsys, *words, *ON_FOLDER)[0] == 0
     for name in "bc":
         (tmp_path / "other" / name).mkdir(parents=True)
@@ -464,7 +573,10 @@ def test_what_its_tokenizer_was_trained_on_counts_for_a_prior(
     few = ["data.limit=5", "--tokenizer", vqvae, "--out", prior]
     assert run(capsys, "train", "digits-prior", *SMALL, *words, *few)[0] == 0
     figures = tmp_path / "figures.json"
-    assert run(capsys, "eval", prior, "--split", "train", "data.limit=0", "--json", str(figures))[0] == 0
+    assert (
+        run(capsys, "eval", prior, "--split", "train", "data.limit=0", "--json", str(figures))[0]
+        == 0
+    )
     measured = json.loads(figures.read_text())
     assert measured["images"] > 40
     assert measured["overlap"]["identical"] == measured["images"]
@@ -477,7 +589,19 @@ def test_classes_of_another_folder_are_nothing_to_a_model_without_classes(
         for i, name in enumerate(names):
             pictures(tmp_path / folder / name, 20, seed=i)
     out = f"{tmp_path}/run"
-    assert run(capsys, "train", "digits", "--data", f"folder:{tmp_path}/trained", "--out", out, *ON_FOLDER)[0] == 0
+    assert (
+        run(
+            capsys,
+            "train",
+            "digits",
+            "--data",
+            f"folder:{tmp_path}/trained",
+            "--out",
+            out,
+            *ON_FOLDER,
+        )[0]
+        == 0
+    )
     assert run(capsys, "eval", out, "--data", f"folder:{tmp_path}/other", "--split", "all")[0] == 0
 
 
@@ -487,7 +611,18 @@ def test_a_prior_goes_on_without_the_run_of_its_tokenizer(
     tokenizer, prior = tmp_path / "tokenizer", f"{tmp_path}/prior"
     shutil.copytree(runs / "vqvae", tokenizer)
     assert (
-        run(capsys, "train", "digits-prior", *SMALL, "--steps", "3", "--tokenizer", str(tokenizer), "--out", prior)[0]
+        run(
+            capsys,
+            "train",
+            "digits-prior",
+            *SMALL,
+            "--steps",
+            "3",
+            "--tokenizer",
+            str(tokenizer),
+            "--out",
+            prior,
+        )[0]
         == 0
     )
     shutil.rmtree(tokenizer)

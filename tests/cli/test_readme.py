@@ -1,4 +1,5 @@
-"""The README does what it says: its commands parse, its Python runs (with three steps in place of a minute)."""
+"""The README does what it says: its commands parse, its Python runs (with three steps in place of a
+minute)."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tessella.cli import main
+from tessella.cli.entry import main
+from tessella.cli.options import Train, parse
 from tessella.config import load_recipe
-from tessella.options import Train, parse
 from tessella.pipeline import bundled
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -36,8 +37,12 @@ def test_every_command_parses_and_names_what_exists() -> None:
             assert command.run in bundled() or command.run.startswith("runs/")
 
 
-@pytest.mark.parametrize("words", [words for words in commands() if words[1] in bundled()], ids=" ".join)
-def test_commands_on_bundled_models_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words", [words for words in commands() if words[1] in bundled()], ids=" ".join
+)
+def test_commands_on_bundled_models_run(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
 

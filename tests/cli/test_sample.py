@@ -1,4 +1,5 @@
-"""``tessella sample`` into arrays and directories: stopped and gone on with, refused where it does not belong."""
+"""``tessella sample`` into arrays and directories: stopped and gone on with, refused where it does
+not belong."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.cli import main
+from tessella.cli.entry import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -39,10 +40,15 @@ def test_a_stopped_sample_goes_on_and_ends_as_an_undisturbed_one(
     status, said, err = run(capsys, *words, f"{tmp_path}/stopped/{name}")
     assert (status, err) == (0, "")
     assert said.startswith("resuming at image 4 of 7\n7 images of 8x8, seed 5: ")
-    files = [sorted(f for f in (tmp_path / end).rglob("*") if f.is_file()) for end in ("straight", "stopped")]
+    files = [
+        sorted(f for f in (tmp_path / end).rglob("*") if f.is_file())
+        for end in ("straight", "stopped")
+    ]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-    assert run(capsys, *words, f"{tmp_path}/stopped/{name}")[1].startswith("nothing to do, there are 7 images")
+    assert run(capsys, *words, f"{tmp_path}/stopped/{name}")[1].startswith(
+        "nothing to do, there are 7 images"
+    )
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x/"])
@@ -68,7 +74,7 @@ def test_a_sample_in_the_place_of_another_is_refused_in_one_line(
 def test_drawing_tells_how_far_it_is_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr("tessella.drawn.EVERY", 0.0)
+    monkeypatch.setattr("tessella.storage.image_writer.EVERY", 0.0)
     status, _, err = run(capsys, *words.split(), "digits", "--out", f"{tmp_path}/x.png")
     assert status == 0
     assert re.search(r"^4 of 4 images, .* images/s, 00:00 left$", err, re.MULTILINE)

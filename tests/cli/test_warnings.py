@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tessella import commands
-from tessella.cli import main
+from tessella.cli import commands
+from tessella.cli.entry import main
 
-SMALL = ["model.layers=1", "model.hidden=4", "train.validate_every=1", "train.batch=16", "--steps", "2"]
+SMALL = [
+    "model.layers=1",
+    "model.hidden=4",
+    "train.validate_every=1",
+    "train.batch=16",
+    "--steps",
+    "2",
+]
 
 
 def test_training_an_ordered_head_on_codes_is_warned_of_once(
@@ -23,15 +30,29 @@ def test_training_an_ordered_head_on_codes_is_warned_of_once(
     err = capsys.readouterr().err
     told = [line for line in err.splitlines() if "warning" in line]
     assert len(told) == 1
-    assert told[0].startswith("tessella: warning: the prior's head 'ordinal' takes neighbouring levels to be alike")
+    assert told[0].startswith(
+        "tessella: warning: the prior's head 'ordinal' takes neighbouring levels to be alike"
+    )
     assert 'head="categorical"' in told[0]
     assert ".py" not in told[0]
-    code = [sys.executable, "-m", "tessella", "sample", f"{tmp_path}/run", "--n", "1", "--out", f"{tmp_path}/x.png"]
+    code = [
+        sys.executable,
+        "-m",
+        "tessella",
+        "sample",
+        f"{tmp_path}/run",
+        "--n",
+        "1",
+        "--out",
+        f"{tmp_path}/x.png",
+    ]
     sampled = subprocess.run(code, capture_output=True, text=True, check=True)
     assert sampled.stderr.splitlines() == told
 
 
 def test_the_warnings_of_others_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(commands.ACTIONS, "info", lambda chosen: warnings.warn("of others", stacklevel=1) or 0)
+    monkeypatch.setitem(
+        commands.ACTIONS, "info", lambda chosen: warnings.warn("of others", stacklevel=1) or 0
+    )
     with pytest.warns(UserWarning, match="of others"):
         assert main(["info"]) == 0

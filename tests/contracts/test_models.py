@@ -22,26 +22,46 @@ SIZES: dict[str, dict[str, object]] = {
     "lstm": {"layers": 2, "hidden": 6},
     "fvsbn": {"embedding": 2},
     "nade": {"hidden": 5, "embedding": 2},
-    "pixelsnail": {"blocks": 1, "residual_blocks": 1, "channels": 4, "residual_channels": 3, "heads": 2},
+    "pixelsnail": {
+        "blocks": 1,
+        "residual_blocks": 1,
+        "channels": 4,
+        "residual_channels": 3,
+        "heads": 2,
+    },
     "pixelcnn++": {"blocks": 1, "filters": 4, "scales": 2, "embedding": 3},
     "gated-pixelcnn": {"layers": 3, "hidden": 6},
     "pixelcnn": {"layers": 2, "hidden": 18, "last": 18},
     "row-lstm": {"layers": 2, "hidden": 9, "last": 12},
     "diagonal-bilstm": {"layers": 2, "hidden": 9, "last": 12},
 }
-GRIDS = [ts.Grid(1, 1, 1, 3), ts.Grid(1, 4, 1, 4), ts.Grid(5, 4, 1, 2), ts.Grid(3, 4, 3, 5), ts.Grid(3, 2, 2, 6)]
+GRIDS = [
+    ts.Grid(1, 1, 1, 3),
+    ts.Grid(1, 4, 1, 4),
+    ts.Grid(5, 4, 1, 2),
+    ts.Grid(3, 4, 3, 5),
+    ts.Grid(3, 2, 2, 6),
+]
 
 
 def build(
-    name: str, head: str, grid: ts.Grid, classes: int = 0, codes: ts.Grid | None = None, **sizes: object
+    name: str,
+    head: str,
+    grid: ts.Grid,
+    classes: int = 0,
+    codes: ts.Grid | None = None,
+    **sizes: object,
 ) -> ts.DensityModel:
-    """A small model in float64 with every parameter moved, so that nothing is zero by its initialization."""
+    """A small model in float64 with every parameter moved, so that nothing is zero by its
+    initialization."""
     sizes = SIZES[name] | sizes
     model = ts.create(name, grid, head=head, classes=classes, seed=3, codes=codes, **sizes).double()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
@@ -50,15 +70,21 @@ def fits(head: str, grid: ts.Grid) -> bool:
 
 
 def some(grid: ts.Grid, n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(grid.levels, (n, *grid.shape), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        grid.levels, (n, *grid.shape), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def all_grids(grid: ts.Grid) -> torch.Tensor:
-    return torch.tensor(list(itertools.product(range(grid.levels), repeat=grid.symbols))).view(-1, *grid.shape)
+    return torch.tensor(list(itertools.product(range(grid.levels), repeat=grid.symbols))).view(
+        -1, *grid.shape
+    )
 
 
 CASES = [
-    pytest.param(name, head, grid, id=f"{name}-{head}-{'x'.join(map(str, (*grid.shape, grid.levels)))}")
+    pytest.param(
+        name, head, grid, id=f"{name}-{head}-{'x'.join(map(str, (*grid.shape, grid.levels)))}"
+    )
     for name in ts.MODELS
     for head in ts.HEADS
     for grid in GRIDS
@@ -72,7 +98,9 @@ def test_every_registered_model_has_sizes_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
-def test_symbols_depend_on_the_receptive_field_and_nothing_else(name: str, head: str, grid: ts.Grid) -> None:
+def test_symbols_depend_on_the_receptive_field_and_nothing_else(
+    name: str, head: str, grid: ts.Grid
+) -> None:
     model = build(name, head, grid)
     field = model.receptive_field()
     assert field.shape == (grid.symbols, grid.symbols)
@@ -122,7 +150,9 @@ def test_forward_can_begin_at_a_row(name: str, head: str) -> None:
     condition = model.condition(torch.tensor([0, 1, 2]), 3)
     expected = model(x, condition)
     for row in range(grid.height):
-        torch.testing.assert_close(model.forward_from(x, condition, row), expected[:, row:], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            model.forward_from(x, condition, row), expected[:, row:], rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
@@ -151,7 +181,9 @@ def walk_on(model, x, previous, state, start):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
-def test_cached_and_parallel_sampling_equal_the_naive_oracle(name: str, head: str, grid: ts.Grid) -> None:
+def test_cached_and_parallel_sampling_equal_the_naive_oracle(
+    name: str, head: str, grid: ts.Grid
+) -> None:
     model = build(name, head, grid)
     cached = ts.sample(model, n=5, seed=11, method="cached")
     assert torch.equal(cached, ts.sample(model, n=5, seed=11, method="naive"))
@@ -164,7 +196,13 @@ def test_cached_and_parallel_sampling_equal_the_naive_oracle(name: str, head: st
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_bent_distributions_sample_alike_by_all_methods(name: str, head: str) -> None:
     model = build(name, head, ts.Grid(3, 3, 2, 5), classes=2)
-    rule = {"temperature": 0.8, "top_k": 4, "top_p": 0.9, "guidance": 1.5, "cond": torch.tensor([0, 1, 1])}
+    rule = {
+        "temperature": 0.8,
+        "top_k": 4,
+        "top_p": 0.9,
+        "guidance": 1.5,
+        "cond": torch.tensor([0, 1, 1]),
+    }
     cached = ts.sample(model, n=3, seed=1, method="cached", **rule)
     assert torch.equal(cached, ts.sample(model, n=3, seed=1, method="naive", batch=2, **rule))
     assert torch.equal(cached, ts.sample(model, n=3, seed=1, method="parallel", batch=2, **rule))
@@ -180,7 +218,9 @@ def test_the_batch_does_not_change_an_image(name: str, head: str) -> None:
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 @pytest.mark.parametrize("shape", [(2, 2, 1, 3), (2, 1, 3, 3), (2, 2, 3, 2)])
-def test_probabilities_of_all_grids_sum_to_one(name: str, head: str, shape: tuple[int, int, int, int]) -> None:
+def test_probabilities_of_all_grids_sum_to_one(
+    name: str, head: str, shape: tuple[int, int, int, int]
+) -> None:
     grid = ts.Grid(*shape)
     if not fits(head, grid):
         grid = ts.Grid(2, 1, 3, 4)
@@ -198,7 +238,9 @@ def test_samples_are_as_frequent_as_their_probability(name: str, head: str) -> N
     expected = n * model.log_prob(all_grids(grid)).exp().detach()
     seen = torch.bincount(x.flatten(1) @ torch.tensor([3, 1]), minlength=9)
     chi_square = ((seen - expected) ** 2 / expected).sum()
-    assert chi_square < 26.1, "8 degrees of freedom: exceeded with probability 0.001 by an exact sampler"
+    assert chi_square < 26.1, (
+        "8 degrees of freedom: exceeded with probability 0.001 by an exact sampler"
+    )
 
 
 @pytest.mark.parametrize(("name", "head", "grid"), CASES)
@@ -212,12 +254,15 @@ def test_log_prob_agrees_with_table_and_units(name: str, head: str, grid: ts.Gri
         torch.testing.assert_close(each, table.gather(-1, x[..., None])[..., 0], rtol=0, atol=1e-12)
         bits = -model.log_prob(x) / torch.log(torch.tensor(2.0, dtype=torch.float64)) / grid.symbols
         torch.testing.assert_close(model.bits_per_dim(x), bits)
-        torch.testing.assert_close(model.log_prob(x.to(torch.uint8).numpy()), each.flatten(1).sum(1))
+        torch.testing.assert_close(
+            model.log_prob(x.to(torch.uint8).numpy()), each.flatten(1).sum(1)
+        )
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_the_mode_is_the_likeliest_level_given_the_modes_before(name: str, head: str) -> None:
-    # The mode of a pixel given the pixels of x before it: by the table of x with the pixel replaced by its mode.
+    # The mode of a pixel given the pixels of x before it: by the table of x with the pixel replaced
+    # by its mode.
     model = build(name, head, ts.Grid(2, 2, 3, 4))
     x = some(model.grid, 2)
     mode = model.distribution(x).mode()
@@ -248,17 +293,25 @@ def test_a_config_rebuilds_the_model(name: str, head: str) -> None:
     assert again.config() == model.config()
     again.load_state_dict(model.state_dict())
     x = some(model.grid, 3)
-    assert torch.equal(again.log_prob(x, torch.tensor([0, 1, 2])), model.log_prob(x, torch.tensor([0, 1, 2])))
+    assert torch.equal(
+        again.log_prob(x, torch.tensor([0, 1, 2])), model.log_prob(x, torch.tensor([0, 1, 2]))
+    )
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
-def test_creation_follows_its_seed_and_leaves_the_global_generator_alone(name: str, head: str) -> None:
+def test_creation_follows_its_seed_and_leaves_the_global_generator_alone(
+    name: str, head: str
+) -> None:
     before = torch.get_rng_state()
-    one, two, other = (ts.create(name, ts.Grid(2, 2, 1, 4), head=head, seed=s, **SIZES[name]) for s in (1, 1, 2))
+    one, two, other = (
+        ts.create(name, ts.Grid(2, 2, 1, 4), head=head, seed=s, **SIZES[name]) for s in (1, 1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     pairs = list(zip(one.parameters(), two.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    )
     assert not one.training
 
 
@@ -268,11 +321,16 @@ def test_completion_keeps_what_is_known_and_draws_the_rest(name: str, head: str)
     x = some(model.grid, 3)
     known = torch.zeros(4, 3, dtype=torch.bool)
     known[:2] = known[3, 1] = True
-    drawn = [ts.complete(model, x, known, seed=2, method=method) for method in ("cached", "naive", "parallel")]
+    drawn = [
+        ts.complete(model, x, known, seed=2, method=method)
+        for method in ("cached", "naive", "parallel")
+    ]
     assert torch.equal(drawn[0][:, known], x[:, known])
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
-    assert torch.equal(ts.complete(model, x, torch.zeros_like(known), seed=2), ts.sample(model, n=3, seed=2))
+    assert torch.equal(
+        ts.complete(model, x, torch.zeros_like(known), seed=2), ts.sample(model, n=3, seed=2)
+    )
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
@@ -317,10 +375,17 @@ def test_codes_condition_every_symbol_by_all_methods(name: str, head: str) -> No
     expected = model.distribution(x, model.condition(cond, 3)).table(x).flatten(1, 3).detach()
     walked, _ = walk_on(model, x, labels, model.init_state(3, cond), 0)
     torch.testing.assert_close(walked, expected, rtol=0, atol=1e-12)
-    for other in ({"class": labels, "codes": (upper + 1) % 4}, {"class": (labels + 1) % 3, "codes": upper}):
+    for other in (
+        {"class": labels, "codes": (upper + 1) % 4},
+        {"class": (labels + 1) % 3, "codes": upper},
+    ):
         changed = model.distribution(x, model.condition(other, 3)).table(x).flatten(1, 3)
-        assert bool(((changed - expected).abs().amax(-1) > 1e-9).all()), "a condition must reach every symbol"
-    assert torch.equal(model.log_prob(x, {"codes": upper}), model.log_prob(x, cond | {"class": labels * 0 + 2}))
+        assert bool(((changed - expected).abs().amax(-1) > 1e-9).all()), (
+            "a condition must reach every symbol"
+        )
+    assert torch.equal(
+        model.log_prob(x, {"codes": upper}), model.log_prob(x, cond | {"class": labels * 0 + 2})
+    )
     rule = {"guidance": 2.0, "cond": {"class": torch.tensor([0, 1, 1]), "codes": upper}}
     cached = ts.sample(model, 3, 1, "cached", batch=2, **rule)
     for method in ("naive", "parallel"):
@@ -339,13 +404,19 @@ def test_codes_that_do_not_fit_are_refused(name: str, head: str) -> None:
         return
     model = build(name, head, grid, codes=codes)
     x = some(grid, 2)
-    for cond, message in ((None, "give cond"), (some(codes, 3), "3 images"), (some(grid, 2), "shape")):
+    for cond, message in (
+        (None, "give cond"),
+        (some(codes, 3), "3 images"),
+        (some(grid, 2), "shape"),
+    ):
         with pytest.raises(InputError, match=message):
             model.log_prob(x, cond)
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)
-def test_checkpointing_changes_no_gradient_and_every_parameter_has_one(name: str, head: str) -> None:
+def test_checkpointing_changes_no_gradient_and_every_parameter_has_one(
+    name: str, head: str
+) -> None:
     model = build(name, head, ts.Grid(4, 3, 2, 5), classes=2).train()
     x, condition = some(model.grid, 3), model.condition(torch.tensor([0, 1, 2]), 3)
     gradients = []
@@ -401,7 +472,11 @@ def test_no_images_have_no_probabilities(name: str, head: str) -> None:
     assert model.log_prob(some(model.grid, 0)).shape == (0,)
 
 
-DROPOUT = [pair for pair in PAIRS if "dropout" in ts.create(str(pair.values[0]), ts.Grid(1, 2, 1, 3)).sizes()]
+DROPOUT = [
+    pair
+    for pair in PAIRS
+    if "dropout" in ts.create(str(pair.values[0]), ts.Grid(1, 2, 1, 3)).sizes()
+]
 
 
 @pytest.mark.parametrize(("name", "head"), DROPOUT)

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.errors import ConfigError, InputError
-from tessella.tokenizers.quantizers import QUANTIZERS, CodeUsage, Quantizer, create_quantizer, quantizer_arguments
+from tessella.tokenizers.quantizers import (
+    QUANTIZERS,
+    CodeUsage,
+    Quantizer,
+    create_quantizer,
+    quantizer_arguments,
+)
 from tessella.tokenizers.quantizers.lfq import entropy_of_mean
 
 DIM = 6
@@ -49,7 +55,9 @@ def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def clustered(codes: int, each: int = 20, dim: int = DIM, seed: int = 0) -> torch.Tensor:
     """``codes`` well separated clusters, shuffled: ``[codes * each, dim]``."""
-    points = 20 * vectors(codes, dim, seed=seed).repeat_interleave(each, 0) + vectors(codes * each, dim, seed=seed + 1)
+    points = 20 * vectors(codes, dim, seed=seed).repeat_interleave(each, 0) + vectors(
+        codes * each, dim, seed=seed + 1
+    )
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -69,7 +77,9 @@ def optimizer_of(quantizer: Quantizer) -> Optimizer:
     return torch.optim.Adam(parameters, lr=0.01) if parameters else None
 
 
-def fit(quantizer: Quantizer, batches: list[torch.Tensor], optimizer: Optimizer = None) -> list[float]:
+def fit(
+    quantizer: Quantizer, batches: list[torch.Tensor], optimizer: Optimizer = None
+) -> list[float]:
     """Train on batches; the loss of each."""
     optimizer = optimizer or optimizer_of(quantizer)
     losses = []
@@ -202,19 +212,33 @@ def test_each_level_takes_the_nearest_code_to_what_is_left() -> None:
 @pytest.mark.parametrize("name", ["vq-ema", "vq", "simvq", "lfq", "residual-vq"])
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_pass_straight_through(name: str, training: bool) -> None:
-    quantizer, z, weight = trained(name).train(training), vectors(40, DIM).requires_grad_(), vectors(40, DIM, seed=3)
+    quantizer, z, weight = (
+        trained(name).train(training),
+        vectors(40, DIM).requires_grad_(),
+        vectors(40, DIM, seed=3),
+    )
     (quantizer(z).z * weight).sum().backward()
     assert torch.equal(z.grad, weight)
-    assert all(p.grad is None or not p.grad.any() for p in quantizer.parameters()), "codes learn from their loss alone"
+    assert all(p.grad is None or not p.grad.any() for p in quantizer.parameters()), (
+        "codes learn from their loss alone"
+    )
 
 
 def test_gradients_are_rotated() -> None:
-    quantizer, z, weight = trained("rotation").eval(), vectors(40, DIM).requires_grad_(), vectors(40, DIM, seed=3)
+    quantizer, z, weight = (
+        trained("rotation").eval(),
+        vectors(40, DIM).requires_grad_(),
+        vectors(40, DIM, seed=3),
+    )
     out = quantizer(z)
     (out.z * weight).sum().backward()
     for vector, code, wanted, given in zip(z.detach(), out.z.detach(), weight, z.grad, strict=True):
         between = unit(unit(vector) + unit(code))
-        turn = torch.eye(DIM) - 2 * torch.outer(between, between) + 2 * torch.outer(unit(code), unit(vector))
+        turn = (
+            torch.eye(DIM)
+            - 2 * torch.outer(between, between)
+            + 2 * torch.outer(unit(code), unit(vector))
+        )
         scaled = code.norm() / vector.norm() * turn
         torch.testing.assert_close(scaled @ vector, code)
         torch.testing.assert_close(turn @ turn.t(), torch.eye(DIM, dtype=torch.float64))
@@ -243,14 +267,22 @@ def test_each_level_learns_from_what_is_left() -> None:
     before, left, commitment = state(quantizer), z, 0.0
     out = quantizer(z)
     for level in range(3):
-        counts, sums, codes = (before[f"stages.{level}.{key}"] for key in ("counts", "sums", "codebook"))
+        counts, sums, codes = (
+            before[f"stages.{level}.{key}"] for key in ("counts", "sums", "codebook")
+        )
         chosen = torch.eye(16, dtype=torch.float64)[brute_force(left, codes)]
-        torch.testing.assert_close(quantizer.stages[level].counts, 0.9 * counts + 0.1 * chosen.sum(0))
-        torch.testing.assert_close(quantizer.stages[level].sums, 0.9 * sums + 0.1 * chosen.t() @ left)
+        torch.testing.assert_close(
+            quantizer.stages[level].counts, 0.9 * counts + 0.1 * chosen.sum(0)
+        )
+        torch.testing.assert_close(
+            quantizer.stages[level].sums, 0.9 * sums + 0.1 * chosen.t() @ left
+        )
         left = left - chosen @ codes
         commitment += 0.25 * left.square().mean() / 3
     torch.testing.assert_close(out.losses["commitment"], commitment)
-    assert {f"{key}/{level}" for key in ("perplexity", "usage", "revived") for level in range(3)} <= set(out.stats)
+    assert {
+        f"{key}/{level}" for key in ("perplexity", "usage", "revived") for level in range(3)
+    } <= set(out.stats)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in PROJECTED | {"fsq"}])
@@ -308,12 +340,16 @@ def test_training_repeats_and_resumes_bit_for_bit(name: str) -> None:
         later.load_state_dict(optimizer.state_dict())
     assert fit(resumed, batches[5:], later) == losses[5:]
     assert same(state(resumed), state(whole))
-    assert torch.equal(drawn, torch.random.get_rng_state()), "draws leave the global generator alone"
+    assert torch.equal(drawn, torch.random.get_rng_state()), (
+        "draws leave the global generator alone"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if takes(name, "seed")])
 def test_another_seed_gives_other_codes(name: str) -> None:
-    codes = [trained(name, seed=seed).eval().encode(vectors(200, DIM, seed=9)) for seed in (0, 0, 1)]
+    codes = [
+        trained(name, seed=seed).eval().encode(vectors(200, DIM, seed=9)) for seed in (0, 0, 1)
+    ]
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
 
@@ -321,7 +357,9 @@ def test_another_seed_gives_other_codes(name: str) -> None:
 @every
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_batch_that_is_not_finite_leaves_the_codes_whole(name: str, bad: float, steps: int) -> None:
+def test_a_batch_that_is_not_finite_leaves_the_codes_whole(
+    name: str, bad: float, steps: int
+) -> None:
     quantizer, z = build(name), vectors(100, DIM)
     fit(quantizer, [z] * steps)
     broken = z.clone()
@@ -329,7 +367,9 @@ def test_a_batch_that_is_not_finite_leaves_the_codes_whole(name: str, bad: float
     out = quantizer(broken)
     assert all(value.isfinite().all() for value in state(quantizer).values())
     assert 0 <= int(out.symbols.min()) <= int(out.symbols.max()) < quantizer.levels
-    assert not out.losses or not all(loss.isfinite() for loss in out.losses.values()), "the trainer must see it"
+    assert not out.losses or not all(loss.isfinite() for loss in out.losses.values()), (
+        "the trainer must see it"
+    )
     quantizer(z)
     assert all(loss.isfinite() for loss in quantizer(z).losses.values())
 
@@ -381,7 +421,11 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed(name: str) -> None:
         ("fsq", {"beta": 0.25}, "'beta'.*codebook_size, dim, levels"),
         ("vq", {"depth": 2}, "'depth'.*code_dim"),
         ("vq", {"code_dim": -1}, "code_dim must be at least 1, or 0"),
-        ("fsq", {"codebook_size": 512}, r"256, 1024, 4096, 16384, 65536, got 512.*levels=\[8, 5, 5, 5\]"),
+        (
+            "fsq",
+            {"codebook_size": 512},
+            r"256, 1024, 4096, 16384, 65536, got 512.*levels=\[8, 5, 5, 5\]",
+        ),
         ("fsq", {"levels": [2, 5]}, r"at least 3 each, got \[2, 5\].*lfq"),
         ("fsq", {"levels": [1000, 1000, 1000]}, "1000000000 codes"),
         ("fsq", {"levels": [8, 5.5]}, "levels must be of type int"),
@@ -399,7 +443,9 @@ def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any], messa
 WRONG = {"dim": 0, "codebook_size": 1, "beta": -0.1, "decay": 1.0, "revive": 1.0}
 
 
-@pytest.mark.parametrize(("name", "argument"), [(n, a) for n in VARIANTS for a in WRONG if takes(n, a)])
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n in VARIANTS for a in WRONG if takes(n, a)]
+)
 def test_arguments_out_of_range_are_refused(name: str, argument: str) -> None:
     with pytest.raises(ConfigError, match=rf"{argument}\b.*, got .*{WRONG[argument]}"):
         build(name, **{argument: WRONG[argument]})
@@ -421,7 +467,9 @@ def shifting(step: int) -> torch.Tensor:
     return clustered(8, 25, seed=step) + 30 * step
 
 
-def follow(name: str, share: Callable[[torch.Tensor], torch.Tensor], initial: float = 1.0) -> dict[str, torch.Tensor]:
+def follow(
+    name: str, share: Callable[[torch.Tensor], torch.Tensor], initial: float = 1.0
+) -> dict[str, torch.Tensor]:
     """What a quantizer holds after its share of the batches, and how it fared on the way.
 
     ``initial`` scales the codes that the first batch places anew, which must not matter.
@@ -480,9 +528,13 @@ def test_two_processes_learn_the_codes_of_one_on_the_joined_batch(
 
 
 @every
-def test_one_process_evaluates_alone(name: str, two_processes: list[dict[str, torch.Tensor]]) -> None:
+def test_one_process_evaluates_alone(
+    name: str, two_processes: list[dict[str, torch.Tensor]]
+) -> None:
     assert torch.equal(two_processes[0][f"{name}/alone"], build(name).eval().encode(shifting(0)))
 
 
-def test_two_processes_average_to_the_gradient_of_one(two_processes: list[dict[str, torch.Tensor]]) -> None:
+def test_two_processes_average_to_the_gradient_of_one(
+    two_processes: list[dict[str, torch.Tensor]],
+) -> None:
     torch.testing.assert_close(two_processes[0]["entropy"], spread_of_halves(lambda batch: batch))

@@ -1,4 +1,5 @@
-"""Training against a discriminator: gradients of both sides, the start, the guard, and that a run goes on exactly."""
+"""Training against a discriminator: gradients of both sides, the start, the guard, and that a run
+goes on exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.config import AdversarialConfig, DataConfig, Recipe, TokenizerConfig, TrainConfig, from_dict
+from tessella.config import (
+    AdversarialConfig,
+    DataConfig,
+    Recipe,
+    TokenizerConfig,
+    TrainConfig,
+    from_dict,
+)
 from tessella.errors import ConfigError, TessellaWarning
 from tessella.files import read_tensors, write_tensors
 from tessella.tokenizers import create_tokenizer
@@ -22,7 +30,13 @@ from tessella.training.examples import Examples
 from tessella.training.perceptual import STAGES
 from tessella.training.tasks import TokenizerTask
 
-SIZES: dict[str, Any] = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1, "latent": 4}
+SIZES: dict[str, Any] = {
+    "codebook_size": 16,
+    "hidden": 8,
+    "multipliers": (1, 1),
+    "residual_blocks": 1,
+    "latent": 4,
+}
 SIZES |= {"code_dim": 4}
 TERMS: dict[str, Any] = {"start": 2, "layers": 1, "hidden": 8}
 
@@ -54,7 +68,9 @@ def log(out: Path) -> list[dict[str, Any]]:
 def task(size: int = 8, train: dict[str, Any] | None = None, **terms: Any) -> AdversarialTask:
     tokenizer = create_tokenizer("vqgan", image_size=(size, size), channels=1, **SIZES)
     limits = TrainConfig(**({"steps": 20} | (train or {})))
-    return AdversarialTask(tokenizer, AdversarialConfig(**(TERMS | terms)), limits, 16, (size, size)).train()
+    return AdversarialTask(
+        tokenizer, AdversarialConfig(**(TERMS | terms)), limits, 16, (size, size)
+    ).train()
 
 
 def parts(made: AdversarialTask) -> Adversaries:
@@ -69,7 +85,9 @@ def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def recipe(perceptual: str = "", **train: Any) -> Recipe:
     return Recipe(
         data=DataConfig("digits", limit=40),
-        train=TrainConfig(**({"steps": 6, "batch": 4, "warmup": 2, "validate_every": 2, "device": "cpu"} | train)),
+        train=TrainConfig(
+            **({"steps": 6, "batch": 4, "warmup": 2, "validate_every": 2, "device": "cpu"} | train)
+        ),
         tokenizer=TokenizerConfig("vqgan", sizes=SIZES),
         adversarial=AdversarialConfig(**TERMS, perceptual=perceptual),
     )
@@ -113,7 +131,10 @@ def test_an_image_is_judged_by_itself() -> None:
 
 
 def test_before_the_start_only_the_tokenizer_learns() -> None:
-    made, plain = task(start=5), create_tokenizer("vqgan", image_size=(8, 8), channels=1, **SIZES).train()
+    made, plain = (
+        task(start=5),
+        create_tokenizer("vqgan", image_size=(8, 8), channels=1, **SIZES).train(),
+    )
     made(some(), None)["loss"].backward()
     plain(some()).losses["loss"].backward()
     for name, gradient in gradients(plain).items():
@@ -133,14 +154,18 @@ def test_one_backward_pass_gives_each_side_the_gradient_of_its_own_loss() -> Non
     out = both.tokenizer(some())
     real, fake = (2 * x.permute(0, 3, 1, 2) - 1 for x in (images, out.reconstruction))
     of_discriminator = (
-        torch.relu(1 - both.discriminator(real)).mean() + torch.relu(1 + both.discriminator(fake.detach())).mean()
+        torch.relu(1 - both.discriminator(real)).mean()
+        + torch.relu(1 + both.discriminator(fake.detach())).mean()
     ) / 2
     expected = torch.autograd.grad(of_discriminator, list(both.discriminator.parameters()))
     for (name, _), gradient in zip(both.discriminator.named_parameters(), expected, strict=True):
         torch.testing.assert_close(seen[f"module.discriminator.{name}"], gradient)
     last = both.tokenizer.last_layer
     fooled = -both.discriminator(fake).mean()
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (out.losses["loss"], fooled)]
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (out.losses["loss"], fooled)
+    ]
     weight = (0.8 * norms[0] / (norms[1] + 1e-6)).detach()
     torch.testing.assert_close(figures["adversarial_weight"], weight)
     names = [name for name, _ in both.tokenizer.named_parameters()]
@@ -173,7 +198,9 @@ def test_figures_are_detached_but_for_the_loss(tmp_path: Path) -> None:
     write_tensors(tmp_path / "lpips.safetensors", weights())
     made = task(16, start=0, perceptual=str(tmp_path / "lpips.safetensors"))
     figures = made(some(4, 16), None)
-    assert {"mse", "perceptual", "adversarial", "adversarial_weight", "discriminator"} <= set(figures)
+    assert {"mse", "perceptual", "adversarial", "adversarial_weight", "discriminator"} <= set(
+        figures
+    )
     assert [name for name, value in figures.items() if value.requires_grad] == ["loss"]
     assert all(value.isfinite() and value.dim() == 0 for value in figures.values())
 
@@ -227,7 +254,9 @@ def test_a_takeover_puts_back_the_last_good_weights_and_codes() -> None:
     for part in (both, averaged):
         for tensor in part.learnt().values():
             tensor.mul_(7)
-    with pytest.warns(TessellaWarning, match="took over: .* from 100 to 151. .* weight is now 0.5 of"):
+    with pytest.warns(
+        TessellaWarning, match="took over: .* from 100 to 151. .* weight is now 0.5 of"
+    ):
         assert both.judge(averaged, 151.0, 0.5) > 2
     for part in (both, averaged):
         assert all(torch.equal(tensor, good[name]) for name, tensor in part.learnt().items())
@@ -248,7 +277,9 @@ def test_after_four_takeovers_the_adversarial_term_is_off() -> None:
     assert "adversarial" not in made(some(), None)
 
 
-def test_a_discriminator_that_wrecks_a_validation_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discriminator_that_wrecks_a_validation_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made, examples = task(start=0), Examples([some(32)])
     optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
 
@@ -316,7 +347,9 @@ dist.destroy_process_group()
 
 def test_several_processes_train_and_are_put_back_together(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO]
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)
+    ]
     assert [process.wait(120) for process in processes] == [0, 0]
 
 
@@ -328,7 +361,9 @@ def test_the_state_holds_what_the_guard_remembers() -> None:
     assert parts(other).state_dict().keys() == parts(made).state_dict().keys()
     assert float(parts(other).least) == 5.0
     assert parts(other).good.keys() == parts(made).good.keys()
-    assert all(torch.equal(tensor, parts(other).good[name]) for name, tensor in parts(made).good.items())
+    assert all(
+        torch.equal(tensor, parts(other).good[name]) for name, tensor in parts(made).good.items()
+    )
     with pytest.raises(RuntimeError, match="Unexpected key"):
         parts(other).load_state_dict(parts(made).state_dict() | {"better.codebook": torch.zeros(1)})
 
@@ -339,7 +374,10 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path: Path) -> No
     train_recipe(recipe(), whole, say=lines.append)
     assert any("no perceptual term" in line and "from step 2 on" in line for line in lines)
     in_two(recipe(), halves, 3)
-    states = [read_tensors(out / "checkpoints" / "step-00000006" / "state.safetensors") for out in (whole, halves)]
+    states = [
+        read_tensors(out / "checkpoints" / "step-00000006" / "state.safetensors")
+        for out in (whole, halves)
+    ]
     assert states[0].keys() == states[1].keys()
     assert any(name.startswith("module/good.tokenizer.") for name in states[0])
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
@@ -366,7 +404,10 @@ def test_a_takeover_is_the_same_before_and_after_a_resume(
         train_recipe(recipe(), whole, say=lambda line: None)
     with pytest.warns(TessellaWarning, match="took over"):
         in_two(recipe(), halves, last)
-    states = [read_tensors(out / "checkpoints" / "step-00000006" / "state.safetensors") for out in (whole, halves)]
+    states = [
+        read_tensors(out / "checkpoints" / "step-00000006" / "state.safetensors")
+        for out in (whole, halves)
+    ]
     assert int(states[0]["module/takeovers"]) == 1
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

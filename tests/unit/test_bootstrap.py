@@ -1,4 +1,5 @@
-"""The parts of the set-up that decide; what they decide is done by venv and pip, which the tests leave alone."""
+"""The parts of the set-up that decide; what they decide is done by venv and pip, which the tests
+leave alone."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     venv = tmp_path / ".venv"
-    for name, place in {"VENV": "", "PYTHON": "bin/python", "STAMP": ".stamp", "UNFINISHED": ".unfinished"}.items():
+    for name, place in {
+        "VENV": "",
+        "PYTHON": "bin/python",
+        "STAMP": ".stamp",
+        "UNFINISHED": ".unfinished",
+    }.items():
         monkeypatch.setattr(module, name, venv / place)
     return module
 
@@ -38,9 +44,17 @@ def made(bootstrap: ModuleType) -> None:
     bootstrap.PYTHON.touch()
 
 
-def found(torch: str, home: str = "/caller", version: str = sys.version, error: str = "") -> dict[str, Any]:
+def found(
+    torch: str, home: str = "/caller", version: str = sys.version, error: str = ""
+) -> dict[str, Any]:
     """What probing a Python would have said."""
-    return {"version": version, "torch": torch, "home": home, "folders": ["/caller", "/user"], "error": error}
+    return {
+        "version": version,
+        "torch": torch,
+        "home": home,
+        "folders": ["/caller", "/user"],
+        "error": error,
+    }
 
 
 def test_an_old_python_can_read_the_script() -> None:
@@ -49,7 +63,12 @@ def test_an_old_python_can_read_the_script() -> None:
 
 def test_only_the_standard_library_is_imported() -> None:
     tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
@@ -60,7 +79,9 @@ def test_a_new_python_is_taken(bootstrap: ModuleType, version: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("version", [(2, 7, 18), (3, 9, 2), (3, 10, 13)])
-def test_an_old_python_is_refused_in_one_line(bootstrap: ModuleType, version: tuple[int, ...]) -> None:
+def test_an_old_python_is_refused_in_one_line(
+    bootstrap: ModuleType, version: tuple[int, ...]
+) -> None:
     problem = bootstrap.python_problem(version)
     assert "3.11" in problem
     assert ".".join(map(str, version)) in problem
@@ -74,16 +95,22 @@ def test_the_script_and_the_package_ask_for_the_same(bootstrap: ModuleType) -> N
 
 
 @pytest.mark.parametrize(
-    "version", ["2.11.0", "2.11", "2.11.0+cu128", "2.11.1rc1", "2.13.0+cpu", "2.12.0a0+git1", "3.0.0"]
+    "version",
+    ["2.11.0", "2.11", "2.11.0+cu128", "2.11.1rc1", "2.13.0+cpu", "2.12.0a0+git1", "3.0.0"],
 )
 def test_a_recent_torch_is_reused(bootstrap: ModuleType, version: str) -> None:
     assert bootstrap.recent_enough(version)
     assert bootstrap.borrowed_folders(found(version)) == ["/caller", "/user"]
-    assert bootstrap.borrowed_folders(found(version, home="/elsewhere")) == ["/caller", "/user", "/elsewhere"]
+    assert bootstrap.borrowed_folders(found(version, home="/elsewhere")) == [
+        "/caller",
+        "/user",
+        "/elsewhere",
+    ]
 
 
 @pytest.mark.parametrize(
-    "version", ["", "2.10.1+cu128", "2.9.0", "2.11.0a0+git123", "2.11.0rc2", "2.11.0.dev2026", "1.13"]
+    "version",
+    ["", "2.10.1+cu128", "2.9.0", "2.11.0a0+git123", "2.11.0rc2", "2.11.0.dev2026", "1.13"],
 )
 def test_an_old_torch_is_not(bootstrap: ModuleType, version: str) -> None:
     assert not bootstrap.recent_enough(version)
@@ -104,7 +131,9 @@ def test_the_stamp_changes_with_each_of_its_parts(bootstrap: ModuleType) -> None
     assert keys == [bootstrap.stamp_key(*part) for part in parts]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"key": "k"}', '{"key": "other", "groups": ["run"]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"key": "k"}', '{"key": "other", "groups": ["run"]}']
+)
 def test_a_stamp_that_does_not_fit_is_none(bootstrap: ModuleType, text: str) -> None:
     assert not bootstrap.stamped(text, "k", "run")
 
@@ -121,7 +150,9 @@ def test_each_group_contains_the_one_before(bootstrap: ModuleType) -> None:
     assert any(line.startswith("pytest") for line in test)
 
 
-def test_a_finished_set_up_is_not_done_again(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_set_up_is_not_done_again(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(bootstrap)
     done: list[str] = []
     monkeypatch.setattr(bootstrap, "usable", lambda: True)
@@ -152,7 +183,9 @@ def test_a_failure_leaves_no_stamp_and_keeps_what_there_is(
     assert not bootstrap.UNFINISHED.exists()
 
 
-def test_an_interrupted_set_up_starts_over(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_set_up_starts_over(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(bootstrap)
     events: list[str] = []
 
@@ -172,7 +205,8 @@ def test_an_interrupted_set_up_starts_over(bootstrap: ModuleType, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "now", [found("2.12.0"), found("2.13.0", home="/elsewhere"), found("", error="ImportError: gone")]
+    "now",
+    [found("2.12.0"), found("2.13.0", home="/elsewhere"), found("", error="ImportError: gone")],
 )
 def test_a_torch_that_changed_is_an_error(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, now: dict[str, Any]
@@ -190,7 +224,9 @@ def test_a_torch_that_changed_is_an_error(
 
 
 @pytest.mark.parametrize("index", ["", "https://example.org/whl/cpu"])
-def test_torch_is_installed_alone_and_first(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+def test_torch_is_installed_alone_and_first(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
     made(bootstrap)
     commands: list[tuple[str, ...]] = []
     probes = iter([found("2.10.0"), found("2.13.0"), found("2.13.0")])
@@ -226,4 +262,7 @@ def test_probing_tells_the_version_and_the_torch_of_a_python(bootstrap: ModuleTy
 def test_an_unknown_group_is_refused() -> None:
     command = [sys.executable, str(SCRIPT), "everything"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (2, "usage: python3 scripts/bootstrap.py [run|test]\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "usage: python3 scripts/bootstrap.py [run|test]\n",
+    )

@@ -16,16 +16,23 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella import codes, files
+from tessella import files
 from tessella.data import ImageSet
 from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.models.hierarchy import pack
+from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer
 from tessella.training.prepare import prepare
 
 KINDS: dict[str, dict[str, Any]] = {
     "vqvae": {"codebook_size": 300, "hidden": 8, "code_dim": 4},
-    "residual": {"codebook_size": 16, "hidden": 8, "code_dim": 4, "quantizer": "residual-vq", "options": {"depth": 3}},
+    "residual": {
+        "codebook_size": 16,
+        "hidden": 8,
+        "code_dim": 4,
+        "quantizer": "residual-vq",
+        "options": {"depth": 3},
+    },
     "vqvae2": {"codebook_size": 16, "hidden": 8, "code_dim": 4},
 }
 every = pytest.mark.parametrize("kind", KINDS)
@@ -45,8 +52,8 @@ def images(n: int = 100, labelled: bool = True) -> ImageSet:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codes, "SHARD_IMAGES", 16)
-    monkeypatch.setattr(codes, "AT_ONCE", 7)
+    monkeypatch.setattr(code_store, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(code_store, "AT_ONCE", 7)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @every
 def test_what_is_read_is_what_the_tokenizer_makes(kind: str, tmp_path: Path) -> None:
     made, given = tokenizer(kind), images()
-    stored = codes.tokenize(made, given, tmp_path, mirrored=True)
+    stored = code_store.tokenize(made, given, tmp_path, mirrored=True)
     expected = made.encode(given.images)
     whole = expected if isinstance(expected, tuple) else (expected,)
     for places in (slice(None), slice(10, 40), np.array([99, 0, 17, 16, 17])):
@@ -78,30 +85,36 @@ def test_what_is_read_is_what_the_tokenizer_makes(kind: str, tmp_path: Path) -> 
 
 def test_codes_take_the_least_type_that_holds_them(tmp_path: Path) -> None:
     for kind, dtype in (("vqvae", np.int16), ("residual", np.uint8)):
-        stored = codes.tokenize(tokenizer(kind), images(20), tmp_path / kind)
+        stored = code_store.tokenize(tokenizer(kind), images(20), tmp_path / kind)
         assert stored._maps["codes.0"][0].dtype == dtype
-        assert isinstance(stored._maps["codes.0"][0].base, np.ndarray | np.memmap), "not read, but mapped"
+        assert isinstance(stored._maps["codes.0"][0].base, np.ndarray | np.memmap), (
+            "not read, but mapped"
+        )
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     for workers in (1, 2, 5):
-        codes.tokenize(tokenizer(), images(), tmp_path / str(workers), workers=workers)
+        code_store.tokenize(tokenizer(), images(), tmp_path / str(workers), workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
     assert torch.get_num_threads() == before
 
 
 def test_what_is_whole_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes.tokenize(tokenizer(), images(), tmp_path)
+    code_store.tokenize(tokenizer(), images(), tmp_path)
     before = contents(tmp_path)
     (tmp_path / "config.json").rename(tmp_path / "made.json")
     (tmp_path / "codes-00003.safetensors").unlink()
-    made, shard = [], codes._shard
-    monkeypatch.setattr(codes, "_shard", lambda *args: made.append(args[2].start) or shard(*args))
-    codes.tokenize(tokenizer(), images(), tmp_path)
+    made, shard = [], code_store._shard
+    monkeypatch.setattr(
+        code_store, "_shard", lambda *args: made.append(args[2].start) or shard(*args)
+    )
+    code_store.tokenize(tokenizer(), images(), tmp_path)
     assert made == [48]
-    assert {name: data for name, data in contents(tmp_path).items() if name != "made.json"} == before
-    codes.tokenize(tokenizer(), images(), tmp_path)
+    assert {
+        name: data for name, data in contents(tmp_path).items() if name != "made.json"
+    } == before
+    code_store.tokenize(tokenizer(), images(), tmp_path)
     assert made == [48]
 
 
@@ -114,39 +127,41 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
         ({"mirrored": True}, "mirrored False .now True"),
     ],
 )
-def test_another_run_in_the_same_place_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    codes.tokenize(tokenizer(), images(), tmp_path)
+def test_another_run_in_the_same_place_is_refused(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    code_store.tokenize(tokenizer(), images(), tmp_path)
     before = contents(tmp_path)
     given = {"tokenizer": tokenizer(), "images": images()} | change
     with pytest.raises(InputError, match=f"holds other codes.*{told}"):
-        codes.tokenize(given.pop("tokenizer"), given.pop("images"), tmp_path, **given)
+        code_store.tokenize(given.pop("tokenizer"), given.pop("images"), tmp_path, **given)
     assert contents(tmp_path) == before
 
 
 def test_codes_of_another_tokenizer_are_not_opened(tmp_path: Path) -> None:
-    codes.tokenize(tokenizer(), images(), tmp_path)
+    code_store.tokenize(tokenizer(), images(), tmp_path)
     with pytest.raises(InputError, match="codes of different tokenizers do not mix"):
-        codes.open_codes(tmp_path, tokenizer(seed=1))
+        code_store.open_codes(tmp_path, tokenizer(seed=1))
 
 
 def test_a_place_without_codes_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no codes"):
-        codes.open_codes(tmp_path)
+        code_store.open_codes(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="something else than codes"):
-        codes.tokenize(tokenizer(), images(), tmp_path)
-    codes.tokenize(tokenizer(), images(), tmp_path / "train")
+        code_store.tokenize(tokenizer(), images(), tmp_path)
+    code_store.tokenize(tokenizer(), images(), tmp_path / "train")
     with pytest.raises(ArtifactError, match="there are some in .*train"):
-        codes.open_codes(tmp_path)
+        code_store.open_codes(tmp_path)
 
 
 def test_a_damaged_shard_is_noticed(tmp_path: Path) -> None:
-    stored = codes.tokenize(tokenizer(), images(), tmp_path)
+    stored = code_store.tokenize(tokenizer(), images(), tmp_path)
     place = tmp_path / "codes-00002.safetensors"
     whole = place.read_bytes()
     place.write_bytes(whole[:-1])
     with pytest.raises(ArtifactError, match="codes-00002.* missing or damaged"):
-        codes.open_codes(tmp_path)[:]
+        code_store.open_codes(tmp_path)[:]
     place.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ArtifactError, match="codes-00002.* missing or damaged"):
         stored.check()
@@ -154,8 +169,8 @@ def test_a_damaged_shard_is_noticed(tmp_path: Path) -> None:
 
 def test_decoding_gives_the_reconstructions(tmp_path: Path) -> None:
     made, given = tokenizer("vqvae2"), images()
-    stored = codes.tokenize(made, given, tmp_path)
-    back = np.concatenate(list(codes.decoded(stored, made, start=20, n=90, batch=32)))
+    stored = code_store.tokenize(made, given, tmp_path)
+    back = np.concatenate(list(code_store.decoded(stored, made, start=20, n=90, batch=32)))
     assert np.array_equal(back, made.decode(made.encode(given.images[20:90]), (12, 8)).numpy())
 
 
@@ -164,13 +179,13 @@ import sys, numpy as np, tessella as ts
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_codes import codes, images, tokenizer
-codes.SHARD_IMAGES, codes.AT_ONCE = 16, 7
-codes.tokenize(tokenizer(), images(2000), Path(sys.argv[1]), workers=1)
+code_store.SHARD_IMAGES, code_store.AT_ONCE = 16, 7
+code_store.tokenize(tokenizer(), images(2000), Path(sys.argv[1]), workers=1)
 """
 
 
 def test_killed_and_gone_on_with_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    codes.tokenize(tokenizer(), images(2000), tmp_path / "whole")
+    code_store.tokenize(tokenizer(), images(2000), tmp_path / "whole")
     draws, out = random.Random(0), tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(out), str(Path(__file__).parent)]
     for _ in range(2):
@@ -183,7 +198,7 @@ def test_killed_and_gone_on_with_ends_in_the_same_bytes(tmp_path: Path) -> None:
         if (out / "config.json").exists():
             break
         with pytest.raises(ArtifactError, match="not all made yet"):
-            codes.open_codes(out)
+            code_store.open_codes(out)
     subprocess.run(command, check=True)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -196,7 +211,7 @@ def prior(made: Tokenizer) -> Any:
 def test_a_prior_sees_the_same_from_disk_as_from_images(kind: str, tmp_path: Path) -> None:
     made, given = tokenizer(kind), images()
     model, config = prior(made), ts.training.api.TrainConfig(steps=1)  # type: ignore[attr-defined]
-    stored = codes.tokenize(made, given, tmp_path, mirrored=True)
+    stored = code_store.tokenize(made, given, tmp_path, mirrored=True)
     plain = prepare(model, given.images, None, made, config, flip=True)
     from_disk = prepare(model, stored, None, made, config, flip=True)
     for one, other in zip(plain.variants, from_disk.variants, strict=True):
@@ -207,19 +222,29 @@ def test_a_prior_sees_the_same_from_disk_as_from_images(kind: str, tmp_path: Pat
 
 def test_many_codes_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = tokenizer("vqvae2"), images()
-    stored = codes.tokenize(made, given, tmp_path / "codes")
+    stored = code_store.tokenize(made, given, tmp_path / "codes")
     figures = []
     for limit in (1 << 30, 0):
         monkeypatch.setattr(ts.training.prepare, "IN_MEMORY", limit)  # type: ignore[attr-defined]
         options: dict[str, Any] = {"steps": 3, "batch": 8, "say": lambda line: None}
-        run = ts.train(prior(made), stored, valid=stored, tokenizer=made, out=tmp_path / f"run{limit}", **options)
+        run = ts.train(
+            prior(made),
+            stored,
+            valid=stored,
+            tokenizer=made,
+            out=tmp_path / f"run{limit}",
+            **options,
+        )
         figures.append(run.figures)
     assert figures[0] == figures[1]
 
 
 def test_training_refuses_codes_that_do_not_fit(tmp_path: Path) -> None:
     made = tokenizer()
-    stored, config = codes.tokenize(made, images(), tmp_path), ts.training.api.TrainConfig(steps=1)  # type: ignore[attr-defined]
+    stored, config = (
+        code_store.tokenize(made, images(), tmp_path),
+        ts.training.api.TrainConfig(steps=1),
+    )  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="do not mix"):
         prepare(prior(made), stored, None, tokenizer(seed=1), config)
     with pytest.raises(ConfigError, match="--mirrored"):
@@ -228,16 +253,20 @@ def test_training_refuses_codes_that_do_not_fit(tmp_path: Path) -> None:
         prepare(prior(made), stored, None, None, config)
 
 
-def test_codes_made_for_a_prior_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_made_for_a_prior_are_kept_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    monkeypatch.setattr(codes, "LEAST", 50)
+    monkeypatch.setattr(code_store, "LEAST", 50)
     made, given = tokenizer(), images()
     config = ts.training.api.TrainConfig(steps=1)  # type: ignore[attr-defined]
     first = prepare(prior(made), given.images, None, made, config)
     assert len(list((tmp_path / "codes").iterdir())) == 1
-    monkeypatch.setattr(codes, "_shard", None)  # nothing may be encoded again
+    monkeypatch.setattr(code_store, "_shard", None)  # nothing may be encoded again
     second = prepare(prior(made), given.images, None, made, config)
-    assert torch.equal(torch.as_tensor(first.variants[0][:]), torch.as_tensor(second.variants[0][:]))
+    assert torch.equal(
+        torch.as_tensor(first.variants[0][:]), torch.as_tensor(second.variants[0][:])
+    )
     monkeypatch.setenv("TESSELLA_CODES", "0")
-    assert codes.cached(made, given.images, False) is None
+    assert code_store.cached(made, given.images, False) is None
     assert files.read_json(next((tmp_path / "codes").iterdir()) / "config.json")["count"] == 100

@@ -79,5 +79,11 @@ def test_a_grid_has_positive_sizes_and_two_levels(sizes: tuple[int, int, int, in
 
 def test_a_grid_counts_in_the_order_of_generation() -> None:
     grid = Grid(2, 3, 2, 4)
-    assert [grid.place(t) for t in (0, 1, 2, 6, 11)] == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 2, 1)]
+    assert [grid.place(t) for t in (0, 1, 2, 6, 11)] == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 1, 0),
+        (1, 0, 0),
+        (1, 2, 1),
+    ]
     assert grid.bits_per_dim(grid.nats(1.5)) == pytest.approx(1.5)

@@ -81,7 +81,8 @@ def test_every_old_protocol(protocol: int, keys: type) -> None:
 
 
 def test_a_pickle_as_python_2_wrote_it() -> None:
-    """The opcodes of the official files, by hand: byte strings are ``U``/``T``, numpy is ``numpy.core``."""
+    """The opcodes of the official files, by hand: byte strings are ``U``/``T``, numpy is
+    ``numpy.core``."""
     data = RANDOM.integers(0, 256, (2, 3072), dtype=np.uint8)
     raw = data.tobytes()
     content = (
@@ -157,7 +158,10 @@ def test_other_data_sets_list_their_keys() -> None:
     with pytest.raises(DataError, match="holds a list, not a dict"):
         read_batch(pickle.dumps([1], protocol=2), "x")
     with pytest.raises(DataError, match="has data, fine_labels"):
-        read_batch(pickle.dumps({b"fine_labels": [0], b"data": np.zeros((1, 3072), np.uint8)}, protocol=2), "x")
+        read_batch(
+            pickle.dumps({b"fine_labels": [0], b"data": np.zeros((1, 3072), np.uint8)}, protocol=2),
+            "x",
+        )
 
 
 def test_missing_and_damaged(tmp_path: Path, folder: Path) -> None:

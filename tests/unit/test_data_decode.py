@@ -34,7 +34,9 @@ def pixels(file: io.BytesIO, channels: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_files(kind: str) -> None:
     np.testing.assert_array_equal(pixels(saved(Image.fromarray(RGB), kind)), RGB)
-    np.testing.assert_array_equal(pixels(saved(Image.fromarray(GREY), kind)), np.stack([GREY] * 3, axis=-1))
+    np.testing.assert_array_equal(
+        pixels(saved(Image.fromarray(GREY), kind)), np.stack([GREY] * 3, axis=-1)
+    )
     np.testing.assert_array_equal(pixels(saved(Image.fromarray(GREY), kind), 1), GREY)
 
 
@@ -58,7 +60,9 @@ def test_alpha_lies_on_white_unless_kept() -> None:
     np.testing.assert_array_equal(pixels(saved(image), 4), np.dstack([RGB, alpha]))
     np.testing.assert_array_equal(pixels(saved(Image.fromarray(RGB)), 4)[..., 3], 255)
     grey = Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(alpha)))
-    np.testing.assert_allclose(pixels(saved(grey), 1), GREY * share[..., 0] + 255 * (1 - share[..., 0]), atol=1)
+    np.testing.assert_allclose(
+        pixels(saved(grey), 1), GREY * share[..., 0] + 255 * (1 - share[..., 0]), atol=1
+    )
 
 
 def test_a_transparent_palette_colour_lies_on_white() -> None:
@@ -70,7 +74,9 @@ def test_a_transparent_palette_colour_lies_on_white() -> None:
 
 
 def test_one_bit_is_black_and_white() -> None:
-    np.testing.assert_array_equal(pixels(saved(Image.fromarray(GREY > 128)), 1), np.where(GREY > 128, 255, 0))
+    np.testing.assert_array_equal(
+        pixels(saved(Image.fromarray(GREY > 128)), 1), np.where(GREY > 128, 255, 0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -135,7 +141,10 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     np.testing.assert_array_equal(pixels(saved(wide, exif=exif), 1), upright)
     tiff = saved(Image.fromarray(GREY), "TIFF", tiffinfo={274: orientation})
     np.testing.assert_array_equal(pixels(tiff, 1), upright)
-    assert ImageOps.exif_transpose(Image.open(saved(Image.fromarray(GREY), exif=exif))).size == upright.shape[::-1]
+    assert (
+        ImageOps.exif_transpose(Image.open(saved(Image.fromarray(GREY), exif=exif))).size
+        == upright.shape[::-1]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -167,7 +176,9 @@ def test_postscript_is_not_run() -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
 def test_cut_files_are_refused(kind: str) -> None:
-    content = saved(Image.fromarray(RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)), kind).getvalue()
+    content = saved(
+        Image.fromarray(RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)), kind
+    ).getvalue()
     for length in (0, 4, 30, len(content) // 2):
         with pytest.raises(UnusableImage):
             decode(io.BytesIO(content[:length]), 3)

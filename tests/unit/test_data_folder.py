@@ -104,19 +104,32 @@ def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() ->
 def test_images_beside_folders_that_are_splits_are_refused() -> None:
     with pytest.raises(DataError, match=r"preview\.png lies beside"):
         folder._division(["test/1.png", "train/2.png", "preview.png"])
-    assert folder._division(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == ["test", "train"]
+    assert folder._division(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == [
+        "test",
+        "train",
+    ]
 
 
 def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
     kinds = {"Train": "ab", "val": "ab", "test": "b"}
-    fill(tmp_path, [f"top/{folder}/{kind}/{i}.png" for folder in kinds for kind in kinds[folder] for i in range(30)])
+    fill(
+        tmp_path,
+        [
+            f"top/{folder}/{kind}/{i}.png"
+            for folder in kinds
+            for kind in kinds[folder]
+            for i in range(30)
+        ],
+    )
     parts = [*every(tmp_path), load(DataConfig(f"folder:{tmp_path}"), "all")]
     for part, folder_name in zip(parts, kinds, strict=False):
         assert {name.split("/")[1] for name in part.names or ()} == {folder_name}
         assert part.recipe["split_rule"] == "the folders Train, test, val"
         assert part.label_names == ("a", "b")
         assert part.labels is not None
-        assert ["ab"[label] for label in part.labels] == [name.split("/")[2] for name in part.names or ()]
+        assert ["ab"[label] for label in part.labels] == [
+            name.split("/")[2] for name in part.names or ()
+        ]
     assert [len(part) for part in parts] == [60, 60, 30, 150]
 
 
@@ -125,17 +138,24 @@ def test_where_only_some_folders_are_named_like_splits_they_are_classes(tmp_path
     parts = every(tmp_path)
     assert parts[0].label_names == ("cat", "test", "train")
     assert parts[0].recipe["split_rule"].startswith(folder.RULE)
-    assert "test, train are not splits but classes, since cat lies beside" in parts[0].recipe["split_rule"]
+    assert (
+        "test, train are not splits but classes, since cat lies beside"
+        in parts[0].recipe["split_rule"]
+    )
     assert {name.split("/")[0] for name in parts[0].names or ()} == {"train", "test", "cat"}
 
 
 def test_a_split_that_a_divided_folder_lacks_comes_from_train(tmp_path: Path) -> None:
     fill(tmp_path, [f"{folder}/{i}.png" for folder in ("train", "test") for i in range(20)])
     train, valid, test = every(tmp_path)
-    assert {name.split("/")[0] for name in (*(train.names or ()), *(valid.names or ()))} == {"train"}
+    assert {name.split("/")[0] for name in (*(train.names or ()), *(valid.names or ()))} == {
+        "train"
+    }
     assert len(valid) > 0
     assert len(train) + len(valid) == len(test) == 20
-    assert train.recipe["split_rule"].startswith("the folders test, train; valid: 10% of train by SHA-256")
+    assert train.recipe["split_rule"].startswith(
+        "the folders test, train; valid: 10% of train by SHA-256"
+    )
     assert train.label_names == ()
 
 
@@ -143,7 +163,9 @@ def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png", ".2.png", ".git/3.png", "a/.b/4.png"])
     part = load(DataConfig(f"folder:{tmp_path}"), "train")
     assert part.names == ("1.png",)
-    assert load(DataConfig(f"folder:{zipped(tmp_path, tmp_path / '.x.zip')}"), "train").names == ("1.png",)
+    assert load(DataConfig(f"folder:{zipped(tmp_path, tmp_path / '.x.zip')}"), "train").names == (
+        "1.png",
+    )
 
 
 def test_content_decides(tmp_path: Path) -> None:
@@ -169,7 +191,9 @@ def test_damaged_files_are_named_and_skipped(tmp_path: Path) -> None:
     assert part.identity()["skipped"] == 2
     for name in train[2:5]:
         (tmp_path / name).write_bytes(b"nothing")
-    with pytest.raises(DataError, match=rf"at least 4 of {len(train)} files .*more than 20 %.*{train[0]}"):
+    with pytest.raises(
+        DataError, match=rf"at least 4 of {len(train)} files .*more than 20 %.*{train[0]}"
+    ):
         load(DataConfig(f"folder:{tmp_path}"), "train")
 
 
@@ -178,7 +202,9 @@ def test_damaged_members_of_a_zip_file(tmp_path: Path) -> None:
     fill(tmp_path / "x", names)
     target = zipped(tmp_path / "x", tmp_path / "x.zip")
     content = bytearray(target.read_bytes())
-    first = next(name for name, split in zip(names, by_hash(names), strict=True) if split == "train")
+    first = next(
+        name for name, split in zip(names, by_hash(names), strict=True) if split == "train"
+    )
     place = content.find(first.encode()) + len(first) + 20
     content[place] ^= 255
     target.write_bytes(content)
@@ -190,7 +216,8 @@ def test_sizes_must_be_one_or_asked_for(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png", "2.png"])
     fill(tmp_path, ["3.png"], 8, 6)
     with pytest.raises(
-        InputError, match=r"1.png is 8 pixels wide and 6 high, 3.png 6 wide and 8 high; set .*data.size=64"
+        InputError,
+        match=r"1.png is 8 pixels wide and 6 high, 3.png 6 wide and 8 high; set .*data.size=64",
     ):
         load(DataConfig(f"folder:{tmp_path}"), "train")
     assert load(DataConfig(f"folder:{tmp_path}", size="4"), "train").images.shape == (3, 4, 4, 3)
@@ -219,7 +246,9 @@ def test_size_and_crop(tmp_path: Path, crop: str) -> None:
     np.testing.assert_array_equal(part.images[0], np.asarray(expected))
     assert part.recipe["resampling"].startswith("lanczos (Pillow ")
     if crop == "center":
-        np.testing.assert_array_equal(part.images[0], ImageOps.fit(source, (10, 20), Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(
+            part.images[0], ImageOps.fit(source, (10, 20), Image.Resampling.LANCZOS)
+        )
 
 
 def test_tiles_are_cut_without_resampling(tmp_path: Path) -> None:
@@ -232,7 +261,9 @@ def test_tiles_are_cut_without_resampling(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.images[2], whole[4:8, :5])
     assert part.skipped == ("2.png: smaller than a tile",)
     assert part.recipe["resampling"] == ""
-    assert len(load(DataConfig(f"folder:{tmp_path}", size="4x5", crop="tiles", limit=3), "train")) == 3
+    assert (
+        len(load(DataConfig(f"folder:{tmp_path}", size="4x5", crop="tiles", limit=3), "train")) == 3
+    )
 
 
 @pytest.mark.parametrize("channels", [0, 1, 3, 4])

@@ -14,12 +14,18 @@ from tessella.data import load
 from tessella.errors import DataError
 
 RANDOM = np.random.default_rng(2)
-TRAIN, TEST = RANDOM.integers(0, 256, (40, 5, 6), dtype=np.uint8), RANDOM.integers(0, 256, (9, 5, 6), dtype=np.uint8)
+TRAIN, TEST = (
+    RANDOM.integers(0, 256, (40, 5, 6), dtype=np.uint8),
+    RANDOM.integers(0, 256, (9, 5, 6), dtype=np.uint8),
+)
 TRAIN_LABELS, TEST_LABELS = np.arange(40) % 10, np.arange(9)
 
 
 def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def flipped(content: bytes, place: int) -> bytes:
@@ -46,9 +52,8 @@ def write(folder: Path, contents: dict[str, bytes]) -> DataConfig:
 @pytest.mark.parametrize("zipped", [False, True])
 def test_the_four_files(tmp_path: Path, dotted: bool, zipped: bool) -> None:
     contents = {
-        name.replace("-idx", ".idx" if dotted else "-idx") + (".gz" if zipped else ""): gzip.compress(content)
-        if zipped
-        else content
+        name.replace("-idx", ".idx" if dotted else "-idx")
+        + (".gz" if zipped else ""): gzip.compress(content) if zipped else content
         for name, content in files().items()
     }
     config = write(tmp_path, contents)
@@ -91,7 +96,18 @@ def test_valid_is_the_last_5000(tmp_path: Path) -> None:
         ("t10k-images-idx3-ubyte", gzip.compress(idx(TEST), mtime=0)[:-12], "damaged"),
         ("t10k-images-idx3-ubyte", flipped(gzip.compress(idx(TEST), mtime=0), 100), "damaged.*CRC"),
     ],
-    ids=["cut", "long", "cut-head", "empty", "dimensions", "labels", "no-pixels", "counts", "gz-cut", "gz-flipped"],
+    ids=[
+        "cut",
+        "long",
+        "cut-head",
+        "empty",
+        "dimensions",
+        "labels",
+        "no-pixels",
+        "counts",
+        "gz-cut",
+        "gz-flipped",
+    ],
 )
 def test_damaged_files(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     with pytest.raises(DataError, match=says):
@@ -99,7 +115,9 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes, says: str) -> 
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    config = write(tmp_path, {name: content for name, content in files().items() if name.startswith("train")})
+    config = write(
+        tmp_path, {name: content for name, content in files().items() if name.startswith("train")}
+    )
     assert len(load(config, "train")) == 36
     with pytest.raises(DataError, match=r"no file t10k-images-idx3-ubyte.*train-images-idx3-ubyte"):
         load(config, "test")

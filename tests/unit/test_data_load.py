@@ -1,4 +1,5 @@
-"""What is done to images after they are read: size, channels, levels, binarization, augmentation, identity."""
+"""What is done to images after they are read: size, channels, levels, binarization, augmentation,
+identity."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def test_resampled_digits_take_any_value() -> None:
     assert part.images.shape == (3, 16, 16, 1)
     assert part.levels == 256
     source = Image.fromarray(digits().images[2, ..., 0])
-    np.testing.assert_array_equal(part.images[2, ..., 0], source.resize((16, 16), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(
+        part.images[2, ..., 0], source.resize((16, 16), Image.Resampling.LANCZOS)
+    )
     assert digits(size="8").levels == digits(size="8x8", channels=3).levels == 17
     assert digits(size="8").recipe["resampling"] == ""
     assert digits(size="16", levels=17).levels == 17
@@ -72,7 +75,9 @@ def test_tiles_of_arrays_repeat_the_labels() -> None:
     assert tiles.levels == 17
     rebuilt = tiles.images[:4].reshape(2, 2, 4, 4).transpose(0, 2, 1, 3).reshape(8, 8)
     np.testing.assert_array_equal(rebuilt, whole.images[0, ..., 0])
-    with pytest.raises(InputError, match="8 pixels wide and 8 high are smaller than tiles 9 wide and 9 high"):
+    with pytest.raises(
+        InputError, match="8 pixels wide and 8 high are smaller than tiles 9 wide and 9 high"
+    ):
         digits(size="9", crop="tiles")
 
 
@@ -108,7 +113,9 @@ def test_the_fixed_draw_is_bernoulli_and_repeats(tmp_path: Path) -> None:
     assert 0.85 < deviation.std() < 1.15
     np.testing.assert_array_equal(part.images, array(tmp_path, ramp, binarize="fixed").images)
     assert (part.images != array(tmp_path, ramp, binarize="fixed", binarize_seed=1).images).any()
-    np.testing.assert_array_equal(array(tmp_path, ramp[:9], binarize="fixed").images, part.images[:9])
+    np.testing.assert_array_equal(
+        array(tmp_path, ramp[:9], binarize="fixed").images, part.images[:9]
+    )
     assert array(tmp_path, ramp, binarize="fixed", levels=4).levels == 4
 
 
@@ -121,7 +128,10 @@ def test_the_fixed_draw_is_pinned() -> None:
 def test_splits_are_drawn_apart(tmp_path: Path) -> None:
     grey = np.full((100, 4, 4), 128, np.uint8)
     np.savez(tmp_path / "x.npz", train=grey, valid=grey, test=grey)
-    draws = [load(DataConfig(f"npz:{tmp_path / 'x.npz'}", binarize="fixed"), split).images for split in SPLITS]
+    draws = [
+        load(DataConfig(f"npz:{tmp_path / 'x.npz'}", binarize="fixed"), split).images
+        for split in SPLITS
+    ]
     assert all((draws[i] != draws[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
@@ -172,7 +182,9 @@ def test_augment_without_options_changes_nothing_and_the_global_generator_is_lef
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("images", [torch.zeros(1, 2, 2, 1), torch.zeros(2, 2, 1, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "images", [torch.zeros(1, 2, 2, 1), torch.zeros(2, 2, 1, dtype=torch.uint8)]
+)
 def test_augment_refuses_other_tensors(images: torch.Tensor) -> None:
     with pytest.raises(InputError, match="uint8 tensor"):
         augment(images, generator(), flip=True, binarize=False)
@@ -187,14 +199,25 @@ def test_identity_says_which_images_they_are(tmp_path: Path) -> None:
     assert (identity["source"], identity["split"], identity["count"]) == ("npz:x.npz", "test", 3)
     assert identity["shape"] == [4, 5, 1]
     assert identity["sha256"] == hashlib.sha256(part.images.tobytes()).hexdigest()
-    wanted = {"levels": 2, "binarize": "fixed", "binarize_seed": 3, "channels": 1, "size": "", "crop": ""}
+    wanted = {
+        "levels": 2,
+        "binarize": "fixed",
+        "binarize_seed": 3,
+        "channels": 1,
+        "size": "",
+        "crop": "",
+    }
     assert wanted.items() <= identity["preprocessing"].items()
     assert digits(size="4").identity()["preprocessing"]["resampling"].startswith("lanczos")
 
 
 def test_an_image_set_can_be_made_of_an_array() -> None:
     part = ImageSet(np.zeros((2, 3, 3, 1), np.uint8)[:, :, ::-1], labels=np.array([0, 4]))
-    assert (len(part), part.classes, part.identity()["sha256"]) == (2, 5, hashlib.sha256(bytes(18)).hexdigest())
+    assert (len(part), part.classes, part.identity()["sha256"]) == (
+        2,
+        5,
+        hashlib.sha256(bytes(18)).hexdigest(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +240,9 @@ def test_an_image_set_can_be_made_of_an_array() -> None:
 def test_options_are_checked(options: dict[str, Any], says: str) -> None:
     config = DataConfig("digits")
     for key, value in options.items():
-        object.__setattr__(config, key, value)  # past the annotations, which are checked under test only
+        object.__setattr__(
+            config, key, value
+        )  # past the annotations, which are checked under test only
     with pytest.raises(ConfigError, match=says):
         load(config, "train")
 
@@ -246,6 +271,12 @@ def test_impossible_paths(kind: str, path: str) -> None:
 def test_no_module_imports_torch_at_the_top() -> None:
     for file in Path(tessella.data.__file__).parent.glob("*.py"):
         for node in ast.parse(file.read_text()).body:
-            names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
+            names = (
+                [alias.name for alias in getattr(node, "names", [])]
+                if isinstance(node, ast.Import)
+                else []
+            )
             assert not any(name.split(".")[0] == "torch" for name in names), file.name
-            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch")), file.name
+            assert not (
+                isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch")
+            ), file.name

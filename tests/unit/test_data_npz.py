@@ -42,12 +42,18 @@ def every(source: str, **options: Any) -> list[ImageSet]:
 @pytest.mark.parametrize("form", ["{}_images", "{}"])
 @pytest.mark.parametrize("valid", ["valid", "val"])
 def test_three_splits_by_key(tmp_path: Path, form: str, valid: str) -> None:
-    arrays = {form.format(word): numbered(5 + i, 4, 4) for i, word in enumerate(("train", valid, "test"))}
+    arrays = {
+        form.format(word): numbered(5 + i, 4, 4) for i, word in enumerate(("train", valid, "test"))
+    }
     labels = {
-        f"{word}_labels": np.arange(5 + i, dtype=np.uint8)[:, None] for i, word in enumerate(("train", valid, "test"))
+        f"{word}_labels": np.arange(5 + i, dtype=np.uint8)[:, None]
+        for i, word in enumerate(("train", valid, "test"))
     }
     for part, images, label in zip(
-        every(write(tmp_path / "x.npz", **arrays, **labels)), arrays.values(), labels.values(), strict=True
+        every(write(tmp_path / "x.npz", **arrays, **labels)),
+        arrays.values(),
+        labels.values(),
+        strict=True,
     ):
         np.testing.assert_array_equal(part.images, images[..., None])
         assert part.labels is not None
@@ -57,10 +63,15 @@ def test_three_splits_by_key(tmp_path: Path, form: str, valid: str) -> None:
 
 def test_valid_is_cut_from_train_beside_a_test_key(tmp_path: Path) -> None:
     train, test = numbered(200), numbered(7)
-    source = write(tmp_path / "x.npz", train_images=train, train_labels=np.arange(200), test_images=test)
+    source = write(
+        tmp_path / "x.npz", train_images=train, train_labels=np.arange(200), test_images=test
+    )
     parts = every(source)
     order = np.random.default_rng(0).permutation(200)
-    assert [numbers(part.images) for part in parts[:2]] == [order[:190].tolist(), order[190:].tolist()]
+    assert [numbers(part.images) for part in parts[:2]] == [
+        order[:190].tolist(),
+        order[190:].tolist(),
+    ]
     assert parts[0].labels is not None
     assert parts[0].labels.tolist() == order[:190].tolist()
     np.testing.assert_array_equal(parts[2].images, test)
@@ -68,7 +79,11 @@ def test_valid_is_cut_from_train_beside_a_test_key(tmp_path: Path) -> None:
 
 
 def test_at_most_5000_are_cut_beside_a_test_key(tmp_path: Path) -> None:
-    source = write(tmp_path / "x.npz", train=np.zeros((120_000, 1, 1), np.uint8), test=np.zeros((3, 1, 1), np.uint8))
+    source = write(
+        tmp_path / "x.npz",
+        train=np.zeros((120_000, 1, 1), np.uint8),
+        test=np.zeros((3, 1, 1), np.uint8),
+    )
     assert [len(part) for part in every(source)] == [115_000, 5_000, 3]
 
 
@@ -127,7 +142,9 @@ def test_boolean_and_wide_integers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.images[..., 0], np.where(pixels, 255, 0))
     assert part.levels == 2
     wide = RANDOM.integers(0, 256, (6, 3, 3, 3))
-    np.testing.assert_array_equal(load(DataConfig(write(tmp_path / "y.npz", test=wide)), "test").images, wide)
+    np.testing.assert_array_equal(
+        load(DataConfig(write(tmp_path / "y.npz", test=wide)), "test").images, wide
+    )
 
 
 def jpeg_file(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -137,7 +154,11 @@ def jpeg_file(images: np.ndarray) -> dict[str, np.ndarray]:
         Image.fromarray(image).save(buffer, "PNG")  # the layout says nothing of the kind of file
         files.append(buffer.getvalue())
     data = np.frombuffer(b"".join(files), np.uint8)
-    return {"jpeg": data, "offsets": np.cumsum([0, *map(len, files)]), "labels": np.arange(len(files), dtype=np.uint8)}
+    return {
+        "jpeg": data,
+        "offsets": np.cumsum([0, *map(len, files)]),
+        "labels": np.arange(len(files), dtype=np.uint8),
+    }
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -191,7 +212,9 @@ def test_arrays_that_are_no_images(tmp_path: Path, array: np.ndarray, says: str)
         load(DataConfig(write(tmp_path / "x.npz", test=array)), "test")
 
 
-def test_the_line_that_converts_floats_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_that_converts_floats_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     x = RANDOM.random((30, 4, 4))
     with pytest.raises(InputError) as caught:
@@ -218,7 +241,9 @@ def test_labels_are_checked(tmp_path: Path, labels: np.ndarray, says: str) -> No
 
 def test_keys_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its keys: x_test, x_train"):
-        load(DataConfig(write(tmp_path / "x.npz", x_train=numbered(4), x_test=numbered(4))), "train")
+        load(
+            DataConfig(write(tmp_path / "x.npz", x_train=numbered(4), x_test=numbered(4))), "train"
+        )
 
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Images as they come: one folder with every oddity, what becomes of each file, and what damage costs."""
+"""Images as they come: one folder with every oddity, what becomes of each file, and what damage
+costs."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ PALETTE = np.array([[10, 20, 30], [200, 0, 90], [0, 255, 7], [66, 77, 88]], np.u
 INDEX = RANDOM.integers(0, 4, (6, 8), dtype=np.uint8)
 WHITE = np.full((6, 8, 3), 255, np.uint8)
 BIG = Image.fromarray(RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-needs_simplejpeg = pytest.mark.skipif(decode_module.simplejpeg is None, reason="simplejpeg is not installed")
+needs_simplejpeg = pytest.mark.skipif(
+    decode_module.simplejpeg is None, reason="simplejpeg is not installed"
+)
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -69,7 +72,8 @@ def lying(orientation: int) -> bytes:
 
 
 def cmyk_jpeg(adobe: bool) -> bytes:
-    """Plain red, inverted as Adobe does it, with and without its marker: without, everyone assumes the same."""
+    """Plain red, inverted as Adobe does it, with and without its marker: without, everyone assumes
+    the same."""
     content = saved(Image.new("CMYK", (8, 6), (0, 255, 255, 0)), "JPEG", quality=95)
     place = content.index(b"\xff\xee")
     return content if adobe else content[:place] + content[place + 16 :]
@@ -124,24 +128,53 @@ GOOD: dict[str, tuple[bytes, np.ndarray, int]] = {
         np.where(ALPHA[..., None] == 255, grey(GREY), WHITE),
         0,
     ),
-    "grey16.png": (saved(Image.fromarray(GREY.astype(np.uint16) << 8 | 0x37), "PNG"), grey(GREY), 0),
-    "rgb16.png": (png(8, 6, 16, 2, [(row * 256.0 + 0x9A).astype(">u2").tobytes() for row in RGB]).read(), RGB, 0),
-    "grey16.tiff": (tiff(8, 6, 16, [(GREY * 256.0 + 0xF1).astype("<u2").tobytes()]).read(), grey(GREY), 0),
-    "grey12.tiff": (
-        tiff(8, 6, 12, [b"".join(bytes([a, 0x50 | b >> 4, (b & 15) << 4]) for a, b in GREY.reshape(-1, 2))]).read(),
+    "grey16.png": (
+        saved(Image.fromarray(GREY.astype(np.uint16) << 8 | 0x37), "PNG"),
         grey(GREY),
         0,
     ),
-    "strips.tiff": (tiff(8, 6, 8, [GREY[:4].tobytes(), GREY[4:].tobytes()], rows=4).read(), grey(GREY), 0),
+    "rgb16.png": (
+        png(8, 6, 16, 2, [(row * 256.0 + 0x9A).astype(">u2").tobytes() for row in RGB]).read(),
+        RGB,
+        0,
+    ),
+    "grey16.tiff": (
+        tiff(8, 6, 16, [(GREY * 256.0 + 0xF1).astype("<u2").tobytes()]).read(),
+        grey(GREY),
+        0,
+    ),
+    "grey12.tiff": (
+        tiff(
+            8,
+            6,
+            12,
+            [b"".join(bytes([a, 0x50 | b >> 4, (b & 15) << 4]) for a, b in GREY.reshape(-1, 2))],
+        ).read(),
+        grey(GREY),
+        0,
+    ),
+    "strips.tiff": (
+        tiff(8, 6, 8, [GREY[:4].tobytes(), GREY[4:].tobytes()], rows=4).read(),
+        grey(GREY),
+        0,
+    ),
     "cmyk.tiff": (saved(Image.fromarray(np.dstack([255 - RGB, 0 * GREY]), "CMYK"), "TIFF"), RGB, 0),
     "cmyk-adobe.jpg": (cmyk_jpeg(adobe=True), RED, 6),
     "cmyk-plain.jpg": (cmyk_jpeg(adobe=False), RED, 6),
     "ycbcr.tiff": (saved(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), RGB, 3),
-    "animated.gif": (saved(with_palette(), "GIF", save_all=True, append_images=[OTHER]), PALETTE[INDEX], 0),
+    "animated.gif": (
+        saved(with_palette(), "GIF", save_all=True, append_images=[OTHER]),
+        PALETTE[INDEX],
+        0,
+    ),
     "animated.png": (saved(Image.fromarray(RGB), "PNG", **ANIMATED), RGB, 0),
     "animated.webp": (saved(Image.fromarray(RGB), "WEBP", lossless=True, **ANIMATED), RGB, 0),
     "pages.tiff": (saved(Image.fromarray(RGB), "TIFF", **ANIMATED), RGB, 0),
-    "progressive.jpg": (saved(Image.fromarray(RGB), "JPEG", quality=90, progressive=True), JPEG_PIXELS, 0),
+    "progressive.jpg": (
+        saved(Image.fromarray(RGB), "JPEG", quality=90, progressive=True),
+        JPEG_PIXELS,
+        0,
+    ),
     "two.mpo": (saved(Image.fromarray(RGB), "MPO", quality=90, **ANIMATED), JPEG_PIXELS, 0),
     "really-png.jpg": (saved(Image.fromarray(RGB), "PNG"), RGB, 0),
     "no-extension": (JPEG, JPEG_PIXELS, 0),
@@ -161,7 +194,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut.gif": (saved(BIG, "GIF")[:-1000], "damaged"),
     "cut.bmp": (saved(BIG, "BMP")[:-1000], "damaged"),
     "cut.tiff": (tiff(8, 6, 8, [GREY.tobytes()]).read()[:-5], "damaged"),
-    "strip-missing.tiff": (tiff(8, 6, 8, [GREY[:4].tobytes()], rows=4).read(), "damaged: its strips do not cover"),
+    "strip-missing.tiff": (
+        tiff(8, 6, 8, [GREY[:4].tobytes()], rows=4).read(),
+        "damaged: its strips do not cover",
+    ),
     "strip-short.tiff": (
         tiff(8, 6, 8, [GREY[:2].tobytes(), b"short", GREY[4:].tobytes()], rows=2).read(),
         "damaged: its strips are shorter",
@@ -170,21 +206,39 @@ BAD: dict[str, tuple[bytes, str]] = {
     "checksum.png": (wrong_checksum_png(), "damaged.*checksum"),
     "longer.webp": (longer_webp(), "damaged: its length"),
     "bomb.png": (png(60_000, 60_000, 8, 0, [b""]).read(), "more than 100,000,000 pixels"),
-    "smaller-bomb.png": (png(11_000, 9_000, 8, 2, [b""]).read(), "11000x9000 pixels of this PNG take up to"),
-    "tile-bomb.tiff": (tiff(8, 6, 8, [b"x"], compression=8, tile=(16384, 16384)).read(), "take up to 1,074 MB"),
+    "smaller-bomb.png": (
+        png(11_000, 9_000, 8, 2, [b""]).read(),
+        "11000x9000 pixels of this PNG take up to",
+    ),
+    "tile-bomb.tiff": (
+        tiff(8, 6, 8, [b"x"], compression=8, tile=(16384, 16384)).read(),
+        "take up to 1,074 MB",
+    ),
     "scan-bomb.jpg": (JPEG[:-2] + b"\xff\xda\0\2" * 101, "more than 100 scans"),
     "signed.tiff": (tiff(8, 6, 16, [bytes(96)], sample_format=2).read(), "signed integer"),
     "whole32.tiff": (saved(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "32-bit"),
     "float.tiff": (saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point"),
-    "lab.tiff": (saved(Image.frombytes("LAB", (8, 6), RGB.tobytes()), "TIFF"), r"L\*a\*b\* colours"),
+    "lab.tiff": (
+        saved(Image.frombytes("LAB", (8, 6), RGB.tobytes()), "TIFF"),
+        r"L\*a\*b\* colours",
+    ),
     "program.eps": (saved(Image.fromarray(RGB), "EPS"), "PostScript"),
-    "icon.ico": (saved(Image.fromarray(RGB), "ICO"), "^ICO is not read here; convert it to JPEG or PNG$"),
+    "icon.ico": (
+        saved(Image.fromarray(RGB), "ICO"),
+        "^ICO is not read here; convert it to JPEG or PNG$",
+    ),
     "phone.HEIC": (b"\0\0\0\x18ftypheic", "^HEIC is not read here; convert it to JPEG or PNG$"),
-    "preview.dng": (tiff(8, 6, 8, [GREY.tobytes()]).read(), "^camera raw is not read here; convert it to JPEG or PNG$"),
+    "preview.dng": (
+        tiff(8, 6, 8, [GREY.tobytes()]).read(),
+        "^camera raw is not read here; convert it to JPEG or PNG$",
+    ),
 }
 """Content, and the reason it is skipped for."""
 if decode_module.simplejpeg is not None:
-    BAD["closed.jpg"] = (LARGE_JPEG[:-1500] + b"\xff\xd9", "damaged: Corrupt JPEG data: premature end")
+    BAD["closed.jpg"] = (
+        LARGE_JPEG[:-1500] + b"\xff\xd9",
+        "damaged: Corrupt JPEG data: premature end",
+    )
 
 FOREIGN = {"notes.txt": b"hello", "Thumbs.db": bytes(600)}
 IGNORED = {
@@ -271,11 +325,16 @@ def test_nothing_else_is_in_the_folder(outcome: Outcome) -> None:
 
 
 def test_foreign_files_are_no_failures_but_damaged_images_are(tmp_path: Path) -> None:
-    nine, bad = dict(list(PLAIN.items())[:9]), dict.fromkeys(("cut.png", "cut2.png"), BAD["cut.png"][0])
+    nine, bad = (
+        dict(list(PLAIN.items())[:9]),
+        dict.fromkeys(("cut.png", "cut2.png"), BAD["cut.png"][0]),
+    )
     fill(tmp_path / "a", nine | bad | {f"{i}.txt": b"hello" for i in range(9)})
     assert len(of(tmp_path / "a")) == 9
     fill(tmp_path / "b", nine | bad | {"text.png": b"hello"})
-    with pytest.raises(DataError, match=r"3 of 12 files .*more than 20 %.*remove them; .*cut\.png: damaged"):
+    with pytest.raises(
+        DataError, match=r"3 of 12 files .*more than 20 %.*remove them; .*cut\.png: damaged"
+    ):
         of(tmp_path / "b")
 
 
@@ -288,8 +347,13 @@ def test_two_failures_never_refuse_a_folder(tmp_path: Path) -> None:
 
 
 def test_photographs_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Path) -> None:
-    fill(tmp_path, dict(list(PLAIN.items())[:30]) | {f"{i:03}.heic": b"ftypheic" for i in range(300)})
-    with pytest.raises(DataError, match=r"of 330 files .*000\.heic: HEIC is not read here; convert it to JPEG or PNG"):
+    fill(
+        tmp_path, dict(list(PLAIN.items())[:30]) | {f"{i:03}.heic": b"ftypheic" for i in range(300)}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"of 330 files .*000\.heic: HEIC is not read here; convert it to JPEG or PNG",
+    ):
         of(tmp_path)
 
 
@@ -305,12 +369,17 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         pytest.skip("this file system has no such names")
     for _ in range(2):  # decoded, then from the cache
         part = of(tmp_path)
-        assert [os.fsencode(name) for name in part.names or ()] == [b"cat/1.png", b"cat/\xff\xe9.png"]
+        assert [os.fsencode(name) for name in part.names or ()] == [
+            b"cat/1.png",
+            b"cat/\xff\xe9.png",
+        ]
         assert part.skipped == ("cat/\\xfe.txt: not an image",)
         assert part.label_names == ("cat",)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
 def test_a_file_without_permission_is_skipped_until_it_is_given(tmp_path: Path) -> None:
     fill(tmp_path, PLAIN)
     (tmp_path / "plain-07.png").chmod(0)
@@ -320,7 +389,13 @@ def test_a_file_without_permission_is_skipped_until_it_is_given(tmp_path: Path) 
 
 
 def test_labels_of_sub_folders_with_oddities(tmp_path: Path) -> None:
-    fill(tmp_path, {f"{'ab'[i % 2]}/{name}": content for i, (name, content) in enumerate(everything().items())})
+    fill(
+        tmp_path,
+        {
+            f"{'ab'[i % 2]}/{name}": content
+            for i, (name, content) in enumerate(everything().items())
+        },
+    )
     part = of(tmp_path)
     assert part.label_names == ("a", "b")
     assert part.labels is not None
@@ -330,12 +405,16 @@ def test_labels_of_sub_folders_with_oddities(tmp_path: Path) -> None:
 def test_sizes_mixed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     sizes = [(6, 8), (60, 8), (7, 90), (1, 1), (33, 35)]
-    images = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    images = [
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes
+    ]
     fill(tmp_path, {f"{i}.png": saved(image, "PNG") for i, image in enumerate(images)})
     for crop in ("center", "squash"):
         assert of(tmp_path, size="5x4", crop=crop).images.shape == (5, 5, 4, 3)
     assert len(of(tmp_path, size="6x8", crop="tiles")) == 1 + 10 + 11 + 0 + 5 * 4
-    with pytest.raises(InputError, match=r"0\.png is 8 pixels wide and 6 high, 1\.png 8 wide and 60 high"):
+    with pytest.raises(
+        InputError, match=r"0\.png is 8 pixels wide and 6 high, 1\.png 8 wide and 60 high"
+    ):
         of(tmp_path)
 
 
@@ -351,7 +430,9 @@ def numbered(count: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7])
-def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_threads_keep_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     files = numbered(40)
     files["005.png"] = b""
     fill(tmp_path / "x", files)
@@ -362,7 +443,11 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(image_files, "workers", lambda: threads)  # noqa: B023
         monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / f"cache{threads}"))
         sets.append(of(tmp_path / "y", limit=limit))
-    assert sets[0].names == sets[1].names == tuple(name for name in sorted(files) if name != "005.png")[: limit or None]
+    assert (
+        sets[0].names
+        == sets[1].names
+        == tuple(name for name in sorted(files) if name != "005.png")[: limit or None]
+    )
     np.testing.assert_array_equal(sets[0].images[:], sets[1].images[:])
     assert sets[0].skipped == sets[1].skipped
 
@@ -388,7 +473,9 @@ def test_tiles_stop_soon_after_the_limit(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(calls) <= 3 + 2 * 2
 
 
-def test_a_hopeless_folder_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hopeless_folder_is_given_up_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, dict.fromkeys(PLAIN, b"hello"))
     calls = counted(monkeypatch)
     monkeypatch.setattr(image_files, "workers", lambda: 2)
@@ -397,7 +484,9 @@ def test_a_hopeless_folder_is_given_up_early(tmp_path: Path, monkeypatch: pytest
     assert len(calls) <= 17 + 2 * 2
 
 
-def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, numbered(12))
     inside, most, guard = [0], [0], threading.Lock()
 
@@ -421,22 +510,31 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("spooled", [False, True])
-def test_images_are_rebuilt_in_bands_to_the_same_pixels(monkeypatch: pytest.MonkeyPatch, spooled: bool) -> None:
+def test_images_are_rebuilt_in_bands_to_the_same_pixels(
+    monkeypatch: pytest.MonkeyPatch, spooled: bool
+) -> None:
     whole = {name: np.asarray(decode(io.BytesIO(case[0]), 3)) for name, case in GOOD.items()}
     monkeypatch.setattr(decode_module, "_BAND", 11)
     if spooled:
         monkeypatch.setattr(decode_module, "MAX_MEMORY", 2)
         monkeypatch.setattr(decode_module, "_check_memory", lambda image, size: None)
     for name, expected in whole.items():
-        np.testing.assert_array_equal(np.asarray(decode(io.BytesIO(GOOD[name][0]), 3)), expected, err_msg=name)
+        np.testing.assert_array_equal(
+            np.asarray(decode(io.BytesIO(GOOD[name][0]), 3)), expected, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
-    ("kind", "fits"), [("PNG", True), ("JPEG", True), ("progressive", False), ("WEBP", False), ("BMP", True)]
+    ("kind", "fits"),
+    [("PNG", True), ("JPEG", True), ("progressive", False), ("WEBP", False), ("BMP", True)],
 )
 def test_photographs_of_50_megapixels_fit_where_the_format_allows(kind: str, fits: bool) -> None:
     """Judged by headers, changed to say 8688x5792; nothing is decoded."""
-    image = Image.open(io.BytesIO(saved(BIG, kind.replace("progressive", "JPEG"), progressive=kind == "progressive")))
+    image = Image.open(
+        io.BytesIO(
+            saved(BIG, kind.replace("progressive", "JPEG"), progressive=kind == "progressive")
+        )
+    )
     image._size = (8688, 5792)  # type: ignore[attr-defined]
     check = functools.partial(decode_module._check_memory, image, 25_000_000)
     if fits:
@@ -445,7 +543,9 @@ def test_photographs_of_50_megapixels_fit_where_the_format_allows(kind: str, fit
         check()
 
 
-def test_nothing_is_shown_where_there_is_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_where_there_is_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fill(tmp_path, numbered(5) | {"bomb.png": png(11_000, 9_000, 8, 2, [b""]).read()})
     of(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -463,7 +563,9 @@ def test_jpeg_files_are_read_without_simplejpeg(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_simplejpeg
-def test_complaints_of_simplejpeg_about_anything_but_damage_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complaints_of_simplejpeg_about_anything_but_damage_are_left_to_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Refusing:
         @staticmethod
         def decode_jpeg(*_: Any, **__: Any) -> None:
@@ -480,7 +582,9 @@ def mutated() -> list[tuple[str, str, bytes]]:
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
-def test_damaged_files_are_decoded_or_skipped_and_never_crash(mutated: list[tuple[str, str, bytes]]) -> None:
+def test_damaged_files_are_decoded_or_skipped_and_never_crash(
+    mutated: list[tuple[str, str, bytes]],
+) -> None:
     outcomes: dict[str, list[bool]] = {}
     for kind, how, content in mutated:
         started = time.process_time()

@@ -29,7 +29,9 @@ def test_mnist(data_dir: Path) -> None:
 
 def test_binarized_mnist(data_dir: Path) -> None:
     config = DataConfig(source(data_dir, "npz", "binarized_mnist_fixed.npz"), bits="28x28")
-    for split, count, mean in zip(SPLITS, (50_000, 10_000, 10_000), (0.13056, 0.13113, 0.13251), strict=True):
+    for split, count, mean in zip(
+        SPLITS, (50_000, 10_000, 10_000), (0.13056, 0.13113, 0.13251), strict=True
+    ):
         part = load(config, split)
         assert part.images.shape == (count, 28, 28, 1)
         assert (part.levels, part.labels) == (2, None)
@@ -43,12 +45,17 @@ def test_cifar10_original_pixels(data_dir: Path) -> None:
 
 
 def test_cifar10_jpeg(data_dir: Path) -> None:
-    part = load(DataConfig(source(data_dir, "npz", "cifar10_jpeg_recompressed_train.npz"), limit=300), "train")
+    part = load(
+        DataConfig(source(data_dir, "npz", "cifar10_jpeg_recompressed_train.npz"), limit=300),
+        "train",
+    )
     assert part.images.shape == (300, 32, 32, 3)
     assert part.labels is not None
     assert set(part.labels.tolist()) == set(range(10))
     original = load(DataConfig(source(data_dir, "npz", "cifar10_lossless_part.npz")), "test")
-    test = load(DataConfig(source(data_dir, "npz", "cifar10_jpeg_recompressed_test.npz"), limit=164), "test")
+    test = load(
+        DataConfig(source(data_dir, "npz", "cifar10_jpeg_recompressed_test.npz"), limit=164), "test"
+    )
     error = np.square(original.images.astype(float) - test.images).mean(axis=(1, 2, 3))
     assert 10 * np.log10(255**2 / error).min() > 23
 
@@ -69,9 +76,12 @@ def test_kodak_tiles_are_the_photographs(data_dir: Path) -> None:
     assert all(set(parts[0].names or ()).isdisjoint(part.names or ()) for part in parts[1:])
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("bsds500.zip", 200, 200), ("imagenet_sample.zip", 7, 33)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("bsds500.zip", 200, 200), ("imagenet_sample.zip", 7, 33)]
+)
 def test_photographs(data_dir: Path, name: str, low: int, high: int) -> None:
-    """The first comes divided into folders (200 test images), the second is divided by the hash (5 % of 331)."""
+    """The first comes divided into folders (200 test images), the second is divided by the hash (5
+    % of 331)."""
     config = DataConfig(source(data_dir, "folder", name), size="32")
     valid, test = load(config, "valid"), load(config, "test")
     assert valid.images.shape[1:] == test.images.shape[1:] == (32, 32, 3)

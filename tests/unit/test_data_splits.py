@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.data.splits import SPLITS, by_folders, by_hash, check_split, divide, permuted, share, with_tail
+from tessella.data.splits import (
+    SPLITS,
+    by_folders,
+    by_hash,
+    check_split,
+    divide,
+    permuted,
+    share,
+    with_tail,
+)
 from tessella.errors import DataError
 
 PATHS = st.lists(st.text("ab/é.", min_size=1, max_size=6), unique=True, max_size=60)
@@ -40,12 +49,19 @@ def test_images_keep_their_split_when_others_come() -> None:
 
 
 def test_a_path_means_the_same_on_every_system() -> None:
-    composed, decomposed = [f"\u00e9{i}.png" for i in range(50)], [f"e\u0301{i}.png" for i in range(50)]
+    composed, decomposed = (
+        [f"\u00e9{i}.png" for i in range(50)],
+        [f"e\u0301{i}.png" for i in range(50)],
+    )
     assert by_hash(composed) == by_hash(decomposed)
 
 
 def test_too_few_for_train_alone() -> None:
-    low = next(f"{i}" for i in range(1000) if hashlib.sha256(f"tessella split:{i}".encode()).digest()[0] < 8)
+    low = next(
+        f"{i}"
+        for i in range(1000)
+        if hashlib.sha256(f"tessella split:{i}".encode()).digest()[0] < 8
+    )
     assert by_hash([low]) == ["train"]
     assert by_hash([]) == []
 
@@ -57,7 +73,8 @@ def test_permuted_is_a_partition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "largest", "size"), [(2, None, 0), (3, None, 1), (1000, None, 50), (400_000, 5000, 5000)]
+    ("count", "largest", "size"),
+    [(2, None, 0), (3, None, 1), (1000, None, 50), (400_000, 5000, 5000)],
 )
 def test_share(count: int, largest: int | None, size: int) -> None:
     assert share(count, largest) == size
@@ -91,19 +108,29 @@ def test_folders_that_are_splits(folders: list[str], expected: bool) -> None:
     assert divide(folders) is expected
 
 
-@pytest.mark.parametrize(("other", "missing", "edge"), [("test", "valid", 0.1), ("val", "test", 0.05)])
-def test_what_a_divided_folder_lacks_has_the_lowest_places_of_train(other: str, missing: str, edge: float) -> None:
+@pytest.mark.parametrize(
+    ("other", "missing", "edge"), [("test", "valid", 0.1), ("val", "test", 0.05)]
+)
+def test_what_a_divided_folder_lacks_has_the_lowest_places_of_train(
+    other: str, missing: str, edge: float
+) -> None:
     names = [f"{folder}/{i}.png" for folder in ("train", other) for i in range(1000)]
     splits, rule = by_folders(names, [name.split("/")[0] for name in names])
     assert f"; {missing}: {edge:.0%} of train by SHA-256" in rule
     for name, split in zip(names, splits, strict=True):
         p = int(hashlib.sha256(f"tessella split:{name}".encode()).hexdigest()[:16], 16) / 2**64
         given = {"test": "test", "val": "valid"}[other]
-        assert split == (given if not name.startswith("train") else missing if p < edge else "train")
+        assert split == (
+            given if not name.startswith("train") else missing if p < edge else "train"
+        )
 
 
 def test_twenty_training_files_give_one_and_fewer_none() -> None:
-    names = [f"train/{i}.png" for i in range(500) if by_hash([f"a/{i}.png", f"train/{i}.png"])[1] == "train"]
+    names = [
+        f"train/{i}.png"
+        for i in range(500)
+        if by_hash([f"a/{i}.png", f"train/{i}.png"])[1] == "train"
+    ]
     for count, taken in ((20, 1), (19, 0)):
         some = [*names[:count], "test/x.png"]
         assert by_folders(some, [name.split("/")[0] for name in some])[0].count("valid") == taken

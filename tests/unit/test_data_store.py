@@ -1,4 +1,5 @@
-"""Decoded images in a file: indexing as numpy does it, entries that are whole or not there, one maker among many."""
+"""Decoded images in a file: indexing as numpy does it, entries that are whole or not there, one
+maker among many."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from PIL import Image
 from tessella.config import DataConfig
 from tessella.data import ImageSet, load
 from tessella.data import store as store_module
+from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, digest, stored
 from tessella.data.hashes import image_hashes
-from tessella.data.store import StoredImages, Writer, cache_folder, digest, stored
 from tessella.errors import DataError
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (11, 4, 5, 3), dtype=np.uint8)
@@ -87,7 +88,9 @@ INDICES: list[Any] = [
 
 @pytest.mark.parametrize("index", INDICES, ids=repr)
 def test_every_index_gives_what_numpy_gives(index: Any) -> None:
-    expected = IMAGES[index if not isinstance(index, (list, range)) or len(index) else np.array([], int)]
+    expected = IMAGES[
+        index if not isinstance(index, (list, range)) or len(index) else np.array([], int)
+    ]
     found = images()[index]
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
@@ -95,7 +98,9 @@ def test_every_index_gives_what_numpy_gives(index: Any) -> None:
     np.testing.assert_array_equal(images()[:], IMAGES)
 
 
-@pytest.mark.parametrize("index", [11, -12, [0, 11], [-12], np.zeros(10, bool), 1.0, [0.5], None, ..., True, (0, 1)])
+@pytest.mark.parametrize(
+    "index", [11, -12, [0, 11], [-12], np.zeros(10, bool), 1.0, [0.5], None, ..., True, (0, 1)]
+)
 def test_other_indices_are_refused(index: Any) -> None:
     with pytest.raises(IndexError):
         images()[index]
@@ -114,7 +119,10 @@ def test_digest_and_hashes_are_those_of_the_pixels() -> None:
     there = images()
     assert there.sha256 == hashlib.sha256(IMAGES.tobytes()).hexdigest()
     np.testing.assert_array_equal(there.hashes, image_hashes(IMAGES))
-    expected = [int.from_bytes(hashlib.blake2b(i.tobytes(), digest_size=8).digest(), "little") for i in IMAGES]
+    expected = [
+        int.from_bytes(hashlib.blake2b(i.tobytes(), digest_size=8).digest(), "little")
+        for i in IMAGES
+    ]
     assert image_hashes(IMAGES[:, :, ::-1][:, :, ::-1]).tolist() == expected
     assert image_hashes(IMAGES[:0]).shape == (0,)
 
@@ -214,12 +222,17 @@ def spoil(cache: Path, how: str) -> None:
         facts.write_text(json.dumps({"shape": [1]}))
 
 
-@pytest.mark.parametrize("how", ["cut", "longer", "no pixels", "no facts", "half facts", "other facts"])
+@pytest.mark.parametrize(
+    "how", ["cut", "longer", "no pixels", "no facts", "half facts", "other facts"]
+)
 def test_an_entry_that_is_not_whole_is_made_anew(cache: Path, how: str) -> None:
     images()
     spoil(cache, how)
     np.testing.assert_array_equal(images()[:], IMAGES)
-    assert sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock") == [".json", ".u8"]
+    assert sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock") == [
+        ".json",
+        ".u8",
+    ]
 
 
 def test_a_maker_that_fails_leaves_nothing(cache: Path) -> None:
@@ -232,7 +245,9 @@ def test_a_maker_that_fails_leaves_nothing(cache: Path) -> None:
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -242,7 +257,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(cache: Path, monkeypatch: pytes
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=rf"{tmp_path / 'file'}.*TESSELLA_CACHE"):
@@ -325,7 +342,9 @@ def test_labels_and_skipped_files_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "rewritten", "touched", "foreign"])
-def test_a_change_of_the_folder_makes_a_new_entry_and_drops_the_old(tmp_path: Path, cache: Path, change: str) -> None:
+def test_a_change_of_the_folder_makes_a_new_entry_and_drops_the_old(
+    tmp_path: Path, cache: Path, change: str
+) -> None:
     root = tmp_path / "x"
     fill(root)
     before = of(root)
@@ -351,7 +370,9 @@ def test_a_change_of_the_folder_makes_a_new_entry_and_drops_the_old(tmp_path: Pa
 
 
 @pytest.mark.parametrize("options", [{"size": "4"}, {"channels": 1}, {"limit": 3}])
-def test_other_pixels_are_another_entry(tmp_path: Path, cache: Path, options: dict[str, Any]) -> None:
+def test_other_pixels_are_another_entry(
+    tmp_path: Path, cache: Path, options: dict[str, Any]
+) -> None:
     fill(tmp_path / "x")
     plain, other = of(tmp_path / "x"), of(tmp_path / "x", **options)
     assert plain.images.shape != other.images.shape

@@ -1,4 +1,5 @@
-"""Reading image files when something else goes wrong: no memory, no space, a damaged stream, a busy cache."""
+"""Reading image files when something else goes wrong: no memory, no space, a damaged stream, a busy
+cache."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from PIL import Image
 from tessella.config import DataConfig
 from tessella.data import ImageSet, image_files, load, store
 from tessella.data import decode as decode_module
-from tessella.data.budget import Budget, Closed
 from tessella.data.decode import UnusableImage, decode
+from tessella.data.memory_budget import Budget, Closed
 from tessella.errors import DataError
 
 GREY = np.random.default_rng(3).integers(0, 256, (6, 8), dtype=np.uint8)
@@ -64,7 +65,10 @@ def test_a_passing_failure_ends_loading_and_is_not_stored(
 
     with monkeypatch.context() as patch:
         patch.setattr(image_files, step, fail)
-        with pytest.raises(DataError, match=r"0\.png: cannot be read at present: (Too many|Input|No space|not enough)"):
+        with pytest.raises(
+            DataError,
+            match=r"0\.png: cannot be read at present: (Too many|Input|No space|not enough)",
+        ):
             of(photos)
     assert len(of(photos)) == 8
 
@@ -108,7 +112,9 @@ def test_a_file_that_vanishes_is_skipped(photos: Path, monkeypatch: pytest.Monke
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     monkeypatch.setattr(image_files, "begin", vanished)
-    with pytest.raises(DataError, match=f"3 of 8 files .*cannot be read: {os.strerror(errno.ENOENT)}"):
+    with pytest.raises(
+        DataError, match=f"3 of 8 files .*cannot be read: {os.strerror(errno.ENOENT)}"
+    ):
         of(photos)
 
 
@@ -116,7 +122,9 @@ def packed(**tile: Any) -> bytes:
     halves = [GREY[:3].tobytes(), GREY[3:].tobytes()]
     if tile:
         halves = [np.pad(GREY, ((0, 10), (0, 8))).tobytes()]
-    return tiff(8, 6, 8, [zlib.compress(half, 0) for half in halves], compression=8, rows=3, **tile).read()
+    return tiff(
+        8, 6, 8, [zlib.compress(half, 0) for half in halves], compression=8, rows=3, **tile
+    ).read()
 
 
 @pytest.mark.parametrize("tile", [{}, {"tile": (16, 16)}], ids=["strips", "tiles"])
@@ -174,11 +182,14 @@ def test_a_closed_budget_sends_waiters_away() -> None:
 
 
 @pytest.mark.parametrize("total", [1, 300, 700])
-@pytest.mark.parametrize("options", [{}, {"limit": 3}, {"size": "3x4", "crop": "tiles", "limit": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"limit": 3}, {"size": "3x4", "crop": "tiles", "limit": 5}], ids=str
+)
 def test_waiting_outcomes_count_and_never_block(
     photos: Path, monkeypatch: pytest.MonkeyPatch, total: int, options: dict[str, Any]
 ) -> None:
-    """All budgets end with the images that a large one gives, also where whoever takes them stops early."""
+    """All budgets end with the images that a large one gives, also where whoever takes them stops
+    early."""
     expected = of(photos, **options)
     monkeypatch.setattr(image_files, "workers", lambda: 6)
     monkeypatch.setattr(image_files, "MAX_TOGETHER", total)
@@ -186,8 +197,11 @@ def test_waiting_outcomes_count_and_never_block(
     assert of(photos, **options).identity()["sha256"] == expected.identity()["sha256"]
 
 
-def test_finished_images_hold_their_share_until_they_are_taken(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for one image, nothing is decoded while the one before it has not been taken over."""
+def test_finished_images_hold_their_share_until_they_are_taken(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one image, nothing is decoded while the one before it has not been taken
+    over."""
     finished: list[int] = []
     finish = decode_module.finish
 
@@ -212,7 +226,10 @@ def test_finished_images_hold_their_share_until_they_are_taken(photos: Path, mon
 
 @pytest.mark.parametrize("changed", [{"MANY_FILES": 7}, {"PATIENCE": -1.0}], ids=str)
 def test_long_decoding_says_one_line_where_there_is_no_terminal(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], changed: dict[str, Any]
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    changed: dict[str, Any],
 ) -> None:
     for name, value in changed.items():
         monkeypatch.setattr(image_files, name, value)
@@ -222,7 +239,9 @@ def test_long_decoding_says_one_line_where_there_is_no_terminal(
     assert capfd.readouterr() == ("", "")
 
 
-def test_waiting_for_another_process_is_said(photos: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_waiting_for_another_process_is_said(
+    photos: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     of(photos)
     entry = next(cache.glob("*.json"))
     lock = cache / f"{entry.name.partition('-')[0]}.lock"
@@ -231,7 +250,9 @@ def test_waiting_for_another_process_is_said(photos: Path, cache: Path, capfd: p
         "import sys, time, filelock\n"
         "with filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); time.sleep(1.3)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         assert len(of(photos)) == 8

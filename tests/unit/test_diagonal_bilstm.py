@@ -17,7 +17,9 @@ def build(height: int, width: int, hidden: int = 5) -> DiagonalLayer:
     return DiagonalLayer(ChannelGroups(2), hidden, Diagonals(height, width), dropout=0.0).double()
 
 
-def by_pixel(layer: DiagonalLayer, x: torch.Tensor, bias: torch.Tensor, direction: int) -> torch.Tensor:
+def by_pixel(
+    layer: DiagonalLayer, x: torch.Tensor, bias: torch.Tensor, direction: int
+) -> torch.Tensor:
     """The states ``[batch, height, width, hidden]`` of a direction, one pixel after the other."""
     batch, height, width, _ = x.shape
     linear = (layer.left, layer.right)[direction]
@@ -47,7 +49,9 @@ def inputs(height: int, width: int, hidden: int = 5) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 @pytest.mark.parametrize("direction", [0, 1])
-def test_the_walk_along_diagonals_equals_one_pixel_after_the_other(height: int, width: int, direction: int) -> None:
+def test_the_walk_along_diagonals_equals_one_pixel_after_the_other(
+    height: int, width: int, direction: int
+) -> None:
     layer, (x, bias) = build(height, width), inputs(height, width)
     states = layer.states(x, bias[:, None, None])[direction]
     expected = by_pixel(layer, x, bias, direction).flatten(1, 2).transpose(0, 1)
@@ -75,7 +79,9 @@ def test_everything_before_is_seen_but_the_end_of_the_row_above() -> None:
     field = model.receptive_field().view(4, 9, 4, 9)
     expected = torch.ones(36, 36, dtype=torch.bool).tril(-1).view(4, 9, 4, 9)
     for row in range(1, 4):
-        expected[row, :5, row - 1, 8] = False  # the 7 x 7 convolution sees three pixels to the right
+        expected[row, :5, row - 1, 8] = (
+            False  # the 7 x 7 convolution sees three pixels to the right
+        )
     assert torch.equal(field, expected)
 
 
@@ -87,5 +93,7 @@ def test_layers_of_the_papers_models(layers: int, hidden: int) -> None:
     layer = model.layers[0]
     assert isinstance(layer, DiagonalLayer)
     assert layer.left.weight.shape == layer.right.weight.shape == (4 * hidden, 2 * hidden)
-    assert layer.state.shape == (2, 2 * hidden, 4 * hidden), "a kernel of size 2, from h to 4 h, in each direction"
+    assert layer.state.shape == (2, 2 * hidden, 4 * hidden), (
+        "a kernel of size 2, from h to 4 h, in each direction"
+    )
     assert layer.restore.weight.shape == (2 * hidden, hidden)

@@ -1,5 +1,5 @@
-"""The codebook doctor: facts against direct computation, a sentence for each fault, and silence where nothing can be
-said."""
+"""The codebook doctor: facts against direct computation, a sentence for each fault, and silence
+where nothing can be said."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella import doctor
-from tessella.doctor import Facts
 from tessella.errors import TessellaWarning
-from tessella.tokenizers import Tokenizer
+from tessella.tokenizers import Tokenizer, codebook_health
+from tessella.tokenizers.codebook_health import Facts
 
 HEALTHY = Facts(
     grid=0,
@@ -34,13 +33,20 @@ HEALTHY = Facts(
 
 def tokenizer(**sizes: object) -> Tokenizer:
     torch.manual_seed(0)
-    given = {"image_size": [8, 8], "channels": 1, "hidden": 8, "code_dim": 4, "codebook_size": 8, **sizes}
+    given = {
+        "image_size": [8, 8],
+        "channels": 1,
+        "hidden": 8,
+        "code_dim": 4,
+        "codebook_size": 8,
+        **sizes,
+    }
     return ts.create_tokenizer("vqvae", **given)
 
 
 def test_facts_are_those_of_the_counts() -> None:
     counts = torch.tensor([6, 3, 0, 0, 1, 0, 0, 0])
-    (facts,) = doctor.examine(tokenizer(), [counts])
+    (facts,) = codebook_health.examine(tokenizer(), [counts])
     shares = [0.6, 0.3, 0.1]
     assert (facts.codes, facts.vectors, facts.used, facts.dead) == (8, 10, 3, 5)
     assert facts.top_share == pytest.approx(0.6)
@@ -50,32 +56,32 @@ def test_facts_are_those_of_the_counts() -> None:
 
 
 def test_counts_of_nothing_are_told_as_too_few() -> None:
-    (facts,) = doctor.examine(tokenizer(), [torch.zeros(8)])
+    (facts,) = codebook_health.examine(tokenizer(), [torch.zeros(8)])
     assert (facts.used, facts.top_share, facts.entropy_bits) == (0, 0.0, 0.0)
-    assert "too few images" in doctor.diagnose([facts])[0]
+    assert "too few images" in codebook_health.diagnose([facts])[0]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
 def test_twins_are_found_among_codes_in_general_position(noise: float) -> None:
     torch.manual_seed(0)
     codes = torch.randn(600, 8, dtype=torch.float64)
-    assert doctor.twins(codes) == 0
+    assert codebook_health.twins(codes) == 0
     codes[300:310] = codes[:10] + noise
-    assert doctor.twins(codes) == 20
+    assert codebook_health.twins(codes) == 20
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
 def test_codes_that_all_have_twins_are_all_found(noise: float) -> None:
     torch.manual_seed(0)
     codes = torch.randn(50, 4, dtype=torch.float64)
-    assert doctor.twins(torch.cat([codes, codes + noise])) == 100
+    assert codebook_health.twins(torch.cat([codes, codes + noise])) == 100
 
 
 def test_twins_do_not_depend_on_scale_and_place() -> None:
     torch.manual_seed(0)
     codes = torch.randn(300, 4, dtype=torch.float64)
     codes[1] = codes[0]
-    assert doctor.twins(1e-3 * codes + 100) == 2
+    assert codebook_health.twins(1e-3 * codes + 100) == 2
 
 
 @pytest.mark.parametrize(
@@ -85,20 +91,37 @@ def test_twins_do_not_depend_on_scale_and_place() -> None:
         ({"used": 300}, ["212 of 512 codes are dead (41%)", "decay"]),
         ({"used": 300, "reviving": False}, ["dead", "set revive = 0.1"]),
         ({"used": 300, "quantizer": "vq"}, ["dead", "cosine = true"]),
-        ({"used": 300, "quantizer": "fsq", "reviving": None, "twins": None}, ["dead", "fewer levels"]),
-        ({"used": 300, "quantizer": "lfq", "reviving": None, "twins": None}, ["dead", "raise entropy"]),
+        (
+            {"used": 300, "quantizer": "fsq", "reviving": None, "twins": None},
+            ["dead", "fewer levels"],
+        ),
+        (
+            {"used": 300, "quantizer": "lfq", "reviving": None, "twins": None},
+            ["dead", "raise entropy"],
+        ),
         ({"used": 300, "quantizer": "simvq", "reviving": None}, ["dead", "higher learning rate"]),
-        ({"top_share": 0.93, "used": 9, "entropy_bits": 0.5}, ["collapsed", "93%", "beta", "scale 0..1"]),
+        (
+            {"top_share": 0.93, "used": 9, "entropy_bits": 0.5},
+            ["collapsed", "93%", "beta", "scale 0..1"],
+        ),
         ({"top_share": 0.93, "quantizer": "lfq"}, ["collapsed", "entropy"]),
         ({"twins": 100}, ["100 of 512 codes have a twin", "smaller revive"]),
-        ({"entropy_bits": 5.0, "top_share": 0.4}, ["uneven", "perplexity 32.0", "take about 32 codes"]),
+        (
+            {"entropy_bits": 5.0, "top_share": 0.4},
+            ["uneven", "perplexity 32.0", "take about 32 codes"],
+        ),
         ({"usage_drift": 0.5}, ["not settled", "50%"]),
         ({"depth": 2, "depths": 3, "variance_share": 0.001}, ["depth 2", "0.1%", "depth = 2"]),
-        ({"vectors": 1000, "used": 200}, ["too few images", "1,000 vectors for 512 codes", "6 times"]),
+        (
+            {"vectors": 1000, "used": 200},
+            ["too few images", "1,000 vectors for 512 codes", "6 times"],
+        ),
     ],
 )
-def test_the_diagnosis_says_what_is_wrong_and_what_to_change(changes: dict[str, object], words: list[str]) -> None:
-    lines = doctor.diagnose([replace(HEALTHY, **changes)])  # type: ignore[arg-type]
+def test_the_diagnosis_says_what_is_wrong_and_what_to_change(
+    changes: dict[str, object], words: list[str]
+) -> None:
+    lines = codebook_health.diagnose([replace(HEALTHY, **changes)])  # type: ignore[arg-type]
     assert len(lines) == 1
     assert all(word in lines[0] for word in words), lines
     assert ("healthy" in lines[0]) == (not changes)
@@ -107,58 +130,73 @@ def test_the_diagnosis_says_what_is_wrong_and_what_to_change(changes: dict[str, 
 @pytest.mark.parametrize(
     ("name", "fault", "good"),
     [
-        ("used", round(512 * doctor.USED) - 1, round(512 * doctor.USED) + 1),
-        ("top_share", doctor.COLLAPSED, doctor.COLLAPSED - 0.01),
-        ("entropy_bits", math.log2(512 * doctor.EVEN) - 0.01, math.log2(512 * doctor.EVEN) + 0.01),
+        ("used", round(512 * codebook_health.USED) - 1, round(512 * codebook_health.USED) + 1),
+        ("top_share", codebook_health.COLLAPSED, codebook_health.COLLAPSED - 0.01),
+        (
+            "entropy_bits",
+            math.log2(512 * codebook_health.EVEN) - 0.01,
+            math.log2(512 * codebook_health.EVEN) + 0.01,
+        ),
         ("twins", 26, 25),
-        ("usage_drift", doctor.RESTLESS + 0.01, doctor.RESTLESS),
-        ("vectors", 512 * doctor.FEW - 1, 512 * doctor.FEW),
+        ("usage_drift", codebook_health.RESTLESS + 0.01, codebook_health.RESTLESS),
+        ("vectors", 512 * codebook_health.FEW - 1, 512 * codebook_health.FEW),
     ],
 )
 def test_a_fault_begins_at_its_threshold(name: str, fault: float, good: float) -> None:
     given: list[Facts] = [replace(HEALTHY, **{name: value}) for value in (fault, good)]  # type: ignore[arg-type]
-    assert ["healthy" in doctor.diagnose([facts])[0] for facts in given] == [False, True]
+    assert ["healthy" in codebook_health.diagnose([facts])[0] for facts in given] == [False, True]
 
 
 def test_a_collapse_is_one_also_with_few_vectors_a_code_but_not_with_few_at_all() -> None:
     few = replace(HEALTHY, codes=4096, vectors=5000, top_share=0.95, used=5)
-    assert "collapsed" in doctor.diagnose([few])[0]
-    assert "too few images" in doctor.diagnose([replace(few, vectors=doctor.SURE - 1)])[0]
+    assert "collapsed" in codebook_health.diagnose([few])[0]
+    assert (
+        "too few images"
+        in codebook_health.diagnose([replace(few, vectors=codebook_health.SURE - 1)])[0]
+    )
 
 
 def test_a_top_grid_that_is_not_used_is_put_down_to_the_finer_one() -> None:
     top = replace(HEALTHY, grids=2, top_share=0.99, used=3, entropy_bits=0.1)
     bottom = replace(HEALTHY, grids=2, grid=1)
-    lines = doctor.diagnose([top, bottom])
+    lines = codebook_health.diagnose([top, bottom])
     assert lines[0].startswith("grid 0: collapsed")
     assert "the finer codes carry all" in lines[0]
     assert lines[1].startswith("grid 1: healthy")
-    both = doctor.diagnose([top, replace(bottom, top_share=0.99)])
+    both = codebook_health.diagnose([top, replace(bottom, top_share=0.99)])
     assert not any("carry all" in line for line in both)
 
 
 def test_a_codebook_that_stays_collapsed_is_warned_of_once() -> None:
-    model, watch = tokenizer(), doctor.Watch()
+    model, watch = tokenizer(), codebook_health.Watch()
     collapsed, well = torch.tensor([5000, 1, 0, 0, 0, 0, 0, 0]), torch.full((8,), 100)
     told = []
     for counts in (collapsed, well, collapsed, collapsed, collapsed, well, collapsed, collapsed):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             watch.figures(model, [counts])
-        told.append([str(warning.message) for warning in caught if warning.category is TessellaWarning])
+        told.append(
+            [str(warning.message) for warning in caught if warning.category is TessellaWarning]
+        )
     assert [len(lines) for lines in told] == [0, 0, 0, 1, 0, 0, 0, 1]
     assert told[3][0].startswith("codebook collapsed: one code takes 100% of the vectors")
 
 
 def test_logged_figures_are_finite_numbers_with_known_names() -> None:
-    figures = doctor.Watch().figures(tokenizer(), [torch.arange(8)])
-    assert {"code_usage", "code_perplexity_share", "codes_dead", "codes_twin", "code_top_share"} == set(figures)
+    figures = codebook_health.Watch().figures(tokenizer(), [torch.arange(8)])
+    assert {
+        "code_usage",
+        "code_perplexity_share",
+        "codes_dead",
+        "codes_twin",
+        "code_top_share",
+    } == set(figures)
     assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
     assert figures["code_usage"] == pytest.approx(7 / 8)
 
 
 def test_drift_is_told_from_the_second_look_on() -> None:
-    watch, model = doctor.Watch(drift=True), tokenizer()
+    watch, model = codebook_health.Watch(drift=True), tokenizer()
     first = watch.figures(model, [torch.tensor([4, 4, 0, 0, 0, 0, 0, 0])])
     second = watch.figures(model, [torch.tensor([4, 0, 4, 0, 0, 0, 0, 0])])
     assert "usage_drift" not in first
@@ -169,7 +207,7 @@ def test_the_quantizers_of_residual_codes_are_one() -> None:
     quantizer = ts.create_quantizer("residual-vq", dim=4, codebook_size=8, depth=3)
     model = tokenizer()
     model.quantizer = quantizer
-    assert doctor.quantizers_of(model) == [quantizer]
+    assert codebook_health.quantizers_of(model) == [quantizer]
 
 
 def test_each_depth_carries_the_variance_of_its_codes() -> None:
@@ -178,7 +216,7 @@ def test_each_depth_carries_the_variance_of_its_codes() -> None:
         stage.codebook.copy_(torch.tensor([[-width], [width]]))
     model = tokenizer()
     model.quantizer = quantizer
-    facts = doctor.examine(model, [torch.tensor([5, 5]), torch.tensor([9, 9])])
+    facts = codebook_health.examine(model, [torch.tensor([5, 5]), torch.tensor([9, 9])])
     assert [book.variance_share for book in facts] == pytest.approx([0.9, 0.1])
     assert [book.name for book in facts] == ["depth 0", "depth 1"]
 
@@ -187,19 +225,25 @@ def test_each_depth_carries_the_variance_of_its_codes() -> None:
 def test_lattices_have_no_twins(name: str) -> None:
     model = tokenizer()
     model.quantizer = ts.create_quantizer(name, dim=4, codebook_size=256)
-    (facts,) = doctor.examine(model, [torch.ones(256)])
+    (facts,) = codebook_health.examine(model, [torch.ones(256)])
     assert (facts.twins, facts.quantizer) == (None, name)
 
 
 def test_a_report_has_lists_for_several_codebooks() -> None:
-    told = doctor.report([replace(HEALTHY, grids=2), replace(HEALTHY, grids=2, grid=1, used=500)])
+    told = codebook_health.report(
+        [replace(HEALTHY, grids=2), replace(HEALTHY, grids=2, grid=1, used=500)]
+    )
     assert told["codes_dead"] == [0, 12]
     assert len(told["diagnosis"]) == 2
-    assert doctor.report([HEALTHY])["codes_dead"] == 0
+    assert codebook_health.report([HEALTHY])["codes_dead"] == 0
 
 
 def test_an_evaluation_tells_the_diagnosis() -> None:
     images = torch.randint(256, (4, 8, 8, 1), dtype=torch.uint8)
     figures = ts.evaluate(tokenizer(), images)
-    assert figures["diagnosis"] == [line for line in figures["diagnosis"] if "too few images" in line] != []
+    assert (
+        figures["diagnosis"]
+        == [line for line in figures["diagnosis"] if "too few images" in line]
+        != []
+    )
     assert figures["codes_dead"] == 8 - figures["codebook_used"]

@@ -1,4 +1,5 @@
-"""Runs of images on disk: stopped anywhere, they end as if nothing had happened; nothing else is taken for theirs."""
+"""Runs of images on disk: stopped anywhere, they end as if nothing had happened; nothing else is
+taken for theirs."""
 
 from __future__ import annotations
 
@@ -13,12 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella import drawn
 from tessella.errors import ArtifactError, InputError
-from tessella.report import read_made
+from tessella.storage import image_writer
+from tessella.storage.pictures import read_made
 
 SHAPE = (3, 2, 3)
-MADE = {"tessella": "1", "model": "0123", "run": "x", "seed": 7, "class": None, "method": "cached", "temperature": 1.0}
+MADE = {
+    "tessella": "1",
+    "model": "0123",
+    "run": "x",
+    "seed": 7,
+    "class": None,
+    "method": "cached",
+    "temperature": 1.0,
+}
 NAMES = ["pictures", "samples.npz"]
 
 
@@ -33,7 +42,7 @@ def batches(n: int, first: int, batch: int) -> Iterator[np.ndarray]:
 
 def draw(path: Path, n: int, stop: int | None = None, batch: int = 4, **made: Any) -> int:
     """A run, stopped before image ``stop``; returns the first image that was drawn."""
-    with drawn.opened(path, {**MADE, "n": n, **made}, SHAPE) as run:
+    with image_writer.opened(path, {**MADE, "n": n, **made}, SHAPE) as run:
         first = run.resume(batch)
         for images in batches(n, first, batch):
             if stop is not None and run.next >= stop:
@@ -50,7 +59,9 @@ def stopped(path: Path, n: int, stop: int) -> None:
 
 def contents(path: Path) -> dict[str, bytes]:
     """All files below a folder."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
 
 
 @pytest.fixture(params=NAMES)
@@ -82,10 +93,12 @@ def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one(
     assert contents(path.parent) == straight
 
 
-def test_what_a_kill_left_half_written_is_drawn_again(path: Path, straight: dict[str, bytes]) -> None:
+def test_what_a_kill_left_half_written_is_drawn_again(
+    path: Path, straight: dict[str, bytes]
+) -> None:
     stopped(path, 11, 8)
     if path.suffix:
-        with path.with_name("samples.npz.part").joinpath(drawn.PIXELS).open("ab") as pixels:
+        with path.with_name("samples.npz.part").joinpath(image_writer.PIXELS).open("ab") as pixels:
             pixels.write(b"\x01" * 40)  # two images and a part of one
     else:
         whole = (path / "00000007.png").read_bytes()
@@ -106,10 +119,12 @@ def test_a_picture_that_has_gone_is_drawn_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["samples.npz"])
-def test_a_run_killed_while_it_was_packed_draws_nothing(path: Path, straight: dict[str, bytes]) -> None:
+def test_a_run_killed_while_it_was_packed_draws_nothing(
+    path: Path, straight: dict[str, bytes]
+) -> None:
     stopped(path, 11, 8)
     folder = path.with_name("samples.npz.part")
-    (folder / drawn.PIXELS).write_bytes(b"".join(image(i).tobytes() for i in range(11)))
+    (folder / image_writer.PIXELS).write_bytes(b"".join(image(i).tobytes() for i in range(11)))
     (folder / ".samples.npz.partial").write_bytes(b"PK half of it")
     assert draw(path, 11) == 11
     assert contents(path.parent) == straight
@@ -132,7 +147,9 @@ def test_a_finished_run_is_left_alone(path: Path) -> None:
     draw(path, 5)
     before = {file: file.stat().st_mtime_ns for file in path.parent.rglob("*") if file.is_file()}
     assert draw(path, 5) == 5
-    assert {file: file.stat().st_mtime_ns for file in path.parent.rglob("*") if file.is_file()} == before
+    assert {
+        file: file.stat().st_mtime_ns for file in path.parent.rglob("*") if file.is_file()
+    } == before
 
 
 @pytest.mark.parametrize("stop", [4, None])
@@ -146,7 +163,9 @@ def test_a_finished_run_is_left_alone(path: Path) -> None:
         ({"n": 10}, "a run of 11 images"),
     ],
 )
-def test_another_run_in_its_place_is_refused(path: Path, stop: int | None, other: dict[str, Any], message: str) -> None:
+def test_another_run_in_its_place_is_refused(
+    path: Path, stop: int | None, other: dict[str, Any], message: str
+) -> None:
     if stop is None:
         draw(path, 11)
     else:
@@ -211,23 +230,27 @@ def test_a_failure_before_the_first_image_leaves_no_file(path: Path) -> None:
 
 
 def test_two_processes_do_not_draw_to_one_place(path: Path) -> None:
-    with drawn.opened(path, {**MADE, "n": 11}, SHAPE), pytest.raises(ArtifactError, match="another process"):
+    with (
+        image_writer.opened(path, {**MADE, "n": 11}, SHAPE),
+        pytest.raises(ArtifactError, match="another process"),
+    ):
         draw(path, 11)
 
 
 def test_a_full_disk_is_told_with_the_way_out(path: Path) -> None:
     with (
         pytest.raises(ArtifactError, match="No space left on device; the same command goes on"),
-        drawn.opened(path, {**MADE, "n": 11}, SHAPE),
+        image_writer.opened(path, {**MADE, "n": 11}, SHAPE),
     ):
         raise OSError(28, "No space left on device")
 
 
 def peak(path: Path, n: int) -> int:
-    """Bytes that Python and numpy hold at most while ``n`` images of 64 KiB are drawn and packed."""
+    """Bytes that Python and numpy hold at most while ``n`` images of 64 KiB are drawn and
+    packed."""
     tracemalloc.start()
     try:
-        with drawn.opened(path, {**MADE, "n": n}, (256, 256, 1)) as run:
+        with image_writer.opened(path, {**MADE, "n": n}, (256, 256, 1)) as run:
             for _ in range(0, n, 4):
                 run.append(np.zeros((4, 256, 256, 1), np.uint8))
             run.finish()
@@ -236,8 +259,10 @@ def peak(path: Path, n: int) -> int:
         tracemalloc.stop()
 
 
-def test_memory_does_not_grow_with_the_images(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "CHUNK", 1 << 16)
+def test_memory_does_not_grow_with_the_images(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_writer, "CHUNK", 1 << 16)
     few, many = peak(tmp_path / f"few-{name}", 8), peak(tmp_path / f"many-{name}", 80)
     assert many < few + 4 * (256 * 256)  # of the 72 images more
 
@@ -245,8 +270,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, name: str, monkeyp
 def test_progress_is_a_line_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(drawn, "EVERY", 0.0)
-    with drawn.progress(2000, 500) as tell:
+    monkeypatch.setattr(image_writer, "EVERY", 0.0)
+    with image_writer.progress(2000, 500) as tell:
         tell(1250.4)
     told = capsys.readouterr().err
     assert told.startswith("1,250 of 2,000 images, ")
@@ -254,7 +279,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(
 
 
 def test_progress_says_nothing_of_what_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
-    with drawn.progress(2) as tell:
+    with image_writer.progress(2) as tell:
         tell(1)
         tell(2)
     assert not capsys.readouterr().err

@@ -17,8 +17,8 @@ import torch
 import tessella as ts
 from tessella.data import ImageSet
 from tessella.errors import InputError
+from tessella.evaluation.metrics import mean_squared_error, psnr, ssim, standard_error
 from tessella.files import read_json
-from tessella.metrics import mean_squared_error, psnr, ssim, standard_error
 from tessella.models import DensityModel
 from tessella.models.independent import Independent
 from tessella.pipeline import Generator, fingerprint, pixel_generator
@@ -43,14 +43,22 @@ def ssim_by_loops(x: np.ndarray, y: np.ndarray, side: int) -> float:
                 va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
                 vab = (window * (a - ma) * (b - mb)).sum()
                 c1, c2 = 2.55**2, 7.65**2
-                values.append((2 * ma * mb + c1) * (2 * vab + c2) / (ma**2 + mb**2 + c1) / (va + vb + c2))
+                values.append(
+                    (2 * ma * mb + c1) * (2 * vab + c2) / (ma**2 + mb**2 + c1) / (va + vb + c2)
+                )
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize(("shape", "side"), [((14, 12, 3), 11), ((8, 8, 1), 7), ((5, 9, 1), 5), ((1, 1, 2), 1)])
+@pytest.mark.parametrize(
+    ("shape", "side"), [((14, 12, 3), 11), ((8, 8, 1), 7), ((5, 9, 1), 5), ((1, 1, 2), 1)]
+)
 def test_ssim_is_what_loops_give(shape: tuple[int, int, int], side: int) -> None:
     x = pictures(2, *shape)
-    y = (x.int() + torch.randint(-40, 40, x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 255).byte()
+    y = (
+        (x.int() + torch.randint(-40, 40, x.shape, generator=torch.Generator().manual_seed(1)))
+        .clamp(0, 255)
+        .byte()
+    )
     expected = [ssim_by_loops(a, b, side) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
     np.testing.assert_allclose(ssim(x, y).numpy(), expected, rtol=1e-9)
     assert ssim(x, x).numpy() == pytest.approx(1.0)
@@ -92,7 +100,9 @@ def test_bits_of_a_pixel_model_are_its_log_prob() -> None:
     nats = -model.log_prob(symbols).double()
     assert figures["nats_per_image"] == pytest.approx(float(nats.mean()), rel=1e-6)
     assert figures["bits_per_dim"] == pytest.approx(float(nats.mean()) / 12 / math.log(2), rel=1e-6)
-    assert figures["bits_per_dim_se"] == pytest.approx(float(nats.std()) / 12 / math.log(2) / math.sqrt(7), rel=1e-4)
+    assert figures["bits_per_dim_se"] == pytest.approx(
+        float(nats.std()) / 12 / math.log(2) / math.sqrt(7), rel=1e-4
+    )
     assert figures["images"] == 7
 
 
@@ -144,7 +154,9 @@ def test_the_table_has_the_values_whose_mean_is_the_figure() -> None:
 
 
 def test_the_table_names_files_and_classes() -> None:
-    images = ImageSet(pictures(2, 3, 4, 1).numpy(), np.array([1, 0]), names=("a, b.png", 'c"d\udcff.png'))
+    images = ImageSet(
+        pictures(2, 3, 4, 1).numpy(), np.array([1, 0]), names=("a, b.png", 'c"d\udcff.png')
+    )
     table = rows(ts.assess(pixel_model(), images).table())
     assert [(row["name"], row["label"], row["in_training"]) for row in table] == [
         ("a, b.png", "1", ""),
@@ -164,7 +176,10 @@ def test_bits_of_codes_are_told_per_code_per_image_and_per_image_dimension() -> 
 
 def test_a_comparison_is_the_mean_difference_of_each_image() -> None:
     images, models = pictures(9, 3, 4, 1), (pixel_model(0), pixel_model(1))
-    one, two = (-model.bits_per_dim((images.double() * 16 / 255).round().long()).double() for model in models)
+    one, two = (
+        -model.bits_per_dim((images.double() * 16 / 255).round().long()).double()
+        for model in models
+    )
     difference = ts.compare(*(ts.assess(model, images) for model in models))["bits_per_dim"]
     assert difference["difference"] == pytest.approx(float((two - one).mean()), rel=1e-4)
     assert difference["difference_se"] == pytest.approx(standard_error(two - one), rel=1e-4)
@@ -176,7 +191,9 @@ def test_bits_of_different_things_are_not_compared() -> None:
     same_codes = ts.compare(ts.assess(two_stage(0), images), ts.assess(two_stage(1), images))
     assert "bits" not in same_codes
     assert same_codes["bits_per_dim"]["difference"] != 0
-    other_codes = ts.compare(ts.assess(two_stage(0), images), ts.assess(two_stage(0, tokenizer_seed=1), images))
+    other_codes = ts.compare(
+        ts.assess(two_stage(0), images), ts.assess(two_stage(0, tokenizer_seed=1), images)
+    )
     assert "tokenizers differ" in other_codes["bits"]
     assert "bits_per_dim" not in other_codes
     assert "psnr_db" in other_codes
@@ -193,8 +210,12 @@ def test_a_comparison_needs_the_same_images() -> None:
 def test_images_of_the_training_set_are_recognized(tmp_path: Path) -> None:
     trained, other = pictures(30, 8, 8, 1, 1).numpy(), pictures(3, 8, 8, 1, 2).numpy()
     model = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
-    run = ts.train(model, trained, valid=other, out=tmp_path / "run", steps=1, batch=4, say=lambda line: None)
-    mixed = np.concatenate([other[:1], trained[5:6], trained[6:7, :, ::-1], other[1:], trained[7:8]])
+    run = ts.train(
+        model, trained, valid=other, out=tmp_path / "run", steps=1, batch=4, say=lambda line: None
+    )
+    mixed = np.concatenate(
+        [other[:1], trained[5:6], trained[6:7, :, ::-1], other[1:], trained[7:8]]
+    )
     result = ts.assess(run.path, mixed)
     assert result.figures["overlap"] == {"identical": 2, "mirrored": 1, "first": [1, 5]}
     assert [row["in_training"] for row in rows(result.table())] == ["0", "1", "0", "0", "0", "1"]
@@ -204,7 +225,9 @@ def test_images_of_the_training_set_are_recognized(tmp_path: Path) -> None:
 def test_training_counts_validation_images_that_are_trained_on(tmp_path: Path) -> None:
     images, said = pictures(30, 8, 8, 1, 1).numpy(), []
     model = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
-    run = ts.train(model, images, valid=images[3:5], out=tmp_path / "run", steps=1, batch=4, say=said.append)
+    run = ts.train(
+        model, images, valid=images[3:5], out=tmp_path / "run", steps=1, batch=4, say=said.append
+    )
     assert read_json(run.path / "run.json")["overlap"] == 2
     assert any("2 validation images" in line for line in said)
 
@@ -219,11 +242,30 @@ def test_figures_say_which_images_and_which_weights() -> None:
 
 @pytest.mark.slow
 def test_processes_share_the_images_and_agree_on_the_figures(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tessella", "eval", "digits-codes", "--data", "digits", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tessella",
+        "eval",
+        "digits-codes",
+        "--data",
+        "digits",
+        "--threads",
+        "1",
+    ]
     tables = []
     for devices in (1, 2):
-        files = ["--json", str(tmp_path / f"{devices}.json"), "--per-image", str(tmp_path / f"{devices}.csv")]
-        subprocess.run([*command, "--devices", str(devices), "--device", "cpu", *files], check=True, timeout=300)
+        files = [
+            "--json",
+            str(tmp_path / f"{devices}.json"),
+            "--per-image",
+            str(tmp_path / f"{devices}.csv"),
+        ]
+        subprocess.run(
+            [*command, "--devices", str(devices), "--device", "cpu", *files],
+            check=True,
+            timeout=300,
+        )
         tables.append(rows((tmp_path / f"{devices}.csv").read_text()))
     assert [row["hash"] for row in tables[0]] == [row["hash"] for row in tables[1]]
     for one, two in zip(*tables, strict=True):

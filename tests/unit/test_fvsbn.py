@@ -1,4 +1,5 @@
-"""Fully visible sigmoid belief network: regressions one by one, the count of the paper's size, refusals."""
+"""Fully visible sigmoid belief network: regressions one by one, the count of the paper's size,
+refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ def test_two_levels_are_a_logistic_regression_for_each_symbol() -> None:
 
 
 def test_binary_mnist_has_a_weight_for_each_pair_and_a_bias_for_each_pixel() -> None:
-    assert ts.create("fvsbn", ts.Grid(28, 28, 1, 2)).parameter_count() == 784 * 783 // 2 + 784 == 307_720
+    assert (
+        ts.create("fvsbn", ts.Grid(28, 28, 1, 2)).parameter_count()
+        == 784 * 783 // 2 + 784
+        == 307_720
+    )
 
 
 def test_a_grid_too_large_is_refused_with_the_count() -> None:

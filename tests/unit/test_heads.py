@@ -13,7 +13,13 @@ import torch
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.files import read_tensors
-from tessella.heads import Categorical, CategoricalHead, LogisticMixture, create_head, level_covariance
+from tessella.heads import (
+    Categorical,
+    CategoricalHead,
+    LogisticMixture,
+    create_head,
+    level_covariance,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -37,7 +43,9 @@ def integrated(levels: int, components: list[tuple[float, float, float]]) -> tor
         scale = math.exp(log_scale)
         ends = edges.clone()
         ends[0], ends[-1] = mean - 60 * scale, mean + 60 * scale
-        cuts = torch.stack([low + torch.linspace(0, 1, 65).double() * (high - low) for low, high in pairwise(ends)])
+        cuts = torch.stack(
+            [low + torch.linspace(0, 1, 65).double() * (high - low) for low, high in pairwise(ends)]
+        )
         low, length = cuts[:, :-1, None], cuts.diff(dim=1)[..., None]
         z = (low + length * (nodes + 1) / 2 - mean) / scale
         density = torch.sigmoid(z) * torch.sigmoid(-z) / scale
@@ -54,10 +62,12 @@ def test_every_level_has_the_integral_of_the_density_over_its_bin(levels: int) -
 
 
 def test_a_pixel_has_the_integral_of_the_joint_density_over_its_bins() -> None:
-    # Two channels, the density of the second shifted by the first: by a midpoint sum over the pair of bins, whose
-    # first value enters by its level, as in the head.
+    # Two channels, the density of the second shifted by the first: by a midpoint sum over the pair
+    # of bins, whose first value enters by its level, as in the head.
     head, levels = create_head("logistic-mixture", ts.Grid(1, 1, 2, 9), components=2), 9
-    parameters = torch.tensor([[0.4, -0.3, -0.2, 0.5, 0.3, -0.6, -1.0, -1.5, -0.7, -1.2, 0.8, -0.4]]).double()
+    parameters = torch.tensor(
+        [[0.4, -0.3, -0.2, 0.5, 0.3, -0.6, -1.0, -1.5, -0.7, -1.2, 0.8, -0.4]]
+    ).double()
     weights, first, second, scale, scales, pair = parameters[0].split(2)
     x = torch.tensor([[a, b] for a in range(levels) for b in range(levels)])
     expected = torch.zeros(levels, levels, dtype=torch.float64)
@@ -77,10 +87,14 @@ def test_a_pixel_has_the_integral_of_the_joint_density_over_its_bins() -> None:
 def test_the_mixture_sums_to_one_and_has_gradients_however_extreme(
     dtype: torch.dtype, mean: float, log_scale: float
 ) -> None:
-    parameters = torch.tensor([[0.0, 1.0, mean, mean / 2, log_scale, log_scale / 2]], dtype=dtype, requires_grad=True)
+    parameters = torch.tensor(
+        [[0.0, 1.0, mean, mean / 2, log_scale, log_scale / 2]], dtype=dtype, requires_grad=True
+    )
     table = LogisticMixture(parameters, 256).table()
     assert not table.isnan().any()
-    assert float(table.detach().logsumexp(-1)) == pytest.approx(0, abs=1e-12 if dtype == torch.float64 else 2e-5)
+    assert float(table.detach().logsumexp(-1)) == pytest.approx(
+        0, abs=1e-12 if dtype == torch.float64 else 2e-5
+    )
     worst = LogisticMixture(parameters, 256).log_prob(torch.tensor([0 if mean > 0 else 255]))
     worst.sum().backward()
     assert torch.isfinite(worst).all()
@@ -88,8 +102,8 @@ def test_the_mixture_sums_to_one_and_has_gradients_however_extreme(
 
 
 def test_the_mixture_agrees_with_pixelcnn_plus_plus() -> None:
-    # Weights and values of the PyTorch port of openai/pixel-cnn, whose channels hold means, log-scales and
-    # coefficients in turn.
+    # Weights and values of the PyTorch port of openai/pixel-cnn, whose channels hold means,
+    # log-scales and coefficients in turn.
     golden = read_tensors(GOLDEN / "logistic_mixture.safetensors")
     params, x = golden["io.params"].double(), golden["io.x"]
     x = x.movedim(1, -1) if x.shape[1] == 3 else x
@@ -132,11 +146,14 @@ def test_the_ordinal_head_expresses_every_table(levels: int) -> None:
 
 
 def change_of_logits(head: CategoricalHead, level: int) -> torch.Tensor:
-    """What one step along the gradient of ``log p(level)`` adds to the log-probabilities of all levels, from zero."""
+    """What one step along the gradient of ``log p(level)`` adds to the log-probabilities of all
+    levels, from zero."""
     parameters = torch.zeros(1, head.grid.levels, dtype=torch.float64, requires_grad=True)
     head.symbol(parameters).log_prob(torch.tensor([level])).sum().backward()
     assert parameters.grad is not None
-    return head.symbol(parameters.grad * 0.1).table()[0] - head.symbol(parameters.detach()).table()[0]
+    return (
+        head.symbol(parameters.grad * 0.1).table()[0] - head.symbol(parameters.detach()).table()[0]
+    )
 
 
 def test_a_step_on_one_level_raises_its_neighbours_with_the_ordinal_head_only() -> None:
@@ -163,12 +180,16 @@ def test_the_step_of_the_ordinal_head_is_the_covariance_times_that_of_the_softma
 def test_a_bernoulli_is_the_categorical_of_two_levels() -> None:
     logits = torch.tensor([[0.0, 1.3], [0.5, -2.0]], dtype=torch.float64)
     p = torch.sigmoid(logits[:, 1] - logits[:, 0])
-    torch.testing.assert_close(Categorical(logits).log_prob(torch.tensor([1, 0])).exp(), torch.stack([p[0], 1 - p[1]]))
+    torch.testing.assert_close(
+        Categorical(logits).log_prob(torch.tensor([1, 0])).exp(), torch.stack([p[0], 1 - p[1]])
+    )
 
 
 def test_half_precision_parameters_are_told_in_float32() -> None:
     assert Categorical(torch.zeros(2, 3, dtype=torch.bfloat16)).table().dtype == torch.float32
-    assert LogisticMixture(torch.zeros(2, 6, dtype=torch.bfloat16), 9).table().dtype == torch.float32
+    assert (
+        LogisticMixture(torch.zeros(2, 6, dtype=torch.bfloat16), 9).table().dtype == torch.float32
+    )
 
 
 def test_a_mixture_on_two_levels_is_refused() -> None:
@@ -190,7 +211,9 @@ def test_a_mixture_on_two_levels_is_refused() -> None:
 def test_create_refuses_what_makes_no_model(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 4), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="Known: diagonal-bilstm, fvsbn, gated-pixelcnn, independent"):
+    with pytest.raises(
+        ConfigError, match="Known: diagonal-bilstm, fvsbn, gated-pixelcnn, independent"
+    ):
         ts.create("pixelcnnn", ts.Grid(2, 2, 1, 4))
 
 
@@ -203,7 +226,10 @@ def test_ordinal_logits_are_wide_under_autocast() -> None:
 
 
 def test_ordinal_can_be_trained_after_it_was_used_in_inference_mode() -> None:
-    head, parameters = create_head("ordinal", ts.Grid(1, 1, 1, 7)), torch.zeros(2, 7, requires_grad=True)
+    head, parameters = (
+        create_head("ordinal", ts.Grid(1, 1, 1, 7)),
+        torch.zeros(2, 7, requires_grad=True),
+    )
     with torch.inference_mode():
         head.symbol(parameters).table()
     head.symbol(parameters).log_prob(torch.tensor([1, 2])).sum().backward()

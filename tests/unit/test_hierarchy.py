@@ -39,7 +39,10 @@ class Halves(Tokenizer):
         return {"image_size": list(self.image_size), "channels": self.channels}
 
     def encode_float(self, images: torch.Tensor) -> Any:
-        return tuple(torch.nn.functional.avg_pool2d(images.movedim(-1, 1), side).movedim(1, -1) for side in (4, 2))
+        return tuple(
+            torch.nn.functional.avg_pool2d(images.movedim(-1, 1), side).movedim(1, -1)
+            for side in (4, 2)
+        )
 
     def decode_float(self, features: Any) -> torch.Tensor:
         return features[-1].repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -148,7 +151,9 @@ def test_classes_reach_both_priors() -> None:
     symbols = generator.encode(np.repeat(images(1), 4, 0))
     for nats in model.log_probs(symbols, labels):
         assert len(nats.unique()) == 4
-    assert torch.equal(generator.sample(4, cond=labels, guidance=1.0), generator.sample(4, cond=labels))
+    assert torch.equal(
+        generator.sample(4, cond=labels, guidance=1.0), generator.sample(4, cond=labels)
+    )
     assert generator.sample(4, cond=labels, guidance=2.0).shape == (4, 4, 8, 1)
 
 
@@ -171,7 +176,9 @@ def test_packing_is_undone_by_unpacking() -> None:
     top, bottom = (torch.randint(grid.levels, (3, *grid.shape)) for grid in (TOP, BOTTOM))
     packed = pack((top, bottom))
     assert packed.shape == (3, TOP.symbols + BOTTOM.symbols)
-    assert all(torch.equal(a, b) for a, b in zip(unpack(packed, (TOP, BOTTOM)), (top, bottom), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(unpack(packed, (TOP, BOTTOM)), (top, bottom), strict=True)
+    )
 
 
 def test_the_loss_of_training_is_the_exact_figure_in_bits_per_code() -> None:
@@ -185,10 +192,20 @@ def test_the_loss_of_training_is_the_exact_figure_in_bits_per_code() -> None:
 
 def test_a_run_trains_resumes_and_is_measured(tmp_path: Path) -> None:
     def train(steps: int, out: str, resume: bool = False) -> Any:
-        model = ts.create_prior("gated-pixelcnn", (TOP, BOTTOM), layers=1, hidden=8, finer={"layers": 2})
+        model = ts.create_prior(
+            "gated-pixelcnn", (TOP, BOTTOM), layers=1, hidden=8, finer={"layers": 2}
+        )
         options = {"steps": steps, "batch": 16, "validate_every": 4, "learning_rate": 1e-2}
         say: Any = lambda line: None  # noqa: E731
-        return ts.train(model, images(200), out=tmp_path / out, tokenizer=Halves(), resume=resume, say=say, **options)
+        return ts.train(
+            model,
+            images(200),
+            out=tmp_path / out,
+            tokenizer=Halves(),
+            resume=resume,
+            say=say,
+            **options,
+        )
 
     whole = train(12, "whole").load()
     train(4, "halves")
@@ -198,8 +215,12 @@ def test_a_run_trains_resumes_and_is_measured(tmp_path: Path) -> None:
     assert torch.equal(whole.sample(5), parts.sample(5))
     figures = ts.evaluate(tmp_path / "whole", images(20, seed=5))
     of_grids = figures["bits_per_code_of_grids"]
-    mean = (of_grids[0] * TOP.symbols + of_grids[1] * BOTTOM.symbols) / (TOP.symbols + BOTTOM.symbols)
+    mean = (of_grids[0] * TOP.symbols + of_grids[1] * BOTTOM.symbols) / (
+        TOP.symbols + BOTTOM.symbols
+    )
     assert figures["bits_per_code"] == pytest.approx(mean)
-    assert figures["bits_per_code"] == pytest.approx(float(whole.bits_per_dim(images(20, seed=5)).mean().detach()))
+    assert figures["bits_per_code"] == pytest.approx(
+        float(whole.bits_per_dim(images(20, seed=5)).mean().detach())
+    )
     assert figures["baseline_bits_per_dim"] > 0
     assert figures["codebook_size"] == [2, 3]

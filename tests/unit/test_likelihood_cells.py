@@ -1,4 +1,5 @@
-"""The benchmark of likelihoods: its cells, that they go on where they were left, and the tables made of them."""
+"""The benchmark of likelihoods: its cells, that they go on where they were left, and the tables
+made of them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def likelihood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.import_module("likelihood")
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(module.machine, "gigaflops", lambda side: 100.0)
-    monkeypatch.setattr(module.harness, "results_path", lambda name, out="": Path(out or tmp_path / f"{name}.json"))
+    monkeypatch.setattr(
+        module.harness, "results_path", lambda name, out="": Path(out or tmp_path / f"{name}.json")
+    )
     return module
 
 
@@ -41,13 +44,19 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def tiny(module: ModuleType, steps: int = 12) -> Any:
-    settings = {"data": {"source": "digits"}, "model": {"name": "fvsbn"}, "train": {"steps": steps, "batch": 16}}
+    settings = {
+        "data": {"source": "digits"},
+        "model": {"name": "fvsbn"},
+        "train": {"steps": steps, "batch": 16},
+    }
     return module.Cell("digits", "tiny", from_dict(Recipe, settings), each_image=True)
 
 
 def interrupted(recipe: Recipe, out: Path, **options: Any) -> Any:
     """Half of a training, as an interruption leaves it."""
-    train_recipe(replace(recipe, train=replace(recipe.train, steps=recipe.train.steps // 2)), out, **options)
+    train_recipe(
+        replace(recipe, train=replace(recipe.train, steps=recipe.train.steps // 2)), out, **options
+    )
     facts = json.loads((out / "run.json").read_text())
     facts["recipe"]["train"]["steps"], facts["status"] = recipe.train.steps, "interrupted"
     (out / "run.json").write_text(json.dumps(facts))
@@ -62,7 +71,9 @@ def test_every_family_has_a_cell_and_no_two_cells_share_a_name(likelihood: Modul
         assert {cell.recipe.model.name for cell in cells if cell.table == table} == families
     heads = [cell for cell in cells if cell.table.startswith("heads-")]
     for table in {cell.table for cell in heads}:
-        networks = {json.dumps(dict(cell.recipe.model.sizes)) for cell in heads if cell.table == table}
+        networks = {
+            json.dumps(dict(cell.recipe.model.sizes)) for cell in heads if cell.table == table
+        }
         budgets = {cell.recipe.train for cell in heads if cell.table == table}
         assert len(networks) == 1
         assert len(budgets) == 1
@@ -79,7 +90,9 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(
     assert row["steps"] == 12
     assert row["epochs"] == pytest.approx(12 * 16 / 1350)
     assert row["test"]["images"] == 297
-    assert statistics.mean(row["each_image"]["bits_per_dim"]) == pytest.approx(row["test"]["bits_per_dim"], abs=1e-5)
+    assert statistics.mean(row["each_image"]["bits_per_dim"]) == pytest.approx(
+        row["test"]["bits_per_dim"], abs=1e-5
+    )
     seconds = [at for at, _ in row["curve"]]
     assert seconds == sorted(seconds)
     assert row["curve"][-1][1] == pytest.approx(row["valid"]["bits_per_dim"])
@@ -88,7 +101,9 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(
     assert likelihood.state(changed) == "changed"
     with pytest.raises(ConfigError, match="digits/tiny have changed"):
         likelihood.run(changed, again=False)
-    moved = replace(changed, recipe=replace(changed.recipe, data=replace(changed.recipe.data, limit=300)))
+    moved = replace(
+        changed, recipe=replace(changed.recipe, data=replace(changed.recipe.data, limit=300))
+    )
     assert likelihood.state(moved) == "changed"
     assert likelihood.run(changed, again=True)
     assert likelihood.state(changed) == "done"
@@ -104,7 +119,10 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(
 def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_of_pixels(
     likelihood: ModuleType, tables: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, train = {"source": "digits", "limit": 64, "bits": "", "size": ""}, {"steps": 4, "batch": 8}
+    data, train = (
+        {"source": "digits", "limit": 64, "bits": "", "size": ""},
+        {"steps": 4, "batch": 8},
+    )
     sizes = {"codebook_size": 8, "hidden": 8, "code_dim": 4, "downsample": 2, "residual_blocks": 1}
     table = {
         "in_bounds": True,
@@ -113,7 +131,11 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
         "cells": {
             "pixels": {"model": {"name": "fvsbn"}},
             "tokenizer": {"tokenizer": {"name": "vqvae", "likelihood": "logistic", **sizes}},
-            "codes": {"prior_of": "codes-mnist/tokenizer", "model": {"name": "made"}, "train": {"steps": 2}},
+            "codes": {
+                "prior_of": "codes-mnist/tokenizer",
+                "model": {"name": "made"},
+                "train": {"steps": 2},
+            },
         },
     }
     cells = list(likelihood._of_table("codes-mnist", table))
@@ -130,12 +152,18 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
     assert found["codes"]["symbols"] == 16
     parts = found["codes"]["code_bits"] + found["codes"]["pixel_bits"]
     assert found["codes"]["bits_per_dim"] == pytest.approx(parts)
-    assert found["codes"]["all_minutes"] == pytest.approx(found["codes"]["minutes"] + found["tokenizer"]["minutes"])
-    monkeypatch.setattr(tables, "CELLS", likelihood.harness.results_path("likelihood").with_suffix(""))
+    assert found["codes"]["all_minutes"] == pytest.approx(
+        found["codes"]["minutes"] + found["tokenizer"]["minutes"]
+    )
+    monkeypatch.setattr(
+        tables, "CELLS", likelihood.harness.results_path("likelihood").with_suffix("")
+    )
     assert "| codes | vqvae, made | 16 |" in tables.codes()
 
 
-def test_an_interrupted_cell_goes_on_where_it_was_left(likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_cell_goes_on_where_it_was_left(
+    likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell, train = tiny(likelihood), likelihood.train_recipe
 
     monkeypatch.setattr(likelihood, "train_recipe", interrupted)
@@ -190,19 +218,29 @@ def head_row(head: str, bits: list[float], near: float) -> dict[str, Any]:
     return {
         "table": "heads-kodak",
         "cell": f"{head}-few",
-        "settings": {"model": {"name": "gated-pixelcnn", "head": head, "sizes": {}}, "train": {"minutes": 2.5}},
+        "settings": {
+            "model": {"name": "gated-pixelcnn", "head": head, "sizes": {}},
+            "train": {"minutes": 2.5},
+        },
         "train_images": 384,
         "steps": 200,
         "best_step": 150,
         "epochs": 8.0,
-        "test": {"images": 4, "sha256": "1", "bits_per_dim": statistics.mean(bits), "bits_per_dim_se": 9.0},
+        "test": {
+            "images": 4,
+            "sha256": "1",
+            "bits_per_dim": statistics.mean(bits),
+            "bits_per_dim_se": 9.0,
+        },
         "each_image": {"bits_per_dim": bits, "of": ["a.png", "a.png", "b.png", "b.png"]},
         "neighbours": neighbours,
         "machine_gigaflops": 60.0,
     }
 
 
-def test_the_table_of_heads(tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_table_of_heads(
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tables, "CELLS", tmp_path)
     assert tables.heads() == tables.NOTHING
     (tmp_path / "heads-kodak").mkdir()
@@ -214,11 +252,16 @@ def test_the_table_of_heads(tables: ModuleType, monkeypatch: pytest.MonkeyPatch,
         (tmp_path / "heads-kodak" / f"{found['cell']}.json").write_text(json.dumps(file))
     first, second = tables.heads().splitlines()[2:4]
     kodak = "| Kodak, 32x32 tiles | 384 | "
-    assert first == kodak + "`categorical` | 8.0 (6.0) | 4.200 ± 0.200 | – | 2.00 % | 2.00 % | 8.0 % |"
+    assert (
+        first == kodak + "`categorical` | 8.0 (6.0) | 4.200 ± 0.200 | – | 2.00 % | 2.00 % | 8.0 % |"
+    )
     # means of the photographs 3.1 and 4.1; differences -0.9 and -0.3
     figures = "3.600 ± 0.500 | -0.6000 ± 0.3000 | 4.00 % | 4.00 % | 16.0 % |"
     assert second == f"{kodak}`logistic-mixture` | 8.0 (6.0) | {figures}"
-    assert "4 tiles of 2 photographs; 2 threads of a processor with AVX2, torch 2 (60 GFLOP/s" in tables.heads()
+    assert (
+        "4 tiles of 2 photographs; 2 threads of a processor with AVX2, torch 2 (60 GFLOP/s"
+        in tables.heads()
+    )
     made[0]["test"]["sha256"] = "2"
     (tmp_path / "heads-kodak" / "logistic-mixture-few.json").write_text(
         json.dumps({"rows": [made[0]], "hardware": hardware, "commit": "abc"})
@@ -229,9 +272,16 @@ def test_the_table_of_heads(tables: ModuleType, monkeypatch: pytest.MonkeyPatch,
 
 def test_rows_come_in_the_order_of_the_list(tables: ModuleType) -> None:
     found = [row["cell"] for row in tables.rows("binary-mnist")]
-    assert found.index("fvsbn") < found.index("made") < found.index("pixelcnn++") < found.index("transformer")
+    assert (
+        found.index("fvsbn")
+        < found.index("made")
+        < found.index("pixelcnn++")
+        < found.index("transformer")
+    )
     listed = ["made", "made-masks", "pixelcnn"]
-    assert [tables._place(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")] == [1, 0, 2, 3]
+    assert [
+        tables._place(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")
+    ] == [1, 0, 2, 3]
 
 
 def test_combinations_of_a_probe(likelihood: ModuleType) -> None:

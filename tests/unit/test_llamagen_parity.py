@@ -1,4 +1,5 @@
-"""LlamaGen's transformer: the same logits from its weights, and clear words for weights that are not its."""
+"""LlamaGen's transformer: the same logits from its weights, and clear words for weights that are
+not its."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def reference(data_dir: Path) -> Tensors:
-    """Random weights of a tiny LlamaGen GPT, tokens, classes, and the logits that its own code gave for them."""
+    """Random weights of a tiny LlamaGen GPT, tokens, classes, and the logits that its own code gave
+    for them."""
     path = data_dir.parent / "parity" / "llamagen_gpt.safetensors"
     if not path.is_file():
         pytest.skip(f"no file {path} with reference outputs of LlamaGen")
@@ -47,7 +49,11 @@ def weights(width: int = 8, feedforward: int = 12, classes: int = 3, kv_heads: i
 
 
 def test_a_pass_gives_the_logits_of_llamagen(reference: Tensors) -> None:
-    state = {name.removeprefix("state."): tensor for name, tensor in reference.items() if name.startswith("state.")}
+    state = {
+        name.removeprefix("state."): tensor
+        for name, tensor in reference.items()
+        if name.startswith("state.")
+    }
     model = from_llamagen(state, 8, 8, heads=4, null_row=False)
     x, classes = reference["io.tokens"].view(-1, 8, 8, 1), reference["io.classes"]
     with torch.no_grad():
@@ -56,7 +62,11 @@ def test_a_pass_gives_the_logits_of_llamagen(reference: Tensors) -> None:
 
 
 def test_cached_steps_give_the_logits_of_llamagen(reference: Tensors) -> None:
-    state = {name.removeprefix("state."): tensor for name, tensor in reference.items() if name.startswith("state.")}
+    state = {
+        name.removeprefix("state."): tensor
+        for name, tensor in reference.items()
+        if name.startswith("state.")
+    }
     model = from_llamagen(state, 8, 8, heads=4, null_row=False)
     tokens, classes = reference["io.tokens"], reference["io.classes"]
     walk, previous = model.init_state(len(tokens), classes), tokens[:, 0]
@@ -74,9 +84,13 @@ def test_cached_steps_give_the_logits_of_llamagen(reference: Tensors) -> None:
         ({"layers": 36, "width": 1280, "heads": 20, "feedforward": 3584}, 774.7),
     ],
 )
-def test_their_sizes_have_the_parameters_they_publish(sizes: dict[str, int], millions: float) -> None:
+def test_their_sizes_have_the_parameters_they_publish(
+    sizes: dict[str, int], millions: float
+) -> None:
     with torch.device("meta"):
-        model = ts.create("transformer", ts.Grid(16, 16, 1, 16384), classes=1000, prefix="nowhere", **sizes)
+        model = ts.create(
+            "transformer", ts.Grid(16, 16, 1, 16384), classes=1000, prefix="nowhere", **sizes
+        )
     ours = ("rows", "columns", "embedding.direction", "output.last.bias")
     extra = sum(tensor.numel() for name, tensor in model.named_parameters() if name in ours)
     assert extra < 0.07e6
@@ -110,10 +124,15 @@ def test_shared_heads_of_keys_are_read_from_the_shape() -> None:
             {"layers.0.feed_forward.w2.weight": torch.ones(8, 11)},
             r"blocks.0.feedforward.narrow.weight would be \[8, 11",
         ),
-        ({"layers.0.attention.wqkv.weight": torch.ones(25, 8)}, r"heads=2 does not fit .* \[25, 8\]"),
+        (
+            {"layers.0.attention.wqkv.weight": torch.ones(25, 8)},
+            r"heads=2 does not fit .* \[25, 8\]",
+        ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change: dict[str, torch.Tensor | None], message: str) -> None:
+def test_tensors_that_do_not_fit_are_named(
+    change: dict[str, torch.Tensor | None], message: str
+) -> None:
     state = {name: tensor for name, tensor in (weights() | change).items() if tensor is not None}
     with pytest.raises(ConfigError, match=message):
         from_llamagen(state, 2, 2, heads=2)

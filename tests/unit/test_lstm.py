@@ -1,4 +1,5 @@
-"""LSTM over the sequence: segments against one symbol at a time, memory, a training step on 3,072 symbols."""
+"""LSTM over the sequence: segments against one symbol at a time, memory, a training step on 3,072
+symbols."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def test_a_layer_computes_the_equations_of_the_cell() -> None:
     assert isinstance(model, LSTM)
     x = torch.tensor([[[[2], [0]], [[1], [2]]]])
     of_input, of_state, first, second = model.recurrent()[0].parameters()
-    table, places = model.embedding.table()[0], (model.row + model.column + model.channel).flatten(0, 2)
+    table, places = (
+        model.embedding.table()[0],
+        (model.row + model.column + model.channel).flatten(0, 2),
+    )
     hidden = cell = torch.zeros(4, dtype=torch.float64)
     for t, symbol in enumerate([None, 2, 0, 1]):
         entering = places[t] if symbol is None else places[t] + table[symbol]
@@ -54,7 +58,9 @@ def test_a_step_on_3072_symbols_keeps_little_and_trains() -> None:
         parameters = model(x)
     symbols, states = 8 * grid.symbols, 2 * 4 * hidden * (grid.symbols // model.segment + 2)
     inputs = 4 * hidden * (3 * 256 + grid.symbols) + 4 * 256
-    assert sum(kept.values()) <= symbols + states + inputs, "states between segments, vectors and levels once, no more"
+    assert sum(kept.values()) <= symbols + states + inputs, (
+        "states between segments, vectors and levels once, no more"
+    )
     model.head(parameters).log_prob(x).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -22,12 +22,16 @@ def build(grid: ts.Grid, head: str = "categorical", **sizes: object) -> MADE:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
 def all_grids(grid: ts.Grid) -> torch.Tensor:
-    return torch.tensor(list(itertools.product(range(grid.levels), repeat=grid.symbols))).view(-1, *grid.shape)
+    return torch.tensor(list(itertools.product(range(grid.levels), repeat=grid.symbols))).view(
+        -1, *grid.shape
+    )
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -40,7 +44,9 @@ def test_the_field_of_one_set_is_where_paths_lead(direct: bool) -> None:
         expected[t, s] = paths > 0 or (direct and s < t)
     assert torch.equal(model.receptive_field(), expected)
     assert expected.any()
-    assert direct or not torch.equal(expected, torch.ones(9, 9).tril(-1).bool()), "too few units to see everything"
+    assert direct or not torch.equal(expected, torch.ones(9, 9).tril(-1).bool()), (
+        "too few units to see everything"
+    )
 
 
 def test_several_sets_are_averaged_as_joint_distributions() -> None:
@@ -68,7 +74,9 @@ def test_three_sets_sum_to_one_and_step_as_they_run(head: str, direct: bool) -> 
     state, previous = model.init_state(len(x)), x.flatten(1)[:, 0]
     for index in range(grid.symbols):
         parameters, state = model.step(previous, index, state)
-        torch.testing.assert_close(model.head.symbol(parameters).table(), expected[:, index], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            model.head.symbol(parameters).table(), expected[:, index], rtol=0, atol=1e-12
+        )
         previous = x.flatten(1)[:, index]
 
 
@@ -102,7 +110,9 @@ def test_several_masks_need_a_head_whose_mixture_is_known() -> None:
         def start(self, parameters: torch.Tensor) -> None:
             raise NotImplementedError
 
-        def next(self, previous: torch.Tensor | None, channel: int, state: None) -> tuple[torch.Tensor, None]:
+        def next(
+            self, previous: torch.Tensor | None, channel: int, state: None
+        ) -> tuple[torch.Tensor, None]:
             raise NotImplementedError
 
     grid = ts.Grid(2, 2, 1, 5)
@@ -113,7 +123,9 @@ def test_several_masks_need_a_head_whose_mixture_is_known() -> None:
 
 def test_the_average_starts_from_equal_weights() -> None:
     state = build(ts.Grid(2, 2, 1, 3), masks=4).init_state(2)
-    torch.testing.assert_close(state.log_weights, torch.full((2, 4), -math.log(4), dtype=torch.float64))
+    torch.testing.assert_close(
+        state.log_weights, torch.full((2, 4), -math.log(4), dtype=torch.float64)
+    )
 
 
 def test_log_weights_keep_their_digits_on_long_sequences() -> None:
@@ -122,4 +134,6 @@ def test_log_weights_keep_their_digits_on_long_sequences() -> None:
     for place in each.double().unbind(1):
         expected.append(running.log_softmax(-1))
         running = running + place
-    torch.testing.assert_close(log_weights_before(each), torch.stack(expected, 1).float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        log_weights_before(each), torch.stack(expected, 1).float(), rtol=1e-6, atol=1e-6
+    )

@@ -1,4 +1,5 @@
-"""NADE: chunks against the direct loop, what is kept for the gradient, the count of the paper's size."""
+"""NADE: chunks against the direct loop, what is kept for the gradient, the count of the paper's
+size."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tessella.models.nade import NADE
 
 
 def direct(model: NADE, x: torch.Tensor) -> torch.Tensor:
-    """Logits of level 1 by one update of the running vector after the other: ``[batch, symbols]``."""
+    """Logits of level 1 by one update of the running vector after the other:
+    ``[batch, symbols]``."""
     running, logits = model.hidden_bias[0].expand(len(x), -1), []
     for t, bit in enumerate(x.flatten(1).double().unbind(1)):
         logits.append(model.bias[0, t, 0] + running.sigmoid() @ model.decode[t, :, 0])
@@ -21,7 +23,9 @@ def direct(model: NADE, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(logits, dim=1)
 
 
-def test_chunks_give_the_values_and_gradients_of_the_direct_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_values_and_gradients_of_the_direct_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(nade, "CHUNK", 3 * 7 * 3)  # three places of three images and seven units
     model = ts.create("nade", ts.Grid(4, 5, 1, 2), hidden=7).double()
     assert isinstance(model, NADE)
@@ -38,14 +42,23 @@ def test_chunks_give_the_values_and_gradients_of_the_direct_loop(monkeypatch: py
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_walk_has_the_gradients_of_finite_differences(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_walk_has_the_gradients_of_finite_differences(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nade, "CHUNK", size)
     generator = torch.Generator().manual_seed(size)
     shapes = [(5, 2, 3), (5, 3, 4), (5, 4, 2), (2, 4)]  # several inputs a place, several parameters
-    parts = [torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
+    parts = [
+        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in shapes
+    ]
     assert torch.autograd.gradcheck(nade.Walk.apply, parts)
-    single = [part[..., :1] if i == 0 else part[:, :1] if i == 1 else part for i, part in enumerate(parts)]
-    assert torch.autograd.gradcheck(nade.Walk.apply, [p.detach().clone().requires_grad_() for p in single])
+    single = [
+        part[..., :1] if i == 0 else part[:, :1] if i == 1 else part for i, part in enumerate(parts)
+    ]
+    assert torch.autograd.gradcheck(
+        nade.Walk.apply, [p.detach().clone().requires_grad_() for p in single]
+    )
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -70,7 +83,9 @@ def test_hidden_units_of_all_symbols_are_not_kept_for_the_gradient() -> None:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         model(x).sum()
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
-    assert sum(kept.values()) - weights < 4 * batch * 1024 * hidden // 4, "a quarter of what all hidden units take"
+    assert sum(kept.values()) - weights < 4 * batch * 1024 * hidden // 4, (
+        "a quarter of what all hidden units take"
+    )
 
 
 def test_binary_mnist_with_500_units_has_two_matrices_and_two_biases() -> None:

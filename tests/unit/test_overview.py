@@ -1,4 +1,5 @@
-"""What a run is: the facts of runs of every kind and in every state, and how they look in a terminal."""
+"""What a run is: the facts of runs of every kind and in every state, and how they look in a
+terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from filelock import FileLock
 
 import tessella as ts
 from tessella import config as configs
-from tessella import curves, files, overview
+from tessella import files
 from tessella.errors import ArtifactError
 from tessella.pipeline import fingerprint, locate
+from tessella.report import curves, run_summary
 from tessella.training import train_recipe
 
 SMALL = {
@@ -32,7 +34,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each kind, of 25 steps."""
     folder = tmp_path_factory.mktemp("runs")
     for name, (recipe, changes) in SMALL.items():
-        changes = [*changes, "train.minutes=0", "train.steps=25", "train.batch=16", "train.validate_every=10"]
+        changes = [
+            *changes,
+            "train.minutes=0",
+            "train.steps=25",
+            "train.batch=16",
+            "train.validate_every=10",
+        ]
         train_recipe(configs.load_recipe(recipe, changes), folder / name, say=lambda line: None)
     return folder
 
@@ -48,12 +56,16 @@ def change(run: Path, **values: Any) -> None:
 
 
 def shown(run: Path | str, width: int = 100) -> str:
-    return overview.render(overview.describe(run), width)
+    return run_summary.render(run_summary.describe(run), width)
 
 
 def test_the_facts_are_those_of_the_run(trained: Path) -> None:
     path = trained / "pixels"
-    facts, model, stored = overview.describe(path), ts.load(path), files.read_json(path / "run.json")
+    facts, model, stored = (
+        run_summary.describe(path),
+        ts.load(path),
+        files.read_json(path / "run.json"),
+    )
     assert isinstance(model, ts.Generator)
     assert (facts["kind"], facts["status"], facts["problems"]) == ("density-model", "finished", [])
     assert facts["weights"] == fingerprint(model)
@@ -70,8 +82,10 @@ def test_the_facts_are_those_of_the_run(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("vqvae", "tokenizer"), ("codes", "generator")])
-def test_tokenizers_and_two_stage_models_have_their_parts(trained: Path, name: str, kind: str) -> None:
-    facts = overview.describe(trained / name)
+def test_tokenizers_and_two_stage_models_have_their_parts(
+    trained: Path, name: str, kind: str
+) -> None:
+    facts = run_summary.describe(trained / name)
     assert facts["kind"] == kind
     assert facts["tokenizer"]["maps"] == "images of 8x8x1 to 4x4x1 of 64 levels"
     assert (facts["model"] is None) == (kind == "tokenizer")
@@ -81,12 +95,20 @@ def test_tokenizers_and_two_stage_models_have_their_parts(trained: Path, name: s
 @pytest.mark.parametrize("name", SMALL)
 def test_the_facts_are_plain_values_and_nothing_is_written(trained: Path, name: str) -> None:
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
-    assert json.loads(json.dumps(overview.describe(trained / name), allow_nan=False))["name"] == name
+    assert (
+        json.loads(json.dumps(run_summary.describe(trained / name), allow_nan=False))["name"]
+        == name
+    )
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
 
 
 def test_measured_figures_stand_with_errors_units_and_data(run: Path) -> None:
-    change(run, figures={"digits, test": {"images": 297, "bits_per_dim": 1.76312, "bits_per_dim_se": 0.0142}})
+    change(
+        run,
+        figures={
+            "digits, test": {"images": 297, "bits_per_dim": 1.76312, "bits_per_dim_se": 0.0142}
+        },
+    )
     text = shown(run)
     assert "digits, test" in text
     assert "1.763 ± 0.014 bits/dim" in text
@@ -94,8 +116,14 @@ def test_measured_figures_stand_with_errors_units_and_data(run: Path) -> None:
 
 
 def test_figures_of_other_weights_are_marked(run: Path) -> None:
-    now = overview.describe(run)["weights"]
-    change(run, figures={"a": {"images": 1, "weights": now}, "b": {"images": 1, "weights": "0123456789abcdef"}})
+    now = run_summary.describe(run)["weights"]
+    change(
+        run,
+        figures={
+            "a": {"images": 1, "weights": now},
+            "b": {"images": 1, "weights": "0123456789abcdef"},
+        },
+    )
     text = shown(run)
     assert "b (with other weights, 0123456789abcdef: measure again)" in text
     assert "a (with" not in text
@@ -110,17 +138,21 @@ def test_validation_images_that_were_trained_on_are_told(run: Path) -> None:
 
 def test_text_is_aligned_fits_the_terminal_and_shows_no_json(trained: Path) -> None:
     for name in SMALL:
-        lines = overview.render(overview.describe(trained / name), 60).splitlines()
-        assert max(map(len, lines)) <= 60 or any(len(word) > 40 for line in lines for word in line.split())
+        lines = run_summary.render(run_summary.describe(trained / name), 60).splitlines()
+        assert max(map(len, lines)) <= 60 or any(
+            len(word) > 40 for line in lines for word in line.split()
+        )
         assert not any(c in line for line in lines for c in "{}[]\x1b")
 
 
 def test_a_run_that_is_training_is_told_from_its_log(run: Path) -> None:
     change(run, status="running", progress={})
     with FileLock(run / ".lock"):
-        facts = overview.describe(run)
+        facts = run_summary.describe(run)
         assert facts["training"]["steps"] == 25
-        assert facts["validation"]["figures"]["bits_per_dim"] == min(facts["curves"]["valid/bits_per_dim"]["value"])
+        assert facts["validation"]["figures"]["bits_per_dim"] == min(
+            facts["curves"]["valid/bits_per_dim"]["value"]
+        )
         assert "the last line of its log is" in shown(run)
         assert not any("--resume" in line for line in facts["next"])
 
@@ -144,7 +176,7 @@ def test_a_run_whose_process_is_gone_says_how_to_go_on(run: Path) -> None:
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_run_that_stopped_says_how_to_go_on(run: Path, status: str) -> None:
     change(run, status=status)
-    facts = overview.describe(run)
+    facts = run_summary.describe(run)
     assert facts["next"][0].startswith(f"tessella train --resume {run}")
     assert ("learning_rate" in facts["next"][0]) == (status == "failed")
 
@@ -152,7 +184,7 @@ def test_a_run_that_stopped_says_how_to_go_on(run: Path, status: str) -> None:
 def test_a_cut_line_and_one_that_is_no_entry_are_counted(run: Path) -> None:
     with (run / "log.jsonl").open("a") as log:
         log.write('[1]\n{"step": 26, "loss": NaN, "learning_rate": 0.1}\n{"step": 31, "lo')
-    facts = overview.describe(run)
+    facts = run_summary.describe(run)
     assert facts["log"]["unreadable"] == 2
     assert facts["curves"]["loss"]["step"] == [1, 11, 21]
     assert facts["curves"]["learning_rate"]["step"][-1] == 26
@@ -162,26 +194,28 @@ def test_a_cut_line_and_one_that_is_no_entry_are_counted(run: Path) -> None:
 @pytest.mark.parametrize("name", ["log.jsonl", "run.json"])
 def test_a_run_without_log_or_record_is_described(run: Path, name: str) -> None:
     (run / name).unlink()
-    facts = overview.describe(run)
+    facts = run_summary.describe(run)
     assert facts["weights"]
     assert bool(facts["curves"]) == (name != "log.jsonl")
     assert facts["status"] == ("finished" if name == "log.jsonl" else "saved")
-    assert overview.render(facts)
+    assert run_summary.render(facts)
 
 
 def test_a_damaged_record_is_told_and_the_rest_described(run: Path) -> None:
     (run / "run.json").write_text('{"status": "fin')
-    facts = overview.describe(run)
+    facts = run_summary.describe(run)
     assert facts["weights"]
     assert "cannot be read as JSON" in facts["problems"][0]
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_without_weights_is_described_without_them(trained: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_without_weights_is_described_without_them(
+    trained: Path, tmp_path: Path, name: str
+) -> None:
     copy = Path(shutil.copytree(trained / name, tmp_path / "copy"))
     for weights in copy.glob("**/model.safetensors"):
         weights.unlink()
-    facts, whole = overview.describe(copy), overview.describe(trained / name)
+    facts, whole = run_summary.describe(copy), run_summary.describe(trained / name)
     assert facts["weights"] is None
     assert "model.safetensors does not exist" in facts["problems"][0]
     assert (facts["model"], facts["tokenizer"]) == (whole["model"], whole["tokenizer"])
@@ -191,7 +225,7 @@ def test_a_model_without_weights_is_described_without_them(trained: Path, tmp_pa
 def test_a_run_that_has_saved_no_model_yet_is_described(run: Path) -> None:
     (run / "config.json").unlink()
     (run / "model.safetensors").unlink()
-    facts = overview.describe(run)
+    facts = run_summary.describe(run)
     assert facts["kind"] == "density-model"
     assert facts["model"]["name"] == "gated-pixelcnn"
     assert facts["problems"] == ["training has not saved a model yet"]
@@ -218,14 +252,17 @@ def test_names_cannot_steer_the_terminal(run: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"config\.json"):
-        overview.describe(tmp_path)
+        run_summary.describe(tmp_path)
 
 
 def long_curves() -> dict[str, dict[str, list[float]]]:
     steps = [float(step) for step in range(1, 2001, 10)]
     return {
         "loss": {"step": steps, "value": [5 / step + 1 for step in steps]},
-        "valid/bits_per_dim": {"step": steps[9::10], "value": [1.5 + 1 / step for step in steps[9::10]]},
+        "valid/bits_per_dim": {
+            "step": steps[9::10],
+            "value": [1.5 + 1 / step for step in steps[9::10]],
+        },
     }
 
 

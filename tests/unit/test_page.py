@@ -1,4 +1,5 @@
-"""The page of a run: one file without outside addresses, whose text cannot become markup, made again the same."""
+"""The page of a run: one file without outside addresses, whose text cannot become markup, made
+again the same."""
 
 from __future__ import annotations
 
@@ -23,16 +24,26 @@ from tessella.tokenizers import Tokenizer
 from tessella.training import train_recipe
 
 pytest.importorskip("matplotlib")
-page = pytest.importorskip("tessella.page")
-codes = pytest.importorskip("tessella.page.codes")
+page = pytest.importorskip("tessella.report.html")
+codes = pytest.importorskip("tessella.report.codebook_figures")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-stage run of 25 steps."""
-    changes = ["model.layers=2", "model.hidden=8", "prior_of=digits-vqvae", "train.minutes=0", "train.steps=25"]
-    recipe = configs.load_recipe("digits-prior", [*changes, "train.batch=16", "train.validate_every=10"])
-    return train_recipe(recipe, tmp_path_factory.mktemp("runs") / "codes", say=lambda line: None).path
+    changes = [
+        "model.layers=2",
+        "model.hidden=8",
+        "prior_of=digits-vqvae",
+        "train.minutes=0",
+        "train.steps=25",
+    ]
+    recipe = configs.load_recipe(
+        "digits-prior", [*changes, "train.batch=16", "train.validate_every=10"]
+    )
+    return train_recipe(
+        recipe, tmp_path_factory.mktemp("runs") / "codes", say=lambda line: None
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,9 @@ def written(run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write(run: Path | str, tmp_path: Path, **options: Any) -> str:
-    out = page.write_report(run, tmp_path / "x.html", say=lambda line: None, **{"samples": 0, **options})
+    out = page.write_report(
+        run, tmp_path / "x.html", say=lambda line: None, **{"samples": 0, **options}
+    )
     return Path(out).read_text(encoding="utf-8")
 
 
@@ -88,7 +101,15 @@ def test_a_page_needs_nothing_else(written: str) -> None:
 
 def test_a_two_stage_page_has_all_its_pieces(written: str) -> None:
     seen = Seen(written)
-    for heading in ("Figures", "Samples", "Completions", "Reconstructions", "Codebook", "Curves", "How it was made"):
+    for heading in (
+        "Figures",
+        "Samples",
+        "Completions",
+        "Reconstructions",
+        "Codebook",
+        "Curves",
+        "How it was made",
+    ):
         assert heading in seen.texts
     assert len(pictures(written)) == 4
     assert seen.tags.count("svg") == 4  # use of the codes, loss, learning rate, gradient norm
@@ -115,7 +136,9 @@ def test_what_users_name_stays_text(run: Path, tmp_path: Path) -> None:
     label = "</td><script>alert(2)</script>{{ 7 * 7 }}"
     facts = files.read_json(hostile / "run.json")
     facts["recipe"]["about"] = facts["environment"]["command"][0] = label
-    files.write_json(hostile / "run.json", facts | {"figures": {label: {label: 1.5, "scored_grid": label}}})
+    files.write_json(
+        hostile / "run.json", facts | {"figures": {label: {label: 1.5, "scored_grid": label}}}
+    )
     text = write(hostile, tmp_path)
     seen = Seen(text)
     assert "script" not in seen.tags
@@ -237,7 +260,8 @@ def several(name: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("name", "titles"), [("vqvae", ["depth 0", "depth 1", "depth 2"]), ("vqvae2", ["grid 0", "grid 1"])]
+    ("name", "titles"),
+    [("vqvae", ["depth 0", "depth 1", "depth 2"]), ("vqvae2", ["grid 0", "grid 1"])],
 )
 def test_each_of_several_codebooks_is_shown(name: str, titles: list[str]) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(6, 16, 16, 3), dtype=np.uint8)

@@ -1,5 +1,5 @@
-"""Parallel decoding: passes until nothing changes, and what is not computed again. That it draws what the other methods
-draw is a contract test of every model."""
+"""Parallel decoding: passes until nothing changes, and what is not computed again. That it draws
+what the other methods draw is a contract test of every model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def model_of(grid: ts.Grid, name: str = "gated-pixelcnn", **sizes: int) -> ts.De
     model = ts.create(name, grid, **sizes).double()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data += 0.5 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        parameter.data += 0.5 * torch.randn(
+            parameter.shape, dtype=torch.float64, generator=generator
+        )
     return model
 
 
@@ -38,10 +40,14 @@ def test_there_are_at_most_as_many_passes_as_symbols() -> None:
     assert len(walk.passes.unique()) > 1, "images are finished at different times"
 
 
-def test_finished_images_leave_the_batch_and_final_rows_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_images_leave_the_batch_and_final_rows_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, seen = model_of(ts.Grid(6, 3, 1, 9), layers=2, hidden=16), []
     forward = model.forward_from
-    monkeypatch.setattr(model, "forward_from", lambda x, c, row: seen.append((len(x), row)) or forward(x, c, row))
+    monkeypatch.setattr(
+        model, "forward_from", lambda x, c, row: seen.append((len(x), row)) or forward(x, c, row)
+    )
     walk = passes(model, 5)
     list(walk.walk())
     images, rows = zip(*seen, strict=True)
@@ -78,7 +84,9 @@ def test_a_completion_begins_with_what_is_known() -> None:
     model, x = model_of(ts.Grid(4, 4, 1, 7), layers=2, hidden=16), torch.full((2, 4, 4, 1), 3)
     known = torch.ones(2, 16, dtype=torch.bool)
     known[:, 15] = False
-    walk = Passes(model, model.condition(None, 2), Noise(model.grid, 2), Rule(), x.flatten(1), known)
+    walk = Passes(
+        model, model.condition(None, 2), Noise(model.grid, 2), Rule(), x.flatten(1), known
+    )
     list(walk.walk())
     assert int(walk.passes.max()) <= 3, "one symbol is unknown"
 

@@ -13,14 +13,21 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.card import card
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.pipeline import bundled, fingerprint, pixel_generator, save_model
+from tessella.pipeline.model_card import card
 
 
 def tokenizer(seed: int = 0, image_size: tuple[int, int] = (6, 10)) -> ts.Tokenizer:
     return ts.create_tokenizer(
-        "vqvae", seed=seed, image_size=image_size, channels=3, codebook_size=8, hidden=4, code_dim=2, downsample=4
+        "vqvae",
+        seed=seed,
+        image_size=image_size,
+        channels=3,
+        codebook_size=8,
+        hidden=4,
+        code_dim=2,
+        downsample=4,
     )
 
 
@@ -31,7 +38,9 @@ def two_stage() -> ts.Generator:
 
 def pixels() -> ts.Generator:
     return pixel_generator(
-        ts.create("gated-pixelcnn", ts.Grid(6, 5, 3, 8), head="logistic-mixture", layers=2, hidden=4)
+        ts.create(
+            "gated-pixelcnn", ts.Grid(6, 5, 3, 8), head="logistic-mixture", layers=2, hidden=4
+        )
     )
 
 
@@ -55,7 +64,9 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, make) -> None:  # type
 
 def test_a_prior_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit its tokenizer"):
-        ts.Generator(tokenizer(), ts.create("gated-pixelcnn", ts.Grid(2, 3, 1, 9), layers=1, hidden=4))
+        ts.Generator(
+            tokenizer(), ts.create("gated-pixelcnn", ts.Grid(2, 3, 1, 9), layers=1, hidden=4)
+        )
     two_stage().save(tmp_path)
     save_model(tokenizer(image_size=(9, 9)), tmp_path / "tokenizer")
     with pytest.raises(ArtifactError, match="does not fit its tokenizer"):
@@ -69,8 +80,12 @@ def test_codes_are_kept_where_their_whole_cell_is_known() -> None:
     cells = generator._known_symbols(known, 1)[0][0, :, :, 0]
     assert cells.tolist() == [[False, True, True], [True, True, False]]
     images = photographs(2)
-    drawn = generator.tokenizer.encode(generator.complete(images, torch.ones(6, 10, dtype=torch.bool)))
-    assert torch.equal(drawn, generator.tokenizer.encode(generator.tokenizer.decode(generator.encode(images))))
+    drawn = generator.tokenizer.encode(
+        generator.complete(images, torch.ones(6, 10, dtype=torch.bool))
+    )
+    assert torch.equal(
+        drawn, generator.tokenizer.encode(generator.tokenizer.decode(generator.encode(images)))
+    )
 
 
 def test_pixels_that_are_known_stay() -> None:
@@ -100,7 +115,9 @@ def test_each_batch_takes_its_own_classes() -> None:
     parts = list(generator.batches(5, seed=1, batch=2, start=2, cond=classes))
     alone = [generator.sample(1, seed=1 + i, cond=classes[i : i + 1]) for i in range(2, 5)]
     assert torch.equal(torch.cat(parts), torch.cat(alone))
-    assert not torch.equal(generator.sample(5, seed=1, cond=2 - classes), generator.sample(5, seed=1, cond=classes))
+    assert not torch.equal(
+        generator.sample(5, seed=1, cond=2 - classes), generator.sample(5, seed=1, cond=classes)
+    )
 
 
 def test_batches_tell_how_far_they_are() -> None:
@@ -135,7 +152,9 @@ def test_batches_hold_one_batch_whatever_the_number() -> None:
         ({"cond": torch.zeros(4, dtype=torch.int64)}, "no classes"),
     ],
 )
-def test_batches_that_cannot_be_are_refused_before_the_first(arguments: dict[str, Any], message: str) -> None:
+def test_batches_that_cannot_be_are_refused_before_the_first(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         next(pixels().batches(**arguments))
 
@@ -175,7 +194,9 @@ def test_a_grid_no_image_has_needs_its_tokenizer(tmp_path: Path) -> None:
 
 def test_models_that_ship_load_and_sample() -> None:
     assert bundled() == ["digits", "digits-codes", "digits-vqvae"]
-    size = sum(f.stat().st_size for f in (Path(ts.__file__).parent / "bundle").rglob("*") if f.is_file())
+    size = sum(
+        f.stat().st_size for f in (Path(ts.__file__).parent / "bundle").rglob("*") if f.is_file()
+    )
     assert size < 1_000_000
     for name in ("digits", "digits-codes"):
         generator = ts.load(name)
@@ -203,4 +224,6 @@ def test_a_head_that_orders_codes_is_warned_of(tmp_path: Path, head: str) -> Non
         warnings.simplefilter("error")
         generator.save(tmp_path)
         two_stage()
-        pixel_generator(ts.create("gated-pixelcnn", ts.Grid(6, 5, 1, 8), head=head, layers=1, hidden=4))
+        pixel_generator(
+            ts.create("gated-pixelcnn", ts.Grid(6, 5, 1, 8), head=head, layers=1, hidden=4)
+        )

@@ -1,4 +1,5 @@
-"""PixelCNN, and what the families with channel groups share: groups, masks, receptive fields, output."""
+"""PixelCNN, and what the families with channel groups share: groups, masks, receptive fields,
+output."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tessella.models.channel_masked import ChannelMasked
 from tessella.models.pixelcnn import PixelCNN, ResidualBlock
 from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
 from tessella.nn.embedding import ChannelEmbedding
-from tessella.nn.program import windows
+from tessella.nn.stepping.program import windows
 
 FAMILIES = ["pixelcnn", "row-lstm", "diagonal-bilstm"]
 
@@ -26,7 +27,9 @@ def build(name: str, grid: ts.Grid, head: str = "categorical", **sizes: object) 
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
@@ -36,7 +39,9 @@ def measured_field(model: ts.DensityModel) -> torch.Tensor:
     seen = torch.zeros(grid.symbols, grid.symbols, dtype=torch.bool)
     with torch.no_grad():
         for seed in range(3):
-            x = torch.randint(grid.levels, (1, *grid.shape), generator=torch.Generator().manual_seed(seed))
+            x = torch.randint(
+                grid.levels, (1, *grid.shape), generator=torch.Generator().manual_seed(seed)
+            )
             changed = x.flatten(1).repeat(grid.symbols, 1)
             changed.diagonal().add_(1).remainder_(grid.levels)
             moved = (model(changed.view(-1, *grid.shape)) - model(x)).abs().amax(-1).flatten(1)
@@ -52,7 +57,8 @@ def test_groups_may_be_unequal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "rows"), [(False, ["0000", "1000", "1000", "1100"]), (True, ["1000", "1100", "1100", "1111"])]
+    ("own", "rows"),
+    [(False, ["0000", "1000", "1000", "1100"]), (True, ["1000", "1100", "1100", "1111"])],
 )
 def test_masks_a_and_b(own: bool, rows: list[str]) -> None:
     # Of four features the groups own 1, 1, 2 of the inputs; the outputs are 0 | 1 | 1 again | 2.
@@ -69,7 +75,9 @@ def test_arranged_by_group_the_maps_of_a_group_lie_together() -> None:
 
 
 @pytest.mark.parametrize(("above", "aside", "own"), [(3, 3, False), (1, 1, True), (0, 1, True)])
-def test_a_grouped_convolution_is_a_sum_over_what_a_group_may_see(above: int, aside: int, own: bool) -> None:
+def test_a_grouped_convolution_is_a_sum_over_what_a_group_may_see(
+    above: int, aside: int, own: bool
+) -> None:
     torch.manual_seed(0)
     groups, inputs, outputs, maps = ChannelGroups(2), 3, 5, 2
     layer = GroupedConvolution(groups, inputs, outputs, above, aside, maps, own).double()
@@ -77,14 +85,20 @@ def test_a_grouped_convolution_is_a_sum_over_what_a_group_may_see(above: int, as
     expected = torch.zeros(2, 4, 5, maps * outputs, dtype=torch.float64)
     for r, c, o in itertools.product(range(4), range(5), range(maps * outputs)):
         group = int(o % outputs >= outputs // 2)
-        for dr, dc, i in itertools.product(range(-above, 1), range(-aside, aside + 1), range(inputs)):
+        for dr, dc, i in itertools.product(
+            range(-above, 1), range(-aside, aside + 1), range(inputs)
+        ):
             owner = int(i >= inputs // 2)
             here = dr == dc == 0
             if (dr == 0 and dc > 0) or (here and (owner > group or (owner == group and not own))):
                 continue
             if r + dr >= 0 and 0 <= c + dc < 5:
-                expected[:, r, c, o] += layer.weight[o, i, dr + above, dc + aside].detach() * x[:, r + dr, c + dc, i]
-    torch.testing.assert_close(layer(x).detach(), expected + layer.bias.detach(), rtol=0, atol=1e-12)
+                expected[:, r, c, o] += (
+                    layer.weight[o, i, dr + above, dc + aside].detach() * x[:, r + dr, c + dc, i]
+                )
+    torch.testing.assert_close(
+        layer(x).detach(), expected + layer.bias.detach(), rtol=0, atol=1e-12
+    )
 
 
 def test_weights_for_stepping_add_up_to_the_convolution() -> None:
@@ -95,7 +109,9 @@ def test_weights_for_stepping_add_up_to_the_convolution() -> None:
     columns = F.pad(x[:, :above].movedim(1, 2).flatten(2), (0, 0, aside, aside))
     expected = windows(columns, 2 * aside + 1) @ layer.rows_above().weight + layer.offset()
     for group, (place, matrix) in enumerate(zip(groups.slices(5), layer.this_row(), strict=True)):
-        seen = windows(F.pad(x[:, -1], (0, 0, aside, 0)), aside + 1)[..., : aside * inputs + 2 * (group + 1)]
+        seen = windows(F.pad(x[:, -1], (0, 0, aside, 0)), aside + 1)[
+            ..., : aside * inputs + 2 * (group + 1)
+        ]
         expected[..., place] += seen @ matrix.weight
     torch.testing.assert_close(layer(x)[:, -1], expected, rtol=0, atol=1e-12)
 
@@ -112,7 +128,8 @@ def test_the_blind_spot_lies_to_the_right_of_a_wedge(layers: int) -> None:
     model = build("pixelcnn", ts.Grid(8, 15, 1, 2), layers=layers, hidden=2, last=2)
     field = model.receptive_field().view(8, 15, 8, 15)[7, 4]
     for up, right in itertools.product(range(1, 8), range(1, 11)):
-        # A block leads one row up and at most one pixel right, the first layer three pixels right from one row up.
+        # A block leads one row up and at most one pixel right, the first layer three pixels right
+        # from one row up.
         expected = up <= layers + 3 and right <= min(up - 1, layers) + 3
         assert bool(field[7 - up, 4 + right]) == expected
     assert field[7].tolist() == [layers + 3 >= 4 - c > 0 for c in range(15)]
@@ -124,7 +141,9 @@ def test_the_receptive_field_is_that_of_wide_grids_too(name: str, grid: ts.Grid)
     model = build(name, grid, layers=1, hidden=12, last=16)
     field = model.receptive_field()
     assert torch.equal(measured_field(model), field)
-    assert int(field.sum()) < grid.symbols * (grid.symbols - 1) // 2, "wide enough that something is not seen"
+    assert int(field.sum()) < grid.symbols * (grid.symbols - 1) // 2, (
+        "wide enough that something is not seen"
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -157,7 +176,9 @@ def test_a_step_leaves_later_groups_alone(name: str) -> None:
 def test_a_fresh_model_knows_no_more_than_the_levels(name: str) -> None:
     model = ts.create(name, ts.Grid(8, 8, 3, 256), seed=1)
     x = torch.randint(256, (2, 8, 8, 3), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.bits_per_dim(x).detach(), torch.full((2,), 8.0), rtol=0, atol=0.2)
+    torch.testing.assert_close(
+        model.bits_per_dim(x).detach(), torch.full((2,), 8.0), rtol=0, atol=0.2
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

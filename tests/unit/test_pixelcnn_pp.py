@@ -11,9 +11,14 @@ import torch
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.pixelcnn_pp import PixelCNNpp
-from tessella.nn.program import Program, windows
-from tessella.nn.shifted import GrowingConvolution, Normed, ShiftedConvolution, concat_elu
-from tessella.nn.streams import Resize, grown_index
+from tessella.nn.pixelcnn_pp_layers import Resize, grown_index
+from tessella.nn.shifted_convolution import (
+    GrowingConvolution,
+    Normed,
+    ShiftedConvolution,
+    concat_elu,
+)
+from tessella.nn.stepping.program import Program, windows
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -35,20 +40,35 @@ def moved(module: M) -> M:
 
 
 def small(grid: ts.Grid, classes: int = 0, **sizes: int) -> ts.DensityModel:
-    return moved(ts.create("pixelcnn++", grid, classes=classes, **{"filters": 4, "embedding": 3} | sizes))
+    return moved(
+        ts.create("pixelcnn++", grid, classes=classes, **{"filters": 4, "embedding": 3} | sizes)
+    )
 
 
 def kernel(layer: Normed) -> torch.Tensor:
     """Gain times direction over its length, by loops."""
-    rows = [gain * v / (v * v).sum().sqrt() for gain, v in zip(layer.gain.flatten(), layer.direction, strict=True)]
+    rows = [
+        gain * v / (v * v).sum().sqrt()
+        for gain, v in zip(layer.gain.flatten(), layer.direction, strict=True)
+    ]
     return torch.stack(rows)
 
 
-SHIFTED = [(2, 1, 1, 1), (2, 1, 0, 1), (2, 1, 1, 2), (2, 1, 0, 2), (1, 1, 1, 1), (2, 0, 0, 1), (3, 0, 0, 1)]
+SHIFTED = [
+    (2, 1, 1, 1),
+    (2, 1, 0, 1),
+    (2, 1, 1, 2),
+    (2, 1, 0, 2),
+    (1, 1, 1, 1),
+    (2, 0, 0, 1),
+    (3, 0, 0, 1),
+]
 
 
 @pytest.mark.parametrize(("rows", "left", "right", "stride"), SHIFTED)
-def test_a_shifted_convolution_is_a_sum_over_its_window(rows: int, left: int, right: int, stride: int) -> None:
+def test_a_shifted_convolution_is_a_sum_over_its_window(
+    rows: int, left: int, right: int, stride: int
+) -> None:
     layer = moved(ShiftedConvolution(3, 4, rows, left, right, stride))
     x, weight = random(2, 6, 4, 3), kernel(layer)
     expected = layer.bias.expand(2, 6 // stride, 4 // stride, 4).clone()
@@ -109,7 +129,9 @@ def test_a_cache_goes_along_pixels_as_the_convolution_does(stride: int) -> None:
         cache.place("column").at(c).copy_(x[:, r, c])
         if r % stride == 0 and c % stride == 0:
             place.run(c // stride)
-            torch.testing.assert_close(out, expected[:, r // stride, c // stride], rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                out, expected[:, r // stride, c // stride], rtol=0, atol=1e-12
+            )
 
 
 def test_resolutions_grow_row_by_row_as_the_convolution_does() -> None:
@@ -146,13 +168,17 @@ def test_resolutions_grow_place_by_place_as_the_convolution_does() -> None:
 def test_concat_elu_has_both_signs() -> None:
     x = torch.tensor([2.0, -1.0], dtype=torch.float64)
     low = torch.expm1(torch.tensor([-1.0, -2.0], dtype=torch.float64))
-    torch.testing.assert_close(concat_elu(x), torch.stack([x[0], low[0], low[1], -x[1]]), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        concat_elu(x), torch.stack([x[0], low[0], low[1], -x[1]]), rtol=0, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (7, 5), (4, 4)])
 @pytest.mark.parametrize("scales", [1, 2, 3])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_step_equals_forward_at_every_scale(shape: tuple[int, int], scales: int, blocks: int) -> None:
+def test_step_equals_forward_at_every_scale(
+    shape: tuple[int, int], scales: int, blocks: int
+) -> None:
     model = small(ts.Grid(*shape, 1, 4), 2, blocks=blocks, scales=scales)
     x, labels = some(model.grid, 3), torch.tensor([0, 1, 2])
     expected = model.distribution(x, model.condition(labels, 3)).table(x).flatten(1, 3).detach()
@@ -186,14 +212,19 @@ def test_pixels_see_their_receptive_field_and_nothing_else(scales: int, embeddin
     changed = x.flatten(1).repeat(n, 1)
     changed.diagonal().add_(1).remainder_(3)
     with torch.no_grad():
-        tables = [model.distribution(y).table(y).flatten(1, 3) for y in (x, changed.view(n, 7, 6, 1))]
+        tables = [
+            model.distribution(y).table(y).flatten(1, 3) for y in (x, changed.view(n, 7, 6, 1))
+        ]
     depends = ((tables[1] - tables[0]).abs().amax(-1) > 1e-13).T
     assert torch.equal(depends, model.receptive_field())
 
 
 def test_more_scales_see_farther() -> None:
     grid = ts.Grid(4, 24, 1, 2)
-    fields = [ts.create("pixelcnn++", grid, filters=2, scales=s).receptive_field().sum() for s in (1, 2, 3)]
+    fields = [
+        ts.create("pixelcnn++", grid, filters=2, scales=s).receptive_field().sum()
+        for s in (1, 2, 3)
+    ]
     assert fields[0] < fields[1] < fields[2]
 
 
@@ -207,7 +238,9 @@ def test_probabilities_of_all_4x4_grids_of_two_levels_sum_to_one() -> None:
 
 
 def test_the_paper_feeds_intensities_and_a_one() -> None:
-    model = ts.create("pixelcnn++", ts.Grid(1, 1, 3, 256), head="logistic-mixture", filters=4, embedding=0)
+    model = ts.create(
+        "pixelcnn++", ts.Grid(1, 1, 3, 256), head="logistic-mixture", filters=4, embedding=0
+    )
     assert isinstance(model, PixelCNNpp)
     fed = model.input(torch.tensor([[[[0, 255, 51]]]]))
     torch.testing.assert_close(fed.flatten(), torch.tensor([-1.0, 1.0, 51 * 2 / 255 - 1, 1.0]))
@@ -234,13 +267,20 @@ def parameters(blocks: int, filters: int, scales: int, outputs: int) -> int:
 def test_parameters_are_those_of_the_paper(blocks: int, filters: int, scales: int) -> None:
     grid = ts.Grid(4, 4, 3, 256)
     model = ts.create(
-        "pixelcnn++", grid, "logistic-mixture", blocks=blocks, filters=filters, scales=scales, embedding=0
+        "pixelcnn++",
+        grid,
+        "logistic-mixture",
+        blocks=blocks,
+        filters=filters,
+        scales=scales,
+        embedding=0,
     )
     assert model.parameter_count() == parameters(blocks, filters, scales, 100)
 
 
 def test_the_paper_size_has_its_number_of_parameters() -> None:
-    # 53,659,080 in a public implementation, which also has a gain for each of the 100 outputs of its last layer.
+    # 53,659,080 in a public implementation, which also has a gain for each of the 100 outputs of
+    # its last layer.
     assert parameters(5, 160, 3, 100) == 53_659_080 - 100
 
 
@@ -252,7 +292,9 @@ def test_a_fresh_model_knows_about_nothing(embedding: int) -> None:
     assert abs(float(bits) - 4.0) < 0.1
 
 
-@pytest.mark.parametrize("sizes", [{"blocks": 0}, {"filters": 0}, {"scales": 0}, {"scales": 9}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "sizes", [{"blocks": 0}, {"filters": 0}, {"scales": 0}, {"scales": 9}, {"dropout": 1.0}]
+)
 def test_sizes_that_make_no_network_are_refused(sizes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="pixelcnn\\+\\+ needs"):
         ts.create("pixelcnn++", ts.Grid(4, 4, 1, 2), **sizes)

@@ -12,7 +12,7 @@ import torch
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.pixelsnail import AttentionBlock, PixelSNAIL, strictly_before
-from tessella.nn.shifted import CausalKernel
+from tessella.nn.shifted_convolution import CausalKernel
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -33,18 +33,30 @@ def moved(module: M) -> M:
     return module
 
 
-def small(grid: ts.Grid, classes: int = 0, codes: ts.Grid | None = None, **sizes: int) -> PixelSNAIL:
-    given = {"blocks": 2, "residual_blocks": 1, "channels": 4, "residual_channels": 3, "heads": 2} | sizes
+def small(
+    grid: ts.Grid, classes: int = 0, codes: ts.Grid | None = None, **sizes: int
+) -> PixelSNAIL:
+    given = {
+        "blocks": 2,
+        "residual_blocks": 1,
+        "channels": 4,
+        "residual_channels": 3,
+        "heads": 2,
+    } | sizes
     model = moved(ts.create("pixelsnail", grid, classes=classes, codes=codes, **given))
     assert isinstance(model, PixelSNAIL)
     return model
 
 
-def attention_by_loops(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def attention_by_loops(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
     seen = torch.zeros_like(values)
     batch, heads, positions, size = queries.shape
     for b, h, t in itertools.product(range(batch), range(heads), range(positions)):
-        scores = [math.exp(float(queries[b, h, t] @ keys[b, h, s]) / math.sqrt(size)) for s in range(t)]
+        scores = [
+            math.exp(float(queries[b, h, t] @ keys[b, h, s]) / math.sqrt(size)) for s in range(t)
+        ]
         for s, score in enumerate(scores):
             seen[b, h, t] += score / sum(scores) * values[b, h, s]
     return seen
@@ -68,9 +80,13 @@ def test_a_block_attends_with_the_pixels_themselves_in_the_keys() -> None:
     x, pixels, places = random(2, 2, 3, 4), random(2, 2, 3, 4, seed=1), random(2, 2, 3, 2, seed=2)
     asking = block.query_block(torch.cat([x, places], -1)) @ block.query.weight.T + block.query.bias
     told = block.key_block(torch.cat([pixels, x, places], -1)) @ block.keys_values.weight.T
-    heads = [part.reshape(2, 6, 2, 1).transpose(1, 2) for part in (asking, told[..., :2], told[..., 2:])]
+    heads = [
+        part.reshape(2, 6, 2, 1).transpose(1, 2) for part in (asking, told[..., :2], told[..., 2:])
+    ]
     seen = attention_by_loops(*heads).transpose(1, 2).reshape(2, 2, 3, 2)
-    torch.testing.assert_close(block.attend(x, pixels, places), block.merge(x, seen), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        block.attend(x, pixels, places), block.merge(x, seen), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -101,7 +117,8 @@ def test_step_equals_forward(shape: tuple[int, int], kernel: int) -> None:
 
 @pytest.mark.parametrize("index", [8, 9, 10, 13])
 def test_a_state_chosen_from_another_goes_on_as_forward(index: int) -> None:
-    # Rows of 5 pixels with 1 symbol: inside a row, before its last pixel, before a row and inside the next.
+    # Rows of 5 pixels with 1 symbol: inside a row, before its last pixel, before a row and inside
+    # the next.
     codes = ts.Grid(2, 2, 1, 5)
     model = small(ts.Grid(4, 5, 1, 3), 2, codes, residual_blocks=2)
     cond = {"class": torch.tensor([0, 1, 2]), "codes": some(codes, 3)}
@@ -114,7 +131,9 @@ def test_a_state_chosen_from_another_goes_on_as_forward(index: int) -> None:
     model.step(1 - symbols[:, index - 1].clamp(max=1), index, state)
     for i in range(index, model.grid.symbols):
         parameters, chosen = model.step(symbols[rows, i - 1], i, chosen)
-        torch.testing.assert_close(model.head.symbol(parameters).table(), expected[:, i], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            model.head.symbol(parameters).table(), expected[:, i], rtol=0, atol=1e-12
+        )
 
 
 def test_every_pixel_sees_the_one_at_the_end_of_the_row_above() -> None:
@@ -132,11 +151,16 @@ def test_codes_reach_the_first_pixel() -> None:
     codes = ts.Grid(2, 2, 1, 5)
     model = small(ts.Grid(4, 4, 1, 3), codes=codes)
     x, upper = some(model.grid, 1), some(codes, 1)
-    first = [model.distribution(x, model.condition(c, 1)).table(x)[0, 0, 0] for c in (upper, (upper + 1) % 5)]
+    first = [
+        model.distribution(x, model.condition(c, 1)).table(x)[0, 0, 0]
+        for c in (upper, (upper + 1) % 5)
+    ]
     assert float((first[1] - first[0]).abs().max()) > 1e-6
 
 
-def parameters(blocks: int, residual_blocks: int, channels: int, hidden: int, kernel: int, levels: int) -> int:
+def parameters(
+    blocks: int, residual_blocks: int, channels: int, hidden: int, kernel: int, levels: int
+) -> int:
     """Parameters counted layer by layer."""
 
     def layer(fan_in: int, fan_out: int) -> int:
@@ -146,7 +170,9 @@ def parameters(blocks: int, residual_blocks: int, channels: int, hidden: int, ke
         return layer(width, channels) + layer(channels, 2 * width)
 
     half, side = channels // 2, kernel // 2
-    first = layer(channels * side * kernel, channels) + layer(channels * side * (side + 1), channels)
+    first = layer(channels * side * kernel, channels) + layer(
+        channels * side * (side + 1), channels
+    )
     convolutions = layer(channels * kernel**2, hidden) + layer(hidden * kernel**2, 2 * channels)
     points = point(2 * channels + 2) + point(channels + 2) + point(channels) + layer(half, channels)
     products = (channels + 3) * half + (2 * channels + 2) * 2 * half
@@ -157,7 +183,9 @@ def parameters(blocks: int, residual_blocks: int, channels: int, hidden: int, ke
 @pytest.mark.parametrize(("blocks", "residual_blocks", "kernel"), [(1, 2, 3), (3, 1, 5)])
 def test_parameters_are_those_of_its_layers(blocks: int, residual_blocks: int, kernel: int) -> None:
     sizes = {"blocks": blocks, "residual_blocks": residual_blocks, "kernel": kernel}
-    model = ts.create("pixelsnail", ts.Grid(4, 4, 1, 9), channels=8, residual_channels=5, heads=2, **sizes)
+    model = ts.create(
+        "pixelsnail", ts.Grid(4, 4, 1, 9), channels=8, residual_channels=5, heads=2, **sizes
+    )
     assert model.parameter_count() == parameters(blocks, residual_blocks, 8, 5, kernel, 9)
 
 
@@ -176,7 +204,8 @@ def test_a_fresh_model_knows_about_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"blocks": 0}, {"kernel": 4}, {"kernel": 1}, {"heads": 3}, {"dropout": 1.0}, {"channels": 6}]
+    "sizes",
+    [{"blocks": 0}, {"kernel": 4}, {"kernel": 1}, {"heads": 3}, {"dropout": 1.0}, {"channels": 6}],
 )
 def test_sizes_that_make_no_network_are_refused(sizes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="pixelsnail needs"):

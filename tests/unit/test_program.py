@@ -1,4 +1,5 @@
-"""Programs: each operation against its formula in float64, by each runner; where operands move; without a compiler."""
+"""Programs: each operation against its formula in float64, by each runner; where operands move;
+without a compiler."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ import tessella as ts
 from tessella import kernel
 from tessella.errors import InputError
 from tessella.nn import runners
-from tessella.nn.lstm import lstm_cell
-from tessella.nn.program import Matrix, Moving, Program, along, windows
-from tessella.nn.runners import Compiled, Indexed, Plain
+from tessella.nn.lstm_cell import lstm_cell
+from tessella.nn.stepping.program import Matrix, Moving, Program, along, windows
+from tessella.nn.stepping.runners import Compiled, Indexed, Plain
 
 RUNNERS = [Plain, Indexed, Compiled]
 BATCHES = [1, 2, 3, 7, 9, 70]
@@ -63,8 +64,14 @@ FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("then", FORMULAS)
 @pytest.mark.parametrize("outputs", [6, 32, 44])
-def test_a_product_and_what_follows_it(run: Callable[..., None], batch: int, then: str, outputs: int) -> None:
-    x, weight, plus = normal(batch, 13), normal(13, outputs, seed=1) / 3, normal(batch, outputs, seed=2)
+def test_a_product_and_what_follows_it(
+    run: Callable[..., None], batch: int, then: str, outputs: int
+) -> None:
+    x, weight, plus = (
+        normal(batch, 13),
+        normal(13, outputs, seed=1) / 3,
+        normal(batch, outputs, seed=2),
+    )
     expected = FORMULAS[then](x @ weight + plus)
     residual = normal(*expected.shape, seed=3) if then in ("gate", "glu", "swiglu") else None
     out, listed = torch.full_like(expected, torch.nan), program(batch)
@@ -90,7 +97,9 @@ def test_operands_move_with_their_variable(run: Callable[..., None], batch: int)
     memory, links, weight = normal(batch, 7, 4), normal(batch, 7, 6, seed=1), normal(8, 6, seed=2)
     out, listed = torch.zeros(batch, 20, 6, dtype=torch.float64), program(batch, "row", "column")
     plus = along(links, "column")
-    listed.linear(along(memory, "column", count=2), Matrix(weight), along(out, "row", 1, every=3), plus)
+    listed.linear(
+        along(memory, "column", count=2), Matrix(weight), along(out, "row", 1, every=3), plus
+    )
     for row, column in ((0, 0), (5, 3), (2, 5)):
         run(listed, row, column)
         expected = memory[:, column : column + 2].flatten(1) @ weight + links[:, column]
@@ -136,7 +145,9 @@ def test_a_norm_is_by_the_root_of_the_mean_square(run: Callable[..., None]) -> N
 def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
     x, angles, listed = normal(3, 2, 4, 2), normal(5, 4, seed=1), program(3, "position")
     cosines, sines = angles.cos(), angles.sin()
-    turns = torch.cat([cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1)
+    turns = torch.cat(
+        [cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1
+    )
     out = torch.zeros(3, 16, dtype=torch.float64)
     listed.rotate(x.flatten(1), Moving(turns[0], "position", 16), out, heads=2)
     run(listed, 3)
@@ -146,7 +157,9 @@ def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (2, 1)])
 @pytest.mark.parametrize("known", [0, 1, 6, 9])
-def test_attention_to_the_first_places(run: Callable[..., None], heads: int, groups: int, known: int) -> None:
+def test_attention_to_the_first_places(
+    run: Callable[..., None], heads: int, groups: int, known: int
+) -> None:
     size, listed = 5, program(3, "known")
     query, keys, contents = (
         normal(3, heads * size),
@@ -186,7 +199,12 @@ def test_a_cell_remembers(run: Callable[..., None]) -> None:
 
 
 def test_a_cell_may_move(run: Callable[..., None]) -> None:
-    gates, cells, hidden, listed = normal(3, 20), normal(3, 6, 5, seed=1), normal(3, 6, 9, seed=2), program(3, "column")
+    gates, cells, hidden, listed = (
+        normal(3, 20),
+        normal(3, 6, 5, seed=1),
+        normal(3, 6, 9, seed=2),
+        program(3, "column"),
+    )
     expected, kept = cells.clone(), hidden[:, :, 5:].clone()
     new, expected[:, 4] = lstm_cell(gates, cells[:, 4])
     listed.cell(gates, along(cells, "column", 1), along(hidden, "column", 1).upto(5))
@@ -214,7 +232,9 @@ def test_the_compiled_functions_hold_over_all_numbers(value: float, dtype: torch
         out, listed = torch.zeros_like(expected, dtype=dtype), Program(1, (), x)
         listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, then=then)
         Compiled(listed).run(())
-        torch.testing.assert_close(out.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=3e-7)
+        torch.testing.assert_close(
+            out.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=3e-7
+        )
 
 
 @pytest.fixture
@@ -309,9 +329,15 @@ def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("then", ["", "silu"])
 @pytest.mark.parametrize("plus", [False, True])
-def test_a_large_product_in_torch_is_cut_in_halves(rows: int, turned: bool, then: str, plus: bool) -> None:
+def test_a_large_product_in_torch_is_cut_in_halves(
+    rows: int, turned: bool, then: str, plus: bool
+) -> None:
     x, weight, out = normal(rows, 512), normal(512, 300, seed=1) / 20, normal(rows, 300, seed=2)
-    matrix, before, listed = weight.T.contiguous().T if turned else weight, out.clone(), program(rows)
+    matrix, before, listed = (
+        weight.T.contiguous().T if turned else weight,
+        out.clone(),
+        program(rows),
+    )
     assert runners.goes_in_halves(rows, matrix)
     listed.linear(x, Matrix(matrix), out, out if plus else None, then)
     Plain(listed).run(())
@@ -329,12 +355,16 @@ def test_a_family_draws_the_same_where_its_place_stands_on_the_device(
 ) -> None:
     model = ts.create(name, ts.Grid(4, 5, 2, 5), classes=2).double()
     expected = ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached")
-    monkeypatch.setattr("tessella.nn.program.create_runner", Indexed)
-    assert torch.equal(ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached"), expected)
+    monkeypatch.setattr("tessella.nn.stepping.program.create_runner", Indexed)
+    assert torch.equal(
+        ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached"), expected
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_steps_in_torch(name: str) -> None:
     model = ts.create(name, ts.Grid(3, 4, 2, 5)).bfloat16()
     drawn = ts.sample(model, n=2, method="cached")
-    assert ts.replay(model, drawn).gap.max() < 0.2, "a difference must be a near-tie of the coarser numbers"
+    assert ts.replay(model, drawn).gap.max() < 0.2, (
+        "a difference must be a near-tie of the coarser numbers"
+    )

@@ -46,7 +46,14 @@ def distances(z: torch.Tensor, codebook: torch.Tensor) -> np.ndarray:
 def test_the_nearest_code_wins_in_pieces_too(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = vectors(101, dim), vectors(32, dim, seed=1)
     truth = distances(z, codebook)
-    for rows, codes, group in [(2048, 2048, 128), (101, 32, 8), (10, 16, 4), (7, 5, 5), (1, 1, 1), (50, 12, 4)]:
+    for rows, codes, group in [
+        (2048, 2048, 128),
+        (101, 32, 8),
+        (10, 16, 4),
+        (7, 5, 5),
+        (1, 1, 1),
+        (50, 12, 4),
+    ]:
         monkeypatch.setattr(search, "ROWS", rows)
         monkeypatch.setattr(search, "CODES", codes)
         monkeypatch.setattr(search, "GROUP", group)
@@ -98,7 +105,9 @@ def test_gradients_pass_straight_through(training: bool) -> None:
 def test_moving_averages_follow_a_direct_computation() -> None:
     quantizer = placed(decay=0.9, revive=0.0)
     for seed in range(4):
-        counts, sums, codebook = (t.clone() for t in (quantizer.counts, quantizer.sums, quantizer.codebook))
+        counts, sums, codebook = (
+            t.clone() for t in (quantizer.counts, quantizer.sums, quantizer.codebook)
+        )
         z = vectors(50, 6, seed=seed)
         quantizer(z)
         one_hot = np.eye(32)[distances(z, codebook).argmin(1)]
@@ -135,7 +144,9 @@ def test_a_first_batch_smaller_than_the_codebook_is_enough_to_start() -> None:
 
 
 def test_seeding_finds_clusters_of_identical_points() -> None:
-    points = torch.tensor([[0.0, 0.0]] * 97 + [[10.0, 0.0], [0.0, 10.0], [10.0, 10.0]], dtype=torch.float64)
+    points = torch.tensor(
+        [[0.0, 0.0]] * 97 + [[10.0, 0.0], [0.0, 10.0], [10.0, 10.0]], dtype=torch.float64
+    )
     codes = search.kmeans(points, 8, torch.Generator().manual_seed(0))
     assert {tuple(code) for code in codes.tolist()} >= {(0, 0), (10, 0), (0, 10), (10, 10)}
 

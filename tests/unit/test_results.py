@@ -41,7 +41,13 @@ def test_the_tables_of_tokenizers_are_the_measured_ones(monkeypatch: pytest.Monk
 
 
 def test_the_table_of_times_says_what_was_measured() -> None:
-    row = {"work": "nade", "model": "nade", "batch": 16, "commit": "abc", "ms_a_step": {"naive": 12.5, "plain": 0.25}}
+    row = {
+        "work": "nade",
+        "model": "nade",
+        "batch": 16,
+        "commit": "abc",
+        "ms_a_step": {"naive": 12.5, "plain": 0.25},
+    }
     row |= {
         "symbols_a_second": 64_000.0,
         "pixels_a_second": 64_000.0,
@@ -50,8 +56,13 @@ def test_the_table_of_times_says_what_was_measured() -> None:
     }
     row |= {"symbols_replayed": 12_544, "symbols_that_differ": {"plain": 1}}
     hardware = {"threads": 2, "cpu": "one of its kind", "torch": "2"}
-    lines = performance("sampling")({"rows": [row], "hardware": hardware, "commit": "abc"}).splitlines()
-    assert lines[2] == "| `nade` | 16 | 12.5 | 0.250 | – | 64,000 | 64,000 | 0.012 | 50.0x | 1 of 12,544 |"
+    lines = performance("sampling")(
+        {"rows": [row], "hardware": hardware, "commit": "abc"}
+    ).splitlines()
+    assert (
+        lines[2]
+        == "| `nade` | 16 | 12.5 | 0.250 | – | 64,000 | 64,000 | 0.012 | 50.0x | 1 of 12,544 |"
+    )
 
 
 @pytest.fixture
@@ -78,7 +89,9 @@ def test_the_floor_counts_the_cache_that_attention_reads(floor: ModuleType) -> N
     assert counter.counts().flops == 2 * 2 * 5 * 8
 
 
-def test_the_floor_finds_the_weights_of_a_state(floor: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_finds_the_weights_of_a_state(
+    floor: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESSELLA_KERNEL", "0")  # the floor is counted where torch does the products
     model = ts.create("pixelcnn", ts.Grid(4, 4, 1, 2), layers=2, hidden=8)
     state = model.init_state(1)

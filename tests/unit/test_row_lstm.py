@@ -10,7 +10,7 @@ import torch
 import tessella as ts
 from tessella.models.row_lstm import RowLayer, RowLSTM
 from tessella.nn.channel_groups import ChannelGroups
-from tessella.nn.lstm import lstm_cell, lstm_cell_
+from tessella.nn.lstm_cell import lstm_cell, lstm_cell_
 
 
 def test_the_cell_is_that_of_torch() -> None:
@@ -18,7 +18,12 @@ def test_the_cell_is_that_of_torch() -> None:
     torch.manual_seed(0)
     n, reference = 3, torch.nn.LSTMCell(5, 3).double()
     x, hidden, cell = (torch.randn(2, k, dtype=torch.float64) for k in (5, n, n))
-    gates = x @ reference.weight_ih.T + hidden @ reference.weight_hh.T + reference.bias_ih + reference.bias_hh
+    gates = (
+        x @ reference.weight_ih.T
+        + hidden @ reference.weight_hh.T
+        + reference.bias_ih
+        + reference.bias_hh
+    )
     i, f, g, o = gates.chunk(4, dim=-1)
     new = lstm_cell(torch.cat([o, f, i, g], dim=-1), cell)
     for ours, theirs in zip(new, reference(x, (hidden, cell)), strict=True):
@@ -85,6 +90,8 @@ def test_layers_of_the_papers_models(layers: int, hidden: int) -> None:
     assert len(model.layers) == layers
     layer = model.layers[0]
     assert isinstance(layer, RowLayer)
-    assert layer.input.weight.shape == (4 * hidden, 2 * hidden, 1, 2), "3 x 1 without the pixel to the right"
+    assert layer.input.weight.shape == (4 * hidden, 2 * hidden, 1, 2), (
+        "3 x 1 without the pixel to the right"
+    )
     assert layer.state.shape == (3 * hidden, 4 * hidden)
     assert layer.restore.weight.shape == (2 * hidden, hidden)

@@ -25,7 +25,11 @@ def kept(table: torch.Tensor) -> list[int]:
 def test_noise_is_philox_addressed_by_seed_symbol_and_level() -> None:
     grid = ts.Grid(3, 5, 2, 6)
     noise = Noise(grid, n=3, seed=40)
-    words = np.random.Philox(key=42, counter=0).random_raw(grid.symbols * 8).reshape(grid.symbols, 8)[:, :6]
+    words = (
+        np.random.Philox(key=42, counter=0)
+        .random_raw(grid.symbols * 8)
+        .reshape(grid.symbols, 8)[:, :6]
+    )
     expected = -np.log(-np.log(((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52))
     for index in (0, 29, 7, 8, 28):  # any order
         np.testing.assert_allclose(noise.at(index)[2].numpy(), expected[index], rtol=1e-14)
@@ -53,7 +57,8 @@ def test_noise_draws_from_the_distribution() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])
 def test_seeds_out_of_range_are_refused(seed: object) -> None:
-    # Under the checked annotations of the tests a wrong type is refused before our own check sees it.
+    # Under the checked annotations of the tests a wrong type is refused before our own check sees
+    # it.
     with pytest.raises((InputError, TypeError), match="seed"):
         Noise(ts.Grid(1, 1, 1, 2), n=1, seed=seed)  # type: ignore[arg-type]
 
@@ -64,14 +69,16 @@ def test_top_k_keeps_exactly_k_and_ties_go_to_the_lower_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "levels"), [(0.3, [1]), (0.41, [1, 3]), (0.7, [1, 3]), (0.71, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+    ("p", "levels"),
+    [(0.3, [1]), (0.41, [1, 3]), (0.7, [1, 3]), (0.71, [1, 2, 3]), (1.0, [0, 1, 2, 3])],
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(p: float, levels: list[int]) -> None:
     assert kept(Rule(top_p=p)(probabilities(0.1, 0.4, 0.2, 0.3))) == levels
 
 
 def test_top_p_acts_after_temperature_and_top_k() -> None:
-    # Squared and renormalized: 1/30, 16/30, 4/30, 9/30; of the two that top-k leaves the first has 16/25 = 0.64.
+    # Squared and renormalized: 1/30, 16/30, 4/30, 9/30; of the two that top-k leaves the first has
+    # 16/25 = 0.64.
     table = probabilities(0.1, 0.4, 0.2, 0.3)
     assert kept(Rule(temperature=0.5, top_k=2, top_p=0.63)(table)) == [1]
     assert kept(Rule(temperature=0.5, top_k=2, top_p=0.65)(table)) == [1, 3]
@@ -88,10 +95,14 @@ def test_guidance_moves_away_from_the_null_class() -> None:
     n = 20_000
     x = ts.sample(model, n=n, cond=torch.zeros(n, dtype=torch.int64), guidance=2.0, batch=n)
     expected = torch.tensor([16.0, 9, 4, 1]) / 30
-    torch.testing.assert_close(torch.bincount(x.flatten(), minlength=4) / n, expected, rtol=0, atol=0.012)
+    torch.testing.assert_close(
+        torch.bincount(x.flatten(), minlength=4) / n, expected, rtol=0, atol=0.012
+    )
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": 1.5}]
+)
 def test_rules_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises((InputError, TypeError)):
         Rule(**bad)  # type: ignore[arg-type]
@@ -125,7 +136,9 @@ def test_known_symbols_differ_by_image(model: ts.DensityModel) -> None:
     x = ts.sample(model, n=2, seed=8)
     known = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     y = ts.complete(model, x, known, seed=8)
-    assert torch.equal(y, x), "the noise of a place is its own: what was drawn before is drawn again"
+    assert torch.equal(y, x), (
+        "the noise of a place is its own: what was drawn before is drawn again"
+    )
     other = ts.complete(model, x, known, seed=9)
     assert torch.equal(other[known], x[known])
     assert not torch.equal(other, x)
@@ -157,13 +170,17 @@ def test_replay_sees_a_changed_symbol(model: ts.DensityModel) -> None:
         ({"batch": 0}, "batch"),
     ],
 )
-def test_bad_arguments_are_refused(model: ts.DensityModel, arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments_are_refused(
+    model: ts.DensityModel, arguments: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         ts.sample(model, **({"n": 1} | arguments))  # type: ignore[arg-type]
 
 
 def test_a_model_left_in_training_mode_with_dropout_is_refused() -> None:
-    model = ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 3), layers=2, hidden=4, dropout=0.5).train()
+    model = ts.create(
+        "gated-pixelcnn", ts.Grid(2, 2, 1, 3), layers=2, hidden=4, dropout=0.5
+    ).train()
     with pytest.raises(InputError, match="eval"):
         ts.sample(model, n=1)
     with pytest.raises(InputError, match="eval"):

@@ -24,7 +24,9 @@ def fsq() -> FSQ:
 
 def test_finite_scalars_are_the_nearest_levels_in_mixed_radix() -> None:
     quantizer, z = fsq().eval(), 2 * vectors(200, 6)
-    grid = torch.tensor(list(itertools.product(*[range(size) for size in reversed(LEVELS)]))).flip(1)
+    grid = torch.tensor(list(itertools.product(*[range(size) for size in reversed(LEVELS)]))).flip(
+        1
+    )
     size = torch.tensor(LEVELS, dtype=torch.float64)
     half, offset = (size - 1) * 1.001 / 2, (size % 2 == 0).double() / 2
     bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
@@ -46,7 +48,9 @@ def test_gradients_pass_the_bound_of_finite_scalars() -> None:
 
 @pytest.mark.parametrize("levels", [(3, 3, 3), (4, 4), (8, 5, 5, 5), (7, 6, 17), (256,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_finite_scalar_symbol_is_exact_both_ways(levels: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_every_finite_scalar_symbol_is_exact_both_ways(
+    levels: tuple[int, ...], dtype: torch.dtype
+) -> None:
     quantizer = create_quantizer("fsq", dim=len(levels), levels=levels).to(dtype)
     symbols = torch.arange(quantizer.levels)[:, None]
     codes = quantizer.decode(symbols)
@@ -56,10 +60,14 @@ def test_every_finite_scalar_symbol_is_exact_both_ways(levels: tuple[int, ...], 
     assert torch.equal(quantizer(quantizer.unbounded(symbols)).z, codes)
 
 
-@pytest.mark.parametrize(("size", "codes"), [(256, 240), (1024, 1000), (4096, 4375), (16384, 15360), (65536, 64000)])
+@pytest.mark.parametrize(
+    ("size", "codes"), [(256, 240), (1024, 1000), (4096, 4375), (16384, 15360), (65536, 64000)]
+)
 def test_published_levels_come_near_the_wanted_size(size: int, codes: int) -> None:
     assert create_quantizer("fsq", codebook_size=size).levels == codes
-    assert create_quantizer("fsq", codebook_size=codes).levels == codes, "what a quantizer has builds it again"
+    assert create_quantizer("fsq", codebook_size=codes).levels == codes, (
+        "what a quantizer has builds it again"
+    )
 
 
 def test_entropies_of_signs_are_those_of_the_enumerated_distribution() -> None:
@@ -80,7 +88,10 @@ def test_entropies_of_many_signs_are_exact_and_beyond_twelve_bounded_from_above(
         signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=bits)), dtype=torch.float64)
         shares = torch.softmax(2 * z @ signs.t(), dim=1)
         torch.testing.assert_close(mean_entropy(4 * z), torch.special.entr(shares).sum(1).mean())
-        exact, found = float(torch.special.entr(shares.mean(0)).sum()), float(entropy_of_mean(4 * z))
+        exact, found = (
+            float(torch.special.entr(shares.mean(0)).sum()),
+            float(entropy_of_mean(4 * z)),
+        )
         assert exact - 1e-9 <= found <= exact + slack + 1e-9
         assert (found > exact + 0.1) == bool(slack)
 

@@ -29,7 +29,9 @@ def some(n: int, dim: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("dim", [1, 3, 16, 65])
 @pytest.mark.parametrize("codes", [2, 31, 32, 33, 257, 384])
 @pytest.mark.parametrize("n", [0, 1, 11, 12, 13, 200])
-def test_the_nearest_code_is_that_of_brute_force(find: Search, n: int, codes: int, dim: int) -> None:
+def test_the_nearest_code_is_that_of_brute_force(
+    find: Search, n: int, codes: int, dim: int
+) -> None:
     vectors, codebook = some(n, dim), some(codes, dim, seed=1)
     symbols, scores = find(vectors, codebook)
     exact = codebook.double().square().sum(1) - 2 * vectors.double() @ codebook.double().T
@@ -38,7 +40,9 @@ def test_the_nearest_code_is_that_of_brute_force(find: Search, n: int, codes: in
     if n:
         chosen = exact.gather(1, symbols[:, None])[:, 0]
         best = exact.min(1).values
-        assert ((chosen - best) <= 1e-5 * (best.abs() + 1)).all(), "a code that is farther by more than rounding"
+        assert ((chosen - best) <= 1e-5 * (best.abs() + 1)).all(), (
+            "a code that is farther by more than rounding"
+        )
         torch.testing.assert_close(scores.double(), best, rtol=1e-4, atol=1e-4)
 
 
@@ -62,11 +66,18 @@ def test_a_tie_between_two_different_codes_goes_to_the_lower(find: Search) -> No
     assert find(torch.tensor([[2.0], [4.0], [0.0]]), codebook)[0].tolist() == [1, 0, 2]
 
 
-def test_of_equal_scores_in_several_groups_and_blocks_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equal_scores_in_several_groups_and_blocks_the_first_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(search, "CODES", 16)
     monkeypatch.setattr(search, "GROUP", 4)
     codebook = torch.tensor([5.0, 3.0, 1.0, -1.0]).repeat_interleave(10)[:, None]
-    assert search._nearest(torch.tensor([[2.0], [4.0], [0.0], [-9.0]]), codebook)[0].tolist() == [10, 0, 20, 30]
+    assert search._nearest(torch.tensor([[2.0], [4.0], [0.0], [-9.0]]), codebook)[0].tolist() == [
+        10,
+        0,
+        20,
+        30,
+    ]
 
 
 def test_vectors_that_are_not_finite_get_some_code(find: Search) -> None:
@@ -76,13 +87,17 @@ def test_vectors_that_are_not_finite_get_some_code(find: Search) -> None:
     symbols, _ = find(vectors, some(40, 4, seed=1))
     assert 0 <= int(symbols.min()) <= int(symbols.max()) < 40
     rest = [i for i in range(20) if i not in (3, 5)]
-    assert torch.equal(symbols[rest], find(vectors[rest], some(40, 4, seed=1))[0]), "others must not notice"
+    assert torch.equal(symbols[rest], find(vectors[rest], some(40, 4, seed=1))[0]), (
+        "others must not notice"
+    )
 
 
 def test_any_layout_of_memory_gives_the_same() -> None:
     vectors, codebook = some(50, 12), some(70, 12, seed=1)
     expected, _ = search.nearest(vectors, codebook)
-    assert torch.equal(search.nearest(vectors.T.contiguous().T, codebook.T.contiguous().T)[0], expected)
+    assert torch.equal(
+        search.nearest(vectors.T.contiguous().T, codebook.T.contiguous().T)[0], expected
+    )
     assert torch.equal(search.nearest(vectors[::2], codebook)[0], expected[::2])
 
 
@@ -101,11 +116,16 @@ def test_sums_by_code_are_those_of_a_loop(kind: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("TESSELLA_KERNEL", "0")
     elif not kernel.available():
         pytest.skip("no C++ compiler")
-    vectors, symbols = some(500, 7), torch.randint(9, (500,), generator=torch.Generator().manual_seed(0))
+    vectors, symbols = (
+        some(500, 7),
+        torch.randint(9, (500,), generator=torch.Generator().manual_seed(0)),
+    )
     counts, sums = search.cluster(vectors, symbols, 11)
     for code in range(11):
         assert counts[code] == (symbols == code).sum()
-        torch.testing.assert_close(sums[code], vectors[symbols == code].sum(0), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            sums[code], vectors[symbols == code].sum(0), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
@@ -131,7 +151,9 @@ def test_float64_stays_float64() -> None:
 
 
 @pytest.mark.parametrize("kind", ["0", "1"])
-def test_a_codebook_that_learns_by_gradients_can_be_searched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codebook_that_learns_by_gradients_can_be_searched(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESSELLA_KERNEL", kind)
     vectors, codebook = some(20, 4), some(10, 4, seed=1)
     symbols, scores = search.nearest(vectors, torch.nn.Parameter(codebook))
@@ -143,7 +165,9 @@ def test_torch_compile_leaves_search_and_sums_alone() -> None:
     vectors, codebook = some(100, 6), some(20, 6, seed=1)
 
     def sums(vectors: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = search.cluster(2 * vectors, search.nearest(2 * vectors, codebook)[0], 20)[1]
+        total: torch.Tensor = search.cluster(
+            2 * vectors, search.nearest(2 * vectors, codebook)[0], 20
+        )[1]
         return total + 1
 
     torch.testing.assert_close(torch.compile(sums, backend="aot_eager")(vectors), sums(vectors))

@@ -1,4 +1,5 @@
-"""What the models of the flattened image share: what is too large, what a state holds, which conditions fit."""
+"""What the models of the flattened image share: what is too large, what a state holds, which
+conditions fit."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
-from tessella.models.sequence import SequenceModel
+from tessella.models.sequence_model import SequenceModel
 
 
 def test_the_matrix_of_32x32_codes_of_512_levels_is_the_order_of_what_is_allowed() -> None:
@@ -17,13 +18,17 @@ def test_the_matrix_of_32x32_codes_of_512_levels_is_the_order_of_what_is_allowed
     assert isinstance(model, SequenceModel)
     count = 32 * 32 * 512 * 32 * 32
     model.refuse_absurd(count, "")
-    with pytest.raises(ConfigError, match=r"1,073,741,824 weights, more than 600,000,000 \(.* 30 GiB\): take less"):
+    with pytest.raises(
+        ConfigError, match=r"1,073,741,824 weights, more than 600,000,000 \(.* 30 GiB\): take less"
+    ):
         model.refuse_absurd(2 * count, "take less", 30)
 
 
 @pytest.mark.parametrize("name", ["fvsbn", "nade", "made"])
 def test_biases_of_many_classes_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"614,461,440 weights.* 11 GiB.*10000 classes.*fewer classes"):
+    with pytest.raises(
+        ConfigError, match=r"614,461,440 weights.* 11 GiB.*10000 classes.*fewer classes"
+    ):
         ts.create(name, ts.Grid(8, 8, 3, 320), classes=10_000)
 
 
@@ -31,7 +36,9 @@ def test_biases_of_many_classes_are_refused(name: str) -> None:
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_state_holds_no_parameters_of_each_place(name: str, classes: int) -> None:
     grid = ts.Grid(12, 12, 1, 9)
-    state = ts.create(name, grid, classes=classes).init_state(3, torch.tensor([0, 2, 1]) if classes else None)
+    state = ts.create(name, grid, classes=classes).init_state(
+        3, torch.tensor([0, 2, 1]) if classes else None
+    )
     for f in dataclasses.fields(state):
         value = getattr(state, f.name)
         if f.name not in state.shared and isinstance(value, torch.Tensor):

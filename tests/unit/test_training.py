@@ -25,17 +25,25 @@ from tessella.files import read_json
 from tessella.training import checkpoint, loop, train_recipe
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
-from tessella.training.run import Progress
+from tessella.training.run_directory import Progress
 
 GRID = ts.Grid(4, 4, 1, 4)
-OPTIONS: dict[str, Any] = {"steps": 12, "batch": 8, "warmup": 2, "validate_every": 4, "say": lambda line: None}
+OPTIONS: dict[str, Any] = {
+    "steps": 12,
+    "batch": 8,
+    "warmup": 2,
+    "validate_every": 4,
+    "say": lambda line: None,
+}
 
 
 def images(n: int = 40, seed: int = 0) -> np.ndarray:
     """Bright and dark halves with a little noise, at four levels: easy to learn something about."""
     generator = np.random.default_rng(seed)
     x = np.where(np.arange(4)[None, :, None, None] < generator.integers(1, 4, (n, 1, 1, 1)), 255, 0)
-    return np.where(generator.random((n, 4, 4, 1)) < 0.1, 85, np.broadcast_to(x, (n, 4, 4, 1))).astype(np.uint8)
+    return np.where(
+        generator.random((n, 4, 4, 1)) < 0.1, 85, np.broadcast_to(x, (n, 4, 4, 1))
+    ).astype(np.uint8)
 
 
 def model(**sizes: Any) -> ts.DensityModel:
@@ -44,7 +52,14 @@ def model(**sizes: Any) -> ts.DensityModel:
 
 def small_tokenizer() -> ts.Tokenizer:
     return ts.create_tokenizer(
-        "vqvae", image_size=(4, 4), channels=1, codebook_size=8, hidden=8, code_dim=4, downsample=2, residual_blocks=1
+        "vqvae",
+        image_size=(4, 4),
+        channels=1,
+        codebook_size=8,
+        hidden=8,
+        code_dim=4,
+        downsample=2,
+        residual_blocks=1,
     )
 
 
@@ -71,7 +86,9 @@ def test_every_epoch_is_a_permutation_of_all_examples() -> None:
     seen = torch.cat([order.at(step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert not torch.equal(seen[:10], seen[10:])
-    assert torch.equal(Order(10, 4, seed=3).at(4), order.at(4)), "a step's examples depend on the step alone"
+    assert torch.equal(Order(10, 4, seed=3).at(4), order.at(4)), (
+        "a step's examples depend on the step alone"
+    )
     assert len(Order(3, 8, seed=0).at(1)) == 8, "a batch may be larger than the data"
 
 
@@ -79,7 +96,10 @@ def test_a_batch_is_a_function_of_its_generator() -> None:
     x = torch.arange(24, dtype=torch.uint8).view(2, 3, 4, 1)
     examples = Examples([x], torch.tensor([0, 1]), classes=2, flip=True, condition_dropout=0.5)
     indices = torch.tensor([0, 1, 0, 1] * 8)
-    a, b = (examples.batch(indices, torch.Generator().manual_seed(1), torch.device("cpu")) for _ in range(2))
+    a, b = (
+        examples.batch(indices, torch.Generator().manual_seed(1), torch.device("cpu"))
+        for _ in range(2)
+    )
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])  # type: ignore[arg-type]
     mirrored = (a[0] == x[indices].flip(2)).flatten(1).all(1)
@@ -110,7 +130,9 @@ def test_validations_take_a_tenth_of_the_minutes_at_most() -> None:
     assert loop._due(asked, Progress(step=10, seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
 
 
-def test_the_time_of_validations_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_validations_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock, validate = [0.0], loop.validate
 
     def late(session: loop.Session, log: bool = True) -> bool:
@@ -124,7 +146,9 @@ def test_the_time_of_validations_is_counted(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(loop, "validate", late)
     monkeypatch.setattr(loop, "_step", step)
-    run = ts.train(model(), images(), out=tmp_path / "run", minutes=5, say=lambda line: None, device="cpu")
+    run = ts.train(
+        model(), images(), out=tmp_path / "run", minutes=5, say=lambda line: None, device="cpu"
+    )
     seen = [line["step"] for line in log(tmp_path / "run") if "valid/bits_per_dim" in line]
     assert seen == [15, 90, 180, 270]  # at 15, 100, 200 and 300 seconds
     assert run.progress.validating == 40
@@ -152,7 +176,9 @@ def test_training_learns_and_leaves_a_run(tmp_path: Path) -> None:
     assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
     figures = ts.evaluate(run.path, x)
     assert figures["bits_per_dim"] < figures["baseline_bits_per_dim"] < before
-    assert figures["bits_per_dim"] == pytest.approx(float(net.bits_per_dim(torch.from_numpy(x // 85)).mean()), abs=1e-6)
+    assert figures["bits_per_dim"] == pytest.approx(
+        float(net.bits_per_dim(torch.from_numpy(x // 85)).mean()), abs=1e-6
+    )
     assert not net.training
     assert {p.name for p in run.path.iterdir()} >= {
         "config.json",
@@ -170,8 +196,14 @@ def test_training_learns_and_leaves_a_run(tmp_path: Path) -> None:
 
 def test_the_kept_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
     net, x = model(), images()
-    run = ts.train(net, x, valid=images(seed=9), out=tmp_path / "run", learning_rate=0.05, **OPTIONS)
-    validated = {line["step"]: line["valid/bits_per_dim"] for line in log(run.path) if "valid/bits_per_dim" in line}
+    run = ts.train(
+        net, x, valid=images(seed=9), out=tmp_path / "run", learning_rate=0.05, **OPTIONS
+    )
+    validated = {
+        line["step"]: line["valid/bits_per_dim"]
+        for line in log(run.path)
+        if "valid/bits_per_dim" in line
+    }
     assert set(validated) == {4, 8, 12}
     assert run.progress.best == min(validated.values())
     assert validated[run.progress.best_step] == run.progress.best
@@ -184,7 +216,10 @@ def test_the_kept_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every: int, make: str
 ) -> None:
-    create, options = {"density": model, "tokenizer": small_tokenizer}[make], OPTIONS | {"validate_every": every}
+    create, options = (
+        {"density": model, "tokenizer": small_tokenizer}[make],
+        OPTIONS | {"validate_every": every},
+    )
     x, straight, broken = images(), create(), create()
     kept = ts.train(straight, x, out=tmp_path / "straight", **options)
     with monkeypatch.context() as patch:
@@ -194,12 +229,21 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     assert run.progress.step == steps
     again = ts.train(create(), x, out=tmp_path / "broken", resume=True, **options)
     assert not again.interrupted
-    assert (again.progress.best, again.progress.best_step) == (kept.progress.best, kept.progress.best_step)
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "broken")]
+    assert (again.progress.best, again.progress.best_step) == (
+        kept.progress.best,
+        kept.progress.best_step,
+    )
+    weights = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "broken")
+    ]
     assert weights[0] == weights[1]
     extra = [line for line in log(tmp_path / "broken") if line not in log(tmp_path / "straight")]
-    assert all(any(key.startswith("valid/") for key in line) and line["step"] == steps for line in extra), extra
-    assert [line for line in log(tmp_path / "broken") if line not in extra] == log(tmp_path / "straight")
+    assert all(
+        any(key.startswith("valid/") for key in line) and line["step"] == steps for line in extra
+    ), extra
+    assert [line for line in log(tmp_path / "broken") if line not in extra] == log(
+        tmp_path / "straight"
+    )
     states = [checkpoint.newest(tmp_path / name)[0] for name in ("straight", "broken")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -210,7 +254,9 @@ def test_validations_tell_how_the_use_of_codes_changed(tmp_path: Path) -> None:
     told = [line for line in log(tmp_path / "run") if "valid/mse" in line]
     assert ["valid/usage_drift" in line for line in told] == [False, True, True]
     assert all(0 <= line["valid/usage_drift"] <= 1 for line in told[1:])
-    counts = json.loads((tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json").read_text())["memory"]
+    counts = json.loads(
+        (tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json").read_text()
+    )["memory"]
     assert [len(book) for book in counts["counts"]] == [8]
 
 
@@ -240,7 +286,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     assert isinstance(ts.load(tmp_path / "run"), ts.Generator)
 
 
-def test_a_codebook_does_not_keep_what_a_bad_batch_taught_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codebook_does_not_keep_what_a_bad_batch_taught_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def poison(session: Any) -> None:
         with torch.no_grad():
             next(session.task.module.encoder.parameters()).fill_(math.nan)
@@ -249,7 +297,9 @@ def test_a_codebook_does_not_keep_what_a_bad_batch_taught_it(tmp_path: Path, mon
     with pytest.raises(TrainingError, match="at step 7"):
         ts.train(small_tokenizer(), images(), out=tmp_path / "run", **OPTIONS)
     tensors, _, _ = checkpoint.newest(tmp_path / "run")
-    assert all(tensors[name].isfinite().all() for name in tensors if name.startswith("module/quantizer"))
+    assert all(
+        tensors[name].isfinite().all() for name in tensors if name.startswith("module/quantizer")
+    )
 
 
 def test_a_mixture_trains_on_mirrored_images(tmp_path: Path) -> None:
@@ -287,8 +337,27 @@ def test_images_binarized_anew_each_epoch(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
-    words = ["train", "digits", "model.layers=1", "model.hidden=4", "train.batch=8", "--steps", "6", "--device", "cpu"]
-    command = [sys.executable, "-m", "tessella", *words, "--devices", "2", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "digits",
+        "model.layers=1",
+        "model.hidden=4",
+        "train.batch=8",
+        "--steps",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "tessella",
+        *words,
+        "--devices",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
     assert [line["step"] for line in log(tmp_path / "run") if "loss" in line] == [1]
@@ -297,18 +366,36 @@ def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_begin_at_different_times_stay_together(tmp_path: Path) -> None:
-    """The first one is late by more than the time between two validations; none may wait for a step the other skips."""
+    """The first one is late by more than the time between two validations; none may wait for a step
+    the other skips."""
     script = tmp_path / "late.py"
     script.write_text(
         "import sys, time\n"
         "from tessella.training import api\n"
         "keep = api._save_baseline\n"
         "api._save_baseline = lambda *given: (time.sleep(1.5), keep(*given))\n"
-        "from tessella.cli import main\n"
+        "from tessella.cli.entry import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    words = ["train", "digits", "model.layers=1", "model.hidden=4", "--minutes", "0.06", "--device", "cpu"]
-    command = [sys.executable, str(script), *words, "--devices", "2", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "digits",
+        "model.layers=1",
+        "model.hidden=4",
+        "--minutes",
+        "0.06",
+        "--device",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        str(script),
+        *words,
+        "--devices",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     place = {**os.environ, "PYTHONPATH": str(Path(ts.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=place)
     assert shown.returncode == 0, shown.stderr
@@ -325,7 +412,9 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(tmp_path: Path
     (newest / "state.safetensors").write_bytes(payload)
     with pytest.raises(ArtifactError, match="damaged"):
         checkpoint.verify(newest)
-    run = ts.train(model(), images(), out=tmp_path / "run", resume=True, **(OPTIONS | {"say": said.append}))
+    run = ts.train(
+        model(), images(), out=tmp_path / "run", resume=True, **(OPTIONS | {"say": said.append})
+    )
     assert run.progress.step == 12
     assert any("damaged" in line for line in said)
 
@@ -364,7 +453,12 @@ def test_passes_over_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: P
     x, runs = images(), []
     for accumulate in (1, 4):
         net = model(dropout=0.0)
-        ts.train(net, x, out=tmp_path / str(accumulate), **(OPTIONS | {"steps": 3, "accumulate": accumulate}))
+        ts.train(
+            net,
+            x,
+            out=tmp_path / str(accumulate),
+            **(OPTIONS | {"steps": 3, "accumulate": accumulate}),
+        )
         runs.append(net.log_prob(torch.from_numpy(x // 85)))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-4)
 
@@ -391,7 +485,14 @@ def test_compiled_networks_train_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, backend: str
 ) -> None:
     compile, kept, calls = torch.compile, [], []
-    vae = {"image_size": (4, 4), "channels": 1, "hidden": 8, "latent": 2, "downsample": 2, "residual_blocks": 1}
+    vae = {
+        "image_size": (4, 4),
+        "channels": 1,
+        "hidden": 8,
+        "latent": 2,
+        "downsample": 2,
+        "residual_blocks": 1,
+    }
     makers: dict[str, Any] = {"tokenizer": small_tokenizer, "vae": lambda: ts.create_vae(**vae)}
     makers["model"] = lambda: model(dropout=0.0)  # a compiled network draws other dropout
 
@@ -405,7 +506,9 @@ def test_compiled_networks_train_the_same_weights(
         net = makers[kind]()
         ts.train(net, images(), out=tmp_path / str(on), **OPTIONS | {"steps": 4, "compile": on})
         assert bool(calls) == on
-        assert all(part._compiled_call_impl is None for part in net.modules()), "training leaves the model as it was"
+        assert all(part._compiled_call_impl is None for part in net.modules()), (
+            "training leaves the model as it was"
+        )
         kept.append(net.state_dict())
     for name, tensor in kept[0].items():
         torch.testing.assert_close(kept[1][name], tensor, rtol=1e-4, atol=1e-5)
@@ -470,9 +573,13 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_image_set_is_trained_on_as_it_comes(tmp_path: Path) -> None:
-    train, valid = (data.load(DataConfig("digits", limit=20), split) for split in ("train", "valid"))
+    train, valid = (
+        data.load(DataConfig("digits", limit=20), split) for split in ("train", "valid")
+    )
     net = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 17), layers=1, hidden=4)
-    run = ts.train(net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None)
+    run = ts.train(
+        net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None
+    )
     assert read_json(run.path / "run.json")["data"]["train"] == train.identity()
     assert ts.evaluate(run.path, train)["overlap"]["identical"] == 20
     with pytest.raises(InputError, match="valid="):
@@ -486,7 +593,9 @@ def test_images_on_disk_are_trained_on_and_not_divided(tmp_path: Path) -> None:
     config = DataConfig(f"folder:{tmp_path}/folder", channels=1, levels=16)
     train, valid = (data.load(config, split).images for split in ("train", "valid"))
     net = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 16), layers=1, hidden=4)
-    run = ts.train(net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None)
+    run = ts.train(
+        net, train, valid=valid, out=tmp_path / "run", steps=2, batch=4, say=lambda line: None
+    )
     assert ts.evaluate(run.path, train)["overlap"]["identical"] == len(train)
     with pytest.raises(InputError, match="valid="):
         ts.train(net, train, out=tmp_path / "other", steps=2)

@@ -24,12 +24,16 @@ def turned(vector: list[float], row: int, column: int) -> list[float]:
     for pair in range(pairs):
         along, place = (row, pair) if pair < pairs // 2 else (column, pair - pairs // 2)
         angle = along * 10_000.0 ** (-place / (pairs // 2))
-        number = complex(vector[2 * pair], vector[2 * pair + 1]) * complex(math.cos(angle), math.sin(angle))
+        number = complex(vector[2 * pair], vector[2 * pair + 1]) * complex(
+            math.cos(angle), math.sin(angle)
+        )
         result += [number.real, number.imag]
     return result
 
 
-def attention_by_loops(module: CausalAttention, x: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+def attention_by_loops(
+    module: CausalAttention, x: torch.Tensor, places: list[tuple[int, int]]
+) -> torch.Tensor:
     """Attention over ``x [positions, width]`` whose position ``i`` stands at ``places[i]``."""
     size, group = module.size, module.heads // module.kv_heads
     vectors = (x @ module.project.weight.T).unflatten(-1, (-1, size)).tolist()
@@ -41,7 +45,9 @@ def attention_by_loops(module: CausalAttention, x: torch.Tensor, places: list[tu
             scores = []
             for s in range(t + 1):
                 key = turned(vectors[s][module.heads + shared], *places[s])
-                scores.append(math.exp(sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(size)))
+                scores.append(
+                    math.exp(sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(size))
+                )
             for s, score in enumerate(scores):
                 value = torch.tensor(vectors[s][first_value + shared], dtype=torch.float64)
                 seen[t, head * size : (head + 1) * size] += score / sum(scores) * value
@@ -57,7 +63,11 @@ def test_attention_is_what_loops_compute(kv_heads: int) -> None:
 
 
 def test_products_of_turned_vectors_depend_on_the_offset_of_their_pixels() -> None:
-    queries, keys, turns = normal(16, seed=1), normal(16, seed=2), rotations(6, 7, 16).unflatten(0, (6, 7))
+    queries, keys, turns = (
+        normal(16, seed=1),
+        normal(16, seed=2),
+        rotations(6, 7, 16).unflatten(0, (6, 7)),
+    )
     product = (rotate(queries, turns[1, 4]) * rotate(keys, turns[0, 2])).sum()
     moved = (rotate(queries, turns[5, 6]) * rotate(keys, turns[4, 4])).sum()
     turned_about = (rotate(queries, turns[0, 2]) * rotate(keys, turns[1, 4])).sum()
@@ -71,7 +81,9 @@ def test_rows_and_columns_turn_different_halves_and_lengths_stay() -> None:
     assert torch.equal(down[8:], x[8:])
     assert torch.equal(right[:8], x[:8])
     torch.testing.assert_close(down.norm(), x.norm())
-    assert torch.equal(rotate(x, torch.zeros(2, 16, dtype=torch.float64)), torch.zeros(16, dtype=torch.float64))
+    assert torch.equal(
+        rotate(x, torch.zeros(2, 16, dtype=torch.float64)), torch.zeros(16, dtype=torch.float64)
+    )
 
 
 def test_the_norm_and_the_gate_are_their_formulas() -> None:
@@ -96,7 +108,9 @@ def test_a_step_costs_the_backbone_once_a_pixel(monkeypatch: pytest.MonkeyPatch)
     calls: list[tuple[int, int]] = []
     start = model.start_pixel
     monkeypatch.setattr(
-        model, "start_pixel", lambda row, column, b: calls.append((row, column)) or start(row, column, b)
+        model,
+        "start_pixel",
+        lambda row, column, b: calls.append((row, column)) or start(row, column, b),
     )
     ts.sample(model, n=1, method="cached")
     assert calls == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -104,7 +118,10 @@ def test_a_step_costs_the_backbone_once_a_pixel(monkeypatch: pytest.MonkeyPatch)
 
 def test_where_the_prefix_stands_changes_the_distribution() -> None:
     x = torch.randint(5, (2, 3, 3, 1), generator=torch.Generator().manual_seed(0))
-    models = [ts.create("transformer", ts.Grid(3, 3, 1, 5), width=16, heads=2, prefix=p) for p in ("origin", "nowhere")]
+    models = [
+        ts.create("transformer", ts.Grid(3, 3, 1, 5), width=16, heads=2, prefix=p)
+        for p in ("origin", "nowhere")
+    ]
     assert not torch.equal(models[0].log_prob(x), models[1].log_prob(x))
     assert torch.equal(models[1].turns[0], torch.zeros(2, 8))  # type: ignore[index]
     assert torch.equal(models[0].turns[0], models[0].turns[1])  # type: ignore[index]
@@ -135,6 +152,9 @@ def test_sizes_that_make_no_network_are_refused(sizes: dict[str, object], messag
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model, x = ts.create("transformer", ts.Grid(3, 3, 1, 5), dropout=0.5), torch.zeros(1, 3, 3, 1, dtype=torch.int64)
+    model, x = (
+        ts.create("transformer", ts.Grid(3, 3, 1, 5), dropout=0.5),
+        torch.zeros(1, 3, 3, 1, dtype=torch.int64),
+    )
     assert torch.equal(model(x), model(x))
     assert not torch.equal(model.train()(x), model(x))

@@ -15,25 +15,34 @@ from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.files import read_json, write_json
 from tessella.grid import LN2
 from tessella.pipeline import load, save_model
-from tessella.tokenizers.vae import VAE, create_vae
 from tessella.training.api import train
-from tessella.training.vae import VAETask
+from tessella.training.vae_task import VAETask
+from tessella.vae import VAE, create_vae
 
 SHAPES = ["grid", "vector"]
 LEVELS = [2, 17, 256]
 
 
 def tiny(**config: Any) -> VAE:
-    small: dict[str, Any] = {"image_size": (6, 5), "channels": 2, "hidden": 8, "latent": 3, "residual_blocks": 1}
+    small: dict[str, Any] = {
+        "image_size": (6, 5),
+        "channels": 2,
+        "hidden": 8,
+        "latent": 3,
+        "residual_blocks": 1,
+    }
     return create_vae(**small | config)
 
 
 def some(n: int = 5, channels: int = 2) -> torch.Tensor:
-    return torch.randint(256, (n, 6, 5, channels), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return torch.randint(256, (n, 6, 5, channels), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
 
 
 def one_pixel() -> tuple[VAE, torch.Tensor]:
-    """A model of one sub-pixel whose latents matter, with a poor posterior, and every image it knows."""
+    """A model of one sub-pixel whose latents matter, with a poor posterior, and every image it
+    knows."""
     model = tiny(image_size=(1, 1), channels=1, levels=16, latent=2, downsample=1, seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,7 +57,10 @@ def exact(model: VAE, values: torch.Tensor) -> torch.Tensor:
     z = torch.cartesian_prod(line, line)
     prior = -(z**2).sum(1) / 2 - np.log(2 * np.pi) + 2 * np.log(12 / 160)
     symbols = model.pixels.encode(values)
-    told = [model._log_likelihood(x.expand(len(z), 1, 1, 1), z.view(-1, *model.latent_shape)) for x in symbols]
+    told = [
+        model._log_likelihood(x.expand(len(z), 1, 1, 1), z.view(-1, *model.latent_shape))
+        for x in symbols
+    ]
     return torch.stack([(nats + prior).logsumexp(0) for nats in told])
 
 
@@ -70,7 +82,9 @@ def test_bounds_stay_below_the_log_probability_and_grow_with_samples() -> None:
 def test_the_elbo_is_the_bound_of_one_sample_on_average() -> None:
     model, values = one_pixel()
     repeated = values.repeat(60, 1, 1, 1)
-    assert float(model.bound(repeated, 1).mean()) == pytest.approx(float(model.elbo(repeated).mean()), abs=0.08)
+    assert float(model.bound(repeated, 1).mean()) == pytest.approx(
+        float(model.elbo(repeated).mean()), abs=0.08
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,9 +107,13 @@ def test_drawn_pixels_follow_their_probabilities() -> None:
         for parameter in model.decoder.parameters():
             parameter.zero_()
         list(model.decoder.parameters())[-1].copy_(torch.tensor([0.3, 1.0]))
-    told = model._log_likelihood(torch.arange(4).view(4, 1, 1, 1), torch.zeros(4, *model.latent_shape)).exp()
+    told = model._log_likelihood(
+        torch.arange(4).view(4, 1, 1, 1), torch.zeros(4, *model.latent_shape)
+    ).exp()
     drawn = model.pixels.encode(model.sample(20_000, pixels="draw")).flatten()
-    torch.testing.assert_close(torch.bincount(drawn, minlength=4) / 20_000, told.detach(), rtol=0, atol=0.015)
+    torch.testing.assert_close(
+        torch.bincount(drawn, minlength=4) / 20_000, told.detach(), rtol=0, atol=0.015
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -122,7 +140,9 @@ def test_a_training_pass_reaches_every_weight(shape: str) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
-    torch.testing.assert_close(losses["loss"].detach(), losses["pixel_bits"] + losses["latent_bits"])
+    torch.testing.assert_close(
+        losses["loss"].detach(), losses["pixel_bits"] + losses["latent_bits"]
+    )
 
 
 def test_a_saved_model_comes_back(tmp_path: Path) -> None:
@@ -149,7 +169,15 @@ def test_training_lowers_the_bound_and_is_measured(tmp_path: Path) -> None:
     images = np.full((64, 6, 5, 2), 200, np.uint8)
     images[::2] = 40
     before = float(model.bits_per_dim(images).mean())
-    run = train(model, images, out=tmp_path / "run", steps=60, batch=16, learning_rate=5e-3, say=lambda line: None)
+    run = train(
+        model,
+        images,
+        out=tmp_path / "run",
+        steps=60,
+        batch=16,
+        learning_rate=5e-3,
+        say=lambda line: None,
+    )
     assert run.figures["bits_per_dim"] < before - 0.5
     figures = ts.evaluate(tmp_path / "run", images[:8])
     assert figures["bound_bits_per_dim"] < before - 0.5

@@ -1,4 +1,5 @@
-"""VQGAN: the function of taming-transformers and LlamaGen from their weights; sizes, words for what is wrong."""
+"""VQGAN: the function of taming-transformers and LlamaGen from their weights; sizes, words for what
+is wrong."""
 
 from __future__ import annotations
 
@@ -11,20 +12,24 @@ import torch
 from tessella.errors import ConfigError
 from tessella.files import read_tensors
 from tessella.tokenizers import create_tokenizer
+from tessella.tokenizers.community_checkpoints import from_llamagen_vq, from_taming
 from tessella.tokenizers.convnet import Attention, Block, Down, Norm, Up
-from tessella.tokenizers.foreign import from_llamagen_vq, from_taming
 from tessella.tokenizers.vqgan import VQGAN
 
 Tensors = dict[str, torch.Tensor]
 
 
 def reference(data_dir: Path, name: str) -> tuple[Tensors, Tensors]:
-    """Random weights of a tiny model of another project, and what its own code gave for some images."""
+    """Random weights of a tiny model of another project, and what its own code gave for some
+    images."""
     path = data_dir.parent / "parity" / f"{name}.safetensors"
     if not path.is_file():
         pytest.skip(f"no file {path} with reference outputs")
     tensors = read_tensors(path)
-    parts = [{n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)} for p in ("state.", "io.")]
+    parts = [
+        {n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)}
+        for p in ("state.", "io.")
+    ]
     return parts[0], parts[1]
 
 
@@ -50,7 +55,9 @@ def check(model: VQGAN, io: Tensors) -> None:
         torch.testing.assert_close(features, io["latents"].permute(0, 2, 3, 1), rtol=0, atol=1e-4)
     assert torch.equal(model.quantizer.encode(features).squeeze(-1), io["codes"])
     decoded = model.decode_float(model.quantizer.decode(io["codes"].unsqueeze(-1)))
-    torch.testing.assert_close(2 * decoded - 1, io["decoded"].permute(0, 2, 3, 1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        2 * decoded - 1, io["decoded"].permute(0, 2, 3, 1), rtol=0, atol=1e-4
+    )
 
 
 def test_codes_and_images_are_those_of_taming(taming: tuple[Tensors, Tensors]) -> None:
@@ -61,7 +68,9 @@ def test_codes_and_images_are_those_of_llamagen(llamagen: tuple[Tensors, Tensors
     check(from_llamagen_vq(llamagen[0], (32, 32)), llamagen[1])
 
 
-def test_a_model_of_others_is_rebuilt_from_its_configuration(taming: tuple[Tensors, Tensors]) -> None:
+def test_a_model_of_others_is_rebuilt_from_its_configuration(
+    taming: tuple[Tensors, Tensors],
+) -> None:
     model = from_taming(taming[0], (32, 32))
     again = create_tokenizer("vqgan", **model.config())
     again.load_state_dict(model.state_dict())
@@ -77,7 +86,10 @@ def test_what_only_training_needs_is_left_out(taming: tuple[Tensors, Tensors]) -
     ("change", "message"),
     [
         ({"encoder.norm_out.bias": None}, r"1 missing \(encoder.norm_out.bias\)"),
-        ({"decoder.up.0.attn.0.q.weight": torch.ones(2)}, r"1 unknown \(decoder.up.0.attn.0.q.weight\)"),
+        (
+            {"decoder.up.0.attn.0.q.weight": torch.ones(2)},
+            r"1 unknown \(decoder.up.0.attn.0.q.weight\)",
+        ),
         ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias would be \[3\]"),
         ({"quant_conv.weight": None}, "quant_conv.weight.* tells a size and is not there"),
     ],
@@ -95,19 +107,27 @@ def test_tensors_that_do_not_fit_are_named(
     [
         ({}, 72.14, 16),
         ({"codebook_size": 16384}, 76.07, 16),
-        ({"multipliers": (1, 2, 2, 4), "codebook_size": 16384, "latent": 4, "code_dim": 4}, 67.72, 8),
+        (
+            {"multipliers": (1, 2, 2, 4), "codebook_size": 16384, "latent": 4, "code_dim": 4},
+            67.72,
+            8,
+        ),
         ({"codebook_size": 16384, "code_dim": 8}, 71.88, 16),
         ({"multipliers": (1, 2, 2, 4), "codebook_size": 16384, "code_dim": 8}, 70.11, 8),
     ],
 )
-def test_their_sizes_have_the_parameters_they_publish(sizes: dict[str, object], millions: float, stride: int) -> None:
+def test_their_sizes_have_the_parameters_they_publish(
+    sizes: dict[str, object], millions: float, stride: int
+) -> None:
     with torch.device("meta"):
         model = VQGAN(quantizer="vq", **sizes)  # type: ignore[arg-type]
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
     assert model.stride == stride
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(7, 1), (8, 2), (12, 3), (16, 4), (32, 32), (48, 12), (128, 32)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(7, 1), (8, 2), (12, 3), (16, 4), (32, 32), (48, 12), (128, 32)]
+)
 def test_groups_hold_several_channels_where_there_are_few(channels: int, groups: int) -> None:
     assert Norm(channels).num_groups == groups
 
@@ -129,7 +149,10 @@ def test_going_down_looks_at_pixels_from_its_own_on() -> None:
 
 def test_a_block_without_gradients_is_the_same_function() -> None:
     torch.manual_seed(0)
-    net, x = torch.nn.Sequential(Block(8, 16), Attention(16)).double(), torch.randn(2, 8, 5, 3).double()
+    net, x = (
+        torch.nn.Sequential(Block(8, 16), Attention(16)).double(),
+        torch.randn(2, 8, 5, 3).double(),
+    )
     before = x.clone()
     expected = net(x)
     with torch.no_grad():
@@ -149,7 +172,14 @@ def test_attention_mixes_all_places_by_the_softmax_of_their_products() -> None:
 @pytest.mark.parametrize("quantizer", ["vq", "fsq", "lfq", "residual-vq"])
 def test_other_quantizers_fit_in(quantizer: str) -> None:
     options = {"vq": {"cosine": True}, "residual-vq": {"depth": 3}}.get(quantizer, {})
-    sizes = {"hidden": 8, "multipliers": (1, 2), "residual_blocks": 1, "latent": 8, "code_dim": 8, "channels": 1}
+    sizes = {
+        "hidden": 8,
+        "multipliers": (1, 2),
+        "residual_blocks": 1,
+        "latent": 8,
+        "code_dim": 8,
+        "channels": 1,
+    }
     model = create_tokenizer(
         "vqgan", image_size=(9, 4), quantizer=quantizer, options=options, codebook_size=256, **sizes
     )
@@ -160,17 +190,27 @@ def test_other_quantizers_fit_in(quantizer: str) -> None:
 
 
 def test_layers_of_no_size_are_refused() -> None:
-    for wrong in ({"hidden": 0}, {"multipliers": ()}, {"multipliers": (1, 0)}, {"residual_blocks": 0}):
+    for wrong in (
+        {"hidden": 0},
+        {"multipliers": ()},
+        {"multipliers": (1, 0)},
+        {"residual_blocks": 0},
+    ):
         with pytest.raises(ConfigError, match="must be 1 or more"):
             create_tokenizer("vqgan", **wrong)
 
 
 def test_activations_lie_channels_last_on_a_cpu_also_of_one_image() -> None:
-    model = create_tokenizer("vqgan", image_size=(8, 8), hidden=8, multipliers=(1, 2), latent=8, code_dim=8)
+    model = create_tokenizer(
+        "vqgan", image_size=(8, 8), hidden=8, multipliers=(1, 2), latent=8, code_dim=8
+    )
     layouts: list[bool] = []
+
+    def note(_: torch.nn.Module, __: object, x: torch.Tensor) -> None:
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+
     for part in (*model.encoder, *model.decoder):  # type: ignore[misc]
         if not isinstance(part, Down):
-            note = lambda _, __, x: layouts.append(x.is_contiguous(memory_format=torch.channels_last))  # noqa: E731
             part.register_forward_hook(note)
     model.decode(model.encode(np.zeros((1, 8, 8, 3), np.uint8)))
     assert len(layouts) > 20

@@ -1,4 +1,5 @@
-"""What quantizers share: vectors in one matrix, first codes, fresh codes for dead ones, and gradients that pass."""
+"""What quantizers share: vectors in one matrix, first codes, fresh codes for dead ones, and
+gradients that pass."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tessella.distributed import joined, joined_rows, processes
 from tessella.errors import ConfigError, InputError
-from tessella.tokenizers.quantizers.processes import joined, joined_rows, processes
 from tessella.tokenizers.quantizers.search import kmeans
 
 
@@ -20,7 +21,9 @@ def check_sizes(dim: int, codebook_size: int, beta: float = 0.0) -> None:
         ConfigError: when ``dim`` is below 1, ``codebook_size`` below 2, or ``beta`` below 0.
     """
     if dim < 1 or codebook_size < 2:
-        raise ConfigError(f"dim must be at least 1 and codebook_size at least 2, got {dim} and {codebook_size}")
+        raise ConfigError(
+            f"dim must be at least 1 and codebook_size at least 2, got {dim} and {codebook_size}"
+        )
     if not beta >= 0:
         raise ConfigError(f"beta must be at least 0, got {beta}")
 
@@ -59,12 +62,16 @@ def projections(dim: int, inner: int) -> tuple[nn.Module, nn.Module]:
 
 
 def generator_at(seed: torch.Tensor, step: int) -> torch.Generator:
-    """The generator of a quantizer's draws in one step: training repeats, and resumes, whatever else is drawn."""
+    """The generator of a quantizer's draws in one step: training repeats, and resumes, whatever
+    else is drawn."""
     return torch.Generator().manual_seed((int(seed) * 1_000_003 + step) % 2**63)
 
 
-def first_codes(vectors: torch.Tensor, codes: int, generator: torch.Generator) -> torch.Tensor | None:
-    """Codes ``[codes, dim]`` where the joined batch has its clusters; none where it is empty or not finite."""
+def first_codes(
+    vectors: torch.Tensor, codes: int, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Codes ``[codes, dim]`` where the joined batch has its clusters; none where it is empty or not
+    finite."""
     start, total = joined(vectors)
     rows = joined_rows(vectors, torch.randperm(total, generator=generator)[: 16 * codes], start)
     if not len(rows) or not bool(rows.isfinite().all()):
@@ -82,7 +89,8 @@ def fresh_codes(vectors: torch.Tensor, codes: int, generator: torch.Generator) -
 
 
 def count(running: torch.Tensor, symbols: torch.Tensor, decay: float = 0.98) -> None:
-    """Move running counts ``[codes]`` towards those of the joined batch, in place; the first batch counts in full."""
+    """Move running counts ``[codes]`` towards those of the joined batch, in place; the first batch
+    counts in full."""
     counts = torch.bincount(symbols.flatten(), minlength=len(running)).to(running.dtype)
     if processes() > 1:
         dist.all_reduce(counts)
@@ -100,7 +108,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly, in the type of ``z``; their gradient is that of ``z`` (Bengio et al. 2013)."""
+    """The codes exactly, in the type of ``z``; their gradient is that of ``z`` (Bengio et al.
+    2013)."""
     return _StraightThrough.apply(z, codes)
 
 
@@ -122,5 +131,6 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def mean_square(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of vectors and codes, which get no gradient; on a CPU nothing of their size is made."""
+    """Mean squared difference of vectors and codes, which get no gradient; on a CPU nothing of
+    their size is made."""
     return _MeanSquare.apply(z, codes)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
+from tessella.distributed import processes
 from tessella.tokenizers.quantizers.codebook import (
     check_averages,
     check_sizes,
@@ -18,29 +18,31 @@ from tessella.tokenizers.quantizers.codebook import (
     plain,
     straight_through,
 )
-from tessella.tokenizers.quantizers.processes import processes
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.search import cluster, nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class EMAVectorQuantizer(Quantizer):
-    """The nearest of K vectors, each a moving average of what was assigned to it (van den Oord et al. 2017, appendix
-    A.1).
+    """The nearest of K vectors, each a moving average of what was assigned to it (van den Oord et
+    al. 2017, appendix A.1).
 
     With ``n_k`` vectors of summed value ``m_k`` assigned to code k in a batch::
 
         N_k <- decay N_k + (1 - decay) n_k        M_k <- decay M_k + (1 - decay) m_k        e_k <- M_k / N_k
 
-    where ``N_k`` is Laplace-smoothed in the quotient, so that a code without vectors stays finite. Vectors get the
-    gradient of their code (straight-through) and are pulled towards it by ``beta * mean((z - e)^2)``.
+    where ``N_k`` is Laplace-smoothed in the quotient, so that a code without vectors stays finite.
+    Vectors get the gradient of their code (straight-through) and are pulled towards it by
+    ``beta * mean((z - e)^2)``.
 
-    The first training batch places the codes by k-means. Afterwards a code whose ``N_k`` falls below ``revive`` times
-    the mean is dead, and starts anew at a random vector of the batch. Both draw from generators of their own, made from
-    ``seed`` and the number of steps taken, so that training repeats and resumes; all that is learnt is in buffers.
-    A batch with a value that is not finite teaches nothing, and has a loss that is not finite.
-    Under ``torch.distributed`` statistics, first placement and revival are those of the joined batch, and every process
-    holds the same codes. The search is exact in the type of the codebook (float32, or float64 after ``double()``), also
-    under autocast; of equally near codes the lowest wins.
+    The first training batch places the codes by k-means. Afterwards a code whose ``N_k`` falls
+    below ``revive`` times the mean is dead, and starts anew at a random vector of the batch. Both
+    draw from generators of their own, made from ``seed`` and the number of steps taken, so that
+    training repeats and resumes; all that is learnt is in buffers. A batch with a value that is not
+    finite teaches nothing, and has a loss that is not finite. Under ``torch.distributed``
+    statistics, first placement and revival are those of the joined batch, and every process holds
+    the same codes. The search is exact in the type of the codebook (float32, or float64 after
+    ``double()``), also under autocast; of equally near codes the lowest wins.
 
     Args:
         dim: length of a vector.
@@ -84,7 +86,9 @@ class EMAVectorQuantizer(Quantizer):
         self.register_buffer("codebook", torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, dim))
-        self.register_buffer("steps", torch.tensor(0))  # the codes have been placed once this is above 0
+        self.register_buffer(
+            "steps", torch.tensor(0)
+        )  # the codes have been placed once this is above 0
         self.register_buffer("seed", torch.tensor(seed))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
@@ -98,8 +102,14 @@ class EMAVectorQuantizer(Quantizer):
             codes = F.embedding(symbols, self.codebook).view_as(wide)
             losses = {"commitment": self.beta * mean_square(wide, codes)}
             passed = self._passed(wide, codes).to(z.dtype)
-            revived = self._learn(vectors, symbols, step) if self.training else self.counts.new_zeros(())
-        stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts), "revived": revived}
+            revived = (
+                self._learn(vectors, symbols, step) if self.training else self.counts.new_zeros(())
+            )
+        stats = {
+            "perplexity": perplexity(self.counts),
+            "usage": used_share(self.counts),
+            "revived": revived,
+        }
         return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
 
     @torch.no_grad()
@@ -142,8 +152,12 @@ class EMAVectorQuantizer(Quantizer):
         return dead.sum().to(self.counts.dtype)
 
     def _revive(self, vectors: torch.Tensor, dead: torch.Tensor, step: int) -> None:
-        """Start dead codes anew at random vectors of the batch, with the count of an average code."""
-        rows, mean = fresh_codes(vectors, self.levels, generator_at(self.seed, step + 1)), self.counts.mean()
+        """Start dead codes anew at random vectors of the batch, with the count of an average
+        code."""
+        rows, mean = (
+            fresh_codes(vectors, self.levels, generator_at(self.seed, step + 1)),
+            self.counts.mean(),
+        )
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.sums.copy_(torch.where(dead.unsqueeze(1), rows * mean, self.sums))
 

@@ -7,8 +7,15 @@ import math
 import torch
 
 from tessella.errors import ConfigError
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
-from tessella.tokenizers.quantizers.codebook import check_sizes, count, flat, plain, projections, straight_through
+from tessella.tokenizers.quantizers.codebook import (
+    check_sizes,
+    count,
+    flat,
+    plain,
+    projections,
+    straight_through,
+)
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 PUBLISHED: dict[int, tuple[int, ...]] = {
@@ -25,24 +32,28 @@ MARGIN = 1e-3
 
 
 class FSQ(Quantizer):
-    """Finite scalar quantization: each of a few dimensions is bounded and rounded (Mentzer et al. 2023, section 3).
+    """Finite scalar quantization: each of a few dimensions is bounded and rounded (Mentzer et al.
+    2023, section 3).
 
-    Dimension i has ``L_i`` levels. Its value is bounded to an interval that rounds to that many integers,
-    ``f(z) = h tanh(z + s) - o`` with ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for even ``L_i`` (0 for odd) and
-    ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is ``round(f(z)) / floor(L_i / 2)``, in -1..1. The gradient of
-    the rounding is 1. The symbol is the index of the levels in mixed radix, the first dimension counting fastest.
+    Dimension i has ``L_i`` levels. Its value is bounded to an interval that rounds to that many
+    integers, ``f(z) = h tanh(z + s) - o`` with ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for
+    even ``L_i`` (0 for odd) and ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is
+    ``round(f(z)) / floor(L_i / 2)``, in -1..1. The gradient of the rounding is 1. The symbol is the
+    index of the levels in mixed radix, the first dimension counting fastest.
 
-    There is no codebook to learn and no loss. A linear layer maps vectors of another length than the number of
-    dimensions to it, and another maps codes back. Codes are bounded values, which vectors are not:
-    :meth:`unbounded` gives vectors that :meth:`encode` maps to given symbols.
+    There is no codebook to learn and no loss. A linear layer maps vectors of another length than
+    the number of dimensions to it, and another maps codes back. Codes are bounded values, which
+    vectors are not: :meth:`unbounded` gives vectors that :meth:`encode` maps to given symbols.
 
     Args:
         dim: length of a vector.
-        codebook_size: wanted number of codes, for which the paper gives levels; unused where ``levels`` is given.
+        codebook_size: wanted number of codes, for which the paper gives levels; unused where
+            ``levels`` is given.
         levels: of each dimension, each at least 3. The number of codes is their product.
 
     Raises:
-        ConfigError: when an argument is out of range, or the paper has no levels for ``codebook_size``.
+        ConfigError: when an argument is out of range, or the paper has no levels for
+            ``codebook_size``.
 
     >>> quantizer = FSQ(dim=4, levels=(8, 5, 5, 5))
     >>> quantizer.levels, quantizer.encode(torch.tensor([[0.0, 0.0, 0.0, 0.0], [-9.0, -9.0, -9.0, -9.0]])).tolist()
@@ -52,15 +63,21 @@ class FSQ(Quantizer):
     name = "fsq"
     depth = 1
 
-    def __init__(self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         check_sizes(dim, codebook_size)
         self.sizes = tuple(levels) or _published(codebook_size)
         if min(self.sizes) < 3:
-            raise ConfigError(f"levels must be at least 3 each, got {list(levels)}; for two each take lfq")
+            raise ConfigError(
+                f"levels must be at least 3 each, got {list(levels)}; for two each take lfq"
+            )
         self.dim, self.levels = dim, math.prod(self.sizes)
         if self.levels > 2**24:
-            raise ConfigError(f"levels={list(levels)} make {self.levels} codes; at most {2**24} are allowed")
+            raise ConfigError(
+                f"levels={list(levels)} make {self.levels} codes; at most {2**24} are allowed"
+            )
         self.narrow, self.widen = projections(dim, len(self.sizes))
         self.counts: torch.Tensor
         self.sides: torch.Tensor
@@ -95,7 +112,8 @@ class FSQ(Quantizer):
     def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
         """Vectors ``[..., len(levels)]`` in the middle of what is rounded to the codes of symbols.
 
-        At the outermost levels, which the bound hardly reaches, they lie a quarter of a step inside.
+        At the outermost levels, which the bound hardly reaches, they lie a quarter of a step
+        inside.
         """
         half, offset, shift = self._bound()
         values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
@@ -114,7 +132,8 @@ class FSQ(Quantizer):
         return torch.tanh(inner + shift) * half - offset
 
     def _digits(self, bounded: torch.Tensor) -> torch.Tensor:
-        """The level of each dimension, from 0: ``int64``. What is not a number becomes the middle level."""
+        """The level of each dimension, from 0: ``int64``. What is not a number becomes the middle
+        level."""
         levels = bounded.detach().nan_to_num(nan=0.0).round().long() + self.sides // 2
         return levels.clamp_min(0).minimum(self.sides - 1)
 

@@ -6,10 +6,17 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from tessella.distributed import processes
 from tessella.errors import ConfigError
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
-from tessella.tokenizers.quantizers.codebook import check_sizes, count, flat, plain, projections, straight_through
-from tessella.tokenizers.quantizers.processes import processes
+from tessella.tokenizers.quantizers.codebook import (
+    check_sizes,
+    count,
+    flat,
+    plain,
+    projections,
+    straight_through,
+)
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 GROUP = 12
@@ -17,31 +24,34 @@ GROUP = 12
 
 
 class LFQ(Quantizer):
-    """Lookup-free quantization: the signs of ``log2(codebook_size)`` numbers (Yu et al. 2023, section 3.1).
+    """Lookup-free quantization: the signs of ``log2(codebook_size)`` numbers (Yu et al. 2023,
+    section 3.1).
 
-    The code of z is ``sign(z)``, with -1 for 0, and its symbol has bit i set where ``z_i > 0``. Vectors get the
-    gradient of their code (straight-through), are pulled towards it by ``beta * mean((z - e)^2)``, and by
+    The code of z is ``sign(z)``, with -1 for 0, and its symbol has bit i set where ``z_i > 0``.
+    Vectors get the gradient of their code (straight-through), are pulled towards it by
+    ``beta * mean((z - e)^2)``, and by
 
         ``entropy * (mean over vectors of H(q(z)) - H(mean over vectors of q(z)))``
 
-    in nats choose their code clearly while all codes are used alike. ``q(z)`` is the distribution over codes
-    that is proportional to ``exp(-|z - e|^2 / temperature)``. It is a product over bits, with probability
-    ``sigmoid(4 z_i / temperature)`` of a set bit, so its entropy is the exact sum over bits. The mean over vectors is
-    no product: its entropy is exact up to 12 bits; of more it is taken as the sum over groups of at most 12, which
-    bounds it from above. No matrix of vectors by codes is formed. Under ``torch.distributed`` the mean is that over all
-    processes.
+    in nats choose their code clearly while all codes are used alike. ``q(z)`` is the distribution
+    over codes that is proportional to ``exp(-|z - e|^2 / temperature)``. It is a product over bits,
+    with probability ``sigmoid(4 z_i / temperature)`` of a set bit, so its entropy is the exact sum
+    over bits. The mean over vectors is no product: its entropy is exact up to 12 bits; of more it
+    is taken as the sum over groups of at most 12, which bounds it from above. No matrix of vectors
+    by codes is formed. Under ``torch.distributed`` the mean is that over all processes.
 
-    A linear layer maps vectors of another length than the number of bits to it, and another maps codes back; then
-    encoding a decoded symbol need not give it again.
+    A linear layer maps vectors of another length than the number of bits to it, and another maps
+    codes back; then encoding a decoded symbol need not give it again.
 
     Args:
         dim: length of a vector.
         codebook_size: number of codes, a power of two up to 2^24.
-        beta: weight of the commitment loss. Codes lie at fixed distances here: a weight as of a learnt codebook would
-            hold vectors at the signs they began with.
+        beta: weight of the commitment loss. Codes lie at fixed distances here: a weight as of a
+            learnt codebook would hold vectors at the signs they began with.
         entropy: weight of the entropy terms, which count in nats beside errors of some hundredths.
-        temperature: of ``q``: the squared distance that changes the odds of a code e-fold. Near 0 only vectors close to
-            a change of sign get a gradient from the entropy terms, and codes stay unused.
+        temperature: of ``q``: the squared distance that changes the odds of a code e-fold. Near 0
+            only vectors close to a change of sign get a gradient from the entropy terms, and codes
+            stay unused.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -71,7 +81,9 @@ class LFQ(Quantizer):
                 f"codebook_size of lfq must be a power of two up to {2**24}, got {codebook_size}; take {nearest}"
             )
         if not (entropy >= 0 and temperature > 0):
-            raise ConfigError(f"entropy must be at least 0 and temperature above 0, got {entropy} and {temperature}")
+            raise ConfigError(
+                f"entropy must be at least 0 and temperature above 0, got {entropy} and {temperature}"
+            )
         self.dim, self.levels = dim, codebook_size
         self.beta, self.entropy, self.temperature = beta, entropy, temperature
         self.narrow, self.widen = projections(dim, self.bits)
@@ -88,7 +100,10 @@ class LFQ(Quantizer):
             symbols = (digits * self.places).sum(dim=-1, keepdim=True)
             odds = 4 / self.temperature * inner.view(-1, self.bits)
             spread = mean_entropy(odds) - entropy_of_mean(odds, everywhere=self.training)
-            losses = {"commitment": self.beta * F.mse_loss(inner, signs), "entropy": self.entropy * spread}
+            losses = {
+                "commitment": self.beta * F.mse_loss(inner, signs),
+                "entropy": self.entropy * spread,
+            }
             passed = self.widen(straight_through(inner, signs)).to(z.dtype)
             if self.training:
                 with torch.no_grad():
@@ -113,15 +128,17 @@ class LFQ(Quantizer):
 
 
 def mean_entropy(odds: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of independent bits with logits ``odds [n, bits]``, summed over bits, mean over vectors."""
+    """Entropy in nats of independent bits with logits ``odds [n, bits]``, summed over bits, mean
+    over vectors."""
     return (F.softplus(odds) - odds * odds.sigmoid()).sum(dim=1).mean()
 
 
 def entropy_of_mean(odds: torch.Tensor, everywhere: bool = True) -> torch.Tensor:
-    """Entropy in nats of the mean over vectors of such distributions, summed over groups of ``GROUP`` bits at most.
+    """Entropy in nats of the mean over vectors of such distributions, summed over groups of
+    ``GROUP`` bits at most.
 
-    The mean of the joint distribution of a group is a product of matrices, of its first and its second half of bits;
-    with ``everywhere`` it is that over all processes.
+    The mean of the joint distribution of a group is a product of matrices, of its first and its
+    second half of bits; with ``everywhere`` it is that over all processes.
     """
     total = odds.new_zeros(())
     for group in odds.tensor_split(-(-odds.shape[1] // GROUP), dim=1):
@@ -136,12 +153,15 @@ def _joint(odds: torch.Tensor) -> torch.Tensor:
     """Probabilities ``[n, 2^bits]`` of all values of independent bits."""
     joint = odds.new_ones(len(odds), 1)
     for bit in odds.unbind(dim=1):
-        joint = torch.cat([joint * (-bit).sigmoid().unsqueeze(1), joint * bit.sigmoid().unsqueeze(1)], dim=1)
+        joint = torch.cat(
+            [joint * (-bit).sigmoid().unsqueeze(1), joint * bit.sigmoid().unsqueeze(1)], dim=1
+        )
     return joint
 
 
 def _over_processes(mean: torch.Tensor) -> torch.Tensor:
-    """The mean over processes, with the gradient of this one: averaged gradients are then those of the joined mean."""
+    """The mean over processes, with the gradient of this one: averaged gradients are then those of
+    the joined mean."""
     if processes() == 1:
         return mean
     everywhere = mean.detach().clone()

@@ -8,17 +8,19 @@ import torch
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.codebook import plain, straight_through
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 
 
 class ResidualVectorQuantizer(Quantizer):
-    """``depth`` codes a vector: the first is nearest to it, each further one to what is left (Lee et al. 2022).
+    """``depth`` codes a vector: the first is nearest to it, each further one to what is left (Lee
+    et al. 2022).
 
-    The result is the sum of the codes. Each level has a codebook of its own, a :class:`EMAVectorQuantizer` that learns
-    from what is left at its level. The commitment loss is the mean of the levels', so that ``beta`` means the same at
-    any depth. Encoding is greedy, so encoding the sum of some codes need not find the same codes again.
+    The result is the sum of the codes. Each level has a codebook of its own, a
+    :class:`EMAVectorQuantizer` that learns from what is left at its level. The commitment loss is
+    the mean of the levels', so that ``beta`` means the same at any depth. Encoding is greedy, so
+    encoding the sum of some codes need not find the same codes again.
 
     Args:
         dim: length of a vector.
@@ -55,7 +57,8 @@ class ResidualVectorQuantizer(Quantizer):
             raise ConfigError(f"depth must be at least 1, got {depth}")
         self.dim, self.levels, self.depth = dim, codebook_size, depth
         self.stages = nn.ModuleList(
-            EMAVectorQuantizer(dim, codebook_size, beta, decay, revive, seed + level) for level in range(depth)
+            EMAVectorQuantizer(dim, codebook_size, beta, decay, revive, seed + level)
+            for level in range(depth)
         )
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
@@ -82,7 +85,10 @@ class ResidualVectorQuantizer(Quantizer):
         return torch.cat(symbols, dim=-1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        codes = [stage.decode(level) for stage, level in zip(self._stages, symbols.split(1, dim=-1), strict=True)]
+        codes = [
+            stage.decode(level)
+            for stage, level in zip(self._stages, symbols.split(1, dim=-1), strict=True)
+        ]
         return sum(codes[1:], codes[0])
 
     @property
@@ -93,5 +99,12 @@ class ResidualVectorQuantizer(Quantizer):
 def _by_level(stats: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The means over levels (of revived codes, the sum), and each level's own as ``name/level``."""
     joined = {name: torch.stack([level[name] for level in stats]) for name in stats[0]}
-    whole = {name: values.sum() if name == "revived" else values.mean() for name, values in joined.items()}
-    return whole | {f"{name}/{level}": value for name, values in joined.items() for level, value in enumerate(values)}
+    whole = {
+        name: values.sum() if name == "revived" else values.mean()
+        for name, values in joined.items()
+    }
+    return whole | {
+        f"{name}/{level}": value
+        for name, values in joined.items()
+        for level, value in enumerate(values)
+    }

@@ -9,19 +9,22 @@ import torch
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 
 FARTHEST = 1000.0
-"""Ratio of the lengths of a vector and its code above which gradients pass straight through instead."""
+"""Ratio of the lengths of a vector and its code above which gradients pass straight through
+instead."""
 
 
 class RotationQuantizer(EMAVectorQuantizer):
     """``vq-ema`` with the gradient of the rotation trick (Fifty et al. 2024).
 
-    The code e of a vector z is written as ``e = s R z``, where R turns z to the direction of e in the plane of both and
-    ``s = |e| / |z|``. Both count as constants, so the gradient of z is ``s R^T`` times that of e: vectors of one code
-    are pushed apart or together according to where they lie around it, where straight-through moves them all alike.
+    The code e of a vector z is written as ``e = s R z``, where R turns z to the direction of e in
+    the plane of both and ``s = |e| / |z|``. Both count as constants, so the gradient of z is
+    ``s R^T`` times that of e: vectors of one code are pushed apart or together according to where
+    they lie around it, where straight-through moves them all alike.
 
-    Values, codebook, losses and arguments are those of :class:`EMAVectorQuantizer`; only the gradient differs. It
-    passes straight through where R or s have no useful value: where z and e differ in length by more than a factor of
-    1000 (one of them is near 0), or point in opposite directions.
+    Values, codebook, losses and arguments are those of :class:`EMAVectorQuantizer`; only the
+    gradient differs. It passes straight through where R or s have no useful value: where z and e
+    differ in length by more than a factor of 1000 (one of them is near 0), or point in opposite
+    directions.
 
     >>> quantizer = RotationQuantizer(dim=4, codebook_size=16).eval()
     >>> out = quantizer(torch.ones(2, 8, 8, 4))
@@ -50,14 +53,17 @@ class _Rotation(torch.autograd.Function):
         breadth = middle.norm(dim=-1, keepdim=True)
         middle = middle / breadth
         # R = I - 2 m m^T + 2 e^ z^^T, of which the transpose is wanted.
-        turned = gradient - 2 * middle * _dot(middle, gradient) + 2 * unit * _dot(code_unit, gradient)
+        turned = (
+            gradient - 2 * middle * _dot(middle, gradient) + 2 * unit * _dot(code_unit, gradient)
+        )
         ratio = code_length / length
         usable = (ratio <= FARTHEST) & (ratio >= 1 / FARTHEST) & (breadth >= 1 / FARTHEST)
         return torch.where(usable, ratio * turned, gradient), None
 
 
 def rotated(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly; gradients reach ``z`` by the rotation and scaling that take ``z [..., dim]`` to its code."""
+    """The codes exactly; gradients reach ``z`` by the rotation and scaling that take
+    ``z [..., dim]`` to its code."""
     return _Rotation.apply(z, codes)
 
 

@@ -7,9 +7,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
-from tessella.tokenizers.quantizers.codebook import check_sizes, count, flat, plain, straight_through
-from tessella.tokenizers.quantizers.processes import joined, processes
+from tessella.distributed import joined, processes
+from tessella.tokenizers.quantizers.codebook import (
+    check_sizes,
+    count,
+    flat,
+    plain,
+    straight_through,
+)
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.search import nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
@@ -17,12 +23,14 @@ from tessella.tokenizers.quantizers.usage import perplexity, used_share
 class SimVQ(Quantizer):
     """The nearest of K vectors ``e = C W + b``, of which only W and b learn (Zhu et al. 2024).
 
-    C is drawn once from a normal distribution and stays. The optimizer moves all codes together, also those that no
-    vector chooses, so none is left behind. Losses and gradients are those of ``vq``.
+    C is drawn once from a normal distribution and stays. The optimizer moves all codes together,
+    also those that no vector chooses, so none is left behind. Losses and gradients are those of
+    ``vq``.
 
-    The first training batch (joined over processes) sets b to the mean of the vectors and W to the root of their
-    covariance, so that the codes start as a normal distribution of the vectors' mean and covariance. The paper starts
-    from a random W and has no b. Draws, distribution over processes and precision are as in ``vq``.
+    The first training batch (joined over processes) sets b to the mean of the vectors and W to the
+    root of their covariance, so that the codes start as a normal distribution of the vectors' mean
+    and covariance. The paper starts from a random W and has no b. Draws, distribution over
+    processes and precision are as in ``vq``.
 
     Args:
         dim: length of a vector.
@@ -42,7 +50,9 @@ class SimVQ(Quantizer):
     name = "simvq"
     depth = 1
 
-    def __init__(self, dim: int = 64, codebook_size: int = 512, beta: float = 0.25, seed: int = 0) -> None:
+    def __init__(
+        self, dim: int = 64, codebook_size: int = 512, beta: float = 0.25, seed: int = 0
+    ) -> None:
         super().__init__()
         check_sizes(dim, codebook_size, beta)
         self.dim, self.levels, self.beta = dim, codebook_size, beta
@@ -53,7 +63,9 @@ class SimVQ(Quantizer):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("fixed", torch.randn(codebook_size, dim, generator=generator))
         self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer("steps", torch.tensor(0))  # the map has been placed once this is above 0
+        self.register_buffer(
+            "steps", torch.tensor(0)
+        )  # the map has been placed once this is above 0
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         with plain(z):

@@ -8,13 +8,15 @@ from tessella.errors import InputError
 
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``; 1 where nothing was counted."""
+    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``; 1 where nothing was
+    counted."""
     shares = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return torch.special.entr(shares).sum().exp()
 
 
 def used_share(counts: torch.Tensor) -> torch.Tensor:
-    """Share of the codes whose running count ``counts [codes]`` is more than a hundredth of the mean.
+    """Share of the codes whose running count ``counts [codes]`` is more than a hundredth of the
+    mean.
 
     A code that was just revived counts as used until its count has decayed.
     """
@@ -24,7 +26,8 @@ def used_share(counts: torch.Tensor) -> torch.Tensor:
 class CodeUsage:
     """How often each code was used, over as many batches as one likes.
 
-    The perplexity of one batch says little: a batch of few images cannot use many codes. Count a whole epoch.
+    The perplexity of one batch says little: a batch of few images cannot use many codes. Count a
+    whole epoch.
 
     Args:
         levels: number of codes.
@@ -46,7 +49,9 @@ class CodeUsage:
         """
         flat = symbols.detach().flatten().long().cpu()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self.counts):
-            raise InputError(f"symbols must lie in 0..{len(self.counts) - 1}, got {int(flat.min())}..{int(flat.max())}")
+            raise InputError(
+                f"symbols must lie in 0..{len(self.counts) - 1}, got {int(flat.min())}..{int(flat.max())}"
+            )
         self.counts += torch.bincount(flat, minlength=len(self.counts))
 
     @property
@@ -61,7 +66,8 @@ class CodeUsage:
 
     @property
     def entropy_bits(self) -> float:
-        """Entropy of the codes' frequencies, in bits: what a code costs when all are coded alike."""
+        """Entropy of the codes' frequencies, in bits: what a code costs when all are coded
+        alike."""
         return float(perplexity(self.counts.double()).log2())
 
     @property

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.tokenizers.quantizers.base import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.codebook import (
     check_averages,
     check_sizes,
@@ -20,25 +19,28 @@ from tessella.tokenizers.quantizers.codebook import (
     projections,
     straight_through,
 )
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 from tessella.tokenizers.quantizers.search import nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class GradientVectorQuantizer(Quantizer):
-    """The nearest of K vectors, which the optimizer moves towards theirs (van den Oord et al. 2017, eq. 3).
+    """The nearest of K vectors, which the optimizer moves towards theirs (van den Oord et al. 2017,
+    eq. 3).
 
-    Codes learn from ``mean((sg[z] - e)^2)``, vectors from ``beta * mean((z - sg[e])^2)`` and, straight through, from
-    the gradient of their code.
+    Codes learn from ``mean((sg[z] - e)^2)``, vectors from ``beta * mean((z - sg[e])^2)`` and,
+    straight through, from the gradient of their code.
 
-    With ``code_dim`` vectors are mapped to fewer dimensions by a linear layer, quantized there, and mapped back by
-    another (as in ViT-VQGAN, Yu et al. 2021, section 3.2); then encoding a decoded symbol need not give it again. With
-    ``cosine`` vectors and codes are scaled to length 1 for search, losses and result, so that the nearest code is the
-    one at the smallest angle (ibid.).
+    With ``code_dim`` vectors are mapped to fewer dimensions by a linear layer, quantized there, and
+    mapped back by another (as in ViT-VQGAN, Yu et al. 2021, section 3.2); then encoding a decoded
+    symbol need not give it again. With ``cosine`` vectors and codes are scaled to length 1 for
+    search, losses and result, so that the nearest code is the one at the smallest angle (ibid.).
 
-    The first training batch places the codes by k-means. Afterwards a code whose running count falls below ``revive``
-    times the mean is dead, and starts the next step at a random vector of its batch; the optimizer's momenta of that
-    code stay. Draws, distribution over processes and precision are as in ``vq-ema``; gradients of the codebook are
-    those of the process, and left to the trainer to average.
+    The first training batch places the codes by k-means. Afterwards a code whose running count
+    falls below ``revive`` times the mean is dead, and starts the next step at a random vector of
+    its batch; the optimizer's momenta of that code stay. Draws, distribution over processes and
+    precision are as in ``vq-ema``; gradients of the codebook are those of the process, and left to
+    the trainer to average.
 
     Args:
         dim: length of a vector.
@@ -77,8 +79,15 @@ class GradientVectorQuantizer(Quantizer):
         check_sizes(dim, codebook_size, beta)
         check_averages(decay, revive)
         if code_dim < 0:
-            raise ConfigError(f"code_dim must be at least 1, or 0 for the {dim} of dim, got {code_dim}")
-        self.dim, self.levels, self.code_dim, self.cosine = dim, codebook_size, code_dim or dim, cosine
+            raise ConfigError(
+                f"code_dim must be at least 1, or 0 for the {dim} of dim, got {code_dim}"
+            )
+        self.dim, self.levels, self.code_dim, self.cosine = (
+            dim,
+            codebook_size,
+            code_dim or dim,
+            cosine,
+        )
         self.beta, self.decay, self.revive = beta, decay, revive
         self.narrow, self.widen = projections(dim, self.code_dim)
         self.codebook = nn.Parameter(torch.randn(codebook_size, self.code_dim))
@@ -86,7 +95,9 @@ class GradientVectorQuantizer(Quantizer):
         self.steps: torch.Tensor
         self.seed: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer("steps", torch.tensor(0))  # the codes have been placed once this is above 0
+        self.register_buffer(
+            "steps", torch.tensor(0)
+        )  # the codes have been placed once this is above 0
         self.register_buffer("seed", torch.tensor(seed))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
@@ -105,7 +116,11 @@ class GradientVectorQuantizer(Quantizer):
             passed = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
             if self.training:
                 count(self.counts, symbols, self.decay)
-        stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts), "revived": revived}
+        stats = {
+            "perplexity": perplexity(self.counts),
+            "usage": used_share(self.counts),
+            "revived": revived,
+        }
         return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
 
     @torch.no_grad()
@@ -124,12 +139,15 @@ class GradientVectorQuantizer(Quantizer):
 
     def _inner(self, z: torch.Tensor) -> torch.Tensor:
         """Vectors as they are compared with codes: ``[..., code_dim]``, contiguous."""
-        inner = self.narrow(flat(z.to(self.counts.dtype), self.dim)).view(*z.shape[:-1], self.code_dim)
+        inner = self.narrow(flat(z.to(self.counts.dtype), self.dim)).view(
+            *z.shape[:-1], self.code_dim
+        )
         return F.normalize(inner, dim=-1) if self.cosine else inner
 
     @torch.no_grad()
     def _place(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Give codes their place in the first step, dead ones a new place later; the number of codes revived.
+        """Give codes their place in the first step, dead ones a new place later; the number of
+        codes revived.
 
         This comes before the search, since the graph of a step keeps the codes it began with.
         """

@@ -1,0 +1,273 @@
+"""The base of every density model: an exact probability for a grid of symbols, in raster order.
+
+A model gives, for symbol ``t`` of the sequence ``x.flatten(1)``, a distribution given all symbols
+before it, so that ``log p(x) = sum over t of log p(x_t | x_0 .. x_(t-1))``. There are two ways to
+evaluate it, proven equal by the contract tests: :meth:`DensityModel.forward` over a whole grid in
+parallel, and :meth:`DensityModel.step` one symbol at a time with an explicit cached state. The base
+class steps by running ``forward`` on the whole grid: slow, right, and the oracle of the fast ones.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tessella.errors import ConfigError, InputError
+from tessella.grid import Grid
+from tessella.heads import Distribution, Head, JointHead
+from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
+from tessella.nn.masked import Masked
+from tessella.nn.stepping.state import State
+
+
+@dataclass
+class WholeGridState(State):
+    """The state of the oracle: the grid so far, random symbols in the places not yet drawn."""
+
+    x: torch.Tensor
+    condition: Condition
+
+
+class DensityModel(nn.Module, ABC):
+    """An exact distribution over grids of symbols.
+
+    Args:
+        grid: the grid that is modelled.
+        head: turns the network's parameters into distributions.
+        conditioning: the classes and the grid of codes it is conditioned on.
+
+    Raises:
+        ConfigError: for a grid of codes where the model takes none.
+    """
+
+    name: ClassVar[str]
+    takes_codes: ClassVar[bool] = False
+    """Whether it can be conditioned on a grid of codes."""
+    pass_is_cheap: ClassVar[bool] = False
+    """Whether a pass over the whole grid costs not much more than a cached step."""
+
+    def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
+        super().__init__()
+        if conditioning.codes is not None and not self.takes_codes:
+            raise ConfigError(f"{self.name} cannot be conditioned on a grid of codes (codes=)")
+        self.grid, self.head, self.conditioning = grid, head, conditioning
+        self.null_class = True
+        """Whether the null class means something; training without label dropout clears it."""
+        self.checkpointing = False
+        """Keep only what enters each part of the network for the gradient, and compute the rest
+        again: slower training in less memory. See :meth:`recomputed`."""
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        """Parameters of every symbol, in parallel.
+
+        Args:
+            x: ``int64 [batch, height, width, channels]``.
+            condition: of each image, as :meth:`condition` returns it.
+
+        Returns:
+            What :meth:`Head.__call__` takes: ``[batch, height, width, channels, size]``, or
+            ``[batch, height, width, size]`` of a joint head. The part of symbol ``t`` depends on
+            symbols before ``t`` only.
+        """
+
+    def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
+        """:meth:`forward` of the rows from ``row`` on. A family may leave out what only the rows
+        above depend on."""
+        return self(x, condition)[:, row:]
+
+    @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """The sizes it was built with, as :func:`tessella.create` takes them."""
+
+    @abstractmethod
+    def receptive_field(self) -> torch.Tensor:
+        """``bool [symbols, symbols]``: whether the distribution of symbol ``t`` (row) depends on
+        symbol ``s`` (column)."""
+
+    def distribution(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> Distribution:
+        """The distributions of all symbols of ``x``, each given the symbols before it. Takes
+        checked input."""
+        if (condition.labels is None) != (not self.classes) or (condition.codes is None) != (
+            not self.conditioning.codes
+        ):
+            raise InputError(
+                "the condition is not this model's: give what model.condition(cond, batch) returns"
+            )
+        return self.head(self(x, condition))
+
+    def log_prob(self, x: Any, cond: Cond = None, reduce: bool = True) -> torch.Tensor:
+        """Exact log-probability in nats.
+
+        Args:
+            x: symbols, any integer type, ``[batch, height, width, channels]``.
+            cond: class of each image (int64 ``[batch]``), codes, or a dictionary of both; without a
+                class, the null class.
+            reduce: sum over the symbols of an image.
+
+        Returns:
+            ``[batch]``, or ``[batch, height, width, channels]`` without ``reduce``.
+
+        Raises:
+            InputError: for symbols or a condition that do not fit, or a model left in training mode
+                with dropout.
+        """
+        self.refuse_dropout()
+        x = self.grid.check(x).to(self.device)
+        log_prob = self.distribution(x, self.condition(cond, len(x))).log_prob(x)
+        return log_prob.flatten(1).sum(1) if reduce else log_prob
+
+    def bits_per_dim(self, x: Any, cond: Cond = None) -> torch.Tensor:
+        """Bits per symbol of each image: ``[batch]``. See :meth:`log_prob`."""
+        return -self.grid.bits_per_dim(self.log_prob(x, cond))
+
+    def init_state(self, batch: int, cond: Cond = None) -> State:
+        """The state before the first symbol of ``batch`` images."""
+        return self.whole_grid_state(batch, cond)
+
+    def step(self, previous: torch.Tensor, index: int, state: Any) -> tuple[torch.Tensor, Any]:
+        """One symbol further.
+
+        Args:
+            previous: ``int64 [batch]``, symbol ``index - 1``; ignored at 0.
+            index: which symbol of the sequence comes next.
+            state: what :meth:`init_state` or the step before returned; it may be updated in place
+                and is spent.
+
+        Returns:
+            The parameters of symbol ``index`` as :meth:`Head.symbol` takes them, ``[batch, ...]``,
+            and the next state.
+        """
+        return self.whole_grid_step(previous, index, state)
+
+    def whole_grid_state(self, batch: int, cond: Cond = None, seed: int = 0) -> WholeGridState:
+        """The state of the oracle: random symbols everywhere, since zeros would hide a leak."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(self.grid.levels, (batch, *self.grid.shape), generator=generator).to(
+            self.device
+        )
+        return WholeGridState(x, self.condition(cond, batch))
+
+    def whole_grid_step(
+        self, previous: torch.Tensor, index: int, state: WholeGridState
+    ) -> tuple[torch.Tensor, WholeGridState]:
+        """:meth:`step` by a forward pass over the whole grid."""
+        if index:
+            state.x.flatten(1)[:, index - 1] = previous
+        row, column, channel = self.grid.place(index)
+        with torch.no_grad():
+            parameters = self(state.x, state.condition)[:, row, column]
+        if isinstance(self.head, JointHead):
+            return self.head.unroll(parameters, state.x[:, row, column], channel + 1)[-1], state
+        return parameters[:, channel], state
+
+    def condition(self, cond: Cond, batch: int) -> Condition:
+        """The condition of each of ``batch`` images, checked.
+
+        Raises:
+            InputError: for a condition the model does not take or lacks, a class out of range, or
+                the null class of a model that never trained with it.
+        """
+        labels, codes = split(cond)
+        if labels is not None and not self.classes:
+            raise InputError(
+                "this model has no classes: leave cond (--class-label) out, or train one that is conditional"
+            )
+        of_codes = self.conditioning.codes
+        if codes is not None and of_codes is None:
+            raise InputError(f"this {self.name} does not take a grid of codes as condition")
+        if of_codes is not None:
+            if codes is None:
+                raise InputError(
+                    f"this model is conditioned on codes: give cond, int64 {[batch, *of_codes.shape]} of "
+                    f"{of_codes.levels} levels"
+                )
+            codes = of_codes.check(codes).to(self.device)
+            if len(codes) != batch:
+                raise InputError(f"cond holds the codes of {len(codes)} images, wanted are {batch}")
+        return Condition(self._labels(labels, batch) if self.classes else None, codes)
+
+    def _labels(self, cond: Any, batch: int) -> torch.Tensor:
+        if cond is None:
+            if not self.null_class:
+                raise InputError(
+                    "this model was trained with a class for every image: "
+                    f"give cond, int64 [{batch}] in 0..{self.classes - 1}"
+                )
+            return torch.full((batch,), self.classes, device=self.device)
+        labels = torch.as_tensor(cond)
+        if labels.is_floating_point() or labels.shape != (batch,):
+            raise InputError(
+                f"classes must be integers of shape [{batch}], got {labels.dtype} of shape {list(labels.shape)}"
+            )
+        most = self.classes if self.null_class else self.classes - 1
+        if batch and (int(labels.min()) < 0 or int(labels.max()) > most):
+            null = f" (or {self.classes}, the null class)" if self.null_class else ""
+            raise InputError(
+                f"classes must lie in 0..{self.classes - 1}{null}, got {int(labels.min())}..{int(labels.max())}"
+            )
+        return labels.long().to(self.device)
+
+    def refuse_dropout(self) -> None:
+        """Raise InputError in training mode with dropout, where no probability is exact."""
+        if self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()):
+            raise InputError(
+                "the model is in training mode and has dropout: call model.eval() first"
+            )
+
+    def recomputed(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """``part(*inputs)``, a piece of the network; with ``checkpointing`` nothing inside it is
+        kept for the gradient."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+    @property
+    def classes(self) -> int:
+        """Classes it is conditioned on; index ``classes`` is the null class."""
+        return self.conditioning.classes
+
+    def parameter_count(self) -> int:
+        """Numbers that training sets: weights that a mask holds at zero do not count."""
+        masked = sum(m.masked for m in self.modules() if isinstance(m, Masked))
+        return sum(p.numel() for p in self.parameters()) - masked
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that rebuild the model, without its weights, by
+        :func:`tessella.models.from_config`."""
+        codes = self.conditioning.codes
+        return {
+            "name": self.name,
+            "grid": asdict(self.grid),
+            "head": self.head.config(),
+            "classes": self.classes,
+            **({} if codes is None else {"codes": asdict(codes)}),
+            "null_class": self.null_class,
+            "sizes": self.sizes(),
+        }
+
+
+def symbol_field(grid: Grid, pixels: torch.Tensor, inside: bool) -> torch.Tensor:
+    """A receptive field over pixels to one over symbols.
+
+    Args:
+        grid: the grid.
+        pixels: ``bool [pixels, pixels]``: whether pixel ``t`` (row) sees pixel ``s`` (column).
+        inside: whether a symbol sees the channels before it in its own pixel.
+    """
+    c = grid.channels
+    field = pixels.repeat_interleave(c, 0).repeat_interleave(c, 1)
+    if inside:
+        field |= torch.block_diag(*[torch.ones(c, c).tril(-1)] * grid.pixels).bool()
+    return field

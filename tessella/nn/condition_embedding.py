@@ -1,0 +1,67 @@
+"""From conditions to vectors that a network adds."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.errors import ConfigError
+from tessella.grid import Grid
+from tessella.nn.embedding import SymbolEmbedding
+
+
+class ClassEmbedding(nn.Embedding):
+    """A vector for each class, and one for the null class.
+
+    Args:
+        classes: number of classes, at least 1.
+        width: length of the vectors.
+        std: spread of their first values.
+    """
+
+    def __init__(self, classes: int, width: int, std: float = 0.1) -> None:
+        super().__init__(classes + 1, width)
+        nn.init.normal_(self.weight, std=std)
+
+
+class CodeEmbedding(nn.Module):
+    """A map of features from a grid of codes, as large as the grid that is modelled.
+
+    The codes are embedded, two residual blocks of 3 x 3 convolutions look at their neighbours on
+    all sides (codes are known as a whole), and each place of the modelled grid takes the features
+    of the code that covers it.
+
+    Args:
+        codes: grid of the codes.
+        grid: grid that is modelled.
+        width: length of the vectors.
+
+    Raises:
+        ConfigError: for codes finer than the grid, of which some would reach no pixel.
+    """
+
+    def __init__(self, codes: Grid, grid: Grid, width: int) -> None:
+        super().__init__()
+        if codes.height > grid.height or codes.width > grid.width:
+            raise ConfigError(
+                f"codes must be no finer than the grid: codes of {codes} cannot condition {grid}"
+            )
+        self.size = (grid.height, grid.width)
+        self.embedding = SymbolEmbedding(codes, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 1),
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """``int64 [batch, h, w, c]`` to ``[batch, height, width, width]``."""
+        x = self.embedding(codes).movedim(-1, 1)
+        for block in self.blocks:
+            x = x + block(x)
+        return F.interpolate(x, size=self.size, mode="nearest").movedim(1, -1)
