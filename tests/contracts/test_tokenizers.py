@@ -14,7 +14,8 @@ import torch
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
-from tessella.tokenizers import TOKENIZERS, Tokenizer, TokenizerOutput, base, create_tokenizer
+from tessella.tokenizers import TOKENIZERS, Tokenizer, TokenizerOutput, create_tokenizer
+from tessella.tokenizers import tokenizer as tokenizer_module
 from tessella.tokenizers.identity import IdentityTokenizer
 from tessella.tokenizers.tokenizer import parts
 
@@ -176,7 +177,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.Mo
     assert len(parts(symbols)[-1].unique()) > 1, "the test needs different symbols"
     decoded = tokenizer.decode(symbols)
     assert same(symbols, tokenizer.encode(images)), "encoding must repeat"
-    monkeypatch.setattr(base, "PIXELS_AT_ONCE", 2 * 6 * 5)
+    monkeypatch.setattr(tokenizer_module, "PIXELS_AT_ONCE", 2 * 6 * 5)
     pieces: list[int] = []
     encode = tokenizer._encode
     monkeypatch.setattr(

@@ -178,7 +178,7 @@ KILLED = """
 import sys, numpy as np, tessella as ts
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_codes import codes, images, tokenizer
+from test_codes import code_store, images, tokenizer
 code_store.SHARD_IMAGES, code_store.AT_ONCE = 16, 7
 code_store.tokenize(tokenizer(), images(2000), Path(sys.argv[1]), workers=1)
 """

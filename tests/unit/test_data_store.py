@@ -23,7 +23,7 @@ from PIL import Image
 
 from tessella.config import DataConfig
 from tessella.data import ImageSet, load
-from tessella.data import store as store_module
+from tessella.data import decoded_cache as store_module
 from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, digest, stored
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError

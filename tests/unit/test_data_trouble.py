@@ -22,7 +22,7 @@ from handmade import tiff
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data import ImageSet, image_files, load, store
+from tessella.data import ImageSet, decoded_cache, image_files, load
 from tessella.data import decode as decode_module
 from tessella.data.decode import UnusableImage, decode
 from tessella.data.memory_budget import Budget, Closed
@@ -268,5 +268,5 @@ def test_an_entry_says_what_it_is_of(photos: Path, cache: Path) -> None:
         "4x5",
         "squash",
         2,
-        store.VERSION,
+        decoded_cache.VERSION,
     ]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import tessella as ts
 from tessella import kernel
 from tessella.errors import InputError
-from tessella.nn import runners
 from tessella.nn.lstm_cell import lstm_cell
+from tessella.nn.stepping import runners
 from tessella.nn.stepping.program import Matrix, Moving, Program, along, windows
 from tessella.nn.stepping.runners import Compiled, Indexed, Plain
 
