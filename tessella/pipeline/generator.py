@@ -122,7 +122,8 @@ class Generator:
         condition = self.prior.condition(cond, n) if cond is not None else None
         kept = _kept(options)
         samplers = [
-            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
+            sampling.Sampler(prior, sampling.Sampling.from_keywords(**options), part)
+            for part, prior in enumerate(self.priors)
         ]
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
@@ -139,13 +140,13 @@ class Generator:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Draw images and watch: ``(symbols in place, uint8 images)``. Options as in
         :func:`tessella.stream`."""
-        drawing = {name: options.pop(name) for name in ("cond", "every") if name in options}
+        cond = options.pop("cond", None)
         kept = _kept(options)
         samplers = [
-            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
+            sampling.Sampler(prior, sampling.Sampling.from_keywords(**options), part)
+            for part, prior in enumerate(self.priors)
         ]
-        cond, every = drawing.get("cond"), drawing.get("every", 0)
-        for index, symbols in self._grids(samplers, n, seed, cond, kept, every):
+        for index, symbols in self._grids(samplers, n, seed, cond, kept):
             yield index, self.tokenizer.decode(symbols)
 
     def _grids(
@@ -155,13 +156,12 @@ class Generator:
         seed: int,
         cond: Cond,
         kept: list[Any],
-        every: int = 0,
     ) -> Iterator[tuple[int, Any]]:
         """Draw the grids of ``n`` images one after another: ``(symbols in place, symbols)``, 0
         where there is none yet."""
         if len(samplers) == 1:
-            x, known = (given[0] for given in kept) if kept else (None, None)
-            yield from samplers[0].stream(n, seed, cond, every, x, known)
+            known = self._known(0, kept)
+            yield from samplers[0].stream(n, seed, cond, known)
             return
         labels = None if cond is None else self.prior.condition(cond, n).labels
         symbols = [
@@ -170,13 +170,20 @@ class Generator:
         ]
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
-            x, known = (given[level] for given in kept) if kept else (None, None)
+            known = self._known(level, kept)
             own = level_condition(prior, labels, symbols[:level]) or None
-            for index, drawn in sampler.stream(n, seed, own, every, x, known):
+            for index, drawn in sampler.stream(n, seed, own, known):
                 symbols[level] = drawn
                 yield before + index, tuple(symbols)
             symbols[level] = symbols[level].clone()
             before += prior.grid.symbols
+
+    def _known(self, level: int, kept: list[Any]) -> sampling.KnownSymbols | None:
+        """What is kept of the grid of a level."""
+        if not kept:
+            return None
+        x, known = (given[level] for given in kept)
+        return sampling.KnownSymbols.check(self.priors[level], x, known)
 
     def complete(self, images: Any, known: Any, seed: int = 0, **options: Any) -> torch.Tensor:
         """Keep the known part of images, draw the rest.
