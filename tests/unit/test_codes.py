@@ -86,8 +86,8 @@ def test_what_is_read_is_what_the_tokenizer_makes(kind: str, tmp_path: Path) -> 
 def test_codes_take_the_least_type_that_holds_them(tmp_path: Path) -> None:
     for kind, dtype in (("vqvae", np.int16), ("residual", np.uint8)):
         stored = code_store.tokenize(tokenizer(kind), images(20), tmp_path / kind)
-        assert stored._shard(0)["codes.0"].dtype == dtype
-        assert isinstance(stored._shard(0)["codes.0"].base, np.ndarray | np.memmap), (
+        assert stored.shard(0)["codes.0"].dtype == dtype
+        assert isinstance(stored.shard(0)["codes.0"].base, np.ndarray | np.memmap), (
             "not read, but mapped"
         )
 
