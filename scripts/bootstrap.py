@@ -70,7 +70,7 @@ def python_problem(version: "tuple[int, ...]") -> str:
     least = ".".join(str(part) for part in LEAST_PYTHON)
     found = ".".join(str(part) for part in version[:3])
     way_out = "give another one: make demo PYTHON=python3.12"
-    return "Tessella needs Python {} or newer and this is {}; {}".format(least, found, way_out)
+    return f"Tessella needs Python {least} or newer and this is {found}; {way_out}"
 
 
 def recent_enough(torch: str) -> bool:
