@@ -86,7 +86,9 @@ def test_a_product_and_what_follows_it(
 def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: int) -> None:
     memory, weight, bias = normal(batch, 9, 5), normal(15, 8, seed=1), normal(batch, 1, 8, seed=2)
     out, listed = torch.zeros(batch, 9, 4, dtype=torch.float64), program(batch, places=3)
-    listed.linear(Places(memory, 2, 6).windows(1, 1, every=2), Matrix(weight), out[:, 2:5], bias, "glu")
+    listed.linear(
+        Places(memory, 2, 6).windows(1, 1, every=2), Matrix(weight), out[:, 2:5], bias, "glu"
+    )
     run(listed)
     seen = torch.stack([memory[:, 1 + 2 * i : 4 + 2 * i].flatten(1) for i in range(3)], dim=1)
     close(out[:, 2:5], F.glu(seen @ weight + bias, dim=-1))

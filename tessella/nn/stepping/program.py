@@ -204,9 +204,7 @@ class SeveralPrograms(OperationWriter):
         return self.programs[0].zeros(size)
 
 
-def along(
-    memory: torch.Tensor, by: str, first: int = 0, every: int = 1, count: int = 1
-) -> Moving:
+def along(memory: torch.Tensor, by: str, first: int = 0, every: int = 1, count: int = 1) -> Moving:
     """The former spelling of :meth:`Places.window`."""
     return Places(memory, first).window(by, right=count - 1, every=every)
 

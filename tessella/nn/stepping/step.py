@@ -74,15 +74,16 @@ class MemoryAllocator:
         self._tensors += 1
         return tensor
 
-    def matrix(self, weight: torch.Tensor) -> Matrix:
+    def matrix(self, weight: torch.Tensor | Matrix) -> Matrix:
         """Weights ``[inputs, outputs]`` for a program, shared with all copies of the state."""
+        given = weight if isinstance(weight, Matrix) else Matrix(weight)
         matrices = self._memory.matrices
         if self._matrices == len(matrices):
-            matrices.append(Matrix(weight))
-        matrix = matrices[self._matrices]
-        assert matrix.weight.shape == weight.shape, "layers must ask for weights in the same order"
+            matrices.append(given)
+        kept = matrices[self._matrices]
+        assert kept.weight.shape == given.weight.shape, "layers must ask in the same order"
         self._matrices += 1
-        return matrix
+        return kept
 
 
 class GridStep:
