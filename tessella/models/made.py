@@ -118,12 +118,12 @@ class MADE(SequenceModel):
         self.free //= masks if head.joint else 1
         self.inputs = SymbolInputs(grid, embedding)
         features, outputs = grid.symbols * self.inputs.width, self.places * self.free
-        self.refuse_absurd(
+        self.check_matrix(
             max(hidden * max(hidden, features), outputs * (features if direct else hidden)),
             "take a smaller grid, fewer levels, smaller sizes, direct=False, or head='logistic-mixture'",
             MASKED,
         )
-        self.refuse_absurd_biases()
+        self.check_biases()
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         self.register_buffer(
@@ -185,7 +185,7 @@ class MADE(SequenceModel):
         return before <= seen_by[:, None]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        inputs, classes = self.inputs(x).flatten(1), self.classes_of(condition)
+        inputs, classes = self.inputs(x).flatten(1), self.class_rows(condition)
         unit_bias, bias = self._unit_bias(classes), self._bias(classes, slice(0, self.places))
         if self.direct is not None:
             past = self.owners <= torch.arange(self.places, device=x.device)[:, None]
@@ -273,7 +273,7 @@ class MADE(SequenceModel):
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> MADEState:
-        classes = self.classes_of(self.condition(cond, batch))
+        classes = self.class_rows(self.condition(cond, batch))
         orders = self.degrees.argsort(dim=-1, stable=True)
         unit_bias = self._unit_bias(classes).expand(batch, -1, -1)
         wide = (
