@@ -32,7 +32,7 @@ from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.lstm_cell import GATES, cell_dtype
 from tessella.nn.stepping.memory import Vectors
-from tessella.nn.stepping.program import Operand, Program, SeveralPrograms
+from tessella.nn.stepping.program import Program, SeveralPrograms
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 SEGMENT = (32, 256)
@@ -250,14 +250,16 @@ class LSTM(SequenceModel[LSTMState]):
         later = [Program(len(like), ("row", "column"), like) for _ in state.constant]
         every = SeveralPrograms([first, *later])
         x = entering[0][:, : self.hidden]
-        first.add(state.constant[0], self._row_vector(), x)
+        row = Vectors(self.row[:, 0, 0].detach()).at("row")
+        first.add(state.constant[0], row, x)
+        for constant, program in zip(state.constant, later, strict=True):
+            program.add(constant, row, x)
+        every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
         table = self.embedding.table().detach()
         for channel, program in enumerate(later):
-            program.add(state.constant[channel], self._row_vector(), x)
             for i in range(self.group):
                 # Counted from the end, which wraps around: before channel 0 comes the last one.
                 program.lookup(symbols[i], table[channel - self.group + i], x)
-        every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
         gates = every.zeros(GATES * self.hidden)
         # What enters each layer and, after the last one, the output.
         inputs = [entered[:, : self.hidden] for entered in entering] + [every.zeros(self.hidden)]
@@ -271,9 +273,6 @@ class LSTM(SequenceModel[LSTMState]):
         last = memory.matrix(self.last.weight.T)
         every.linear(inputs[-1], last, parameters[:, -self.free :], add=self.last.bias.detach())
         return LSTMPrograms(first, later, symbols, parameters)
-
-    def _row_vector(self) -> Operand:
-        return Vectors(self.row[:, 0, 0].detach()).at("row")
 
     def sizes(self) -> dict[str, Any]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
