@@ -16,7 +16,6 @@ import tessella as ts
 from tessella import kernel
 from tessella.errors import InputError
 from tessella.nn.lstm_cell import lstm_cell
-from tessella.nn.stepping import compiled
 from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.program import Matrix, Places, Plane, Program, Vectors
 from tessella.nn.stepping.runners import IndexedRunner, TorchRunner
