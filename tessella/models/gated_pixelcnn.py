@@ -15,7 +15,6 @@ The channels of a pixel are not ordered here but by the output stage
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,196 +28,14 @@ from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import symbol_field
 from tessella.models.pixel_model import PixelModel, SteppedFeatures
 from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
-from tessella.nn.convolution import CausalConvolution, channels_last, field_along, pointwise
+from tessella.nn.convolution import channels_last, field_along
 from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding
-from tessella.nn.gate import gate
-from tessella.nn.stepping.program import Operand, Places, Plane
+from tessella.nn.gated_layers import GatedLayer, SteppedCondition, SteppedStacks
+from tessella.nn.stepping.program import Plane
 from tessella.nn.stepping.step import GridStep, PixelStep
 
 FIRST_KERNEL = 7
 """Width of the first layer's convolution, as in the paper."""
-
-
-@dataclass(frozen=True)
-class SteppedCondition:
-    """What is added to the gates of a layer, as a step has it; see :meth:`GatedLayer.forward`."""
-
-    position: Plane | None
-    """``[height, width, 4 * hidden]``."""
-    class_bias: torch.Tensor | None
-    """``[batch, 4 * hidden]``."""
-    codes: Plane | None
-    """``[batch, height, width, hidden]``."""
-
-
-class GatedLayer(nn.Module):
-    """One layer of both stacks.
-
-    Args:
-        hidden: width of the stacks.
-        kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the
-            horizontal one as many pixels left.
-        dropout: share of the horizontal gate's outputs that is dropped in training.
-        first: the first layer must not see its own row (vertical) or pixel (horizontal).
-        last: the last layer's horizontal output goes to the skip connection only.
-        codes: whether features of codes come in.
-    """
-
-    def __init__(
-        self, hidden: int, kernel: int, dropout: float, first: bool, last: bool, codes: bool
-    ) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.side = kernel // 2
-        self.first = first
-        reach = self.side if first else self.side + 1
-        self.widen = nn.Conv2d(hidden, hidden, (1, kernel), padding=(0, self.side))
-        self.up = CausalConvolution(hidden, 2 * hidden, reach, "rows", exclusive=first)
-        self.left = CausalConvolution(hidden, 2 * hidden, reach, "columns", exclusive=first)
-        self.link = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
-        self.skip = nn.Conv2d(hidden, hidden, 1)
-        self.residual = None if last else nn.Conv2d(hidden, hidden, 1, bias=False)
-        self.codes = nn.Linear(hidden, 4 * hidden, bias=False) if codes else None
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        v: torch.Tensor,
-        h: torch.Tensor,
-        position: torch.Tensor | None,
-        class_bias: torch.Tensor | None,
-        codes: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Both stacks one layer on, and the layer's skip output.
-
-        Args:
-            v, h: the vertical and the horizontal stack, ``[batch, hidden, height, width]``.
-            position: added to the gates of both, ``[1, 4 * hidden, height, width]``.
-            class_bias: what the class adds to them, ``[batch, 4 * hidden]``.
-            codes: features of the codes, ``[batch, height, width, hidden]``.
-        """
-        v_bias, h_bias = self._gate_biases(position, class_bias, codes)
-        rows = gate(_add(self.up(self.widen(v)), v_bias))
-        # The first layer's input is the pixel itself, which its output must not hold.
-        v = rows if self.first else v + rows
-        sums = pointwise(self.link, v, plus=self.left(h), into=True)
-        gated = self.dropout(gate(_add(sums, h_bias)))
-        if self.residual is not None:
-            h = pointwise(self.residual, gated, plus=None if self.first else h)
-        return v, h, pointwise(self.skip, gated)
-
-    def _gate_biases(
-        self,
-        position: torch.Tensor | None,
-        class_bias: torch.Tensor | None,
-        codes: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What position, class and codes add to the gates of the vertical and the horizontal
-        stack."""
-        total = position
-        if class_bias is not None:
-            total = _add(class_bias[..., None, None], total)
-        if self.codes is not None:
-            total = _add(self.codes(codes).movedim(-1, 1), total)
-        if total is None:
-            return None, None
-        v_bias, h_bias = total.split(2 * self.hidden, dim=1)
-        return v_bias, h_bias
-
-    def write(
-        self,
-        step: GridStep,
-        v: Places,
-        h: Places,
-        given: SteppedCondition,
-        gated: torch.Tensor,
-        next_side: int,
-    ) -> tuple[Places, Places]:
-        """Append the layer.
-
-        Args:
-            step: where it is written.
-            v, h: the stacks' rows. Of the first layer both are the pixels: for the vertical stack
-                the row that is complete, for the horizontal one the row that grows.
-            given: position, class and codes.
-            gated: where the horizontal gate's output goes, ``[batch, hidden]``.
-            next_side: places that the next layer sees to either side.
-
-        Returns:
-            The stacks' rows for the next layer.
-        """
-        v_next = step.places(self.hidden, next_side, next_side)
-        self._write_vertical(step, v, given, v_next)
-        # What vertical stack, position, class and codes add to the horizontal gates of this row.
-        links = step.places(2 * self.hidden)
-        added = self._write_gate_bias(step, 1, given, links.row)
-        link = step.memory.matrix(_square(self.link))
-        step.row.linear(v_next.row, link, links.row, add=added)
-
-        window = h.window(step.column, left=self.side, right=-1 if self.first else 0)
-        left = step.memory.matrix(self.left.packed())
-        step.pixel.linear(window, left, gated, add=links.at(step.column), activation="gate")
-        if self.residual is None:
-            return v_next, h
-        h_next = step.places(self.hidden, left=next_side)
-        residual = step.memory.matrix(_square(self.residual))
-        before = None if self.first else h.at(step.column)
-        step.pixel.linear(gated, residual, h_next.at(step.column), add=before)
-        return v_next, h_next
-
-    def _write_vertical(
-        self, step: GridStep, v: Places, given: SteppedCondition, v_next: Places
-    ) -> None:
-        # The rows still seen, after the 1 x k convolution, side by side and the newest last.
-        above = step.places(self.up.taps * self.hidden)
-        rows = above.row.split(self.hidden, dim=2)
-        for older, newer in zip(rows[:-1], rows[1:], strict=True):
-            step.advance.map(newer, older)
-        # The first layer sees the row before its own, so it takes in what has become complete; the
-        # first row has none.
-        program = step.advance if self.first else step.row
-        widen = self.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
-        program.linear(
-            v.windows(self.side, self.side),
-            step.memory.matrix(widen),
-            rows[-1],
-            add=_bias(self.widen),
-        )
-        sums = step.row.zeros(2 * self.hidden)
-        added = self._write_gate_bias(step, 0, given, sums)
-        step.row.linear(
-            above.row,
-            step.memory.matrix(self.up.packed()),
-            v_next.row,
-            add=added,
-            activation="gate",
-            residual=None if self.first else v.row,
-        )
-
-    def _write_gate_bias(
-        self,
-        step: GridStep,
-        stack: int,
-        given: SteppedCondition,
-        sums: torch.Tensor,
-    ) -> Operand:
-        """Append what bias, position, class and codes add to the gates of the vertical (0) or
-        horizontal (1) stack in a row; ``sums`` is memory for it."""
-        part = slice(2 * self.hidden * stack, 2 * self.hidden * (stack + 1))
-        own = self.left.bias if stack else self.up.bias
-        bias = own.expand(step.memory.batch, 1, -1)
-        if given.class_bias is not None:
-            bias = given.class_bias[:, None, part] + bias
-        added: Operand = step.memory.keep(bias)
-        if given.position is not None:
-            step.row.add(given.position.row("row").features(part).moving_row(), added, sums)
-            added = sums
-        if given.codes is not None:
-            assert self.codes is not None
-            weight = step.memory.matrix(self.codes.weight[part].T)
-            step.row.linear(given.codes.row("row").moving_row(), weight, sums, add=added)
-            added = sums
-        return added
 
 
 class GatedPixelCNN(PixelModel):
@@ -305,15 +122,13 @@ class GatedPixelCNN(PixelModel):
         codes = None
         if condition.codes is not None:
             codes = self.code_features(condition.codes)[:, top:]
-        skips: torch.Tensor | None = None
-        for layer, class_bias in zip(
-            self.layers, self._class_biases(condition.labels), strict=True
-        ):
-            v, h, skip = self.recomputed(layer, v, h, position, class_bias, codes)
-            skips = _add(skip, skips)
-            position = None  # only the first layer is told where it is
-        assert skips is not None
-        return self.output(F.silu(skips).movedim(1, -1), x)
+        total: torch.Tensor | None = None
+        for layer, bias in zip(self.layers, self._class_biases(condition.labels), strict=True):
+            v, h, skip = self.recomputed(layer, v, h, position, bias, codes)
+            total = skip if total is None else total + skip
+            position = None  # it goes to the first layer only
+        assert total is not None
+        return self.output(F.silu(total).movedim(1, -1), x)
 
     def _positions(self) -> torch.Tensor:
         """What rows and columns add to the first layer's gates: ``[height, width, 4 * hidden]``."""
@@ -333,22 +148,33 @@ class GatedPixelCNN(PixelModel):
         assert isinstance(step, GridStep)
         pixels = step.places(self.hidden, FIRST_KERNEL // 2, FIRST_KERNEL // 2)
         step.cleared.append(pixels.row)
-        v = h = pixels
+        stacks = SteppedStacks(pixels, pixels)
         position: Plane | None = Plane(step.memory.table(self._positions()))
+        plane = None if codes is None else Plane(codes)
         layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
         gated = step.pixel.zeros(len(layers) * self.hidden)
         outs = gated.split(self.hidden, dim=1)
-        plane = None if codes is None else Plane(codes)
-        for layer, class_bias, out in zip(layers, self._class_biases(labels), outs, strict=True):
-            given = SteppedCondition(position, class_bias, plane)
-            v, h = layer.write(step, v, h, given, out, next_side=self.kernel // 2)
+        for layer, bias, out in zip(layers, self._class_biases(labels), outs, strict=True):
+            given = SteppedCondition(position, bias, plane)
+            stacks = layer.write(step, stacks, given, out, next_side=self.kernel // 2)
             position = None
-        # The sum of all skip outputs is one product of the gates side by side.
-        skip = step.memory.matrix(torch.cat([_square(layer.skip) for layer in layers]))
-        bias = torch.stack([_bias(layer.skip) for layer in layers]).sum(0)
+        return SteppedFeatures(pixels.at(step.column), self._write_skips(step, layers, gated))
+
+    def _write_skips(
+        self, step: GridStep, layers: Sequence[GatedLayer], gated: torch.Tensor
+    ) -> torch.Tensor:
+        """Append the sum of all skip outputs: one product of the gates side by side."""
+        weights = torch.cat([layer.skip.weight[:, :, 0, 0].T for layer in layers])
+        biases = torch.stack([layer.skip_bias() for layer in layers])
         features = step.pixel.zeros(self.hidden)
-        step.pixel.linear(gated, skip, features, add=step.memory.table(bias), activation="silu")
-        return SteppedFeatures(pixels.at(step.column), features)
+        step.pixel.linear(
+            gated,
+            step.memory.matrix(weights),
+            features,
+            add=step.memory.table(biases.sum(0)),
+            activation="silu",
+        )
+        return features
 
     def sizes(self) -> dict[str, object]:
         return {
@@ -370,17 +196,3 @@ class GatedPixelCNN(PixelModel):
             v = rows if first else v | rows
             h = left | v if first else h | left | v
         return symbol_field(self.grid, h.flatten(1).T, inside=True)
-
-
-def _add(x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-    return x if y is None else x + y
-
-
-def _bias(convolution: nn.Conv2d) -> torch.Tensor:
-    assert convolution.bias is not None
-    return convolution.bias.detach()
-
-
-def _square(convolution: nn.Conv2d) -> torch.Tensor:
-    """A 1 x 1 convolution's weights as ``[inputs, outputs]``."""
-    return convolution.weight[:, :, 0, 0].T.contiguous()
