@@ -2,8 +2,8 @@
 pixel.
 
 Each output stage has ``forward`` over whole maps, and ``write``, which appends its work to the
-programs of a step: the first parameters of a pixel follow the backbone in the pixel's program, those
-of the other channels have a program each.
+programs of a step: the first parameters of a pixel follow the backbone in the pixel's program, and
+each of the other channels has a program of its own.
 """
 
 from __future__ import annotations

@@ -30,8 +30,14 @@ from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import symbol_field
 from tessella.models.pixel_model import PixelModel, SteppedFeatures
 from tessella.nn.condition_embedding import ClassEmbedding
-from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding, sum_over_channels
-from tessella.nn.pixelcnn_pp_layers import GatedBlock, PyramidStep, Resize, SteppedSkip
+from tessella.nn.embedding import EmbeddedSymbols, Intensities, SymbolEmbedding
+from tessella.nn.pixelcnn_pp_layers import (
+    GatedBlock,
+    PyramidStep,
+    Resize,
+    SteppedSkip,
+    start_streams,
+)
 from tessella.nn.shifted_convolution import ShiftedConvolution, SteppedConvolution, delayed
 from tessella.nn.stepping.program import Operand, Places
 from tessella.nn.stepping.step import MemoryAllocator, PixelStep
@@ -67,34 +73,6 @@ class ResolutionBlocks(nn.Module):
     def blocks(self) -> list[GatedBlock]:
         """All blocks, those on the way down first."""
         return [block for block in [*self.down, *self.up] if isinstance(block, GatedBlock)]
-
-
-class Intensities(EmbeddedSymbols):
-    """A pixel as the paper feeds it: its channels on [-1, 1], and a one that separates the image
-    from the zeros around it.
-
-    Args:
-        grid: the grid whose symbols are fed.
-    """
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__()
-        channels = grid.channels
-        vectors = torch.zeros(channels, grid.levels, channels + 1)
-        for channel in range(channels):
-            vectors[channel, :, channel] = torch.linspace(-1, 1, grid.levels)
-        # The one goes with the first channel: the vectors of a pixel's channels are summed.
-        vectors[0, :, channels] = 1.0
-        self.register_buffer("vectors", vectors, persistent=False)
-        self.vectors: torch.Tensor
-
-    def table(self) -> torch.Tensor:
-        return self.vectors
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x int64 [batch, height, width, channels]`` to
-        ``[batch, height, width, channels + 1]``."""
-        return sum_over_channels(x, self.vectors)
 
 
 class PixelCNNpp(PixelModel):
@@ -221,20 +199,10 @@ class PixelCNNpp(PixelModel):
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
         assert isinstance(step, PyramidStep)
-        first = step.down[0]
-        # The row of pixels that becomes known, one place later than they stand; the extra place
-        # holds the last pixel, which the next row sees from above.
-        above_bias = self.first_above.bias.expand(step.memory.batch, -1)
-        left = self.first_left.start(first, above_bias, margin=1)
-        pixels = left.input.delayed()
-        entry = self.first_v.start(first)
-        above = self.first_above.start(first, sums=left.sums)
-        # A complete row of pixels is the newest row of the maps above it.
-        for convolution in (entry, above):
-            first.advance.map(pixels.row, convolution.input.row)
-        step.cleared.append(pixels.row)
-        above.write_row(left.sums.row)
-        _, h = self._write_through(0, step, entry, left, self._biases(labels))
+        pixels, v_entry, h_entry = start_streams(
+            step, self.first_v, self.first_above, self.first_left
+        )
+        _, h = self._write_through(0, step, v_entry, h_entry, self._biases(labels))
         features = step.pixel.zeros(self.filters)
         step.pixel.map(h, features, "elu")
         return SteppedFeatures(pixels.at("column"), features)

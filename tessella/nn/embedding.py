@@ -62,6 +62,34 @@ class ChannelEmbedding(SymbolEmbedding):
         return nn.functional.embedding(x + first, self.table().flatten(0, 1)).flatten(-2)
 
 
+class Intensities(EmbeddedSymbols):
+    """A pixel as the paper feeds it: its channels on [-1, 1], and a one that separates the image
+    from the zeros around it.
+
+    Args:
+        grid: the grid whose symbols are fed.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        channels = grid.channels
+        vectors = torch.zeros(channels, grid.levels, channels + 1)
+        for channel in range(channels):
+            vectors[channel, :, channel] = torch.linspace(-1, 1, grid.levels)
+        # The one goes with the first channel: the vectors of a pixel's channels are summed.
+        vectors[0, :, channels] = 1.0
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.vectors: torch.Tensor
+
+    def table(self) -> torch.Tensor:
+        return self.vectors
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x int64 [batch, height, width, channels]`` to
+        ``[batch, height, width, channels + 1]``."""
+        return sum_over_channels(x, self.vectors)
+
+
 def sum_over_channels(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """``x int64 [..., channels]`` and ``table [channels, levels, width]`` to ``[..., width]``."""
     total = nn.functional.embedding(x[..., 0], table[0])

@@ -376,6 +376,40 @@ class PyramidStep(PixelStep):
         return len(self.down)
 
 
+def start_streams(
+    step: PyramidStep,
+    first_v: ShiftedConvolution,
+    first_above: ShiftedConvolution,
+    first_left: ShiftedConvolution,
+) -> tuple[Places, SteppedConvolution, SteppedConvolution]:
+    """Take memory for the convolutions of pixels that the streams start with.
+
+    Args:
+        step: where they are written.
+        first_v: gives the vertical stream, from the rows above.
+        first_above, first_left: their sum is the horizontal stream, from the row above and from the
+            pixels to the left.
+
+    Returns:
+        The pixels of this row, and the convolutions whose outputs the vertical and the horizontal
+        stream are.
+    """
+    grid = step.down[0]
+    # The row of pixels that becomes known, one place later than they stand, because a pixel sees
+    # those to its left; the extra place holds the last one, which the next row sees from above.
+    above_bias = first_above.bias.expand(step.memory.batch, -1)
+    left = first_left.start(grid, above_bias, margin=1)
+    pixels = left.input.delayed()
+    v = first_v.start(grid)
+    above = first_above.start(grid, sums=left.sums)
+    # The row of pixels that is complete is the newest row of what looks up.
+    grid.advance.map(pixels.row, v.input.row)
+    grid.advance.map(pixels.row, above.input.row)
+    step.cleared.append(pixels.row)
+    above.write_row(left.sums.row)
+    return pixels, v, left
+
+
 def grown_index(row: int, column: int) -> int:
     """Where the memory of :meth:`Resize.write_grow` has a place of the larger map: four for each
     place of the smaller one."""

@@ -40,7 +40,8 @@ def rotations(height: int, width: int, size: int) -> torch.Tensor:
     """
     if size < 4 or size % 4:
         raise ConfigError(
-            f"rotary positions need heads whose size divides by 4, got {size}: change width or heads"
+            f"rotary positions need heads whose size divides by 4, got {size}: "
+            "change width or heads"
         )
     pairs = size // 4
     speeds = BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
