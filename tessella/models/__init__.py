@@ -126,19 +126,7 @@ def create(
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
-    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
-    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
-    model_sizes: dict[str, Any] = {}
-    head_sizes: dict[str, Any] = {}
-    for key, value in sizes.items():
-        if key in model_parameters:
-            _check_type(key, value, model_parameters[key])
-            model_sizes[key] = value
-        if key in head_parameters:
-            head_sizes[key] = value
-        if key not in model_parameters and key not in head_parameters:
-            known = [*model_parameters, *head_parameters]
-            raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
+    model_sizes, head_sizes = _divide_sizes(name, head, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         # The head first: an unfit head is refused before any weight is drawn.
@@ -204,6 +192,32 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     )
     model.null_class = bool(config["null_class"])
     return model
+
+
+def _divide_sizes(
+    name: str, head: str, sizes: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sizes of a model and those of its head, checked.
+
+    Raises:
+        ConfigError: for a size that neither of them takes, or of another type than its default.
+    """
+    family = MODELS.get_or_explain(name)
+    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
+    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    model_sizes: dict[str, Any] = {}
+    head_sizes: dict[str, Any] = {}
+    for key, value in sizes.items():
+        # A size of one name may belong to both.
+        if key in model_parameters:
+            _check_type(key, value, model_parameters[key])
+            model_sizes[key] = value
+        if key in head_parameters:
+            head_sizes[key] = value
+        if key not in model_parameters and key not in head_parameters:
+            known = [*model_parameters, *head_parameters]
+            raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
+    return model_sizes, head_sizes
 
 
 def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:

@@ -12,8 +12,9 @@ from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
-from tessella.sampling.options import BATCH, Method, RuleKeywords, Sampling
+from tessella.sampling.options import BATCH, Method, Sampling
 from tessella.sampling.parallel import Passes
+from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.walk import Draw, KeepKnown, Source, Steps, doubled, walk
 
 
