@@ -33,6 +33,7 @@ from tessella.registry import Registry
 MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
 """Every density model that :func:`create` can build."""
 
+# The order in which tables and help show them.
 for _model in (
     Independent,
     GatedPixelCNN,
@@ -53,7 +54,7 @@ register_model = MODELS.register
 """Decorator that adds a density model from outside: ``@ts.register_model("mine")``."""
 
 Prior = DensityModel | Hierarchy
-"""What models the symbols of a tokenizer: one density model, or one for each of its grids."""
+"""A model of the symbols of a tokenizer: one density model, or one for each of its grids."""
 
 __all__ = [
     "MODELS",
@@ -127,6 +128,7 @@ def create(
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
     model_sizes, head_sizes = _divide_sizes(name, head, sizes)
+    # Weights are drawn from the global generator, as torch's layers do; its state is put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         # The head first: an unfit head is refused before any weight is drawn.
@@ -161,6 +163,7 @@ def create_prior(
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
         return create(name, grids[0], head, classes, seed, **sizes)
+    # The finer models take the sizes of the first, but for those given in finer.
     finer_sizes: dict[str, Any] = {**sizes, **(finer or {})}
     finer_name = finer_sizes.pop("name", name)
     priors = [create(name, grids[0], head, classes, seed, **sizes)]
@@ -190,6 +193,7 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
         **head_sizes,
         **config["sizes"],
     )
+    # Found out in training, so no argument of the constructor.
     model.null_class = bool(config["null_class"])
     return model
 
@@ -239,8 +243,10 @@ def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Par
 def _check_type(key: str, value: object, parameter: inspect.Parameter) -> None:
     """Refuse a size whose type is not that of its default."""
     default = parameter.default
+    # Without a default (a model from outside), any type will do.
     if default is parameter.empty:
         return
+    # An int will do for a float, not the other way round.
     allowed = (int, float) if isinstance(default, float) else type(default)
     # A bool is an int to Python, but layers=True is a mistake.
     is_stray_bool = isinstance(value, bool) and not isinstance(default, bool)

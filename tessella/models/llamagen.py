@@ -57,12 +57,14 @@ def from_llamagen(
     Returns:
         A ``transformer`` in eval mode, float32.
     """
+    # Names and sizes first: what follows may rely on them.
     sizes = _sizes(state, heads)
     rows, levels = state[CLASSES].shape[0], state[TOKENS].shape[0]
     classes = rows - 1 if null_row else rows
     model = create("transformer", Grid(height, width, 1, levels), classes=classes, **sizes)
     ours = model.state_dict()
     renamed = _renamed(state, sizes["layers"], null_row)
+    # They have no learned vectors of positions; ours are zero.
     for name in ("rows", "columns"):
         renamed[name] = torch.zeros_like(ours[name])
     for name in sorted(ours.keys() | renamed.keys()):
@@ -133,6 +135,7 @@ def _renamed(
     tokens = state[TOKENS]
     classes = state[CLASSES]
     if not null_row:
+        # Our table always has a row for the null class. This model never uses it.
         classes = torch.cat([classes, torch.zeros_like(classes[:1])])
     ours = {
         "embedding.vectors": tokens[None],
@@ -145,6 +148,7 @@ def _renamed(
     for i in range(layers):
         for theirs, our_name in BLOCK_NAMES.items():
             ours[f"blocks.{i}.{our_name}"] = state[f"layers.{i}.{theirs}"]
+        # Our layer makes gate and value by one product.
         gate = state[f"layers.{i}.{GATE}"]
         value = state[f"layers.{i}.{VALUE}"]
         ours[f"blocks.{i}.feedforward.widen.weight"] = torch.cat([gate, value])

@@ -52,6 +52,7 @@ class ResidualBlock(ChannelMaskedLayer):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        # [..., 2 h] -> [..., h] -> [..., h], and back to [..., 2 h]
         y = self.around(F.relu(self.reduce(F.relu(x))))
         if bias is not None:
             y = y + bias
@@ -75,6 +76,7 @@ class SteppedBlock(SteppedLayer):
         hidden = block.biases
         self._wide = groups.slices(2 * hidden)
         self._narrow = groups.slices(hidden)
+        # The 3 x 3 convolution writes what the rows above give; the rest is written for each group.
         self._around = block.around.start(step, bias)
         self._reduce = step.products(groups.products(block.reduce.weight))
         self._restore = step.products(groups.products(block.restore.weight))
@@ -103,6 +105,7 @@ class SteppedBlock(SteppedLayer):
             activation="relu",
         )
         self._around.write_group(program, group, self._gathered[:, narrow], "relu")
+        # A group is made from its own and the groups before it; the block's input is added.
         known = self._gathered[:, : narrow.stop]
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 

@@ -50,6 +50,7 @@ class RowLayer(ChannelMaskedLayer):
             groups, 2 * hidden, hidden, above=0, aside=REACH, maps=GATES
         )
         taps = 2 * REACH + 1
+        # Uniform within one over the root of the inputs, as torch's LSTM begins.
         bound = (taps * hidden) ** -0.5
         weight = torch.empty(taps * hidden, GATES * hidden).uniform_(-bound, bound)
         self.state = nn.Parameter(weight)
@@ -71,6 +72,7 @@ class RowLayer(ChannelMaskedLayer):
         hidden = gates.new_zeros(batch, width, features // GATES)
         cell = hidden.to(cell_dtype(gates))
         states = []
+        # A row at a time, all its pixels at once.
         for row in gates.transpose(0, 1).contiguous():
             padded = F.pad(hidden, (0, 0, REACH, REACH))
             taps = [padded[:, tap : tap + width] for tap in range(2 * REACH + 1)]
@@ -84,6 +86,7 @@ class RowLayer(ChannelMaskedLayer):
         return SteppedRowLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
+        # Along its row a pixel sees what the convolution sees; from above, what those states saw.
         states = self.input.field(field)
         for row in range(1, states.shape[2]):
             reach_above = states[:, :, row - 1].any(1, keepdim=True)
@@ -116,10 +119,12 @@ class SteppedRowLayer(SteppedLayer):
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
         narrow = self._narrow[group]
+        # Gates: what the row above gave (already in the sums), then the inputs of this row.
         gates = program.zeros(GATES * (narrow.stop - narrow.start))
         self._input.write_group(program, group, gates)
         cell = self._cells.features(narrow).at("column")
         program.cell(gates, cell, self._hidden.features(narrow).at("column"))
+        # Back to the features of the next layer; the layer is residual.
         known = self._hidden.at("column").first(narrow.stop)
         x = self.entering(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)

@@ -60,6 +60,7 @@ def replay(
     """
     check_model(model)
     changed = Sampling.from_keywords(**rule).rule
+    # Guidance would need a second pass, without the class.
     if changed.guidance != 1:
         raise InputError("replay does not take guidance")
     x = model.grid.check(x).to(model.device)
@@ -69,6 +70,7 @@ def replay(
     symbols = x.flatten(1)
     best = torch.zeros(symbols.shape, dtype=torch.float64, device=x.device)
     drawn = torch.zeros_like(best)
+    # A symbol at a time: the noise of all symbols at once may not fit into memory.
     for index in range(model.grid.symbols):
         score = tables[:, index] + noise.at(index)  # [n, levels]
         best[:, index] = score.amax(dim=-1)
