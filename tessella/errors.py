@@ -55,6 +55,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     "unknown head 'categorial'; did you mean 'categorical'? Known: categorical, logistic-mixture"
     """
     names = sorted(known)
+    # Close enough to be a slip of the fingers, or nothing.
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"

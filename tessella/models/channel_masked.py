@@ -129,6 +129,7 @@ class GroupedOutput(nn.Module):
         """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` of a joint head."""
         x = F.relu(self.two(F.relu(self.one(F.relu(x)))))
         parameters = []
+        # Parameters of channel c come from group c alone.
         for linear, part in zip(self.last, self.slices, strict=True):
             parameters.append(linear(x[..., part]))
         return parameters[0] if self.joint else torch.stack(parameters, dim=-2)
@@ -154,6 +155,7 @@ class SteppedOutput:
         self._two = step.products(layer.groups.products(layer.two.weight))
         self._inputs = step.memory.zeros(inputs)  # after the ReLU
         self._middle = step.memory.zeros(layer.one.weight.shape[0])  # after the first and the ReLU
+        # Weights and bias of each group's parameters.
         self._last = []
         for linear in layer.last:
             assert isinstance(linear, nn.Linear)
@@ -169,6 +171,7 @@ class SteppedOutput:
         part = layer.slices[group]
         assert layer.one.bias is not None
         assert layer.two.bias is not None
+        # A group sees the groups before it and itself, which lie first.
         known_inputs = self._inputs[:, : self._input_slices[group].stop]
         first_bias = layer.one.bias[part].detach()
         middle = self._middle[:, part]
@@ -262,6 +265,7 @@ class ChannelMasked(DensityModel):
             aside=FIRST_REACH,
             inclusive=False,
         )
+        # A class adds to every layer; one table holds the numbers of all of them.
         created = self.create_layers(layers)
         self.layers = nn.ModuleList(created)
         biases = layers * created[0].biases
@@ -322,10 +326,12 @@ class ChannelMasked(DensityModel):
         if column == 0 and channel == 0:
             self._start_row(row, programs)
             programs.first.run(0)
+        # With a joint head there is one group, and nothing to compute for later channels.
         elif channel < self.groups.count:
             programs.groups[channel].run(column)
         if not isinstance(self.head, JointHead):
             return state.parameters.clone(), state
+        # The joint head keeps what it is given, and the next pixel overwrites it.
         if channel == 0:
             state.joint = self.head.start(state.parameters.clone())
         assert state.joint is not None
@@ -334,6 +340,7 @@ class ChannelMasked(DensityModel):
         return parameters, state
 
     def _start_row(self, row: int, programs: GroupPrograms) -> None:
+        # The last pixel of the row above is taken in before its row is used.
         if row:
             programs.known.run(self.grid.width - 1)
             if programs.between_rows is not None:
@@ -357,6 +364,7 @@ class ChannelMasked(DensityModel):
         # Group 0 is computed by two programs: at a row's first pixel nothing to the left is new.
         writers: list[OperationWriter] = [SeveralPrograms([first, groups[0]]), *groups[1:]]
         step = ChannelGroupStep(memory, self.grid.width, writers)
+        # All layers take memory and write their work on a whole row, then the groups in turn.
         entry = self.first.start(step)
         self._write_lookups(known, groups, symbols, entry.input)
         layers = []
@@ -384,6 +392,7 @@ class ChannelMasked(DensityModel):
         to_the_left = replace(pixels, margin=pixels.margin - 1)
         for channel, symbol in enumerate(symbols):
             part = slice(channel * EMBEDDED, (channel + 1) * EMBEDDED)
+            # The last channel is seen by no group of its pixel; with a joint head no channel is.
             if channel < len(groups) - 1:
                 # Seen by the next group of the same pixel.
                 here = pixels.features(part).at("column")
@@ -406,6 +415,7 @@ class ChannelMasked(DensityModel):
         entry.write_group(program, group, layers[0].entering(group))
         for layer, following in pairwise(layers):
             layer.write_group(program, group, following.entering(group), "")
+        # The output begins with a ReLU, which the last layer applies on the way.
         layers[-1].write_group(program, group, output.entering(group), "relu")
 
     def sizes(self) -> dict[str, Any]:
@@ -425,6 +435,7 @@ class ChannelMasked(DensityModel):
         field = self.first.field(sources)
         for layer in self.channel_layers():
             field = layer.field(field)
+        # The output sees, within a pixel, the groups up to each one: [symbols or pixels, sources].
         field = self.groups.field_within(field).movedim(1, -1).flatten(1).T
         if not self.head.joint:
             return field

@@ -170,8 +170,8 @@ class DensityModel(nn.Module, ABC):
 
     def _pieces(self, images: torch.Tensor) -> Iterator[slice]:
         """Parts of a batch that are scored at a time."""
-        # An estimate serves: it decides about memory, and each image's score depends on the image
-        # alone. The table of a categorical head outgrows the features from some 300 levels on.
+        # An estimate serves: it decides about memory and speed, not about results. The parameters
+        # of a pixel outgrow its features where a head has more than ``FEATURES`` of them.
         features = self.grid.pixels * FEATURES
         parameters = self.grid.symbols * self.head.size
         at_a_time = max(1, PIECE // max(features, parameters))

@@ -105,6 +105,7 @@ class DiagonalLayer(ChannelMaskedLayer):
         self, x: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The states of each pixel in both directions, ``[pixels, batch, hidden]`` each."""
+        # [pixels, batch, 2 * hidden]: the pixels first, to be sorted by diagonals.
         pixels = x.flatten(1, 2).transpose(0, 1)
         order = self.diagonals.order
         # [2, pixels, batch, gates], diagonal by diagonal
@@ -128,6 +129,7 @@ class DiagonalLayer(ChannelMaskedLayer):
         hidden = gates.new_zeros(2, 2, batch, self.hidden)
         cell = hidden.to(cell_dtype(gates))
         states = []
+        # The diagonal before the first one is a place of zeros.
         first_before = 0
         parts = gates.split(self.diagonals.lengths, dim=1)
         for first, part in zip(self.diagonals.first_rows, parts, strict=True):
@@ -148,6 +150,7 @@ class DiagonalLayer(ChannelMaskedLayer):
         return SteppedDiagonalLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
+        # From right to left is from left to right on the mirrored map.
         inside = self.groups.field_within(field)
         right = _field_from_the_left(inside.flip(-1)).flip(-1)
         moved_down = torch.zeros_like(right)
@@ -168,6 +171,7 @@ class SteppedDiagonalLayer(SteppedLayer):
         self._wide = groups.slices(2 * hidden)
         self._narrow = groups.slices(hidden)
         self._gates = groups.slices(hidden, GATES)
+        # [batch, 1, 2 * gates], both directions side by side
         gates_bias = layer.bias().expand(memory.batch, 1, -1)
         if bias is not None:
             gates_bias = bias + gates_bias
@@ -214,6 +218,7 @@ class SteppedDiagonalLayer(SteppedLayer):
         narrow = self._narrow[group]
         hidden = self.layer.hidden
         gates = program.zeros(GATES * (narrow.stop - narrow.start))
+        # The state to the left and, of the inputs, the groups up to this one: neighbours in memory.
         seen = self._row.at("column").first(hidden + self._wide[group].stop)
         above = self._above.features(self._gates[group]).at("column")
         program.linear(seen, self._here[group], gates, add=above)
@@ -241,6 +246,7 @@ class RightToLeft:
         self._cells = [layer.cells for layer in layers]
         self._gates = Program(batch, (), like, places=step.width)
         self._states = Program(batch, ("column",), like)
+        # Scratch of one layer at a time.
         sums = self._states.zeros(self._cells[0].shape[1] * GATES)
         for layer in layers:
             # What inputs and the states above give the gates of the row.
