@@ -80,11 +80,13 @@ class OperationWriter(ABC):
         ``tanh(a) * sigmoid(b)``, ``glu`` ``a * sigmoid(b)``, ``swiglu`` ``silu(a) * b``, half as
         wide; ``residual`` goes with these three only. Without an activation ``add`` may be ``out``.
         """
+        # The former names.
         add = plus if add is None else add
         activation = activation or then
         assert activation in ACTIVATIONS
         assert residual is None or activation in PAIRED
         self.append(
+            # y holds what is added before the activation, z what is added after it.
             Operation("linear", out, x, add, residual, activation=activation, weight=weight)
         )
 
@@ -135,6 +137,7 @@ class OperationWriter(ABC):
 
     def lookup(self, symbols: torch.Tensor, table: torch.Tensor, out: Operand) -> None:
         """``out += table[symbols]`` with ``table [levels, size]`` and ``symbols int64 [batch]``."""
+        # Symbols are checked when the program runs: those of a walk are not known before.
         self.append(Operation("lookup", out, symbols, table))
 
     def cell(self, gates: Operand, cells: Operand, out: Operand) -> None:
@@ -167,6 +170,7 @@ class Program(OperationWriter, Work):
         self._runner: Runner | None = None
 
     def append(self, operation: Operation) -> None:
+        # A runner has laid out the operations that it knows.
         assert self._runner is None, "a program that has run is complete"
         self.operations.append(operation)
 
@@ -177,9 +181,11 @@ class Program(OperationWriter, Work):
 
     def run(self, *values: int) -> None:
         """Do all operations at a place: a value for each variable."""
+        # A family without work for rows has an empty program for them.
         if not self.operations:
             return
         if self._runner is None:
+            # Only now are all operations known, and where they can run fastest.
             self._runner = create_runner(self)
         self._runner.run(values)
 
