@@ -133,8 +133,9 @@ class PixelModel(DensityModel):
 
     @torch.no_grad()
     def step(
-        self, previous: torch.Tensor, index: int, state: PixelState
+        self, previous: torch.Tensor, index: int, state: State
     ) -> tuple[torch.Tensor, PixelState]:
+        assert isinstance(state, PixelState)
         if state.programs is None:
             # A copy of another state: its layers get the memory that was copied.
             state.programs = self._write_programs(state)
