@@ -48,8 +48,6 @@ class Moving:
         # Shorter vectors begin where the whole ones do, so they move alike.
         return Moving(self.start[..., :size], self.variable, self.step)
 
-    upto = first
-
 
 Operand = torch.Tensor | Moving
 """What an operation reads or writes."""

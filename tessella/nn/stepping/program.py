@@ -37,8 +37,6 @@ __all__ = [
     "Program",
     "SeveralPrograms",
     "Vectors",
-    "along",
-    "windows",
 ]
 
 
@@ -48,10 +46,6 @@ class OperationWriter(ABC):
     @abstractmethod
     def append(self, operation: Operation) -> None:
         """Append one operation."""
-
-    def room(self, size: int) -> torch.Tensor:
-        """The former name of :meth:`zeros`."""
-        return self.zeros(size)
 
     @abstractmethod
     def zeros(self, size: int) -> torch.Tensor:
@@ -70,9 +64,6 @@ class OperationWriter(ABC):
         add: Operand | None = None,
         activation: str = "",
         residual: Operand | None = None,
-        *,
-        plus: Operand | None = None,
-        then: str = "",
     ) -> None:
         """``out = activation(x @ weight + add) + residual``.
 
@@ -80,9 +71,6 @@ class OperationWriter(ABC):
         ``tanh(a) * sigmoid(b)``, ``glu`` ``a * sigmoid(b)``, ``swiglu`` ``silu(a) * b``, half as
         wide; ``residual`` goes with these three only. Without an activation ``add`` may be ``out``.
         """
-        # The former names.
-        add = plus if add is None else add
-        activation = activation or then
         assert activation in ACTIVATIONS
         assert residual is None or activation in PAIRED
         self.append(
@@ -208,16 +196,3 @@ class SeveralPrograms(OperationWriter):
 
     def zeros(self, size: int) -> torch.Tensor:
         return self.programs[0].zeros(size)
-
-
-def along(memory: torch.Tensor, by: str, first: int = 0, every: int = 1, count: int = 1) -> Moving:
-    """The former spelling of :meth:`Places.window`."""
-    return Places(memory, first).window(by, right=count - 1, every=every)
-
-
-def windows(memory: torch.Tensor, count: int, first: int = 0, every: int = 1) -> torch.Tensor:
-    """The former spelling of :meth:`Places.windows`."""
-    places = memory.shape[1] - first - count + 1
-    found = Places(memory, first, places).windows(0, count - 1, every)
-    assert isinstance(found, torch.Tensor)
-    return found
