@@ -178,6 +178,7 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at every validation."""
     seed: int = 0
+    """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     devices: int = 1
