@@ -17,10 +17,9 @@ BATCH = 64
 
 
 class SamplingKeywords(RuleKeywords, total=False):
-    """The options of :class:`Sampling`, as keywords of the functions that sample."""
+    """Method and rule, as keywords of the functions that sample."""
 
     method: Method
-    batch: int
 
 
 @dataclass(frozen=True)

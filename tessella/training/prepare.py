@@ -15,7 +15,7 @@ from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
-from tessella.pipeline import Generator
+from tessella.pipeline import Generator, class_count
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import check_images, parts
@@ -39,7 +39,7 @@ def prepare(
     binarize: bool = False,
 ) -> Examples:
     """Check images, labels and model against each other; encode for a prior."""
-    classes = 0 if isinstance(model, Tokenizer) else model.classes
+    classes = class_count(model)
     if labels is not None and not classes:
         raise InputError(
             "labels were given, but the model has no classes: create it with classes=n"
