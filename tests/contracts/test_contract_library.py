@@ -21,7 +21,13 @@ from tessella.tokenizers.quantizers import FSQ
 SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"layers": 1, "width": 8, "heads": 2},
     "made": {"hidden": 12, "layers": 1, "dropout": 0.0},
-    "pixelsnail": {"blocks": 1, "residual_blocks": 1, "channels": 4, "residual_channels": 4},
+    "pixelsnail": {
+        "blocks": 1,
+        "residual_blocks": 1,
+        "channels": 4,
+        "residual_channels": 4,
+        "heads": 2,
+    },
     "pixelcnn++": {"blocks": 1, "filters": 4, "scales": 2},
     "vqvae": {"hidden": 8, "codebook_size": 16},
     "vqvae2": {"hidden": 8, "codebook_size": 16},
