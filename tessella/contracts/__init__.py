@@ -1,4 +1,4 @@
-"""The proofs as a library: what every registered model, head, tokenizer, quantizer or source promises.
+"""The proofs as a library: what every registered model, head, tokenizer, quantizer or source keeps.
 
 A contract is a sentence and a function that raises when the sentence is false. The contracts run on
 anything that is registered, also from a file outside the package, and need neither data nor

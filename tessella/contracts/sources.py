@@ -78,7 +78,7 @@ def labels_fit(case: SourceCase) -> None:
             f"{split}: {list(labels.shape)} labels of {len(images)} images",
         )
         require(
-            0 <= labels.min() and labels.max() < images.classes,
+            labels.min() >= 0 and labels.max() < images.classes,
             f"{split}: labels lie in {labels.min()}..{labels.max()}, classes are {images.classes}",
         )
         names.append(tuple(images.label_names or ()))
