@@ -90,7 +90,7 @@ class Independent(DensityModel):
             )
         probabilities = counts.view(grid.symbols, grid.levels)
         probabilities /= probabilities.sum(1, keepdim=True)
-        parameters = self.head.parameters_of(probabilities.log())
+        parameters = self.head.parameters_from_table(probabilities.log())
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 

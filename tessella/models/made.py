@@ -246,7 +246,7 @@ class MADE(SequenceModel):
     def _merged_tables(self, tables: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
         """Parameters of the mixture of ``tables [..., masks, levels]`` under
         ``log_weights [..., masks]``."""
-        return cast(CategoricalHead, self.head).parameters_of(
+        return cast(CategoricalHead, self.head).parameters_from_table(
             (log_weights[..., None] + tables).logsumexp(dim=-2)
         )
 
