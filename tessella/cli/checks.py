@@ -143,7 +143,6 @@ def check_source(source: str) -> None:
     find_source(source)
 
 
-
 def data_overrides(overrides: Iterable[str]) -> dict[str, object]:
     """The values of ``data.key=value`` words by key, checked.
 
