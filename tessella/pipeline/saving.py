@@ -62,6 +62,7 @@ def write_card(path: Path, figures: Mapping[str, Any]) -> None:
         ArtifactError: when it cannot be read or written.
     """
     config = read_config(path)
+    shown: Any
     if config["kind"] == "generator":
         shown = {role: read_config(path / role).get("model") for role in ROLES}
     else:
