@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 
 
@@ -36,14 +37,19 @@ class TrainingError(TessellaError):
     """Training cannot start or go on: the loss is not finite, or a resume does not fit."""
 
 
+class NumericalError(TessellaError, ArithmeticError):
+    """A model's parameters are NaN or infinite, so that it gives no probabilities."""
+
+
 class TessellaWarning(UserWarning):
-    """Something that works, and that the caller will hardly want. The command line prints it as one
-    line."""
+    """Something that works, but probably not as the caller wants.
+
+    The command line prints it as one line.
+    """
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not in a table: what was given, what there is, the nearest
-    match.
+    """The message for a name that is not in a table, with the names there are and the nearest one.
 
     >>> unknown("head", "categorial", ["categorical", "logistic-mixture"])
     "unknown head 'categorial'; did you mean 'categorical'? Known: categorical, logistic-mixture"
@@ -69,11 +75,14 @@ def check_integer(name: str, value: object, least: int = 0, most: int | None = N
     Traceback (most recent call last):
     tessella.errors.InputError: batch must be an integer of at least 1, got 0
     """
-    is_integer = hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_")
-    if is_integer:
-        number = int(value)  # type: ignore[call-overload]
-        if number >= least and (most is None or number <= most):
-            return int(number)
+    if type(value).__name__ not in ("bool", "bool_"):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass  # a float, a string, an array of several values
+        else:
+            if number >= least and (most is None or number <= most):
+                return number
     allowed = f"of at least {least}" if most is None else f"in {least}..{most}"
     raise InputError(f"{name} must be an integer {allowed}, got {value!r}")
 
