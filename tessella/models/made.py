@@ -168,8 +168,12 @@ class MADE(SequenceModel):
         for of_set in degrees:
             least = 1
             for of_layer in of_set:
-                of_layer.copy_(torch.randint(least, most + 1, (self.hidden,), generator=generator))
-                least = int(of_layer.min())
+                # On the CPU also where the model is built without memory, on the meta device.
+                drawn = torch.randint(
+                    least, most + 1, (self.hidden,), generator=generator, device="cpu"
+                )
+                of_layer.copy_(drawn)
+                least = int(drawn.min())
         return degrees
 
     def mask(self, which: int, layer: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ class ChannelGroups:
     def owners(self, features: int, maps: int = 1) -> torch.Tensor:
         """The group of each feature of maps side by side: ``int64 [maps * features]``."""
         bounds = torch.tensor(self.bounds(features))
-        return torch.arange(self.count).repeat_interleave(bounds.diff()).repeat(maps)
+        return torch.arange(self.count).repeat_interleave(bounds.diff(), output_size=features).repeat(maps)
 
     def mask(self, inputs: int, outputs: int, maps: int = 1, own: bool = True) -> torch.Tensor:
         """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``; mask
