@@ -174,7 +174,10 @@ class MADE(SequenceModel[MADEState]):
         for set_degrees in degrees:
             least = 1
             for layer_degrees in set_degrees:
-                drawn = torch.randint(least, largest + 1, (self.hidden,), generator=generator)
+                # On the CPU even where the model is built without memory, on the meta device.
+                drawn = torch.randint(
+                    least, largest + 1, (self.hidden,), generator=generator, device="cpu"
+                )
                 layer_degrees.copy_(drawn)
                 least = int(drawn.min())
         return degrees

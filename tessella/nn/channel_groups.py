@@ -53,7 +53,9 @@ class ChannelGroups:
         """The group of each feature of maps side by side: ``int64 [maps * features]``."""
         # Group after group within a map, and the same for every map.
         sizes = torch.tensor(self.bounds(features)).diff()
-        return torch.arange(self.count).repeat_interleave(sizes).repeat(maps)
+        # The size is given, so that it need not be read off a tensor without memory.
+        groups = torch.arange(self.count).repeat_interleave(sizes, output_size=features)
+        return groups.repeat(maps)
 
     def mask(
         self, inputs: int, outputs: int, maps: int = 1, inclusive: bool = True

@@ -1,0 +1,144 @@
+"""The record of a run, ``run.json``: read with the type of every entry checked.
+
+The record is written by training and read by evaluation, reports and resumed runs. It may come from
+elsewhere, so whoever reads it can rely on what is said here: an entry is missing, null, or of the
+type that :data:`ENTRIES` gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tessella
+from tessella import files
+from tessella.errors import ArtifactError
+
+NAME = "run.json"
+
+RUN_FORMAT = 1
+"""Version of the record."""
+
+NUMBER = (int, float)
+
+DATA: dict[str, Any] = {
+    "source": str,
+    "split": str,
+    "split_rule": str,
+    "count": int,
+    "shape": [int],
+    "sha256": str,
+    "classes": [str],
+    "preprocessing": {"levels": int},
+    "skipped": int,
+}
+"""What is said of the images of a split."""
+
+ENVIRONMENT: dict[str, Any] = {
+    "tessella": str,
+    "torch": str,
+    "python": str,
+    "system": str,
+    "device": str,
+    "cores": int,
+    "threads": int,
+    "world_size": int,
+    "started": str,
+    "command": [str],
+}
+"""What is said of the machine."""
+
+ENTRIES: dict[str, Any] = {
+    "recipe": {
+        "about": str,
+        "prior_of": str,
+        "data": {"source": str},
+        "train": {"steps": NUMBER, "epochs": NUMBER, "minutes": NUMBER},
+    },
+    "data": {"train": DATA, "valid": DATA},
+    "task": {"kind": str, "model": {"name": str}, "tokenizer": str},
+    "environment": ENVIRONMENT,
+    "sittings": [{"step": int, "environment": ENVIRONMENT}],
+    "status": str,
+    "progress": {
+        "step": int,
+        "seconds": NUMBER,
+        "validations": int,
+        "best": NUMBER,
+        "best_step": int,
+        "figures": {},
+    },
+    "figures": {},
+    "overlap": int,
+}
+"""Types of the entries that are relied on: a type, entries of an object, or items of a list."""
+
+
+def read_run_record(path: Path) -> dict[str, Any]:
+    """The record of a run; empty where a saved model has none.
+
+    Args:
+        path: the directory of the run.
+
+    Raises:
+        ArtifactError: when it is damaged, of another version, or an entry has another type.
+    """
+    if not (path / NAME).exists():
+        return {}
+    record = files.read_json_object(path / NAME)
+    check_run_record(record, f"{path}/{NAME}")
+    return record
+
+
+def check_run_record(record: Mapping[str, Any], source: str) -> None:
+    """Check the version of a record and the types of its entries.
+
+    Args:
+        record: as read from its file.
+        source: the file, for messages.
+
+    Raises:
+        ArtifactError: naming the entry that is wrong.
+    """
+    if record.get("format") != RUN_FORMAT:
+        raise ArtifactError(
+            f"{source} has format {record.get('format')!r:.40}; "
+            f"tessella {tessella.__version__} reads format {RUN_FORMAT}"
+        )
+    _check(record, ENTRIES, source, "")
+    for name, figures in (record.get("figures") or {}).items():
+        if not isinstance(figures, Mapping):
+            raise ArtifactError(f"{source}: figures of {name!r} must be an object")
+
+
+def _check(value: object, wanted: Any, source: str, name: str) -> None:
+    """Compare a value with a type, with the entries of an object, or with a list of one kind."""
+    if value is None:
+        return
+    if isinstance(wanted, dict):
+        fits = isinstance(value, Mapping)
+    elif isinstance(wanted, list):
+        fits = isinstance(value, list)
+    else:
+        # True is an int to Python, and never meant as a number here.
+        fits = isinstance(value, wanted) and not isinstance(value, bool)
+    if not fits:
+        raise ArtifactError(
+            f"{source}: {name} must be {_noun(wanted)}, got {value!r:.60}: "
+            "the record is damaged, or was not written by tessella"
+        )
+    if isinstance(value, Mapping) and isinstance(wanted, dict):
+        for key, entry in wanted.items():
+            _check(value.get(key), entry, source, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, wanted[0], source, f"an item of {name}")
+
+
+def _noun(wanted: Any) -> str:
+    if isinstance(wanted, dict):
+        return "an object"
+    if isinstance(wanted, list):
+        return "a list"
+    return {str: "text", int: "an integer", NUMBER: "a number"}[wanted]
