@@ -134,12 +134,12 @@ class GroupedOutput(nn.Module):
             parameters.append(linear(x[..., part]))
         return parameters[0] if self.joint else torch.stack(parameters, dim=-2)
 
-    def start(self, step: ChannelGroupStep) -> SteppedOutput:
+    def start(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
         """Take memory for a step."""
-        return SteppedOutput(self, step)
+        return SteppedGroupedOutput(self, step)
 
 
-class SteppedOutput:
+class SteppedGroupedOutput:
     """A :class:`GroupedOutput` on the memory of a step.
 
     Args:
@@ -409,7 +409,7 @@ class ChannelMasked(DensityModel):
         group: int,
         entry: SteppedGroups,
         layers: Sequence[SteppedLayer],
-        output: SteppedOutput,
+        output: SteppedGroupedOutput,
     ) -> None:
         """Append the way of a group from the symbols known to the output."""
         entry.write_group(program, group, layers[0].entering(group))

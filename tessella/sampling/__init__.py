@@ -14,21 +14,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tessella.sampling.options import (
+from tessella.sampling.rule import Rule, RuleKeywords
+from tessella.sampling.sampling_options import (
     BATCH,
     METHODS,
     Method,
     Sampling,
     SamplingKeywords,
 )
-from tessella.sampling.rule import Rule, RuleKeywords
 
 if TYPE_CHECKING:
     from tessella.sampling.known_symbols import KnownSymbols
     from tessella.sampling.parallel import Passes
     from tessella.sampling.proof import Replay, replay
     from tessella.sampling.sampler import Sampler, choose, complete, sample, stream
-    from tessella.sampling.walk import Draw, KeepKnown, Source, Steps
+    from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource
 
 # What needs torch loads on first use.
 _HOMES = {
@@ -43,7 +43,7 @@ _HOMES = {
     "stream": "sampler",
     "Draw": "walk",
     "KeepKnown": "walk",
-    "Source": "walk",
+    "SymbolSource": "walk",
     "Steps": "walk",
 }
 
@@ -61,7 +61,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "SamplingKeywords",
-    "Source",
+    "SymbolSource",
     "Steps",
     "choose",
     "complete",

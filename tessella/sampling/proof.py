@@ -11,9 +11,9 @@ from tessella.errors import InputError
 from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel, check_finite
 from tessella.noise import Noise
-from tessella.sampling.options import Sampling
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampler import check_model
+from tessella.sampling.sampling_options import Sampling
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,10 +12,10 @@ from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
-from tessella.sampling.options import BATCH, Method, Sampling
 from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
-from tessella.sampling.walk import Draw, KeepKnown, Source, Steps, doubled, walk
+from tessella.sampling.sampling_options import BATCH, Method, Sampling
+from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, doubled, walk
 
 
 class Sampler:
@@ -65,7 +65,7 @@ class Sampler:
             yield from passes.walk(self.options.every)
             return
         # Symbol after symbol, by cached steps or by the naive oracle.
-        source: Source = Draw(noise, rule)
+        source: SymbolSource = Draw(noise, rule)
         if kept is not None:
             source = KeepKnown(kept, source)
         this_stream = self._streams_begun

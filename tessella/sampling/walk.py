@@ -21,7 +21,7 @@ STRONGEST = 1e30
 """Scales of guidance beyond this one have the same effect."""
 
 
-class Source(ABC):
+class SymbolSource(ABC):
     """Where the symbols of a walk come from."""
 
     @abstractmethod
@@ -33,7 +33,7 @@ class Source(ABC):
         """Raise NumericalError where the model gave no probabilities; called once a row or so."""
 
 
-class Draw(Source):
+class Draw(SymbolSource):
     """A source that draws: the argmax over levels of ``log p - log E`` (see ``tessella.noise``)."""
 
     def __init__(self, noise: Noise, rule: Rule) -> None:
@@ -53,7 +53,7 @@ class Draw(Source):
         check_finite(self._best_scores)
 
 
-class KeepKnown(Source):
+class KeepKnown(SymbolSource):
     """A source that gives what is known and asks another for the rest.
 
     Args:
@@ -61,7 +61,7 @@ class KeepKnown(Source):
         rest: source of the symbols not known.
     """
 
-    def __init__(self, kept: KnownSymbols, rest: Source) -> None:
+    def __init__(self, kept: KnownSymbols, rest: SymbolSource) -> None:
         self.x = kept.x
         self.known = kept.known
         self.rest = rest
@@ -184,7 +184,7 @@ def guided(table: torch.Tensor, scale: float) -> Categorical:
     return Categorical(without + scale * (with_class - without))
 
 
-def walk(steps: Steps, source: Source, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
+def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
     """Walk the grid; yields ``(index, x)`` each time ``every`` more symbols are in place (0: a
     row).
 
