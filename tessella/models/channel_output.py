@@ -1,6 +1,4 @@
-"""The last stage of a model whose backbone runs once a pixel: it orders the channels inside the
-pixel.
-
+"""The last stage of a pixel model, which orders the channels inside the pixel.
 Each output stage has ``forward`` over whole maps, and ``write``, which appends its work to the
 programs of a step: the first parameters of a pixel follow the backbone in the pixel's program, and
 each of the other channels has a program of its own.
@@ -40,8 +38,11 @@ class Output(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``features [..., features]`` and symbols ``x [..., channels]`` to parameters
-        ``[..., channels, size]``, or ``[..., size]`` of a joint head."""
+        """Features and symbols to parameters.
+
+        ``features [..., features]`` and ``x [..., channels]`` give ``[..., channels, size]``, or
+        ``[..., size]`` of a joint head.
+        """
 
     @abstractmethod
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
@@ -135,8 +136,10 @@ class FactoredOutput(Output):
         self.write_last(program, step, active, parameters)
 
     def _table(self, channel: int) -> torch.Tensor:
-        """What each level of ``channel`` adds to the channels after it:
-        ``[levels, later channels, hidden]``."""
+        """Vectors that each level of ``channel`` adds to the channels after it.
+
+        ``[levels, later channels, hidden]``.
+        """
         return self.earlier[channel] + self.directions[channel] * self.values
 
 
@@ -167,8 +170,9 @@ class JointOutput(Output):
 
 
 class LinearOutput(Output):
-    """Parameters by one linear map, where there is nothing to order inside a pixel: for a joint
-    head, and for a factored one on grids of one channel.
+    """Parameters by one linear map, where there is nothing to order inside a pixel.
+
+    For a joint head, and for a factored one on grids of one channel.
 
     Args:
         head: the head.

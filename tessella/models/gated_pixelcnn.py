@@ -39,8 +39,7 @@ FIRST_KERNEL = 7
 
 
 class GatedPixelCNN(PixelModel):
-    """``gated-pixelcnn``: two stacks of gated convolutions, vertical and horizontal, without a
-    blind spot.
+    """``gated-pixelcnn``: two stacks of gated convolutions, without a blind spot.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`; codes are taken.
@@ -138,12 +137,14 @@ class GatedPixelCNN(PixelModel):
         return self.output(F.silu(total).movedim(1, -1), x)
 
     def _positions(self) -> torch.Tensor:
-        """What rows and columns add to the first layer's gates: ``[height, width, 4 * hidden]``."""
+        """Biases of rows and columns in the first layer: ``[height, width, 4 * hidden]``."""
         return self.row_bias + self.column_bias
 
     def _class_biases(self, labels: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-        """What the class adds to the gates of each layer: ``[batch, 4 * hidden]``, vertical and
-        then horizontal."""
+        """For each layer the class's share of the gates: ``[batch, 4 * hidden]``.
+
+        The vertical stack's gates come first.
+        """
         if labels is None:
             return [None] * len(self.layers)
         assert self.class_bias is not None

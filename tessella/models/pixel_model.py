@@ -96,8 +96,10 @@ class PixelModel(DensityModel):
         return GridStep(memory, self.grid.width)
 
     def code_features(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features of a grid of codes for each pixel, ``[batch, height, width, size]``; of models
-        that take codes."""
+        """Features of a grid of codes for each pixel: ``[batch, height, width, size]``.
+
+        For models that take codes.
+        """
         raise NotImplementedError
 
     @torch.no_grad()

@@ -1,5 +1,7 @@
-"""PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++: Improving the PixelCNN with
-Discretized Logistic Mixture Likelihood and Other Modifications", sections 2.1 to 2.5 and figure 2).
+"""PixelCNN++: two streams of features through several resolutions.
+
+Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
+Mixture Likelihood and Other Modifications", sections 2.1 to 2.5 and figure 2.
 
 Two streams of features: the *vertical* one sees the rows above a pixel, the *horizontal* one the
 pixels to its left and, in every block, the vertical stream. Both run down through resolutions, each
@@ -76,8 +78,7 @@ class ResolutionBlocks(nn.Module):
 
 
 class PixelCNNpp(PixelModel):
-    """``pixelcnn++``: two streams through several resolutions with short-cuts, and a cached
-    ``step``.
+    """``pixelcnn++``: two streams through several resolutions with short-cuts.
 
     Sides that do not divide by ``2^(scales - 1)`` are padded at the right and below.
 

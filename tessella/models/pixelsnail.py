@@ -1,5 +1,7 @@
-"""PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, "PixelSNAIL: An Improved Autoregressive
-Generative Model", sections 3 and 4).
+"""PixelSNAIL: causal convolutions and attention to all pixels before.
+
+Chen, Mishra, Rohaninejad, Abbeel 2018, "PixelSNAIL: An Improved Autoregressive Generative Model",
+sections 3 and 4.
 
 Each block has gated residual blocks of causal convolutions and then attention: a pixel looks at all
 pixels before it, strictly, with queries from its own features and keys and values from the features
@@ -40,8 +42,7 @@ head's own start."""
 
 
 class PixelSNAIL(PixelModel):
-    """``pixelsnail``: causal convolutions and attention to all pixels before, with a cached
-    ``step``.
+    """``pixelsnail``: causal convolutions and attention to all pixels before.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`; codes are taken.
@@ -153,7 +154,7 @@ class PixelSNAIL(PixelModel):
         return self.output(F.elu(features), x)
 
     def _biases(self, labels: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """What the class adds in each convolution block: ``[batch, 2 * channels]``."""
+        """Biases of the class for each convolution block: ``[batch, 2 * channels]``."""
         if labels is None or self.class_bias is None:
             return [None] * (len(self.blocks) * self.residual_blocks)
         return list(self.class_bias(labels).split(2 * self.channels, dim=-1))

@@ -66,8 +66,11 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.feedforward(self.before_feedforward(x)))
 
     def write(self, step: PixelStep, x: Operand, turns: Operand, length: int) -> None:
-        """Append the block for one of ``length`` positions, ``x [batch, width]``, changed in
-        place; ``turns`` are its rotation, ``[2 * size]``."""
+        """Append the block for one of ``length`` positions.
+
+        ``x [batch, width]`` is changed in place; ``turns`` are the position's rotation, ``[2 *
+        size]``.
+        """
         self.attention.write(step, self.before_attention.write(step, x), turns, length, x)
         self.feedforward.write(step, self.before_feedforward.write(step, x), x)
 
@@ -151,8 +154,10 @@ class Transformer(PixelModel):
         self._initialize()
 
     def _turns(self, size: int) -> torch.Tensor:
-        """Rotations of the sequence, ``[pixels, 2, size]``: the prefix, then all pixels but the
-        last."""
+        """Rotations of the sequence: ``[pixels, 2, size]``.
+
+        Of the prefix, then of all pixels but the last.
+        """
         # A token stands where its pixel does; it predicts the pixel after it.
         turns = rotations(self.grid.height, self.grid.width, size)
         prefix = turns[:1]
@@ -161,8 +166,11 @@ class Transformer(PixelModel):
         return torch.cat([prefix, turns[:-1]]).to(torch.get_default_dtype())
 
     def _initialize(self) -> None:
-        """Normal weights; what is added to the residual stream starts small, and so do the
-        parameters of the head."""
+        """Draw normal weights.
+
+        Weights that add to the residual stream start small, and so do those of the head's
+        parameters.
+        """
         for block in self._blocks():
             attention = block.attention
             feedforward = block.feedforward
@@ -210,7 +218,7 @@ class Transformer(PixelModel):
         return (self.rows + self.columns).flatten(0, 1)
 
     def _prefix(self, labels: torch.Tensor | None, batch: int) -> torch.Tensor:
-        """What stands before the first pixel: ``[batch, width]``."""
+        """The token before the first pixel: ``[batch, width]``."""
         if self.class_embedding is not None:
             return self.class_embedding(labels)
         assert self.start is not None

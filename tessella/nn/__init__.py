@@ -1,2 +1,1 @@
-"""Layers with two ways to evaluate them: ``forward`` over a whole grid, ``step`` along it with an
-explicit state."""
+"""Layers that go over a whole grid (``forward``), and write one step along it (``write``)."""

@@ -23,8 +23,9 @@ EPSILON = 1e-5
 
 
 class RMSNorm(nn.Module):
-    """Each vector divided by the root of its mean square, times a learned scale (Zhang and Sennrich
-    2019, eq. 4).
+    """Each vector divided by the root of its mean square, times a learned scale.
+
+    Zhang and Sennrich 2019, eq. 4.
 
     Args:
         width: length of the vectors.
@@ -72,8 +73,11 @@ class CausalAttention(nn.Module):
         self.merge = nn.Linear(width, width, bias=False)
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """``x [batch, positions, width]`` to the same shape; ``turns [positions, 2, size]`` see
-        :func:`tessella.nn.rotary.rotations`."""
+        """``x [batch, positions, width]`` to the same shape.
+
+        ``turns [positions, 2, size]`` are the positions' rotations, see
+        :func:`tessella.nn.rotary.rotations`.
+        """
         # [batch, heads + 2 * kv_heads, positions, size]
         vectors = self.project(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
         turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
@@ -86,8 +90,9 @@ class CausalAttention(nn.Module):
     def write(
         self, step: PixelStep, normed: Operand, turns: Operand, length: int, out: Operand
     ) -> None:
-        """Append one position's look at itself and those before it; keys and values stay in the
-        state.
+        """Append one position's look at itself and those before it.
+
+        Keys and values stay in the state.
 
         Args:
             step: where it is written, with the variables ``position`` and ``known``.

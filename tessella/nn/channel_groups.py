@@ -1,5 +1,6 @@
-"""Features that belong to the channels of a pixel (van den Oord et al. 2016, "Pixel Recurrent
-Neural Networks", sec. 3.4).
+"""Features that belong to the channels of a pixel.
+
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.4.
 
 The channels of a pixel are generated one after the other. Each layer's features are split into as
 many groups, in order, and a mask keeps what a group sees of its own pixel to the past: under mask
@@ -60,8 +61,10 @@ class ChannelGroups:
     def mask(
         self, inputs: int, outputs: int, maps: int = 1, inclusive: bool = True
     ) -> torch.Tensor:
-        """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``; mask
-        B, or A where not ``inclusive``."""
+        """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``.
+
+        Mask B, or mask A where not ``inclusive``.
+        """
         # [maps * outputs, 1] against [inputs]
         output_groups = self.owners(outputs, maps)[:, None]
         input_groups = self.owners(inputs)
@@ -88,8 +91,9 @@ class ChannelGroups:
         inclusive: bool = True,
         before: torch.Tensor | None = None,
     ) -> list[Matrix]:
-        """Masked weights ``[maps * outputs, inputs]`` cut for stepping, one part for each group:
-        ``[inputs seen, maps * outputs of the group]``.
+        """Masked weights ``[maps * outputs, inputs]`` cut for stepping.
+
+        One part for each group: ``[inputs seen, maps * outputs of the group]``.
 
         A mask leaves to a group the first inputs only, so nothing in a part is masked.
 
@@ -146,8 +150,10 @@ class ChannelGroupStep:
         """The work at the start of a row, over all its places."""
 
     def places(self, size: int, left: int = 0, right: int = 0) -> Places:
-        """Memory of the state for a row, zero before the walk, with margins of ``left`` and
-        ``right`` places."""
+        """Memory of the state for a row, zero before the walk.
+
+        Margins of ``left`` and ``right`` places stay zero.
+        """
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)
 
@@ -157,8 +163,7 @@ class ChannelGroupStep:
 
 
 class GroupedConvolution(Masked):
-    """Convolution over the rows above, the pixels to the left, and the part of the pixel itself
-    that a mask leaves.
+    """Convolution over the rows above, the pixels to the left, and what a mask leaves of the pixel.
 
     The kernel has no rows below; the taps to the right of the pixel in its own row are held at
     zero.
@@ -205,15 +210,19 @@ class GroupedConvolution(Masked):
         return F.conv2d(padded, self.kernel(), self.bias).movedim(1, -1)
 
     def rows_above(self) -> Matrix:
-        """Weights of the columns of the rows above, from the left, of a column the farthest row
-        first: ``[(2 * aside + 1) * above * inputs, outputs]``, arranged by group."""
+        """Weights of the rows above, arranged by group.
+
+        Column after column from the left, in a column the farthest row first: ``[(2 * aside + 1) *
+        above * inputs, outputs]``.
+        """
         # [columns, rows, inputs, outputs] before it is flattened.
         taps = self.weight[:, :, :-1].permute(3, 2, 1, 0).flatten(0, 2)
         return Matrix(self.groups.arranged(taps, self.maps).contiguous())
 
     def this_row(self) -> list[Matrix]:
-        """Weights of the pixels to the left, the farthest first, then of what a group sees of the
-        pixel itself.
+        """Weights of the pixels to the left and of what a group sees of the pixel itself.
+
+        The farthest pixel first.
 
         For each group ``[aside * inputs + inputs seen, maps * outputs of the group]``.
         """
@@ -227,8 +236,10 @@ class GroupedConvolution(Masked):
         return self.groups.arranged(self.bias, self.maps)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach the groups of a place: ``bool [sources, count, height, width]`` to
-        the same shape."""
+        """Which sources reach the groups of a place.
+
+        ``bool [sources, count, height, width]`` to the same shape.
+        """
         every = field.any(1)
         # Everything above within the kernel's width, whatever its group.
         near = field_along(every, "columns", -self.aside, self.aside)
@@ -302,8 +313,10 @@ class SteppedGroups:
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str = ""
     ) -> None:
-        """Append the output of a group, ``[batch, maps * outputs of the group]``, at the
-        ``column``."""
+        """Append the output of a group at the ``column``.
+
+        ``out`` is ``[batch, maps * outputs of the group]``.
+        """
         layer = self._layer
         known = self._ends[group + 1] if layer.inclusive else self._ends[group]
         inputs = self._ends[-1]

@@ -62,8 +62,7 @@ class CausalConvolution(nn.Module):
         return F.conv2d(padded.movedim(-1, 1), self.weight, self.bias)
 
     def packed(self) -> torch.Tensor:
-        """The weights as ``[taps * inputs, outputs]``: they multiply the vectors seen, the farthest
-        first."""
+        """The weights as ``[taps * inputs, outputs]``, those of the farthest place first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
     def start_rows(self, step: GridStep) -> SteppedRows:
@@ -116,8 +115,10 @@ class SteppedRows:
     def write_row(
         self, out: Operand, add: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
-        """Append the output of a row; ``add`` holds what is added to the products, bias
-        included."""
+        """Append the output of a row.
+
+        ``add`` holds what is added to the products, bias included.
+        """
         self._row.linear(self._rows, self._weight, out, add, activation, residual)
 
 
@@ -156,8 +157,7 @@ def pointwise_matrix(step: GridStep, convolution: nn.Conv2d) -> Matrix:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want
-    them."""
+    """Lay the weights of convolutions out for maps ``[batch, height, width, channels]``."""
     for parameter in module.parameters():
         # Convolutions only; the values stay, their order in memory changes.
         if parameter.dim() == 4:

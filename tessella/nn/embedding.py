@@ -49,23 +49,26 @@ class SymbolEmbedding(EmbeddedSymbols):
 
 
 class ChannelEmbedding(SymbolEmbedding):
-    """The vectors of a pixel's channels side by side, the first channel's first: ``width`` numbers
-    for each.
+    """The vectors of a pixel's channels side by side, ``width`` numbers for each.
 
     See :class:`SymbolEmbedding`, which adds them up.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x int64 [batch, height, width, channels]`` to
-        ``[batch, height, width, channels * width]``."""
+        """Symbols to vectors.
+
+        ``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels *
+        width]``.
+        """
         # One lookup in the tables of all channels, one below the other.
         first = torch.arange(self.grid.channels, device=x.device) * self.grid.levels
         return nn.functional.embedding(x + first, self.table().flatten(0, 1)).flatten(-2)
 
 
 class Intensities(EmbeddedSymbols):
-    """A pixel as the paper feeds it: its channels on [-1, 1], and a one that separates the image
-    from the zeros around it.
+    """A pixel as the PixelCNN++ paper feeds it: its channels on [-1, 1], and a one.
+
+    The one separates the image from the zeros around it.
 
     Args:
         grid: the grid whose symbols are fed.
@@ -86,8 +89,10 @@ class Intensities(EmbeddedSymbols):
         return self.vectors
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x int64 [batch, height, width, channels]`` to
-        ``[batch, height, width, channels + 1]``."""
+        """Symbols to intensities.
+
+        ``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels + 1]``.
+        """
         return sum_over_channels(x, self.vectors)
 
 

@@ -1,5 +1,7 @@
-"""The layers of a Gated PixelCNN: two stacks of gated convolutions (van den Oord et al. 2016,
-"Conditional Image Generation with PixelCNN Decoders", section 2.2 and figure 2).
+"""The layers of a Gated PixelCNN: two stacks of gated convolutions.
+
+Van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.2 and
+figure 2.
 
 The vertical stack sees the rows above a pixel, the horizontal one the pixels to its left and the
 vertical stack. A layer has ``forward`` over whole maps ``[batch, hidden, height, width]``, and
@@ -106,8 +108,7 @@ class GatedLayer(nn.Module):
         class_bias: torch.Tensor | None,
         codes: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What position, class and codes add to the gates of the vertical and the horizontal
-        stack."""
+        """Position, class and codes, as they are added to the gates of each stack."""
         total = position
         if class_bias is not None:
             total = _add(class_bias[..., None, None], total)
@@ -181,8 +182,11 @@ class GatedLayer(nn.Module):
     def _write_gate_bias(
         self, step: GridStep, stack: int, given: SteppedCondition, sums: torch.Tensor
     ) -> Operand:
-        """Append what bias, position, class and codes add to the gates of the vertical (0) or
-        horizontal (1) stack in a row; ``sums`` is memory for it."""
+        """Append what is added to the gates of one stack in a row.
+
+        ``stack`` is 0 for the vertical and 1 for the horizontal one; ``sums`` is memory for the
+        sum.
+        """
         part = slice(2 * self.hidden * stack, 2 * self.hidden * (stack + 1))
         own = self.left.bias if stack else self.up.bias
         # [batch, 1, 2 * hidden]; kept, as it depends on the class.

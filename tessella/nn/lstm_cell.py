@@ -24,8 +24,10 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> None:
-    """:func:`lstm_cell` in place, for stepping, without gradients: ``cell`` is renewed and ``out``
-    gets the hidden state."""
+    """:func:`lstm_cell` in place, for stepping without gradients.
+
+    ``cell`` is renewed and ``out`` gets the hidden state.
+    """
     n = cell.shape[-1]
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     # c = f c + i tanh(content)

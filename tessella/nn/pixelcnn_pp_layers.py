@@ -1,6 +1,7 @@
-"""The layers of two streams of features, one that sees the rows above a pixel and one that sees its
-row too (Salimans et al. 2017, "PixelCNN++", sections 2.3 to 2.5): gated residual blocks, and the
-way between resolutions.
+"""The layers of PixelCNN++: gated residual blocks of two streams, and the way between resolutions.
+
+One stream sees the rows above a pixel, the other its row too (Salimans et al. 2017, "PixelCNN++",
+sections 2.3 to 2.5).
 
 Each layer has ``forward`` over whole maps ``[batch, height, width, filters]``, ``field``, which
 does the same to sets of sources, and ``write``, which appends its work to the programs of a step.
@@ -151,8 +152,10 @@ class GatedResidual(nn.Module):
     def _start(
         self, step: GridStep, bias: torch.Tensor | None
     ) -> tuple[SteppedConvolution, SteppedConvolution, list[Matrix]]:
-        """Both convolutions, and the weights of each map besides the input,
-        ``[2 * filters, filters]``."""
+        """Both convolutions, and the weights of each map besides the input.
+
+        The weights are ``[2 * filters, filters]``.
+        """
         skip_bias = None
         products = []
         if self.skip is not None:
@@ -187,8 +190,10 @@ class GatedBlock(nn.Module):
         h_skip: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both streams ``[batch, height, width, filters]``, one block on;
-        ``bias [batch, 4 * filters]``."""
+        """Both streams ``[batch, height, width, filters]``, one block on.
+
+        ``bias [batch, 4 * filters]`` is added to what enters the gates.
+        """
         v_bias, h_bias = _halves(bias)
         if v_skip is not None:
             v_skip = concat_elu(v_skip)
@@ -205,8 +210,7 @@ class GatedBlock(nn.Module):
         v_skip: torch.Tensor | None,
         h_skip: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`forward`: which sources reach a place, ``bool [sources, height, width]``
-        each."""
+        """Which sources reach a place of each stream: ``bool [sources, height, width]`` each."""
         v = self.vertical.field(v, v_skip)
         seen = v if h_skip is None else v | h_skip
         return v, self.horizontal.field(h, seen)
@@ -324,8 +328,7 @@ class Resize(nn.Module):
 
 
 class PyramidStep(PixelStep):
-    """The programs of a step over several resolutions, each half as high and wide as the one
-    before.
+    """The programs of a step over several resolutions, each half as large as the one before.
 
     The vertical stream of resolution ``s`` moves on once every ``2^s`` rows, its horizontal stream
     at every ``2^s``-th pixel of these rows. So a row or pixel reaches one or more resolutions, from
@@ -427,8 +430,10 @@ def start_streams(
 
 
 def grown_index(row: int, column: int) -> int:
-    """Where the memory of :meth:`Resize.write_grow` has a place of the larger map: four for each
-    place of the smaller one."""
+    """Where a place of the larger map lies in the memory of :meth:`Resize.write_grow`.
+
+    There are four for each place of the smaller map.
+    """
     return 4 * (column // 2) + 2 * (row % 2) + column % 2
 
 

@@ -1,5 +1,6 @@
-"""The layers of PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, sections 3 and 4): gated
-residual blocks of causal convolutions, and attention to all pixels before.
+"""The layers of PixelSNAIL: gated residual blocks, and attention to all pixels before.
+
+Chen, Mishra, Rohaninejad, Abbeel 2018, sections 3 and 4.
 
 Each layer has ``forward`` over whole maps ``[batch, height, width, channels]``, and ``write``,
 which appends its work to the programs of a step.
@@ -257,8 +258,10 @@ class AttentionBlock(nn.Module):
 def strictly_before(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of each position to the positions before it: ``[batch, heads, positions, size]``
-    each. The first position gets zeros."""
+    """Attention of each position to the positions before it; the first one gets zeros.
+
+    All are ``[batch, heads, positions, size]``.
+    """
     first = torch.zeros_like(values[:, :, :1])
     if queries.shape[2] == 1:
         return first

@@ -18,15 +18,18 @@ BASE = 10_000.0
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """``x / sqrt(mean(x^2) + epsilon) * scale``, with ``x [..., width]`` and ``scale [width]``; in
-    float32 or wider."""
+    """``x / sqrt(mean(x^2) + epsilon) * scale``, computed in float32 or wider.
+
+    ``x [..., width]``, ``scale [width]``.
+    """
     wide = _widened(x)
     return F.rms_norm(wide, x.shape[-1:], scale.to(wide.dtype), epsilon).to(x.dtype)
 
 
 def rotations(height: int, width: int, size: int) -> torch.Tensor:
-    """Cosines and sines for the positions of a grid, pixel after pixel: ``[pixels, 2, size]``, as
-    :func:`rotate` takes them.
+    """Cosines and sines for the positions of a grid: ``[pixels, 2, size]``.
+
+    Pixel after pixel, as :func:`rotate` takes them.
 
     With ``n = size / 4`` pairs for the row and as many for the column, pair ``j`` of the row turns
     by ``row * BASE^(-j / n)``. Pairs are neighbours: numbers ``2 j`` and ``2 j + 1``.
@@ -58,8 +61,9 @@ def rotations(height: int, width: int, size: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of ``x [..., size]`` by ``turns [..., 2, size]``, rows of :func:`rotations`;
-    in float32 or wider.
+    """Turn each pair of ``x [..., size]``, computed in float32 or wider.
+
+    ``turns [..., 2, size]`` are rows of :func:`rotations`.
 
     A row of zeros for the turns gives zeros.
     """

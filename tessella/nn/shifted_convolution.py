@@ -24,8 +24,10 @@ from tessella.nn.stepping.step import GridStep
 
 
 def concat_elu(x: torch.Tensor) -> torch.Tensor:
-    """``elu`` of ``x`` and of ``-x`` side by side: ``[..., features]`` to ``[..., 2 * features]``
-    (Shang et al. 2016, with the exponential unit)."""
+    """``elu`` of ``x`` and of ``-x`` side by side: ``[..., n]`` to ``[..., 2 n]``.
+
+    Shang et al. 2016, with the exponential unit.
+    """
     return F.elu(torch.cat([x, -x], dim=-1))
 
 
@@ -123,8 +125,7 @@ class RowConvolution(Normed):
 
 
 class ShiftedConvolution(RowConvolution):
-    """Convolution over rows up to and including its own, from ``left`` places before to ``right``
-    places after.
+    """Convolution over rows up to and including its own, with places on both sides.
 
     Args:
         inputs, outputs: features that come in and go out.
@@ -149,15 +150,16 @@ class ShiftedConvolution(RowConvolution):
         self.right = right
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[batch, height, width, inputs]`` to
-        ``[batch, height / stride, width / stride, outputs]``."""
+        """Over a whole map.
+
+        ``[batch, height, width, inputs]`` to ``[batch, height / stride, width / stride, outputs]``.
+        """
         # F.pad counts from the last dimension: features, columns, rows.
         padded = F.pad(x, (0, 0, self.left, self.right, self.rows - 1, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.weight(), self.bias, self.stride).movedim(1, -1)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach a place: ``bool [sources, height, width]``, as :meth:`forward`
-        changes maps."""
+        """Which sources reach a place of the output: ``bool [sources, height, width]``."""
         wide = field_along(field, "columns", -self.left, self.right)
         return field_along(wide, "rows", 1 - self.rows, 0)[:, :: self.stride, :: self.stride]
 
@@ -261,8 +263,10 @@ class SteppedConvolution:
     def write_row(
         self, out: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
-        """Append the output of a whole row, ``[batch, width / stride, outputs]``, at the start of a
-        row. The input's row is complete."""
+        """Append the output of a whole row, at the start of a row.
+
+        ``out`` is ``[batch, width / stride, outputs]``; the input's row must be complete.
+        """
         left, right = self._layer.here
         windows = self.input.windows(left, right, self._layer.stride)
         self._into.row.linear(windows, self._here, out, self.sums.row, activation, residual)
@@ -280,8 +284,10 @@ class SteppedConvolution:
 
 
 class GrowingConvolution(Normed):
-    """Transposed convolution of stride 2: each place gives two rows, two columns wide (``taps`` =
-    2), or three, which overlap with those of its neighbours on both sides (``taps`` = 3).
+    """Transposed convolution of stride 2.
+
+    Each place gives two rows, two columns wide (``taps`` = 2), or three columns wide, which overlap
+    with those of its neighbours on both sides (``taps`` = 3).
 
     Args:
         inputs, outputs: features that come in and go out.

@@ -71,12 +71,14 @@ def test_a_shifted_convolution_is_a_sum_over_its_window(
     rows: int, left: int, right: int, stride: int
 ) -> None:
     layer = moved(ShiftedConvolution(3, 4, rows, left, right, stride))
-    x, weight = random(2, 6, 4, 3), kernel(layer)
+    x = random(2, 6, 4, 3)
+    weight = kernel(layer)
     expected = layer.bias.expand(2, 6 // stride, 4 // stride, 4).clone()
     for r, c, up, aside in itertools.product(
         range(6 // stride), range(4 // stride), range(rows), range(-left, right + 1)
     ):
-        row, column = stride * r - up, stride * c + aside
+        row = stride * r - up
+        column = stride * c + aside
         if row >= 0 and 0 <= column < 4:
             expected[:, r, c] += x[:, row, column] @ weight[:, :, rows - 1 - up, left + aside].T
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
@@ -85,7 +87,8 @@ def test_a_shifted_convolution_is_a_sum_over_its_window(
 @pytest.mark.parametrize("taps", [2, 3])
 def test_a_growing_convolution_spreads_each_place(taps: int) -> None:
     layer = moved(GrowingConvolution(3, 4, taps))
-    x, weight = random(2, 3, 4, 3), kernel(layer)
+    x = random(2, 3, 4, 3)
+    weight = kernel(layer)
     expected = layer.bias.expand(2, 6, 8, 4).clone()
     for r, c, down, tap in itertools.product(range(3), range(4), range(2), range(taps)):
         column = 2 * c + tap - (taps - 2)
@@ -127,7 +130,8 @@ def test_a_convolution_is_stepped_along_pixels_as_over_the_whole_map(stride: int
     stepped.write_place(out)
     expected = layer(x)
     for r, c in itertools.product(range(6), range(4)):
-        row, column = r // stride, c // stride
+        row = r // stride
+        column = c // stride
         if c == 0:
             step.start_row(r)
             into.row.run(row)
@@ -186,9 +190,11 @@ def test_step_equals_forward_at_every_scale(
     shape: tuple[int, int], scales: int, blocks: int
 ) -> None:
     model = small(ts.Grid(*shape, 1, 4), 2, blocks=blocks, scales=scales)
-    x, labels = some(model.grid, 3), torch.tensor([0, 1, 2])
+    x = some(model.grid, 3)
+    labels = torch.tensor([0, 1, 2])
     expected = model.distribution(x, model.condition(labels, 3)).table(x).flatten(1, 3).detach()
-    state, previous = model.init_state(3, labels), labels
+    state = model.init_state(3, labels)
+    previous = labels
     for index in range(model.grid.symbols):
         parameters, state = model.step(previous, index, state)
         table = model.head.symbol(parameters).table()
@@ -199,12 +205,15 @@ def test_step_equals_forward_at_every_scale(
 @pytest.mark.parametrize("index", [1, 13, 24, 33])
 def test_images_can_be_selected_inside_a_row_of_every_scale(index: int) -> None:
     model = small(ts.Grid(7, 5, 1, 4), scales=3)
-    x, rows = some(model.grid, 3), torch.tensor([2, 0, 2])
+    x = some(model.grid, 3)
+    rows = torch.tensor([2, 0, 2])
     expected = model.distribution(x[rows]).table(x[rows]).flatten(1, 3).detach()
-    state, symbols = model.init_state(3), x.flatten(1)
+    state = model.init_state(3)
+    symbols = x.flatten(1)
     for i in range(model.grid.symbols):
         if i == index:
-            state, symbols = state.select(rows), symbols[rows]
+            state = state.select(rows)
+            symbols = symbols[rows]
         parameters, state = model.step(symbols[:, i - 1], i, state)
         if i >= index:
             table = model.head.symbol(parameters).table()
@@ -214,7 +223,8 @@ def test_images_can_be_selected_inside_a_row_of_every_scale(index: int) -> None:
 @pytest.mark.parametrize(("scales", "embedding"), [(1, 0), (2, 2), (3, 0)])
 def test_pixels_see_their_receptive_field_and_nothing_else(scales: int, embedding: int) -> None:
     model = small(ts.Grid(7, 6, 1, 3), scales=scales, embedding=embedding)
-    x, n = some(model.grid, 1), model.grid.symbols
+    x = some(model.grid, 1)
+    n = model.grid.symbols
     changed = x.flatten(1).repeat(n, 1)
     changed.diagonal().add_(1).remainder_(3)
     with torch.no_grad():
@@ -262,7 +272,8 @@ def parameters(blocks: int, filters: int, scales: int, outputs: int) -> int:
         skip = layer(2 * skips * filters, filters) if skips else 0
         return layer(2 * filters * taps, filters) + layer(2 * filters * taps, 2 * filters) + skip
 
-    down, up = block(0, 6) + block(1, 4), block(1, 6) + block(2, 4)
+    down = block(0, 6) + block(1, 4)
+    up = block(1, 6) + block(2, 4)
     first = sum(layer(4 * taps, filters) for taps in (6, 3, 2))
     resize = 2 * (layer(6 * filters, filters) + layer(4 * filters, filters))
     several = scales * blocks * down + (scales * blocks + scales - 1) * up + (scales - 1) * resize

@@ -78,11 +78,14 @@ def test_the_first_position_sees_zeros(positions: int) -> None:
 
 def test_a_block_attends_with_the_pixels_themselves_in_the_keys() -> None:
     block = moved(AttentionBlock(4, 3, 3, 0.0, codes=False, count=1, heads=2))
-    x, pixels, places = random(2, 2, 3, 4), random(2, 2, 3, 4, seed=1), random(2, 2, 3, 2, seed=2)
+    x = random(2, 2, 3, 4)
+    pixels = random(2, 2, 3, 4, seed=1)
+    places = random(2, 2, 3, 2, seed=2)
     asking = block.query_block(torch.cat([x, places], -1)) @ block.query.weight.T + block.query.bias
-    told = block.key_block(torch.cat([pixels, x, places], -1)) @ block.keys_values.weight.T
+    content = block.key_block(torch.cat([pixels, x, places], -1)) @ block.keys_values.weight.T
     heads = [
-        part.reshape(2, 6, 2, 1).transpose(1, 2) for part in (asking, told[..., :2], told[..., 2:])
+        part.reshape(2, 6, 2, 1).transpose(1, 2)
+        for part in (asking, content[..., :2], content[..., 2:])
     ]
     seen = attention_by_loops(*heads).transpose(1, 2).reshape(2, 2, 3, 2)
     torch.testing.assert_close(
@@ -93,10 +96,12 @@ def test_a_block_attends_with_the_pixels_themselves_in_the_keys() -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_causal_kernel_sees_rows_above_and_its_own_row_to_the_left(kernel: int) -> None:
     layer = moved(CausalKernel(3, 4, kernel))
-    x, weight = random(2, 5, 6, 3), layer.weight()
+    x = random(2, 5, 6, 3)
+    weight = layer.weight()
     expected = layer.bias.expand(2, 5, 6, 4).clone()
     for r, c, up, tap in itertools.product(range(5), range(6), range(kernel), range(kernel)):
-        row, column = r - up, c + tap - (kernel // 2 if up else kernel - 1)
+        row = r - up
+        column = c + tap - (kernel // 2 if up else kernel - 1)
         if row >= 0 and 0 <= column < 6:
             expected[:, r, c] += x[:, row, column] @ weight[:, :, kernel - 1 - up, tap].T
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
@@ -106,9 +111,11 @@ def test_a_causal_kernel_sees_rows_above_and_its_own_row_to_the_left(kernel: int
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_step_equals_forward(shape: tuple[int, int], kernel: int) -> None:
     model = small(ts.Grid(*shape, 2, 4), 2, residual_blocks=2, kernel=kernel)
-    x, labels = some(model.grid, 3), torch.tensor([0, 1, 2])
+    x = some(model.grid, 3)
+    labels = torch.tensor([0, 1, 2])
     expected = model.distribution(x, model.condition(labels, 3)).table(x).flatten(1, 3)
-    state, previous = model.init_state(3, labels), labels
+    state = model.init_state(3, labels)
+    previous = labels
     for index in range(model.grid.symbols):
         parameters, state = model.step(previous, index, state)
         table = model.head.symbol(parameters).table()
@@ -123,9 +130,11 @@ def test_a_state_chosen_from_another_goes_on_as_forward(index: int) -> None:
     codes = ts.Grid(2, 2, 1, 5)
     model = small(ts.Grid(4, 5, 1, 3), 2, codes, residual_blocks=2)
     cond = {"class": torch.tensor([0, 1, 2]), "codes": some(codes, 3)}
-    x, rows = some(model.grid, 3), torch.tensor([2, 0, 0, 1])
+    x = some(model.grid, 3)
+    rows = torch.tensor([2, 0, 0, 1])
     expected = model.distribution(x, model.condition(cond, 3)).table(x).flatten(1, 3)[rows]
-    state, symbols = model.init_state(3, cond), x.flatten(1)
+    state = model.init_state(3, cond)
+    symbols = x.flatten(1)
     for i in range(index):
         _, state = model.step(symbols[:, i - 1], i, state)
     chosen = state.select(rows)
@@ -151,7 +160,8 @@ def test_every_pixel_sees_the_one_at_the_end_of_the_row_above() -> None:
 def test_codes_reach_the_first_pixel() -> None:
     codes = ts.Grid(2, 2, 1, 5)
     model = small(ts.Grid(4, 4, 1, 3), codes=codes)
-    x, upper = some(model.grid, 1), some(codes, 1)
+    x = some(model.grid, 1)
+    upper = some(codes, 1)
     first = [
         model.distribution(x, model.condition(c, 1)).table(x)[0, 0, 0]
         for c in (upper, (upper + 1) % 5)
@@ -170,7 +180,8 @@ def parameters(
     def point(width: int) -> int:
         return layer(width, channels) + layer(channels, 2 * width)
 
-    half, side = channels // 2, kernel // 2
+    half = channels // 2
+    side = kernel // 2
     first = layer(channels * side * kernel, channels) + layer(
         channels * side * (side + 1), channels
     )

@@ -67,28 +67,30 @@ FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("then", FORMULAS)
+@pytest.mark.parametrize("activation", FORMULAS)
 @pytest.mark.parametrize("outputs", [6, 32, 44])
 def test_a_product_and_what_follows_it(
-    run: Callable[..., None], batch: int, then: str, outputs: int
+    run: Callable[..., None], batch: int, activation: str, outputs: int
 ) -> None:
-    x, weight, plus = (
-        normal(batch, 13),
-        normal(13, outputs, seed=1) / 3,
-        normal(batch, outputs, seed=2),
-    )
-    expected = FORMULAS[then](x @ weight + plus)
-    residual = normal(*expected.shape, seed=3) if then in ("gate", "glu", "swiglu") else None
-    out, listed = torch.full_like(expected, torch.nan), program(batch)
-    listed.linear(x, Matrix(weight), out, plus, then, residual)
+    x = normal(batch, 13)
+    weight = normal(13, outputs, seed=1) / 3
+    added = normal(batch, outputs, seed=2)
+    expected = FORMULAS[activation](x @ weight + added)
+    residual = normal(*expected.shape, seed=3) if activation in ("gate", "glu", "swiglu") else None
+    out = torch.full_like(expected, torch.nan)
+    listed = program(batch)
+    listed.linear(x, Matrix(weight), out, added, activation, residual)
     run(listed)
     close(out, expected if residual is None else expected + residual)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: int) -> None:
-    memory, weight, bias = normal(batch, 9, 5), normal(15, 8, seed=1), normal(batch, 1, 8, seed=2)
-    out, listed = torch.zeros(batch, 9, 4, dtype=torch.float64), program(batch, places=3)
+    memory = normal(batch, 9, 5)
+    weight = normal(15, 8, seed=1)
+    bias = normal(batch, 1, 8, seed=2)
+    out = torch.zeros(batch, 9, 4, dtype=torch.float64)
+    listed = program(batch, places=3)
     listed.linear(
         Places(memory, 2, 6).windows(1, 1, every=2), Matrix(weight), out[:, 2:5], bias, "glu"
     )
@@ -101,8 +103,11 @@ def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: in
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_operands_move_with_their_variable(run: Callable[..., None], batch: int) -> None:
-    memory, links, weight = normal(batch, 7, 4), normal(batch, 7, 6, seed=1), normal(8, 6, seed=2)
-    out, listed = torch.zeros(batch, 20, 6, dtype=torch.float64), program(batch, "row", "column")
+    memory = normal(batch, 7, 4)
+    links = normal(batch, 7, 6, seed=1)
+    weight = normal(8, 6, seed=2)
+    out = torch.zeros(batch, 20, 6, dtype=torch.float64)
+    listed = program(batch, "row", "column")
     window = Places(memory).window("column", right=1)
     target = Places(out, margin=1).at("row", every=3)
     listed.linear(window, Matrix(weight), target, add=Places(links).at("column"))
@@ -114,26 +119,32 @@ def test_operands_move_with_their_variable(run: Callable[..., None], batch: int)
 
 
 def test_sums_may_grow_in_place(run: Callable[..., None]) -> None:
-    x, weight, sums = normal(3, 4), normal(4, 4, seed=1), normal(3, 4, seed=2)
-    before, listed = sums.clone(), program(3)
+    x = normal(3, 4)
+    weight = normal(4, 4, seed=1)
+    sums = normal(3, 4, seed=2)
+    before = sums.clone()
+    listed = program(3)
     listed.linear(x, Matrix(weight), sums, add=sums)
     listed.add(sums, x, sums)
     run(listed)
     close(sums, before + x @ weight + x)
 
 
-@pytest.mark.parametrize("then", ["", "relu", "silu", "elu", "concat-elu", "glu"])
-def test_a_function_of_each_number(run: Callable[..., None], then: str) -> None:
+@pytest.mark.parametrize("activation", ["", "relu", "silu", "elu", "concat-elu", "glu"])
+def test_a_function_of_each_number(run: Callable[..., None], activation: str) -> None:
     x = normal(3, 22) * 4
-    expected = FORMULAS[then](x)
-    out, listed = torch.zeros_like(expected), program(3)
-    listed.map(x, out, then)
+    expected = FORMULAS[activation](x)
+    out = torch.zeros_like(expected)
+    listed = program(3)
+    listed.map(x, out, activation)
     run(listed)
     close(out, expected)
 
 
 def test_a_vector_is_added_to_all(run: Callable[..., None]) -> None:
-    x, row, listed = normal(2, 5, 9), normal(4, 5, 9, seed=1), program(2, "row", places=5)
+    x = normal(2, 5, 9)
+    row = normal(4, 5, 9, seed=1)
+    listed = program(2, "row", places=5)
     out = torch.zeros_like(x)
     listed.add(Plane(row).row("row").moving_row(), x, out, "elu")
     run(listed, 3)
@@ -141,7 +152,9 @@ def test_a_vector_is_added_to_all(run: Callable[..., None]) -> None:
 
 
 def test_a_norm_is_by_the_root_of_the_mean_square(run: Callable[..., None]) -> None:
-    x, scale, listed = normal(4, 21), normal(21, seed=1), program(4)
+    x = normal(4, 21)
+    scale = normal(21, seed=1)
+    listed = program(4)
     out = torch.zeros_like(x)
     listed.norm(x, scale, out, 1e-2)
     run(listed)
@@ -149,8 +162,11 @@ def test_a_norm_is_by_the_root_of_the_mean_square(run: Callable[..., None]) -> N
 
 
 def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
-    x, angles, listed = normal(3, 2, 4, 2), normal(5, 4, seed=1), program(3, "position")
-    cosines, sines = angles.cos(), angles.sin()
+    x = normal(3, 2, 4, 2)
+    angles = normal(5, 4, seed=1)
+    listed = program(3, "position")
+    cosines = angles.cos()
+    sines = angles.sin()
     turns = torch.cat(
         [cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1
     )
@@ -166,12 +182,11 @@ def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
 def test_attention_to_the_first_places(
     run: Callable[..., None], heads: int, groups: int, known: int
 ) -> None:
-    size, listed = 5, program(3, "known")
-    query, keys, contents = (
-        normal(3, heads * size),
-        normal(3, 9, groups * size, seed=1),
-        normal(3, 9, groups * size, seed=2),
-    )
+    size = 5
+    listed = program(3, "known")
+    query = normal(3, heads * size)
+    keys = normal(3, 9, groups * size, seed=1)
+    contents = normal(3, 9, groups * size, seed=2)
     out = torch.full((3, heads * size), torch.nan, dtype=torch.float64)
     listed.attend(query, keys, contents, out, "known", heads, groups)
     run(listed, known)
@@ -185,8 +200,11 @@ def test_attention_to_the_first_places(
 
 
 def test_vectors_of_symbols_are_added(run: Callable[..., None]) -> None:
-    symbols, table, memory = torch.tensor([4, 0, 2]), normal(5, 7), normal(3, 6, 7, seed=1)
-    before, listed = memory.clone(), program(3, "column")
+    symbols = torch.tensor([4, 0, 2])
+    table = normal(5, 7)
+    memory = normal(3, 6, 7, seed=1)
+    before = memory.clone()
+    listed = program(3, "column")
     listed.lookup(symbols, table, Places(memory, margin=1).at("column"))
     run(listed, 2)
     before[:, 3] += table[symbols]
@@ -194,8 +212,11 @@ def test_vectors_of_symbols_are_added(run: Callable[..., None]) -> None:
 
 
 def test_a_cell_remembers(run: Callable[..., None]) -> None:
-    gates, cells, listed = normal(3, 44), normal(3, 11, seed=1), program(3)
-    kept, out = cells.clone(), torch.zeros(3, 11, dtype=torch.float64)
+    gates = normal(3, 44)
+    cells = normal(3, 11, seed=1)
+    listed = program(3)
+    kept = cells.clone()
+    out = torch.zeros(3, 11, dtype=torch.float64)
     listed.cell(gates, cells, out)
     run(listed)
     emit, forget, write, content = gates.chunk(4, dim=1)
@@ -205,13 +226,12 @@ def test_a_cell_remembers(run: Callable[..., None]) -> None:
 
 
 def test_a_cell_may_move(run: Callable[..., None]) -> None:
-    gates, cells, hidden, listed = (
-        normal(3, 20),
-        normal(3, 6, 5, seed=1),
-        normal(3, 6, 9, seed=2),
-        program(3, "column"),
-    )
-    expected, kept = cells.clone(), hidden[:, :, 5:].clone()
+    gates = normal(3, 20)
+    cells = normal(3, 6, 5, seed=1)
+    hidden = normal(3, 6, 9, seed=2)
+    listed = program(3, "column")
+    expected = cells.clone()
+    kept = hidden[:, :, 5:].clone()
     new, expected[:, 4] = lstm_cell(gates, cells[:, 4])
     listed.cell(gates, Places(cells, 1).at("column"), Places(hidden, 1).at("column").first(5))
     run(listed, 3)
@@ -233,10 +253,11 @@ def test_a_symbol_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_compiled_functions_hold_over_all_numbers(value: float, dtype: torch.dtype) -> None:
     x = torch.full((1, 4), value, dtype=dtype)
-    for then in ("relu", "silu", "elu", "gate"):
-        expected = FORMULAS[then](x.double())
-        out, listed = torch.zeros_like(expected, dtype=dtype), Program(1, (), x)
-        listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, activation=then)
+    for activation in ("relu", "silu", "elu", "gate"):
+        expected = FORMULAS[activation](x.double())
+        out = torch.zeros_like(expected, dtype=dtype)
+        listed = Program(1, (), x)
+        listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, activation=activation)
         CompiledRunner(listed).run(())
         torch.testing.assert_close(
             out.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=3e-7
@@ -255,11 +276,13 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch", [1, 6, 80])
 def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
-    x, outs = normal(batch, 200), []
+    x = normal(batch, 200)
+    outs = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         listed = program(batch)
-        first, second = listed.zeros(300), listed.zeros(70)
+        first = listed.zeros(300)
+        second = listed.zeros(70)
         listed.linear(x, Matrix(normal(200, 600, seed=1)), first, activation="gate")
         listed.linear(first, Matrix(normal(300, 70, seed=2)), second)
         runner = CompiledRunner(listed)
@@ -333,21 +356,21 @@ def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("then", ["", "silu"])
-@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("added", [False, True])
 def test_a_large_product_in_torch_is_cut_in_halves(
-    rows: int, turned: bool, then: str, plus: bool
+    rows: int, turned: bool, activation: str, added: bool
 ) -> None:
-    x, weight, out = normal(rows, 512), normal(512, 300, seed=1) / 20, normal(rows, 300, seed=2)
-    matrix, before, listed = (
-        weight.T.contiguous().T if turned else weight,
-        out.clone(),
-        program(rows),
-    )
+    x = normal(rows, 512)
+    weight = normal(512, 300, seed=1) / 20
+    out = normal(rows, 300, seed=2)
+    matrix = weight.T.contiguous().T if turned else weight
+    before = out.clone()
+    listed = program(rows)
     assert goes_in_halves(rows, matrix)
-    listed.linear(x, Matrix(matrix), out, out if plus else None, then)
+    listed.linear(x, Matrix(matrix), out, out if added else None, activation)
     TorchRunner(listed).run(())
-    close(out, FORMULAS[then](x @ weight + before * plus))
+    close(out, FORMULAS[activation](x @ weight + before * added))
 
 
 FAMILIES = [

@@ -36,13 +36,15 @@ def attention_by_loops(
     module: CausalAttention, x: torch.Tensor, places: list[tuple[int, int]]
 ) -> torch.Tensor:
     """Attention over ``x [positions, width]`` whose position ``i`` stands at ``places[i]``."""
-    size, group = module.size, module.heads // module.kv_heads
+    size = module.size
+    group = module.heads // module.kv_heads
     vectors = (x @ module.project.weight.T).unflatten(-1, (-1, size)).tolist()
     first_value = module.heads + module.kv_heads
     seen = torch.zeros_like(x)
     for t, place in enumerate(places):
         for head in range(module.heads):
-            query, shared = turned(vectors[t][head], *place), head // group
+            query = turned(vectors[t][head], *place)
+            shared = head // group
             scores = []
             for s in range(t + 1):
                 key = turned(vectors[s][module.heads + shared], *places[s])
@@ -57,18 +59,17 @@ def attention_by_loops(
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_attention_is_what_loops_compute(kv_heads: int) -> None:
-    module, x = CausalAttention(32, 4, kv_heads).double(), normal(2, 6, 32)
+    module = CausalAttention(32, 4, kv_heads).double()
+    x = normal(2, 6, 32)
     places = [(row, column) for row in range(2) for column in range(3)]
     expected = torch.stack([attention_by_loops(module, image, places) for image in x])
     torch.testing.assert_close(module(x, rotations(2, 3, 8)), expected, rtol=0, atol=1e-12)
 
 
 def test_products_of_turned_vectors_depend_on_the_offset_of_their_pixels() -> None:
-    queries, keys, turns = (
-        normal(16, seed=1),
-        normal(16, seed=2),
-        rotations(6, 7, 16).unflatten(0, (6, 7)),
-    )
+    queries = normal(16, seed=1)
+    keys = normal(16, seed=2)
+    turns = rotations(6, 7, 16).unflatten(0, (6, 7))
     product = (rotate(queries, turns[1, 4]) * rotate(keys, turns[0, 2])).sum()
     moved = (rotate(queries, turns[5, 6]) * rotate(keys, turns[4, 4])).sum()
     turned_about = (rotate(queries, turns[0, 2]) * rotate(keys, turns[1, 4])).sum()
@@ -77,8 +78,10 @@ def test_products_of_turned_vectors_depend_on_the_offset_of_their_pixels() -> No
 
 
 def test_rows_and_columns_turn_different_halves_and_lengths_stay() -> None:
-    x, turns = normal(16), rotations(4, 4, 16).unflatten(0, (4, 4))
-    down, right = rotate(x, turns[3, 0]), rotate(x, turns[0, 3])
+    x = normal(16)
+    turns = rotations(4, 4, 16).unflatten(0, (4, 4))
+    down = rotate(x, turns[3, 0])
+    right = rotate(x, turns[0, 3])
     assert torch.equal(down[8:], x[8:])
     assert torch.equal(right[:8], x[:8])
     torch.testing.assert_close(down.norm(), x.norm())
@@ -88,7 +91,9 @@ def test_rows_and_columns_turn_different_halves_and_lengths_stay() -> None:
 
 
 def test_the_norm_and_the_gate_are_their_formulas() -> None:
-    norm, part, x = RMSNorm(6).double(), SwiGLU(6, 10).double(), normal(4, 6)
+    norm = RMSNorm(6).double()
+    part = SwiGLU(6, 10).double()
+    x = normal(4, 6)
     norm.weight.data = normal(6, seed=3)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
     torch.testing.assert_close(norm(x), expected)
@@ -153,9 +158,7 @@ def test_sizes_that_make_no_network_are_refused(sizes: dict[str, object], messag
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model, x = (
-        ts.create("transformer", ts.Grid(3, 3, 1, 5), dropout=0.5),
-        torch.zeros(1, 3, 3, 1, dtype=torch.int64),
-    )
+    model = ts.create("transformer", ts.Grid(3, 3, 1, 5), dropout=0.5)
+    x = torch.zeros(1, 3, 3, 1, dtype=torch.int64)
     assert torch.equal(model(x), model(x))
     assert not torch.equal(model.train()(x), model(x))

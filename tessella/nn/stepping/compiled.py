@@ -117,8 +117,14 @@ class CompiledRunner:
             _fill(record, operation, work, lane_bytes)
         self._element = work.like.element_size()
         self._threads = self._useful_threads(work)
-        self._places = max(1, work.places)
-        self._batch = work.batch
+        # A call is a few microseconds, of which looking up addresses would be a good part.
+        self._fixed = (
+            self._records.ctypes.data,
+            len(self._records),
+            work.batch,
+            max(1, work.places),
+            self._values.ctypes.data,
+        )
 
     def _useful_threads(self, work: Work) -> int:
         weights = 0
@@ -136,15 +142,8 @@ class CompiledRunner:
         """
         self._values[: len(values)] = values
         # During the call ctypes releases the interpreter's lock, so other threads go on.
-        wrong_symbol = self._run(
-            self._records.ctypes.data,
-            len(self._records),
-            self._batch,
-            self._places,
-            self._values.ctypes.data,
-            min(torch.get_num_threads(), self._threads),
-            self._element,
-        )
+        threads = min(torch.get_num_threads(), self._threads)
+        wrong_symbol = self._run(*self._fixed, threads, self._element)
         if wrong_symbol:
             raise InputError(
                 "a symbol given to a step is negative or not below the levels of its grid"

@@ -80,8 +80,7 @@ class Places:
 
     @property
     def row(self) -> torch.Tensor:
-        """All places without the margins, ``[batch, count, size]``; of a row that stays where it
-        is."""
+        """All places without the margins, ``[batch, count, size]``, of a row that does not move."""
         assert not self.variable
         return self.memory[..., self.margin : self.margin + self.width, :]
 
@@ -98,8 +97,9 @@ class Places:
         return self.window(variable, every=every)
 
     def window(self, variable: str, left: int = 0, right: int = 0, every: int = 1) -> Moving:
-        """The places from ``left`` before ``every * variable`` to ``right`` after it, side by side:
-        ``[batch, (left + 1 + right) * size]``.
+        """Places around ``every * variable`` side by side.
+
+        From ``left`` before it to ``right`` after it: ``[batch, (left + 1 + right) * size]``.
 
         ``right=-1`` leaves out the place itself.
         """
@@ -115,8 +115,10 @@ class Places:
         return Moving(start, variable, every * self.memory.stride(1))
 
     def windows(self, left: int, right: int, every: int = 1) -> Operand:
-        """The windows of all places 0, ``every``, 2 ``every``, ...:
-        ``[batch, count / every, (left + 1 + right) * size]``, a view."""
+        """The windows of all places 0, ``every``, 2 ``every``, ..., a view.
+
+        ``[batch, count / every, (left + 1 + right) * size]``.
+        """
         first = self.margin - left
         taps = left + 1 + right
         size = self.memory.shape[2]
@@ -134,12 +136,14 @@ class Places:
         return Moving(view, self.variable, self.step)
 
     def features(self, part: slice) -> Places:
-        """The same places, some numbers of each."""
+        """All places, but only some numbers of each."""
         return replace(self, memory=self.memory[..., part])
 
     def delayed(self) -> Places:
-        """The same memory with place 0 one further to the right: what is written at a place of the
-        result is read here at the place after it."""
+        """The memory with place 0 one further to the right.
+
+        A place that is written through the result is read here at the place after it.
+        """
         return replace(self, margin=self.margin + 1, count=self.width)
 
     def _are_neighbours(self) -> bool:

@@ -1,4 +1,4 @@
-"""What programs are made of: packed weights and operations. See ``tessella.nn.stepping.program``.
+"""Weights and operations, of which programs are made (``tessella.nn.stepping.program``).
 
 :data:`OPERATIONS` and :data:`ACTIVATIONS` are the only lists of what a program can do. A number in
 a record of the compiled kernel is a position in them; the kernel exports its own names, and
@@ -45,8 +45,7 @@ class Matrix:
         return self._by_inputs
 
     def packed(self, paired: bool, lane_bytes: int) -> torch.Tensor:
-        """The weights in the panels that the kernel multiplies by:
-        ``[panels, inputs, 2, lanes]``.
+        """The weights in the panels of the kernel: ``[panels, inputs, 2, lanes]``.
 
         Args:
             paired: a panel holds ``lanes`` outputs ``a`` and then their ``b``; else
@@ -80,8 +79,11 @@ def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass
 class Operation:
-    """One operation; the methods of :class:`tessella.nn.stepping.program.OperationWriter` say what
-    ``x``, ``y`` and ``z`` are."""
+    """One operation.
+
+    The methods of :class:`tessella.nn.stepping.program.OperationWriter` say what ``x``, ``y`` and
+    ``z`` are.
+    """
 
     name: str
     out: Operand

@@ -1,5 +1,6 @@
-"""The work on a place as a program: operations on fixed memory, listed once and run for one place
-after another.
+"""The work on a place as a program, listed once and run for one place after another.
+
+A program is a list of operations on fixed memory.
 
 A cached step does the same few products and nonlinearities at every pixel, and others at every row;
 only the place where they read and write moves. A model lists them once for a state, on the state's
@@ -49,8 +50,9 @@ class OperationWriter(ABC):
 
     @abstractmethod
     def zeros(self, size: int) -> torch.Tensor:
-        """New memory for values that live within one run, ``[batch, size]`` or
-        ``[batch, places, size]``.
+        """New memory for values that live within one run.
+
+        ``[batch, size]`` or ``[batch, places, size]``.
 
         It is no part of the state; see :class:`tessella.nn.stepping.step.StateMemory` for memory
         that is.
@@ -94,8 +96,11 @@ class OperationWriter(ABC):
         self.append(Operation("norm", out, x, scale, epsilon=epsilon))
 
     def rotate(self, x: Operand, turns: Operand, out: Operand, heads: int) -> None:
-        """Neighbouring pairs of each head turned by ``turns [2 * size of a head]``: cosines, then
-        signed sines, as :func:`tessella.nn.rotary.rotations` has them."""
+        """Turn neighbouring pairs of each head.
+
+        ``turns [2 * size of a head]`` are cosines, then signed sines, as
+        :func:`tessella.nn.rotary.rotations` has them.
+        """
         self.append(Operation("rotate", out, x, turns, heads=heads))
 
     def attend(

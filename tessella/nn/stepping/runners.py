@@ -1,5 +1,7 @@
-"""The ways to run a program (``tessella.nn.stepping.program``) in torch: one operation after the
-other, or as a CUDA graph. ``tessella.nn.stepping.compiled`` has the compiled way."""
+"""The ways to run a program in torch: one operation after the other, or as a CUDA graph.
+
+``tessella.nn.stepping.compiled`` has the compiled way.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,9 @@ def _at(operand: Operand | None, where: dict[str, int]) -> Values:
 
 
 class IndexedRunner:
-    """Runs a program at a place that stands in device memory: on a GPU as a CUDA graph, captured
-    once.
+    """Runs a program at a place that stands in device memory.
+
+    On a GPU as a CUDA graph, captured once.
 
     A graph repeats the same work on the same memory, so operands that move are gathered and
     scattered by indices computed on the device, and attention looks at all its memory through a
@@ -185,8 +188,10 @@ def _whole_memory(moving: Moving) -> torch.Tensor:
 
 
 def _offsets(moving: Moving) -> torch.Tensor:
-    """Where the numbers of an operand lie in its memory while the variable is 0: int64 of the
-    operand's shape."""
+    """Where the numbers of an operand lie in its memory while the variable is 0.
+
+    int64, of the operand's shape.
+    """
     start = moving.start
     offsets = torch.tensor(int(start.storage_offset()), device=start.device)
     for size, stride in zip(start.shape, start.stride(), strict=True):

@@ -39,8 +39,10 @@ class State:
         return self._changed(_clone)
 
     def select(self: AnyState, rows: torch.Tensor) -> AnyState:
-        """The state of some images of the batch, in the given order, repeats allowed. ``rows`` is
-        ``int64 [m]``."""
+        """The state of some images of the batch, in the given order, repeats allowed.
+
+        ``rows`` is ``int64 [m]``.
+        """
 
         def pick(tensor: torch.Tensor, dim: int) -> torch.Tensor:
             # Not a view, even where the rows are a range: a step would write through it.

@@ -93,8 +93,7 @@ class MemoryAllocator:
         return kept
 
     def table(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor made of the weights that no step changes, shared with all copies of the
-        state."""
+        """A tensor made of the weights that no step changes, shared with copies of the state."""
         tables = self._memory.tables
         if self._tables == len(tables):
             tables.append(value.detach())
@@ -166,8 +165,10 @@ class GridStep(PixelStep):
         self.pixel = pixel or Program(memory.batch, self.PIXEL_VARIABLES, memory.like)
 
     def places(self, size: int, left: int = 0, right: int = 0) -> Places:
-        """Memory of the state for a row, zero before the walk, with margins of ``left`` and
-        ``right`` places."""
+        """Memory of the state for a row, zero before the walk.
+
+        Margins of ``left`` and ``right`` places stay zero.
+        """
         # Margins are never written to, so they stay zero.
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)

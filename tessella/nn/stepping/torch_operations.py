@@ -23,8 +23,7 @@ Values = torch.Tensor | None
 
 
 def prepare(work: Work) -> None:
-    """Give the products of a program the memory that they need in torch, and choose those that are
-    multiplied in halves.
+    """Give products the memory they need in torch, and choose those multiplied in halves.
 
     Products of one width share their memory: a program runs one operation after the other.
     """
@@ -75,8 +74,10 @@ def goes_in_halves(rows: int, weight: torch.Tensor) -> bool:
 
 
 def multiply_in_halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x @ weight`` in two halves, of the outputs or of the inputs, whichever are contiguous parts
-    of memory."""
+    """``x @ weight`` in two halves.
+
+    Halves of the outputs or of the inputs, whichever are contiguous parts of memory.
+    """
     if weight.T.is_contiguous():
         # [outputs, inputs] to [2, inputs, outputs / 2]: each half gives half of the outputs.
         halves = weight.T.unflatten(0, (2, -1)).transpose(1, 2)
