@@ -155,8 +155,3 @@ def to_tensor(name: str, value: object) -> torch.Tensor:
             f"{name} must be a tensor, a numpy array or nested lists of numbers, "
             f"got {reprlib.repr(value)}"
         ) from error
-
-
-def bits(nats: Quantity) -> Quantity:
-    """Nats to bits."""
-    return nats / LN2

@@ -158,7 +158,12 @@ def create_prior(
 
     Raises:
         ConfigError: see :func:`create` and :class:`Hierarchy`.
+        InputError: where ``grids`` is no sequence of grids.
     """
+    if not isinstance(grids, Sequence) or not grids:
+        raise InputError(
+            f"grids must be a tuple of grids, as tokenizer.grids() gives, got {grids!r}"
+        )
     if len(grids) == 1:
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")

@@ -158,6 +158,12 @@ def test_create_refuses_what_does_not_fit(arguments: dict[str, object], message:
         ts.create(**({"name": "gated-pixelcnn", "grid": GRID} | arguments))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("grids", [GRID, None, 5, (), "grids"])
+def test_the_prior_of_no_grids_is_refused(grids: object) -> None:
+    with pytest.raises(InputError, match="gri"):
+        ts.create_prior("independent", grids)  # type: ignore[arg-type]
+
+
 def test_integers_and_arrays_of_numpy_are_taken(model: ts.DensityModel) -> None:
     expected = ts.sample(model, n=3, seed=5, cond=torch.tensor([0, 1, 1]), temperature=0.5)
     drawn = ts.sample(
