@@ -20,7 +20,7 @@ from tessella.nn.stepping.step import PixelStep
 
 
 @dataclass
-class SteppedOutput:
+class SteppedChannels:
     """An output stage written for a step."""
 
     parameters: torch.Tensor
@@ -45,7 +45,7 @@ class Output(nn.Module, ABC):
         """
 
     @abstractmethod
-    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
         """Append what follows the ``features [batch, features]`` of a pixel.
 
         Args:
@@ -104,7 +104,7 @@ class FactoredOutput(Output):
         # [..., channels, size]
         return self.last(F.silu(torch.stack(parts, dim=-2)))
 
-    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
         # The vectors of all channels side by side; symbols are added as they become known.
         hidden = step.memory.zeros(self.grid.channels * self.hidden)
         parameters = step.pixel.zeros(self.last.out_features)
@@ -122,7 +122,7 @@ class FactoredOutput(Output):
             program.lookup(symbols, table, later)
             self._write_channel(program, step, later[:, : self.hidden], parameters)
             programs.append(program)
-        return SteppedOutput(parameters, programs)
+        return SteppedChannels(parameters, programs)
 
     def _write_channel(
         self,
@@ -159,14 +159,14 @@ class JointOutput(Output):
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self.last(F.silu(self.project(features)))
 
-    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
         active = step.pixel.zeros(self.project.out_features)
         parameters = step.pixel.zeros(self.last.out_features)
         project = step.memory.matrix(self.project.weight.T)
         bias = self.project.bias.detach()
         step.pixel.linear(features, project, active, add=bias, activation="silu")
         self.write_last(step.pixel, step, active, parameters)
-        return SteppedOutput(parameters)
+        return SteppedChannels(parameters)
 
 
 class LinearOutput(Output):
@@ -191,10 +191,10 @@ class LinearOutput(Output):
         # A factored head wants a dimension for channels, here of one.
         return parameters.unsqueeze(-2)
 
-    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
         parameters = step.pixel.zeros(self.last.out_features)
         self.write_last(step.pixel, step, features, parameters)
-        return SteppedOutput(parameters)
+        return SteppedChannels(parameters)
 
 
 def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> Output:

@@ -119,7 +119,7 @@ class GatedPixelCNN(PixelModel):
         return self._forward(x[:, top:], condition, top)[:, row - top :]
 
     def _forward(self, x: torch.Tensor, condition: Condition, top: int) -> torch.Tensor:
-        """As :meth:`forward`, of the rows from ``top`` on as if there were none above."""
+        """Parameters of the rows from ``top`` on, computed as if there were none above."""
         # [batch, hidden, height, width]; the first layer hides from each stack what it must not
         # see.
         v = h = self.embedding(x).movedim(-1, 1)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from tessella.heads import JointHead
-from tessella.models.channel_output import Output, SteppedOutput
+from tessella.models.channel_output import Output, SteppedChannels
 from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel
 from tessella.nn.embedding import EmbeddedSymbols
@@ -33,7 +33,7 @@ class SteppedFeatures:
     """Where the vectors of a pixel's symbols are summed up as they become known, by ``column``:
     ``[batch, size]``."""
     features: Operand
-    """What goes to the output stage at a pixel: ``[batch, features]``."""
+    """Input of the output stage at a pixel: ``[batch, features]``."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class PixelPrograms:
     """The backbone, and the first part of the output stage."""
     known: list[Program]
     """For each channel, adds the vector of its symbol to its pixel, at a ``column``."""
-    output: SteppedOutput
+    output: SteppedChannels
 
 
 @dataclass

@@ -49,7 +49,7 @@ OUTPUT_SHARE = 0.1
 head's own start."""
 
 Biases = list[list[torch.Tensor | None]]
-"""What the class adds in each block, lists by resolution: ``[batch, 4 * filters]``."""
+"""Biases of the class in each block, lists by resolution: ``[batch, 4 * filters]``."""
 
 
 class ResolutionBlocks(nn.Module):
@@ -225,7 +225,7 @@ class PixelCNNpp(PixelModel):
         h_entry: SteppedConvolution,
         biases: Biases,
     ) -> tuple[Places, Operand]:
-        """As :meth:`_through`, from the convolutions whose outputs the streams start with."""
+        """Append :meth:`_through`, from the convolutions whose outputs the streams start with."""
         scale = self._scales()[index]
         down, up = step.down[index], step.up[index]
         layers = list(zip(scale.blocks(), biases[index], strict=True))
@@ -280,7 +280,7 @@ class PixelCNNpp(PixelModel):
     def _field(
         self, index: int, v: torch.Tensor, h: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`_through`, on ``bool [sources, height, width]``."""
+        """Which sources reach a place after :meth:`_through`: ``bool [sources, height, width]``."""
         scale = self._scales()[index]
         skips = []
         for block in scale.blocks()[: self.blocks]:

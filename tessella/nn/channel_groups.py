@@ -286,8 +286,10 @@ class SteppedGroups:
         self.input = step.places(inputs, layer.aside, layer.aside if layer.above else 0)
         """This row up to the pixel; with one row above, that row from the pixel on."""
         self.sums = step.places(outputs)
-        """What bias and rows above add in this row, arranged by group. Of a layer that sees no row
-        above, whoever uses it fills it in."""
+        """Bias and rows above, as they are added in this row, arranged by group.
+
+        Where a layer sees no row above, whoever uses it fills this in.
+        """
         if layer.above == 1:
             # Where the row is not known yet, the memory still holds the row above.
             self._write_above(step, self.input)

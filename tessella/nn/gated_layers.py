@@ -23,7 +23,7 @@ from tessella.nn.stepping.step import GridStep
 
 @dataclass(frozen=True)
 class SteppedCondition:
-    """What is added to the gates of a layer, as a step has it; see :meth:`GatedLayer.forward`."""
+    """Position, class and codes as a step has them; see :meth:`GatedLayer.forward`."""
 
     position: Plane | None
     """``[height, width, 4 * hidden]``."""

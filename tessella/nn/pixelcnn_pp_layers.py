@@ -263,11 +263,11 @@ class Resize(nn.Module):
         return self.grow_v(v), self.grow_h(h)
 
     def shrink_field(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`shrink`, on ``bool [sources, height, width]``."""
+        """Which sources reach a place after :meth:`shrink`: ``bool [sources, height, width]``."""
         return self.shrink_v.field(v), self.shrink_h.field(h)
 
     def grow_field(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`grow`, on ``bool [sources, height, width]``."""
+        """Which sources reach a place after :meth:`grow`: ``bool [sources, height, width]``."""
         return self.grow_v.field(v), self.grow_h.field(h)
 
     def start_shrink(
@@ -351,7 +351,7 @@ class PyramidStep(PixelStep):
         self.down: list[GridStep] = []
         """Of each resolution, with the rows of the vertical stream on the way down."""
         self.up: list[GridStep] = []
-        """As :attr:`down`, on the way up; of the smallest resolution it is the same."""
+        """Of each resolution, with the rows on the way up; the smallest one shares its step."""
         for s in range(count):
             # Half as wide with each resolution.
             places = width >> s

@@ -237,7 +237,7 @@ class SteppedConvolution:
             self.sums = sums
             return
         self.sums = into.places(outputs)
-        """What bias and rows above add to the outputs of this row."""
+        """Bias and rows above, as they are added to the outputs of this row."""
         # [batch, 1, outputs]: one row of biases for all places.
         total = layer.bias.expand(len(memory), 1, -1)
         if bias is not None:

@@ -50,7 +50,7 @@ class Moving:
 
 
 Operand = torch.Tensor | Moving
-"""What an operation reads or writes."""
+"""Memory that an operation reads or writes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Places:
         return self.memory[..., self.margin : self.margin + self.width, :]
 
     def moving_row(self) -> Operand:
-        """As :attr:`row`, of a row that may move."""
+        """All places without the margins, of a row that may move."""
         # The row where the variable is 0.
         row = replace(self, variable="").row
         if not self.variable:

@@ -18,7 +18,7 @@ OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cel
 """Each is a method of :class:`tessella.nn.stepping.program.OperationWriter`."""
 
 ACTIVATIONS = ("", "relu", "silu", "elu", "concat-elu", "gate", "glu", "swiglu")
-"""What may follow a product; the empty name is the identity."""
+"""Functions that may follow a product; the empty name is the identity."""
 
 PAIRED = frozenset({"gate", "glu", "swiglu"})
 """Activations of outputs in pairs: the first half of a product's outputs are ``a``, the second half
