@@ -17,6 +17,7 @@ import torch
 
 import tessella as ts
 from tessella import files
+from tessella.config import TrainConfig
 from tessella.data import ImageSet
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.models.hierarchy import pack
@@ -210,7 +211,7 @@ def prior(made: Tokenizer) -> Any:
 @every
 def test_a_prior_sees_the_same_from_disk_as_from_images(kind: str, tmp_path: Path) -> None:
     made, given = tokenizer(kind), images()
-    model, config = prior(made), ts.training.api.TrainConfig(steps=1)  # type: ignore[attr-defined]
+    model, config = prior(made), TrainConfig(steps=1)
     stored = code_store.tokenize(made, given, tmp_path, mirrored=True)
     plain = prepare(model, given.images, None, made, config, flip=True)
     from_disk = prepare(model, stored, None, made, config, flip=True)
@@ -241,10 +242,8 @@ def test_many_codes_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_training_refuses_codes_that_do_not_fit(tmp_path: Path) -> None:
     made = tokenizer()
-    stored, config = (
-        code_store.tokenize(made, images(), tmp_path),
-        ts.training.api.TrainConfig(steps=1),
-    )  # type: ignore[attr-defined]
+    stored = code_store.tokenize(made, images(), tmp_path)
+    config = TrainConfig(steps=1)
     with pytest.raises(InputError, match="do not mix"):
         prepare(prior(made), stored, None, tokenizer(seed=1), config)
     with pytest.raises(ConfigError, match="--mirrored"):
@@ -259,7 +258,7 @@ def test_codes_made_for_a_prior_are_kept_in_the_cache(
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     monkeypatch.setattr(code_store, "LEAST", 50)
     made, given = tokenizer(), images()
-    config = ts.training.api.TrainConfig(steps=1)  # type: ignore[attr-defined]
+    config = TrainConfig(steps=1)
     first = prepare(prior(made), given.images, None, made, config)
     assert len(list((tmp_path / "codes").iterdir())) == 1
     monkeypatch.setattr(code_store, "_shard", None)  # nothing may be encoded again
