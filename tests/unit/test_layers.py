@@ -33,7 +33,7 @@ LAYERS = (
     {"pipeline"},
     {"storage"},
     {"evaluation"},
-    {"training", "report"},
+    {"training", "report", "contracts"},
     {"serve"},
     {"cli"},
     {"__init__", "__main__"},
