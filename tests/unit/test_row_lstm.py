@@ -77,7 +77,11 @@ def test_the_walk_over_rows_equals_one_pixel_after_the_other(height: int, width:
 def test_a_layer_sees_a_triangle_of_its_input() -> None:
     model = ts.create("row-lstm", ts.Grid(5, 11, 1, 2), layers=1, hidden=2, last=2)
     assert isinstance(model, RowLSTM)
-    field = model.channel_layers()[0].field(torch.eye(55, dtype=torch.bool).view(55, 1, 5, 11)).view(5, 11, 5, 11)
+    field = (
+        model.channel_layers()[0]
+        .field(torch.eye(55, dtype=torch.bool).view(55, 1, 5, 11))
+        .view(5, 11, 5, 11)
+    )
     for row, column, above, aside in itertools.product(range(5), range(11), range(5), range(11)):
         up = row - above
         expected = up >= 0 and column - up - 1 <= aside <= column + up
