@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
-    from tessella.heads import HEADS
-    from tessella.models import MODELS, DensityModel, Hierarchy, create, create_prior
+    from tessella.heads import HEADS, register_head
+    from tessella.models import (
+        MODELS,
+        DensityModel,
+        Hierarchy,
+        create,
+        create_prior,
+        register_model,
+    )
     from tessella.pipeline import Generator, load
+    from tessella.registry import load_plugin
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
@@ -32,11 +40,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "Grid": "grid",
     "HEADS": "heads",
+    "register_head": "heads",
     "MODELS": "models",
     "DensityModel": "models",
     "Hierarchy": "models",
     "create_prior": "models",
     "create": "models",
+    "register_model": "models",
     "complete": "sampling",
     "replay": "sampling",
     "sample": "sampling",
@@ -53,6 +63,7 @@ _HOMES = {
     "tokenize": "storage.code_store",
     "Generator": "pipeline",
     "load": "pipeline",
+    "load_plugin": "registry",
     "train": "training",
     "assess": "evaluation",
     "compare": "evaluation",
@@ -85,7 +96,10 @@ __all__ += [
     "create_vae",
     "evaluate",
     "load",
+    "load_plugin",
     "open_codes",
+    "register_head",
+    "register_model",
     "replay",
     "sample",
     "stream",

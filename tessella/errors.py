@@ -8,6 +8,7 @@ of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -51,3 +52,57 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+
+
+def check_integer(name: str, value: object, least: int = 0, most: int | None = None) -> int:
+    """Return an argument as an int, or refuse it.
+
+    Args:
+        name: of the argument, as the caller wrote it (``batch``, ``--batch``).
+        value: an int, or an integer of numpy; booleans are refused.
+        least, most: bounds, both allowed.
+
+    Raises:
+        InputError: naming the argument, its value and the bounds.
+
+    >>> check_integer("batch", 0, least=1)
+    Traceback (most recent call last):
+    tessella.errors.InputError: batch must be an integer of at least 1, got 0
+    """
+    is_integer = hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_")
+    if is_integer:
+        number = int(value)  # type: ignore[call-overload]
+        if number >= least and (most is None or number <= most):
+            return int(number)
+    allowed = f"of at least {least}" if most is None else f"in {least}..{most}"
+    raise InputError(f"{name} must be an integer {allowed}, got {value!r}")
+
+
+def check_number(
+    name: str, value: object, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """Return an argument as a finite float, or refuse it.
+
+    Args:
+        name: of the argument, as the caller wrote it.
+        value: an int, a float, or a scalar of numpy; booleans are refused.
+        least, most: bounds, both allowed.
+
+    Raises:
+        InputError: naming the argument, its value and the bounds.
+    """
+    is_number = hasattr(value, "__float__") and type(value).__name__ not in ("bool", "bool_")
+    if is_number:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan  # an array of several values, an integer beyond floats
+        if math.isfinite(number) and least <= number <= most:
+            return number
+    bounds = []
+    if least > -math.inf:
+        bounds.append(f"at least {least:g}")
+    if most < math.inf:
+        bounds.append(f"at most {most:g}")
+    allowed = " and ".join(bounds)
+    raise InputError(f"{name} must be a finite number {allowed}".rstrip() + f", got {value!r}")

@@ -29,6 +29,9 @@ from tessella.tokenizers.tokenizer import check_images, construct, evaluating, i
 SAMPLES = 16
 """Samples of the latents of each image in a bound, unless told otherwise."""
 
+BATCH = 256
+"""Images drawn at a time unless another number is given."""
+
 LOG_VARIANCES = (-14.0, 6.0)
 """Least and largest log-variance of a latent given an image."""
 
@@ -61,7 +64,7 @@ class VAE(nn.Module):
     """
 
     name = "vae"
-    classes = 0
+    kind = "vae"
 
     def __init__(
         self,
@@ -109,6 +112,24 @@ class VAE(nn.Module):
     def image_grid(self) -> Grid:
         """The images as a grid of pixels with 256 levels."""
         return Grid(*self.image_size, self.channels, 256)
+
+    @property
+    def tokenizer(self) -> IdentityTokenizer:
+        """Makes symbols of pixels, which are what this model describes."""
+        return self.pixels
+
+    def components(self) -> dict[str, nn.Module]:
+        """The networks to save, by role."""
+        return {"model": self}
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"VAE({height}x{width}x{self.channels} images of {self.levels} levels, "
+            f"latents={list(self.latent_shape)}, hidden={self.hidden}, "
+            f"parameters={count:,}, device={self.device})"
+        )
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -237,17 +258,27 @@ class VAE(nn.Module):
             ]
         return torch.cat(pieces) if pieces else images.to(self.device)
 
-    def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
-        """Draw images: ``uint8 [n, h, w, channels]``. Options as of :meth:`batches`."""
-        return torch.cat(list(self.batches(n, seed, **options)))
+    def sample(
+        self,
+        n: int = 16,
+        seed: int = 0,
+        batch: int = BATCH,
+        start: int = 0,
+        *,
+        watch: Callable[[float], object] | None = None,
+        pixels: Literal["mean", "draw"] = "mean",
+    ) -> torch.Tensor:
+        """Draw images: ``uint8 [n, h, w, channels]``. Arguments as of :meth:`batches`."""
+        return torch.cat(list(self.batches(n, seed, batch, start, watch=watch, pixels=pixels)))
 
     @torch.no_grad()
     def batches(
         self,
         n: int = 16,
         seed: int = 0,
-        batch: int = 256,
+        batch: int = BATCH,
         start: int = 0,
+        *,
         watch: Callable[[float], object] | None = None,
         pixels: Literal["mean", "draw"] = "mean",
     ) -> Iterator[torch.Tensor]:
@@ -278,17 +309,6 @@ class VAE(nn.Module):
             yield self._pixels(parameters, uniform)
             if watch is not None:
                 watch(places.stop - seed)
-
-    def complete(self, images: Any, known: Any, **options: Any) -> torch.Tensor:
-        """Not what a VAE can do.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "a VAE cannot keep known pixels and draw the rest: its pixels are drawn at once from latents of the whole "
-            "image; complete with a density model, or a prior on a tokenizer's codes"
-        )
 
     def _symbols(self, images: torch.Tensor) -> torch.Tensor:
         """Symbols ``int64 [n, h, w, channels]`` of uint8 images, on this model's device."""

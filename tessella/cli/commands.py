@@ -28,13 +28,16 @@ from tessella.errors import ArtifactError, ConfigError, DataError, InputError, u
 from tessella.evaluation import as_scored, assess, check_comparable, compare, data_config
 from tessella.models import MODELS
 from tessella.pipeline import (
+    CompletesImages,
     Generator,
     bundled,
     fingerprint,
     is_bundled,
     load,
+    load_saved,
     locate,
     pick_device,
+    require,
     write_card,
 )
 from tessella.report import model_catalogue, run_summary
@@ -335,9 +338,8 @@ def _sampled(run: str, device: str) -> Generator | VAE:
 
 def _generator(run: str, device: str) -> Generator:
     """A model that completes images."""
-    model = _sampled(run, device)
-    if isinstance(model, VAE):
-        model.complete(None, None)  # refuses
+    model = load_saved(run, pick_device(device))
+    require(model, CompletesImages, run)
     assert isinstance(model, Generator)
     return model
 

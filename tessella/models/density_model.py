@@ -47,6 +47,8 @@ class DensityModel(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str] = "density-model"
+    """What a saved model's ``config.json`` says it is."""
     takes_codes: ClassVar[bool] = False
     """Whether it can be conditioned on a grid of codes."""
     pass_is_cheap: ClassVar[bool] = False

@@ -43,6 +43,7 @@ class Hierarchy(nn.Module):
     """
 
     name = "hierarchy"
+    kind = "density-model"
 
     def __init__(self, priors: Sequence[DensityModel]) -> None:
         super().__init__()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tessella import sampling
 from tessella.errors import ConfigError, InputError, TessellaWarning
@@ -17,14 +19,30 @@ from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
 from tessella.noise import check_seed
+from tessella.pipeline.saved_model import SamplingKeywords, Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import check_images, parts
+from tessella.tokenizers.tokenizer import Symbols, check_images, parts
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Symbols to keep of each grid, ``[n, h, w, depth]``, and a mask of the places to keep them."""
+
+    symbols: tuple[torch.Tensor, ...]
+    known: tuple[torch.Tensor, ...]
+
+    def rows(self, rows: slice) -> _Kept:
+        """Those of some of the images."""
+        symbols = tuple(part[rows] for part in self.symbols)
+        known = tuple(part[rows] for part in self.known)
+        return _Kept(symbols, known)
 
 
 class Generator:
-    """Images from a prior and a tokenizer. Warns of a head that gives an order to codes, see
-    :func:`warn_of_order`.
+    """Images from a prior and a tokenizer.
+
+    Warns of a head that takes codes to be ordered, see :func:`warn_of_order`.
 
     Args:
         tokenizer: images to symbols and back.
@@ -36,24 +54,47 @@ class Generator:
     """
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
-        self.tokenizer, self.prior = tokenizer.eval(), prior.eval()
-        self.priors: tuple[DensityModel, ...] = (
-            tuple(prior) if isinstance(prior, Hierarchy) else (prior,)
-        )
-        modelled = tuple(part.grid for part in self.priors)
-        if tokenizer.grids() != modelled:
-            wanted, found = (
-                " and ".join(map(str, grids)) for grids in (modelled, tokenizer.grids())
-            )
+        self.tokenizer = tokenizer.eval()
+        self.prior = prior.eval()
+        self.priors: tuple[DensityModel, ...]
+        if isinstance(prior, Hierarchy):
+            self.priors = tuple(prior)
+        else:
+            self.priors = (prior,)
+        if tokenizer.grids() != self.grids:
+            wanted = " and ".join(str(grid) for grid in self.grids)
+            found = " and ".join(str(grid) for grid in tokenizer.grids())
             raise ConfigError(
-                f"this prior does not fit its tokenizer: the prior models {wanted}, the tokenizer makes {found}"
+                "this prior does not fit its tokenizer: "
+                f"the prior models {wanted}, the tokenizer makes {found}"
             )
         warn_of_order(tokenizer, prior)
+
+    def __repr__(self) -> str:
+        height, width = self.tokenizer.image_size
+        grids = " and ".join(str(grid) for grid in self.grids)
+        prior = " and ".join(part.name for part in self.priors)
+        classes = f", classes={self.classes}" if self.classes else ""
+        return (
+            f"Generator({height}x{width}x{self.tokenizer.channels} images, "
+            f"tokenizer={self.tokenizer.name}, prior={prior} on {grids}{classes}, "
+            f"parameters={self.prior.parameter_count():,}, device={self.device})"
+        )
+
+    @property
+    def kind(self) -> str:
+        """``generator`` where the symbols are codes, ``density-model`` where they are pixels."""
+        return "generator" if self.two_stage else "density-model"
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids that the prior models, coarse to fine."""
+        return tuple(part.grid for part in self.priors)
 
     @property
     def symbols(self) -> int:
         """Symbols of an image, of all grids together."""
-        return sum(part.grid.symbols for part in self.priors)
+        return sum(grid.symbols for grid in self.grids)
 
     @property
     def classes(self) -> int:
@@ -73,13 +114,30 @@ class Generator:
     @property
     def image_grid(self) -> Grid:
         """The images as a grid of pixels with 256 levels."""
-        height, width = self.tokenizer.image_size
-        return Grid(height, width, self.tokenizer.channels, 256)
+        return self.tokenizer.image_grid
 
-    def sample(self, n: int = 16, seed: int = 0, **options: Any) -> torch.Tensor:
-        """Draw images: ``uint8 [n, height, width, channels]``. Options as in
-        :func:`tessella.sample`."""
-        drawn = list(self.batches(n, seed, **options))
+    def components(self) -> dict[str, nn.Module]:
+        """The networks to save, by role: a pixel model has one, its prior."""
+        if not self.two_stage:
+            return {"model": self.prior}
+        return {"tokenizer": self.tokenizer, "prior": self.prior}
+
+    def sample(
+        self,
+        n: int = 16,
+        seed: int = 0,
+        batch: int = sampling.BATCH,
+        start: int = 0,
+        *,
+        cond: Cond = None,
+        watch: Watch | None = None,
+        x: Symbols | None = None,
+        known: Symbols | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> torch.Tensor:
+        """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
+        kept = _kept(x, known)
+        drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:
             raise InputError(f"start must lie below n, {n}: there is nothing to draw")
         return torch.cat(drawn)
@@ -90,9 +148,12 @@ class Generator:
         seed: int = 0,
         batch: int = sampling.BATCH,
         start: int = 0,
+        *,
         cond: Cond = None,
-        watch: Callable[[float], object] | None = None,
-        **options: Any,
+        watch: Watch | None = None,
+        x: Symbols | None = None,
+        known: Symbols | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> Iterator[torch.Tensor]:
         """Draw images batch by batch, in the memory of one batch however many there are.
 
@@ -102,10 +163,10 @@ class Generator:
             start: the first image to draw, to go on with a run: image ``start`` is the first that
                 is yielded.
             cond: class or codes of each of the ``n`` images, see :data:`Cond`.
-            watch: called once a row with the images drawn so far, of the batch at work the share of
-                its symbols.
-            options: ``method`` and the rule as in :func:`tessella.stream`; ``x`` and ``known`` are
-                symbols as :meth:`encode` gives them, and where they are known.
+            watch: called once a row with the images drawn so far; of the batch being drawn, the
+                share of its symbols counts.
+            x, known: symbols to keep, as :meth:`encode` gives them, and a mask of where they are.
+            options: ``method`` and the rule, see :func:`tessella.stream`.
 
         Yields:
             ``uint8 [batch, height, width, channels]``, the last one shorter where ``batch`` does
@@ -114,71 +175,39 @@ class Generator:
         Raises:
             InputError: at the first iteration, for an argument that does not fit.
         """
-        for name, value, least in (("n", n, 1), ("batch", batch, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                kind = "a positive integer" if least else "an integer of at least 0"
-                raise InputError(f"{name} must be {kind}, got {value!r}")
-        check_seed(seed, n)
-        condition = self.prior.condition(cond, n) if cond is not None else None
-        kept = _kept(options)
-        samplers = [
-            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
-        ]
-        for first in range(start, n, batch):
-            rows = slice(first, min(first + batch, n))
-            of_rows = None if condition is None else condition.select(torch.arange(n)[rows])
-            here = [[part[rows] for part in given] for given in kept]
-            size = rows.stop - rows.start
-            for done, symbols in self._grids(samplers, size, seed + first, of_rows, here):  # noqa: B007
-                if watch is not None:
-                    watch(first + size * done / self.symbols)
-            yield self.tokenizer.decode(symbols)
+        kept = _kept(x, known)
+        yield from self._batches(n, seed, batch, start, cond, watch, kept, options)
 
     def stream(
-        self, n: int = 16, seed: int = 0, **options: Any
+        self,
+        n: int = 16,
+        seed: int = 0,
+        *,
+        cond: Cond = None,
+        every: int = 0,
+        x: Symbols | None = None,
+        known: Symbols | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Draw images and watch: ``(symbols in place, uint8 images)``. Options as in
-        :func:`tessella.stream`."""
-        drawing = {name: options.pop(name) for name in ("cond", "every") if name in options}
-        kept = _kept(options)
-        samplers = [
-            sampling.Sampler(prior, part=part, **options) for part, prior in enumerate(self.priors)
-        ]
-        cond, every = drawing.get("cond"), drawing.get("every", 0)
-        for index, symbols in self._grids(samplers, n, seed, cond, kept, every):
+        """Draw images and watch: ``(symbols in place, uint8 images)``.
+
+        Arguments as of :func:`tessella.stream`.
+        """
+        samplers = self._samplers(options)
+        for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known), every):
             yield index, self.tokenizer.decode(symbols)
 
-    def _grids(
+    def complete(
         self,
-        samplers: list[sampling.Sampler],
-        n: int,
-        seed: int,
-        cond: Cond,
-        kept: list[Any],
-        every: int = 0,
-    ) -> Iterator[tuple[int, Any]]:
-        """Draw the grids of ``n`` images one after another: ``(symbols in place, symbols)``, 0
-        where there is none yet."""
-        if len(samplers) == 1:
-            x, known = (given[0] for given in kept) if kept else (None, None)
-            yield from samplers[0].stream(n, seed, cond, every, x, known)
-            return
-        labels = None if cond is None else self.prior.condition(cond, n).labels
-        symbols = [
-            torch.zeros(n, *prior.grid.shape, dtype=torch.int64, device=self.device)
-            for prior in self.priors
-        ]
-        before = 0
-        for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
-            x, known = (given[level] for given in kept) if kept else (None, None)
-            own = level_condition(prior, labels, symbols[:level]) or None
-            for index, drawn in sampler.stream(n, seed, own, every, x, known):
-                symbols[level] = drawn
-                yield before + index, tuple(symbols)
-            symbols[level] = symbols[level].clone()
-            before += prior.grid.symbols
-
-    def complete(self, images: Any, known: Any, seed: int = 0, **options: Any) -> torch.Tensor:
+        images: Any,
+        known: Any,
+        seed: int = 0,
+        *,
+        batch: int = sampling.BATCH,
+        cond: Cond = None,
+        watch: Watch | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> torch.Tensor:
         """Keep the known part of images, draw the rest.
 
         In a two-stage model a code is kept when all pixels of its cell are known, and what comes
@@ -188,27 +217,59 @@ class Generator:
         Args:
             images: ``uint8 [n, height, width, channels]``.
             known: ``bool [height, width]`` or ``[n, height, width, channels]``, of pixels.
-            seed, options: as in :func:`tessella.complete`; ``watch`` as in :meth:`batches`.
+            seed, batch, cond, watch, options: as of :meth:`batches`.
+
+        Raises:
+            InputError: for an argument that does not fit.
         """
-        symbols = self.encode(images)
-        mask = torch.as_tensor(known)
-        if mask.dtype != torch.bool:
-            raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
-        n = len(parts(symbols)[0])
-        return torch.cat(
-            list(self.batches(n, seed, x=symbols, known=self._known_symbols(mask, n), **options))
-        )
+        symbols = parts(self.encode(images))
+        n = len(symbols[0])
+        kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
+        return torch.cat(list(self._batches(n, seed, batch, 0, cond, watch, kept, options)))
 
     def encode(self, images: Any) -> Any:
-        """Images to the symbols that the prior models, checked for their size:
-        ``int64 [n, h, w, depth]``, or a tuple of such grids."""
+        """Images to the symbols that the prior models.
+
+        Args:
+            images: ``uint8 [n, height, width, channels]`` of the model's size.
+
+        Returns:
+            ``int64 [n, h, w, depth]``, or a tuple of such grids.
+
+        Raises:
+            InputError: for images of another type or size.
+        """
         images = check_images(images, self.tokenizer.channels)
-        if tuple(images.shape[1:3]) != tuple(self.tokenizer.image_size):
-            height, width = self.tokenizer.image_size
+        height, width = self.tokenizer.image_size
+        if tuple(images.shape[1:3]) != (height, width):
             raise InputError(
-                f"the model takes images of {height}x{width}, got {images.shape[1]}x{images.shape[2]}"
+                f"the model takes images of {height}x{width}, "
+                f"got {images.shape[1]}x{images.shape[2]}"
             )
         return self.tokenizer.encode(images)
+
+    def check_condition(self, cond: Cond, n: int) -> None:
+        """Refuse a condition that is not one of ``n`` images of this model.
+
+        Raises:
+            InputError: see :meth:`tessella.DensityModel.condition`.
+        """
+        if cond is not None:
+            self.prior.condition(cond, n)
+
+    def grid_log_probs(self, symbols: Symbols, cond: Cond = None) -> list[torch.Tensor]:
+        """Exact log-probability in nats of the symbols of each grid given the coarser ones.
+
+        Args:
+            symbols: as :meth:`encode` gives them.
+            cond: class of each image; None for the null class.
+
+        Returns:
+            ``[n]`` for each grid, coarse to fine.
+        """
+        if isinstance(self.prior, Hierarchy):
+            return self.prior.log_probs(symbols, cond)
+        return [self.prior.log_prob(symbols, cond)]
 
     def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the symbols of each image: ``[n]``.
@@ -223,13 +284,13 @@ class Generator:
         return self.prior.bits_per_dim(self.encode(images), cond)
 
     def to(self, device: torch.device | str) -> Generator:
-        """Move both parts to a device."""
+        """Move both networks to a device."""
         self.tokenizer.to(device)
         self.prior.to(device)
         return self
 
     def save(self, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
-        """Save to a directory, see the module's docstring.
+        """Save to a directory, see the docstring of :mod:`tessella.pipeline`.
 
         Args:
             figures: measured numbers for the card, as :func:`tessella.evaluate` returns them.
@@ -239,50 +300,152 @@ class Generator:
         """
         save_generator(self.tokenizer, self.prior, directory, figures)
 
+    def _batches(
+        self,
+        n: int,
+        seed: int,
+        batch: int,
+        start: int,
+        cond: Cond,
+        watch: Watch | None,
+        kept: _Kept | None,
+        options: SamplingKeywords,
+    ) -> Iterator[torch.Tensor]:
+        """:meth:`batches`, around symbols that are kept."""
+        _check_integer("n", n, 1)
+        _check_integer("batch", batch, 1)
+        _check_integer("start", start, 0)
+        check_seed(seed, n)
+        # Checked for all images at once, so that no batch is drawn before the refusal.
+        condition = None if cond is None else self.prior.condition(cond, n)
+        samplers = self._samplers(options)
+        for first in range(start, n, batch):
+            rows = slice(first, min(first + batch, n))
+            size = rows.stop - rows.start
+            cond_here = None if condition is None else condition.select(torch.arange(n)[rows])
+            kept_here = None if kept is None else kept.rows(rows)
+            drawing = self._grids(samplers, size, seed + first, cond_here, kept_here)
+            # Partial grids are drawn over until the last one, which is the batch.
+            for placed, symbols in drawing:  # noqa: B007
+                if watch is not None:
+                    watch(first + size * placed / self.symbols)
+            yield self.tokenizer.decode(symbols)
+
+    def _samplers(self, options: SamplingKeywords) -> list[sampling.Sampler]:
+        """One sampler for each grid, each with noise of its own."""
+        samplers = []
+        for part, prior in enumerate(self.priors):
+            samplers.append(sampling.Sampler(prior, part=part, **options))
+        return samplers
+
+    def _grids(
+        self,
+        samplers: list[sampling.Sampler],
+        n: int,
+        seed: int,
+        cond: Cond,
+        kept: _Kept | None,
+        every: int = 0,
+    ) -> Iterator[tuple[int, Any]]:
+        """Draw the grids of ``n`` images one after another.
+
+        Yields:
+            ``(symbols in place, symbols)``, 0 where there is none yet.
+        """
+        if len(samplers) == 1:
+            x = None if kept is None else kept.symbols[0]
+            known = None if kept is None else kept.known[0]
+            yield from samplers[0].stream(n, seed, cond, every, x, known)
+            return
+        labels = None if cond is None else self.prior.condition(cond, n).labels
+        symbols = []
+        for grid in self.grids:
+            symbols.append(torch.zeros(n, *grid.shape, dtype=torch.int64, device=self.device))
+        before = 0
+        for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
+            x = None if kept is None else kept.symbols[level]
+            known = None if kept is None else kept.known[level]
+            # A finer grid is drawn given the coarser one, which is complete by now.
+            condition = level_condition(prior, labels, symbols[:level]) or None
+            for index, drawn in sampler.stream(n, seed, condition, every, x, known):
+                symbols[level] = drawn
+                yield before + index, tuple(symbols)
+            # The sampler reuses its array for the next batch.
+            symbols[level] = symbols[level].clone()
+            before += prior.grid.symbols
+
     def _known_symbols(self, known: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
         """Which symbols of each grid are known: those of which all pixels are."""
         height, width = self.tokenizer.image_size
-        if known.shape not in ((height, width), (n, height, width, self.tokenizer.channels)):
+        channels = self.tokenizer.channels
+        if known.shape not in ((height, width), (n, height, width, channels)):
             raise InputError(
-                f"known must have shape [{height}, {width}] or [{n}, {height}, {width}, {self.tokenizer.channels}], "
-                f"got {list(known.shape)}"
+                f"known must have shape [{height}, {width}] or "
+                f"[{n}, {height}, {width}, {channels}], got {list(known.shape)}"
             )
         if not self.two_stage:
-            shape = self.priors[0].grid.shape
-            return (known if known.dim() == 4 else known[:, :, None].expand(n, *shape),)
+            if known.dim() == 2:
+                known = known[:, :, None].expand(n, height, width, channels)
+            return (known,)
         whole = known.all(-1) if known.dim() == 4 else known.expand(n, height, width)
-        finest, stride = self.priors[-1].grid, self.tokenizer.stride
+        # The cells at the border may reach beyond the image, where nothing is unknown.
+        finest = self.grids[-1]
+        stride = self.tokenizer.stride
         padding = (0, finest.width * stride - width, 0, finest.height * stride - height)
         padded = F.pad(whole, padding, value=True)
-        return tuple(_whole_cells(padded, part.grid) for part in self.priors)
-
-
-def _kept(options: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Take ``x`` and ``known`` out of options: what is kept of each grid; empty without them."""
-    given = [parts(options.pop(name)) for name in ("x", "known") if name in options]
-    if len(given) == 1:
-        raise InputError("completion needs both: x, the symbols, and known, where to keep them")
-    return given
-
-
-def _whole_cells(known: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Pixels ``bool [n, h, w]`` to symbols ``[n, *grid.shape]``: those of which all pixels are
-    known."""
-    cells = known.unflatten(2, (grid.width, -1)).unflatten(1, (grid.height, -1)).all(4).all(2)
-    return cells[..., None].expand(len(known), *grid.shape)
+        return tuple(_whole_cells(padded, grid) for grid in self.grids)
 
 
 def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
-    """Warn where the prior's head takes neighbouring levels to be alike, and its levels are codes,
-    which have no order.
+    """Warn of a head that takes neighbouring levels to be alike on codes, which have no order.
 
     The warning is a :class:`TessellaWarning` at the place that called the caller.
     """
-    head = (prior.priors[0] if isinstance(prior, Hierarchy) else prior).head
-    if head.ordered and not tokenizer.of_pixels:
+    first = prior.priors[0] if isinstance(prior, Hierarchy) else prior
+    if first.head.ordered and not tokenizer.of_pixels:
         warnings.warn(
-            f"the prior's head {head.name!r} takes neighbouring levels to be alike, and the codes of a tokenizer "
-            'have no order; a prior on codes wants head="categorical" (in a recipe: model.head = "categorical")',
+            f"the prior's head {first.head.name!r} takes neighbouring levels to be alike, and the "
+            'codes of a tokenizer have no order; a prior on codes wants head="categorical" '
+            '(in a recipe: model.head = "categorical")',
             TessellaWarning,
             stacklevel=3,
         )
+
+
+def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
+    """What is kept of each grid; None where all is drawn."""
+    if x is None and known is None:
+        return None
+    if x is None or known is None:
+        raise InputError("completion needs both: x, the symbols, and known, where to keep them")
+    return _Kept(parts(x), parts(known))
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    # A bool is an int to Python, and never meant as a number here.
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        kind = "a positive integer" if least else "an integer of at least 0"
+        raise InputError(f"{name} must be {kind}, got {value!r}")
+
+
+def _as_mask(known: Any) -> torch.Tensor:
+    try:
+        mask = torch.as_tensor(known)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"known must be a boolean array or tensor, got {type(known).__name__}"
+        ) from error
+    if mask.dtype != torch.bool:
+        raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
+    return mask
+
+
+def _whole_cells(known: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Pixels ``bool [n, h, w]`` to symbols ``[n, *grid.shape]``.
+
+    A symbol is known where all pixels of its cell are.
+    """
+    # [n, h, w] -> [n, h', cell height, w', cell width]
+    cells = known.unflatten(2, (grid.width, -1)).unflatten(1, (grid.height, -1))
+    whole = cells.all(4).all(2)
+    return whole[..., None].expand(len(known), *grid.shape)

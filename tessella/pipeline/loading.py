@@ -5,24 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
+from torch import nn
 
 from tessella import files
-from tessella.errors import ArtifactError, ConfigError, TessellaError, unknown
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError, unknown
 from tessella.models import DensityModel, Hierarchy, Prior, prior_from_config
 from tessella.pipeline.generator import Generator
+from tessella.pipeline.saved_model import NOUNS, SavedModel
 from tessella.pipeline.saving import read_config
 from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.vae import VAE, create_vae
 
+M = TypeVar("M")
+Network = Prior | Tokenizer | VAE
+"""What one directory with weights holds."""
+
+BundledGenerator = Literal["digits", "digits-codes"]
+BundledTokenizer = Literal["digits-vqvae"]
+
 
 def bundled() -> list[str]:
     """Names of the small trained models that ship with the package."""
     folder = resources.files("tessella") / "bundle"
-    return sorted(f.name for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(item.name for item in folder.iterdir() if item.is_dir())
 
 
 def is_bundled(path: Path) -> bool:
@@ -48,12 +59,25 @@ def locate(run: Path | str) -> Path:
     )
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tokenizer | VAE:
+@overload
+def load(run: BundledGenerator, device: torch.device | str = "cpu") -> Generator: ...
+@overload
+def load(run: BundledTokenizer, device: torch.device | str = "cpu") -> Tokenizer: ...
+@overload
+def load(run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., M]) -> M: ...
+@overload
+def load(run: Path | str, device: torch.device | str = "cpu") -> Any: ...
+def load(
+    run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., Any] | None = None
+) -> Any:
     """Load a run directory or a bundled model.
 
     Args:
         run: path of a directory, or the name of a bundled model.
         device: where to put it.
+        expect: the class that it must be, :class:`Generator`, :class:`~tessella.Tokenizer` or
+            :class:`~tessella.VAE`. A type checker cannot know what a directory holds: with
+            ``expect=`` it does, without it the result passes for anything.
 
     Returns:
         A :class:`Generator` for a density model or a two-stage model, a tokenizer for a tokenizer,
@@ -61,38 +85,50 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Generator | Tok
 
     Raises:
         ArtifactError: when it is missing, damaged, incomplete, or of another format version.
+        InputError: when it is not what was expected.
+
+    >>> load("digits", expect=Generator).sample(2).shape
+    torch.Size([2, 8, 8, 1])
     """
+    model = load_saved(run, device)
+    if expect is not None:
+        # Typed as callable, because a type checker refuses abstract classes as type[...].
+        wanted = cast(type, expect)
+        if not isinstance(model, wanted):
+            raise InputError(f"{run} is {NOUNS[model.kind]}, not a {wanted.__name__}")
+    return model
+
+
+def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedModel:
+    """:func:`load`, for callers that ask for capabilities: see
+    :mod:`tessella.pipeline.saved_model`."""
     path = locate(run)
     kind = read_config(path)["kind"]
     if kind == "prior":
         raise ArtifactError(f"{path} is one half of a two-stage model: load the directory above it")
     try:
         if kind == "generator":
-            return Generator(_load_tokenizer(path / "tokenizer"), _load_prior(path / "prior")).to(
-                device
-            )
-        model = load_model(path)
-        if isinstance(model, Hierarchy):
+            tokenizer = cast(Tokenizer, _load_network(path / "tokenizer", "tokenizer"))
+            prior = cast(Prior, _load_network(path / "prior", "prior"))
+            return Generator(tokenizer, prior).to(device)
+        network = _load_network(path, kind)
+        if isinstance(network, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
-        return (
-            pixel_generator(model).to(device)
-            if isinstance(model, DensityModel)
-            else model.to(device)
-        )
+        if isinstance(network, DensityModel):
+            return pixel_generator(network).to(device)
+        return network.to(device)
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def load_model(run: Path | str) -> Prior | Tokenizer | VAE:
-    """Load one part: a tokenizer, a VAE, or a prior without its tokenizer.
+def load_model(run: Path | str) -> Network:
+    """Load one network: a tokenizer, a VAE, or a prior without its tokenizer.
 
     Raises:
         ArtifactError: see :func:`load`.
     """
     path = locate(run)
-    loaders: dict[str, Callable[[Path], Any]] = {"tokenizer": _load_tokenizer, "vae": _load_vae}
-    loaded: Prior | Tokenizer | VAE = loaders.get(read_config(path)["kind"], _load_prior)(path)
-    return loaded
+    return _load_network(path, read_config(path)["kind"])
 
 
 def pixel_generator(prior: DensityModel) -> Generator:
@@ -102,11 +138,13 @@ def pixel_generator(prior: DensityModel) -> Generator:
         ConfigError: when its grid cannot be one of pixels (more than four channels or 256 levels).
     """
     grid = prior.grid
-    size = (grid.height, grid.width)
-    return Generator(
-        create_tokenizer("identity", image_size=size, channels=grid.channels, levels=grid.levels),
-        prior,
+    tokenizer = create_tokenizer(
+        "identity",
+        image_size=(grid.height, grid.width),
+        channels=grid.channels,
+        levels=grid.levels,
     )
+    return Generator(tokenizer, prior)
 
 
 def pick_device(name: str) -> torch.device:
@@ -121,37 +159,47 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             "this machine has no CUDA device: leave --device out or give --device cpu"
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
-def _load_prior(path: Path) -> Prior:
+def build_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a saved configuration, with fresh weights."""
+    return create_tokenizer(**config)
+
+
+def build_vae(config: Mapping[str, Any]) -> VAE:
+    """The VAE of a saved configuration, with fresh weights."""
+    arguments = {name: value for name, value in config.items() if name != "name"}
+    return create_vae(**arguments)
+
+
+BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+    "density-model": prior_from_config,
+    "prior": prior_from_config,
+    "tokenizer": build_tokenizer,
+    "vae": build_vae,
+}
+"""How a network of each kind is built from the ``model`` of its ``config.json``."""
+
+INTERCHANGEABLE = {"density-model", "prior"}
+
+
+def _load_network(path: Path, kind: str) -> Network:
+    """Load the network in one directory, which must be of a kind."""
     config = read_config(path)
-    if config["kind"] not in ("density-model", "prior"):
-        raise ArtifactError(f"{path} is a {config['kind']}, not a density model")
-    return _load_part(path, config, prior_from_config)
-
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    config = read_config(path)
-    if config["kind"] != "tokenizer":
-        raise ArtifactError(f"{path} is a {config['kind']}, not a tokenizer")
-    return _load_part(path, config, lambda values: create_tokenizer(**values))
-
-
-def _load_vae(path: Path) -> VAE:
-    return _load_part(path, read_config(path), _build_vae)
-
-
-def _build_vae(config: Mapping[str, Any]) -> VAE:
-    return create_vae(**{name: value for name, value in config.items() if name != "name"})
-
-
-def _load_part(path: Path, config: Mapping[str, Any], build: Any) -> Any:
+    found = config["kind"]
+    if found != kind and {found, kind} != INTERCHANGEABLE:
+        raise ArtifactError(f"{path} is a {found}, not a {kind}")
+    if found not in BUILDERS:
+        raise ArtifactError(f"{path} is a {found}: it has no weights of its own")
     try:
-        module = build(config["model"])
+        network = BUILDERS[found](config["model"])
     except (KeyError, TypeError, TessellaError) as error:
         raise ArtifactError(
             f"{path}/config.json does not describe a model this version knows: {error}"
         ) from error
-    load_weights(module, files.read_tensors(path / "model.safetensors"), str(path))
-    return module.eval()
+    assert isinstance(network, nn.Module)
+    load_weights(network, files.read_tensors(path / "model.safetensors"), str(path))
+    return network.eval()

@@ -1,4 +1,4 @@
-"""The model card: what a saved model is and what was measured on it, as a Markdown file beside its
+"""The model card: what a saved model is and what was measured on it, as Markdown beside its
 weights."""
 
 from __future__ import annotations
@@ -14,18 +14,32 @@ TITLES = {
     "generator": "Two-stage image model: tokenizer and prior",
     "vae": "Variational autoencoder of images",
 }
+"""Kinds of saved models, as a ``config.json`` names them, and what to call them."""
 
 USES = {
-    "density-model": "generator = ts.load(PATH)\nimages = generator.sample(16, seed=0)       # uint8 [16, h, w, c]\n"
-    "bits = generator.bits_per_dim(images)        # exact, per image",
-    "generator": "generator = ts.load(PATH)\nimages = generator.sample(16, seed=0)       # uint8 [16, h, w, c]\n"
-    "codes = generator.tokenizer.encode(images)   # int64",
-    "tokenizer": "tokenizer = ts.load(PATH)\ncodes = tokenizer.encode(images)             # uint8 in, int64 out\n"
-    "images = tokenizer.decode(codes)",
-    "vae": "vae = ts.load(PATH)\nimages = vae.sample(16, seed=0)             # uint8 [16, h, w, c]\n"
-    "bits = vae.bits_per_dim(images)              # an upper bound, per image",
+    "density-model": """\
+generator = ts.load(PATH)
+images = generator.sample(16, seed=0)       # uint8 [16, h, w, c]
+bits = generator.bits_per_dim(images)        # exact, per image""",
+    "generator": """\
+generator = ts.load(PATH)
+images = generator.sample(16, seed=0)       # uint8 [16, h, w, c]
+codes = generator.tokenizer.encode(images)   # int64""",
+    "tokenizer": """\
+tokenizer = ts.load(PATH)
+codes = tokenizer.encode(images)             # uint8 in, int64 out
+images = tokenizer.decode(codes)""",
+    "vae": """\
+vae = ts.load(PATH)
+images = vae.sample(16, seed=0)             # uint8 [16, h, w, c]
+bits = vae.bits_per_dim(images)              # an upper bound, per image""",
     "prior": "generator = ts.load(PATH_OF_THE_DIRECTORY_ABOVE)",
 }
+"""Lines of Python that show how to use each kind."""
+
+NOTHING_MEASURED = (
+    "Nothing was measured when this card was written; `tessella eval PATH` measures and renews it."
+)
 
 
 def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
@@ -37,8 +51,12 @@ def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None
         figures: measured numbers by name; nested mappings become sections. None when nothing was
             measured.
     """
-    lines = ["---", "library_name: tessella", "tags: [images, autoregressive, discrete]", "---", ""]
-    lines += [
+    lines = [
+        "---",
+        "library_name: tessella",
+        "tags: [images, autoregressive, discrete]",
+        "---",
+        "",
         f"# {TITLES[kind]}",
         "",
         "```python",
@@ -47,30 +65,28 @@ def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None
         USES[kind],
         "```",
         "",
+        "## Figures",
+        "",
     ]
-    lines += ["## Figures", ""]
     if figures:
         lines += _table(figures)
     else:
-        lines += [
-            "Nothing was measured when this card was written; `tessella eval PATH` measures and renews it."
-        ]
+        lines.append(NOTHING_MEASURED)
     lines += ["", "## Configuration", "", "```json", json.dumps(config, indent=2), "```", ""]
     return "\n".join(lines)
 
 
 def _table(figures: Mapping[str, Any]) -> list[str]:
-    plain = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
-    lines = [
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {name} | {_shown(value)} |" for name, value in plain.items()),
-    ]
+    """Figures as a table, and the nested ones as tables under headings of their own."""
+    lines = ["| figure | value |", "|---|---|"]
+    sections = []
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            lines += ["", f"### {name}", "", *_table(value)]
-    return lines
+            sections += ["", f"### {name}", "", *_table(value)]
+        else:
+            lines.append(f"| {name} | {_shown(value)} |")
+    return lines + sections
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)

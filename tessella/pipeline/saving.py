@@ -10,9 +10,9 @@ import tessella
 from tessella import files
 from tessella.errors import ArtifactError, unknown
 from tessella.models import Prior
-from tessella.pipeline.model_card import card
+from tessella.pipeline.model_card import TITLES, card
+from tessella.pipeline.saved_model import Component
 from tessella.tokenizers import Tokenizer
-from tessella.vae import VAE
 
 FORMAT = 1
 """Version of the layout of saved models and run directories."""
@@ -24,17 +24,17 @@ def save_generator(
     directory: Path | str,
     figures: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save the two parts of a generator; see :meth:`Generator.save`.
+    """Save the two networks of a generator; see :meth:`Generator.save`.
 
     Raises:
         ArtifactError: when they cannot be written.
     """
     path = files.make_directory(directory)
     if tokenizer.of_pixels:
-        _save_part(prior, path, "density-model", figures)
+        _save_component(prior, path, prior.kind, figures)
         return
-    _save_part(tokenizer, path / "tokenizer", "tokenizer", None)
-    _save_part(prior, path / "prior", "prior", None)
+    _save_component(tokenizer, path / "tokenizer", tokenizer.kind, None)
+    _save_component(prior, path / "prior", "prior", None)
     config = _header("generator") | {"parts": ["tokenizer", "prior"]}
     files.write_json(path / "config.json", config)
     parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
@@ -42,21 +42,14 @@ def save_generator(
 
 
 def save_model(
-    model: Prior | Tokenizer | VAE, directory: Path | str, figures: Mapping[str, Any] | None = None
+    model: Component, directory: Path | str, figures: Mapping[str, Any] | None = None
 ) -> None:
     """Save one tokenizer, one VAE, or one density model without a tokenizer.
 
     Raises:
         ArtifactError: when it cannot be written.
     """
-    kind = (
-        "tokenizer"
-        if isinstance(model, Tokenizer)
-        else "vae"
-        if isinstance(model, VAE)
-        else "density-model"
-    )
-    _save_part(model, files.make_directory(directory), kind, figures)
+    _save_component(model, files.make_directory(directory), model.kind, figures)
 
 
 def write_card(path: Path, figures: Mapping[str, Any]) -> None:
@@ -86,11 +79,11 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if config["format"] != FORMAT:
         raise ArtifactError(
-            f"{path} has format {config['format']}; tessella {tessella.__version__} reads format {FORMAT}"
+            f"{path} has format {config['format']}; "
+            f"tessella {tessella.__version__} reads format {FORMAT}"
         )
-    kinds = ("density-model", "prior", "tokenizer", "generator", "vae")
-    if config["kind"] not in kinds:
-        raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], kinds))
+    if config["kind"] not in TITLES:
+        raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], TITLES))
     return config
 
 
@@ -98,10 +91,11 @@ def _header(kind: str) -> dict[str, Any]:
     return {"format": FORMAT, "kind": kind, "tessella": tessella.__version__}
 
 
-def _save_part(
-    module: Prior | Tokenizer | VAE, path: Path, kind: str, figures: Mapping[str, Any] | None
+def _save_component(
+    component: Component, path: Path, kind: str, figures: Mapping[str, Any] | None
 ) -> None:
-    config = {"name": module.name} | module.config()
-    files.write_tensors(path / "model.safetensors", module.state_dict())
+    config = {"name": component.name} | component.config()
+    files.write_tensors(path / "model.safetensors", component.state_dict())
+    # The configuration comes last of the two: a directory without one is no saved model.
     files.write_json(path / "config.json", _header(kind) | {"model": config})
     files.write_text(path / "README.md", card(kind, config, figures))

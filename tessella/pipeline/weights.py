@@ -1,59 +1,75 @@
-"""Weights: which they are, and putting them into a module."""
+"""Weights: a fingerprint of them, and putting them into a module."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from tessella.errors import ArtifactError
+from tessella.pipeline.saved_model import SavedModel
+
+NAMED = 3
+"""Tensors that a message names of each kind of problem."""
 
 
-def fingerprint(model: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of all weights: says which model made a
-    file."""
-    parts = [model] if isinstance(model, nn.Module) else [model.tokenizer, model.prior]
+def fingerprint(model: SavedModel | nn.Module) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of all weights.
+
+    It says which model made a file.
+    """
+    modules = [model] if isinstance(model, nn.Module) else list(model.components().values())
     digest = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(part.state_dict().items()):
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Put weights into a module; every name and shape must fit.
+    """Put weights into a module; every name, shape and type must fit.
+
+    Args:
+        module: gets the weights.
+        weights: by name.
+        where: the place they come from, for the message.
 
     Raises:
-        ArtifactError: naming what is missing, left over, or of another shape.
+        ArtifactError: naming what is missing, left over, of another shape or of another type.
     """
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{name} is {list(weights[name].shape)} instead of {list(own[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].shape != weights[name].shape
-    ]
-    kinds = [
-        f"{name} is {weights[name].dtype} instead of {own[name].dtype}"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].dtype != weights[name].dtype
-    ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing tensors", missing),
-            ("unknown tensors", extra),
-            ("tensors of a wrong shape", shapes),
-            ("tensors of a wrong type", kinds),
-        )
-        if names
-    ]
+    expected = module.state_dict()
+    problems = _problems(expected, weights)
     if problems:
         raise ArtifactError(f"{where} does not fit its configuration: {'; '.join(problems)}")
     module.load_state_dict(dict(weights))
+
+
+def _problems(
+    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """How weights differ from what a module expects, a line for each kind of difference."""
+    shapes = []
+    types = []
+    for name in sorted(expected.keys() & weights.keys()):
+        found = weights[name]
+        wanted = expected[name]
+        if found.shape != wanted.shape:
+            shapes.append(f"{name} is {list(found.shape)} instead of {list(wanted.shape)}")
+        if found.dtype != wanted.dtype:
+            types.append(f"{name} is {found.dtype} instead of {wanted.dtype}")
+    differences = {
+        "missing tensors": sorted(expected.keys() - weights.keys()),
+        "unknown tensors": sorted(weights.keys() - expected.keys()),
+        "tensors of a wrong shape": shapes,
+        "tensors of a wrong type": types,
+    }
+    problems = []
+    for label, names in differences.items():
+        if names:
+            more = ", ..." if len(names) > NAMED else ""
+            problems.append(f"{len(names)} {label} ({', '.join(names[:NAMED])}{more})")
+    return problems

@@ -1,20 +1,21 @@
-"""Images on their way to disk: each batch is written as soon as it is drawn, and a run that was
-killed goes on.
+"""Images on their way to disk: each batch is written as soon as it is drawn.
 
-A run of images is a directory of PNG files, each named by its seed, or one ``.npz`` file. While a
-``.npz`` file is drawn, its pixels grow in a directory ``NAME.npz.part`` beside it, which is packed
-into the file, and goes, at the end. A file ``made.json`` in the directory (of a finished ``.npz``
-file the comment of the archive) says how the images were made. A run goes on at the start of the
-batch that it was killed in: its batches are then those of a run that was not killed, and so is
-every byte.
+A series of images is a directory of PNG files, each named by its seed, or one ``.npz`` file. It
+follows the protocol of :mod:`tessella.storage.resumable`: stopped anywhere, the same command goes
+on at the start of the batch that was not whole, and ends in the same bytes.
+
+While a ``.npz`` file is drawn, its pixels grow in a directory ``NAME.npz.part`` beside it, which is
+packed into the file, and removed, at the end. How the images were made is said by ``made.json`` in
+the directory, and by the comment of a finished archive.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import glob
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -26,87 +27,116 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella import files
-from tessella.errors import ArtifactError, InputError
-from tessella.storage import pictures
+from tessella.errors import ArtifactError, InputError, check_integer
+from tessella.storage import pictures, resumable
+from tessella.storage.resumable import RECORD
 
-RECORD = "made.json"
 PIXELS = "images.u8"
-"""Of a ``.npz`` file that is being drawn: the images so far, row-major, one after another."""
+"""File of the pixels of an archive that is being drawn: row-major, one image after another."""
 
 FREE = {"tessella", "run", "method", "n"}
-"""What may differ from the run that is gone on with: none of it changes an image."""
+"""What may differ from the series that is continued: none of it changes an image."""
 
 CHUNK = 1 << 20
 """Bytes copied at a time."""
 
 WRITERS = 16
-"""Threads that write pictures: each waits until its file is on disk, and a disk serves many at
-once."""
+"""Threads that write pictures: each waits for the disk, and a disk serves many at once."""
 
 EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
-TOLD = "{n:,.0f} of {total:,} images, {rate_noinv_fmt}, {remaining} left"
+PROGRESS = "{n:,.0f} of {total:,} images, {rate_noinv_fmt}, {remaining} left"
 
 
-class Run(ABC):
-    """A run of images on disk; :func:`opened` makes one.
+class ImageSeries(ABC):
+    """A series of images on disk; :func:`opened` makes one.
 
     Args:
         path: the directory, or the ``.npz`` file.
-        folder: where the record lies while the run is drawn.
+        folder: where the record lies while images are drawn.
         made: how the images are made, as plain values; ``n`` of them, from ``seed`` on.
         shape: ``(height, width, channels)`` of each.
-
-    Raises:
-        InputError: when the place holds something else, or more images than ``n``.
     """
 
     def __init__(
         self, path: Path, folder: Path, made: Mapping[str, Any], shape: tuple[int, int, int]
     ) -> None:
-        self.path, self.folder, self.made, self.shape = path, folder, dict(made), shape
-        self.n, self.seed = int(made["n"]), int(made["seed"])
+        self.path = path
+        self.folder = folder
+        self.made = dict(made)
+        self.shape = shape
+        self.n = check_integer("n", made["n"], least=1)
+        self.seed = int(made["seed"])
         self.next = 0
         """Number of the image that :meth:`append` takes next."""
         self._begun = False
+        self._discarded = False
 
     @property
     @abstractmethod
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all images are there, in their last form."""
 
     def resume(self, batch: int) -> int:
-        """Where drawing goes on: the first image of the batch that is not whole; ``n`` when all are
-        there."""
+        """Return the first image that is to be drawn; ``n`` when all are there.
+
+        Drawing goes on at the start of a batch, so that its batches are those of a run that was
+        never stopped.
+
+        Raises:
+            InputError: for a batch below 1.
+        """
+        batch = check_integer("batch", batch, least=1)
         there = self._count()
-        self.next = there if there == self.n else there - there % max(1, batch)
+        self.next = there if there == self.n else there - there % batch
         return self.next
 
     def append(self, images: np.ndarray) -> None:
-        """Write the next images, ``uint8 [batch, height, width, channels]``. They are on disk when
-        it returns."""
+        """Write the next images, ``uint8 [batch, height, width, channels]``, to disk.
+
+        Raises:
+            InputError: for images of another shape or type, or more than are missing.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise InputError(
+                f"the images must be uint8 [batch, {', '.join(map(str, self.shape))}], "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+        if self.next + len(images) > self.n:
+            raise InputError(f"{self.next + len(images)} images were given, n is {self.n}")
         if not self._begun:
             self._begin()
         self._write(images)
         self.next += len(images)
 
     def finish(self) -> None:
-        """Bring the run into its last form, when all images are written."""
+        """Bring the series into its last form; what was written is counted first.
+
+        Raises:
+            ArtifactError: when images are missing.
+        """
         if not self._begun and not self.finished:
             self._begin()
+        if self._count() != self.n:
+            raise ArtifactError(
+                f"{self.path} is not finished: {self._count()} of {self.n} images were written"
+            )
         self._close()
+
+    def discard(self) -> None:
+        """Remove the images and the record, to begin anew; what else lies there stays."""
+        self._discarded = True
 
     @abstractmethod
     def _count(self) -> int:
-        """Images that are there, from the first one on without a gap."""
+        """Count the images that are there, from the first one on without a gap."""
 
     def _begin(self) -> None:
-        """Write the record, and put away what the images to come replace."""
+        """Write the record, before the first image is written."""
         self._begun = True
 
     @abstractmethod
@@ -117,26 +147,33 @@ class Run(ABC):
     def _close(self) -> None:
         """Bring what is on disk into its last form."""
 
+    def check(self) -> None:
+        """Refuse a place that holds another series, more images than ``n``, or something else.
+
+        Raises:
+            InputError: saying what is there.
+        """
+        self._count()
+
     def _recorded(self) -> int:
         """Images that the record asks for; 0 where there is none."""
-        path = self.folder / RECORD
-        return self._checked(self.folder, files.read_json(path)) if path.exists() else 0
+        record = resumable.read_record(self.folder)
+        return 0 if record is None else self._same_series(self.folder, record)
 
-    def _checked(self, place: Path, found: Any) -> int:
-        """Images that were asked for with a record; refuses one of images made in another way."""
+    def _same_series(self, place: Path, found: object) -> int:
+        """Return ``n`` of a record, after refusing one of images that are made in another way."""
         way_out = f"name another --out, or delete {place} to begin anew"
         if not isinstance(found, dict) or not {"model", "seed", "n"} <= found.keys():
             raise InputError(f"{place} holds something else than a run of images: {way_out}")
-        differs = [
+        differences = [
             f"{name} {found.get(name)} (now {self.made.get(name)})"
-            for name in {**self.made, **found}
-            if name not in FREE and found.get(name) != self.made.get(name)
+            for name in resumable.differing(found, self.made, FREE)
         ]
-        if differs:
+        if differences:
             raise InputError(
-                f"{place} holds another run of images, of {', '.join(differs)}: {way_out}"
+                f"{place} holds another run of images, of {', '.join(differences)}: {way_out}"
             )
-        n = int(found["n"])
+        n = check_integer(f"n in the record of {place}", found["n"])
         if n > self.n:
             raise InputError(
                 f"{place} holds a run of {n} images, and --n is {self.n}: give --n {n}, {way_out}"
@@ -144,62 +181,67 @@ class Run(ABC):
         return n
 
 
-class Pictures(Run):
+class PictureFolder(ImageSeries):
     """A directory of single PNG files, each named by its seed and saying how it was made."""
 
     @property
     def finished(self) -> bool:
         return self._recorded() == self._count() == self.n
 
+    def discard(self) -> None:
+        super().discard()
+        for file in self.folder.iterdir():
+            # Other pictures of the user's may lie here.
+            if re.fullmatch(r"\d{8,}\.png", file.name) and files.made_here(file):
+                file.unlink()
+        resumable.remove_record(self.folder)
+
     def _count(self) -> int:
-        if not self._recorded():
-            with os.scandir(self.path) as entries:
-                if any(entry.name.endswith(".png") for entry in entries):
-                    self._checked(self.path, None)
+        if not self.path.is_dir():
             return 0
-        return next((i for i in range(self.n) if not (self.path / self._name(i)).exists()), self.n)
+        if not self._recorded():
+            foreign = any(entry.name.endswith(".png") for entry in self.path.iterdir())
+            if foreign and not self._discarded:
+                self._same_series(self.path, None)  # which refuses
+            return 0
+        for number in range(self.n):
+            if not (self.path / self._name(number)).exists():
+                return number
+        return self.n
 
     def _begin(self) -> None:
         super()._begin()
-        with self._all_or_none() as partial:
-            files.write_json(partial / RECORD, self.made)
+        with files.atomic_batch(self.path) as partial:
+            resumable.write_record(partial, self.made)
 
     def _write(self, images: np.ndarray) -> None:
         def save(number: int, image: np.ndarray) -> None:
             made = self.made | {"seed": self.seed + number, "n": 1}
             pictures.save_png(partial / self._name(number), image, made)
 
-        with self._all_or_none() as partial, ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(save, range(self.next, self.next + len(images)), images))
+        numbers = range(self.next, self.next + len(images))
+        with files.atomic_batch(self.path) as partial, ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(save, numbers, images))
 
     def _close(self) -> None:
-        pass
+        pass  # the record stays: it says how the pictures were made
 
     def _name(self, number: int) -> str:
         return f"{self.seed + number:08d}.png"
 
-    @contextlib.contextmanager
-    def _all_or_none(self) -> Iterator[Path]:
-        """A directory for whole files; they get their names, in order, when all of them are on
-        disk."""
-        partial = self.path / ".batch.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        try:
-            partial.mkdir()
-            yield partial
-            for file in sorted(partial.iterdir(), key=lambda file: (len(file.name), file.name)):
-                file.replace(self.path / file.name)
-            files.flush(self.path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
-
-class Archive(Run):
+class PictureArchive(ImageSeries):
     """A ``.npz`` file with the images ``uint8 [n, height, width, channels]`` under ``arr_0``."""
 
     @property
     def finished(self) -> bool:
         return self._packed() == self.n
+
+    def discard(self) -> None:
+        super().discard()
+        self.path.unlink(missing_ok=True)
+        for name in (PIXELS, RECORD):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _count(self) -> int:
         return max(self._loose(), self._packed())
@@ -207,20 +249,23 @@ class Archive(Run):
     def _begin(self) -> None:
         super()._begin()
         loose = self._loose()
-        files.write_json(self.folder / RECORD, self.made)
+        resumable.write_record(self.folder, self.made)
         with (self.folder / PIXELS).open("ab") as pixels:
+            # A kill can leave a part of an image at the end.
             pixels.truncate(min(loose, self.next) * self._bytes)
             if loose < self.next:
-                with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as packed:
-                    np.lib.format.read_magic(packed)
-                    np.lib.format.read_array_header_1_0(packed)
-                    packed.seek(loose * self._bytes, os.SEEK_CUR)
-                    for _ in range(loose, self.next):
-                        pixels.write(packed.read(self._bytes))
+                self._unpack(pixels, loose, self.next)
+
+    def _unpack(self, pixels: Any, start: int, stop: int) -> None:
+        """Append images ``start`` to ``stop`` of the finished archive, which is being added to."""
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as packed:
+            np.lib.format.read_magic(packed)
+            np.lib.format.read_array_header_1_0(packed)
+            packed.seek(start * self._bytes, os.SEEK_CUR)
+            for _ in range(start, stop):
+                pixels.write(packed.read(self._bytes))
 
     def _write(self, images: np.ndarray) -> None:
-        assert images.dtype == np.uint8
-        assert images.shape[1:] == self.shape
         with (self.folder / PIXELS).open("ab") as pixels:
             pixels.write(np.ascontiguousarray(images).data)
             pixels.flush()
@@ -232,104 +277,132 @@ class Archive(Run):
         for name in (PIXELS, RECORD):
             (self.folder / name).unlink(missing_ok=True)
         files.sweep(self.folder)
+        files.sweep(self.path.parent, glob.escape(self.path.name))
 
     def _pack(self) -> None:
-        partial = self.folder / f".{self.path.name}.partial"
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *self.shape)}
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.comment = json.dumps(self.made).encode("ascii")
+        with (
+            files.atomic_file(self.path) as partial,
+            zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            archive.comment = files.json_text(self.made, indent=None).encode()
             with (
                 archive.open("arr_0.npy", "w", force_zip64=True) as packed,
                 (self.folder / PIXELS).open("rb") as pixels,
             ):
                 np.lib.format.write_array_header_1_0(packed, header)
                 shutil.copyfileobj(pixels, packed, CHUNK)
-        files.flush(partial)
-        partial.replace(self.path)
-        files.flush(self.path.parent)
 
     def _loose(self) -> int:
         """Whole images among the pixels that are not packed yet."""
         pixels = self.folder / PIXELS
-        return pixels.stat().st_size // self._bytes if self._recorded() and pixels.exists() else 0
+        if not self._recorded() or not pixels.exists():
+            return 0
+        return min(self.n, pixels.stat().st_size // self._bytes)
 
     def _packed(self) -> int:
-        """Images in the ``.npz`` file; 0 where there is none."""
+        """Images that the finished archive really holds; 0 where there is none."""
         if not self.path.exists():
             return 0
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                found = json.loads(archive.comment)
-        except (zipfile.BadZipFile, ValueError):
-            found = None
-        return self._checked(self.path, found)
+        record: object = None
+        count = 0
+        unreadable = (zipfile.BadZipFile, ArtifactError, KeyError, ValueError, OSError)
+        with contextlib.suppress(*unreadable), zipfile.ZipFile(self.path) as archive:
+            record = files.parse_json(archive.comment, f"the comment of {self.path}")
+            count = self._images_in(archive)
+        recorded = self._same_series(self.path, record)
+        # The record alone does not make it finished: an archive with fewer images is drawn again.
+        return recorded if count == recorded else 0
+
+    def _images_in(self, archive: zipfile.ZipFile) -> int:
+        """Images under ``arr_0``, by its header and its length."""
+        member = archive.getinfo("arr_0.npy")
+        with archive.open(member) as packed:
+            np.lib.format.read_magic(packed)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(packed)
+            is_whole = member.file_size == packed.tell() + math.prod(shape)
+        return shape[0] if is_whole and dtype == np.uint8 and shape[1:] == self.shape else 0
 
     @property
     def _bytes(self) -> int:
+        """Size of an image."""
         return math.prod(self.shape)
 
 
 @contextlib.contextmanager
-def opened(path: Path, made: Mapping[str, Any], shape: tuple[int, int, int]) -> Iterator[Run]:
-    """The run of images at a place, new or to be gone on with; a single process at a time draws
-    there.
+def opened(
+    path: Path, made: Mapping[str, Any], shape: tuple[int, int, int], force: bool = False
+) -> Iterator[ImageSeries]:
+    """Open the series of images at a place, new or to be continued, for this process alone.
 
     Args:
         path: a name that ends in ``.npz``, or a directory.
-        made, shape: see :class:`Run`.
+        made, shape: see :class:`ImageSeries`.
+        force: begin anew where the place holds another series or a foreign archive.
 
     Raises:
         InputError: when the place holds something else, or more images than are asked for.
-        ArtifactError: when it cannot be written, or another process draws there.
+        ArtifactError: when it cannot be written, has not enough space, or another process draws
+            there.
     """
-    packed = path.suffix == ".npz" and not path.is_dir()
-    folder = path.with_name(f"{path.name}.part") if packed else path
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(exist_ok=True)
-        with lock.acquire(timeout=0):
-            try:
-                yield (Archive if packed else Pictures)(path, folder, made, shape)
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                if packed:
-                    with contextlib.suppress(OSError):  # it holds what was drawn
-                        folder.rmdir()
-    except Timeout as error:
-        raise ArtifactError(
-            f"another process draws images to {path}: wait for it, or name another --out"
-        ) from error
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror or error}; the same command goes on from there"
-        ) from error
+    is_archive = path.suffix == ".npz" and not path.is_dir()
+    folder = path.with_name(f"{path.name}.part") if is_archive else path
+    series_class = PictureArchive if is_archive else PictureFolder
+    series = series_class(path, folder, made, shape)
+    _check_place(series, force)
+    with resumable.exclusive(folder, path, "draws images", temporary=is_archive):
+        try:
+            series.check()  # again: another process may have been there meanwhile
+        except InputError:
+            if not force:
+                raise
+            series.discard()
+        yield series
+
+
+def _check_place(series: ImageSeries, force: bool) -> None:
+    """Refuse a place before anything is created there."""
+    path = series.path
+    if path.is_symlink():
+        files.check_replaceable(path)  # which refuses links
+    files.check_writable(path)
+    there = 0
+    if not force:
+        series.check()
+        there = series.resume(batch=1)
+    height, width, _ = series.shape
+    files.check_free_space(
+        path, (series.n - there) * math.prod(series.shape), f"{series.n:,} images {height}x{width}"
+    )
 
 
 @contextlib.contextmanager
 def progress(total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
-    """How many images there are, told on standard error: a bar on a terminal, elsewhere a line
-    every ten seconds.
+    """Show on standard error how many images are done.
+
+    On a terminal it is a bar, elsewhere a line every ten seconds.
 
     Yields:
-        What to call with the images so far, a part of one counting too.
+        A function to call with the images so far; a part of one counts too.
     """
-    format = "{percentage:3.0f}% |{bar}| " + TOLD
+    bar_format = "{percentage:3.0f}% |{bar}| " + PROGRESS
     bar = tqdm(
-        total=total, initial=start, unit=" images", leave=False, disable=None, bar_format=format
+        total=total, initial=start, unit=" images", leave=False, disable=None, bar_format=bar_format
     )
-    began = told = time.monotonic()
+    began = time.monotonic()
+    last_line = began
 
-    def tell(done: float) -> None:
-        nonlocal told
+    def show(done: float) -> None:
+        nonlocal last_line
         now = time.monotonic()
         if not bar.disable:
             bar.update(done - bar.n)
-        elif now - told >= EVERY:
-            told = now
+        elif now - last_line >= EVERY:
+            last_line = now
             line = tqdm.format_meter(
-                done, total, now - began, unit=" images", initial=start, bar_format=TOLD
+                done, total, now - began, unit=" images", initial=start, bar_format=PROGRESS
             )
             print(line, file=sys.stderr, flush=True)
 
     with bar:
-        yield tell
+        yield show

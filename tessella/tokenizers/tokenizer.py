@@ -69,6 +69,8 @@ class Tokenizer(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str] = "tokenizer"
+    """What a saved tokenizer's ``config.json`` says it is."""
 
     def __init__(self, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
@@ -129,6 +131,21 @@ class Tokenizer(nn.Module, ABC):
                 f"tokenizer {self.name!r} makes {len(grids)} grids of an image; ask for them with grids()"
             )
         return grids[0]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Itself: every model that a run can hold has the tokenizer that makes its symbols."""
+        return self
+
+    @property
+    def image_grid(self) -> Grid:
+        """Images of ``image_size`` as a grid of pixels with 256 levels."""
+        height, width = self.image_size
+        return Grid(height, width, self.channels, 256)
+
+    def components(self) -> dict[str, nn.Module]:
+        """The networks to save, by role."""
+        return {"tokenizer": self}
 
     @property
     def device(self) -> torch.device:

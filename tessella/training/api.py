@@ -23,7 +23,15 @@ from tessella.errors import ArtifactError, ConfigError, DataError, InputError, T
 from tessella.evaluation import save_seen, trained_on
 from tessella.grid import Grid
 from tessella.models import DensityModel, Prior, create_prior
-from tessella.pipeline import Generator, load, load_model, load_weights, locate, pixel_generator
+from tessella.pipeline import (
+    Generator,
+    class_count,
+    load,
+    load_model,
+    load_weights,
+    locate,
+    pixel_generator,
+)
 from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.training import checkpoint, loop
@@ -165,7 +173,7 @@ def train_recipe(
         )
     say(f"split: {images.recipe['split_rule']}")
     model, tokenizer = _build(recipe, images, str(own) if kept else recipe.prior_of)
-    conditional = not isinstance(model, Tokenizer) and model.classes > 0
+    conditional = class_count(model) > 0
     flip, draw = recipe.data.flip, recipe.data.binarize == "dynamic"
     labels = (images.labels, held_out.labels) if conditional else (None, None)
     examples = prepare(model, images.images, labels[0], tokenizer, recipe.train, flip, draw)
@@ -284,7 +292,7 @@ def _pair(model: Prior | Tokenizer | VAE, images: Any, labels: Any) -> tuple[Any
     """Images and labels; an image set brings its own labels, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
-    conditional = not isinstance(model, Tokenizer) and model.classes > 0
+    conditional = class_count(model) > 0
     return images.images, images.labels if labels is None and conditional else labels
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tessella import data
 from tessella.data.decoded_cache import StoredImages
-from tessella.storage.code_store import Variant as Codes
+from tessella.storage.code_set import CodeVariant as Codes
 
 Variant = torch.Tensor | StoredImages | Codes
 """Images or symbols in memory, or on disk, where they are read as they are needed."""

@@ -20,7 +20,7 @@ from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
-from tessella.pipeline import Generator
+from tessella.pipeline import Generator, class_count
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import check_images, parts

@@ -18,7 +18,7 @@ import torch
 import tessella as ts
 from tessella import files
 from tessella.data import ImageSet
-from tessella.errors import ArtifactError, ConfigError, InputError
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.models.hierarchy import pack
 from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer
@@ -86,8 +86,8 @@ def test_what_is_read_is_what_the_tokenizer_makes(kind: str, tmp_path: Path) -> 
 def test_codes_take_the_least_type_that_holds_them(tmp_path: Path) -> None:
     for kind, dtype in (("vqvae", np.int16), ("residual", np.uint8)):
         stored = code_store.tokenize(tokenizer(kind), images(20), tmp_path / kind)
-        assert stored._maps["codes.0"][0].dtype == dtype
-        assert isinstance(stored._maps["codes.0"][0].base, np.ndarray | np.memmap), (
+        assert stored.shard(0)["codes.0"].dtype == dtype
+        assert isinstance(stored.shard(0)["codes.0"].base, np.ndarray | np.memmap), (
             "not read, but mapped"
         )
 
@@ -270,3 +270,126 @@ def test_codes_made_for_a_prior_are_kept_in_the_cache(
     monkeypatch.setenv("TESSELLA_CODES", "0")
     assert code_store.cached(made, given.images, False) is None
     assert files.read_json(next((tmp_path / "codes").iterdir()) / "config.json")["count"] == 100
+
+
+def damaged_config(path: Path, **changes: Any) -> None:
+    config = files.read_json(path / "config.json")
+    files.write_json(path / "config.json", config | changes)
+
+
+def test_training_and_decoding_notice_zeroed_bytes(tmp_path: Path) -> None:
+    made = tokenizer()
+    code_store.tokenize(made, images(), tmp_path)
+    place = tmp_path / "codes-00002.safetensors"
+    content = bytearray(place.read_bytes())
+    content[-400:] = bytes(400)
+    place.write_bytes(content)
+    stored = code_store.open_codes(tmp_path, made)
+    with pytest.raises(ArtifactError, match=r"codes-00002.*damaged.*tessella tokenize"):
+        list(code_store.decoded(stored, made))
+    with pytest.raises(ArtifactError, match="codes-00002"):
+        stored.variant()[np.array([40])]
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_every_flipped_byte_of_a_shard_is_noticed(tmp_path: Path, where: str) -> None:
+    made = tokenizer()
+    code_store.tokenize(made, images(20), tmp_path)
+    place = tmp_path / "codes-00000.safetensors"
+    content = place.read_bytes()
+    at = {"first": 8, "middle": len(content) // 2, "last": len(content) - 1}[where]
+    for offset in range(max(0, at - 8), min(len(content), at + 8)):
+        changed = bytearray(content)
+        changed[offset] ^= 1
+        place.write_bytes(changed)
+        with pytest.raises(ArtifactError, match="codes-00000"):
+            list(code_store.decoded(code_store.open_codes(tmp_path, made), made))
+
+
+def test_codes_without_hashes_load_with_a_note_and_their_range_is_checked(tmp_path: Path) -> None:
+    made = tokenizer()
+    code_store.tokenize(made, images(20), tmp_path)
+    config = files.read_json(tmp_path / "config.json")
+    without = [{k: v for k, v in shard.items() if k != "sha256"} for shard in config["shards"]]
+    damaged_config(tmp_path, shards=without)
+    with pytest.warns(TessellaWarning, match="no hashes"):
+        stored = code_store.open_codes(tmp_path, made)
+    assert len(list(code_store.decoded(stored, made, batch=20))) == 1
+    shard = tmp_path / "codes-00000.safetensors"
+    tensors = files.read_tensors(shard)
+    tensors["codes.0"][3] = 300  # of a codebook of 300
+    files.write_tensors(shard, tensors)
+    with pytest.warns(TessellaWarning):
+        stored = code_store.open_codes(tmp_path, made)
+    with pytest.raises(ArtifactError, match=r"outside 0\.\.299"):
+        stored[:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": -1},
+        {"count": 10**12},
+        {"count": "x"},
+        {"count": 21},
+        {"grids": []},
+        {"grids": 5},
+        {"grids": [{"height": 0}]},
+        {"shape": [12, 8]},
+        {"shape": [24, 16, 1]},
+        {"shape": [12, 8, 3]},
+        {"shard_images": 0},
+        {"shards": []},
+        {"shards": [5, 6]},
+        {"shards": [{"name": "../x", "bytes": 3, "sha256": ""}] * 2},
+        {"mirrored": 5},
+        {"mirrored": True},
+        {"labelled": None},
+        {"tokenizer": 5},
+        {"data": []},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_contradicts_its_codes_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made = tokenizer()
+    code_store.tokenize(made, images(20), tmp_path)
+    damaged_config(tmp_path, **changes)
+    with pytest.raises((ArtifactError, InputError), match=str(tmp_path)):
+        code_store.open_codes(tmp_path, made).check()
+
+
+def test_tokenizing_again_makes_damaged_shards_again(tmp_path: Path) -> None:
+    made = tokenizer()
+    code_store.tokenize(made, images(), tmp_path)
+    before = contents(tmp_path)
+    place = tmp_path / "codes-00001.safetensors"
+    place.write_bytes(place.read_bytes()[:-3] + b"abc")
+    (tmp_path / "codes-00004.safetensors").unlink()
+    code_store.tokenize(made, images(), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_refused_tokenize_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").touch()
+    with pytest.raises(InputError, match="something else"):
+        code_store.tokenize(tokenizer(), images(20), tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["holiday.txt"]
+    with pytest.raises(InputError, match="workers"):
+        code_store.tokenize(tokenizer(), images(20), tmp_path / "new", workers=-1)
+    assert not (tmp_path / "new").exists()
+    code_store.tokenize(tokenizer(), images(20), tmp_path / "codes")
+    assert not (tmp_path / "codes" / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"batch": -3}, {"batch": 0}, {"start": -1}, {"n": 101}, {"n": True}]
+)
+def test_numbers_of_decoding_are_checked_at_the_call(
+    tmp_path: Path, numbers: dict[str, Any]
+) -> None:
+    made = tokenizer()
+    stored = code_store.tokenize(made, images(), tmp_path)
+    with pytest.raises(InputError, match=next(iter(numbers))):
+        code_store.decoded(stored, made, **numbers)

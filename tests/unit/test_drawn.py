@@ -283,3 +283,87 @@ def test_progress_says_nothing_of_what_is_quick(capsys: pytest.CaptureFixture[st
         tell(1)
         tell(2)
     assert not capsys.readouterr().err
+
+
+def test_what_was_not_written_does_not_count_as_finished(path: Path) -> None:
+    with image_writer.opened(path, {**MADE, "n": 11}, SHAPE) as run:
+        run.append(next(batches(11, 0, 4)))
+        with pytest.raises(ArtifactError, match="4 of 11 images"):
+            run.finish()
+    assert draw(path, 11) == 4
+
+
+def test_a_record_that_promises_more_than_there_is_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    draw(path, 11)
+    good = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:  # its record says 11 images, finished
+        archive.comment = json.dumps({**MADE, "n": 11}).encode()
+        with archive.open("arr_0.npy", "w") as packed:
+            np.lib.format.write_array(packed, np.zeros((0, *SHAPE), np.uint8))
+    assert draw(path, 11) == 0
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("batch", [0, -3, True])
+def test_a_batch_that_is_no_number_of_images_is_refused(path: Path, batch: Any) -> None:
+    with (
+        pytest.raises(InputError, match="batch must be an integer of at least 1"),
+        image_writer.opened(path, {**MADE, "n": 11}, SHAPE) as run,
+    ):
+        run.resume(batch)
+    assert contents(path.parent) == {}
+
+
+def test_images_of_another_shape_or_too_many_are_refused(path: Path) -> None:
+    with image_writer.opened(path, {**MADE, "n": 2}, SHAPE) as run:
+        with pytest.raises(InputError, match="uint8"):
+            run.append(np.zeros((1, *SHAPE)))
+        with pytest.raises(InputError, match="n is 2"):
+            run.append(np.zeros((3, *SHAPE), np.uint8))
+
+
+def test_more_than_the_disk_holds_is_refused_before_it_begins(path: Path) -> None:
+    with (
+        pytest.raises(ArtifactError, match="free"),
+        image_writer.opened(path, {**MADE, "n": 10**13}, SHAPE),
+    ):
+        raise AssertionError("it began")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_refused_run_leaves_nothing(path: Path) -> None:
+    draw(path, 3)
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(InputError, match="another run"):
+        draw(path, 3, seed=8)
+    assert sorted(path.parent.rglob("*")) == before
+
+
+def test_force_begins_anew_and_keeps_what_is_not_ours(path: Path) -> None:
+    draw(path, 11, seed=100)
+    if not path.suffix:
+        (path / "holiday.png").write_bytes(b"mine")
+    with image_writer.opened(path, {**MADE, "n": 4}, SHAPE, force=True) as run:
+        assert run.resume(4) == 0
+        run.append(next(batches(4, 0, 4)))
+        run.finish()
+    assert draw(path, 4) == 4
+    if not path.suffix:
+        assert sorted(file.name for file in path.iterdir()) == [
+            *(f"{seed:08d}.png" for seed in range(7, 11)),
+            "holiday.png",
+            "made.json",
+        ]
+
+
+def test_a_link_to_an_archive_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.npz").write_bytes(b"mine")
+    (tmp_path / "x.npz").symlink_to("real.npz")
+    for force in (False, True):
+        with (
+            pytest.raises(InputError, match="is a link"),
+            image_writer.opened(tmp_path / "x.npz", {**MADE, "n": 2}, SHAPE, force),
+        ):
+            raise AssertionError("it began")
+    assert (tmp_path / "real.npz").read_bytes() == b"mine"

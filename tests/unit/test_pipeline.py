@@ -14,7 +14,22 @@ import torch
 
 import tessella as ts
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
-from tessella.pipeline import bundled, fingerprint, pixel_generator, save_model
+from tessella.pipeline import (
+    BoundsImages,
+    CompletesImages,
+    DrawsImages,
+    SavedModel,
+    ScoresImages,
+    bundled,
+    class_count,
+    fingerprint,
+    learned_tokenizer,
+    pixel_generator,
+    pixel_levels,
+    require,
+    require_codes,
+    save_model,
+)
 from tessella.pipeline.model_card import card
 
 
@@ -42,6 +57,54 @@ def pixels() -> ts.Generator:
             "gated-pixelcnn", ts.Grid(6, 5, 3, 8), head="logistic-mixture", layers=2, hidden=4
         )
     )
+
+
+def variational() -> ts.VAE:
+    return ts.create_vae(image_size=(6, 5), channels=3, levels=8, hidden=4, latent=2)
+
+
+CAPABILITIES = (DrawsImages, CompletesImages, ScoresImages, BoundsImages)
+HELD = {
+    "density-model": (pixels, {DrawsImages, CompletesImages, ScoresImages}),
+    "generator": (two_stage, {DrawsImages, CompletesImages, ScoresImages}),
+    "tokenizer": (tokenizer, set()),
+    "vae": (variational, {DrawsImages, BoundsImages}),
+}
+"""What a run can hold: how to make a small one, and what it can do."""
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_all_that_a_run_can_hold_is_one_kind_of_thing(kind: str) -> None:
+    make, able = HELD[kind]
+    model = make()
+    assert isinstance(model, SavedModel)
+    assert model.kind == kind
+    assert model.image_grid.levels == 256
+    assert model.image_grid.shape == (*model.tokenizer.image_size, 3)
+    assert fingerprint(model) == fingerprint(model.to("cpu"))
+    assert class_count(model) == 0
+    for capability in CAPABILITIES:
+        if capability in able:
+            assert require(model, capability, "RUN") is model
+        else:
+            with pytest.raises(InputError, match="^RUN is a (tokenizer|VAE|.* model), which "):
+                require(model, capability, "RUN")
+
+
+def test_codes_come_from_learned_tokenizers_only() -> None:
+    assert learned_tokenizer(pixels()) is None
+    assert learned_tokenizer(variational()) is None
+    generator = two_stage()
+    assert require_codes(generator, "RUN") is generator.tokenizer
+    with pytest.raises(InputError, match="RUN is a VAE on pixels, without a learned tokenizer"):
+        require_codes(variational(), "RUN")
+    assert [pixel_levels(model) for model in (pixels(), variational(), generator)] == [8, 8, None]
+
+
+def test_what_is_expected_of_a_run_is_checked() -> None:
+    assert isinstance(ts.load("digits", expect=ts.Generator), ts.Generator)
+    with pytest.raises(InputError, match="digits-vqvae is a tokenizer, not a Generator"):
+        ts.load("digits-vqvae", expect=ts.Generator)
 
 
 def photographs(n: int = 3, height: int = 6, width: int = 10) -> np.ndarray:

@@ -14,7 +14,7 @@ from tessella.config import Recipe, from_dict
 from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.files import read_json, write_json
 from tessella.grid import LN2
-from tessella.pipeline import load, save_model
+from tessella.pipeline import CompletesImages, load, require, save_model
 from tessella.training.api import train
 from tessella.training.vae_task import VAETask
 from tessella.vae import VAE, create_vae
@@ -212,8 +212,8 @@ def test_sizes_out_of_range_are_refused(config: dict[str, Any], message: str) ->
 @pytest.mark.filterwarnings("ignore:.*violates type hint")
 def test_what_it_cannot_do_is_refused() -> None:
     model = tiny()
-    with pytest.raises(InputError, match="cannot keep known pixels"):
-        model.complete(some(), torch.ones(6, 5, dtype=torch.bool))
+    with pytest.raises(InputError, match="RUN is a VAE, which cannot keep known pixels"):
+        require(model, CompletesImages, "RUN")
     with pytest.raises(InputError, match="images of 6x5"):
         model.bound(some()[:, :4])
     with pytest.raises(InputError, match="samples"):
