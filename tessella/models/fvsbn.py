@@ -53,6 +53,7 @@ class FVSBN(SequenceModel):
     """
 
     name = "fvsbn"
+    undecayed = ("bias",)  # of each class and place: not shrunk by weight decay
 
     def __init__(
         self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1

@@ -91,6 +91,7 @@ class MADE(SequenceModel):
     """
 
     name = "made"
+    undecayed = ("bias",)  # of each place: not shrunk by weight decay
     pass_is_cheap = True
 
     def __init__(

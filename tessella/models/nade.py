@@ -63,6 +63,7 @@ class NADE(SequenceModel):
     """
 
     name = "nade"
+    undecayed = ("bias", "hidden_bias")  # of each class: not shrunk by weight decay
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ OBJECTS = ("recipe", "data", "task", "environment", "progress", "figures")
 """Entries that are JSON objects, where they are there."""
 
 
-def read_record(run: Path) -> dict[str, Any]:
+def read_run_record(run: Path) -> dict[str, Any]:
     """Read the record of a run directory; empty where there is none.
 
     Raises:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
 from tessella.pipeline import Generator, class_count
+from tessella.pipeline.loading import Network
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import check_images, parts
@@ -34,7 +35,7 @@ IN_MEMORY = 1 << 30
 ENCODED_AT_ONCE = 256
 """Images that are encoded together, for a prior."""
 
-Trainable: TypeAlias = Prior | Tokenizer | VAE
+Trainable = Network
 """What can be trained."""
 
 FOLDER_LINES = (
@@ -42,14 +43,6 @@ FOLDER_LINES = (
     'DataConfig("folder:{path}", size="64"), "train")'
 )
 """The line that loads a folder, for a message."""
-
-
-class Source(Protocol):
-    """Images or codes that know what they are."""
-
-    def identity(self) -> dict[str, Any]: ...
-
-    def hashes(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ def prepare(
     Raises:
         InputError, ConfigError: where they do not fit each other.
     """
-    classes = 0 if isinstance(model, Tokenizer) else model.classes
+    classes = class_count(model)
     if labels is not None and not classes:
         raise InputError(
             "labels were given, but the model has no classes: create it with classes=n"
@@ -197,8 +190,7 @@ def own_labels(model: Trainable, images: Any, labels: Any) -> tuple[Any, Any]:
     """Images and labels; an image set brings its labels itself, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
-    conditional = not isinstance(model, Tokenizer) and model.classes > 0
-    if labels is None and conditional:
+    if labels is None and class_count(model):
         labels = images.labels
     return images.images, labels
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,9 +22,6 @@ from tessella.errors import ArtifactError, TrainingError
 from tessella.pipeline import FORMAT
 from tessella.pipeline.run_record import check_record
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
 """Folders of a run that something is written to."""
 
@@ -33,6 +30,15 @@ LOCK = ".lock"
 
 EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
 """Files and folders of a run before its first checkpoint; run.json makes the directory a run."""
+
+
+@runtime_checkable
+class Board(Protocol):
+    """The writer of TensorBoard, which is an extra."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunDirectory:
@@ -46,7 +52,7 @@ class RunDirectory:
     def __init__(self, path: Path | str, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
         self._without_board = False
         self._lock = FileLock(self.path / LOCK)
 
@@ -201,7 +207,7 @@ class RunDirectory:
         except OSError as error:
             raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
-    def _tensorboard(self) -> SummaryWriter | None:
+    def _tensorboard(self) -> Board | None:
         if self._board is None and not self._without_board:
             try:
                 from torch.utils.tensorboard import SummaryWriter
