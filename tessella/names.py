@@ -28,7 +28,7 @@ PLACES = {
 }
 """Folder or module of the classes of each kind."""
 
-NOT_CHOSEN = {"hierarchy", "identity"}
+NOT_CHOSEN = {"hierarchy"}
 """Names of classes that recipes do not name: they come about by themselves."""
 
 TABLES = {
