@@ -13,6 +13,7 @@ import torch
 from tessella.config import TrainConfig
 from tessella.training.engine import Fabric, cuda_devices
 from tessella.training.examples import Examples
+from tessella.training.stream import Stream
 from tessella.training.tasks import Task
 
 
@@ -27,7 +28,9 @@ class Forecast:
     """Peak of the process (CPU) or of the device."""
 
 
-def forecast(fabric: Fabric, task: Task, examples: Examples, config: TrainConfig) -> Forecast:
+def forecast(
+    fabric: Fabric, task: Task, examples: Examples | Stream, config: TrainConfig
+) -> Forecast:
     """Time two steps forward and backward on a copy of the task.
 
     The run stays untouched: weights, codebooks and random numbers are the copy's. Other programs on
@@ -48,6 +51,8 @@ def forecast(fabric: Fabric, task: Task, examples: Examples, config: TrainConfig
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.monotonic() - started)
+    if isinstance(examples, Stream):
+        examples.rewind()
     # The first one pays for what is set up once.
     step_seconds = min(times) * config.accumulate
     return Forecast(

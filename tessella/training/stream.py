@@ -61,9 +61,7 @@ class Stream:
         if iter(iterable) is iterable:
             raise InputError(ONE_PASS)
         self._sample, self._count = self._first_images()
-        self._images: Iterator[tuple[torch.Tensor, torch.Tensor | None]] = iter(())
-        self._rest_images = torch.empty(0, *self.example_shape, dtype=torch.uint8)
-        self._rest_labels = torch.empty(0, dtype=torch.int64)
+        self.rewind()
 
     def __len__(self) -> int:
         """Images of one pass; where the end was not seen, those that were."""
@@ -88,6 +86,13 @@ class Stream:
     def example_bytes(self) -> int:
         """Memory of one image."""
         return self._sample.example_bytes
+
+    def rewind(self) -> None:
+        """Begin a new pass with the next batch."""
+        self._images: Iterator[tuple[torch.Tensor, torch.Tensor | None]] = iter(())
+        # Images that were given and did not fit into the last batch, and their labels.
+        self._rest_images = torch.empty(0, *self.example_shape, dtype=torch.uint8)
+        self._rest_labels = torch.empty(0, dtype=torch.int64)
 
     def sample(self) -> Examples:
         """The first images, in memory, which a baseline is fitted to."""
