@@ -221,8 +221,10 @@ def shown(row: Mapping[str, Any]) -> str:
         return f"{row['name']:36} failed: {row['failed']}"
     error = row["psnr_db_se"]
     return (
-        f"{row['name']:36} {row['psnr_db']:.3f} ± {error:.3f} dB, {row['usage']:6.1%} used, perplexity "
-        f"{_mean(row['code_perplexity']):7.1f} ({_mean(row['code_perplexity_share']):.3f} of the codes), "
+        f"{row['name']:36} {row['psnr_db']:.3f} ± {error:.3f} dB, {row['usage']:6.1%} used, "
+        "perplexity "
+        f"{_mean(row['code_perplexity']):7.1f} ({_mean(row['code_perplexity_share']):.3f} of the "
+        "codes), "
         f"{row['seconds_a_step']:.4f} s a step, {row['steps']} steps"
     )
 

@@ -253,7 +253,8 @@ def line(row: dict[str, Any]) -> str:
         f"; {p['name']} {p['ms_a_step']:.1f} ms, {p['over_ours']:.1f}x ours" for p in row["peers"]
     )
     return (
-        f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is {row['naive_over_ours']:.0f}x; "
+        f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is "
+        f"{row['naive_over_ours']:.0f}x; "
         f"{row['pixels_a_second']:.0f} pixels/s; of the floor {shares}{others}; "
         f"{row['symbols_that_differ']} of {row['symbols_replayed']} symbols differ"
         + "".join(f"; no peer ({why})" for why in row["peers_missing"])

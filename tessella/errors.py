@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 
 
@@ -36,9 +37,15 @@ class TrainingError(TessellaError):
     """Training cannot start or go on: the loss is not finite, or a resume does not fit."""
 
 
+class NumericalError(TessellaError, ArithmeticError):
+    """A model's parameters are NaN or infinite, so that it gives no probabilities."""
+
+
 class TessellaWarning(UserWarning):
-    """Something that works, and that the caller will hardly want. The command line prints it as one
-    line."""
+    """Something that works, but probably not as the caller wants.
+
+    The command line prints it as one line.
+    """
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -49,9 +56,17 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     "unknown head 'categorial'; did you mean 'categorical'? Known: categorical, logistic-mixture"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The words that offer the nearest of some names; empty where none is near.
+
+    >>> nearest("sampel", ["train", "sample"])
+    "; did you mean 'sample'?"
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_integer(name: str, value: object, least: int = 0, most: int | None = None) -> int:
@@ -69,11 +84,14 @@ def check_integer(name: str, value: object, least: int = 0, most: int | None = N
     Traceback (most recent call last):
     tessella.errors.InputError: batch must be an integer of at least 1, got 0
     """
-    is_integer = hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_")
-    if is_integer:
-        number = int(value)  # type: ignore[call-overload]
-        if number >= least and (most is None or number <= most):
-            return int(number)
+    if type(value).__name__ not in ("bool", "bool_"):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass  # a float, a string, an array of several values
+        else:
+            if number >= least and (most is None or number <= most):
+                return number
     allowed = f"of at least {least}" if most is None else f"in {least}..{most}"
     raise InputError(f"{name} must be an integer {allowed}, got {value!r}")
 

@@ -10,20 +10,25 @@ sequence.
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from tessella.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 LN2 = math.log(2.0)
 
+Quantity = TypeVar("Quantity", "float", "torch.Tensor", "np.ndarray[tuple[int, ...], np.dtype]")
+"""Nats or bits: one number, or a tensor or array of them."""
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The shape of a grid of symbols, and the units its probabilities are told in.
+    """The shape of a grid of symbols, and the units of its probabilities.
 
     Args:
         height: rows.
@@ -78,15 +83,15 @@ class Grid:
         row, column = divmod(pixel, self.width)
         return row, column, channel
 
-    def bits_per_dim(self, nats: Any) -> Any:
-        """Nats of an image to bits per symbol of this grid. Takes a float or a tensor."""
+    def bits_per_dim(self, nats: Quantity) -> Quantity:
+        """Nats of an image to bits per symbol of this grid."""
         return nats / (LN2 * self.symbols)
 
-    def nats(self, bits_per_dim: Any) -> Any:
-        """Bits per symbol of this grid to nats of an image. Takes a float or a tensor."""
+    def nats(self, bits_per_dim: Quantity) -> Quantity:
+        """Bits per symbol of this grid to nats of an image."""
         return bits_per_dim * (LN2 * self.symbols)
 
-    def check(self, x: Any) -> torch.Tensor:
+    def check(self, x: object) -> torch.Tensor:
         """Symbols as ``int64 [batch, height, width, channels]``, after checking shape, type and
         range.
 
@@ -97,31 +102,59 @@ class Grid:
             InputError: when the type is not an integer one, the shape is not this grid's, or a
                 symbol is out of range.
         """
-        import torch
-
-        if not isinstance(x, torch.Tensor):
-            x = torch.as_tensor(x)
-        if x.is_floating_point() or x.is_complex():
+        symbols = to_tensor("symbols", x)
+        if symbols.is_floating_point() or symbols.is_complex():
             raise InputError(
-                f"symbols must be integers, got {x.dtype}; uint8 images become symbols with tokenizer.encode(images)"
+                f"symbols must be integers, got {symbols.dtype}; "
+                "uint8 images become symbols with tokenizer.encode(images)"
             )
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
+        if symbols.dim() != 4 or tuple(symbols.shape[1:]) != self.shape:
             raise InputError(
-                f"symbols must have shape [batch, {self.height}, {self.width}, {self.channels}], got {list(x.shape)}"
+                f"symbols must have shape [batch, {self.height}, {self.width}, {self.channels}], "
+                f"got {list(symbols.shape)}"
             )
-        x = x.long()
-        if x.numel():
-            low, high = int(x.min()), int(x.max())
+        # Unsigned values from 2^63 on become negative here, and are refused with the negative ones.
+        symbols = symbols.long()
+        if symbols.numel():
+            low = int(symbols.min())
+            high = int(symbols.max())
             if low < 0 or high >= self.levels:
                 raise InputError(
                     f"symbols must lie in 0..{self.levels - 1}, got values {low}..{high}"
                 )
-        return x
+        return symbols
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}x{self.channels} of {self.levels} levels"
 
 
-def bits(nats: Any) -> Any:
-    """Nats to bits. Takes a float or a tensor."""
+def to_tensor(name: str, value: object) -> torch.Tensor:
+    """A caller's tensor, numpy array or nested list as a tensor, without a copy where possible.
+
+    Args:
+        name: of the argument, for the message.
+        value: what the caller gave.
+
+    Raises:
+        InputError: for what holds no numbers, or rows of different lengths.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        # torch has no negative strides, which images[:, ::-1] has.
+        value = np.ascontiguousarray(value) if value.ndim else value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"{name} must be a tensor, a numpy array or nested lists of numbers, "
+            f"got {reprlib.repr(value)}"
+        ) from error
+
+
+def bits(nats: Quantity) -> Quantity:
+    """Nats to bits."""
     return nats / LN2

@@ -10,6 +10,10 @@ The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011
 symbol ``t`` of a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where
 ``P`` is ``K`` rounded up to a multiple of four. Of several grids of one image, each has a key of
 its own.
+
+These are the seeds of *images*. The seed of :func:`tessella.create` is that of a model's first
+weights, the seed of a recipe that of weights, data order and dropout; they have nothing to do with
+each other.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tessella.errors import InputError
+from tessella.errors import check_integer
 from tessella.grid import Grid
 
 BLOCK_WORDS = 4
@@ -25,6 +29,9 @@ BLOCK_WORDS = 4
 
 BUFFER_WORDS = 1 << 22
 """Words held at a time over all images; a row where it fits, fewer symbols where it does not."""
+
+SEEDS = 1 << 64
+"""How many seeds there are."""
 
 
 class Noise:
@@ -44,11 +51,17 @@ class Noise:
     def __init__(
         self, grid: Grid, n: int, seed: int = 0, device: torch.device | str = "cpu", part: int = 0
     ) -> None:
-        check_seed(seed, n)
-        self.grid, self.n, self.seed, self.device = grid, n, seed, torch.device(device)
-        self._part = part << 64  # a key has 128 bits, a seed 64
+        self.grid = grid
+        self.n = n
+        self.seed = check_seed(seed, n)
+        self.device = torch.device(device)
+        # A key has 128 bits, and a seed takes the lower 64 of them.
+        self._part = part << 64
+        # Words of a symbol: its levels, rounded up to whole blocks of the generator.
         self._stride = -(-grid.levels // BLOCK_WORDS) * BLOCK_WORDS
-        self._span = max(1, min(grid.row_symbols, BUFFER_WORDS // max(1, self._stride * n)))
+        # Symbols that are held at a time.
+        affordable = BUFFER_WORDS // max(1, self._stride * n)
+        self._span = max(1, min(grid.row_symbols, affordable))
         self._start = -1
         self._buffer = torch.empty(0)
 
@@ -60,33 +73,33 @@ class Noise:
         return self._buffer[index - start]
 
     def _fill(self, start: int) -> None:
+        """Make the numbers of ``span`` symbols, from symbol ``start`` on."""
         count = min(self._span, self.grid.symbols - start)
         words = np.empty((self.n, count * self._stride), dtype=np.uint64)
+        counter = start * self._stride // BLOCK_WORDS
         for image in range(self.n):
-            bits = np.random.Philox(
-                key=self._part + self.seed + image, counter=start * self._stride // BLOCK_WORDS
-            )
-            words[image] = bits.random_raw(count * self._stride)
-        words = words.reshape(self.n, count, self._stride)[:, :, : self.grid.levels].swapaxes(0, 1)
+            key = self._part + self.seed + image
+            words[image] = np.random.Philox(key=key, counter=counter).random_raw(words.shape[1])
+        # [n, words] -> [symbols, n, levels]
+        words = words.reshape(self.n, count, self._stride)
+        words = words[:, :, : self.grid.levels].swapaxes(0, 1)
         # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0,
         # never 1.
-        uniform = (
-            torch.from_numpy((words >> np.uint64(12)).view(np.int64))
-            .double()
-            .add_(0.5)
-            .mul_(2.0**-52)
-        )
-        self._buffer = uniform.log_().neg_().log_().neg_().to(self.device)
+        cells = torch.from_numpy((words >> np.uint64(12)).view(np.int64))
+        uniform = cells.double().add_(0.5).mul_(2.0**-52)
+        # E = -log U, and the noise is -log E.
+        noise = uniform.log_().neg_().log_().neg_()
+        self._buffer = noise.to(self.device)
         self._start = start
 
 
-def check_seed(seed: int, n: int = 1) -> None:
-    """Refuse a seed that ``n`` images cannot be numbered from.
+def check_seed(seed: object, n: int = 1) -> int:
+    """Return the seed of the first of ``n`` images, or refuse it.
+
+    This is the one check of such a seed. Callers that draw in several batches make it for all their
+    images before the first one.
 
     Raises:
         InputError: when it is not an integer with ``0 <= seed`` and ``seed + n <= 2^64``.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 or seed + n > 2**64:
-        raise InputError(
-            f"a seed must be an integer in 0..2^64 - {n} (image i has the seed plus i), got {seed!r}"
-        )
+    return check_integer("seed", seed, least=0, most=SEEDS - n)

@@ -19,7 +19,7 @@ from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
 from tessella.noise import check_seed
-from tessella.pipeline.saved_model import SamplingKeywords, Watch
+from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import Symbols, check_images, parts
@@ -37,6 +37,10 @@ class _Kept:
         symbols = tuple(part[rows] for part in self.symbols)
         known = tuple(part[rows] for part in self.known)
         return _Kept(symbols, known)
+
+    def check(self, level: int, prior: DensityModel) -> sampling.KnownSymbols:
+        """The symbols of one grid, checked."""
+        return sampling.KnownSymbols.check(prior, self.symbols[level], self.known[level])
 
 
 class Generator:
@@ -133,7 +137,7 @@ class Generator:
         watch: Watch | None = None,
         x: Symbols | None = None,
         known: Symbols | None = None,
-        **options: Unpack[SamplingKeywords],
+        **options: Unpack[sampling.SamplingKeywords],
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
@@ -153,7 +157,7 @@ class Generator:
         watch: Watch | None = None,
         x: Symbols | None = None,
         known: Symbols | None = None,
-        **options: Unpack[SamplingKeywords],
+        **options: Unpack[sampling.SamplingKeywords],
     ) -> Iterator[torch.Tensor]:
         """Draw images batch by batch, in the memory of one batch however many there are.
 
@@ -187,14 +191,14 @@ class Generator:
         every: int = 0,
         x: Symbols | None = None,
         known: Symbols | None = None,
-        **options: Unpack[SamplingKeywords],
+        **options: Unpack[sampling.SamplingKeywords],
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Draw images and watch: ``(symbols in place, uint8 images)``.
 
         Arguments as of :func:`tessella.stream`.
         """
-        samplers = self._samplers(options)
-        for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known), every):
+        samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
+        for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known)):
             yield index, self.tokenizer.decode(symbols)
 
     def complete(
@@ -206,7 +210,7 @@ class Generator:
         batch: int = sampling.BATCH,
         cond: Cond = None,
         watch: Watch | None = None,
-        **options: Unpack[SamplingKeywords],
+        **options: Unpack[sampling.SamplingKeywords],
     ) -> torch.Tensor:
         """Keep the known part of images, draw the rest.
 
@@ -309,7 +313,7 @@ class Generator:
         cond: Cond,
         watch: Watch | None,
         kept: _Kept | None,
-        options: SamplingKeywords,
+        options: sampling.SamplingKeywords,
     ) -> Iterator[torch.Tensor]:
         """:meth:`batches`, around symbols that are kept."""
         _check_integer("n", n, 1)
@@ -318,7 +322,7 @@ class Generator:
         check_seed(seed, n)
         # Checked for all images at once, so that no batch is drawn before the refusal.
         condition = None if cond is None else self.prior.condition(cond, n)
-        samplers = self._samplers(options)
+        samplers = self._samplers(sampling.Sampling.from_keywords(**options))
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
             size = rows.stop - rows.start
@@ -331,11 +335,11 @@ class Generator:
                     watch(first + size * placed / self.symbols)
             yield self.tokenizer.decode(symbols)
 
-    def _samplers(self, options: SamplingKeywords) -> list[sampling.Sampler]:
+    def _samplers(self, options: sampling.Sampling) -> list[sampling.Sampler]:
         """One sampler for each grid, each with noise of its own."""
         samplers = []
         for part, prior in enumerate(self.priors):
-            samplers.append(sampling.Sampler(prior, part=part, **options))
+            samplers.append(sampling.Sampler(prior, options, part))
         return samplers
 
     def _grids(
@@ -345,7 +349,6 @@ class Generator:
         seed: int,
         cond: Cond,
         kept: _Kept | None,
-        every: int = 0,
     ) -> Iterator[tuple[int, Any]]:
         """Draw the grids of ``n`` images one after another.
 
@@ -353,9 +356,8 @@ class Generator:
             ``(symbols in place, symbols)``, 0 where there is none yet.
         """
         if len(samplers) == 1:
-            x = None if kept is None else kept.symbols[0]
-            known = None if kept is None else kept.known[0]
-            yield from samplers[0].stream(n, seed, cond, every, x, known)
+            known = None if kept is None else kept.check(0, self.priors[0])
+            yield from samplers[0].stream(n, seed, cond, known)
             return
         labels = None if cond is None else self.prior.condition(cond, n).labels
         symbols = []
@@ -363,11 +365,10 @@ class Generator:
             symbols.append(torch.zeros(n, *grid.shape, dtype=torch.int64, device=self.device))
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
-            x = None if kept is None else kept.symbols[level]
-            known = None if kept is None else kept.known[level]
+            known = None if kept is None else kept.check(level, prior)
             # A finer grid is drawn given the coarser one, which is complete by now.
             condition = level_condition(prior, labels, symbols[:level]) or None
-            for index, drawn in sampler.stream(n, seed, condition, every, x, known):
+            for index, drawn in sampler.stream(n, seed, condition, known):
                 symbols[level] = drawn
                 yield before + index, tuple(symbols)
             # The sampler reuses its array for the next batch.

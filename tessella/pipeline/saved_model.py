@@ -13,7 +13,7 @@ Callers ask for the capability they need, never for a class::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack, cast, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, Unpack, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torch import nn
 from tessella.errors import InputError
 from tessella.grid import Grid
 from tessella.models.condition import Cond
+from tessella.sampling import SamplingKeywords
 from tessella.tokenizers import Tokenizer
 
 Watch = Callable[[float], object]
@@ -78,16 +79,6 @@ class Component(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Its weights, by name."""
-
-
-class SamplingKeywords(TypedDict, total=False):
-    """Keywords of every method that draws symbols; see :func:`tessella.stream`."""
-
-    method: str
-    temperature: float
-    top_k: int
-    top_p: float
-    guidance: float
 
 
 @runtime_checkable

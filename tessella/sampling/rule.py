@@ -1,22 +1,41 @@
-"""How a sampler bends the distribution of a symbol before it draws from it."""
+"""How a sampler changes the distribution of a symbol before it draws from it.
+
+The options are readable without torch, so that the command line can make its flags of them.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
 
-import torch
+from tessella.errors import InputError, check_integer, check_number
 
-from tessella.errors import InputError
-from tessella.heads import Categorical
+if TYPE_CHECKING:
+    import torch
+
+COLDEST = 1e-30
+"""Below this temperature the likeliest level is certain. Far lower ones overflow float32."""
+
+HOTTEST = 1e30
+"""Above this temperature all levels are equally likely, as far as float32 can tell."""
+
+
+class RuleKeywords(TypedDict, total=False):
+    """The options of a :class:`Rule`, as keywords of the functions that sample."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the table of a symbol is bent before it is drawn from; the defaults leave it as it is.
+    """How the table of a symbol is changed before a level is drawn; the defaults leave it alone.
 
     The order is: guidance ``u + s (c - u)`` on log-probabilities, renormalize, temperature, top-k,
-    top-p.
+    top-p. A temperature or a ``top_p`` near 0 leaves the likeliest level alone; of levels that are
+    equally likely, the lowest.
 
     Args:
         temperature: divides the log-probabilities; above 0.
@@ -26,49 +45,65 @@ class Rule:
             conditional model itself.
 
     Raises:
-        InputError: for a value out of range.
+        InputError: for a value of another type, or out of range.
     """
 
     temperature: float = 1.0
+    """Divides the log-probabilities."""
     top_k: int = 0
+    """Keep so many of the likeliest levels of each symbol; 0 keeps all."""
     top_p: float = 1.0
+    """Keep the smallest set of levels whose probability reaches this."""
     guidance: float = 1.0
+    """Scale of classifier-free guidance; needs a class."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        check_number("temperature", self.temperature)
+        if self.temperature <= 0:
             raise InputError(
-                f"temperature must be above 0, got {self.temperature} (top_k=1 takes the likeliest level)"
+                f"temperature must be above 0, got {self.temperature}; "
+                "top_k=1 takes the likeliest level"
             )
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise InputError(f"top_k must be an integer of at least 0, got {self.top_k!r}")
-        if not math.isfinite(self.guidance):
-            raise InputError(f"guidance must be a finite number, got {self.guidance}")
+        check_integer("top_k", self.top_k)
+        check_number("guidance", self.guidance)
+        check_number("top_p", self.top_p)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
-        """Bend ``table [..., levels]``, log-probabilities in nats. Levels left out become
-        ``-inf``."""
-        if self.temperature != 1:
-            table = torch.log_softmax(table / self.temperature, dim=-1)
+        """Change ``table [..., levels]``, log-probabilities in nats.
+
+        Returns:
+            Log-probabilities of the same shape, those of levels left out ``-inf``. Top-k and top-p
+            do not renormalize: the argmax after adding noise does not need it.
+        """
+        import torch
+
+        levels = torch.arange(table.shape[-1], device=table.device)
+        if self.temperature < COLDEST:
+            # The quotient would overflow to -inf for every level. The limit is the likeliest one.
+            likeliest = table.argmax(dim=-1, keepdim=True)
+            table = table.masked_fill(levels != likeliest, -torch.inf)
+        elif self.temperature != 1:
+            # An infinite divisor would turn levels of probability 0 (-inf) into NaN.
+            table = torch.log_softmax(table / min(self.temperature, HOTTEST), dim=-1)
         if 0 < self.top_k < table.shape[-1]:
-            table = _keep(table, torch.arange(table.shape[-1], device=table.device) < self.top_k)
+            table = _keep(table, levels < self.top_k)
         if self.top_p < 1:
             ranked = table.sort(dim=-1, descending=True, stable=True).values.softmax(dim=-1)
-            table = _keep(table, ranked.cumsum(dim=-1) - ranked < self.top_p)
+            mass_before = ranked.cumsum(dim=-1) - ranked
+            # The first is always kept: float32 rounds a tiny top_p to 0, which no mass is below.
+            table = _keep(table, (mass_before < self.top_p) | (levels == 0))
         return table
 
 
 def _keep(table: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """Only the levels whose rank (likeliest first, ties to the lower level) is marked in
-    ``ranks [..., levels]``."""
+    """Leave only the levels whose rank is marked in ``ranks [..., levels]``.
+
+    Rank 0 is the likeliest level; of equal levels the lower one comes first.
+    """
+    import torch
+
     order = table.sort(dim=-1, descending=True, stable=True).indices
     kept = torch.zeros_like(table, dtype=torch.bool).scatter_(-1, order, ranks.expand_as(table))
     return table.masked_fill(~kept, -torch.inf)
-
-
-def guided(table: torch.Tensor, scale: float) -> Categorical:
-    """Classifier-free guidance: ``u + s (c - u)`` of log-probabilities
-    ``table [2 * n, ..., levels]``, those with the class first, then those without."""
-    given, free = table.chunk(2)
-    return Categorical(free + scale * (given - free))

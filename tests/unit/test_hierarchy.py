@@ -14,6 +14,8 @@ import tessella as ts
 from tessella.errors import ConfigError, InputError
 from tessella.models import Hierarchy
 from tessella.models.hierarchy import pack, unpack
+from tessella.noise import Noise
+from tessella.sampling import Sampler
 from tessella.tokenizers import TOKENIZERS, Tokenizer
 from tessella.training import loop
 from tessella.training.tasks import DensityTask
@@ -107,7 +109,7 @@ def test_each_image_depends_on_its_own_seed_only_and_grids_have_noise_of_their_o
     assert torch.equal(together[4], generator.sample(1, seed=7)[0])
     assert torch.equal(together, generator.sample(6, seed=3, batch=4))
     grid = ts.Grid(2, 2, 1, 4)
-    one, other = (ts.sampling.Noise(grid, 1, 0, part=part).at(0) for part in (0, 1))  # type: ignore[attr-defined]
+    one, other = (Noise(grid, 1, 0, part=part).at(0) for part in (0, 1))
     assert not torch.equal(one, other)
 
 
@@ -117,7 +119,7 @@ def test_samples_are_exactly_what_each_prior_draws_given_the_coarser_codes() -> 
     *_, (index, _) = generator.stream(5, seed=2)
     assert index == TOP.symbols + BOTTOM.symbols
     top = ts.sample(model.priors[0], 5, seed=2)
-    sampler = ts.sampling.Sampler(model.priors[1], part=1)  # type: ignore[attr-defined]
+    sampler = Sampler(model.priors[1], part=1)
     *_, (_, bottom) = sampler.stream(5, 2, {"codes": top})
     assert torch.equal(generator.sample(5, seed=2), generator.tokenizer.decode((top, bottom)))
 

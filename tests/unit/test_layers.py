@@ -48,7 +48,17 @@ BASES_ONLY = {"sampling", "coding"}
 TORCH_FREE = ["tessella"]
 TORCH_FREE += [
     f"tessella.{name}"
-    for name in ("cli", "cli.options", "config", "data", "errors", "files", "grid", "registry")
+    for name in (
+        "cli",
+        "cli.options",
+        "config",
+        "data",
+        "errors",
+        "files",
+        "grid",
+        "registry",
+        "sampling",
+    )
 ]
 """What the command line needs before a verb runs."""
 

@@ -9,7 +9,7 @@ import torch
 import tessella as ts
 from tessella.errors import InputError
 from tessella.noise import Noise
-from tessella.sampling import Passes, Rule, Sampler, choose, parallel
+from tessella.sampling import KnownSymbols, Passes, Rule, Sampler, Sampling, choose, parallel
 
 
 def model_of(grid: ts.Grid, name: str = "gated-pixelcnn", **sizes: int) -> ts.DensityModel:
@@ -76,7 +76,7 @@ def test_noise_that_is_not_kept_is_made_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parallel, "KEPT", 2 * 4 * 3 * 7)  # two rows of four
     walk = passes(model, 3)
     list(walk.walk())
-    assert len(walk._kept) <= 2
+    assert len(walk._noise_of_rows) <= 2
     assert torch.equal(walk.x.view_as(expected), expected)
 
 
@@ -84,9 +84,8 @@ def test_a_completion_begins_with_what_is_known() -> None:
     model, x = model_of(ts.Grid(4, 4, 1, 7), layers=2, hidden=16), torch.full((2, 4, 4, 1), 3)
     known = torch.ones(2, 16, dtype=torch.bool)
     known[:, 15] = False
-    walk = Passes(
-        model, model.condition(None, 2), Noise(model.grid, 2), Rule(), x.flatten(1), known
-    )
+    kept = KnownSymbols(x.flatten(1), known)
+    walk = Passes(model, model.condition(None, 2), Noise(model.grid, 2), Rule(), kept)
     list(walk.walk())
     assert int(walk.passes.max()) <= 3, "one symbol is unknown"
 
@@ -102,7 +101,7 @@ def test_auto_is_a_rule_and_draws_the_same() -> None:
 @pytest.mark.parametrize("name", ts.MODELS)
 def test_one_sampler_draws_batch_after_batch_in_the_same_memory(name: str) -> None:
     model = ts.create(name, ts.Grid(4, 4, 2, 5), classes=2).double()
-    sampler, classes = Sampler(model, "cached"), torch.tensor([0, 1, 1])
+    sampler, classes = Sampler(model, Sampling("cached")), torch.tensor([0, 1, 1])
     for seed, cond in ((0, None), (3, None), (7, None), (3, classes), (5, None), (9, classes)):
         drawn = [x.clone() for _, x in sampler.stream(3, seed, cond)][-1]
         assert torch.equal(drawn, ts.sample(model, n=3, seed=seed, cond=cond, method="cached"))
@@ -113,7 +112,7 @@ def test_one_sampler_draws_batch_after_batch_in_the_same_memory(name: str) -> No
 
 
 def test_a_stream_whose_sampler_began_another_cannot_go_on() -> None:
-    sampler = Sampler(model_of(ts.Grid(3, 3, 1, 4), layers=2, hidden=8), "cached")
+    sampler = Sampler(model_of(ts.Grid(3, 3, 1, 4), layers=2, hidden=8), Sampling("cached"))
     first = sampler.stream(2, 0)
     next(first)
     list(sampler.stream(2, 5))

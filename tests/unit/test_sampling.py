@@ -163,7 +163,7 @@ def test_replay_sees_a_changed_symbol(model: ts.DensityModel) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "positive"),
+        ({"n": 0}, "n must be an integer of at least 1"),
         ({"method": "fast"}, "cached"),
         ({"cond": torch.tensor([0])}, "no classes"),
         ({"guidance": 2.0}, "classes"),
