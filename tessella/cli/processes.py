@@ -22,7 +22,7 @@ def start_processes(device: str, devices: int) -> tuple[torch.device, bool]:
     """
     if devices == 1:
         return pick_device(device), True
-    from tessella.training.loop import create_fabric
+    from tessella.training.engine import create_fabric
 
     fabric = create_fabric(TrainConfig(device=device, devices=devices, precision="32"))
     fabric.launch()

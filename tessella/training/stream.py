@@ -6,7 +6,7 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Stream:
 
     def __init__(
         self,
-        iterable: Iterable[Any],
+        iterable: Any,
         channels: int,
         size: tuple[int, int] | None,
         classes: int = 0,
