@@ -149,11 +149,6 @@ class ModelConfig:
     first."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check_seed("model.seed", self.seed)
-        _check_sizes("model", self.sizes)
-        _check_sizes("model.finer", self.finer)
-
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -163,10 +158,6 @@ class TokenizerConfig:
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check_seed("tokenizer.seed", self.seed)
-        _check_sizes("tokenizer", self.sizes)
-
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -174,10 +165,6 @@ class VAEConfig:
 
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_seed("vae.seed", self.seed)
-        _check_sizes("vae", self.sizes)
 
 
 @dataclass(frozen=True)
@@ -377,6 +364,14 @@ class Recipe:
             raise ConfigError(
                 "training needs a limit: set train.steps, train.epochs or train.minutes"
             )
+        # Sizes are bounded here, before anything of them is built.
+        if self.model:
+            _check_sizes("model", {"seed": self.model.seed, **self.model.sizes})
+            _check_sizes("model.finer", self.model.finer)
+        if self.tokenizer:
+            _check_sizes("tokenizer", {"seed": self.tokenizer.seed, **self.tokenizer.sizes})
+        if self.vae:
+            _check_sizes("vae", {"seed": self.vae.seed, **self.vae.sizes})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -542,11 +537,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _check_seed(name: str, seed: int) -> None:
-    if not -LARGEST_SEED <= seed <= LARGEST_SEED:
-        raise ConfigError(f"{name} must fit into 64 bits, got {seed}")
-
-
 def _check_sizes(where: str, sizes: Mapping[str, Any]) -> None:
     """Refuse sizes that no machine can hold, before anything is built.
 
@@ -557,7 +547,11 @@ def _check_sizes(where: str, sizes: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             _check_sizes(f"{where}.{name}", value)
             continue
-        most = MOST_LAYERS if name in REPEATED else LARGEST_SIZE
+        most = LARGEST_SIZE
+        if name in REPEATED:
+            most = MOST_LAYERS
+        elif name in ("seed", "mask_seed"):
+            most = LARGEST_SEED
         items = value if isinstance(value, (list, tuple)) else [value]
         if len(items) > MOST_LAYERS:
             raise ConfigError(f"{where}.{name} must have at most {MOST_LAYERS} values")
@@ -612,7 +606,9 @@ def _plain(hint: type, value: Any, place: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"{place} must be a finite number, got {str(value)[:20]}...") from None
+            raise ConfigError(
+                f"{place} must be a finite number, got {str(value)[:20]}..."
+            ) from None
     if hint is str and whole:
         return str(value)  # size = 64
     if hint is int and not whole or not isinstance(value, hint):

@@ -387,7 +387,7 @@ class AdversarialTask(TokenizerTask):
         if self.config.start >= 1:
             return step
         progress = Progress(step=step, seconds=float(self.adversaries.seconds))
-        return schedule.passed(self.train_config, progress, self.examples)
+        return schedule.limits_of(self.train_config, self.examples).passed(progress)
 
 
 def _check_size(config: AdversarialConfig, size: tuple[int, int]) -> None:

@@ -105,31 +105,31 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
         raise _too_large(error) from error
 
 
-def build_task(
-    model: Trainable,
-    tokenizer: Tokenizer | None,
-    train: TrainingData,
-    config: TrainConfig,
-    adversarial: AdversarialConfig | None,
-) -> Task:
-    """The task that trains a model.
+def build_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    """The task that trains a model: its ``kind`` chooses it.
 
     Args:
-        model: to be trained; its ``kind`` chooses the task.
+        model: to be trained.
         tokenizer: of a prior.
         train: the training images.
-        config: how to train.
-        adversarial: further terms of the loss of a tokenizer.
+
+    Raises:
+        ConfigError: for a model that cannot be trained by itself.
+    """
+    return TASKS[model.kind](model, tokenizer, train)
+
+
+def build_adversarial_task(
+    model: Trainable, terms: AdversarialConfig, config: TrainConfig, train: TrainingData
+) -> Task:
+    """The task of a tokenizer whose recipe has a table ``[adversarial]``.
 
     Raises:
         ConfigError: where the terms do not serve the model.
     """
-    if adversarial is not None:
-        assert isinstance(model, Tokenizer)
-        height, width = train.examples.example_shape[:2]
-        count = len(train.examples)
-        return AdversarialTask(model, adversarial, config, count, (height, width))
-    return TASKS[model.kind](model, tokenizer, train)
+    assert isinstance(model, Tokenizer)
+    height, width = train.examples.example_shape[:2]
+    return AdversarialTask(model, terms, config, len(train.examples), (height, width))
 
 
 def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
@@ -190,11 +190,12 @@ def _build_density_model(
     named = recipe.model
     assert named is not None
     sizes = dict(named.sizes)
-    if {"grid", "grids", "classes", "codes"} & set(sizes):
-        raise ConfigError(
-            f"model.{min({'grid', 'grids', 'classes', 'codes'} & set(sizes))} follows from the data:"
-            " leave it out (model.conditional = true uses labels)"
-        )
+    for name in ("classes", "codes", "grid", "grids"):
+        if name in sizes:
+            raise ConfigError(
+                f"model.{name} follows from the data: leave it out"
+                " (model.conditional = true uses labels)"
+            )
     if tokenizer is None:
         height, width, channels = images.images.shape[1:]
         grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)

@@ -98,9 +98,7 @@ class Examples:
             x = x.long()
         if self.labels is None:
             return x.to(device), None
-        labels = drop_labels(
-            self.labels[indices], self.classes, self.condition_dropout, generator
-        )
+        labels = drop_labels(self.labels[indices], self.classes, self.condition_dropout, generator)
         return x.to(device), labels.to(device)
 
 

@@ -54,6 +54,7 @@ class Session:
     valid: Examples
     config: TrainConfig
     run: RunDirectory
+    limits: schedule.Limits
     say: Callable[[str], None] = print
     progress: Progress = field(default_factory=Progress)
     pace: schedule.Pace = field(default_factory=schedule.Pace)
@@ -68,7 +69,7 @@ class Session:
     @property
     def share(self) -> float:
         """Share of the run that has passed."""
-        return schedule.passed(self.config, self.progress, len(self.examples))
+        return self.limits.passed(self.progress)
 
     def read_clock(self) -> float:
         """Seconds of the run by the clock of the first process, which all processes go by.
@@ -111,7 +112,20 @@ def setup(
         fused=fabric.device.type in ("cpu", "cuda"),
     )
     wrapped, optimizer = fabric.setup(task, optimizer)
-    return Session(fabric, task, wrapped, optimizer, average, examples, valid, config, run, say)
+    limits = schedule.limits_of(config, len(examples))
+    return Session(
+        fabric=fabric,
+        task=task,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        average=average,
+        examples=examples,
+        valid=valid,
+        config=config,
+        run=run,
+        limits=limits,
+        say=say,
+    )
 
 
 def main(session: Session) -> Progress:
@@ -340,7 +354,7 @@ def _validate_and_save(session: Session) -> None:
     if not ending:
         # The end of the run will take a validation and a save like this one.
         took = progress.seconds - before
-        progress.reserve = schedule.reserve(session.config, took, session.pace.step_seconds)
+        progress.reserve = session.limits.reserve(took, session.pace.step_seconds)
 
 
 def _save_checkpoint(session: Session) -> None:
@@ -433,9 +447,7 @@ def _correct_forecast(session: Session) -> None:
 
 
 def _seconds_left(session: Session) -> float:
-    return schedule.seconds_left(
-        session.config, session.progress, len(session.examples), session.pace.step_seconds
-    )
+    return session.limits.seconds_left(session.progress, session.pace.step_seconds)
 
 
 def _progress_bar(session: Session) -> Any:

@@ -39,7 +39,7 @@ Trainable = Network
 """What can be trained."""
 
 FOLDER_LINES = (
-    'from tessella import data; from tessella.config import DataConfig; images = data.load('
+    "from tessella import data; from tessella.config import DataConfig; images = data.load("
     'DataConfig("folder:{path}", size="64"), "train")'
 )
 """The line that loads a folder, for a message."""
@@ -90,7 +90,7 @@ def prepare(
     images: Any,
     labels: Any,
     tokenizer: Tokenizer | None,
-    config: TrainConfig,
+    condition_dropout: float = 0.0,
     flip: bool = False,
     binarize: bool = False,
 ) -> Examples:
@@ -101,8 +101,7 @@ def prepare(
         images: ``uint8 [n, h, w, c]``, or symbols or stored codes for a density model.
         labels: ``[n]`` for a conditional model, else None.
         tokenizer: of a prior.
-        config: its ``condition_dropout`` is used.
-        flip, binarize: see :class:`~tessella.training.examples.Examples`.
+        condition_dropout, flip, binarize: see :class:`~tessella.training.examples.Examples`.
 
     Raises:
         InputError, ConfigError: where they do not fit each other.
@@ -125,7 +124,7 @@ def prepare(
         fits = tags.shape == (n,) and int(tags.min()) >= 0 and int(tags.max()) < classes
         if not fits:
             raise InputError(f"labels must be [{n}] integers in 0..{classes - 1}")
-    return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
+    return Examples(variants, tags, classes, flip, binarize, condition_dropout)
 
 
 def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConfig) -> TrainingData:

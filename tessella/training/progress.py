@@ -84,7 +84,7 @@ class Progress:
             setattr(progress, name, _number(values, name, source, default=0.0))
         # JSON knows no infinity: before the first validation the file says null.
         progress.best = _number(values, "best", source, default=math.inf)
-        progress.figures = _figures(values.get("figures") or {}, source)
+        progress.figures = _figures(values.get("figures", {}), source)
         progress.rank = _rank(values.get("rank"), progress, source)
         return progress
 

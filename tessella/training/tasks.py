@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from tessella import files
-from tessella.config import TrainConfig
 from tessella.errors import ArtifactError, ConfigError
 from tessella.evaluation.metrics import mean_squared_error, psnr
 from tessella.grid import LN2, Grid
@@ -65,13 +64,17 @@ class Task(nn.Module, ABC):
         return [self.module]
 
     @contextlib.contextmanager
-    def adapted(self, config: TrainConfig) -> Iterator[None]:
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
         """Apply the options of training that concern the model, until the end of the block.
+
+        Args:
+            checkpointing: keep less for the gradient, and compute it again.
+            condition_dropout: share of labels that the null class replaces.
 
         Raises:
             ConfigError: for an option that this kind of model does not have.
         """
-        if config.checkpointing:
+        if checkpointing:
             raise ConfigError(
                 "train.checkpointing serves density models: leave it out for a tokenizer or a VAE"
             )
@@ -201,17 +204,17 @@ class DensityTask(Task):
         return list(_levels(self.prior))
 
     @contextlib.contextmanager
-    def adapted(self, config: TrainConfig) -> Iterator[None]:
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
         model = self.prior
-        if model.classes and not config.condition_dropout:
+        if model.classes and not condition_dropout:
             # The null class has never been seen, so it must not be asked for later.
             model.null_class = False
-        checkpointing = model.checkpointing
-        model.checkpointing = checkpointing or config.checkpointing
+        before = model.checkpointing
+        model.checkpointing = before or checkpointing
         try:
             yield
         finally:
-            model.checkpointing = checkpointing
+            model.checkpointing = before
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))

@@ -201,11 +201,20 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
         # A resumed run has these hashes already, and the tokenizer's own run may be gone.
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
+    drawn_anew = recipe.data.binarize == "dynamic"
     job = Job(
         model=model,
         tokenizer=tokenizer,
-        train=_recipe_data(model, images, tokenizer, recipe, seen),
-        valid=_recipe_data(model, held_out, tokenizer, recipe, training=False),
+        train=_split_data(
+            model,
+            images,
+            tokenizer,
+            condition_dropout=recipe.train.condition_dropout,
+            flip=recipe.data.flip,
+            binarize=drawn_anew,
+            seen=seen,
+        ),
+        valid=_split_data(model, held_out, tokenizer, hashed=not drawn_anew),
         config=recipe.train,
         recipe=recipe,
         out=out,
@@ -220,13 +229,16 @@ def _run(job: Job) -> Run:
     """Set up, start or resume, train, and leave the best weights in the model."""
     config = job.config
     record = job.record()
-    adversarial = job.recipe.adversarial if job.recipe else None
-    task = build.build_task(job.model, job.tokenizer, job.train, config, adversarial)
-    _check_batch(job.train, config)
+    if job.recipe and job.recipe.adversarial:
+        terms = job.recipe.adversarial
+        task = build.build_adversarial_task(job.model, terms, config, job.train)
+    else:
+        task = build.build_task(job.model, job.tokenizer, job.train)
+    _check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
-        stack.enter_context(task.adapted(config))
-        fabric = create_fabric(config)
+        stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
+        fabric = create_fabric(config.device, config.devices, config.precision)
         if config.devices > 1:
             fabric.launch()
         run = RunDirectory(job.out, writes=fabric.is_global_zero)
@@ -245,7 +257,7 @@ def _run(job: Job) -> Run:
             _save_baseline(task, job)
         fabric.barrier()
         if session.share < 1:
-            expected = forecast(fabric, task, session.examples, config)
+            expected = forecast(fabric, task, session.examples, config.batch, config.accumulate)
             session.forecast_seconds = expected.step_seconds
             if fabric.is_global_zero:
                 _announce(job, session, record, expected)
@@ -310,7 +322,7 @@ def _array_data(
     if is_stream(images):
         raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
     pixels, tags = prepare.own_labels(model, images, labels)
-    examples = prepare.prepare(model, pixels, tags, tokenizer, config)
+    examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
     return prepare.describe_data(examples, images)
 
 
@@ -330,27 +342,29 @@ def _stream_data(
     return prepare.prepare_stream(model, images, labels, config)
 
 
-def _recipe_data(
+def _split_data(
     model: Trainable,
     images: data.ImageSet,
     tokenizer: Tokenizer | None,
-    recipe: Recipe,
+    *,
+    condition_dropout: float = 0.0,
+    flip: bool = False,
+    binarize: bool = False,
+    hashed: bool = True,
     seen: np.ndarray | None = None,
-    training: bool = True,
 ) -> TrainingData:
-    """One split of a recipe, checked and encoded; only training images change at random."""
+    """One split of a recipe's images, checked and encoded.
+
+    Args:
+        condition_dropout, flip, binarize: random changes, of the training split.
+        hashed: whether the images are what a model sees; False where pixels are drawn anew.
+        seen: hashes of the images that the tokenizer was trained on.
+    """
     labels = images.labels if class_count(model) else None
-    drawn_anew = recipe.data.binarize == "dynamic"
     examples = prepare.prepare(
-        model,
-        images.images,
-        labels,
-        tokenizer,
-        recipe.train,
-        flip=training and recipe.data.flip,
-        binarize=training and drawn_anew,
+        model, images.images, labels, tokenizer, condition_dropout, flip, binarize
     )
-    hashes = None if drawn_anew else images.hashes()
+    hashes = images.hashes() if hashed and not binarize else None
     return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
 
 
@@ -366,7 +380,7 @@ def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say:
     say(f"split: {images.recipe['split_rule']}")
 
 
-def _check_batch(train: TrainingData, config: TrainConfig) -> None:
+def _check_batch(train: TrainingData, batch: int) -> None:
     """Refuse a batch that does not fit into this machine's memory.
 
     Raises:
@@ -375,11 +389,11 @@ def _check_batch(train: TrainingData, config: TrainConfig) -> None:
     # Symbols become int64, and an index stands beside each example.
     itemsize = 1 if train.examples.pixels else 8
     bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
-    needed = config.batch * bytes_each
+    needed = batch * bytes_each
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory // 4:
         raise ConfigError(
-            f"train.batch={config.batch} examples take {files.byte_count(needed)} before the"
+            f"train.batch={batch} examples take {files.byte_count(needed)} before the"
             f" network sees them, and this machine has {files.byte_count(memory)}; there are"
             f" {len(train.examples)} training images: take a smaller batch"
         )
@@ -412,13 +426,10 @@ def _announce(job: Job, session: loop.Session, record: dict[str, Any], expected:
     """Say what is about to happen: overlap, size and time, terms of the loss."""
     if record["overlap"]:
         job.say(
-            f"note: {record['overlap']} validation images are, pixel for pixel,"
-            " training images too"
+            f"note: {record['overlap']} validation images are, pixel for pixel, training images too"
         )
     job.say(_size_and_time(session, expected))
-    warning = schedule.few_steps_warning(
-        job.config, session.progress, len(session.examples), expected.step_seconds
-    )
+    warning = session.limits.few_steps_warning(session.progress, expected.step_seconds)
     if warning:
         job.say(warning)
     terms = session.task.summary()
@@ -441,7 +452,7 @@ def _size_and_time(session: loop.Session, expected: Forecast) -> str:
     resuming = ""
     if session.progress.step:
         resuming = f"resuming at step {session.progress.step}, "
-    left = schedule.seconds_left(config, session.progress, n, expected.step_seconds)
+    left = session.limits.seconds_left(session.progress, expected.step_seconds)
     return (
         f"{expected.parameters / 1e6:.3g} M parameters, {n} training images,"
         f" {expected.memory_bytes / 2**20:.0f} MiB, {expected.step_seconds:.3g} s a step,"
