@@ -185,7 +185,7 @@ class Adversaries(nn.Module):
         )
 
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.good.items():
@@ -311,11 +311,11 @@ class AdversarialTask(TokenizerTask):
         }
         return Validation(figures | guard, rank)
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Adversaries)
         super().save(module.tokenizer, out, figures)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         tokenizer = self.adversaries.tokenizer
         config = to_dict(self.config)
         # The weights may lie elsewhere when the run is resumed; they must be the same ones.

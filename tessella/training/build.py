@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tessella import data
 from tessella.config import AdversarialConfig, Recipe, TrainConfig
@@ -132,7 +131,7 @@ def build_adversarial_task(
     return AdversarialTask(model, terms, config, len(train.examples), (height, width))
 
 
-def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _density_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
     assert isinstance(model, (DensityModel, Hierarchy))
     if isinstance(model, DensityModel):
         if model.conditioning.codes is not None:
@@ -145,15 +144,17 @@ def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) 
     return DensityTask(model, tokenizer)
 
 
-def _tokenizer_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _tokenizer_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    assert isinstance(model, Tokenizer)
     return TokenizerTask(model)
 
 
-def _vae_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _vae_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    assert isinstance(model, VAE)
     return VAETask(model)
 
 
-TASKS: Mapping[str, Callable[[Any, Tokenizer | None, TrainingData], Task]] = {
+TASKS: Mapping[str, Callable[[Trainable, Tokenizer | None, TrainingData], Task]] = {
     "density-model": _density_task,
     "tokenizer": _tokenizer_task,
     "vae": _vae_task,
@@ -217,7 +218,7 @@ def _build_density_model(
     )
 
 
-def _refuse_given(table: str, sizes: Mapping[str, Any], given_by: Mapping[str, str]) -> None:
+def _refuse_given(table: str, sizes: Mapping[str, object], given_by: Mapping[str, str]) -> None:
     """Refuse sizes that the images decide."""
     for name, key in given_by.items():
         if name in sizes:

@@ -8,7 +8,7 @@ never pickle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def save(
     step: int,
     module: nn.Module,
     average: nn.Module,
-    optimizer: Any,
-    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, object],
 ) -> None:
     """Write a checkpoint.
 
@@ -148,7 +148,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def restore(
-    tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Module, optimizer: Any
+    tensors: dict[str, torch.Tensor],
+    module: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put a checkpoint's tensors back in place.
 
@@ -183,7 +186,7 @@ def _optimizer_entry(name: str, count: int) -> tuple[int, str]:
     return int(number), key
 
 
-def _entry(part: Path) -> dict[str, Any]:
+def _entry(part: Path) -> dict[str, object]:
     """Size and hash of a file, as the manifest has them."""
     return {"bytes": part.stat().st_size, "sha256": files.sha256(part)}
 

@@ -48,7 +48,7 @@ class Session:
     task: Task
     wrapped: Any
     """The task as the engine wraps it: same call, and gradients shared by all processes."""
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     average: Average
     examples: Examples | Stream
     valid: Examples
@@ -207,7 +207,7 @@ def validate(session: Session, log: bool = True) -> bool:
     metric = found.figures[task.metric]
     better = finite and progress.record(found.rank, metric, found.figures)
     if log:
-        entry: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+        entry: dict[str, object] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
         for name, value in found.figures.items():
             entry[f"valid/{name}"] = value
         if better:
@@ -227,7 +227,7 @@ def keep(session: Session) -> None:
     """
     progress = session.progress
     if session.fabric.is_global_zero:
-        facts = {
+        facts: dict[str, object] = {
             "validation": progress.figures,
             "training": {"steps": progress.step, "seconds": round(progress.seconds, 1)},
         }
@@ -407,14 +407,14 @@ def _stopped(session: Session) -> bool:
     return bool(total > 0)
 
 
-def _report_step(session: Session, bar: Any, figures: dict[str, float], rate: float) -> None:
+def _report_step(session: Session, bar: tqdm, figures: dict[str, float], rate: float) -> None:
     """Log every tenth step, and show loss and remaining time."""
     progress = session.progress
     if session.pace.steps == PACE_KNOWN:
         _correct_forecast(session)
     if progress.step % LOG_EVERY != 1 and LOG_EVERY > 1:
         return
-    entry: dict[str, Any] = {
+    entry: dict[str, object] = {
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
         "learning_rate": rate,
@@ -450,7 +450,7 @@ def _seconds_left(session: Session) -> float:
     return session.limits.seconds_left(session.progress, session.pace.step_seconds)
 
 
-def _progress_bar(session: Session) -> Any:
+def _progress_bar(session: Session) -> tqdm:
     shown = session.fabric.is_global_zero and sys.stderr.isatty()
     return tqdm(
         total=1000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class TrainingData:
     """One split: its examples, and which images they are made of."""
 
     examples: Examples | Stream
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
     """Count, shape and SHA-256, as JSON values; a resumed run must have equal ones."""
     hashes: np.ndarray | None
     """A hash of each image, ``uint64 [n]``; None where images vary or are not known."""
@@ -88,7 +88,7 @@ def check_images_argument(images: object, name: str = "images") -> None:
 def prepare(
     model: Trainable,
     images: Any,
-    labels: Any,
+    labels: object,
     tokenizer: Tokenizer | None,
     condition_dropout: float = 0.0,
     flip: bool = False,
@@ -127,7 +127,9 @@ def prepare(
     return Examples(variants, tags, classes, flip, binarize, condition_dropout)
 
 
-def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConfig) -> TrainingData:
+def prepare_stream(
+    model: Trainable, images: Any, labels: object, config: TrainConfig
+) -> TrainingData:
     """Training data that an iterable gives, in its own order.
 
     Raises:
@@ -159,7 +161,7 @@ def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConf
         raise ConfigError(
             "an iterable that does not end soon has no epochs: give steps= or minutes="
         )
-    identity: dict[str, Any] = {"source": "iterable", "shape": list(stream.example_shape)}
+    identity: dict[str, object] = {"source": "iterable", "shape": list(stream.example_shape)}
     if stream.count is not None:
         identity["count"] = stream.count
     return TrainingData(stream, identity, None)
@@ -172,7 +174,7 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
     if isinstance(images, CodeSet):
         return TrainingData(examples, images.identity(), images.hashes())
     first = examples.variants[0]
-    identity: dict[str, Any] = {"count": len(first), "shape": list(examples.example_shape)}
+    identity: dict[str, object] = {"count": len(first), "shape": list(examples.example_shape)}
     if isinstance(images, StoredImages):
         return TrainingData(examples, identity | {"sha256": images.sha256}, images.hashes)
     assert isinstance(first, torch.Tensor)
@@ -185,7 +187,7 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
     return TrainingData(examples, identity, hashes)
 
 
-def own_labels(model: Trainable, images: Any, labels: Any) -> tuple[Any, Any]:
+def own_labels(model: Trainable, images: Any, labels: object) -> tuple[Any, object]:
     """Images and labels; an image set brings its labels itself, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
@@ -194,7 +196,7 @@ def own_labels(model: Trainable, images: Any, labels: Any) -> tuple[Any, Any]:
     return images.images, labels
 
 
-def hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any]:
     """Divide images: a tenth, chosen by the seed, is held out.
 
     Returns:
@@ -235,7 +237,7 @@ def check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
         )
 
 
-def _as_labels(labels: Any) -> torch.Tensor:
+def _as_labels(labels: object) -> torch.Tensor:
     try:
         tags = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -262,10 +264,9 @@ def _variants(
         return [pixels]
     assert not isinstance(model, VAE)
     Generator(tokenizer, model)  # refuses a prior that does not fit
-    stored = pixels
-    if isinstance(stored, torch.Tensor):
-        stored = stored.cpu().numpy()
-    kept = cached(tokenizer, stored, flip)
+    # The cache knows images by their bytes, wherever they lie.
+    array = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+    kept = cached(tokenizer, array, flip)
     if kept is not None:
         return _of_codes(kept, flip)
     return _encoded(tokenizer, pixels, flip)
@@ -344,11 +345,11 @@ def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Varia
     return images if stored else x
 
 
-def _is_uint8(images: Any) -> bool:
+def _is_uint8(images: object) -> bool:
     return str(getattr(images, "dtype", "")).removeprefix("torch.") == "uint8"
 
 
-def _as_tensor(images: Any) -> torch.Tensor:
+def _as_tensor(images: object) -> torch.Tensor:
     if isinstance(images, np.ndarray):
         images = np.array(images)  # a copy: torch takes no arrays that cannot be written to
     try:
@@ -360,7 +361,9 @@ def _as_tensor(images: Any) -> torch.Tensor:
         ) from error
 
 
-def _compact(symbols: Any, grids: Sequence[Grid]) -> torch.Tensor:
+def _compact(
+    symbols: torch.Tensor | tuple[torch.Tensor, ...], grids: Sequence[Grid]
+) -> torch.Tensor:
     """Symbols, those of several grids packed, in the smallest type that holds them.
 
     Never uint8, which is the type of images.

@@ -10,6 +10,9 @@ from tessella.training import checkpoint, loop
 from tessella.training.progress import Progress
 from tessella.training.run_directory import environment
 
+Record = Mapping[str, Any]
+"""``run.json``, or a part of it, whose types have been checked."""
+
 NOTED = ("tessella", "torch", "threads", "world_size", "device")
 """Facts of the environment that a run needs unchanged to repeat bit for bit."""
 
@@ -19,7 +22,7 @@ IDENTITY = ("count", "shape", "sha256", "classes")
 
 def resume(
     session: loop.Session,
-    record: Mapping[str, Any],
+    record: Record,
     say: Callable[[str], None],
 ) -> bool:
     """Go back to the newest whole checkpoint of a run.
@@ -67,9 +70,7 @@ def resume(
     return restored
 
 
-def _check_same(
-    session: loop.Session, before: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
+def _check_same(session: loop.Session, before: Record, record: Record) -> None:
     """Refuse to go on with other images or another model."""
     path = session.run.path
     if "data" not in before or "task" not in before:
@@ -84,7 +85,7 @@ def _check_same(
         raise TrainingError(f"{path} trains another model: {before['task']}")
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed(before: Record, now: Record) -> list[str]:
     """How the images differ, in words."""
     differences: list[str] = []
     for split in ("train", "valid"):
@@ -99,7 +100,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return differences
 
 
-def _environment_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _environment_notes(before: Record, now: Record) -> list[str]:
     """A line for each difference that keeps the run from repeating bit for bit."""
     notes: list[str] = []
     for name in NOTED:
@@ -111,7 +112,7 @@ def _environment_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return notes
 
 
-def _restore(session: loop.Session, before: Mapping[str, Any]) -> list[str]:
+def _restore(session: loop.Session, before: Record) -> list[str]:
     """Put the newest whole checkpoint back, where there is one. Returns lines about it."""
     path = session.run.path
     try:
@@ -130,7 +131,7 @@ def _restore(session: loop.Session, before: Mapping[str, Any]) -> list[str]:
     return [f"skipped a checkpoint: {problem}" for problem in problems]
 
 
-def _count_the_end(progress: Progress, before: Mapping[str, Any]) -> None:
+def _count_the_end(progress: Progress, before: Record) -> None:
     """Add the time that the last sitting took after its last checkpoint.
 
     A run of so many minutes that has ended would otherwise seem to have a few seconds left.

@@ -100,7 +100,7 @@ class RunDirectory:
                 f"{self.path} exists and is not an empty directory: give another --out"
             )
 
-    def start(self, record: Mapping[str, Any]) -> None:
+    def start(self, record: Mapping[str, object]) -> None:
         """Begin in a new directory, or in that of a run that was stopped before it kept anything.
 
         Raises:
@@ -135,12 +135,12 @@ class RunDirectory:
             )
         return record
 
-    def update(self, **changes: Any) -> None:
+    def update(self, **changes: object) -> None:
         """Change entries of ``run.json``."""
         if self.writes:
             files.write_json(self.path / "run.json", self.facts() | changes)
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log(self, entry: Mapping[str, object]) -> None:
         """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed.
 
         Figures that are not finite become null: JSON has no word for them.
@@ -152,11 +152,12 @@ class RunDirectory:
             return
         files.append_line(self.path / "log.jsonl", files.json_text(entry, indent=None))
         board = self._tensorboard()
-        if board is None:
+        step = entry["step"]
+        if board is None or not isinstance(step, int):
             return
         for name, value in entry.items():
             if isinstance(value, (int, float)) and name != "step":
-                board.add_scalar(name, value, entry["step"])
+                board.add_scalar(name, value, step)
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``: these steps will be trained, and logged, again."""
@@ -218,7 +219,7 @@ class RunDirectory:
         return self._board
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+def environment(device: torch.device, world_size: int) -> dict[str, object]:
     """Versions, machine and command of a run. A resumed run is exact only in an equal one."""
     name = device.type
     if device.type == "cuda":

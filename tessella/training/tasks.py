@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -101,18 +101,18 @@ class Task(nn.Module, ABC):
         return Validation(figures, Rank(0, figures[self.metric], f"least {self.metric}"))
 
     @abstractmethod
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         """Save ``module`` as the model of the run directory ``out``."""
 
     @abstractmethod
     def save_baseline(self, examples: Examples, out: Path) -> None:
         """Keep with the run what its figures are compared to."""
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         """JSON values that validations remember of earlier ones; they go into every checkpoint."""
         return {}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def recall(self, memory: Mapping[str, object]) -> None:
         """Restore what :meth:`memory` gave, in a resumed run.
 
         Raises:
@@ -124,7 +124,7 @@ class Task(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The model as JSON values; a resumed run must be of an equal one."""
 
 
@@ -246,7 +246,7 @@ class DensityTask(Task):
         mean = float(torch.tensor(nats, dtype=torch.float64).mean())
         return {"bits_per_dim": mean / LN2 / self.symbols}
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         model = _as_prior(module)
         if self.tokenizer is None:
             save_model(model, out, figures)
@@ -263,7 +263,7 @@ class DensityTask(Task):
                 folder = folder / f"grid-{level}"
             save_model(baseline, folder)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {
             "kind": "density-model",
             "model": self.prior.config(),
@@ -299,14 +299,12 @@ class TokenizerTask(Task):
         super().__init__(module)
         self.watch = Watch(drift=True)
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def recall(self, memory: Mapping[str, object]) -> None:
         counts = memory.get("counts", [])
-        if not _is_list_of_counts(counts):
-            raise ArtifactError(f"counts of codes must be lists of whole numbers, got {counts!r}")
-        self.watch.before = counts
+        self.watch.before = _checked_counts(counts)
 
     def networks(self) -> list[nn.Module]:
         # A quantizer keeps running counts and reads them: nothing of it would stay in one graph.
@@ -338,7 +336,7 @@ class TokenizerTask(Task):
             figures[f"code_perplexity{suffix}"] = book.perplexity
         return figures | self.watch.figures(module, [book.counts for book in books])
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Tokenizer)
         save_model(module, out, figures)
 
@@ -349,7 +347,7 @@ class TokenizerTask(Task):
         mean = (total.double() / len(examples)).float()
         files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         assert isinstance(self.module, Tokenizer)
         return {"kind": "tokenizer", "model": {"name": self.module.name} | self.module.config()}
 
@@ -366,10 +364,17 @@ def _levels(model: Prior) -> tuple[DensityModel, ...]:
     return (model,)
 
 
-def _is_list_of_counts(value: object) -> bool:
+def _checked_counts(value: object) -> list[list[int]]:
+    """Counts of codes, by codebook, as a checkpoint holds them.
+
+    Raises:
+        ArtifactError: for anything else.
+    """
+    problem = ArtifactError(f"counts of codes must be lists of whole numbers, got {value!r}")
     if not isinstance(value, list):
-        return False
+        raise problem
     for counts in value:
+        # type(), as True is an int too.
         if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-            return False
-    return True
+            raise problem
+    return value

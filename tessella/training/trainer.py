@@ -100,9 +100,9 @@ def train(
     images: Any,
     *,
     out: Path | str,
-    labels: Any = None,
+    labels: object = None,
     valid: Any = None,
-    valid_labels: Any = None,
+    valid_labels: object = None,
     tokenizer: Tokenizer | None = None,
     resume: bool = False,
     say: Say = print,
@@ -274,7 +274,7 @@ def _run(job: Job) -> Run:
     return Run(job.out, progress, stopped)
 
 
-def _options(options: dict[str, Any]) -> TrainConfig:
+def _options(options: dict[str, object]) -> TrainConfig:
     """The configuration of keywords, which must all be known."""
     others = {"images", "labels", "valid", "valid_labels", "tokenizer", "resume", "say", "out"}
     known = set(TrainOptions.__annotations__)
@@ -316,7 +316,7 @@ def _refuse_taken(out: Path, resume: bool) -> None:
 
 
 def _array_data(
-    model: Trainable, images: Any, labels: Any, tokenizer: Tokenizer | None, config: TrainConfig
+    model: Trainable, images: Any, labels: object, tokenizer: Tokenizer | None, config: TrainConfig
 ) -> TrainingData:
     """One split of arrays or of an image set, checked and encoded."""
     if is_stream(images):
@@ -327,7 +327,7 @@ def _array_data(
 
 
 def _stream_data(
-    model: Trainable, images: Any, labels: Any, valid: Any, resume: bool, config: TrainConfig
+    model: Trainable, images: Any, labels: object, valid: object, resume: bool, config: TrainConfig
 ) -> TrainingData:
     """Training data of somebody else's iterable."""
     if resume:
