@@ -278,6 +278,7 @@ class AdversarialTask(TokenizerTask):
         both = self.adversaries
         both.synchronize()
         playing = self._count()
+        # Terms of the tokenizer, then of the perceptual distance, then of the game.
         out = both.tokenizer(x)
         images = x.to(both.tokenizer.last_layer.dtype) / 255  # [b, h, w, c], 0..1
         made = out.reconstruction
@@ -391,6 +392,7 @@ class AdversarialTask(TokenizerTask):
 
 
 def _check_size(config: AdversarialConfig, size: tuple[int, int]) -> None:
+    # Below that, nothing is left of the sides before the last convolution.
     smallest = 3 * 2**config.layers
     needs = f"adversarial.layers={config.layers}"
     if config.perceptual:

@@ -43,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def load_split(recipe: Recipe, split: str) -> data.ImageSet:
     """The images of a split, or their codes where the source is codes on disk."""
+    # Codes are no images, so that reading them is not the business of tessella.data.
     kind, _, path = recipe.data.source.partition(":")
     if kind == "codes":
         return code_store.load_split(path, split)
@@ -67,6 +68,7 @@ def load_tokenizer(run: str, recipe: Recipe, images: data.ImageSet) -> Tokenizer
             "--tokenizer (prior_of) must name the run of a tokenizer;"
             f" {recipe.prior_of} is a {loaded.kind.replace('-', ' ')}"
         )
+    # Its convolutions would take any size; the grid of its codes, and so the prior, would not.
     height, width, channels = images.images.shape[1:]
     size = (int(loaded.image_size[0]), int(loaded.image_size[1]))
     if size != (height, width) or loaded.channels != channels:
@@ -127,6 +129,7 @@ def build_adversarial_task(
         ConfigError: where the terms do not serve the model.
     """
     assert isinstance(model, Tokenizer)
+    # The discriminator halves the sides and needs to know that they suffice.
     height, width = train.examples.example_shape[:2]
     return AdversarialTask(model, terms, config, len(train.examples), (height, width))
 
@@ -139,6 +142,7 @@ def _density_task(model: Trainable, tokenizer: Tokenizer | None, train: Training
                 "a model conditioned on codes trains beside the prior of those:"
                 " give a ts.Hierarchy of both"
             )
+        # Pixels are the symbols of the identity tokenizer.
         if tokenizer is None and train.examples.pixels:
             tokenizer = pixel_generator(model).tokenizer
     return DensityTask(model, tokenizer)
@@ -197,11 +201,13 @@ def _build_density_model(
                 f"model.{name} follows from the data: leave it out"
                 " (model.conditional = true uses labels)"
             )
+    # A pixel model describes the image itself, a prior the codes of its tokenizer, coarse to fine.
     if tokenizer is None:
         height, width, channels = images.images.shape[1:]
         grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)
     else:
         grids = tokenizer.grids()
+    # Labels alone do not make a model conditional: the recipe asks for it.
     classes = 0
     if named.conditional:
         classes = images.classes
@@ -235,6 +241,7 @@ def _too_large(error: Exception) -> ConfigError:
 
 def held_tokenizer(out: Path, resume: bool) -> str | None:
     """The tokenizer that a resumed run of a prior holds, once it is whole; else None."""
+    # config.json is written last, so with it the tokenizer is whole.
     own = out / "tokenizer"
     if resume and (own / "config.json").exists():
         return str(own)

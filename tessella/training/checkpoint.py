@@ -96,6 +96,7 @@ def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str
     Raises:
         ArtifactError: when there is none.
     """
+    # From the newest on: a damaged one must not cost more than the steps after the one before.
     problems: list[str] = []
     for path in reversed(found(out)):
         try:
@@ -114,6 +115,7 @@ def verify(path: Path) -> None:
     Raises:
         ArtifactError: naming the file that is missing or damaged.
     """
+    # Sizes and hashes of both files, as they were when everything was on disk.
     manifest = files.read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(PARTS):
         raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {' and '.join(PARTS)}")
@@ -160,11 +162,13 @@ def restore(
     """
     try:
         module.load_state_dict(_under("module/", tensors))
+        # Buffers of the average are those of the trained module.
         averaged = {**module.state_dict(), **_under("average/", tensors)}
         missing = average.load_state_dict(averaged)
     except RuntimeError as error:
         raise ArtifactError(f"the checkpoint is of another model: {error}") from error
     assert not missing.missing_keys
+    # The optimizer numbers its parameters through its groups.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():

@@ -38,6 +38,7 @@ def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fab
     Raises:
         ConfigError: for a device or a precision that is not there.
     """
+    # "auto" becomes the device that is there.
     kind = pick_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(
@@ -48,6 +49,7 @@ def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fab
     half = precision == "bf16"
     if precision == "auto":
         half = kind == "cuda" and torch.cuda.is_bf16_supported()
+    # bf16-mixed keeps the weights in float32 and multiplies in bfloat16.
     return Fabric(
         accelerator=kind,
         devices=devices,
@@ -72,6 +74,7 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
         raise ConfigError(
             "train.compile needs a C++ compiler (CXX names one), and there is none: leave it out"
         )
+    # In place: parameters, hooks and names of the network stay as they are.
     for network in networks:
         network.compile()
     try:
@@ -84,6 +87,7 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Use this many CPU threads until the end of the block; 0 keeps torch's choice."""
+    # The number is one of the process, so it is put back.
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count or before)

@@ -44,6 +44,7 @@ def forecast(
     indices = torch.arange(part) % len(examples)
     times: list[float] = []
     with torch.random.fork_rng(devices=cuda_devices(fabric)):
+        # A copy, as the steps train codebooks and leave gradients behind.
         trial = copy.deepcopy(task).train()
         for _ in range(2):
             started = time.monotonic()

@@ -99,6 +99,7 @@ def setup(
         raise ConfigError(
             f"batch={config.batch} must be divisible by accumulate x devices = {parts}"
         )
+    # The average is a copy, made before the engine wraps the task.
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
     decayed, undecayed = _parameter_groups(task)
@@ -162,6 +163,7 @@ def fit(session: Session) -> None:
     session.started = time.monotonic() - progress.seconds
     bar = _progress_bar(session)
     while session.share < 1 and not _stopped(session):
+        # The rate follows the share of the run, so that every limit ends on a low rate.
         factor = schedule.rate_factor(session.share, progress.step, config.warmup)
         rate = config.learning_rate * factor
         figures = _step(session, order, rate)
@@ -177,6 +179,7 @@ def fit(session: Session) -> None:
         elif schedule.checkpoint_due(config, progress):
             _save_checkpoint(session)
             progress.seconds = session.read_clock()
+        # The bar counts thousandths of the run, whichever limit drives it.
         bar.update(round(session.share * 1000) - bar.n)
     if session.share < 1 or not progress.best_step:
         _save_checkpoint(session)
@@ -267,6 +270,7 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     """
     fabric = session.fabric
     config = session.config
+    # No scheduler: the rate is a function of the progress, which checkpoints hold.
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.wrapped.train()
@@ -313,6 +317,7 @@ def _add_penalty(session: Session) -> None:
 
 def _clip(session: Session) -> float:
     """Scale the gradient down to the largest norm that is allowed. Returns the norm before."""
+    # The norm is wanted in any case: it shows a gradient that is not finite.
     if not session.config.clip:
         gradients = [p.grad for p in session.task.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
@@ -401,6 +406,7 @@ def _stopped(session: Session) -> bool:
     """Whether any process got a signal to stop."""
     if session.fabric.world_size == 1:
         return session.stop.is_set()
+    # A signal may reach one process only, and all must leave the loop at the same step.
     flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
     total = session.fabric.all_reduce(flag, reduce_op="sum")
     assert isinstance(total, torch.Tensor)
@@ -437,6 +443,7 @@ def _correct_forecast(session: Session) -> None:
     measured = session.pace.step_seconds
     if not session.forecast_seconds or not measured or not session.fabric.is_global_zero:
         return
+    # Small differences are of no interest to anybody.
     ratio = measured / session.forecast_seconds
     if 1 / PACE_DIFFERS <= ratio <= PACE_DIFFERS:
         return

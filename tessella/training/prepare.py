@@ -71,11 +71,13 @@ def check_images_argument(images: object, name: str = "images") -> None:
             f"{name} must be an array uint8 [n, height, width, channels], got the path"
             f" {str(images)!r}; a folder is loaded with: {FOLDER_LINES.format(path=images)}"
         )
+    # A dictionary can be iterated, but gives its keys.
     if isinstance(images, (dict, bytes, bool, int, float)) or images is None:
         raise InputError(
             f"{name} must be an array uint8 [n, height, width, channels], an ImageSet or an"
             f" iterable of such arrays, got {type(images).__name__}"
         )
+    # An iterator hands out itself: there is no second pass.
     if is_stream(images) and iter(images) is images:  # type: ignore[call-overload]
         raise InputError(f"{name}: {ONE_PASS}")
     if not is_stream(images) and not hasattr(images, "__len__"):
@@ -116,6 +118,7 @@ def prepare(
     tags = None
     if labels is not None:
         tags = _as_labels(labels)
+    # The labels are checked after the images, whose number they must have.
     variants = _variants(model, images, tokenizer, flip)
     n = len(variants[0])
     if not n:
@@ -143,6 +146,7 @@ def prepare_stream(
         raise ConfigError(
             "an iterable gives its images to one process: take devices=1, or give an array"
         )
+    # The stream checks each batch as it comes, so it must know what the model takes.
     if isinstance(model, (Tokenizer, VAE)):
         size = (int(model.image_size[0]), int(model.image_size[1]))
         stream = Stream(images, model.channels, size)
@@ -161,6 +165,7 @@ def prepare_stream(
         raise ConfigError(
             "an iterable that does not end soon has no epochs: give steps= or minutes="
         )
+    # No hash: nobody can say beforehand what an iterable will give.
     identity: dict[str, object] = {"source": "iterable", "shape": list(stream.example_shape)}
     if stream.count is not None:
         identity["count"] = stream.count
@@ -179,6 +184,7 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
         return TrainingData(examples, identity | {"sha256": images.sha256}, images.hashes)
     assert isinstance(first, torch.Tensor)
     identity["sha256"] = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
+    # Hashes of single images serve to find overlaps; symbols have none.
     hashes = None
     if not isinstance(images, (tuple, list)):
         pixels = np.asarray(images)
@@ -213,6 +219,7 @@ def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
+    # Drawn by the seed, then sorted: arrays keep their order, and memory is read forward.
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     count = max(1, n // 10)
     held = np.sort(order[:count])
@@ -220,6 +227,7 @@ def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any
     images = np.asarray(images)
     if labels is None:
         return images[rest], None, images[held], None
+    # Checked here, because indexing would take labels of any length that is large enough.
     tags = np.asarray(labels)
     if len(tags.shape) != 1 or len(tags) != n:
         raise InputError(f"labels must be [{n}] integers, one for each image, got {tags.shape}")
@@ -256,6 +264,7 @@ def _variants(
             raise InputError("stored codes are for a prior: give the tokenizer that made them")
         Generator(tokenizer, model)  # refuses a prior that does not fit
         return _of_codes(open_codes(images.path, tokenizer), flip)
+    # From images in memory or on disk to what a step sees: pixels, or codes made once.
     pixels = _pixels(model, images, tokenizer)
     if pixels is None:  # symbols, already encoded
         assert not isinstance(model, (Tokenizer, VAE))
@@ -297,6 +306,7 @@ def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
     stored = [codes.variant()]
     if flip:
         stored.append(codes.variant(mirrored=True))
+    # Small sets are read once; of large ones each step reads its part.
     size = len(stored) * math.prod(stored[0].shape) * stored[0].dtype.itemsize
     if size > IN_MEMORY:
         return list(stored)
@@ -305,6 +315,7 @@ def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
 
 def _symbols(model: Prior, given: Any) -> torch.Tensor:
     """Symbols that were given for a prior, checked."""
+    # Symbols of several grids come as a tuple, coarse to fine.
     grids = model.grids if isinstance(model, Hierarchy) else (model.grid,)
     several = given if isinstance(given, (tuple, list)) else (given,)
     if len(several) != len(grids):
@@ -329,6 +340,7 @@ def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Varia
         return images if stored else check_images(x, model.channels)
     if str(getattr(x, "dtype", "")).removeprefix("torch.").startswith("float"):
         check_images(x)  # says how to convert them
+    # Another type of integers than uint8 means symbols.
     x = _as_tensor(x)
     if x.dtype != torch.uint8:
         return None

@@ -43,11 +43,13 @@ def resume(
     before = run.facts()
     now = environment(session.fabric.device, session.fabric.world_size)
     _check_same(session, before, record)
+    # Nothing was written up to here: what does not fit is refused without a trace.
     run.lock()
     run.sweep()
     session.fabric.barrier()
     lines = _restore(session, before)
     restored = bool(session.checkpoints)
+    # Steps after the checkpoint will be taken, and logged, again.
     run.cut_log(session.progress.step)
     finished = session.share >= 1
     if finished:
@@ -63,6 +65,7 @@ def resume(
     if restored and best_is_here and before.get("status") in ("running", "failed"):
         # The last sitting may have ended between the checkpoint and the model of this step.
         loop.keep(session)
+    # A finished run that has nothing left to do is no sitting.
     if before.get("status") != "finished" or not finished:
         sittings = list(before.get("sittings") or [])
         sittings.append({"step": session.progress.step, "environment": now})
@@ -94,6 +97,7 @@ def _changed(before: Record, now: Record) -> list[str]:
         if old.get("source") == "iterable":
             differences.append(f"{split} came from an iterable, whose order is not kept")
         for name in IDENTITY:
+            # Records of earlier versions may lack a fact.
             if name in old and old[name] != new.get(name):
                 was = str(old[name])[:16]
                 differences.append(f"{split} {name} was {was} and is {str(new.get(name))[:16]}")
@@ -118,6 +122,7 @@ def _restore(session: loop.Session, before: Record) -> list[str]:
     try:
         tensors, state, problems = checkpoint.newest(path)
     except ArtifactError as error:
+        # A model without a checkpoint may be all that is left of hours: it is not trained over.
         if (path / "config.json").exists():
             raise ArtifactError(
                 f"{error}; the model it holds stays as it is: train anew with another --out"
@@ -138,6 +143,7 @@ def _count_the_end(progress: Progress, before: Record) -> None:
     """
     if before.get("status") not in ("finished", "interrupted") or "progress" not in before:
         return
+    # run.json is written after the checkpoint, with the time of saving in it.
     last = Progress.from_json(before["progress"], "run.json")
     if last.step == progress.step:
         progress.seconds = max(progress.seconds, last.seconds)

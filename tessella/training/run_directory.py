@@ -86,6 +86,7 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise TrainingError(f"{self.path} is a file: give another --out")
+        # A run that was stopped before it had anything to keep may be begun anew.
         there = {item.name for item in self.path.iterdir()} - {LOCK}
         # A start that was killed leaves these.
         begun = {name for name in there if name.startswith((".run.json.", ".probe."))}
@@ -127,6 +128,7 @@ class RunDirectory:
         path = self.path / "run.json"
         if not path.exists():
             raise ArtifactError(f"{self.path} holds no run: it has no run.json")
+        # Another version's record may have other entries; what is read of it must have our types.
         record = check_record(files.read_json(path), path)
         if record.get("format") != FORMAT:
             raise ArtifactError(
@@ -150,6 +152,7 @@ class RunDirectory:
         """
         if not self.writes:
             return
+        # One write of one line: a reader never sees half of it but at the very end.
         files.append_line(self.path / "log.jsonl", files.json_text(entry, indent=None))
         board = self._tensorboard()
         step = entry["step"]
@@ -164,6 +167,7 @@ class RunDirectory:
         log = self.path / "log.jsonl"
         if not self.writes or not log.exists():
             return
+        # As bytes: a crash can leave half a character.
         lines = log.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _step_of_line(line) <= step]
         if kept != lines:
@@ -210,6 +214,7 @@ class RunDirectory:
 
     def _tensorboard(self) -> Board | None:
         if self._board is None and not self._without_board:
+            # Imported late, and only where it is installed: it takes a second.
             try:
                 from torch.utils.tensorboard import SummaryWriter
 

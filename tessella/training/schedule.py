@@ -78,6 +78,7 @@ class Limits:
         Args:
             step_seconds: of a step, for a limit of time.
         """
+        # The run ends at the first limit, so the least of these counts.
         totals = []
         if self.steps:
             totals.append(float(self.steps))

@@ -149,6 +149,7 @@ class SymbolEncoder:
         if x.dtype != torch.uint8:
             return x.long()
         assert self.tokenizer is not None
+        # A tokenizer of several grids gives one tensor for each.
         symbols = self.tokenizer.encode(x)
         if isinstance(symbols, tuple):
             symbols = pack(symbols)
@@ -226,6 +227,7 @@ class DensityTask(Task):
             distribution = model.distribution(symbols, Condition(labels, coarser))
             nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
             bits.append(nats.mean() / LN2)
+        # Bits of all grids over the symbols of all grids.
         figures = {"loss": torch.stack(bits).sum() / self.symbols}
         if len(bits) > 1:
             for level, grid in enumerate(self.grids):
@@ -234,6 +236,7 @@ class DensityTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         model = _as_prior(module)
+        # float64 and one number for each image: the mean must not depend on the batch.
         nats: list[float] = []
         with torch.no_grad():
             for part in torch.arange(len(examples)).split(batch):
@@ -255,6 +258,7 @@ class DensityTask(Task):
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
         for level, grid in enumerate(self.grids):
+            # Histograms of each place: what a model without any dependence would reach.
             baseline = create("independent", grid)
             assert isinstance(baseline, Independent)
             baseline.fit(self._baseline_symbols(examples, level))
@@ -329,6 +333,7 @@ class TokenizerTask(Task):
             made = module.decode(symbols, (images.shape[1], images.shape[2])).cpu()
             errors += mean_squared_error(images, made).tolist()
         mse = torch.tensor(errors, dtype=torch.float64)
+        # The mean over images of the PSNR, not the PSNR of the mean error.
         figures = {"mse": float(mse.mean()), "psnr_db": float(psnr(mse).mean())}
         for number, book in enumerate(books):
             suffix = f"/{number}" if len(books) > 1 else ""
@@ -344,6 +349,7 @@ class TokenizerTask(Task):
         total = torch.zeros(examples.example_shape, dtype=torch.int64)  # [h, w, c]
         for part in torch.arange(len(examples)).split(64):
             total += examples.plain(part).sum(0, dtype=torch.int64)
+        # The mean image: what a tokenizer must beat to be of any use.
         mean = (total.double() / len(examples)).float()
         files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 

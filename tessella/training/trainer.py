@@ -143,16 +143,11 @@ def train(
     if valid is not None:
         prepare.check_images_argument(valid, "valid")
     out = Path(out)
+    # All that can be refused is refused before images are encoded, which may take minutes.
     _refuse_taken(out, resume)
-    if is_stream(images):
-        train_data = _stream_data(model, images, labels, valid, resume, config)
-    else:
-        if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
-            prepare.check_classes(images, valid)
-        if valid is None:
-            images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
-        train_data = _array_data(model, images, labels, tokenizer, config)
-    valid_data = _array_data(model, valid, valid_labels, tokenizer, config)
+    train_data, valid_data = _given_data(
+        model, tokenizer, config, (images, labels), (valid, valid_labels), resume
+    )
     job = Job(
         model=model,
         tokenizer=tokenizer,
@@ -182,6 +177,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     """
     asked = time.monotonic()
     out = Path(out)
+    # First what takes no time, then the images, then the model that must fit them.
     build.check_recipe(recipe)
     _refuse_taken(out, resume)
     # A resumed prior goes on with the tokenizer that its run holds.
@@ -239,10 +235,13 @@ def _run(job: Job) -> Run:
         stack.enter_context(threads(config.threads))
         stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
         fabric = create_fabric(config.device, config.devices, config.precision)
+        # From here on there may be several processes; all go through the same lines, and only the
+        # first one writes and speaks.
         if config.devices > 1:
             fabric.launch()
         run = RunDirectory(job.out, writes=fabric.is_global_zero)
         stack.callback(run.close)
+        # A validation during training looks at a part; eval measures all of it.
         valid = job.valid.examples
         assert not isinstance(valid, Stream)
         valid = valid.first(VALID_LIMIT, VALID_BYTES)
@@ -256,6 +255,7 @@ def _run(job: Job) -> Run:
         if fabric.is_global_zero and not restored:
             _save_baseline(task, job)
         fabric.barrier()
+        # Of a finished run that is resumed there is nothing to forecast.
         if session.share < 1:
             expected = forecast(fabric, task, session.examples, config.batch, config.accumulate)
             session.forecast_seconds = expected.step_seconds
@@ -263,6 +263,7 @@ def _run(job: Job) -> Run:
                 _announce(job, session, record, expected)
         if config.compile:
             stack.enter_context(compiled(task.networks(), fabric.device))
+        # A run that goes on has counted its preparation the first time.
         if not restored:
             _count_preparation(session, job)
         progress = loop.main(session)
@@ -276,6 +277,7 @@ def _run(job: Job) -> Run:
 
 def _options(options: dict[str, object]) -> TrainConfig:
     """The configuration of keywords, which must all be known."""
+    # Names of both kinds, so that a misspelt one finds its neighbour.
     others = {"images", "labels", "valid", "valid_labels", "tokenizer", "resume", "say", "out"}
     known = set(TrainOptions.__annotations__)
     for name in options:
@@ -291,6 +293,7 @@ def _check_arguments(
     model: object, tokenizer: object, out: object, resume: object, say: object
 ) -> None:
     """Refuse arguments of wrong types before anything is done."""
+    # The annotations say the same; at run time nothing enforces them.
     if getattr(model, "kind", None) not in build.TASKS:
         raise InputError(
             "train takes a density model, a tokenizer or a VAE (ts.create, ts.create_tokenizer,"
@@ -313,6 +316,31 @@ def _refuse_taken(out: Path, resume: bool) -> None:
     # LOCAL_RANK: this is one of the other processes, and the first one has begun the run.
     if not resume and "LOCAL_RANK" not in os.environ:
         RunDirectory(out).refuse_taken()
+
+
+def _given_data(
+    model: Trainable,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
+    given: tuple[Any, object],
+    held_out: tuple[Any, object],
+    resume: bool,
+) -> tuple[TrainingData, TrainingData]:
+    """Both splits of what a caller gave, as pairs of images and labels.
+
+    Without held-out images a tenth of the training images is held out.
+    """
+    images, labels = given
+    valid, valid_labels = held_out
+    if is_stream(images):
+        train_data = _stream_data(model, images, labels, valid, resume, config)
+    else:
+        if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
+            prepare.check_classes(images, valid)
+        if valid is None:
+            images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
+        train_data = _array_data(model, images, labels, tokenizer, config)
+    return train_data, _array_data(model, valid, valid_labels, tokenizer, config)
 
 
 def _array_data(
@@ -360,6 +388,7 @@ def _split_data(
         hashed: whether the images are what a model sees; False where pixels are drawn anew.
         seen: hashes of the images that the tokenizer was trained on.
     """
+    # Labels that the model has no use for are left out, so that none are refused.
     labels = images.labels if class_count(model) else None
     examples = prepare.prepare(
         model, images.images, labels, tokenizer, condition_dropout, flip, binarize
@@ -371,6 +400,7 @@ def _split_data(
 def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Say) -> None:
     """Say which files were left out, and how the images are divided."""
     skipped = sorted({*images.skipped, *held_out.skipped})
+    # Three are shown; all are in a file of the run.
     if skipped:
         noun = "file" if len(skipped) == 1 else "files"
         more = ""
@@ -410,6 +440,7 @@ def _save_baseline(task: Task, job: Job) -> None:
     """Keep with the run what its figures are compared to, and which images it has seen."""
     task.save_baseline(job.train.examples.sample(), job.out)
     hashes = job.train.hashes
+    # A prior has seen, through its tokenizer, the images of both.
     seen = job.train.seen_by_tokenizer
     if seen is not None and hashes is not None:
         hashes = np.union1d(hashes, seen)
@@ -467,6 +498,7 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
     At most half of the minutes: a run must not end before it has begun.
     """
     took = time.monotonic() - job.asked
+    # 0 where the run is not limited by time.
     limit = 60 * job.config.minutes
     if limit and took > PREPARATION_SHARE * limit:
         if session.fabric.is_global_zero:
@@ -480,6 +512,7 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
 
 def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
     """The last line of a run."""
+    # The reason is worth a word where the best is not simply the least of the metric.
     reason = ""
     if progress.rank is not None and progress.rank.reason not in ("", f"least {task.metric}"):
         reason = f" ({progress.rank.reason})"
@@ -498,6 +531,7 @@ def _take_best(model: Trainable, out: Path) -> None:
     # Of two stages the prior is what was trained.
     if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
         path = path / "prior"
+    # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)
     load_weights(model, best.state_dict(), str(path))
     model.eval().to(torch.device("cpu"))
