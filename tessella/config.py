@@ -206,8 +206,8 @@ class TrainConfig:
     epochs: float = 0.0
     """Passes over the training split; 0 means no such limit."""
     minutes: float = 0.0
-    """Wall-clock minutes from the start of the command: reading the data, training, validation and
-    saving; 0 means no such limit."""
+    """Wall-clock minutes for everything once PyTorch is loaded: reading the data, training,
+    validation and saving; 0 means no such limit."""
     batch: int = 64
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1

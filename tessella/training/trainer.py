@@ -507,7 +507,8 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
                 f" {schedule.duration(limit)}: training gets {schedule.duration(limit / 2)}"
             )
         took = PREPARATION_SHARE * limit
-    session.progress.seconds = took
+    # One value for all processes: it drives the learning rate of the first step.
+    session.progress.seconds = session.fabric.broadcast(took)
 
 
 def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
