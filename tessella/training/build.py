@@ -100,7 +100,7 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     except MemoryError as error:
         raise _too_large(error) from error
     except RuntimeError as error:
-        # torch has no error of its own for memory that it does not get.
+        # torch raises a plain RuntimeError where it gets no memory.
         if "allocate" not in str(error) and "overflow" not in str(error):
             raise
         raise _too_large(error) from error
@@ -242,7 +242,7 @@ def _too_large(error: Exception) -> ConfigError:
 def held_tokenizer(out: Path, resume: bool) -> str | None:
     """The tokenizer that a resumed run of a prior holds, once it is whole; else None."""
     # config.json is written last, so with it the tokenizer is whole.
-    own = out / "tokenizer"
-    if resume and (own / "config.json").exists():
-        return str(own)
+    held = out / "tokenizer"
+    if resume and (held / "config.json").exists():
+        return str(held)
     return None

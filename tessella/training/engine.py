@@ -1,4 +1,4 @@
-"""What surrounds the loop: devices and precision, compilation, threads, signals."""
+"""The surroundings of the loop: devices and precision, compilation, threads, signals."""
 
 from __future__ import annotations
 

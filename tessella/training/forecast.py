@@ -1,4 +1,4 @@
-"""What a run will take, measured before it starts."""
+"""Time and memory that a run will take, measured before it starts."""
 
 from __future__ import annotations
 

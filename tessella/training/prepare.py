@@ -36,7 +36,7 @@ ENCODED_AT_ONCE = 256
 """Images that are encoded together, for a prior."""
 
 Trainable = Network
-"""What can be trained."""
+"""Models and tokenizers that can be trained."""
 
 FOLDER_LINES = (
     "from tessella import data; from tessella.config import DataConfig; images = data.load("
@@ -133,14 +133,14 @@ def prepare(
 def prepare_stream(
     model: Trainable, images: Any, labels: object, config: TrainConfig
 ) -> TrainingData:
-    """Training data that an iterable gives, in its own order.
+    """Training data that an iterable gives, in the order in which it gives them.
 
     Raises:
         InputError, ConfigError: where the images do not fit the model, or options ask for an order.
     """
     if labels is not None:
         raise InputError(
-            "an iterable brings its own labels, as pairs of images and labels: leave labels out"
+            "an iterable brings its labels itself, as pairs of images and labels: leave labels out"
         )
     if config.devices > 1:
         raise ConfigError(

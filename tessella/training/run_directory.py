@@ -23,7 +23,7 @@ from tessella.pipeline import FORMAT
 from tessella.pipeline.run_record import check_record
 
 FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
-"""Folders of a run that something is written to."""
+"""Folders of a run, which a killed process may leave half-written files in."""
 
 LOCK = ".lock"
 """Held by the process that trains."""
@@ -183,7 +183,7 @@ class RunDirectory:
             files.flush(self.path / "log.jsonl")
 
     def sweep(self) -> None:
-        """Clear away what a killed process left half written.
+        """Clear away what a killed process left unfinished.
 
         Raises:
             ArtifactError: when it cannot be removed.

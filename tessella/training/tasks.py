@@ -1,4 +1,4 @@
-"""What is trained: a task is a module, its loss with a unit, and how it is validated and saved.
+"""Tasks: a module in training, its loss with a unit, and how it is validated and saved.
 
 Here are the tasks of density models and tokenizers; :mod:`tessella.training.vae_task` and
 :mod:`tessella.training.adversarial` hold the others.

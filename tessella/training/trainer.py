@@ -84,7 +84,7 @@ class Job:
     """Reading of the clock when the run was asked for; its minutes count from there."""
 
     def record(self) -> dict[str, Any]:
-        """What, on what: the part of ``run.json`` that is known before training."""
+        """The part of ``run.json`` that is known before training: recipe and data."""
         recipe = {"train": configs.to_dict(self.config)}
         if self.recipe is not None:
             recipe = configs.to_dict(self.recipe)
@@ -194,7 +194,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     seen = None
     if recipe.prior_of:
         tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe, images)
-        # A resumed run has these hashes already, and the tokenizer's own run may be gone.
+        # A resumed run has these hashes already, and the run of the tokenizer may be gone.
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
     drawn_anew = recipe.data.binarize == "dynamic"
@@ -360,12 +360,13 @@ def _stream_data(
     """Training data of somebody else's iterable."""
     if resume:
         raise InputError(
-            "a run on an iterable cannot be resumed: the order of its images is its own, so the"
-            " steps to come would not be those of an uninterrupted run; give an array to be able to"
+            "a run on an iterable cannot be resumed: the iterable decides the order of its images, so"
+            " the steps to come would not be those of an uninterrupted run; to be able to resume,"
+            " give an array"
         )
     if valid is None:
         raise InputError(
-            "give valid= too: of an iterable, whose order is its own, no images can be held out"
+            "give valid= too: no images can be held out of an iterable, which decides their order"
         )
     return prepare.prepare_stream(model, images, labels, config)
 

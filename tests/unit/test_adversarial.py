@@ -330,13 +330,15 @@ rank = int(sys.argv[1])
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-sizes = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1, "latent": 4, "code_dim": 4}
+sizes = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1}
+sizes |= {"latent": 4, "code_dim": 4}
 tokenizer = create_tokenizer("vqgan", image_size=(8, 8), channels=1, **sizes)
 terms, train = AdversarialConfig(start=1, layers=1, hidden=8), TrainConfig(steps=9)
 task = AdversarialTask(tokenizer, terms, train, 16, (8, 8)).train()
 both, wrapped = task.module, torch.nn.parallel.DistributedDataParallel(task)
 optimizer = torch.optim.SGD(task.parameters(), 0.01)
-images = torch.randint(0, 256, (8, 8, 8, 1), generator=torch.Generator().manual_seed(rank), dtype=torch.uint8)
+generator = torch.Generator().manual_seed(rank)
+images = torch.randint(0, 256, (8, 8, 8, 1), generator=generator, dtype=torch.uint8)
 for step in range(4):
     optimizer.zero_grad()
     wrapped(images, None)["loss"].backward()

@@ -131,7 +131,7 @@ class TensorDatasetOf:
         (lambda: Batches(), {"valid": images(4)}, InputError, "gave none"),
         (lambda: Batches(4), {"valid": images(4), "devices": 2}, ConfigError, "one process"),
         (lambda: Batches(4), {"valid": Batches(4)}, InputError, "valid must be an array"),
-        (lambda: Batches(4), {"valid": images(4), "labels": [0]}, InputError, "own labels"),
+        (lambda: Batches(4), {"valid": images(4), "labels": [0]}, InputError, "labels itself"),
         (lambda: object(), {}, InputError, "got object"),
         (lambda: {"a": 1}, {}, InputError, "got dict"),
         (lambda: 5, {}, InputError, "got int"),
