@@ -234,7 +234,7 @@ def act_info(chosen: options.Info) -> int:
     _say("recipes:")
     for name in configs.recipe_names():
         _say(f"  {name:24} {configs.load_recipe(name).about}")
-    extras = {"plots": ("matplotlib", "jinja2", "plotext"), "logs": ("tensorboard",)}
+    extras = {"plots": ("matplotlib", "plotext"), "logs": ("tensorboard",)}
     there = [
         name for name, modules in extras.items() if all(map(importlib.util.find_spec, modules))
     ]

@@ -187,8 +187,8 @@ def _maps(network: Component) -> str:
     if network.kind == "tokenizer":
         image: Any = network
         height, width = image.image_size
-        grids = ", ".join(str(grid) for grid in image.grids())
-        return f"images of {height}x{width}x{image.channels} to {grids}"
+        codes = ", ".join(str(grid) for grid in image.grids())
+        return f"images of {height}x{width}x{image.channels} to {codes}"
     model: Any = network
     # A hierarchy has several grids, all other models have one.
     grids = model.grids if hasattr(model, "grids") else (model.grid,)
