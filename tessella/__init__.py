@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tessella.data import SOURCES, Source, register_source
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS, register_head
@@ -38,6 +39,9 @@ __version__ = "0.1.0"
 
 # Names load on first use: the command line shows its help without importing torch.
 _HOMES = {
+    "SOURCES": "data",
+    "Source": "data",
+    "register_source": "data",
     "Grid": "grid",
     "HEADS": "heads",
     "register_head": "heads",
@@ -104,7 +108,7 @@ __all__ += [
     "sample",
     "stream",
 ]
-__all__ += ["tokenize", "train"]
+__all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
 
 
 def __getattr__(name: str) -> Any:

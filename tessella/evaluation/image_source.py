@@ -17,6 +17,7 @@ from tessella.data.decoded_cache import StoredImages
 from tessella.data.image_set import ImageSet
 from tessella.errors import DataError, InputError
 from tessella.pipeline import locate, read_config
+from tessella.pipeline.run_record import read_run_record
 from tessella.tokenizers.tokenizer import check_images
 
 SHOWN = 20
@@ -105,12 +106,9 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
     Raises:
         InputError: when there is a class that the run does not know.
     """
-    facts = (
-        files.read_json(path / "run.json")
-        if path is not None and (path / "run.json").exists()
-        else {}
-    )
-    known = facts.get("data", {}).get("train", {}).get("classes") or []
+    facts = read_run_record(path) if path is not None else {}
+    trained = (facts.get("data") or {}).get("train") or {}
+    known = trained.get("classes") or []
     if (
         images.labels is None
         or not known
@@ -141,10 +139,10 @@ def data_config(path: Path) -> DataConfig:
     read_config(path)
     if not (path / "run.json").exists():
         raise DataError(f"{path} does not say what data it was trained on: name some with --data")
-    recipe = files.read_json(path / "run.json").get("recipe")
+    recipe = read_run_record(path).get("recipe")
     if not recipe or not recipe.get("data"):
         raise DataError(f"{path} was trained on arrays: name data to evaluate on with --data")
-    config: DataConfig = from_dict(DataConfig, recipe["data"], "data")
+    config = from_dict(DataConfig, recipe["data"], "data")
     if config.source.startswith("codes:"):
         raise DataError(
             f"{path} was trained on stored codes ({config.source}): name images with --data"

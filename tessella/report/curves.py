@@ -36,7 +36,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         try:
             entry = json.loads(line)
             entries.append(entry | {"step": int(entry["step"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             unreadable += 1
     age = max(0.0, time.time() - path.stat().st_mtime)
     return entries, {

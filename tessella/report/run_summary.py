@@ -35,12 +35,13 @@ from tessella.pipeline import (
     read_config,
 )
 from tessella.pipeline.model_card import TITLES
+from tessella.pipeline.run_record import read_run_record
 from tessella.report.curves import curves_of, draw, read_log
 from tessella.tokenizers import Tokenizer, codebook_health, create_tokenizer
 from tessella.vae import VAE
 
 METRICS = ("valid/precedence", "valid/mse", "valid/bits_per_dim")
-"""What the best weights of a run minimize: the first of these that it logs."""
+"""Figures that the best weights minimize, of logs that do not mark the best: the first logged."""
 
 QUIET = 600.0
 """Seconds without a new line of the log after which a run that should be training probably is
@@ -408,14 +409,11 @@ def environment_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def _stored(path: Path, problems: list[str]) -> dict[str, Any]:
     """The contents of ``run.json``, empty where there is none."""
-    if not (path / "run.json").exists():
-        return {}
     try:
-        stored = files.read_json(path / "run.json")
+        return read_run_record(path)
     except ArtifactError as error:
         problems.append(str(error))
         return {}
-    return stored if isinstance(stored, dict) else {}
 
 
 def _kind(path: Path, stored: Mapping[str, Any], problems: list[str]) -> str:
@@ -521,11 +519,15 @@ def _progress(stored: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[
         return progress
     progress["step"] = entries[-1]["step"]
     progress["seconds"] = next((e["seconds"] for e in reversed(entries) if "seconds" in e), 0.0)
-    logged = {name for entry in entries for name in entry}
-    metric = next((name for name in METRICS if name in logged), METRICS[-1])
-    measured = [entry for entry in entries if isinstance(entry.get(metric), (int, float))]
+    # A validation that was the best so far says so; logs of earlier versions do not.
+    measured = [entry for entry in entries if "kept" in entry]
+    if not measured:
+        logged = {name for entry in entries for name in entry}
+        metric = next((name for name in METRICS if name in logged), METRICS[-1])
+        measured = [entry for entry in entries if isinstance(entry.get(metric), (int, float))]
+        measured.sort(key=lambda entry: entry[metric], reverse=True)
     if measured:
-        best = min(measured, key=lambda entry: entry[metric])
+        best = measured[-1]
         figures = {
             name.removeprefix("valid/"): value
             for name, value in best.items()
