@@ -3,24 +3,27 @@ without a compiler."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tessella as ts
 from tessella import kernel
-from tessella.errors import InputError
+from tessella.errors import ArtifactError, InputError
 from tessella.nn.lstm_cell import lstm_cell
 from tessella.nn.stepping import compiled
 from tessella.nn.stepping.compiled import CompiledRunner
+from tessella.nn.stepping.operation import ACTIVATIONS, OPERATIONS
 from tessella.nn.stepping.program import Matrix, Places, Plane, Program, Vectors
 from tessella.nn.stepping.runners import IndexedRunner, TorchRunner
-from tessella.nn.stepping.torch_operations import goes_in_halves
+from tessella.nn.stepping.torch_operations import TORCH_OPERATIONS, goes_in_halves
 
 RUNNERS = [TorchRunner, IndexedRunner, CompiledRunner]
 BATCHES = [1, 2, 3, 7, 9, 70]
@@ -348,8 +351,15 @@ def test_a_large_product_in_torch_is_cut_in_halves(
 
 
 FAMILIES = [
-    "gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer", "pixelcnn", "row-lstm", "diagonal-bilstm", "lstm"
-]  # fmt: skip
+    "gated-pixelcnn",
+    "pixelcnn++",
+    "pixelsnail",
+    "transformer",
+    "pixelcnn",
+    "row-lstm",
+    "diagonal-bilstm",
+    "lstm",
+]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -371,3 +381,39 @@ def test_half_precision_steps_in_torch(name: str) -> None:
     assert ts.replay(model, drawn).gap.max() < 0.2, (
         "a difference must be a near-tie of the coarser numbers"
     )
+
+
+def test_every_operation_can_be_written_and_run_in_torch() -> None:
+    assert tuple(TORCH_OPERATIONS) == OPERATIONS
+    for name in OPERATIONS:
+        assert callable(getattr(Program, name))
+    assert set(FORMULAS) == set(ACTIVATIONS)
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+def test_the_kernel_was_compiled_with_our_operations_and_records() -> None:
+    library = kernel.library()
+    assert library is not None
+    library.tessella_layout.restype = ctypes.c_char_p
+    assert library.tessella_layout().decode() == compiled.layout()
+    assert library.tessella_record_bytes() == compiled.RECORD.itemsize
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("changed", ["operations", "activations", "record"])
+def test_a_kernel_with_another_list_is_refused(
+    changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if changed == "operations":
+        monkeypatch.setattr(compiled, "OPERATIONS", tuple(reversed(OPERATIONS)))
+    elif changed == "activations":
+        monkeypatch.setattr(compiled, "ACTIVATIONS", (*ACTIVATIONS, "softplus"))
+    else:
+        fields = [(name, compiled.RECORD[name]) for name in compiled.RECORD.names or ()]
+        fields[1], fields[2] = fields[2], fields[1]
+        monkeypatch.setattr(compiled, "RECORD", np.dtype(fields))
+    listed = program(1)
+    listed.map(normal(1, 2), listed.zeros(2))
+    compiled.check_layout.cache_clear()
+    with pytest.raises(ArtifactError, match="other operations or records"):
+        CompiledRunner(listed)

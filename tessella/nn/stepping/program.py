@@ -105,7 +105,7 @@ class OperationWriter(ABC):
 
     def rotate(self, x: Operand, turns: Operand, out: Operand, heads: int) -> None:
         """Neighbouring pairs of each head turned by ``turns [2 * size of a head]``: cosines, then
-        signed sines, as :func:`tessella.nn.attention.rotations` has them."""
+        signed sines, as :func:`tessella.nn.rotary.rotations` has them."""
         self.append(Operation("rotate", out, x, turns, heads=heads))
 
     def attend(

@@ -90,16 +90,21 @@ class IndexedRunner:
         count = max(1, len(work.variables))
         self._values = torch.zeros(count, dtype=torch.int64, device=self._device)
         self._offsets: dict[int, torch.Tensor] = {}
+        used: set[str] = set()
         for operation in work.operations:
+            used.add(operation.known)
             for operand in operation.operands:
                 if isinstance(operand, Moving):
+                    used.add(operand.variable)
                     self._offsets[id(operand)] = _offsets(operand)
+        # Each variable costs a call to the device, so those that nothing asks for are left out.
+        self._used = [i for i, name in enumerate(work.variables) if name in used]
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, values: Sequence[int]) -> None:
         """All operations, for the values of the variables."""
-        for i, value in enumerate(values):
-            self._values[i].fill_(value)
+        for i in self._used:
+            self._values[i].fill_(values[i])
         if self._device.type != "cuda":
             self._run_all()
             return

@@ -12,7 +12,7 @@ before or after it, because each kind of work has a program of its own:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -32,12 +32,14 @@ class StateMemory(State):
     again, they get the tensors of the copy in place of new ones.
     """
 
-    shared: ClassVar[frozenset[str]] = frozenset({"matrices"})
+    shared: ClassVar[frozenset[str]] = frozenset({"matrices", "tables"})
 
     tensors: list[torch.Tensor] = field(default_factory=list)
     """Each with the images of the batch along dimension 0."""
     matrices: list[Matrix] = field(default_factory=list)
     """Weights laid out for stepping."""
+    tables: list[torch.Tensor] = field(default_factory=list)
+    """Other tensors made of the weights."""
 
 
 class MemoryAllocator:
@@ -55,6 +57,7 @@ class MemoryAllocator:
         self._memory = memory
         self._tensors = 0
         self._matrices = 0
+        self._tables = 0
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Memory ``[batch, *shape]``, zero before the walk."""
@@ -85,15 +88,55 @@ class MemoryAllocator:
         self._matrices += 1
         return kept
 
+    def table(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor made of the weights that no step changes, shared with all copies of the
+        state."""
+        tables = self._memory.tables
+        if self._tables == len(tables):
+            tables.append(value.detach())
+        kept = tables[self._tables]
+        assert kept.shape == value.shape, "layers must ask in the same order"
+        self._tables += 1
+        return kept
 
-class GridStep:
+
+class PixelStep(ABC):
+    """The programs of a step from pixel to pixel.
+
+    Args:
+        memory: where layers get the state's memory.
+    """
+
+    pixel: OperationWriter
+    """The work at a pixel."""
+
+    def __init__(self, memory: MemoryAllocator) -> None:
+        self.memory = memory
+        self.cleared: list[torch.Tensor] = []
+        """Memory that is zero again when a row begins, after the work of the row."""
+
+    @abstractmethod
+    def start_row(self, row: int) -> None:
+        """Do the work at the start of a row; everything above is known."""
+
+    @abstractmethod
+    def start_pixel(self, row: int, column: int) -> None:
+        """Do the work at a pixel."""
+
+    def clear(self) -> None:
+        """Zero the memory named in :attr:`cleared`."""
+        for tensor in self.cleared:
+            tensor.zero_()
+
+
+class GridStep(PixelStep):
     """The programs of a step at one resolution.
 
     Args:
         memory: where layers get the state's memory.
         width: places of a row.
-        row, pixel: programs; by default new ones, with the variables ``row`` and
-            :data:`PIXEL_VARIABLES`.
+        row, pixel, advance: programs; by default new ones, with the variables ``row``,
+            :data:`PIXEL_VARIABLES` and none.
         column: the variable of ``pixel`` that is the column.
     """
 
@@ -108,16 +151,14 @@ class GridStep:
         row: Program | None = None,
         pixel: OperationWriter | None = None,
         column: str = "column",
-        row_variables: Sequence[str] = ("row",),
+        advance: Program | None = None,
     ) -> None:
-        self.memory = memory
+        super().__init__(memory)
         self.width = width
         self.column = column
-        self.advance = Program(memory.batch, (), memory.like, places=width)
-        self.row = row or Program(memory.batch, row_variables, memory.like, places=width)
+        self.advance = advance or Program(memory.batch, (), memory.like, width)
+        self.row = row or Program(memory.batch, ("row",), memory.like, width)
         self.pixel = pixel or Program(memory.batch, self.PIXEL_VARIABLES, memory.like)
-        self.cleared: list[torch.Tensor] = []
-        """Memory that is zero again when a row begins, after the work of the row."""
 
     def places(self, size: int, left: int = 0, right: int = 0) -> Places:
         """Memory of the state for a row, zero before the walk, with margins of ``left`` and
@@ -126,15 +167,12 @@ class GridStep:
         return Places(memory, left, self.width)
 
     def start_row(self, row: int) -> None:
-        """Do the work at the start of a row; everything above is known."""
         if row:
             self.advance.run()
         self.row.run(row)
-        for tensor in self.cleared:
-            tensor.zero_()
+        self.clear()
 
     def start_pixel(self, row: int, column: int) -> None:
-        """Do the work at a pixel."""
         assert isinstance(self.pixel, Program)
         position = row * self.width + column
         previous = column - 1 if column else self.width

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from tessella.nn.attention import rms_norm, rotate
 from tessella.nn.lstm_cell import lstm_cell_
+from tessella.nn.rotary import rms_norm, rotate
 from tessella.nn.stepping.operation import Operation, Work
 
 SMALL_RESULT = 2048
