@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tessella.registry import load_plugin
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
-    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
-    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
+    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer, register_tokenizer
+    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer, register_quantizer
     from tessella.training import train
     from tessella.vae import VAE, create_vae
 
@@ -58,8 +58,10 @@ _HOMES = {
     "TOKENIZERS": "tokenizers",
     "Tokenizer": "tokenizers",
     "create_tokenizer": "tokenizers",
+    "register_tokenizer": "tokenizers",
     "QUANTIZERS": "tokenizers.quantizers",
     "create_quantizer": "tokenizers.quantizers",
+    "register_quantizer": "tokenizers.quantizers",
     "VAE": "vae",
     "create_vae": "vae",
     "CodeSet": "storage.code_store",
@@ -104,6 +106,8 @@ __all__ += [
     "open_codes",
     "register_head",
     "register_model",
+    "register_quantizer",
+    "register_tokenizer",
     "replay",
     "sample",
     "stream",

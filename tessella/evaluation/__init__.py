@@ -23,6 +23,7 @@ from tessella.evaluation.image_source import (
     images_of,
     overlap_with,
     save_seen,
+    steps_of,
     trained_on,
     with_classes_of,
 )
@@ -78,7 +79,7 @@ def evaluate(
         ``nats_per_image_se``, ``images``, and ``baseline_bits_per_dim`` of independent pixels where
         the run keeps them. Of a tokenizer: ``psnr_db``, ``ssim``, ``mse`` (0..255 squared), their
         standard errors, ``codebook_used``, ``code_perplexity``, what
-        :func:`tessella.tokenizers.codebook_health.report` tells of the codes, ``diagnosis`` among
+        :func:`tessella.tokenizers.codebook_health.summarize` tells of the codes, ``diagnosis`` among
         it. Of a two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image``
         and ``bits_per_image_dim`` tell the same cost by image. Of a VAE, and of a two-stage model
         whose tokenizer has a likelihood, ``bound_bits_per_dim``, see
@@ -122,7 +123,10 @@ def assess(
         figures |= reconstruction_figures(measured)
         assert not isinstance(model, VAE)
         tokenizer = model.tokenizer if isinstance(model, Generator) else model
-        figures |= codebook_health.report(codebook_health.examine(tokenizer, measured.counts))
+        # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
+        steps = steps_of(path) if model is tokenizer else None
+        facts = codebook_health.examine(tokenizer, measured.counts, steps)
+        figures |= codebook_health.summarize(facts)
     figures |= bound_figures(model, measured, math.prod(chosen.images.shape[1:]))
     seen, overlap = overlap_with(path, measured.hashes, measured.mirrored)
     figures |= {"weights": fingerprint(model), "overlap": overlap, "data": identity}

@@ -148,3 +148,12 @@ def data_config(path: Path) -> DataConfig:
             f"{path} was trained on stored codes ({config.source}): name images with --data"
         )
     return config
+
+
+def steps_of(run: Path | None) -> int | None:
+    """Optimizer steps that a run took; None where there is no run, or it does not say."""
+    if run is None or not (run / "run.json").exists():
+        return None
+    progress = files.read_json_object(run / "run.json").get("progress")
+    steps = progress.get("step") if isinstance(progress, Mapping) else None
+    return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
