@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tessella.data import SOURCES, Source, register_source
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS, register_head
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from tessella.registry import load_plugin
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
-    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
-    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
+    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer, register_tokenizer
+    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer, register_quantizer
     from tessella.training import train
     from tessella.vae import VAE, create_vae
 
@@ -38,6 +39,9 @@ __version__ = "0.1.0"
 
 # Names load on first use: the command line shows its help without importing torch.
 _HOMES = {
+    "SOURCES": "data",
+    "Source": "data",
+    "register_source": "data",
     "Grid": "grid",
     "HEADS": "heads",
     "register_head": "heads",
@@ -54,8 +58,10 @@ _HOMES = {
     "TOKENIZERS": "tokenizers",
     "Tokenizer": "tokenizers",
     "create_tokenizer": "tokenizers",
+    "register_tokenizer": "tokenizers",
     "QUANTIZERS": "tokenizers.quantizers",
     "create_quantizer": "tokenizers.quantizers",
+    "register_quantizer": "tokenizers.quantizers",
     "VAE": "vae",
     "create_vae": "vae",
     "CodeSet": "storage.code_store",
@@ -100,11 +106,13 @@ __all__ += [
     "open_codes",
     "register_head",
     "register_model",
+    "register_quantizer",
+    "register_tokenizer",
     "replay",
     "sample",
     "stream",
 ]
-__all__ += ["tokenize", "train"]
+__all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable
-without torch.
+"""Recipes: what to train, on what, for how long.
 
-A recipe is a TOML file, or the name of one that ships with the package. It has the tables
-``[data]``, ``[train]`` and one of ``[model]`` (a density model; with a ``tokenizer`` run a prior on
-its codes), ``[tokenizer]`` (with ``[adversarial]`` for a VQGAN) and ``[vae]``::
+They are frozen dataclasses with strict keys, importable without torch. A recipe is a TOML file, or
+the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and one of
+``[model]`` (a density model; with a ``tokenizer`` run a prior on its codes), ``[tokenizer]`` (with
+``[adversarial]`` for a VQGAN) and ``[vae]``::
 
     [data]
     source = "digits"
@@ -23,22 +23,48 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
-from tessella.errors import ConfigError, unknown
+from tessella import files, names
+from tessella.errors import ArtifactError, ConfigError, unknown
+
+LARGEST_BATCH = 1 << 20
+"""Most images of an optimizer step."""
+
+LARGEST_SIZE = 1 << 20
+"""Largest number that a size of a model or tokenizer may be."""
+
+MOST_LAYERS = 1000
+"""Most layers, blocks, stages or the like of a model or tokenizer."""
+
+REPEATED = ("layers", "blocks", "residual_blocks", "depth", "downsample", "stages", "masks")
+"""Sizes that count parts of a network, each of which takes time and memory to build."""
+
+LARGEST_SEED = 2**63 - 1
+
+RECIPE_BYTES = 1 << 20
+"""Largest recipe that is read."""
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and what is done to them before they are symbols."""
+    """The source of the images, and what is done to them before they are symbols.
+
+    Raises:
+        ConfigError: for a value that no source can honour.
+    """
 
     source: str = "digits"
-    """``digits``, ``mnist:PATH``, ``cifar10:PATH``, ``npz:PATH`` or ``folder:PATH``."""
+    """A registered data source, ``NAME`` or ``NAME:PATH``, such as ``digits`` or ``folder:photos``
+    (:data:`tessella.data.SOURCES` lists them)."""
     size: str = ""
     """Output size ``64`` or ``HEIGHTxWIDTH``; empty keeps the size of the source (folders need
     one)."""
@@ -49,7 +75,7 @@ class DataConfig:
     """1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps what the source has (RGB for folders)."""
     levels: int = 0
     """Values a pixel can take in the model; 0 means the source's own (17 for digits, 2 when
-    binarized, else 256)."""
+    binarized, else 256). 256 also says that small values in an array are meant as they are."""
     binarize: Literal["", "fixed", "dynamic"] = ""
     """One Bernoulli(v/255) draw for good, or a new draw each epoch (training split only)."""
     binarize_seed: int = 0
@@ -64,6 +90,49 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(self.size))  # 64 is a size as well as "64"
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for a value that no source can honour."""
+        if not isinstance(self.source, str):
+            raise ConfigError(
+                f"data.source must be text such as 'digits' or 'folder:photos', got {self.source!r}"
+            )
+        for key in ("channels", "levels", "binarize_seed", "limit"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"data.{key} must be a whole number, got {value!r}")
+        self._check_choice("crop", ("center", "squash", "tiles"))
+        self._check_choice("binarize", ("", "fixed", "dynamic"))
+        self._check_choice("channels", (0, 1, 3, 4))
+        if self.levels != 0 and not 2 <= self.levels <= 256:
+            raise ConfigError(
+                f"data.levels must be 0 (the source's own) or a number of 2..256, got {self.levels}"
+            )
+        if self.limit < 0 or self.binarize_seed < 0:
+            raise ConfigError("data.limit and data.binarize_seed must not be negative")
+        for key in ("size", "bits"):
+            # The same form is read in tessella.data, which comes after this in a run.
+            text = getattr(self, key)
+            if not isinstance(text, str) or not _SIZE.fullmatch(text.strip()):
+                raise ConfigError(
+                    f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, "
+                    f"got {text!r}"
+                )
+        if not self.size and self.crop == "tiles":
+            raise ConfigError(
+                "data.crop=tiles needs data.size, the size of a tile, for example data.size=64"
+            )
+
+    def _check_choice(self, key: str, allowed: tuple[object, ...]) -> None:
+        value = getattr(self, key)
+        if value not in allowed:
+            choices = ", ".join(repr(choice) for choice in allowed)
+            raise ConfigError(f"data.{key} must be one of {choices}, got {value!r}")
+
+
+_SIZE = re.compile(r"([1-9]\d{0,9}(x[1-9]\d{0,9})?)?")
+"""A number of pixels, HEIGHTxWIDTH, or nothing; ten digits are more than any image has."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +149,11 @@ class ModelConfig:
     first."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_seed("model.seed", self.seed)
+        _check_sizes("model", self.sizes)
+        _check_sizes("model.finer", self.finer)
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -89,6 +163,10 @@ class TokenizerConfig:
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_seed("tokenizer.seed", self.seed)
+        _check_sizes("tokenizer", self.sizes)
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -97,11 +175,14 @@ class VAEConfig:
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_seed("vae.seed", self.seed)
+        _check_sizes("vae", self.sizes)
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et
-    al. 2021)."""
+    """The further terms of a VQGAN's loss: perceptual and adversarial (Esser et al. 2021)."""
 
     perceptual: str = ""
     """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty
@@ -118,8 +199,8 @@ class AdversarialConfig:
     hidden: int = 64
     """Channels of its first convolution."""
     tolerance: float = 0.5
-    """Rise of the validation's mean squared error over the least before, as a share of it, that is
-    put up with; a larger one is a takeover by the discriminator, and is taken back."""
+    """Largest rise of the validation's mean squared error over the least before, as a share of it.
+    A larger one is a takeover by the discriminator, which is undone."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "weight", "start", "tolerance"):
@@ -129,7 +210,14 @@ class AdversarialConfig:
                 )
         if self.layers < 1 or self.hidden < 1:
             raise ConfigError(
-                f"adversarial.layers and adversarial.hidden must be at least 1, got {self.layers} and {self.hidden}"
+                "adversarial.layers and adversarial.hidden must be at least 1,"
+                f" got {self.layers} and {self.hidden}"
+            )
+        # Each layer halves the sides: no image is large enough for more.
+        if self.layers > 16 or self.hidden > 4096:
+            raise ConfigError(
+                "adversarial.layers must be at most 16 and adversarial.hidden at most 4096,"
+                f" got {self.layers} and {self.hidden}"
             )
 
 
@@ -142,7 +230,8 @@ class TrainConfig:
     epochs: float = 0.0
     """Passes over the training split; 0 means no such limit."""
     minutes: float = 0.0
-    """Wall-clock minutes of training; 0 means no such limit."""
+    """Wall-clock minutes from the start of the command: reading the data, training, validation and
+    saving; 0 means no such limit."""
     batch: int = 64
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1
@@ -157,7 +246,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
-    """Steps of warm-up."""
+    """Steps of warm-up; fewer where that would be more than a twentieth of the run."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     l2: float = 0.0
@@ -178,6 +267,7 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at every validation."""
     seed: int = 0
+    """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     devices: int = 1
@@ -188,21 +278,70 @@ class TrainConfig:
     """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("batch", "accumulate", "devices")
-        above_zero = ("learning_rate",)
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            least = 1 if name in at_least_one else 0
-            if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(
-                value
-            ):
-                wanted = "above 0" if name in above_zero else f"at least {least}"
-                raise ConfigError(f"train.{name} must be {wanted}, got {value}")
-        if not 0 <= self.average < 1 or not 0 <= self.condition_dropout <= 1:
+            _check_train_number(name, value)
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ConfigError(f"train.betas must lie in [0, 1), got {list(self.betas)}")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"train.average must lie in [0, 1), got {self.average}")
+        if not 0 <= self.condition_dropout <= 1:
             raise ConfigError(
-                "train.average must lie in [0, 1) and train.condition_dropout in [0, 1]"
+                f"train.condition_dropout must lie in [0, 1], got {self.condition_dropout}"
             )
+
+
+AT_LEAST_ONE = ("batch", "accumulate", "devices")
+MOST = {
+    "batch": LARGEST_BATCH,
+    "accumulate": LARGEST_BATCH,
+    "devices": 1024,
+    "threads": 4096,
+    "seed": LARGEST_SEED,
+}
+"""Largest values of numbers of :class:`TrainConfig`."""
+
+
+def _check_train_number(name: str, value: float) -> None:
+    least = 1 if name in AT_LEAST_ONE else 0
+    wanted = f"at least {least}"
+    good = value >= least
+    if name == "learning_rate":
+        wanted = "above 0"
+        good = value > 0
+    if not good or not math.isfinite(value):
+        raise ConfigError(f"train.{name} must be {wanted}, got {value}")
+    if name in MOST and value > MOST[name]:
+        raise ConfigError(f"train.{name} must be at most {MOST[name]}, got {value}")
+
+
+class TrainOptions(TypedDict, total=False):
+    """Keywords of :func:`tessella.train`: the fields of :class:`TrainConfig`."""
+
+    steps: int
+    epochs: float
+    minutes: float
+    batch: int
+    accumulate: int
+    checkpointing: bool
+    compile: bool
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    l2: float
+    betas: tuple[float, float]
+    clip: float
+    average: float
+    condition_dropout: float
+    validate_every: int
+    checkpoint_every: int
+    seed: int
+    device: str
+    devices: int
+    precision: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -223,7 +362,8 @@ class Recipe:
     """What the recipe is and what it was measured to reach."""
 
     def __post_init__(self) -> None:
-        if sum(table is not None for table in (self.model, self.tokenizer, self.vae)) != 1:
+        tables = [self.model, self.tokenizer, self.vae]
+        if tables.count(None) != len(tables) - 1:
             raise ConfigError(
                 "a recipe needs exactly one of the tables [model], [tokenizer] and [vae]"
             )
@@ -240,12 +380,17 @@ class Recipe:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-able values."""
+    """A configuration dataclass as plain JSON-able values."""
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+def from_dict(cls: type[C], values: object, where: str = "") -> C:
     """Build a configuration dataclass from plain values, refusing unknown keys and wrong types.
+
+    Args:
+        cls: a dataclass of this module.
+        values: a table, as TOML or JSON gives it.
+        where: name of the table, for messages.
 
     Raises:
         ConfigError: naming the key, its place, what is allowed there and the nearest match.
@@ -253,35 +398,38 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
     hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     # The tables of models and tokenizers take the sizes of the class they name, which only that
     # class can check.
-    free = "sizes" in known
+    open_ended = "sizes" in known
     built: dict[str, Any] = {}
-    given = values.get("sizes", {}) if free else {}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}.sizes must be a table, got {given!r}")
-    sizes: dict[str, Any] = dict(given)
+    sizes: dict[str, Any] = {}
     for key, value in values.items():
-        place = f"{where}.{key}" if where else key
-        if key == "sizes" and free:
-            continue
-        if key in known:
+        place = f"{where}.{key}" if where else str(key)
+        if key == "sizes" and open_ended:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{place} must be a table, got {value!r}")
+            sizes |= value
+        elif key in known:
             built[key] = _convert(hints[key], value, place)
-        elif free:
+        elif open_ended:
             sizes[key] = value
         else:
             raise ConfigError(unknown(f"key in {where or 'the recipe'}:", key, known))
-    if free:
+    if open_ended:
         built["sizes"] = sizes
     return cls(**built)
 
 
 NAMES = ("model.name", "tokenizer.name")
+"""Keys that choose a class, and with it which sizes there are."""
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply ``table.key=value`` overrides.
+
+    Names of models, heads and tokenizers, and the sizes they take, are checked against the source
+    of the package, so that a misspelling is found before torch is imported.
 
     Args:
         name: path of a TOML file, or the name of a recipe that ships with the package (see
@@ -293,29 +441,60 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong
             type.
     """
-    values, overrides = _read(name), list(overrides)
-    named = apply_overrides({}, [o for o in overrides if o.partition("=")[0].strip() in NAMES])
+    values = _read(name)
+    overrides = list(overrides)
+    chosen: list[str] = []
+    for override in overrides:
+        if override.partition("=")[0].strip() in NAMES:
+            chosen.append(override)
+    named = apply_overrides({}, chosen)
     for table, own in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
-        given, read = named.get(table, {}), values.get(table, {})
+        given = named.get(table, {})
+        read = values.get(table, {})
         if isinstance(read, Mapping) and given and given["name"] != read.get("name"):
+            # The sizes in the file are those of another class.
             known = {f.name for f in dataclasses.fields(own)} - {"sizes"}
             values[table] = {key: value for key, value in read.items() if key in known}
-    return from_dict(Recipe, apply_overrides(values, overrides))
+    recipe = from_dict(Recipe, apply_overrides(values, overrides))
+    check_names(recipe)
+    return recipe
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check the names of models, heads and tokenizers, and their sizes, without importing torch.
+
+    Raises:
+        ConfigError: with the nearest match.
+    """
+    if recipe.model:
+        names.check("model", recipe.model.name, recipe.model.sizes, recipe.model.head)
+        finer = dict(recipe.model.finer)
+        finer_name = finer.pop("name", recipe.model.name)
+        names.check("model", finer_name, finer, recipe.model.head)
+    if recipe.tokenizer:
+        sizes = recipe.tokenizer.sizes
+        names.check("tokenizer", recipe.tokenizer.name, sizes)
+        options = sizes.get("options", {})
+        if isinstance(sizes.get("quantizer"), str) and isinstance(options, Mapping):
+            names.check("quantizer", sizes["quantizer"], options)
+    if recipe.vae:
+        names.check("vae", "vae", recipe.vae.sizes)
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    folder = resources.files("tessella") / "recipes"
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    found: list[str] = []
+    for file in (resources.files("tessella") / "recipes").iterdir():
+        if file.name.endswith(".toml"):
+            found.append(file.name.removesuffix(".toml"))
+    return sorted(found)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Nested plain values with ``table.key=value`` overrides applied."""
-    result = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
-    }
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result[key] = dict(value) if isinstance(value, Mapping) else value
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -331,70 +510,111 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
 
 
 def _read(name: str) -> dict[str, Any]:
+    """The tables of a recipe file, or of a recipe that ships."""
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+        text = _read_file(path)
     elif name in recipe_names():
-        text = (resources.files("tessella") / "recipes" / f"{name}.toml").read_text(
-            encoding="utf-8"
-        )
+        recipe = resources.files("tessella") / "recipes" / f"{name}.toml"
+        text = recipe.read_text(encoding="utf-8")
     else:
         raise ConfigError(
             unknown("recipe", name, recipe_names()) + "; or give the path of a .toml file"
         )
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return files.read_bytes(path, RECIPE_BYTES).decode()
+    except (ArtifactError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
 
 
 def _value(text: str) -> Any:
     """Read an override's value as TOML; bare words are strings."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
+
+
+def _check_seed(name: str, seed: int) -> None:
+    if not -LARGEST_SEED <= seed <= LARGEST_SEED:
+        raise ConfigError(f"{name} must fit into 64 bits, got {seed}")
+
+
+def _check_sizes(where: str, sizes: Mapping[str, Any]) -> None:
+    """Refuse sizes that no machine can hold, before anything is built.
+
+    Raises:
+        ConfigError: naming the size and the limit.
+    """
+    for name, value in sizes.items():
+        if isinstance(value, Mapping):
+            _check_sizes(f"{where}.{name}", value)
+            continue
+        most = MOST_LAYERS if name in REPEATED else LARGEST_SIZE
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if len(items) > MOST_LAYERS:
+            raise ConfigError(f"{where}.{name} must have at most {MOST_LAYERS} values")
+        for item in items:
+            if isinstance(item, (int, float)) and not -most <= item <= most:
+                raise ConfigError(f"{where}.{name} must be at most {most}, got {item}")
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     """Check one value against its annotation."""
-    options = (
-        [option for option in get_args(hint) if option is not type(None)]
-        if type(None) in get_args(hint)
-        else None
-    )
-    if options:
-        return None if value is None else _convert(options[0], value, place)
+    if type(None) in get_args(hint):
+        # TABLE | None
+        inner = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _convert(inner[0], value, place)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, place)  # type: ignore[arg-type]
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+    origin = get_origin(hint)
+    if origin is Literal:
+        allowed = get_args(hint)
+        if value not in allowed:
             raise ConfigError(
-                f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
+                f"{place} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
             )
         return value
-    if get_origin(hint) is Mapping:
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place} must be a table, got {value!r}")
         return dict(value)
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if kinds[-1] is Ellipsis and isinstance(value, (list, tuple)):
-            return tuple(_convert(kinds[0], item, place) for item in value)
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
-        return tuple(_convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
+    if origin is tuple:
+        return _convert_list(get_args(hint), value, place)
     return _plain(hint, value, place)
 
 
+def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+    """Check a list against the annotation of a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{place} must be a list, got {value!r}")
+    if kinds[-1] is Ellipsis:
+        return tuple(_convert(kinds[0], item, place) for item in value)
+    if len(value) != len(kinds):
+        raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
+    converted: list[Any] = []
+    for kind, item in zip(kinds, value, strict=True):
+        converted.append(_convert(kind, item, place))
+    return tuple(converted)
+
+
 def _plain(hint: type, value: Any, place: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+    """Check a number, a flag or a text against its type."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and whole:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{place} must be a finite number, got {str(value)[:20]}...") from None
+    if hint is str and whole:
         return str(value)  # size = 64
-    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
+    if hint is int and not whole or not isinstance(value, hint):
         raise ConfigError(f"{place} must be of type {hint.__name__}, got {value!r}")
     return value

@@ -49,15 +49,24 @@ class TessellaWarning(UserWarning):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not in a table, with the names there are and the nearest one.
+    """The message for a name that is not in a table: what was given, what there is, the nearest
+    match.
 
     >>> unknown("head", "categorial", ["categorical", "logistic-mixture"])
     "unknown head 'categorial'; did you mean 'categorical'? Known: categorical, logistic-mixture"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The words that offer the nearest of some names; empty where none is near.
+
+    >>> nearest("sampel", ["train", "sample"])
+    "; did you mean 'sample'?"
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_integer(name: str, value: object, least: int = 0, most: int | None = None) -> int:

@@ -92,7 +92,7 @@ class Registry(Mapping[str, Entry]):
         """
         try:
             return self[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list, say, cannot be looked up
             message = unknown(self.kind, name, self._entries)
             for plugin, problem in _installed.items():
                 if problem:

@@ -3,73 +3,87 @@ exit."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tessella import __version__
-from tessella.errors import TessellaError, TessellaWarning
+from tessella.cli import terminal
+from tessella.errors import TessellaError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 after a mistake of the caller, 130 when
-    interrupted."""
+    """Run one command.
+
+    Args:
+        arguments: its words; those of the process unless given.
+
+    Returns:
+        The exit status: 0, 1 when a check failed, 2 after a mistake of the caller, 130 when
+        interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words in (["--version"], ["-V"]):
         print(f"tessella {__version__}")
         return 0
-    try:
-        from tessella.cli.options import parse
-    except ImportError:
-        print('tessella: the command line needs tyro: pip install "tyro>=1.0,<2"', file=sys.stderr)
-        return 2
-    try:
-        command = parse(words)
-        from tessella.cli import commands
-
-        act: Callable[[Any], int] = commands.ACTIONS[type(command).__name__.lower()]
-        with _warnings_in_one_line():
-            return act(command)
-    except TessellaError as error:
-        _tell(str(error))
-        return 2
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+    with terminal.escapes_what_cannot_be_shown(), terminal.warnings_in_one_line():
+        try:
+            return _run(words)
+        except TessellaError as error:
+            terminal.complain(str(error))
+            return 2
+        except BrokenPipeError:
+            # Whoever read the output has gone; a second failure at exit would print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(f"tessella: {error}", file=sys.stderr)
+        except OSError as error:
+            terminal.complain(str(error))
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            terminal.complain(
+                "there is not enough memory for that: ask for fewer images at a time (--batch,"
+                " train.batch=, train.accumulate=), or for a smaller model"
+            )
+            return 2
+        except KeyboardInterrupt:
+            terminal.complain("interrupted")
+            return 130
+
+
+def _run(words: list[str]) -> int:
+    """Read a command, check it, load its plugins, and run its verb."""
+    try:
+        from tessella.cli import checks, parsing
+    except ImportError as error:
+        if error.name not in (None, "tyro"):
+            raise
+        terminal.complain('the command line needs tyro: pip install "tyro>=1.0,<2"')
         return 2
-    except KeyboardInterrupt:
-        print("tessella: interrupted", file=sys.stderr)
-        return 130
+    command = parsing.parse(words)
+    checks.check_values(command)
+    if command.plugin:
+        from tessella.registry import load_plugin
+
+        for path in command.plugin:
+            load_plugin(path)
+    checks.check_names(command)
+    verb = importlib.import_module(f"tessella.cli.verbs.{type(command).__name__.lower()}")
+    status: int = verb.run(command)
+    return status
 
 
-def _tell(message: str) -> None:
-    """One line on standard error; of several processes, the first one tells."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        told = " ".join(message.split()).encode(errors="backslashreplace").decode()
-        print(f"tessella: {told}", file=sys.stderr)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether numpy or torch could not allocate what was asked for.
 
-
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """Each of our warnings once and without a place in the source; those of others as they are."""
-    told: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if not issubclass(category, TessellaWarning):
-            others(message, category, *rest, **more)
-        elif str(message) not in told:
-            told.add(str(message))
-            _tell(f"warning: {message}")
-
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-        warnings.simplefilter("always", TessellaWarning)
-        warnings.showwarning = show  # put back at the end, with the filters
-        yield
+    torch has a class of its own for devices; its allocator on the CPU raises a RuntimeError.
+    """
+    is_from_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(
+        error
+    )
+    return isinstance(error, MemoryError) or is_from_torch
 
 
 if __name__ == "__main__":

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import itertools
-import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
-from tessella.errors import InputError
+from tessella.cli.flags import Output, Within, sets_fields_of
+from tessella.config import TrainConfig
+from tessella.sampling import BATCH, Method, Rule, Sampling
 
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
+Split = Literal["train", "valid", "test", "all"]
+Switch = tyro.conf.UseCounterAction[int]
+
+Threads = Annotated[int, Within(0, 4096)]
+BatchSize = Annotated[int, Within(1, 1 << 20)]
+Seed = Annotated[int, Within(0, (1 << 64) - 1)]
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every verb."""
+
+    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], arg(metavar="FILE.py")] = ()
+    """Python file that registers models, heads, tokenizers, quantizers or data sources of your own.
+    It runs with all your rights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Common):
+    """Options of verbs that write files."""
+
+    force: Switch = 0
+    """Replace a file that tessella did not make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Common):
     """The whole chain on bundled real images: density model, VQ-VAE, prior, samples of both.
     Minutes on a CPU.
 
@@ -30,15 +50,29 @@ class Demo:
     """
 
     out: str = "runs/demo"
-    """Directory for the three runs, the pictures and the table; it is replaced."""
-    minutes: float = 1.2
+    """Directory for the three runs, the pictures and the table; an earlier demo is replaced."""
+    minutes: Annotated[float, Within(0, 1e6, open_below=True)] = 1.2
     """Training minutes of the density model; VQ-VAE and prior take 0.7 and 0.5 of that."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+@sets_fields_of(
+    TrainConfig,
+    minutes=Annotated[float, Within(0, open_below=True)],
+    steps=Annotated[int, Within(0, open_below=True)],
+    epochs=Annotated[float, Within(0, open_below=True)],
+    seed=Seed,
+    device=Device,
+    devices=Annotated[int, Within(1, 1024)],
+    precision=Literal["auto", "32", "bf16"],
+    threads=Threads,
+    accumulate=Annotated[int, Within(1)],
+    checkpointing=None,
+    compile=None,
+)
+class Train(Common):
     """Train a density model or a tokenizer, or a prior on a trained tokenizer.
 
     $ tessella train digits
@@ -47,6 +81,7 @@ class Train:
     $ tessella train digits-prior --tokenizer runs/digits-vqvae
     $ tessella train folder-vqvae --data folder:photos data.size=64
     $ tessella train my.toml model.layers=8 train.learning_rate=1e-3
+    $ tessella train digits --plugin mine.py --model mine
     $ tessella train --resume runs/digits
     """
 
@@ -55,70 +90,44 @@ class Train:
     overrides: Positional[Overrides] = ()
     """Values of the recipe to change, as table.key=value."""
     data: str = ""
-    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH; of a prior also
+    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH; for a prior also
     codes:PATH."""
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
     model: str = ""
-    """Another density model than the recipe's (tessella info --models); it takes its own default
-    sizes then."""
+    """Another density model than the recipe's (tessella info --models), with its default sizes."""
     out: str = ""
-    """Run directory to create; runs/RECIPE, or runs/RECIPE-MODEL, unless given."""
+    """Run directory to create (default: runs/RECIPE, or runs/RECIPE-MODEL)."""
     resume: str = ""
-    """Run directory to go on with, from its newest checkpoint."""
-    minutes: float | None = None
-    """Stop after so many minutes of training."""
-    steps: int | None = None
-    """Stop after so many optimizer steps."""
-    epochs: float | None = None
-    """Stop after so many passes over the training images."""
-    seed: int | None = None
-    """Seed of weights, data order, augmentation and dropout."""
-    device: Device | None = None
-    """Where to train."""
-    devices: int | None = None
-    """Devices (processes) to use."""
-    precision: Literal["auto", "32", "bf16"] | None = None
-    """Arithmetic; auto is bf16 on a GPU that has it and 32 elsewhere."""
-    threads: int | None = None
-    """CPU threads."""
-    accumulate: int | None = None
-    """Split each batch into so many passes, to save memory."""
-    checkpointing: tyro.conf.UseCounterAction[int] = 0
-    """Keep less of a density model for the gradient and compute it again: less memory, more
-    time."""
-    compile: tyro.conf.UseCounterAction[int] = 0
-    """Compile the network: the first steps take a minute or two longer, the others less time."""
+    """Run directory to continue, from its newest checkpoint."""
 
 
 @dataclass(frozen=True)
 class Drawing:
     """How symbols are drawn."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Image i has this seed plus i."""
-    method: Literal["auto", "cached", "parallel", "naive"] = "auto"
+    method: Method = "auto"
     """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the
-    oracle. All draw the same images; auto takes the fastest."""
-    temperature: float = 1.0
-    """Divides the log-probabilities."""
-    top_k: int = 0
-    """Keep the so many likeliest levels of each symbol; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of levels whose probability reaches this."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; needs --class-label."""
-    class_label: int | None = None
+    slow oracle. All draw the same images; auto takes the fastest."""
+    rule: Rule = field(default_factory=Rule)
+    class_label: Annotated[int | None, Within(0)] = None
     """Class to draw, for a model with classes."""
-    batch: int = 64
+    batch: BatchSize = BATCH
     """Images at a time; changes memory and speed only."""
 
+    @property
+    def sampling(self) -> Sampling:
+        """The options of the sampler."""
+        return Sampling(method=self.method, batch=self.batch, rule=self.rule)
 
-@dataclass(frozen=True)
-class Sample:
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Writing):
     """Draw images from a model.
 
-    A .npz or a directory is written as it is drawn: the same command goes on with a run that was
+    A .npz or a directory is written as it is drawn: the same command continues a run that was
     stopped, and with a larger --n it adds to one.
 
     $ tessella sample digits
@@ -129,9 +138,9 @@ class Sample:
 
     run: Positional[RunName]
     """Run directory, or the name of a bundled model."""
-    n: int = 16
+    n: Annotated[int, Within(1)] = 16
     """Images to draw."""
-    out: str = "samples.png"
+    out: Annotated[str, Output(".png", ".npz", "/")] = "samples.png"
     """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name
     ending in /)."""
     drawing: Drawing = field(default_factory=Drawing)
@@ -139,8 +148,8 @@ class Sample:
     """Where to draw."""
 
 
-@dataclass(frozen=True)
-class Complete:
+@dataclass(frozen=True, kw_only=True)
+class Complete(Writing):
     """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence
     what is drawn above it.
 
@@ -152,25 +161,25 @@ class Complete:
     """Run directory, or the name of a bundled model."""
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
-    keep: float = 0.5
+    keep: Annotated[float, Within(0, 1)] = 0.5
     """Share of the rows kept, from the top."""
-    n: int = 8
+    n: Annotated[int, Within(1)] = 8
     """Images to complete, from the start of the split."""
-    variants: int = 4
+    variants: Annotated[int, Within(1)] = 4
     """Completions of each."""
     data: str = ""
-    """Data source; the run's own unless given."""
-    split: Literal["train", "valid", "test", "all"] = "test"
+    """Data source (default: the run's)."""
+    split: Split = "test"
     """Which images; all is every image of a folder."""
-    out: str = "completed.png"
+    out: Annotated[str, Output(".png")] = "completed.png"
     """PNG sheet: the image, what was kept, the completions."""
     drawing: Drawing = field(default_factory=Drawing)
     device: Device = "auto"
     """Where to draw."""
 
 
-@dataclass(frozen=True)
-class Eval:
+@dataclass(frozen=True, kw_only=True)
+class Eval(Writing):
     """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a
     two-stage model both. Says how many of the images the run was trained on.
 
@@ -186,28 +195,28 @@ class Eval:
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
     data: str = ""
-    """Data source; the run's own unless given."""
-    split: Literal["train", "valid", "test", "all"] = "test"
+    """Data source (default: the run's)."""
+    split: Split = "test"
     """Which images; all is every image of a folder, for folders that were not trained on."""
     against: str = ""
     """Another run, measured on the same images: the mean difference and its standard error, image
     by image."""
-    json: str = ""
+    json: Annotated[str, Output(".json")] = ""
     """File for the figures as JSON."""
-    per_image: str = ""
+    per_image: Annotated[str, Output(".csv")] = ""
     """File for the values of every image, as .csv: nats, bits, bits/dim, mse, PSNR in dB, SSIM."""
-    batch: int = 64
+    batch: BatchSize = 64
     """Images at a time."""
     device: Device = "auto"
     """Where to compute."""
-    devices: int = 1
+    devices: Annotated[int, Within(1, 1024)] = 1
     """Devices (processes) that share the images; each image is measured once."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
 
 
-@dataclass(frozen=True)
-class Tokenize:
+@dataclass(frozen=True, kw_only=True)
+class Tokenize(Common):
     """Encode images to codes on disk, for priors to train from; a run that was killed goes on.
 
     $ tessella tokenize runs/photos-vqvae --out codes
@@ -220,22 +229,22 @@ class Tokenize:
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
     data: str = ""
-    """Data source; the run's own unless given."""
+    """Data source (default: the run's)."""
     split: Literal["each", "train", "valid", "test", "all"] = "each"
     """Which images; each writes train, valid and test, to directories of these names."""
     out: str = "codes"
     """Directory of the codes."""
-    mirrored: tyro.conf.UseCounterAction[int] = 0
+    mirrored: Switch = 0
     """Encode the mirror images as well, for training with data.flip=true."""
-    workers: int = 0
+    workers: Annotated[int, Within(0, 1024)] = 0
     """Threads (on GPUs: one for each) that encode; 0 for as many as there are processors. Changes
     speed only."""
     device: Device = "auto"
     """Where to encode."""
 
 
-@dataclass(frozen=True)
-class Detokenize:
+@dataclass(frozen=True, kw_only=True)
+class Detokenize(Writing):
     """Decode codes on disk to images.
 
     $ tessella detokenize runs/photos-vqvae codes/valid --out decoded.npz
@@ -246,19 +255,19 @@ class Detokenize:
     """Run directory of the tokenizer that made the codes, or of a two-stage model with it."""
     codes: Positional[Annotated[str, arg(metavar="CODES")]]
     """Directory of the codes."""
-    n: int = 0
+    n: Annotated[int, Within(0)] = 0
     """Images to decode, from the first one on; 0 for all."""
-    out: str = "decoded.npz"
+    out: Annotated[str, Output(".png", ".npz", "/")] = "decoded.npz"
     """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name
     ending in /)."""
-    batch: int = 64
+    batch: BatchSize = 64
     """Images at a time."""
     device: Device = "auto"
     """Where to decode."""
 
 
-@dataclass(frozen=True)
-class Info:
+@dataclass(frozen=True, kw_only=True)
+class Info(Writing):
     """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with
     pictures.
 
@@ -273,18 +282,36 @@ class Info:
     run: Positional[RunName] = ""
     """Run directory, or the name of a bundled model."""
     report: Annotated[tuple[str, ...] | None, arg(metavar="[FILE.html]")] = None
-    """Write one HTML file with figures, curves, samples, reconstructions and codebook;
-    RUN/report.html unless named."""
-    samples: int = 16
+    """Write one HTML file with figures, curves, samples, reconstructions and codebook (default:
+    RUN/report.html)."""
+    samples: Annotated[int, Within(0, 64)] = 16
     """Images to draw for the report (fewer where that would take long); 0 for none."""
-    models: tyro.conf.UseCounterAction[int] = 0
+    models: Switch = 0
     """Every family of density models and every head: what it is, and its parameters on two known
     grids."""
-    json: tyro.conf.UseCounterAction[int] = 0
+    json: Switch = 0
     """Print the facts as JSON."""
 
 
-VERBS: dict[str, type] = {
+@dataclass(frozen=True, kw_only=True)
+class Check(Common):
+    """Test what a registered class promises: a line for each contract, and status 1 if one fails.
+    Of a directory of codes: whether every shard is what was written.
+
+    $ tessella check gated-pixelcnn
+    $ tessella check mine --plugin mine.py
+    $ tessella check codes/train
+    """
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """A density model, head, tokenizer, quantizer or data source, or a directory of codes."""
+    kind: Literal["", "model", "head", "tokenizer", "quantizer", "source"] = ""
+    """What it is, where the name stands for several things."""
+    data: str = ""
+    """The whole data source to check, as for train, where the source needs a path: mine:PATH."""
+
+
+VERBS: dict[str, type[Common]] = {
     "demo": Demo,
     "train": Train,
     "sample": Sample,
@@ -293,63 +320,5 @@ VERBS: dict[str, type] = {
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "info": Info,
+    "check": Check,
 }
-
-
-def parse(words: list[str]) -> Any:
-    """The command as an instance of its class. Help is printed, and exits.
-
-    Raises:
-        InputError: for words that are no command.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return _parse(words)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # The parser draws a box around several lines; a mistake is told in one.
-        told = re.sub(r"[\u2500-\u257f\s]+", " ", said.getvalue()).strip()
-        raise InputError(told) from None
-
-
-def _parse(words: list[str]) -> Any:
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    if words and words[0] in VERBS:
-        return tyro.cli(
-            VERBS[words[0]],
-            prog=f"tessella {words[0]}",
-            args=_gathered(VERBS[words[0]], words[1:]),
-            config=config,
-        )
-    about = "Images as discrete symbols: density models, tokenizers, priors; exact likelihoods, exact fast sampling."
-    brief: dict[str, Any] = {
-        verb: dataclasses.make_dataclass(cls.__name__, []) for verb, cls in VERBS.items()
-    }
-    for verb, cls in VERBS.items():
-        brief[verb].__doc__ = (cls.__doc__ or "").split("\n")[0]
-    return tyro.extras.subcommand_cli_from_dict(
-        brief, prog="tessella", description=about, args=words or ["--help"]
-    )
-
-
-def _gathered(verb: Any, words: list[str]) -> list[str]:
-    """Options first, then what is positional: key=value words may stand anywhere, which the parser
-    would not take."""
-    switches = {
-        f"--{f.name}" for f in dataclasses.fields(verb) if "UseCounterAction" in str(f.type)
-    } | {"--help"}
-    if not any(re.match(r"\w+(\.\w+)*=", word) for word in words):
-        return words
-    options: list[str] = []
-    positional: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            positional.append(word)
-        elif word.startswith("--") and "=" not in word and word not in switches:
-            options += [word, *itertools.islice(rest, 1)]
-        else:
-            options.append(word)
-    return options + positional

@@ -86,7 +86,7 @@ def evaluate(
         ``nats_per_image_se``, ``images``, and ``baseline_bits_per_dim`` of independent pixels where
         the run keeps them. Of a tokenizer: ``psnr_db``, ``ssim``, ``mse`` (0..255 squared), their
         standard errors, ``codebook_used``, ``code_perplexity``, and the report on its codes that
-        :func:`tessella.tokenizers.codebook_health.report` makes, with a ``diagnosis``. Of a
+        :func:`tessella.tokenizers.codebook_health.summarize` makes, with a ``diagnosis``. Of a
         two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and
         ``bits_per_image_dim`` are the same cost by image. Of a VAE, and of a two-stage model whose
         tokenizer has a likelihood, ``bound_bits_per_dim``, see :mod:`tessella.evaluation.bounds`.

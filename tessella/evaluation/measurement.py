@@ -25,7 +25,7 @@ from tessella.evaluation.bounds import latent_bound_of
 from tessella.evaluation.code_length import code_length_of
 from tessella.evaluation.reconstruction import reconstruction_of
 from tessella.models import DensityModel
-from tessella.pipeline import SavedModel, load_model
+from tessella.pipeline import SavedModel, load_model, read_run_record
 from tessella.tokenizers.tokenizer import check_images
 
 
@@ -85,7 +85,7 @@ def aspects_of(model: SavedModel, run: Path | None = None) -> list[Aspect]:
     baseline = _baseline(run)
     candidates = (
         code_length_of(model, baseline),
-        reconstruction_of(model, _mean_image(run)),
+        reconstruction_of(model, _mean_image(run), _steps(run)),
         latent_bound_of(model, baseline),
     )
     return [aspect for aspect in candidates if aspect is not None]
@@ -191,6 +191,13 @@ def _mean_image(run: Path | None) -> torch.Tensor | None:
             f"{path} must hold the mean image as a tensor of height, width, channels"
         )
     return mean
+
+
+def _steps(run: Path | None) -> int | None:
+    """The steps that a run was trained for; None where it does not say."""
+    progress = {} if run is None else read_run_record(run).get("progress") or {}
+    steps: int | None = progress.get("step")
+    return steps
 
 
 def _process() -> tuple[int, int]:

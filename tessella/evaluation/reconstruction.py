@@ -22,10 +22,17 @@ class Reconstruction(Aspect):
         tokenizer: makes the codes.
         mean_image: of the training images, float ``[h, w, c]``, to compare with; None where it is
             unknown.
+        steps: that the tokenizer was trained for; None where that is unknown.
     """
 
-    def __init__(self, tokenizer: Tokenizer, mean_image: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        mean_image: torch.Tensor | None = None,
+        steps: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.steps = steps
         self.mean_image = None if mean_image is None else mean_image.round().to(torch.uint8)
         # One codebook for each channel of each grid, coarse to fine.
         self.books: list[CodeUsage] = []
@@ -73,19 +80,28 @@ class Reconstruction(Aspect):
         if "mean_image_mse" in measured.values:
             of_mean_image = psnr(measured.values["mean_image_mse"])
             figures["mean_image_psnr_db"] = float(of_mean_image.mean())
-        facts = codebook_health.examine(self.tokenizer, list(measured.counts))
-        return figures | codebook_health.report(facts)
+        facts = codebook_health.examine(self.tokenizer, measured.counts, self.steps)
+        return figures | codebook_health.summarize(facts)
 
     def counts(self) -> tuple[torch.Tensor, ...]:
         return tuple(book.counts for book in self.books)
 
 
 def reconstruction_of(
-    model: SavedModel, mean_image: torch.Tensor | None = None
+    model: SavedModel, mean_image: torch.Tensor | None = None, steps: int | None = None
 ) -> Reconstruction | None:
-    """The reconstructions of a model; None of one without a learned tokenizer."""
+    """The reconstructions of a model; None of one without a learned tokenizer.
+
+    Args:
+        model: any model that a run can hold.
+        mean_image: see :class:`Reconstruction`.
+        steps: that the run was trained for.
+    """
     tokenizer = learned_tokenizer(model)
-    return None if tokenizer is None else Reconstruction(tokenizer, mean_image)
+    if tokenizer is None:
+        return None
+    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
+    return Reconstruction(tokenizer, mean_image, steps if model is tokenizer else None)
 
 
 def reconstruction_columns(values: Values) -> dict[str, torch.Tensor]:

@@ -180,7 +180,7 @@ class ChannelMasked(DensityModel):
         self.embedding = ChannelEmbedding(grid, EMBEDDED)
         embedded = grid.channels * EMBEDDED
         self.first = GroupedConvolution(
-            self.groups, embedded, 2 * hidden, FIRST_REACH, FIRST_REACH, own=False
+            self.groups, embedded, 2 * hidden, FIRST_REACH, FIRST_REACH, inclusive=False
         )
         self.layers = nn.ModuleList(self.create_layers(layers))
         self.class_bias = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tessella.errors import InputError
-from tessella.grid import Grid
+from tessella.grid import Grid, to_tensor
 from tessella.nn.stepping.state import State
 
 
@@ -39,10 +39,10 @@ class Conditioning:
 
 @dataclass
 class Condition(State):
-    """The condition of each image of a batch, checked. :meth:`DensityModel.condition` makes it of
-    what a caller gives.
+    """The condition of each image of a batch, checked.
 
-    It is a :class:`State` for the sake of ``select`` (the condition of some of the images).
+    :meth:`DensityModel.condition` makes it from a caller's argument. It is a :class:`State` for the
+    sake of ``select`` (the condition of some of the images).
     """
 
     labels: torch.Tensor | None = None
@@ -57,19 +57,33 @@ Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None
 
 UNCONDITIONAL = Condition()
 
+CODE_DIMENSIONS = 4
+"""Dimensions of a grid of codes, by which it is told from classes."""
+
 
 def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Class and codes of what a caller gave, unchecked.
+    """Class and codes from a caller's condition, as tensors, but otherwise unchecked.
 
     Raises:
-        InputError: for a dictionary with other keys.
+        InputError: for what is no tensor, or a dictionary with other keys.
     """
+    if cond is None:
+        return None, None
     if isinstance(cond, Condition):
         return cond.labels, cond.codes
     if isinstance(cond, Mapping):
-        if set(cond) - {"class", "codes"}:
-            raise InputError(f"cond takes the keys 'class' and 'codes', got {sorted(cond)}")
-        return cond.get("class"), cond.get("codes")
-    if cond is not None and torch.as_tensor(cond).dim() == 4:
-        return None, torch.as_tensor(cond)
-    return cond, None
+        other_keys = set(cond) - {"class", "codes"}
+        if other_keys:
+            raise InputError(
+                f"cond takes the keys 'class' and 'codes', got {sorted(map(repr, other_keys))}"
+            )
+        labels = cond.get("class")
+        codes = cond.get("codes")
+        return (
+            None if labels is None else to_tensor("cond['class']", labels),
+            None if codes is None else to_tensor("cond['codes']", codes),
+        )
+    given = to_tensor("cond", cond)
+    if given.dim() == CODE_DIMENSIONS:
+        return None, given
+    return given, None

@@ -49,15 +49,15 @@ class CodeEmbedding(nn.Module):
             )
         self.size = (grid.height, grid.width)
         self.embedding = SymbolEmbedding(codes, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
+        self.blocks = nn.ModuleList()
+        for _ in range(2):
+            block = nn.Sequential(
                 nn.SiLU(),
                 nn.Conv2d(width, width, 3, padding=1),
                 nn.SiLU(),
                 nn.Conv2d(width, width, 1),
             )
-            for _ in range(2)
-        )
+            self.blocks.append(block)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """``int64 [batch, h, w, c]`` to ``[batch, height, width, width]``."""

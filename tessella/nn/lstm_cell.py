@@ -9,11 +9,12 @@ GATES = 4
 
 
 def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden state and cell state ``[..., n]`` one step on, of ``gates [..., 4 n]`` before their
-    activations.
+    """Hidden state and cell state one step on, ``[..., n]`` each.
 
-    The cell state may be wider than the gates, so that what it adds up over a long walk is not
-    rounded away.
+    Args:
+        gates: sums before their activations, ``[..., 4 n]``.
+        cell: the cell state before, ``[..., n]``. It may be of a wider type than the gates, so that
+            what it adds up over a long walk is not rounded away.
     """
     n = cell.shape[-1]
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
@@ -22,8 +23,8 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> None:
-    """:func:`lstm_cell` in place: ``cell`` is renewed, the hidden state is ``out``. For stepping,
-    without gradients."""
+    """:func:`lstm_cell` in place, for stepping, without gradients: ``cell`` is renewed and ``out``
+    gets the hidden state."""
     n = cell.shape[-1]
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     cell.mul_(forget).addcmul_(write, gates[..., 3 * n :].tanh())

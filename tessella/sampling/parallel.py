@@ -21,11 +21,11 @@ import torch
 
 from tessella.heads import Distribution
 from tessella.models.condition import Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
-from tessella.sampling.walk import check_scores, guided
+from tessella.sampling.walk import guided
 
 KEPT = 1 << 25
 """Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is
@@ -134,7 +134,7 @@ class Passes:
             best, symbol = score.max(dim=-1)
             drawn.append(symbol)
             best_scores.append(best.sum())
-        check_scores(torch.stack(best_scores))
+        check_finite(torch.stack(best_scores))
         symbols = torch.cat(drawn, dim=1)
         if self.kept is None:
             return symbols

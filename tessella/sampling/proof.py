@@ -9,11 +9,10 @@ import torch
 
 from tessella.errors import InputError
 from tessella.models.condition import Cond
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.noise import Noise
 from tessella.sampling.options import RuleKeywords, Sampling
 from tessella.sampling.sampler import check_model
-from tessella.sampling.walk import check_scores
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +72,6 @@ def replay(
         score = tables[:, index] + noise.at(index)  # [n, levels]
         best[:, index] = score.amax(dim=-1)
         drawn[:, index] = score.gather(-1, symbols[:, index, None])[:, 0]
-    check_scores(best)
+    check_finite(best)
     gap = (best - drawn).view_as(x)
     return Replay(gap > 0, gap)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
-from tessella.errors import InputError, NumericalError
+from tessella.errors import InputError
 from tessella.heads import Categorical, Distribution
 from tessella.models.condition import Cond, Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.nn.stepping.state import State
 from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
@@ -50,7 +50,7 @@ class Draw(Source):
         return symbol
 
     def check(self) -> None:
-        check_scores(self._best_scores)
+        check_finite(self._best_scores)
 
 
 class KeepKnown(Source):
@@ -76,19 +76,6 @@ class KeepKnown(Source):
 
     def check(self) -> None:
         self.rest.check()
-
-
-def check_scores(best: torch.Tensor) -> None:
-    """Refuse to go on where the best score of a symbol is not a finite number.
-
-    Raises:
-        NumericalError: see :class:`~tessella.errors.NumericalError`.
-    """
-    if not bool(torch.isfinite(best).all()):
-        raise NumericalError(
-            "the model gives no probabilities: its parameters are NaN or infinite, as weights that "
-            "are damaged or too large make them. Take another checkpoint, or model.double()"
-        )
 
 
 class Steps:

@@ -73,8 +73,9 @@ def test_help_answers_at_once_and_shows_only_verbs_that_exist() -> None:
         [sys.executable, "-m", "tessella", "--help"], capture_output=True, text=True, check=True
     )
     assert time.monotonic() - started < 10, "torch must not be imported for help"
-    assert "{demo,train,sample,complete,eval,tokenize,detokenize,info}" in shown.stdout
-    code = "import sys, tessella.cli.entry; tessella.cli.entry.main(['--version']); assert 'torch' not in sys.modules"
+    assert "{demo,train,sample,complete,eval,tokenize,detokenize,info,check}" in shown.stdout
+    code = "import sys; from tessella.cli.entry import main; main(['--version']); "
+    code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -198,10 +199,8 @@ def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
     assert told["first"] == pytest.approx(figures["bits_per_dim"], rel=1e-12)
     assert told["difference"] == pytest.approx(told["first"] - told["second"])
     assert told["difference_se"] > 0
-    assert (
-        f"code length minus digits         {shown(told['difference'], told['difference_se'])} bits/dim"
-        in out
-    )
+    difference = shown(told["difference"], told["difference_se"])
+    assert f"code length minus digits         {difference} bits/dim" in out
     assert figures["overlap"]["identical"] == 0
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
 
@@ -342,7 +341,7 @@ def test_a_broken_run_directory_is_told_in_one_line(
 MISTAKES = {
     "sample nowhere": "no run directory at nowhere",
     "sample {runs}/vqvae": "is a tokenizer",
-    "sample {runs}/pixels --n 0": "n must be a positive integer",
+    "sample {runs}/pixels --n 0": "--n must be at least 1, got 0",
     "sample {runs}/pixels --seed -1": "seed",
     "sample {runs}/pixels --temperature 0": "temperature",
     "sample {runs}/pixels --top-p 2": "top_p",
@@ -351,7 +350,7 @@ MISTAKES = {
     "sample {runs}/pixels --out x.gif": ".png",
     "sample {runs}/pixels --out x.json": ".png",
     "sample {runs}/pixels --guidance 2 --out x.npz": "guidance needs",
-    "sample {runs}/pixels --batch 0 --out x/": "batch must be a positive integer",
+    "sample {runs}/pixels --batch 0 --out x/": "--batch must lie in 1..1048576, got 0",
     "sample {runs}/pixels --out {tmp}/big.npz": "something else than a run of images",
     "sample {runs}/pixels --out /proc/none/x.png": "cannot write",
     "sample {runs}/pixels --out /dev/null/x/": "cannot write",

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_told_in_one_line(
 ) -> None:
     out = tmp_path / "codes"
     assert main(["tokenize", "digits", "--out", str(out)]) == 2
-    assert "no learned tokenizer" in capsys.readouterr().err
+    assert "without a learned tokenizer" in capsys.readouterr().err
     assert (
         main(["tokenize", str(run), "--data", "digits", "--split", "valid", "--out", str(out)]) == 0
     )

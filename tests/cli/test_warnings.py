@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tessella.cli import commands
 from tessella.cli.entry import main
+from tessella.cli.verbs import info
 
 SMALL = [
     "model.layers=1",
@@ -51,8 +51,10 @@ def test_training_an_ordered_head_on_codes_is_warned_of_once(
 
 
 def test_the_warnings_of_others_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        commands.ACTIONS, "info", lambda chosen: warnings.warn("of others", stacklevel=1) or 0
-    )
+    def run(command: object) -> int:
+        warnings.warn("of others", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(info, "run", run)
     with pytest.warns(UserWarning, match="of others"):
         assert main(["info"]) == 0

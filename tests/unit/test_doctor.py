@@ -14,6 +14,7 @@ import tessella as ts
 from tessella.errors import TessellaWarning
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.codebook_health import Facts
+from tessella.tokenizers.quantizers import Quantizer
 
 HEALTHY = Facts(
     grid=0,
@@ -134,8 +135,8 @@ def test_the_diagnosis_says_what_is_wrong_and_what_to_change(
         ("top_share", codebook_health.COLLAPSED, codebook_health.COLLAPSED - 0.01),
         (
             "entropy_bits",
-            math.log2(512 * codebook_health.EVEN) - 0.01,
-            math.log2(512 * codebook_health.EVEN) + 0.01,
+            math.log2(512 * Quantizer.healthy_perplexity) - 0.01,
+            math.log2(512 * Quantizer.healthy_perplexity) + 0.01,
         ),
         ("twins", 26, 25),
         ("usage_drift", codebook_health.RESTLESS + 0.01, codebook_health.RESTLESS),
@@ -230,12 +231,12 @@ def test_lattices_have_no_twins(name: str) -> None:
 
 
 def test_a_report_has_lists_for_several_codebooks() -> None:
-    told = codebook_health.report(
+    told = codebook_health.summarize(
         [replace(HEALTHY, grids=2), replace(HEALTHY, grids=2, grid=1, used=500)]
     )
     assert told["codes_dead"] == [0, 12]
     assert len(told["diagnosis"]) == 2
-    assert codebook_health.report([HEALTHY])["codes_dead"] == 0
+    assert codebook_health.summarize([HEALTHY])["codes_dead"] == 0
 
 
 def test_an_evaluation_tells_the_diagnosis() -> None:

@@ -63,7 +63,7 @@ def test_groups_may_be_unequal() -> None:
 def test_masks_a_and_b(own: bool, rows: list[str]) -> None:
     # Of four features the groups own 1, 1, 2 of the inputs; the outputs are 0 | 1 | 1 again | 2.
     groups = ChannelGroups(3)
-    mask = groups.mask(4, 4, own=own)
+    mask = groups.mask(4, 4, inclusive=own)
     chosen = mask[[0, 1, 1, 3]]
     assert ["".join(str(int(v)) for v in row) for row in chosen] == rows
 

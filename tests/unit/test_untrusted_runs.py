@@ -134,6 +134,7 @@ def test_configurations_that_cannot_be_are_refused(digits: Path, way: str, value
     change(digits, way, value)
     with pytest.raises(ArtifactError):
         ts.load(digits)
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(

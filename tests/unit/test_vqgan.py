@@ -13,7 +13,7 @@ from tessella.errors import ConfigError
 from tessella.files import read_tensors
 from tessella.tokenizers import create_tokenizer
 from tessella.tokenizers.community_checkpoints import from_llamagen_vq, from_taming
-from tessella.tokenizers.convnet import Attention, Block, Down, Norm, Up
+from tessella.tokenizers.convnet import DeepBlock, Down, Norm, SpatialAttention, Up
 from tessella.tokenizers.vqgan import VQGAN
 
 Tensors = dict[str, torch.Tensor]
@@ -150,7 +150,7 @@ def test_going_down_looks_at_pixels_from_its_own_on() -> None:
 def test_a_block_without_gradients_is_the_same_function() -> None:
     torch.manual_seed(0)
     net, x = (
-        torch.nn.Sequential(Block(8, 16), Attention(16)).double(),
+        torch.nn.Sequential(DeepBlock(8, 16), SpatialAttention(16)).double(),
         torch.randn(2, 8, 5, 3).double(),
     )
     before = x.clone()
@@ -162,7 +162,7 @@ def test_a_block_without_gradients_is_the_same_function() -> None:
 
 def test_attention_mixes_all_places_by_the_softmax_of_their_products() -> None:
     torch.manual_seed(1)
-    attention, x = Attention(6).double(), torch.randn(1, 6, 2, 3).double()
+    attention, x = SpatialAttention(6).double(), torch.randn(1, 6, 2, 3).double()
     query, key, value = attention.project(attention.norm(x)).flatten(2).chunk(3, 1)
     weights = torch.softmax(query.transpose(1, 2) @ key / 6**0.5, dim=2)
     mixed = (value @ weights.transpose(1, 2)).view_as(x)

@@ -1,0 +1,160 @@
+"""Mistakes that can be found without torch, and so are answered at once.
+
+Numbers out of bounds, outputs that must not be written, and names that do not exist: recipes, keys,
+data sources, runs. Everything here reads the options of a verb and the disk, and creates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import resources
+from pathlib import Path
+
+from tessella import config, files
+from tessella.cli import options, recipes
+from tessella.cli.flags import Flag, Output, Within, flags
+from tessella.config import DataConfig
+from tessella.errors import ArtifactError, ConfigError, DataError, InputError, unknown
+
+
+def check_values(command: options.Common) -> None:
+    """Check every number and every output of a command.
+
+    Raises:
+        InputError: for a number out of bounds, or an output that would destroy something.
+        ArtifactError: for an output that cannot be written.
+    """
+    force = bool(getattr(command, "force", 0))
+    for flag in flags(command):
+        bounds = flag.note(Within)
+        if bounds is not None and flag.value is not None:
+            _check_number(flag, bounds)
+        output = flag.note(Output)
+        if output is not None and flag.value:
+            check_output(str(flag.value), output.endings, force)
+
+
+def _check_number(flag: Flag, bounds: Within) -> None:
+    value = flag.value
+    assert isinstance(value, (int, float))
+    above = value > bounds.least if bounds.open_below else value >= bounds.least
+    below = bounds.most is None or value <= bounds.most
+    if above and below:  # neither holds of NaN
+        return
+    if bounds.open_below:
+        allowed = f"be above {bounds.least:g}"
+    elif bounds.most is None:
+        allowed = f"be at least {bounds.least:g}"
+    else:
+        allowed = f"lie in {bounds.least:g}..{int(bounds.most)}"
+    raise InputError(f"{flag.name} must {allowed}, got {value}")
+
+
+def check_output(out: str, endings: Iterable[str], force: bool = False) -> None:
+    """Refuse an output that cannot be written, or would destroy what tessella did not make.
+
+    A ``.npz`` or a directory is looked at again when it is opened: it may be one to continue.
+
+    Args:
+        out: as it was given.
+        endings: that it may have; ``/`` stands for a directory.
+
+    Raises:
+        InputError, ArtifactError: see :func:`tessella.files.check_replaceable`.
+    """
+    path = Path(out)
+    is_folder = out.endswith("/")
+    ending = "/" if is_folder else path.suffix
+    if ending not in endings:
+        raise InputError(f"the output must end in {' or '.join(endings)}, got {out!r}")
+    if path.resolve() == Path(path.resolve().anchor):
+        raise InputError(f"{out} is the root of the file system: name a directory below it")
+    if not is_folder and path.is_dir():
+        raise InputError(f"{out} is a directory: name a file, or a directory with a / at its end")
+    # What is written into a directory only needs the directory.
+    files.check_writable(path / "file" if is_folder else path)
+    if not is_folder and ending != ".npz":
+        files.check_replaceable(path, force)
+
+
+def check_names(command: options.Common) -> None:
+    """Check the names that a command gives: of recipes, keys, data sources and runs.
+
+    Raises:
+        ConfigError, DataError, ArtifactError: with the nearest name that exists.
+    """
+    check = _NAME_CHECKS.get(type(command))
+    if check is not None:
+        check(command)
+
+
+def _check_train(command: options.Train) -> None:
+    if command.resume:
+        if not Path(command.resume).exists():
+            raise ArtifactError(f"there is no run at {command.resume} to resume")
+        recipes.check_resume(command)
+    else:
+        check_source(recipes.new_recipe(command).data.source)
+    if command.data:
+        check_source(command.data)
+
+
+def _check_run_and_data(command: options.Eval | options.Complete | options.Tokenize) -> None:
+    check_run(command.run)
+    if isinstance(command, options.Eval) and command.against:
+        check_run(command.against)
+    if command.data:
+        check_source(command.data)
+    data_overrides(command.overrides)
+
+
+def _check_run(command: options.Sample | options.Detokenize | options.Info) -> None:
+    if command.run:
+        check_run(command.run)
+
+
+_NAME_CHECKS: dict[type, Callable[..., None]] = {
+    options.Train: _check_train,
+    options.Eval: _check_run_and_data,
+    options.Complete: _check_run_and_data,
+    options.Tokenize: _check_run_and_data,
+    options.Sample: _check_run,
+    options.Detokenize: _check_run,
+    options.Info: _check_run,
+}
+
+
+def check_run(run: str) -> None:
+    """Refuse a run that is neither a directory nor the name of a bundled model."""
+    bundle = Path(str(resources.files("tessella"))) / "bundle"
+    names = [folder.name for folder in bundle.iterdir()] if bundle.is_dir() else []
+    if Path(run).is_file():
+        raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
+    if not Path(run).exists() and run not in names:
+        raise ArtifactError(
+            f"no run directory at {run}, and {unknown('bundled model', run, names)}"
+        )
+
+
+def check_source(source: str) -> None:
+    """Refuse a data source of a kind that no reader knows."""
+    from tessella import data  # numpy and Pillow: 0.1 s
+
+    kind = source.partition(":")[0]
+    if kind != "codes" and kind not in data.SOURCES:
+        raise DataError(unknown("data source", kind, [*data.SOURCES, "codes"]))
+
+
+def data_overrides(overrides: Iterable[str]) -> dict[str, object]:
+    """The values of ``data.key=value`` words by key, checked.
+
+    Raises:
+        ConfigError: for another table, an unknown key, or a value of another type.
+    """
+    words = list(overrides)
+    tables = config.apply_overrides({"data": {}}, words)
+    if set(tables) != {"data"}:
+        raise ConfigError(f"only data.* can be changed here, got {', '.join(words)}")
+    values: dict[str, object] = tables["data"]
+    config.from_dict(DataConfig, {"source": "digits", **values}, "data")
+    return values

@@ -1,0 +1,29 @@
+"""Threads and processes that a verb computes with."""
+
+from __future__ import annotations
+
+import torch
+
+from tessella.config import TrainConfig
+from tessella.pipeline import pick_device
+
+
+def set_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 keeps torch's choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def start_processes(device: str, devices: int) -> tuple[torch.device, bool]:
+    """Start the processes that share the work of a verb.
+
+    Returns:
+        The device of this one, and whether it is the first.
+    """
+    if devices == 1:
+        return pick_device(device), True
+    from tessella.training.loop import create_fabric
+
+    fabric = create_fabric(TrainConfig(device=device, devices=devices, precision="32"))
+    fabric.launch()
+    return fabric.device, fabric.is_global_zero

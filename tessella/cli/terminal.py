@@ -1,0 +1,73 @@
+"""What the command line prints: results on standard output, everything else on standard error.
+
+Of several processes that work together, only the first prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from tessella.errors import TessellaWarning
+
+
+def say(line: str) -> None:
+    """Print a line on standard output."""
+    if _is_first_process():
+        print(line, flush=True)
+
+
+def complain(message: str) -> None:
+    """Print a message as one line on standard error."""
+    if _is_first_process():
+        print(f"tessella: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def escapes_what_cannot_be_shown() -> Iterator[None]:
+    """Print escapes in place of characters that the terminal's encoding lacks.
+
+    This covers every print and progress bar of the block, and file names that are not UTF-8.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if _is_text(stream)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                stream.reconfigure(errors=errors)
+
+
+def _is_text(stream: object) -> bool:
+    return isinstance(stream, io.TextIOWrapper)
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show each of our warnings once, without its place in the source; others as they are."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, TessellaWarning):
+            show_others(message, category, *rest, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            complain(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+        warnings.simplefilter("always", TessellaWarning)
+        warnings.showwarning = show  # put back at the end, with the filters
+        yield
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,63 @@
+"""``tessella complete``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
+from tessella.cli.options import Complete
+from tessella.cli.picture_output import check_sheet, provenance
+from tessella.cli.run_images import load_images
+from tessella.cli.terminal import say
+from tessella.pipeline import CompletesImages, load_saved, pick_device, require
+from tessella.pipeline.saved_model import learned_tokenizer
+from tessella.storage import image_writer, pictures
+
+MASKED = 128
+"""Grey value that stands for pixels that were not kept."""
+
+
+def run(command: Complete) -> int:
+    """Complete images and write a sheet: each image, what was kept of it, its completions."""
+    model = load_saved(command.run, pick_device(command.device))
+    completer = require(model, CompletesImages, command.run)
+    check_drawing(model, command.drawing)
+    images = np.asarray(load_images(command, model, command.split).images[: command.n])
+    n = len(images)
+    height, width, channels = images.shape[1:]
+    check_sheet(n * (2 + command.variants), (height, width, channels))
+
+    known = torch.zeros(height, width, dtype=torch.bool)
+    known[: round(command.keep * height)] = True
+    repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
+    drawing = command.drawing
+    with image_writer.progress(len(repeated)) as watch:
+        completed = completer.complete(
+            repeated,
+            known,
+            drawing.seed,
+            batch=drawing.batch,
+            cond=class_of_each(drawing, len(repeated)),
+            watch=watch,
+            **sampling_keywords(drawing),
+        )
+
+    masked = np.where(known.numpy()[None, :, :, None], images, MASKED).astype(np.uint8)
+    variants = completed.cpu().numpy().reshape(n, command.variants, *images.shape[1:])
+    rows = np.concatenate([images[:, None], masked[:, None], variants], axis=1)
+    sheet = pictures.sheet(rows.reshape(-1, *images.shape[1:]), columns=2 + command.variants)
+    made = provenance(model, command.run, drawing)
+    made |= {"keep": command.keep, "split": command.split}
+    pictures.save_png(Path(command.out), sheet, made)
+
+    kept = "what was kept"
+    if learned_tokenizer(model) is not None:
+        kept = "what was kept, by its codes: its pixels come back as reconstructions"
+    say(
+        f"{n} images, {command.variants} completions each (image, {kept}, completions):"
+        f" {command.out}"
+    )
+    return 0

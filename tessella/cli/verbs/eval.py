@@ -1,0 +1,101 @@
+"""``tessella eval``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tessella import data, files
+from tessella.cli.options import Eval
+from tessella.cli.processes import set_threads, start_processes
+from tessella.cli.run_images import load_images
+from tessella.cli.terminal import say
+from tessella.errors import ArtifactError
+from tessella.evaluation import Evaluation, assess, check_comparable, compare
+from tessella.pipeline import is_bundled, load_saved, locate, write_card
+from tessella.report import run_summary
+from tessella.training.run_directory import RunDirectory, environment
+
+
+def run(command: Eval) -> int:
+    """Measure a run on images; print, write and keep the figures."""
+    set_threads(command.threads)
+    device, is_first = start_processes(command.device, command.devices)
+    path = locate(command.run)
+    _check_record(path)
+    model = load_saved(command.run, device)
+    other = load_saved(command.against, device) if command.against else None
+    if other is not None:
+        check_comparable(model, other)
+    images = load_images(command, model, command.split)
+    result = assess(path, images, batch=command.batch, model=model)
+    figures = {**result.figures, "run": Path(command.run).name}
+    if other is not None:
+        against = assess(locate(command.against), images, batch=command.batch, model=other)
+        figures["against"] = _comparison(command, result, against)
+    if not is_first:
+        return 0
+    figures["made"] = environment(device, command.devices)
+    _show(figures, images)
+    if command.json:
+        files.write_json(command.json, figures)
+    if command.per_image:
+        files.write_text(command.per_image, result.table())
+    _renew_card(path, f"{images.name}, {images.split}", figures)
+    return 0
+
+
+def _comparison(command: Eval, result: Evaluation, against: Evaluation) -> dict[str, Any]:
+    """The figures of ``--against``."""
+    figures = {"run": Path(command.against).name}
+    for name in ("weights", "condition", "overlap"):
+        if name in against.figures:
+            figures[name] = against.figures[name]
+    return figures | compare(result, against)
+
+
+def _show(figures: Mapping[str, Any], images: data.ImageSet) -> None:
+    """Print the figures, and notes on those that show a model that has learned nothing."""
+    say(f"{figures['run']} on {images.name}, {images.split}:")
+    shown = {name: value for name, value in figures.items() if name not in ("run", "data", "made")}
+    for label, value, unit in run_summary.figure_rows(shown):
+        say(f"  {label:32} {value} {unit}".rstrip())
+    if figures.get("baseline_bits_per_dim", math.inf) <= figures.get("bits_per_dim", 0.0):
+        say("note: this is no better than independent symbols; the model needs more training")
+    # PSNR is None of images that were reconstructed exactly.
+    mean_image = figures.get("mean_image_psnr_db") or -math.inf
+    reconstructed = figures.get("psnr_db") or math.inf
+    if mean_image >= reconstructed:
+        say(
+            "note: the reconstructions are no better than the mean image;"
+            " the tokenizer needs more training"
+        )
+    for line in figures.get("diagnosis", []):
+        say(f"codes: {line}")
+
+
+def _check_record(path: Path) -> None:
+    """Refuse a run whose record cannot be read, before minutes are spent on its figures."""
+    if (path / "run.json").exists():
+        RunDirectory(path).facts()
+
+
+def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Add the figures to the card of a run; bundled models stay as they are."""
+    if is_bundled(path) or not (path / "run.json").exists():
+        return
+    run_directory = RunDirectory(path)
+    facts = run_directory.facts()
+    shown = {}
+    for key, value in figures.items():
+        if key not in ("data", "run", "made") and value is not None:
+            shown[key] = value
+    measured = {**facts.get("figures", {}), name: shown}
+    validation = facts.get("progress", {}).get("figures", {})
+    try:
+        run_directory.update(figures=measured)
+        write_card(path, {"validation": validation, **measured})
+    except ArtifactError as error:
+        say(f"the figures are not on the card: {error}")

@@ -1,0 +1,99 @@
+"""``tessella info``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+import tessella
+from tessella import config, data, files, kernel
+from tessella.cli.checks import check_output
+from tessella.cli.options import Info
+from tessella.cli.terminal import say
+from tessella.errors import InputError
+from tessella.models import MODELS
+from tessella.pipeline import bundled
+from tessella.report import model_catalogue, run_summary
+from tessella.report.html import write_report
+from tessella.tokenizers import TOKENIZERS
+
+EXTRAS = {"plots": ("matplotlib", "jinja2", "plotext"), "logs": ("tensorboard",)}
+"""Optional dependencies, and the modules they bring."""
+
+
+def run(command: Info) -> int:
+    """Describe a run, the table of models, or what is installed."""
+    if command.models:
+        if command.run or command.report is not None:
+            raise InputError("--models is about no run: it goes with --json alone")
+        _show_models(as_json=bool(command.json))
+    elif command.run:
+        _show_run(command)
+    elif command.json or command.report is not None:
+        raise InputError(
+            "--json and --report are about a run: give it first, tessella info RUN --report"
+        )
+    else:
+        _show_installation()
+    return 0
+
+
+def _show_models(as_json: bool) -> None:
+    facts = model_catalogue.catalogue()
+    if as_json:
+        say(files.json_text(facts))
+    else:
+        say("\n".join(model_catalogue.render(facts)))
+
+
+def _show_run(command: Info) -> None:
+    """What a run is: as text, as JSON, or as a page."""
+    if command.report is not None:
+        _write_page(command, command.report)
+        return
+    facts = run_summary.describe(command.run)
+    if command.json:
+        say(files.json_text(facts))
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    say(run_summary.render(facts, shutil.get_terminal_size().columns, colour))
+
+
+def _write_page(command: Info, named: tuple[str, ...]) -> None:
+    if command.json or len(named) > 1:
+        raise InputError("--report takes one file at most, and goes without --json")
+    out = named[0] if named else None
+    if out is not None and Path(out).suffix == ".html":  # another ending is refused below
+        check_output(out, (".html",), bool(command.force))
+    write_report(command.run, out, command.samples, say=say)
+
+
+def _show_installation() -> None:
+    """Versions, devices, and what there is to choose from."""
+    say(
+        f"tessella {tessella.__version__}, torch {torch.__version__},"
+        f" Python {platform.python_version()}"
+    )
+    devices = f"cpu ({torch.get_num_threads()} threads)"
+    for number in range(torch.cuda.device_count()):
+        devices += f", cuda:{number} {torch.cuda.get_device_name(number)}"
+    say(f"devices: {devices}")
+    say(f"compiled steps on the CPU: {kernel.describe()}")
+    say(f"models: {', '.join(MODELS)}")
+    say(f"tokenizers: {', '.join(TOKENIZERS)}")
+    say(f"data sources: {', '.join(data.SOURCES)}")
+    say(f"bundled models: {', '.join(bundled())}")
+    say("recipes:")
+    for name in config.recipe_names():
+        say(f"  {name:24} {config.load_recipe(name).about}")
+    installed = []
+    for extra, modules in EXTRAS.items():
+        if all(importlib.util.find_spec(module) for module in modules):
+            installed.append(extra)
+    say(f"extras installed: {', '.join(installed) or 'none'}")

@@ -1,0 +1,33 @@
+"""``tessella sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tessella.cli.drawing import check_drawing, draw
+from tessella.cli.options import Sample
+from tessella.cli.picture_output import provenance, write_images
+from tessella.cli.terminal import say
+from tessella.pipeline import DrawsImages, load_saved, pick_device, require
+
+
+def run(command: Sample) -> int:
+    """Draw images and write them."""
+    model = load_saved(command.run, pick_device(command.device))
+    require(model, DrawsImages, command.run)
+    drawing = command.drawing
+    check_drawing(model, drawing)
+    made = provenance(model, command.run, drawing) | {"n": command.n}
+    height, width, channels = model.image_grid.shape
+
+    def batches(first: int) -> Iterator[np.ndarray]:
+        return draw(model, drawing, command.n, first)
+
+    force = bool(command.force)
+    shape = (height, width, channels)
+    wrote = write_images(command.out, made, shape, batches, drawing.batch, force)
+    done = "" if wrote else "nothing to do, there are "
+    say(f"{done}{command.n} images of {height}x{width}, seed {drawing.seed}: {command.out}")
+    return 0

@@ -1,0 +1,27 @@
+"""``tessella train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tessella.cli import recipes
+from tessella.cli.options import Train
+from tessella.cli.run_images import or_name_the_data
+from tessella.cli.terminal import say
+from tessella.models import MODELS
+from tessella.training import train_recipe
+
+
+def run(command: Train) -> int:
+    """Train what the command describes; 130 when it was interrupted."""
+    if command.resume:
+        recipe = recipes.resumed_recipe(command)
+        out = Path(command.resume)
+    else:
+        recipe = recipes.new_recipe(command)
+        out = recipes.new_run(command)
+    if recipe.model is not None:
+        MODELS.get_or_explain(recipe.model.name)
+    with or_name_the_data(is_given=bool(command.data) or not command.resume):
+        trained = train_recipe(recipe, out, resume=bool(command.resume), say=say)
+    return 130 if trained.interrupted else 0

@@ -1,0 +1,215 @@
+"""Lists that lie beside images: text files of columns, and labels in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from tessella.data.paths import printable
+from tessella.errors import DataError
+
+LIST_EXTENSIONS = (".csv", ".tsv")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+MAX_LISTS = 20
+"""More CSV files than this are data of another kind, and are not opened."""
+REPEATS = 2
+"""Images of an average class that labels have at least; captions and ids are different for each."""
+
+ReadText = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A list: its rows, each a list of cells without surrounding blanks."""
+
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class LabelList:
+    """The labels that a list gives.
+
+    Args:
+        path: of the list.
+        classes: the class of each image, empty where its split has none; ``[]`` when the list names
+            images, but no labels of theirs could be made out.
+        notes: why not.
+    """
+
+    path: str
+    classes: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: str, text: str) -> Table:
+    """The rows of a list.
+
+    Cells are separated by commas or semicolons in ``.csv``, by tabs in ``.tsv``, and by blanks or
+    tabs in any other file. Empty lines are left out.
+
+    Args:
+        path: of the list; its extension says how cells are separated.
+        text: its content.
+
+    Raises:
+        DataError: when it is no table.
+    """
+    extension = PurePosixPath(path).suffix.lower()
+    lines = text.splitlines()
+    rows = []
+    if extension not in LIST_EXTENSIONS:
+        for line in lines:
+            rows.append(line.split("\t") if "\t" in line else line.split())
+    else:
+        delimiter = "\t" if extension == ".tsv" else ","
+        if delimiter == "," and lines and "," not in lines[0] and ";" in lines[0]:
+            delimiter = ";"
+        try:
+            rows.extend(csv.reader(lines, delimiter=delimiter))
+        except csv.Error as error:
+            raise DataError(f"{printable(path)} is no table: {error}") from error
+    cleaned = []
+    for row in rows:
+        if row:
+            cleaned.append([cell.strip() for cell in row])
+    return Table(cleaned)
+
+
+def find_label_list(
+    images: Sequence[str], others: Sequence[tuple[str, ReadText]], splits: Sequence[str]
+) -> LabelList | None:
+    """The labels of images in a CSV or TSV file that names them.
+
+    A column names the images by their paths, their names or their names without extension. The
+    labels are the other one of two columns, or the one whose header says so
+    (:data:`LABEL_COLUMNS`).
+
+    Args:
+        images: relative paths.
+        others: relative paths of the files beside them, each with its reader.
+        splits: the split of each image. A split is labelled as a whole or not at all.
+
+    Returns:
+        None when no such file names images of the folder.
+
+    Raises:
+        DataError: when two lists name the images, or one names an image twice with different
+            labels, or some images of a split only.
+    """
+    lists = []
+    for path, read_text in others:
+        if PurePosixPath(path).suffix.lower() in LIST_EXTENSIONS:
+            lists.append((path, read_text))
+    if len(lists) > MAX_LISTS:
+        return None
+    found: list[LabelList] = []
+    for path, read_text in lists:
+        labels = _labels_of(path, read_table(path, read_text(path)), images, splits)
+        if labels is not None:
+            found.append(labels)
+    usable = [labels for labels in found if labels.classes]
+    if len(usable) > 1:
+        names = ", ".join(printable(labels.path) for labels in usable)
+        raise DataError(f"{names} both give labels to the images: leave one of them")
+    if usable:
+        return usable[0]
+    return found[0] if found else None
+
+
+def _labels_of(
+    path: str, table: Table, images: Sequence[str], splits: Sequence[str]
+) -> LabelList | None:
+    """The labels that one table gives; None when it is not about these images."""
+    key, column = _column_of_names(table, images)
+    if not column:
+        return None
+    label = _column_of_labels(table, key)
+    shown = printable(path)
+    if label < 0:
+        return LabelList(
+            path,
+            [],
+            [
+                f"{shown} names the images, but which column holds their labels is unclear, so "
+                f"none are taken; give it two columns (file, label), or one called "
+                f"{LABEL_COLUMNS[0]}"
+            ],
+        )
+    by_image: dict[str, str] = {}
+    for row in table.rows:
+        if len(row) <= max(key, label) or row[key] not in column:
+            continue
+        image = column[row[key]]
+        if by_image.setdefault(image, row[label]) != row[label]:
+            raise DataError(
+                f"{shown} gives {printable(image)} the labels {by_image[image]!r} and "
+                f"{row[label]!r}: leave one of them"
+            )
+    distinct = set(by_image.values())
+    if len(by_image) < REPEATS * len(distinct) and len(distinct) > 10:
+        return LabelList(
+            path,
+            [],
+            [
+                f"{shown} has {len(distinct):,} different values for {len(by_image):,} images, "
+                "which are no classes, so none are taken"
+            ],
+        )
+    return LabelList(path, _classes(by_image, images, splits, shown))
+
+
+def _classes(
+    by_image: dict[str, str], images: Sequence[str], splits: Sequence[str], shown: str
+) -> list[str]:
+    """The class of each image; none for the images of a split that the list does not speak of."""
+    unlisted: dict[str, str] = {}
+    labelled = set()
+    for image, split in zip(images, splits, strict=True):
+        if by_image.get(image):
+            labelled.add(split)
+        else:
+            unlisted.setdefault(split, image)
+    for split in sorted(labelled):
+        if split in unlisted:
+            raise DataError(
+                f"{shown} gives labels to some images, and none to {printable(unlisted[split])}: "
+                "add it there, or move the image elsewhere"
+            )
+    return [by_image.get(image, "") for image in images]
+
+
+def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """The column that names images, and the image of each name.
+
+    Returns:
+        its number and a mapping from cells to relative paths; the mapping is empty where fewer than
+        half of the rows name an image in any column.
+    """
+    ways: list[dict[str, str]] = [{}, {}, {}]
+    for image in images:
+        path = PurePosixPath(image)
+        for way, name in zip(ways, (image, path.name, path.stem), strict=True):
+            # A name that two images share names neither.
+            way[name] = "" if name in way else image
+    width = max((len(row) for row in table.rows), default=0)
+    for number in range(width):
+        cells = {row[number] for row in table.rows if len(row) > number}
+        for way in ways:
+            hits = sum(1 for cell in cells if way.get(cell))
+            if 2 * hits >= len(cells) - 1 or 2 * hits >= len(images):
+                usable = {name: image for name, image in way.items() if image}
+                return (number, usable) if hits else (-1, {})
+    return -1, {}
+
+
+def _column_of_labels(table: Table, names: int) -> int:
+    """The column of the labels; -1 when it is unclear."""
+    header = [cell.lower() for cell in table.rows[0]]
+    for wanted in LABEL_COLUMNS:
+        if wanted in header and header.index(wanted) != names:
+            return header.index(wanted)
+    if len(header) == 2:
+        return 1 - names
+    return -1

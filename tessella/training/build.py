@@ -1,0 +1,239 @@
+"""From a recipe to the model it names, and from a model to the task that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tessella import data
+from tessella.config import AdversarialConfig, Recipe, TrainConfig
+from tessella.errors import ConfigError
+from tessella.grid import Grid
+from tessella.models import DensityModel, Hierarchy, create_prior
+from tessella.pipeline import load, pixel_generator
+from tessella.storage import code_store
+from tessella.tokenizers import Tokenizer, create_tokenizer
+from tessella.training.adversarial import AdversarialTask
+from tessella.training.prepare import Trainable, TrainingData
+from tessella.training.tasks import DensityTask, Task, TokenizerTask
+from tessella.training.vae_task import VAETask
+from tessella.vae import VAE, create_vae
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that lacks what only its user can name.
+
+    Raises:
+        ConfigError: saying which option names it.
+    """
+    if recipe.prior_of == "TOKENIZER":
+        raise ConfigError(
+            "this recipe trains a prior on the codes of a tokenizer:"
+            " name its run with --tokenizer RUN"
+        )
+    if recipe.data.source.endswith(":PATH"):
+        raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
+    if recipe.prior_of and recipe.data.binarize == "dynamic":
+        raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
+    if recipe.data.source.startswith("codes:") and not recipe.prior_of:
+        raise ConfigError(
+            "codes are for a prior: name the tokenizer that made them with --tokenizer RUN"
+        )
+
+
+def load_split(recipe: Recipe, split: str) -> data.ImageSet:
+    """The images of a split, or their codes where the source is codes on disk."""
+    kind, _, path = recipe.data.source.partition(":")
+    if kind == "codes":
+        return code_store.load_split(path, split)
+    return data.load(recipe.data, split)
+
+
+def load_tokenizer(run: str, recipe: Recipe, images: data.ImageSet) -> Tokenizer:
+    """The trained tokenizer of a prior.
+
+    Args:
+        run: directory that it is read from: the recipe's, or of a resumed run the copy it holds.
+        recipe: names the run in messages.
+        images: what it must have been trained for.
+
+    Raises:
+        ConfigError: for a run of something else, or images of another size.
+        ArtifactError: when it cannot be read.
+    """
+    loaded = load(run)
+    if not isinstance(loaded, Tokenizer):
+        raise ConfigError(
+            "--tokenizer (prior_of) must name the run of a tokenizer;"
+            f" {recipe.prior_of} is a {loaded.kind.replace('-', ' ')}"
+        )
+    height, width, channels = images.images.shape[1:]
+    size = (int(loaded.image_size[0]), int(loaded.image_size[1]))
+    if size != (height, width) or loaded.channels != channels:
+        raise ConfigError(
+            f"the tokenizer {recipe.prior_of} was trained on images of"
+            f" {size[0]}x{size[1]}x{loaded.channels}, the data has {height}x{width}x{channels}:"
+            " set data.size and data.channels"
+        )
+    return loaded
+
+
+def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> Trainable:
+    """The model of a recipe for these images, with fresh weights.
+
+    Args:
+        recipe: names it.
+        images: their size, channels, levels and classes are the model's.
+        tokenizer: of a prior.
+
+    Raises:
+        ConfigError: for an unknown name or size, or one that follows from the data.
+    """
+    try:
+        if recipe.tokenizer:
+            return _build_tokenizer(recipe, images)
+        if recipe.vae:
+            return _build_vae(recipe, images)
+        return _build_density_model(recipe, images, tokenizer)
+    except MemoryError as error:
+        raise _too_large(error) from error
+    except RuntimeError as error:
+        # torch has no error of its own for memory that it does not get.
+        if "allocate" not in str(error) and "overflow" not in str(error):
+            raise
+        raise _too_large(error) from error
+
+
+def build_task(
+    model: Trainable,
+    tokenizer: Tokenizer | None,
+    train: TrainingData,
+    config: TrainConfig,
+    adversarial: AdversarialConfig | None,
+) -> Task:
+    """The task that trains a model.
+
+    Args:
+        model: to be trained; its ``kind`` chooses the task.
+        tokenizer: of a prior.
+        train: the training images.
+        config: how to train.
+        adversarial: further terms of the loss of a tokenizer.
+
+    Raises:
+        ConfigError: where the terms do not serve the model.
+    """
+    if adversarial is not None:
+        assert isinstance(model, Tokenizer)
+        height, width = train.examples.example_shape[:2]
+        count = len(train.examples)
+        return AdversarialTask(model, adversarial, config, count, (height, width))
+    return TASKS[model.kind](model, tokenizer, train)
+
+
+def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    assert isinstance(model, (DensityModel, Hierarchy))
+    if isinstance(model, DensityModel):
+        if model.conditioning.codes is not None:
+            raise ConfigError(
+                "a model conditioned on codes trains beside the prior of those:"
+                " give a ts.Hierarchy of both"
+            )
+        if tokenizer is None and train.examples.pixels:
+            tokenizer = pixel_generator(model).tokenizer
+    return DensityTask(model, tokenizer)
+
+
+def _tokenizer_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    return TokenizerTask(model)
+
+
+def _vae_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    return VAETask(model)
+
+
+TASKS: Mapping[str, Callable[[Any, Tokenizer | None, TrainingData], Task]] = {
+    "density-model": _density_task,
+    "tokenizer": _tokenizer_task,
+    "vae": _vae_task,
+}
+"""The task of each kind of model: a function of the model, its tokenizer and the images."""
+
+
+def _build_tokenizer(recipe: Recipe, images: data.ImageSet) -> Tokenizer:
+    assert recipe.tokenizer is not None
+    height, width, channels = images.images.shape[1:]
+    sizes = dict(recipe.tokenizer.sizes)
+    _refuse_given("tokenizer", sizes, {"image_size": "data.size", "channels": "data.channels"})
+    sizes |= {"image_size": (height, width), "channels": channels}
+    return create_tokenizer(recipe.tokenizer.name, seed=recipe.tokenizer.seed, **sizes)
+
+
+def _build_vae(recipe: Recipe, images: data.ImageSet) -> VAE:
+    assert recipe.vae is not None
+    height, width, channels = images.images.shape[1:]
+    sizes = dict(recipe.vae.sizes)
+    given_by_data = {
+        "image_size": "data.size",
+        "channels": "data.channels",
+        "levels": "data.levels",
+    }
+    _refuse_given("vae", sizes, given_by_data)
+    sizes |= {"image_size": (height, width), "channels": channels, "levels": images.levels}
+    return create_vae(seed=recipe.vae.seed, **sizes)
+
+
+def _build_density_model(
+    recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None
+) -> DensityModel | Hierarchy:
+    named = recipe.model
+    assert named is not None
+    sizes = dict(named.sizes)
+    if {"grid", "grids", "classes", "codes"} & set(sizes):
+        raise ConfigError(
+            f"model.{min({'grid', 'grids', 'classes', 'codes'} & set(sizes))} follows from the data:"
+            " leave it out (model.conditional = true uses labels)"
+        )
+    if tokenizer is None:
+        height, width, channels = images.images.shape[1:]
+        grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)
+    else:
+        grids = tokenizer.grids()
+    classes = 0
+    if named.conditional:
+        classes = images.classes
+        if not classes:
+            raise ConfigError(f"model.conditional needs labels, and {recipe.data.source} has none")
+    return create_prior(
+        named.name,
+        grids,
+        named.head,
+        classes,
+        seed=named.seed,
+        finer=named.finer,
+        **sizes,
+    )
+
+
+def _refuse_given(table: str, sizes: Mapping[str, Any], given_by: Mapping[str, str]) -> None:
+    """Refuse sizes that the images decide."""
+    for name, key in given_by.items():
+        if name in sizes:
+            raise ConfigError(f"{table}.{name} follows from the data: set {key} in its place")
+
+
+def _too_large(error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()
+    return ConfigError(
+        "the model of this recipe does not fit into memory: take smaller sizes"
+        f" ({reason[-1][:120] if reason else 'no memory'})"
+    )
+
+
+def held_tokenizer(out: Path, resume: bool) -> str | None:
+    """The tokenizer that a resumed run of a prior holds, once it is whole; else None."""
+    own = out / "tokenizer"
+    if resume and (own / "config.json").exists():
+        return str(own)
+    return None
