@@ -24,6 +24,7 @@ from tessella.evaluation.image_source import (
     images_of,
     overlap_with,
     save_seen,
+    steps_of,
     trained_on,
     with_classes_of,
 )
@@ -129,7 +130,9 @@ def assess(
     classes = chosen.labels if scores_classes else None
     measured = measure(model, chosen.images, classes, batch, path)
     figures: dict[str, Any] = {"images": len(chosen)}
-    for aspect in aspects_of(model):
+    # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
+    steps = steps_of(path) if model.kind == "tokenizer" else None
+    for aspect in aspects_of(model, tokenizer_steps=steps):
         figures |= aspect.figures(measured)
     figures |= pixel_bounds(measured, math.prod(chosen.images.shape[1:]))
     seen, overlap = overlap_with(path, measured.hashes, measured.mirrored)

@@ -25,7 +25,7 @@ from tessella.evaluation.bounds import latent_bound_of
 from tessella.evaluation.code_length import code_length_of
 from tessella.evaluation.reconstruction import reconstruction_of
 from tessella.models import DensityModel
-from tessella.pipeline import SavedModel, load_model, read_run_record
+from tessella.pipeline import SavedModel, load_model
 from tessella.tokenizers.tokenizer import check_images
 
 
@@ -75,17 +75,20 @@ class Evaluation:
         return text.getvalue()
 
 
-def aspects_of(model: SavedModel, run: Path | None = None) -> list[Aspect]:
+def aspects_of(
+    model: SavedModel, run: Path | None = None, tokenizer_steps: int | None = None
+) -> list[Aspect]:
     """The aspects of a model that can be measured, which follow from its capabilities.
 
     Args:
         model: any model that a run can hold.
         run: the run directory, for what its figures are compared to.
+        tokenizer_steps: training steps of the tokenizer; None where they are unknown.
     """
     baseline = _baseline(run)
     candidates = (
         code_length_of(model, baseline),
-        reconstruction_of(model, _mean_image(run), _steps(run)),
+        reconstruction_of(model, _mean_image(run), tokenizer_steps),
         latent_bound_of(model, baseline),
     )
     return [aspect for aspect in candidates if aspect is not None]
@@ -191,13 +194,6 @@ def _mean_image(run: Path | None) -> torch.Tensor | None:
             f"{path} must hold the mean image as a tensor of height, width, channels"
         )
     return mean
-
-
-def _steps(run: Path | None) -> int | None:
-    """The steps that a run was trained for; None where it does not say."""
-    progress = {} if run is None else read_run_record(run).get("progress") or {}
-    steps: int | None = progress.get("step")
-    return steps
 
 
 def _process() -> tuple[int, int]:

@@ -22,7 +22,7 @@ class Reconstruction(Aspect):
         tokenizer: makes the codes.
         mean_image: of the training images, float ``[h, w, c]``, to compare with; None where it is
             unknown.
-        steps: that the tokenizer was trained for; None where that is unknown.
+        steps: training steps of the tokenizer; None where they are unknown.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Reconstruction(Aspect):
         if "mean_image_mse" in measured.values:
             of_mean_image = psnr(measured.values["mean_image_mse"])
             figures["mean_image_psnr_db"] = float(of_mean_image.mean())
-        facts = codebook_health.examine(self.tokenizer, measured.counts, self.steps)
+        facts = codebook_health.examine(self.tokenizer, list(measured.counts), self.steps)
         return figures | codebook_health.summarize(facts)
 
     def counts(self) -> tuple[torch.Tensor, ...]:
@@ -90,18 +90,9 @@ class Reconstruction(Aspect):
 def reconstruction_of(
     model: SavedModel, mean_image: torch.Tensor | None = None, steps: int | None = None
 ) -> Reconstruction | None:
-    """The reconstructions of a model; None of one without a learned tokenizer.
-
-    Args:
-        model: any model that a run can hold.
-        mean_image: see :class:`Reconstruction`.
-        steps: that the run was trained for.
-    """
+    """The reconstructions of a model; None of one without a learned tokenizer."""
     tokenizer = learned_tokenizer(model)
-    if tokenizer is None:
-        return None
-    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
-    return Reconstruction(tokenizer, mean_image, steps if model is tokenizer else None)
+    return None if tokenizer is None else Reconstruction(tokenizer, mean_image, steps)
 
 
 def reconstruction_columns(values: Values) -> dict[str, torch.Tensor]:
