@@ -37,17 +37,6 @@ from tessella.errors import ArtifactError, ConfigError, unknown
 LARGEST_BATCH = 1 << 20
 """Most images of an optimizer step."""
 
-LARGEST_SIZE = 1 << 20
-"""Largest number that a size of a model or tokenizer may be."""
-
-MOST_LAYERS = 1000
-"""Most layers, blocks, stages or the like of a model or tokenizer."""
-
-REPEATED = ("layers", "blocks", "residual_blocks", "depth", "downsample", "stages", "masks")
-"""Sizes that count parts of a network, each of which takes time and memory to build."""
-
-LARGEST_SEED = 2**63 - 1
-
 RECIPE_BYTES = 1 << 20
 """Largest recipe that is read."""
 
@@ -149,11 +138,6 @@ class ModelConfig:
     first."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check_seed("model.seed", self.seed)
-        _check_sizes("model", self.sizes)
-        _check_sizes("model.finer", self.finer)
-
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -163,10 +147,6 @@ class TokenizerConfig:
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check_seed("tokenizer.seed", self.seed)
-        _check_sizes("tokenizer", self.sizes)
-
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -174,10 +154,6 @@ class VAEConfig:
 
     seed: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_seed("vae.seed", self.seed)
-        _check_sizes("vae", self.sizes)
 
 
 @dataclass(frozen=True)
@@ -299,7 +275,7 @@ MOST = {
     "accumulate": LARGEST_BATCH,
     "devices": 1024,
     "threads": 4096,
-    "seed": LARGEST_SEED,
+    "seed": names.LARGEST_SEED,
 }
 """Largest values of numbers of :class:`TrainConfig`."""
 
@@ -377,6 +353,14 @@ class Recipe:
             raise ConfigError(
                 "training needs a limit: set train.steps, train.epochs or train.minutes"
             )
+        # Sizes are bounded here, before anything of them is built.
+        if self.model:
+            names.check_sizes("model", {"seed": self.model.seed, **self.model.sizes})
+            names.check_sizes("model.finer", self.model.finer)
+        if self.tokenizer:
+            names.check_sizes("tokenizer", {"seed": self.tokenizer.seed, **self.tokenizer.sizes})
+        if self.vae:
+            names.check_sizes("vae", {"seed": self.vae.seed, **self.vae.sizes})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -399,8 +383,8 @@ def from_dict(cls: type[C], values: object, where: str = "") -> C:
         raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
     hints = get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    # The tables of models and tokenizers take the sizes of the class they name, which only that
-    # class can check.
+    # The tables of models and tokenizers take the sizes of the class they name, which stand beside
+    # the other keys and are gathered in the field ``sizes``.
     open_ended = "sizes" in known
     built: dict[str, Any] = {}
     sizes: dict[str, Any] = {}
@@ -443,6 +427,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """
     values = _read(name)
     overrides = list(overrides)
+    # Another class than the recipe's is looked for first: it decides which sizes are meant.
     chosen: list[str] = []
     for override in overrides:
         if override.partition("=")[0].strip() in NAMES:
@@ -468,6 +453,7 @@ def check_names(recipe: Recipe) -> None:
     """
     if recipe.model:
         names.check("model", recipe.model.name, recipe.model.sizes, recipe.model.head)
+        # The models of finer grids may be of another family.
         finer = dict(recipe.model.finer)
         finer_name = finer.pop("name", recipe.model.name)
         names.check("model", finer_name, finer, recipe.model.head)
@@ -492,6 +478,7 @@ def recipe_names() -> list[str]:
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Nested plain values with ``table.key=value`` overrides applied."""
+    # Tables are copied, so that what was given stays as it is.
     result: dict[str, Any] = {}
     for key, value in values.items():
         result[key] = dict(value) if isinstance(value, Mapping) else value
@@ -500,6 +487,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not equals or not path:
             raise ConfigError(f"an override has the form table.key=value, got {override!r}")
         *tables, key = path.strip().split(".")
+        # Walk down to the table that holds the key, creating it where it is missing.
         place = result
         for table in tables:
             place = place.setdefault(table, {})
@@ -512,6 +500,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
 def _read(name: str) -> dict[str, Any]:
     """The tables of a recipe file, or of a recipe that ships."""
     path = Path(name)
+    # A file of the name of a recipe that ships is the one that is meant.
     if path.suffix == ".toml" or path.is_file():
         text = _read_file(path)
     elif name in recipe_names():
@@ -540,30 +529,6 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
-
-
-def _check_seed(name: str, seed: int) -> None:
-    if not -LARGEST_SEED <= seed <= LARGEST_SEED:
-        raise ConfigError(f"{name} must fit into 64 bits, got {seed}")
-
-
-def _check_sizes(where: str, sizes: Mapping[str, Any]) -> None:
-    """Refuse sizes that no machine can hold, before anything is built.
-
-    Raises:
-        ConfigError: naming the size and the limit.
-    """
-    for name, value in sizes.items():
-        if isinstance(value, Mapping):
-            _check_sizes(f"{where}.{name}", value)
-            continue
-        most = MOST_LAYERS if name in REPEATED else LARGEST_SIZE
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if len(items) > MOST_LAYERS:
-            raise ConfigError(f"{where}.{name} must have at most {MOST_LAYERS} values")
-        for item in items:
-            if isinstance(item, (int, float)) and not -most <= item <= most:
-                raise ConfigError(f"{where}.{name} must be at most {most}, got {item}")
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
@@ -595,6 +560,7 @@ def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, 
     """Check a list against the annotation of a tuple."""
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{place} must be a list, got {value!r}")
+    # tuple[int, ...]: as many as there are.
     if kinds[-1] is Ellipsis:
         return tuple(_convert(kinds[0], item, place) for item in value)
     if len(value) != len(kinds):
@@ -608,13 +574,17 @@ def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, 
 def _plain(hint: type, value: Any, place: str) -> Any:
     """Check a number, a flag or a text against its type."""
     whole = isinstance(value, int) and not isinstance(value, bool)
+    # 1 is as good as 1.0.
     if hint is float and whole:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"{place} must be a finite number, got {str(value)[:20]}...") from None
+            raise ConfigError(
+                f"{place} must be a finite number, got {str(value)[:20]}..."
+            ) from None
     if hint is str and whole:
         return str(value)  # size = 64
-    if hint is int and not whole or not isinstance(value, hint):
+    # True and False are ints to Python, and none to a recipe.
+    if (hint is int and not whole) or not isinstance(value, hint):
         raise ConfigError(f"{place} must be of type {hint.__name__}, got {value!r}")
     return value

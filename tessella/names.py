@@ -1,4 +1,4 @@
-"""Names that a recipe may use, read from the source of the package, without importing torch.
+"""Names and sizes that a recipe may use, checked without importing torch.
 
 Importing the models takes seconds, most of them torch's. A misspelt name should not wait for that,
 so it is looked for in the syntax of the modules: the classes with a ``name``, and the parameters of
@@ -18,6 +18,17 @@ from pathlib import Path
 
 from tessella.errors import ConfigError, unknown
 from tessella.registry import PLUGIN_GROUP
+
+LARGEST_SIZE = 1 << 20
+"""Largest number that a size of a model or tokenizer may be."""
+
+MOST_LAYERS = 1000
+"""Most layers, blocks, stages or the like of a model or tokenizer."""
+
+REPEATED = ("layers", "blocks", "residual_blocks", "depth", "downsample", "stages", "masks")
+"""Sizes that count parts of a network, each of which takes time and memory to build."""
+
+LARGEST_SEED = 2**63 - 1
 
 PLACES = {
     "model": "models",
@@ -76,6 +87,30 @@ def check(kind: str, name: str, sizes: Iterable[str], head: str | None = None) -
             raise ConfigError(unknown(f"size of {name}{with_head}:", size, allowed))
 
 
+def check_sizes(where: str, sizes: Mapping[str, object]) -> None:
+    """Refuse sizes that no machine can hold, before anything is built.
+
+    Raises:
+        ConfigError: naming the size and the limit.
+    """
+    for name, value in sizes.items():
+        # A table of options, such as those of a quantizer.
+        if isinstance(value, Mapping):
+            check_sizes(f"{where}.{name}", value)
+            continue
+        most = LARGEST_SIZE
+        if name in REPEATED:
+            most = MOST_LAYERS
+        elif name in ("seed", "mask_seed"):
+            most = LARGEST_SEED
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if len(items) > MOST_LAYERS:
+            raise ConfigError(f"{where}.{name} must have at most {MOST_LAYERS} values")
+        for item in items:
+            if isinstance(item, (int, float)) and not -most <= item <= most:
+                raise ConfigError(f"{where}.{name} must be at most {most}, got {item}")
+
+
 @functools.cache
 def known(kind: str) -> Mapping[str, frozenset[str] | None]:
     """Names of the classes of a kind, and the sizes each takes; None where any may be taken."""
@@ -115,6 +150,7 @@ def _constant(body: ast.ClassDef, attribute: str) -> str | None:
     for node in body.body:
         targets: list[ast.expr] = []
         value = None
+        # name = "x", or name: str = "x"
         if isinstance(node, ast.Assign):
             targets = node.targets
             value = node.value
@@ -133,9 +169,10 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
     for node in body.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             if node.args.kwarg is not None:
-                return None
+                return None  # **options: the names are not told here
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             return frozenset(argument.arg for argument in every) - FROM_DATA
+    # No constructor here: the first base class in the folder has it.
     for base in body.bases:
         inherited = bodies.get(base.id) if isinstance(base, ast.Name) else None
         if inherited is not None:
@@ -145,12 +182,14 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
 
 def _registered(kind: str, name: str) -> bool:
     """Whether a class of this name was registered in this process."""
+    # A table that is not imported yet has registered nothing.
     module, table = TABLES.get(kind, ("", ""))
     return name in getattr(sys.modules.get(module), table, ())
 
 
 def _plugins_possible() -> bool:
     """Whether names may come from outside the package: only the registries know those."""
+    # load_plugin() gives the modules it runs such a name.
     if any(name.startswith("tessella_plugin_") for name in sys.modules):
         return True
     return len(entry_points(group=PLUGIN_GROUP)) > 0

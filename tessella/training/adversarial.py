@@ -185,7 +185,7 @@ class Adversaries(nn.Module):
         )
 
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.good.items():
@@ -278,6 +278,7 @@ class AdversarialTask(TokenizerTask):
         both = self.adversaries
         both.synchronize()
         playing = self._count()
+        # Terms of the tokenizer, then of the perceptual distance, then of the game.
         out = both.tokenizer(x)
         images = x.to(both.tokenizer.last_layer.dtype) / 255  # [b, h, w, c], 0..1
         made = out.reconstruction
@@ -311,11 +312,11 @@ class AdversarialTask(TokenizerTask):
         }
         return Validation(figures | guard, rank)
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Adversaries)
         super().save(module.tokenizer, out, figures)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         tokenizer = self.adversaries.tokenizer
         config = to_dict(self.config)
         # The weights may lie elsewhere when the run is resumed; they must be the same ones.
@@ -387,10 +388,11 @@ class AdversarialTask(TokenizerTask):
         if self.config.start >= 1:
             return step
         progress = Progress(step=step, seconds=float(self.adversaries.seconds))
-        return schedule.passed(self.train_config, progress, self.examples)
+        return schedule.limits_of(self.train_config, self.examples).passed(progress)
 
 
 def _check_size(config: AdversarialConfig, size: tuple[int, int]) -> None:
+    # Below that, nothing is left of the sides before the last convolution.
     smallest = 3 * 2**config.layers
     needs = f"adversarial.layers={config.layers}"
     if config.perceptual:

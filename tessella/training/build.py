@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tessella import data
 from tessella.config import AdversarialConfig, Recipe, TrainConfig
@@ -44,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def load_split(recipe: Recipe, split: str) -> data.ImageSet:
     """The images of a split, or their codes where the source is codes on disk."""
+    # Codes are no images, so that reading them is not the business of tessella.data.
     kind, _, path = recipe.data.source.partition(":")
     if kind == "codes":
         return code_store.load_split(path, split)
@@ -68,6 +68,7 @@ def load_tokenizer(run: str, recipe: Recipe, images: data.ImageSet) -> Tokenizer
             "--tokenizer (prior_of) must name the run of a tokenizer;"
             f" {recipe.prior_of} is a {loaded.kind.replace('-', ' ')}"
         )
+    # Its convolutions would take any size; the grid of its codes, and so the prior, would not.
     height, width, channels = images.images.shape[1:]
     size = (int(loaded.image_size[0]), int(loaded.image_size[1]))
     if size != (height, width) or loaded.channels != channels:
@@ -105,34 +106,35 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
         raise _too_large(error) from error
 
 
-def build_task(
-    model: Trainable,
-    tokenizer: Tokenizer | None,
-    train: TrainingData,
-    config: TrainConfig,
-    adversarial: AdversarialConfig | None,
-) -> Task:
-    """The task that trains a model.
+def build_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    """The task that trains a model: its ``kind`` chooses it.
 
     Args:
-        model: to be trained; its ``kind`` chooses the task.
+        model: to be trained.
         tokenizer: of a prior.
         train: the training images.
-        config: how to train.
-        adversarial: further terms of the loss of a tokenizer.
+
+    Raises:
+        ConfigError: for a model that cannot be trained by itself.
+    """
+    return TASKS[model.kind](model, tokenizer, train)
+
+
+def build_adversarial_task(
+    model: Trainable, terms: AdversarialConfig, config: TrainConfig, train: TrainingData
+) -> Task:
+    """The task of a tokenizer whose recipe has a table ``[adversarial]``.
 
     Raises:
         ConfigError: where the terms do not serve the model.
     """
-    if adversarial is not None:
-        assert isinstance(model, Tokenizer)
-        height, width = train.examples.example_shape[:2]
-        count = len(train.examples)
-        return AdversarialTask(model, adversarial, config, count, (height, width))
-    return TASKS[model.kind](model, tokenizer, train)
+    assert isinstance(model, Tokenizer)
+    # The discriminator halves the sides and needs to know that they suffice.
+    height, width = train.examples.example_shape[:2]
+    return AdversarialTask(model, terms, config, len(train.examples), (height, width))
 
 
-def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _density_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
     assert isinstance(model, (DensityModel, Hierarchy))
     if isinstance(model, DensityModel):
         if model.conditioning.codes is not None:
@@ -140,20 +142,23 @@ def _density_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) 
                 "a model conditioned on codes trains beside the prior of those:"
                 " give a ts.Hierarchy of both"
             )
+        # Pixels are the symbols of the identity tokenizer.
         if tokenizer is None and train.examples.pixels:
             tokenizer = pixel_generator(model).tokenizer
     return DensityTask(model, tokenizer)
 
 
-def _tokenizer_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _tokenizer_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    assert isinstance(model, Tokenizer)
     return TokenizerTask(model)
 
 
-def _vae_task(model: Any, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+def _vae_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
+    assert isinstance(model, VAE)
     return VAETask(model)
 
 
-TASKS: Mapping[str, Callable[[Any, Tokenizer | None, TrainingData], Task]] = {
+TASKS: Mapping[str, Callable[[Trainable, Tokenizer | None, TrainingData], Task]] = {
     "density-model": _density_task,
     "tokenizer": _tokenizer_task,
     "vae": _vae_task,
@@ -190,16 +195,19 @@ def _build_density_model(
     named = recipe.model
     assert named is not None
     sizes = dict(named.sizes)
-    if {"grid", "grids", "classes", "codes"} & set(sizes):
-        raise ConfigError(
-            f"model.{min({'grid', 'grids', 'classes', 'codes'} & set(sizes))} follows from the data:"
-            " leave it out (model.conditional = true uses labels)"
-        )
+    for name in ("classes", "codes", "grid", "grids"):
+        if name in sizes:
+            raise ConfigError(
+                f"model.{name} follows from the data: leave it out"
+                " (model.conditional = true uses labels)"
+            )
+    # A pixel model describes the image itself, a prior the codes of its tokenizer, coarse to fine.
     if tokenizer is None:
         height, width, channels = images.images.shape[1:]
         grids: tuple[Grid, ...] = (Grid(height, width, channels, images.levels),)
     else:
         grids = tokenizer.grids()
+    # Labels alone do not make a model conditional: the recipe asks for it.
     classes = 0
     if named.conditional:
         classes = images.classes
@@ -216,7 +224,7 @@ def _build_density_model(
     )
 
 
-def _refuse_given(table: str, sizes: Mapping[str, Any], given_by: Mapping[str, str]) -> None:
+def _refuse_given(table: str, sizes: Mapping[str, object], given_by: Mapping[str, str]) -> None:
     """Refuse sizes that the images decide."""
     for name, key in given_by.items():
         if name in sizes:
@@ -233,6 +241,7 @@ def _too_large(error: Exception) -> ConfigError:
 
 def held_tokenizer(out: Path, resume: bool) -> str | None:
     """The tokenizer that a resumed run of a prior holds, once it is whole; else None."""
+    # config.json is written last, so with it the tokenizer is whole.
     own = out / "tokenizer"
     if resume and (own / "config.json").exists():
         return str(own)

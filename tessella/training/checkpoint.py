@@ -8,7 +8,7 @@ never pickle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def save(
     step: int,
     module: nn.Module,
     average: nn.Module,
-    optimizer: Any,
-    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, object],
 ) -> None:
     """Write a checkpoint.
 
@@ -96,6 +96,7 @@ def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str
     Raises:
         ArtifactError: when there is none.
     """
+    # From the newest on: a damaged one must not cost more than the steps after the one before.
     problems: list[str] = []
     for path in reversed(found(out)):
         try:
@@ -114,6 +115,7 @@ def verify(path: Path) -> None:
     Raises:
         ArtifactError: naming the file that is missing or damaged.
     """
+    # Sizes and hashes of both files, as they were when everything was on disk.
     manifest = files.read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(PARTS):
         raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {' and '.join(PARTS)}")
@@ -148,7 +150,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def restore(
-    tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Module, optimizer: Any
+    tensors: dict[str, torch.Tensor],
+    module: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put a checkpoint's tensors back in place.
 
@@ -157,11 +162,13 @@ def restore(
     """
     try:
         module.load_state_dict(_under("module/", tensors))
+        # Buffers of the average are those of the trained module.
         averaged = {**module.state_dict(), **_under("average/", tensors)}
         missing = average.load_state_dict(averaged)
     except RuntimeError as error:
         raise ArtifactError(f"the checkpoint is of another model: {error}") from error
     assert not missing.missing_keys
+    # The optimizer numbers its parameters through its groups.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
@@ -183,7 +190,7 @@ def _optimizer_entry(name: str, count: int) -> tuple[int, str]:
     return int(number), key
 
 
-def _entry(part: Path) -> dict[str, Any]:
+def _entry(part: Path) -> dict[str, object]:
     """Size and hash of a file, as the manifest has them."""
     return {"bytes": part.stat().st_size, "sha256": files.sha256(part)}
 

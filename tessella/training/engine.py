@@ -13,7 +13,6 @@ from types import FrameType
 import torch
 from torch import nn
 
-from tessella.config import TrainConfig
 from tessella.errors import ConfigError
 from tessella.pipeline import pick_device
 
@@ -28,27 +27,33 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a run with a checkpoint; SIGHUP comes when a terminal is closed."""
 
 
-def create_fabric(config: TrainConfig) -> Fabric:
-    """Choose devices and precision.
+def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fabric:
+    """Start the engine on these devices.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes, each with a device.
+        precision: ``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere.
 
     Raises:
         ConfigError: for a device or a precision that is not there.
     """
-    device = pick_device(config.device).type
-    if device == "cuda" and config.devices > torch.cuda.device_count():
+    # "auto" becomes the device that is there.
+    kind = pick_device(device).type
+    if kind == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(
-            f"devices={config.devices}, but this machine has"
-            f" {torch.cuda.device_count()} CUDA devices"
+            f"devices={devices}, but this machine has {torch.cuda.device_count()} CUDA devices"
         )
-    if config.precision not in ("auto", "32", "bf16"):
-        raise ConfigError(f"precision must be auto, 32 or bf16, got {config.precision!r}")
-    half = config.precision == "bf16"
-    if config.precision == "auto":
-        half = device == "cuda" and torch.cuda.is_bf16_supported()
+    if precision not in ("auto", "32", "bf16"):
+        raise ConfigError(f"precision must be auto, 32 or bf16, got {precision!r}")
+    half = precision == "bf16"
+    if precision == "auto":
+        half = kind == "cuda" and torch.cuda.is_bf16_supported()
+    # bf16-mixed keeps the weights in float32 and multiplies in bfloat16.
     return Fabric(
-        accelerator=device,
-        devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        accelerator=kind,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
         precision="bf16-mixed" if half else "32-true",
     )
 
@@ -69,6 +74,7 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
         raise ConfigError(
             "train.compile needs a C++ compiler (CXX names one), and there is none: leave it out"
         )
+    # In place: parameters, hooks and names of the network stay as they are.
     for network in networks:
         network.compile()
     try:
@@ -81,6 +87,7 @@ def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[No
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Use this many CPU threads until the end of the block; 0 keeps torch's choice."""
+    # The number is one of the process, so it is put back.
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count or before)

@@ -69,6 +69,7 @@ class Examples:
 
     def first(self, n: int, most_bytes: int) -> Examples:
         """The first ``n`` examples in memory; fewer where they take more than ``most_bytes``."""
+        # One example at least, however large it is.
         n = min(n, max(1, most_bytes // self.example_bytes))
         here: list[Variant] = [torch.as_tensor(self.variants[0][:n])]
         labels = None if self.labels is None else self.labels[:n]
@@ -94,13 +95,12 @@ class Examples:
             x = torch.where(chosen, _at(self.variants[1], indices), x)
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
+        # Symbols lie in small types; models take int64.
         if x.dtype != torch.uint8:
             x = x.long()
         if self.labels is None:
             return x.to(device), None
-        labels = drop_labels(
-            self.labels[indices], self.classes, self.condition_dropout, generator
-        )
+        labels = drop_labels(self.labels[indices], self.classes, self.condition_dropout, generator)
         return x.to(device), labels.to(device)
 
 
@@ -115,6 +115,7 @@ def drop_labels(
 def _at(variant: Variant, indices: torch.Tensor) -> torch.Tensor:
     if isinstance(variant, torch.Tensor):
         return variant[indices]
+    # On disk: numpy reads just these.
     return torch.from_numpy(variant[indices.numpy()])
 
 
@@ -135,6 +136,7 @@ class Order:
 
     def at(self, step: int) -> torch.Tensor:
         """Indices ``int64 [batch]`` of the examples of a step."""
+        # Places on a line on which the epochs follow each other.
         places = torch.arange(step * self.batch, (step + 1) * self.batch)
         epochs = places // self.n
         parts: list[torch.Tensor] = []
@@ -155,6 +157,7 @@ class Order:
 
 def mix(*numbers: int) -> int:
     """Make one seed of several numbers (splitmix64 of each in turn)."""
+    # Neighbouring seeds and steps must give unrelated generators.
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tessella.config import TrainConfig
 from tessella.training.engine import Fabric, cuda_devices
 from tessella.training.examples import Examples
 from tessella.training.stream import Stream
@@ -29,18 +28,23 @@ class Forecast:
 
 
 def forecast(
-    fabric: Fabric, task: Task, examples: Examples | Stream, config: TrainConfig
+    fabric: Fabric, task: Task, examples: Examples | Stream, batch: int, passes: int
 ) -> Forecast:
     """Time two steps forward and backward on a copy of the task.
 
     The run stays untouched: weights, codebooks and random numbers are the copy's. Other programs on
     the machine make the figure wrong, so the loop measures again while it runs.
+
+    Args:
+        batch: examples of a step, over all devices.
+        passes: into which a step is split.
     """
     device = fabric.device
-    passes = config.batch // config.accumulate // fabric.world_size
-    indices = torch.arange(passes) % len(examples)
+    part = batch // passes // fabric.world_size
+    indices = torch.arange(part) % len(examples)
     times: list[float] = []
     with torch.random.fork_rng(devices=cuda_devices(fabric)):
+        # A copy, as the steps train codebooks and leave gradients behind.
         trial = copy.deepcopy(task).train()
         for _ in range(2):
             started = time.monotonic()
@@ -54,11 +58,11 @@ def forecast(
     if isinstance(examples, Stream):
         examples.rewind()
     # The first one pays for what is set up once.
-    step_seconds = min(times) * config.accumulate
+    step_seconds = min(times) * passes
     return Forecast(
         parameters=sum(p.numel() for p in task.parameters()),
         step_seconds=step_seconds,
-        epoch_seconds=step_seconds * len(examples) / config.batch,
+        epoch_seconds=step_seconds * len(examples) / batch,
         memory_bytes=_peak_memory(device),
     )
 

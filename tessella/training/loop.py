@@ -48,12 +48,13 @@ class Session:
     task: Task
     wrapped: Any
     """The task as the engine wraps it: same call, and gradients shared by all processes."""
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     average: Average
     examples: Examples | Stream
     valid: Examples
     config: TrainConfig
     run: RunDirectory
+    limits: schedule.Limits
     say: Callable[[str], None] = print
     progress: Progress = field(default_factory=Progress)
     pace: schedule.Pace = field(default_factory=schedule.Pace)
@@ -68,7 +69,7 @@ class Session:
     @property
     def share(self) -> float:
         """Share of the run that has passed."""
-        return schedule.passed(self.config, self.progress, len(self.examples))
+        return self.limits.passed(self.progress)
 
     def read_clock(self) -> float:
         """Seconds of the run by the clock of the first process, which all processes go by.
@@ -98,6 +99,7 @@ def setup(
         raise ConfigError(
             f"batch={config.batch} must be divisible by accumulate x devices = {parts}"
         )
+    # The average is a copy, made before the engine wraps the task.
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
     decayed, undecayed = _parameter_groups(task)
@@ -111,7 +113,20 @@ def setup(
         fused=fabric.device.type in ("cpu", "cuda"),
     )
     wrapped, optimizer = fabric.setup(task, optimizer)
-    return Session(fabric, task, wrapped, optimizer, average, examples, valid, config, run, say)
+    limits = schedule.limits_of(config, len(examples))
+    return Session(
+        fabric=fabric,
+        task=task,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        average=average,
+        examples=examples,
+        valid=valid,
+        config=config,
+        run=run,
+        limits=limits,
+        say=say,
+    )
 
 
 def main(session: Session) -> Progress:
@@ -148,6 +163,7 @@ def fit(session: Session) -> None:
     session.started = time.monotonic() - progress.seconds
     bar = _progress_bar(session)
     while session.share < 1 and not _stopped(session):
+        # The rate follows the share of the run, so that every limit ends on a low rate.
         factor = schedule.rate_factor(session.share, progress.step, config.warmup)
         rate = config.learning_rate * factor
         figures = _step(session, order, rate)
@@ -163,6 +179,7 @@ def fit(session: Session) -> None:
         elif schedule.checkpoint_due(config, progress):
             _save_checkpoint(session)
             progress.seconds = session.read_clock()
+        # The bar counts thousandths of the run, whichever limit drives it.
         bar.update(round(session.share * 1000) - bar.n)
     if session.share < 1 or not progress.best_step:
         _save_checkpoint(session)
@@ -193,7 +210,7 @@ def validate(session: Session, log: bool = True) -> bool:
     metric = found.figures[task.metric]
     better = finite and progress.record(found.rank, metric, found.figures)
     if log:
-        entry: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+        entry: dict[str, object] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
         for name, value in found.figures.items():
             entry[f"valid/{name}"] = value
         if better:
@@ -213,7 +230,7 @@ def keep(session: Session) -> None:
     """
     progress = session.progress
     if session.fabric.is_global_zero:
-        facts = {
+        facts: dict[str, object] = {
             "validation": progress.figures,
             "training": {"steps": progress.step, "seconds": round(progress.seconds, 1)},
         }
@@ -253,6 +270,7 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     """
     fabric = session.fabric
     config = session.config
+    # No scheduler: the rate is a function of the progress, which checkpoints hold.
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.wrapped.train()
@@ -299,6 +317,7 @@ def _add_penalty(session: Session) -> None:
 
 def _clip(session: Session) -> float:
     """Scale the gradient down to the largest norm that is allowed. Returns the norm before."""
+    # The norm is wanted in any case: it shows a gradient that is not finite.
     if not session.config.clip:
         gradients = [p.grad for p in session.task.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
@@ -340,7 +359,7 @@ def _validate_and_save(session: Session) -> None:
     if not ending:
         # The end of the run will take a validation and a save like this one.
         took = progress.seconds - before
-        progress.reserve = schedule.reserve(session.config, took, session.pace.step_seconds)
+        progress.reserve = session.limits.reserve(took, session.pace.step_seconds)
 
 
 def _save_checkpoint(session: Session) -> None:
@@ -387,20 +406,21 @@ def _stopped(session: Session) -> bool:
     """Whether any process got a signal to stop."""
     if session.fabric.world_size == 1:
         return session.stop.is_set()
+    # A signal may reach one process only, and all must leave the loop at the same step.
     flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
     total = session.fabric.all_reduce(flag, reduce_op="sum")
     assert isinstance(total, torch.Tensor)
     return bool(total > 0)
 
 
-def _report_step(session: Session, bar: Any, figures: dict[str, float], rate: float) -> None:
+def _report_step(session: Session, bar: tqdm, figures: dict[str, float], rate: float) -> None:
     """Log every tenth step, and show loss and remaining time."""
     progress = session.progress
     if session.pace.steps == PACE_KNOWN:
         _correct_forecast(session)
     if progress.step % LOG_EVERY != 1 and LOG_EVERY > 1:
         return
-    entry: dict[str, Any] = {
+    entry: dict[str, object] = {
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
         "learning_rate": rate,
@@ -423,6 +443,7 @@ def _correct_forecast(session: Session) -> None:
     measured = session.pace.step_seconds
     if not session.forecast_seconds or not measured or not session.fabric.is_global_zero:
         return
+    # Small differences are of no interest to anybody.
     ratio = measured / session.forecast_seconds
     if 1 / PACE_DIFFERS <= ratio <= PACE_DIFFERS:
         return
@@ -433,12 +454,10 @@ def _correct_forecast(session: Session) -> None:
 
 
 def _seconds_left(session: Session) -> float:
-    return schedule.seconds_left(
-        session.config, session.progress, len(session.examples), session.pace.step_seconds
-    )
+    return session.limits.seconds_left(session.progress, session.pace.step_seconds)
 
 
-def _progress_bar(session: Session) -> Any:
+def _progress_bar(session: Session) -> tqdm:
     shown = session.fabric.is_global_zero and sys.stderr.isatty()
     return tqdm(
         total=1000,

@@ -59,6 +59,7 @@ class Perceptual(nn.Module):
 
     def __init__(self, path: Path | str) -> None:
         super().__init__()
+        # Both networks lie in one file, by their published names.
         tensors = read_tensors(path)
         _refuse_missing(path, tensors)
         channels = 3
@@ -66,6 +67,7 @@ class Perceptual(nn.Module):
         self.mixtures = nn.ParameterList()
         for stage, numbers in enumerate(STAGES):
             layers: list[nn.Module] = []
+            # Between stages the sides are halved.
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for number in numbers:
@@ -83,6 +85,7 @@ class Perceptual(nn.Module):
             self.mixtures.append(tensors[name].float().clone())
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("spread", torch.tensor(SPREAD).view(1, 3, 1, 1))
+        # The distance teaches the tokenizer, and is not taught.
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -100,6 +103,7 @@ class Perceptual(nn.Module):
     def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Features ``[n, width, h', w']`` after each stage."""
         x = images.permute(0, 3, 1, 2)  # [n, c, h, w]
+        # Grey, and grey with alpha, become three equal colours; of RGBA the alpha is left out.
         if x.shape[1] < 3:
             x = x[:, :1].expand(-1, 3, -1, -1)
         x = x[:, :3].float()

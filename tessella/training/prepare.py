@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ Trainable = Network
 """What can be trained."""
 
 FOLDER_LINES = (
-    'from tessella import data; from tessella.config import DataConfig; images = data.load('
+    "from tessella import data; from tessella.config import DataConfig; images = data.load("
     'DataConfig("folder:{path}", size="64"), "train")'
 )
 """The line that loads a folder, for a message."""
@@ -50,7 +50,7 @@ class TrainingData:
     """One split: its examples, and which images they are made of."""
 
     examples: Examples | Stream
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
     """Count, shape and SHA-256, as JSON values; a resumed run must have equal ones."""
     hashes: np.ndarray | None
     """A hash of each image, ``uint64 [n]``; None where images vary or are not known."""
@@ -71,11 +71,13 @@ def check_images_argument(images: object, name: str = "images") -> None:
             f"{name} must be an array uint8 [n, height, width, channels], got the path"
             f" {str(images)!r}; a folder is loaded with: {FOLDER_LINES.format(path=images)}"
         )
+    # A dictionary can be iterated, but gives its keys.
     if isinstance(images, (dict, bytes, bool, int, float)) or images is None:
         raise InputError(
             f"{name} must be an array uint8 [n, height, width, channels], an ImageSet or an"
             f" iterable of such arrays, got {type(images).__name__}"
         )
+    # An iterator hands out itself: there is no second pass.
     if is_stream(images) and iter(images) is images:  # type: ignore[call-overload]
         raise InputError(f"{name}: {ONE_PASS}")
     if not is_stream(images) and not hasattr(images, "__len__"):
@@ -88,9 +90,9 @@ def check_images_argument(images: object, name: str = "images") -> None:
 def prepare(
     model: Trainable,
     images: Any,
-    labels: Any,
+    labels: object,
     tokenizer: Tokenizer | None,
-    config: TrainConfig,
+    condition_dropout: float = 0.0,
     flip: bool = False,
     binarize: bool = False,
 ) -> Examples:
@@ -101,8 +103,7 @@ def prepare(
         images: ``uint8 [n, h, w, c]``, or symbols or stored codes for a density model.
         labels: ``[n]`` for a conditional model, else None.
         tokenizer: of a prior.
-        config: its ``condition_dropout`` is used.
-        flip, binarize: see :class:`~tessella.training.examples.Examples`.
+        condition_dropout, flip, binarize: see :class:`~tessella.training.examples.Examples`.
 
     Raises:
         InputError, ConfigError: where they do not fit each other.
@@ -117,6 +118,7 @@ def prepare(
     tags = None
     if labels is not None:
         tags = _as_labels(labels)
+    # The labels are checked after the images, whose number they must have.
     variants = _variants(model, images, tokenizer, flip)
     n = len(variants[0])
     if not n:
@@ -125,10 +127,12 @@ def prepare(
         fits = tags.shape == (n,) and int(tags.min()) >= 0 and int(tags.max()) < classes
         if not fits:
             raise InputError(f"labels must be [{n}] integers in 0..{classes - 1}")
-    return Examples(variants, tags, classes, flip, binarize, config.condition_dropout)
+    return Examples(variants, tags, classes, flip, binarize, condition_dropout)
 
 
-def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConfig) -> TrainingData:
+def prepare_stream(
+    model: Trainable, images: Any, labels: object, config: TrainConfig
+) -> TrainingData:
     """Training data that an iterable gives, in its own order.
 
     Raises:
@@ -142,6 +146,7 @@ def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConf
         raise ConfigError(
             "an iterable gives its images to one process: take devices=1, or give an array"
         )
+    # The stream checks each batch as it comes, so it must know what the model takes.
     if isinstance(model, (Tokenizer, VAE)):
         size = (int(model.image_size[0]), int(model.image_size[1]))
         stream = Stream(images, model.channels, size)
@@ -160,7 +165,8 @@ def prepare_stream(model: Trainable, images: Any, labels: Any, config: TrainConf
         raise ConfigError(
             "an iterable that does not end soon has no epochs: give steps= or minutes="
         )
-    identity: dict[str, Any] = {"source": "iterable", "shape": list(stream.example_shape)}
+    # No hash: nobody can say beforehand what an iterable will give.
+    identity: dict[str, object] = {"source": "iterable", "shape": list(stream.example_shape)}
     if stream.count is not None:
         identity["count"] = stream.count
     return TrainingData(stream, identity, None)
@@ -173,11 +179,12 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
     if isinstance(images, CodeSet):
         return TrainingData(examples, images.identity(), images.hashes())
     first = examples.variants[0]
-    identity: dict[str, Any] = {"count": len(first), "shape": list(examples.example_shape)}
+    identity: dict[str, object] = {"count": len(first), "shape": list(examples.example_shape)}
     if isinstance(images, StoredImages):
         return TrainingData(examples, identity | {"sha256": images.sha256}, images.hashes)
     assert isinstance(first, torch.Tensor)
     identity["sha256"] = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
+    # Hashes of single images serve to find overlaps; symbols have none.
     hashes = None
     if not isinstance(images, (tuple, list)):
         pixels = np.asarray(images)
@@ -186,7 +193,7 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
     return TrainingData(examples, identity, hashes)
 
 
-def own_labels(model: Trainable, images: Any, labels: Any) -> tuple[Any, Any]:
+def own_labels(model: Trainable, images: Any, labels: object) -> tuple[Any, object]:
     """Images and labels; an image set brings its labels itself, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
@@ -195,7 +202,7 @@ def own_labels(model: Trainable, images: Any, labels: Any) -> tuple[Any, Any]:
     return images.images, labels
 
 
-def hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any]:
     """Divide images: a tenth, chosen by the seed, is held out.
 
     Returns:
@@ -212,6 +219,7 @@ def hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
+    # Drawn by the seed, then sorted: arrays keep their order, and memory is read forward.
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     count = max(1, n // 10)
     held = np.sort(order[:count])
@@ -219,6 +227,7 @@ def hold_out(images: Any, labels: Any, seed: int) -> tuple[Any, Any, Any, Any]:
     images = np.asarray(images)
     if labels is None:
         return images[rest], None, images[held], None
+    # Checked here, because indexing would take labels of any length that is large enough.
     tags = np.asarray(labels)
     if len(tags.shape) != 1 or len(tags) != n:
         raise InputError(f"labels must be [{n}] integers, one for each image, got {tags.shape}")
@@ -236,7 +245,7 @@ def check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
         )
 
 
-def _as_labels(labels: Any) -> torch.Tensor:
+def _as_labels(labels: object) -> torch.Tensor:
     try:
         tags = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -255,6 +264,7 @@ def _variants(
             raise InputError("stored codes are for a prior: give the tokenizer that made them")
         Generator(tokenizer, model)  # refuses a prior that does not fit
         return _of_codes(open_codes(images.path, tokenizer), flip)
+    # From images in memory or on disk to what a step sees: pixels, or codes made once.
     pixels = _pixels(model, images, tokenizer)
     if pixels is None:  # symbols, already encoded
         assert not isinstance(model, (Tokenizer, VAE))
@@ -263,10 +273,9 @@ def _variants(
         return [pixels]
     assert not isinstance(model, VAE)
     Generator(tokenizer, model)  # refuses a prior that does not fit
-    stored = pixels
-    if isinstance(stored, torch.Tensor):
-        stored = stored.cpu().numpy()
-    kept = cached(tokenizer, stored, flip)
+    # The cache knows images by their bytes, wherever they lie.
+    array = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+    kept = cached(tokenizer, array, flip)
     if kept is not None:
         return _of_codes(kept, flip)
     return _encoded(tokenizer, pixels, flip)
@@ -297,6 +306,7 @@ def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
     stored = [codes.variant()]
     if flip:
         stored.append(codes.variant(mirrored=True))
+    # Small sets are read once; of large ones each step reads its part.
     size = len(stored) * math.prod(stored[0].shape) * stored[0].dtype.itemsize
     if size > IN_MEMORY:
         return list(stored)
@@ -305,6 +315,7 @@ def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
 
 def _symbols(model: Prior, given: Any) -> torch.Tensor:
     """Symbols that were given for a prior, checked."""
+    # Symbols of several grids come as a tuple, coarse to fine.
     grids = model.grids if isinstance(model, Hierarchy) else (model.grid,)
     several = given if isinstance(given, (tuple, list)) else (given,)
     if len(several) != len(grids):
@@ -329,6 +340,7 @@ def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Varia
         return images if stored else check_images(x, model.channels)
     if str(getattr(x, "dtype", "")).removeprefix("torch.").startswith("float"):
         check_images(x)  # says how to convert them
+    # Another type of integers than uint8 means symbols.
     x = _as_tensor(x)
     if x.dtype != torch.uint8:
         return None
@@ -345,11 +357,11 @@ def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Varia
     return images if stored else x
 
 
-def _is_uint8(images: Any) -> bool:
+def _is_uint8(images: object) -> bool:
     return str(getattr(images, "dtype", "")).removeprefix("torch.") == "uint8"
 
 
-def _as_tensor(images: Any) -> torch.Tensor:
+def _as_tensor(images: object) -> torch.Tensor:
     if isinstance(images, np.ndarray):
         images = np.array(images)  # a copy: torch takes no arrays that cannot be written to
     try:
@@ -361,7 +373,9 @@ def _as_tensor(images: Any) -> torch.Tensor:
         ) from error
 
 
-def _compact(symbols: Any, grids: Sequence[Grid]) -> torch.Tensor:
+def _compact(
+    symbols: torch.Tensor | tuple[torch.Tensor, ...], grids: Sequence[Grid]
+) -> torch.Tensor:
     """Symbols, those of several grids packed, in the smallest type that holds them.
 
     Never uint8, which is the type of images.

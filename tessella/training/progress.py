@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tessella.errors import ArtifactError
 
@@ -60,7 +59,7 @@ class Progress:
         self.figures = figures
         return True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """JSON values; :meth:`from_json` reads them."""
         return dataclasses.asdict(self)
 
@@ -84,7 +83,7 @@ class Progress:
             setattr(progress, name, _number(values, name, source, default=0.0))
         # JSON knows no infinity: before the first validation the file says null.
         progress.best = _number(values, "best", source, default=math.inf)
-        progress.figures = _figures(values.get("figures") or {}, source)
+        progress.figures = _figures(values.get("figures", {}), source)
         progress.rank = _rank(values.get("rank"), progress, source)
         return progress
 
@@ -113,14 +112,14 @@ def _rank(value: object, progress: Progress, source: str) -> Rank | None:
     return Rank(tier, (precedence - tier) * LEVELS_SQUARED)
 
 
-def _count(values: Mapping[str, Any], name: str, source: str) -> int:
+def _count(values: Mapping[str, object], name: str, source: str) -> int:
     value = values.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ArtifactError(f"{source}: {name} must be a whole number of at least 0, got {value!r}")
     return value
 
 
-def _number(values: Mapping[str, Any], name: str, source: str, default: float) -> float:
+def _number(values: Mapping[str, object], name: str, source: str, default: float) -> float:
     value = values.get(name)
     if value is None:
         return default

@@ -10,6 +10,9 @@ from tessella.training import checkpoint, loop
 from tessella.training.progress import Progress
 from tessella.training.run_directory import environment
 
+Record = Mapping[str, Any]
+"""``run.json``, or a part of it, whose types have been checked."""
+
 NOTED = ("tessella", "torch", "threads", "world_size", "device")
 """Facts of the environment that a run needs unchanged to repeat bit for bit."""
 
@@ -19,7 +22,7 @@ IDENTITY = ("count", "shape", "sha256", "classes")
 
 def resume(
     session: loop.Session,
-    record: Mapping[str, Any],
+    record: Record,
     say: Callable[[str], None],
 ) -> bool:
     """Go back to the newest whole checkpoint of a run.
@@ -40,11 +43,13 @@ def resume(
     before = run.facts()
     now = environment(session.fabric.device, session.fabric.world_size)
     _check_same(session, before, record)
+    # Nothing was written up to here: what does not fit is refused without a trace.
     run.lock()
     run.sweep()
     session.fabric.barrier()
     lines = _restore(session, before)
     restored = bool(session.checkpoints)
+    # Steps after the checkpoint will be taken, and logged, again.
     run.cut_log(session.progress.step)
     finished = session.share >= 1
     if finished:
@@ -60,6 +65,7 @@ def resume(
     if restored and best_is_here and before.get("status") in ("running", "failed"):
         # The last sitting may have ended between the checkpoint and the model of this step.
         loop.keep(session)
+    # A finished run that has nothing left to do is no sitting.
     if before.get("status") != "finished" or not finished:
         sittings = list(before.get("sittings") or [])
         sittings.append({"step": session.progress.step, "environment": now})
@@ -67,9 +73,7 @@ def resume(
     return restored
 
 
-def _check_same(
-    session: loop.Session, before: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
+def _check_same(session: loop.Session, before: Record, record: Record) -> None:
     """Refuse to go on with other images or another model."""
     path = session.run.path
     if "data" not in before or "task" not in before:
@@ -84,7 +88,7 @@ def _check_same(
         raise TrainingError(f"{path} trains another model: {before['task']}")
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed(before: Record, now: Record) -> list[str]:
     """How the images differ, in words."""
     differences: list[str] = []
     for split in ("train", "valid"):
@@ -93,13 +97,14 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old.get("source") == "iterable":
             differences.append(f"{split} came from an iterable, whose order is not kept")
         for name in IDENTITY:
+            # Records of earlier versions may lack a fact.
             if name in old and old[name] != new.get(name):
                 was = str(old[name])[:16]
                 differences.append(f"{split} {name} was {was} and is {str(new.get(name))[:16]}")
     return differences
 
 
-def _environment_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _environment_notes(before: Record, now: Record) -> list[str]:
     """A line for each difference that keeps the run from repeating bit for bit."""
     notes: list[str] = []
     for name in NOTED:
@@ -111,12 +116,13 @@ def _environment_notes(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return notes
 
 
-def _restore(session: loop.Session, before: Mapping[str, Any]) -> list[str]:
+def _restore(session: loop.Session, before: Record) -> list[str]:
     """Put the newest whole checkpoint back, where there is one. Returns lines about it."""
     path = session.run.path
     try:
         tensors, state, problems = checkpoint.newest(path)
     except ArtifactError as error:
+        # A model without a checkpoint may be all that is left of hours: it is not trained over.
         if (path / "config.json").exists():
             raise ArtifactError(
                 f"{error}; the model it holds stays as it is: train anew with another --out"
@@ -130,13 +136,14 @@ def _restore(session: loop.Session, before: Mapping[str, Any]) -> list[str]:
     return [f"skipped a checkpoint: {problem}" for problem in problems]
 
 
-def _count_the_end(progress: Progress, before: Mapping[str, Any]) -> None:
+def _count_the_end(progress: Progress, before: Record) -> None:
     """Add the time that the last sitting took after its last checkpoint.
 
     A run of so many minutes that has ended would otherwise seem to have a few seconds left.
     """
     if before.get("status") not in ("finished", "interrupted") or "progress" not in before:
         return
+    # run.json is written after the checkpoint, with the time of saving in it.
     last = Progress.from_json(before["progress"], "run.json")
     if last.step == progress.step:
         progress.seconds = max(progress.seconds, last.seconds)

@@ -86,6 +86,7 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise TrainingError(f"{self.path} is a file: give another --out")
+        # A run that was stopped before it had anything to keep may be begun anew.
         there = {item.name for item in self.path.iterdir()} - {LOCK}
         # A start that was killed leaves these.
         begun = {name for name in there if name.startswith((".run.json.", ".probe."))}
@@ -100,7 +101,7 @@ class RunDirectory:
                 f"{self.path} exists and is not an empty directory: give another --out"
             )
 
-    def start(self, record: Mapping[str, Any]) -> None:
+    def start(self, record: Mapping[str, object]) -> None:
         """Begin in a new directory, or in that of a run that was stopped before it kept anything.
 
         Raises:
@@ -127,6 +128,7 @@ class RunDirectory:
         path = self.path / "run.json"
         if not path.exists():
             raise ArtifactError(f"{self.path} holds no run: it has no run.json")
+        # Another version's record may have other entries; what is read of it must have our types.
         record = check_record(files.read_json(path), path)
         if record.get("format") != FORMAT:
             raise ArtifactError(
@@ -135,12 +137,12 @@ class RunDirectory:
             )
         return record
 
-    def update(self, **changes: Any) -> None:
+    def update(self, **changes: object) -> None:
         """Change entries of ``run.json``."""
         if self.writes:
             files.write_json(self.path / "run.json", self.facts() | changes)
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log(self, entry: Mapping[str, object]) -> None:
         """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed.
 
         Figures that are not finite become null: JSON has no word for them.
@@ -150,19 +152,22 @@ class RunDirectory:
         """
         if not self.writes:
             return
+        # One write of one line: a reader never sees half of it but at the very end.
         files.append_line(self.path / "log.jsonl", files.json_text(entry, indent=None))
         board = self._tensorboard()
-        if board is None:
+        step = entry["step"]
+        if board is None or not isinstance(step, int):
             return
         for name, value in entry.items():
             if isinstance(value, (int, float)) and name != "step":
-                board.add_scalar(name, value, entry["step"])
+                board.add_scalar(name, value, step)
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``: these steps will be trained, and logged, again."""
         log = self.path / "log.jsonl"
         if not self.writes or not log.exists():
             return
+        # As bytes: a crash can leave half a character.
         lines = log.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _step_of_line(line) <= step]
         if kept != lines:
@@ -209,6 +214,7 @@ class RunDirectory:
 
     def _tensorboard(self) -> Board | None:
         if self._board is None and not self._without_board:
+            # Imported late, and only where it is installed: it takes a second.
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -218,7 +224,7 @@ class RunDirectory:
         return self._board
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+def environment(device: torch.device, world_size: int) -> dict[str, object]:
     """Versions, machine and command of a run. A resumed run is exact only in an equal one."""
     name = device.type
     if device.type == "cuda":

@@ -34,37 +34,84 @@ FEW_STEPS = 100
 """A run of fewer steps hardly learns anything, which is said before it starts."""
 
 ENOUGH_STEPS = 500
-"""Steps that the advice of :func:`few_steps_warning` aims at."""
+"""Steps that the advice of :meth:`Limits.few_steps_warning` aims at."""
 
 
-def passed(config: TrainConfig, progress: Progress, n: int) -> float:
-    """Share of the run that has passed, in 0..1: the largest over its limits.
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a run; a limit of 0 is none."""
 
-    Args:
-        n: training examples, for a limit of epochs.
-    """
-    share = 0.0
-    if config.steps:
-        share = max(share, progress.step / config.steps)
-    if config.epochs:
-        share = max(share, progress.step * config.batch / (config.epochs * n))
-    if config.minutes:
-        # The last validation and the last checkpoint belong to the minutes too: training ends
-        # early enough for them.
-        share = max(share, progress.seconds / (60 * config.minutes - progress.reserve))
-    return min(1.0, share)
+    steps: int
+    """Optimizer steps."""
+    examples: float
+    """Examples seen: those of an epoch, times the epochs."""
+    seconds: float
+    """Wall-clock seconds of the whole run."""
+    batch: int
+    """Examples of a step."""
+
+    def passed(self, progress: Progress) -> float:
+        """Share of the run that has passed, in 0..1: the largest over the limits."""
+        share = 0.0
+        if self.steps:
+            share = max(share, progress.step / self.steps)
+        if self.examples:
+            share = max(share, progress.step * self.batch / self.examples)
+        if self.seconds:
+            # The last validation and the last checkpoint belong to the minutes too: training ends
+            # early enough for them.
+            share = max(share, progress.seconds / (self.seconds - progress.reserve))
+        return min(1.0, share)
+
+    def reserve(self, ending_seconds: float, step_seconds: float) -> float:
+        """Seconds to keep free at the end of a run limited by time; 0 for another run.
+
+        Args:
+            ending_seconds: what a validation with its checkpoint took.
+            step_seconds: of a step. The last one ends half a step late on average.
+        """
+        return min(ending_seconds + step_seconds / 2, LARGEST_RESERVE * self.seconds)
+
+    def expected_steps(self, progress: Progress, step_seconds: float) -> float:
+        """Steps that the whole run will have taken at its end, by its first limit.
+
+        Args:
+            step_seconds: of a step, for a limit of time.
+        """
+        # The run ends at the first limit, so the least of these counts.
+        totals = []
+        if self.steps:
+            totals.append(float(self.steps))
+        if self.examples:
+            totals.append(self.examples / self.batch)
+        if self.seconds:
+            left = max(0.0, self.seconds - progress.reserve - progress.seconds)
+            totals.append(progress.step + left / max(step_seconds, 1e-9))
+        return min(totals, default=math.inf)
+
+    def seconds_left(self, progress: Progress, step_seconds: float) -> float:
+        """Seconds until the run ends, at the present pace."""
+        remaining = self.expected_steps(progress, step_seconds) - progress.step
+        return max(0.0, remaining * step_seconds) + progress.reserve
+
+    def few_steps_warning(self, progress: Progress, step_seconds: float) -> str | None:
+        """A line of advice where the run will take too few steps to learn much, else None."""
+        total = self.expected_steps(progress, step_seconds)
+        if total >= FEW_STEPS:
+            return None
+        steps = max(1, math.floor(total))
+        minutes = math.ceil(ENOUGH_STEPS * step_seconds / 60)
+        noun = "step" if steps == 1 else "steps"
+        return (
+            f"warning: about {steps} {noun} of {step_seconds:.2g} s fit into this run, too few to"
+            f" learn much: train for at least {ENOUGH_STEPS} (about {minutes} min here), or make"
+            " steps cheaper with a smaller train.batch, data.size or model"
+        )
 
 
-def reserve(config: TrainConfig, ending_seconds: float, step_seconds: float) -> float:
-    """Seconds to keep free at the end of a run of so many minutes.
-
-    Args:
-        ending_seconds: what a validation with its checkpoint took.
-        step_seconds: of a step. The last one ends half a step late on average.
-    """
-    if not config.minutes:
-        return 0.0
-    return min(ending_seconds + step_seconds / 2, LARGEST_RESERVE * 60 * config.minutes)
+def limits_of(config: TrainConfig, n: int) -> Limits:
+    """The limits of a run on ``n`` training examples."""
+    return Limits(config.steps, config.epochs * n, 60 * config.minutes, config.batch)
 
 
 def rate_factor(share: float, step: int, warmup: int) -> float:
@@ -81,6 +128,7 @@ def rate_factor(share: float, step: int, warmup: int) -> float:
     cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * share))
     if not warmup:
         return cosine
+    # Whichever of the two is further along.
     warmed = max((step + 1) / warmup, share / WARMUP_SHARE)
     return cosine * min(1.0, warmed)
 
@@ -89,6 +137,7 @@ def validation_due(config: TrainConfig, progress: Progress, share: float) -> boo
     """Whether it is time to validate, ``share`` of the run having passed."""
     if config.validate_every:
         return progress.step % config.validate_every == 0
+    # Slow validations become fewer: they get a tenth of the time.
     if config.minutes and progress.validating > VALIDATING * progress.seconds:
         return False
     return share * VALIDATIONS >= progress.validations + 1
@@ -97,46 +146,6 @@ def validation_due(config: TrainConfig, progress: Progress, share: float) -> boo
 def checkpoint_due(config: TrainConfig, progress: Progress) -> bool:
     """Whether a checkpoint is to be written besides those of the validations."""
     return config.checkpoint_every > 0 and progress.step % config.checkpoint_every == 0
-
-
-def expected_steps(config: TrainConfig, progress: Progress, n: int, step_seconds: float) -> float:
-    """Steps that the whole run will have taken at its end, by its first limit.
-
-    Args:
-        n: training examples.
-        step_seconds: of a step, for a limit of minutes.
-    """
-    totals = []
-    if config.steps:
-        totals.append(float(config.steps))
-    if config.epochs:
-        totals.append(config.epochs * n / config.batch)
-    if config.minutes:
-        left = max(0.0, 60 * config.minutes - progress.reserve - progress.seconds)
-        totals.append(progress.step + left / max(step_seconds, 1e-9))
-    return min(totals, default=math.inf)
-
-
-def seconds_left(config: TrainConfig, progress: Progress, n: int, step_seconds: float) -> float:
-    """Seconds until the run ends, at the present pace."""
-    remaining = expected_steps(config, progress, n, step_seconds) - progress.step
-    return max(0.0, remaining * step_seconds) + progress.reserve
-
-
-def few_steps_warning(
-    config: TrainConfig, progress: Progress, n: int, step_seconds: float
-) -> str | None:
-    """A line of advice where the run will take too few steps to learn much, else None."""
-    total = expected_steps(config, progress, n, step_seconds)
-    if total >= FEW_STEPS:
-        return None
-    steps = max(1, math.floor(total))
-    minutes = math.ceil(ENOUGH_STEPS * step_seconds / 60)
-    return (
-        f"warning: about {steps} steps of {step_seconds:.2g} s fit into this run, too few to learn"
-        f" much: train for at least {ENOUGH_STEPS} (about {minutes} min here), or make steps"
-        " cheaper with a smaller train.batch, data.size or model"
-    )
 
 
 @dataclass

@@ -6,7 +6,7 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Stream:
 
     def __init__(
         self,
-        iterable: Iterable[Any],
+        iterable: Any,
         channels: int,
         size: tuple[int, int] | None,
         classes: int = 0,
@@ -106,6 +106,7 @@ class Stream:
         self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next images, as many as there are ``indices``, and their labels."""
+        # Items of any size come in; what is left over begins the next batch.
         wanted = len(indices)
         parts = [self._rest_images]
         label_parts = [self._rest_labels]
@@ -140,6 +141,7 @@ class Stream:
         kept: list[torch.Tensor] = []
         count = 0
         size = 0
+        # An iterable may have no end, so a part of it must do for the baseline.
         for images, _ in self._checked():
             if size >= SAMPLE_BYTES or count >= SAMPLE:
                 return Examples([torch.cat(kept)]), None
@@ -154,10 +156,12 @@ class Stream:
         """One pass: images ``[b, h, w, c]`` and labels ``[b]``, checked."""
         for item in self._iterable:
             images, labels = _split_item(item)
+            # [b, h, w, c], or [h, w, c] of a single image
             x = torch.as_tensor(images)
             if x.dim() == 3:
                 x = x[None]  # a single image
             x = check_images(x, self._channels)
+            # The first image decides where the model does not.
             size = (int(x.shape[1]), int(x.shape[2]))
             self._size = self._size or size
             if size != self._size:
@@ -199,6 +203,7 @@ def is_stream(images: object) -> bool:
     """Whether images are an iterable of others' making, not an array or a list of them."""
     if isinstance(images, (np.ndarray, torch.Tensor, list, tuple, str, bytes, dict)):
         return False
+    # A DataLoader has neither.
     if hasattr(images, "shape") or hasattr(images, "identity"):
         return False  # images and codes of the package, in memory or on disk
     return hasattr(images, "__iter__") or hasattr(images, "__getitem__")

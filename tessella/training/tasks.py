@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from tessella import files
-from tessella.config import TrainConfig
 from tessella.errors import ArtifactError, ConfigError
 from tessella.evaluation.metrics import mean_squared_error, psnr
 from tessella.grid import LN2, Grid
@@ -65,13 +64,17 @@ class Task(nn.Module, ABC):
         return [self.module]
 
     @contextlib.contextmanager
-    def adapted(self, config: TrainConfig) -> Iterator[None]:
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
         """Apply the options of training that concern the model, until the end of the block.
+
+        Args:
+            checkpointing: keep less for the gradient, and compute it again.
+            condition_dropout: share of labels that the null class replaces.
 
         Raises:
             ConfigError: for an option that this kind of model does not have.
         """
-        if config.checkpointing:
+        if checkpointing:
             raise ConfigError(
                 "train.checkpointing serves density models: leave it out for a tokenizer or a VAE"
             )
@@ -98,18 +101,18 @@ class Task(nn.Module, ABC):
         return Validation(figures, Rank(0, figures[self.metric], f"least {self.metric}"))
 
     @abstractmethod
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         """Save ``module`` as the model of the run directory ``out``."""
 
     @abstractmethod
     def save_baseline(self, examples: Examples, out: Path) -> None:
         """Keep with the run what its figures are compared to."""
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         """JSON values that validations remember of earlier ones; they go into every checkpoint."""
         return {}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def recall(self, memory: Mapping[str, object]) -> None:
         """Restore what :meth:`memory` gave, in a resumed run.
 
         Raises:
@@ -121,7 +124,7 @@ class Task(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The model as JSON values; a resumed run must be of an equal one."""
 
 
@@ -146,6 +149,7 @@ class SymbolEncoder:
         if x.dtype != torch.uint8:
             return x.long()
         assert self.tokenizer is not None
+        # A tokenizer of several grids gives one tensor for each.
         symbols = self.tokenizer.encode(x)
         if isinstance(symbols, tuple):
             symbols = pack(symbols)
@@ -201,17 +205,17 @@ class DensityTask(Task):
         return list(_levels(self.prior))
 
     @contextlib.contextmanager
-    def adapted(self, config: TrainConfig) -> Iterator[None]:
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
         model = self.prior
-        if model.classes and not config.condition_dropout:
+        if model.classes and not condition_dropout:
             # The null class has never been seen, so it must not be asked for later.
             model.null_class = False
-        checkpointing = model.checkpointing
-        model.checkpointing = checkpointing or config.checkpointing
+        before = model.checkpointing
+        model.checkpointing = before or checkpointing
         try:
             yield
         finally:
-            model.checkpointing = checkpointing
+            model.checkpointing = before
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))
@@ -223,6 +227,7 @@ class DensityTask(Task):
             distribution = model.distribution(symbols, Condition(labels, coarser))
             nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
             bits.append(nats.mean() / LN2)
+        # Bits of all grids over the symbols of all grids.
         figures = {"loss": torch.stack(bits).sum() / self.symbols}
         if len(bits) > 1:
             for level, grid in enumerate(self.grids):
@@ -231,6 +236,7 @@ class DensityTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         model = _as_prior(module)
+        # float64 and one number for each image: the mean must not depend on the batch.
         nats: list[float] = []
         with torch.no_grad():
             for part in torch.arange(len(examples)).split(batch):
@@ -243,7 +249,7 @@ class DensityTask(Task):
         mean = float(torch.tensor(nats, dtype=torch.float64).mean())
         return {"bits_per_dim": mean / LN2 / self.symbols}
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         model = _as_prior(module)
         if self.tokenizer is None:
             save_model(model, out, figures)
@@ -252,6 +258,7 @@ class DensityTask(Task):
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
         for level, grid in enumerate(self.grids):
+            # Histograms of each place: what a model without any dependence would reach.
             baseline = create("independent", grid)
             assert isinstance(baseline, Independent)
             baseline.fit(self._baseline_symbols(examples, level))
@@ -260,7 +267,7 @@ class DensityTask(Task):
                 folder = folder / f"grid-{level}"
             save_model(baseline, folder)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {
             "kind": "density-model",
             "model": self.prior.config(),
@@ -296,14 +303,12 @@ class TokenizerTask(Task):
         super().__init__(module)
         self.watch = Watch(drift=True)
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def recall(self, memory: Mapping[str, object]) -> None:
         counts = memory.get("counts", [])
-        if not _is_list_of_counts(counts):
-            raise ArtifactError(f"counts of codes must be lists of whole numbers, got {counts!r}")
-        self.watch.before = counts
+        self.watch.before = _checked_counts(counts)
 
     def networks(self) -> list[nn.Module]:
         # A quantizer keeps running counts and reads them: nothing of it would stay in one graph.
@@ -328,6 +333,7 @@ class TokenizerTask(Task):
             made = module.decode(symbols, (images.shape[1], images.shape[2])).cpu()
             errors += mean_squared_error(images, made).tolist()
         mse = torch.tensor(errors, dtype=torch.float64)
+        # The mean over images of the PSNR, not the PSNR of the mean error.
         figures = {"mse": float(mse.mean()), "psnr_db": float(psnr(mse).mean())}
         for number, book in enumerate(books):
             suffix = f"/{number}" if len(books) > 1 else ""
@@ -335,7 +341,7 @@ class TokenizerTask(Task):
             figures[f"code_perplexity{suffix}"] = book.perplexity
         return figures | self.watch.figures(module, [book.counts for book in books])
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Tokenizer)
         save_model(module, out, figures)
 
@@ -343,10 +349,11 @@ class TokenizerTask(Task):
         total = torch.zeros(examples.example_shape, dtype=torch.int64)  # [h, w, c]
         for part in torch.arange(len(examples)).split(64):
             total += examples.plain(part).sum(0, dtype=torch.int64)
+        # The mean image: what a tokenizer must beat to be of any use.
         mean = (total.double() / len(examples)).float()
         files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         assert isinstance(self.module, Tokenizer)
         return {"kind": "tokenizer", "model": {"name": self.module.name} | self.module.config()}
 
@@ -363,10 +370,17 @@ def _levels(model: Prior) -> tuple[DensityModel, ...]:
     return (model,)
 
 
-def _is_list_of_counts(value: object) -> bool:
+def _checked_counts(value: object) -> list[list[int]]:
+    """Counts of codes, by codebook, as a checkpoint holds them.
+
+    Raises:
+        ArtifactError: for anything else.
+    """
+    problem = ArtifactError(f"counts of codes must be lists of whole numbers, got {value!r}")
     if not isinstance(value, list):
-        return False
+        raise problem
     for counts in value:
+        # type(), as True is an int too.
         if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-            return False
-    return True
+            raise problem
+    return value

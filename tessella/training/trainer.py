@@ -100,9 +100,9 @@ def train(
     images: Any,
     *,
     out: Path | str,
-    labels: Any = None,
+    labels: object = None,
     valid: Any = None,
-    valid_labels: Any = None,
+    valid_labels: object = None,
     tokenizer: Tokenizer | None = None,
     resume: bool = False,
     say: Say = print,
@@ -143,16 +143,11 @@ def train(
     if valid is not None:
         prepare.check_images_argument(valid, "valid")
     out = Path(out)
+    # All that can be refused is refused before images are encoded, which may take minutes.
     _refuse_taken(out, resume)
-    if is_stream(images):
-        train_data = _stream_data(model, images, labels, valid, resume, config)
-    else:
-        if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
-            prepare.check_classes(images, valid)
-        if valid is None:
-            images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
-        train_data = _array_data(model, images, labels, tokenizer, config)
-    valid_data = _array_data(model, valid, valid_labels, tokenizer, config)
+    train_data, valid_data = _given_data(
+        model, tokenizer, config, (images, labels), (valid, valid_labels), resume
+    )
     job = Job(
         model=model,
         tokenizer=tokenizer,
@@ -182,6 +177,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     """
     asked = time.monotonic()
     out = Path(out)
+    # First what takes no time, then the images, then the model that must fit them.
     build.check_recipe(recipe)
     _refuse_taken(out, resume)
     # A resumed prior goes on with the tokenizer that its run holds.
@@ -201,11 +197,20 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
         # A resumed run has these hashes already, and the tokenizer's own run may be gone.
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
+    drawn_anew = recipe.data.binarize == "dynamic"
     job = Job(
         model=model,
         tokenizer=tokenizer,
-        train=_recipe_data(model, images, tokenizer, recipe, seen),
-        valid=_recipe_data(model, held_out, tokenizer, recipe, training=False),
+        train=_split_data(
+            model,
+            images,
+            tokenizer,
+            condition_dropout=recipe.train.condition_dropout,
+            flip=recipe.data.flip,
+            binarize=drawn_anew,
+            seen=seen,
+        ),
+        valid=_split_data(model, held_out, tokenizer, hashed=not drawn_anew),
         config=recipe.train,
         recipe=recipe,
         out=out,
@@ -220,17 +225,23 @@ def _run(job: Job) -> Run:
     """Set up, start or resume, train, and leave the best weights in the model."""
     config = job.config
     record = job.record()
-    adversarial = job.recipe.adversarial if job.recipe else None
-    task = build.build_task(job.model, job.tokenizer, job.train, config, adversarial)
-    _check_batch(job.train, config)
+    if job.recipe and job.recipe.adversarial:
+        terms = job.recipe.adversarial
+        task = build.build_adversarial_task(job.model, terms, config, job.train)
+    else:
+        task = build.build_task(job.model, job.tokenizer, job.train)
+    _check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
-        stack.enter_context(task.adapted(config))
-        fabric = create_fabric(config)
+        stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
+        fabric = create_fabric(config.device, config.devices, config.precision)
+        # From here on there may be several processes; all go through the same lines, and only the
+        # first one writes and speaks.
         if config.devices > 1:
             fabric.launch()
         run = RunDirectory(job.out, writes=fabric.is_global_zero)
         stack.callback(run.close)
+        # A validation during training looks at a part; eval measures all of it.
         valid = job.valid.examples
         assert not isinstance(valid, Stream)
         valid = valid.first(VALID_LIMIT, VALID_BYTES)
@@ -244,13 +255,15 @@ def _run(job: Job) -> Run:
         if fabric.is_global_zero and not restored:
             _save_baseline(task, job)
         fabric.barrier()
+        # Of a finished run that is resumed there is nothing to forecast.
         if session.share < 1:
-            expected = forecast(fabric, task, session.examples, config)
+            expected = forecast(fabric, task, session.examples, config.batch, config.accumulate)
             session.forecast_seconds = expected.step_seconds
             if fabric.is_global_zero:
                 _announce(job, session, record, expected)
         if config.compile:
             stack.enter_context(compiled(task.networks(), fabric.device))
+        # A run that goes on has counted its preparation the first time.
         if not restored:
             _count_preparation(session, job)
         progress = loop.main(session)
@@ -262,8 +275,9 @@ def _run(job: Job) -> Run:
     return Run(job.out, progress, stopped)
 
 
-def _options(options: dict[str, Any]) -> TrainConfig:
+def _options(options: dict[str, object]) -> TrainConfig:
     """The configuration of keywords, which must all be known."""
+    # Names of both kinds, so that a misspelt one finds its neighbour.
     others = {"images", "labels", "valid", "valid_labels", "tokenizer", "resume", "say", "out"}
     known = set(TrainOptions.__annotations__)
     for name in options:
@@ -279,6 +293,7 @@ def _check_arguments(
     model: object, tokenizer: object, out: object, resume: object, say: object
 ) -> None:
     """Refuse arguments of wrong types before anything is done."""
+    # The annotations say the same; at run time nothing enforces them.
     if getattr(model, "kind", None) not in build.TASKS:
         raise InputError(
             "train takes a density model, a tokenizer or a VAE (ts.create, ts.create_tokenizer,"
@@ -303,19 +318,44 @@ def _refuse_taken(out: Path, resume: bool) -> None:
         RunDirectory(out).refuse_taken()
 
 
+def _given_data(
+    model: Trainable,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
+    given: tuple[Any, object],
+    held_out: tuple[Any, object],
+    resume: bool,
+) -> tuple[TrainingData, TrainingData]:
+    """Both splits of what a caller gave, as pairs of images and labels.
+
+    Without held-out images a tenth of the training images is held out.
+    """
+    images, labels = given
+    valid, valid_labels = held_out
+    if is_stream(images):
+        train_data = _stream_data(model, images, labels, valid, resume, config)
+    else:
+        if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
+            prepare.check_classes(images, valid)
+        if valid is None:
+            images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
+        train_data = _array_data(model, images, labels, tokenizer, config)
+    return train_data, _array_data(model, valid, valid_labels, tokenizer, config)
+
+
 def _array_data(
-    model: Trainable, images: Any, labels: Any, tokenizer: Tokenizer | None, config: TrainConfig
+    model: Trainable, images: Any, labels: object, tokenizer: Tokenizer | None, config: TrainConfig
 ) -> TrainingData:
     """One split of arrays or of an image set, checked and encoded."""
     if is_stream(images):
         raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
     pixels, tags = prepare.own_labels(model, images, labels)
-    examples = prepare.prepare(model, pixels, tags, tokenizer, config)
+    examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
     return prepare.describe_data(examples, images)
 
 
 def _stream_data(
-    model: Trainable, images: Any, labels: Any, valid: Any, resume: bool, config: TrainConfig
+    model: Trainable, images: Any, labels: object, valid: object, resume: bool, config: TrainConfig
 ) -> TrainingData:
     """Training data of somebody else's iterable."""
     if resume:
@@ -330,33 +370,37 @@ def _stream_data(
     return prepare.prepare_stream(model, images, labels, config)
 
 
-def _recipe_data(
+def _split_data(
     model: Trainable,
     images: data.ImageSet,
     tokenizer: Tokenizer | None,
-    recipe: Recipe,
+    *,
+    condition_dropout: float = 0.0,
+    flip: bool = False,
+    binarize: bool = False,
+    hashed: bool = True,
     seen: np.ndarray | None = None,
-    training: bool = True,
 ) -> TrainingData:
-    """One split of a recipe, checked and encoded; only training images change at random."""
+    """One split of a recipe's images, checked and encoded.
+
+    Args:
+        condition_dropout, flip, binarize: random changes, of the training split.
+        hashed: whether the images are what a model sees; False where pixels are drawn anew.
+        seen: hashes of the images that the tokenizer was trained on.
+    """
+    # Labels that the model has no use for are left out, so that none are refused.
     labels = images.labels if class_count(model) else None
-    drawn_anew = recipe.data.binarize == "dynamic"
     examples = prepare.prepare(
-        model,
-        images.images,
-        labels,
-        tokenizer,
-        recipe.train,
-        flip=training and recipe.data.flip,
-        binarize=training and drawn_anew,
+        model, images.images, labels, tokenizer, condition_dropout, flip, binarize
     )
-    hashes = None if drawn_anew else images.hashes()
+    hashes = images.hashes() if hashed and not binarize else None
     return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
 
 
 def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Say) -> None:
     """Say which files were left out, and how the images are divided."""
     skipped = sorted({*images.skipped, *held_out.skipped})
+    # Three are shown; all are in a file of the run.
     if skipped:
         noun = "file" if len(skipped) == 1 else "files"
         more = ""
@@ -366,7 +410,7 @@ def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say:
     say(f"split: {images.recipe['split_rule']}")
 
 
-def _check_batch(train: TrainingData, config: TrainConfig) -> None:
+def _check_batch(train: TrainingData, batch: int) -> None:
     """Refuse a batch that does not fit into this machine's memory.
 
     Raises:
@@ -375,11 +419,11 @@ def _check_batch(train: TrainingData, config: TrainConfig) -> None:
     # Symbols become int64, and an index stands beside each example.
     itemsize = 1 if train.examples.pixels else 8
     bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
-    needed = config.batch * bytes_each
+    needed = batch * bytes_each
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory // 4:
         raise ConfigError(
-            f"train.batch={config.batch} examples take {files.byte_count(needed)} before the"
+            f"train.batch={batch} examples take {files.byte_count(needed)} before the"
             f" network sees them, and this machine has {files.byte_count(memory)}; there are"
             f" {len(train.examples)} training images: take a smaller batch"
         )
@@ -396,6 +440,7 @@ def _save_baseline(task: Task, job: Job) -> None:
     """Keep with the run what its figures are compared to, and which images it has seen."""
     task.save_baseline(job.train.examples.sample(), job.out)
     hashes = job.train.hashes
+    # A prior has seen, through its tokenizer, the images of both.
     seen = job.train.seen_by_tokenizer
     if seen is not None and hashes is not None:
         hashes = np.union1d(hashes, seen)
@@ -412,13 +457,10 @@ def _announce(job: Job, session: loop.Session, record: dict[str, Any], expected:
     """Say what is about to happen: overlap, size and time, terms of the loss."""
     if record["overlap"]:
         job.say(
-            f"note: {record['overlap']} validation images are, pixel for pixel,"
-            " training images too"
+            f"note: {record['overlap']} validation images are, pixel for pixel, training images too"
         )
     job.say(_size_and_time(session, expected))
-    warning = schedule.few_steps_warning(
-        job.config, session.progress, len(session.examples), expected.step_seconds
-    )
+    warning = session.limits.few_steps_warning(session.progress, expected.step_seconds)
     if warning:
         job.say(warning)
     terms = session.task.summary()
@@ -441,7 +483,7 @@ def _size_and_time(session: loop.Session, expected: Forecast) -> str:
     resuming = ""
     if session.progress.step:
         resuming = f"resuming at step {session.progress.step}, "
-    left = schedule.seconds_left(config, session.progress, n, expected.step_seconds)
+    left = session.limits.seconds_left(session.progress, expected.step_seconds)
     return (
         f"{expected.parameters / 1e6:.3g} M parameters, {n} training images,"
         f" {expected.memory_bytes / 2**20:.0f} MiB, {expected.step_seconds:.3g} s a step,"
@@ -456,6 +498,7 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
     At most half of the minutes: a run must not end before it has begun.
     """
     took = time.monotonic() - job.asked
+    # 0 where the run is not limited by time.
     limit = 60 * job.config.minutes
     if limit and took > PREPARATION_SHARE * limit:
         if session.fabric.is_global_zero:
@@ -469,6 +512,7 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
 
 def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
     """The last line of a run."""
+    # The reason is worth a word where the best is not simply the least of the metric.
     reason = ""
     if progress.rank is not None and progress.rank.reason not in ("", f"least {task.metric}"):
         reason = f" ({progress.rank.reason})"
@@ -487,6 +531,7 @@ def _take_best(model: Trainable, out: Path) -> None:
     # Of two stages the prior is what was trained.
     if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
         path = path / "prior"
+    # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)
     load_weights(model, best.state_dict(), str(path))
     model.eval().to(torch.device("cpu"))

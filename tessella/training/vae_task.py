@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -62,7 +61,7 @@ class VAETask(Task):
         mean = torch.tensor(bits, dtype=torch.float64).mean()
         return {"bits_per_dim": float(mean), "psnr_db": float(decibels.mean())}
 
-    def save(self, module: torch.nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: torch.nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, VAE)
         save_model(module, out, figures)
 
@@ -73,7 +72,7 @@ class VAETask(Task):
         baseline.fit(self._levels(examples))
         save_model(baseline, out / "baseline")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         assert isinstance(self.module, VAE)
         return {"kind": "vae", "model": {"name": self.module.name} | self.module.config()}
 

@@ -118,7 +118,7 @@ def test_warm_up_by_the_clock_where_steps_are_few() -> None:
     """Two minutes of slow steps: the limit is a time, and the share of it counts."""
     config = TrainConfig(minutes=2.0)
     progress = Progress(step=1, seconds=6.0)
-    share = schedule.passed(config, progress, 100)
+    share = schedule.limits_of(config, 100).passed(progress)
     assert schedule.rate_factor(share, progress.step, config.warmup) > 0.9
 
 
@@ -132,12 +132,12 @@ def test_too_few_steps_are_said_before_training_with_what_would_help(tmp_path: P
 
 
 def test_the_warning_counts_the_steps_that_fit_into_minutes() -> None:
-    config = TrainConfig(minutes=2.0)
-    warning = schedule.few_steps_warning(config, Progress(), 1000, step_seconds=8.0)
+    limits = schedule.limits_of(TrainConfig(minutes=2.0), 1000)
+    warning = limits.few_steps_warning(Progress(), step_seconds=8.0)
     assert warning is not None
     assert "about 15 steps of 8 s" in warning
     assert "about 67 min" in warning
-    assert schedule.few_steps_warning(config, Progress(), 1000, step_seconds=0.5) is None
+    assert limits.few_steps_warning(Progress(), step_seconds=0.5) is None
 
 
 def test_the_forecast_follows_the_pace() -> None:
@@ -148,8 +148,8 @@ def test_the_forecast_follows_the_pace() -> None:
     for _ in range(100):
         pace.update(0.6)
     assert pace.step_seconds == pytest.approx(0.6, rel=0.02)
-    config = TrainConfig(steps=1000)
-    left = schedule.seconds_left(config, Progress(step=400), 100, pace.step_seconds)
+    limits = schedule.limits_of(TrainConfig(steps=1000), 100)
+    left = limits.seconds_left(Progress(step=400), pace.step_seconds)
     assert left == pytest.approx(360, rel=0.02)
 
 
@@ -186,4 +186,4 @@ def test_the_bar_says_what_is_left_and_never_infinity(
 
 
 def test_a_run_without_a_limit_that_counts_steps_has_no_warning() -> None:
-    assert schedule.expected_steps(TrainConfig(), Progress(), 10, 1.0) == math.inf
+    assert schedule.limits_of(TrainConfig(), 10).expected_steps(Progress(), 1.0) == math.inf
