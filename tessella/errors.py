@@ -68,6 +68,7 @@ def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str:
     >>> nearest("sampel", ["train", "sample"])
     "; did you mean 'sample'?"
     """
+    # Close enough to be a slip of the fingers, or nothing.
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=likeness)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -234,3 +234,10 @@ def _images_of_codes(path: Path, source: str) -> DataConfig:
     if not images.get("sha256") or images["sha256"] != trained.get("sha256"):
         raise DataError(advice)
     return config
+
+
+def steps_of(run: Path | None) -> int | None:
+    """Optimizer steps that a run took; None where there is no run, or it does not say."""
+    progress = {} if run is None else read_run_record(run).get("progress") or {}
+    steps: int | None = progress.get("step")
+    return steps

@@ -47,6 +47,7 @@ __all__ = [
 HEADS: Registry[type[Head]] = Registry("head", base=Head)
 """Every head that :func:`create_head` can build."""
 
+# The order in which tables and help show them.
 for _head in (CategoricalHead, OrdinalHead, LogisticMixtureHead):
     HEADS.register(_head.name)(_head)
 
@@ -62,6 +63,7 @@ def create_head(name: str, grid: Grid, **sizes: object) -> Head:
             take.
     """
     head = HEADS.get_or_explain(name)
+    # Sizes of a saved configuration may be of any name.
     try:
         return head(grid, **sizes)
     except TypeError as error:

@@ -42,7 +42,9 @@ class CategoricalHead(FactoredHead):
         return Categorical(parameters)
 
     def symbol(self, parameters: torch.Tensor) -> Distribution:
+        # [batch, levels], where a grid has [..., levels]: the softmax is the same.
         return Categorical(parameters)
 
     def parameters_from_table(self, table: torch.Tensor) -> torch.Tensor:
+        # Logits are log-probabilities up to a constant, and the table is one choice of them.
         return table

@@ -88,6 +88,7 @@ class Head(ABC):
 
     def __repr__(self) -> str:
         sizes = ""
+        # The configuration holds the sizes, under the names of the constructor.
         for name, value in self.config().items():
             if name != "name":
                 sizes += f", {name}={value}"
@@ -137,6 +138,7 @@ class JointHead(Head):
             parameters: of the pixels, ``[..., size]``.
             x: their symbols ``[..., channels]``.
         """
+        # The same walk as in a step, over as many pixels at once as there are.
         state = self.start(parameters)
         steps = []
         for channel in range(channels):
@@ -193,6 +195,7 @@ class AveragingJointHead(JointHead):
 
 def at_least_float32(parameters: torch.Tensor) -> torch.Tensor:
     """Parameters in float32 or wider: half precision has too few digits for probabilities."""
+    # The gradient goes back in the type of the parameters.
     if parameters.dtype in (torch.float32, torch.float64):
         return parameters
     return parameters.float()

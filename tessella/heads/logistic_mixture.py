@@ -109,6 +109,7 @@ class LogisticMixtureHead(AveragingJointHead):
 
     def __init__(self, grid: Grid, components: int = 10) -> None:
         super().__init__(grid)
+        # Two bins that both reach to infinity are a Bernoulli, in a roundabout way.
         if grid.levels < 3:
             raise ConfigError(
                 "the logistic-mixture head needs at least 3 levels; "
@@ -155,6 +156,7 @@ class LogisticMixtureHead(AveragingJointHead):
             state.log_weights = state.log_weights + self.symbol(state.current).components(previous)
             value = previous.to(state.log_weights) * (2.0 / (self.grid.levels - 1)) - 1.0
             state.values.append(value.unsqueeze(-1))
+        # The means of this channel, shifted by each channel before it (eq. 3).
         means, log_scales, coefficients = state.parameters
         this_channel = slice(channel * m, (channel + 1) * m)
         mean = means[..., this_channel]
@@ -197,6 +199,7 @@ class LogisticMixtureHead(AveragingJointHead):
         assert isinstance(state, PixelPosterior)
         assert state.current is not None
         mixture = self.symbol(state.current)
+        # The components of each part lie side by side.
         joint = mixture.log_weights + mixture.components(previous)
         return joint.unflatten(-1, (parts, -1)).logsumexp(dim=-1)
 
@@ -239,6 +242,7 @@ class PixelMixture(Distribution):
 
     def mode(self) -> torch.Tensor:
         state = self.head.start(self.parameters)
+        # Greedy, channel by channel: not the likeliest pixel, which would take a search.
         modes: list[torch.Tensor] = []
         for channel in range(self.head.grid.channels):
             previous = modes[-1] if modes else None

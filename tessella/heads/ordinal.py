@@ -64,6 +64,7 @@ class OrdinalHead(CategoricalHead):
         if key not in self._roots:
             # Whoever asks first may be in inference mode, whose tensors training could not use.
             with torch.inference_mode(False), torch.no_grad():
+                # L = V sqrt(D) V^T where C = V D V^T. No eigenvalue is below 0.1: L has an inverse.
                 values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
                 root = (vectors * values**0.5) @ vectors.T
                 inverse = (vectors * values**-0.5) @ vectors.T
@@ -74,9 +75,11 @@ class OrdinalHead(CategoricalHead):
 def level_covariance(levels: int) -> torch.Tensor:
     """How much levels have in common, see :class:`OrdinalHead`: float64 ``[levels, levels]``, 1 on
     the diagonal."""
+    # 1, 4, 16, ... as long as a quarter of the levels is longer.
     lengths = [1]
     while 4 * 4 * lengths[-1] < levels:
         lengths.append(4 * lengths[-1])
+    # Squared distance of every pair of levels: [levels, levels].
     level = torch.arange(levels, dtype=torch.float64)
     distance = (level[:, None] - level) ** 2
     smooth = torch.zeros_like(distance)

@@ -33,6 +33,7 @@ from tessella.registry import Registry
 MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
 """Every density model that :func:`create` can build."""
 
+# The order in which tables and help show them.
 for _model in (
     Independent,
     GatedPixelCNN,
@@ -53,7 +54,7 @@ register_model = MODELS.register
 """Decorator that adds a density model from outside: ``@ts.register_model("mine")``."""
 
 Prior = DensityModel | Hierarchy
-"""What models the symbols of a tokenizer: one density model, or one for each of its grids."""
+"""A model of the symbols of a tokenizer: one density model, or one for each of its grids."""
 
 __all__ = [
     "MODELS",
@@ -126,19 +127,8 @@ def create(
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
-    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
-    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
-    model_sizes: dict[str, Any] = {}
-    head_sizes: dict[str, Any] = {}
-    for key, value in sizes.items():
-        if key in model_parameters:
-            _check_type(key, value, model_parameters[key])
-            model_sizes[key] = value
-        if key in head_parameters:
-            head_sizes[key] = value
-        if key not in model_parameters and key not in head_parameters:
-            known = [*model_parameters, *head_parameters]
-            raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
+    model_sizes, head_sizes = _divide_sizes(name, head, sizes)
+    # Weights are drawn from the global generator, as torch's layers do; its state is put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         # The head first: an unfit head is refused before any weight is drawn.
@@ -173,6 +163,7 @@ def create_prior(
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
         return create(name, grids[0], head, classes, seed, **sizes)
+    # The finer models take the sizes of the first, but for those given in finer.
     finer_sizes: dict[str, Any] = {**sizes, **(finer or {})}
     finer_name = finer_sizes.pop("name", name)
     priors = [create(name, grids[0], head, classes, seed, **sizes)]
@@ -202,8 +193,35 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
         **head_sizes,
         **config["sizes"],
     )
+    # Found out in training, so no argument of the constructor.
     model.null_class = bool(config["null_class"])
     return model
+
+
+def _divide_sizes(
+    name: str, head: str, sizes: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sizes of a model and those of its head, checked.
+
+    Raises:
+        ConfigError: for a size that neither of them takes, or of another type than its default.
+    """
+    family = MODELS.get_or_explain(name)
+    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
+    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    model_sizes: dict[str, Any] = {}
+    head_sizes: dict[str, Any] = {}
+    for key, value in sizes.items():
+        # A size of one name may belong to both.
+        if key in model_parameters:
+            _check_type(key, value, model_parameters[key])
+            model_sizes[key] = value
+        if key in head_parameters:
+            head_sizes[key] = value
+        if key not in model_parameters and key not in head_parameters:
+            known = [*model_parameters, *head_parameters]
+            raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
+    return model_sizes, head_sizes
 
 
 def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:
@@ -225,8 +243,10 @@ def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Par
 def _check_type(key: str, value: object, parameter: inspect.Parameter) -> None:
     """Refuse a size whose type is not that of its default."""
     default = parameter.default
+    # Without a default (a model from outside), any type will do.
     if default is parameter.empty:
         return
+    # An int will do for a float, not the other way round.
     allowed = (int, float) if isinstance(default, float) else type(default)
     # A bool is an int to Python, but layers=True is a mistake.
     is_stray_bool = isinstance(value, bool) and not isinstance(default, bool)

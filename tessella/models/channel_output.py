@@ -77,7 +77,10 @@ class FactoredOutput(Output):
         super().__init__()
         self.grid = grid
         self.hidden = features
+        # The hidden vectors of all channels side by side.
         self.project = nn.Linear(features, grid.channels * features)
+        # Channel c adds to the channels - 1 - c channels after it. As in SymbolEmbedding a level
+        # has a free vector and a direction, which says that neighbouring levels are alike.
         later = range(grid.channels - 1, 0, -1)
         self.earlier = nn.ParameterList(
             torch.randn(grid.levels, count, features) * 0.3 for count in later
@@ -90,12 +93,14 @@ class FactoredOutput(Output):
         self.values: torch.Tensor
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        # For each channel [..., features].
         parts = list(self.project(features).split(self.hidden, dim=-1))
         for c in range(self.grid.channels - 1):
             # What the symbol of channel c adds to each of the channels after it.
             added = F.embedding(x[..., c], self._table(c).flatten(1)).split(self.hidden, dim=-1)
             for later, vector in enumerate(added, start=c + 1):
                 parts[later] = parts[later] + vector
+        # [..., channels, size]
         return self.last(F.silu(torch.stack(parts, dim=-2)))
 
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
@@ -107,8 +112,11 @@ class FactoredOutput(Output):
         self._write_channel(step.pixel, step, hidden[:, : self.hidden], parameters)
         programs = []
         for c in range(self.grid.channels - 1):
+            # Nothing moves: all of it happens in the memory of the pixel.
             program = Program(step.memory.batch, (), hidden)
             table = step.memory.table(self._table(c).flatten(1))
+            # What channel c adds to the channels after it, at once; then the next channel's own
+            # vector is complete.
             later = hidden[:, (c + 1) * self.hidden :]
             program.lookup(symbols, table, later)
             self._write_channel(program, step, later[:, : self.hidden], parameters)
@@ -176,6 +184,7 @@ class LinearOutput(Output):
         parameters = self.last(features)
         if self.joint:
             return parameters
+        # A factored head wants a dimension for channels, here of one.
         return parameters.unsqueeze(-2)
 
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:

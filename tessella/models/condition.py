@@ -1,4 +1,4 @@
-"""What a model is conditioned on: a class of the image, a coarser grid of codes, or both."""
+"""The condition of a model: a class of the image, a coarser grid of codes, or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tessella.nn.stepping.state import State
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a model takes as condition.
+    """The kind of condition that a model takes.
 
     Args:
         classes: labels ``0 .. classes - 1``; index ``classes`` is the null class. 0 for none.
@@ -29,6 +29,7 @@ class Conditioning:
     codes: Grid | None = None
 
     def __post_init__(self) -> None:
+        # A saved configuration comes through here too, so the type is checked and not converted.
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
             raise InputError(f"classes must be an integer of at least 0, got {self.classes!r}")
         if self.codes is not None and not isinstance(self.codes, Grid):
@@ -58,7 +59,7 @@ Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None
 UNCONDITIONAL = Condition()
 
 CODE_DIMENSIONS = 4
-"""Dimensions of a grid of codes, by which it is told from classes."""
+"""Dimensions of a grid of codes, which distinguish it from classes."""
 
 
 def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -83,6 +84,7 @@ def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
             None if labels is None else to_tensor("cond['class']", labels),
             None if codes is None else to_tensor("cond['codes']", codes),
         )
+    # A bare tensor is recognized by its shape.
     given = to_tensor("cond", cond)
     if given.dim() == CODE_DIMENSIONS:
         return None, given

@@ -62,7 +62,7 @@ class DensityModel(nn.Module, ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str] = "density-model"
-    """What a saved model's ``config.json`` says it is."""
+    """The kind of model that a saved ``config.json`` names."""
     takes_codes: ClassVar[bool] = False
     """Whether it can be conditioned on a grid of codes."""
     pass_is_cheap: ClassVar[bool] = False
@@ -116,6 +116,7 @@ class DensityModel(nn.Module, ABC):
         Raises:
             InputError: for a condition that :meth:`condition` did not make.
         """
+        # A condition of another model would broadcast, or be left out, without a word.
         has_labels = condition.labels is not None
         has_codes = condition.codes is not None
         if has_labels != bool(self.classes) or has_codes != bool(self.conditioning.codes):
@@ -144,7 +145,7 @@ class DensityModel(nn.Module, ABC):
             NumericalError: where the model gives no probabilities, since its parameters are NaN or
                 infinite.
         """
-        self.refuse_dropout()
+        self.check_eval_mode()
         images = to_tensor("symbols", x)
         if images.dim() == 0:
             raise InputError(f"symbols must have four dimensions, got the number {images.item()}")
@@ -169,6 +170,8 @@ class DensityModel(nn.Module, ABC):
 
     def _pieces(self, images: torch.Tensor) -> Iterator[slice]:
         """Parts of a batch that are scored at a time."""
+        # An estimate serves: it decides about memory and speed, not about results. The parameters
+        # of a pixel outgrow its features where a head has more than ``FEATURES`` of them.
         features = self.grid.pixels * FEATURES
         parameters = self.grid.symbols * self.head.size
         at_a_time = max(1, PIECE // max(features, parameters))
@@ -217,12 +220,15 @@ class DensityModel(nn.Module, ABC):
         """:meth:`step` by a forward pass over the whole grid."""
         assert isinstance(state, WholeGridState)
         if index:
+            # flatten makes a view, so the grid itself is changed.
             state.x.flatten(1)[:, index - 1] = previous
         row, column, channel = self.grid.place(index)
         with torch.no_grad():
             parameters = self(state.x, state.condition)[:, row, column]
         if not isinstance(self.head, JointHead):
             return parameters[:, channel], state
+        # A joint head walks through the channels from the first one again; those that are not drawn
+        # yet hold random symbols, which it must not look at.
         pixel = state.x[:, row, column]
         return self.head.unroll(parameters, pixel, channel + 1)[-1], state
 
@@ -262,12 +268,14 @@ class DensityModel(nn.Module, ABC):
                     "this model was trained with a class for every image: "
                     f"give cond, int64 [{batch}] in 0..{self.classes - 1}"
                 )
+            # The index after the last class is the null class.
             return torch.full((batch,), self.classes, device=self.device)
         if cond.is_floating_point() or cond.is_complex() or cond.shape != (batch,):
             raise InputError(
                 f"classes must be integers of shape [{batch}], "
                 f"got {cond.dtype} of shape {list(cond.shape)}"
             )
+        # As in Grid.check, unsigned numbers that int64 does not hold become negative.
         labels = cond.long()
         largest = self.classes if self.null_class else self.classes - 1
         if batch and (int(labels.min()) < 0 or int(labels.max()) > largest):
@@ -278,8 +286,9 @@ class DensityModel(nn.Module, ABC):
             )
         return labels.to(self.device)
 
-    def refuse_dropout(self) -> None:
+    def check_eval_mode(self) -> None:
         """Raise InputError in training mode with dropout, where no probability is exact."""
+        # Without dropout both modes compute the same, so training mode is no mistake then.
         if not self.training:
             return
         for module in self.modules():
@@ -291,6 +300,7 @@ class DensityModel(nn.Module, ABC):
     def recomputed(self, part: Callable[..., Result], *inputs: object) -> Result:
         """``part(*inputs)``, a piece of the network; with ``checkpointing`` nothing inside it is
         kept for the gradient."""
+        # Sampling and scoring keep nothing for a gradient anyway.
         if self.checkpointing and torch.is_grad_enabled():
             result: Result = checkpoint(part, *inputs, use_reentrant=False)
             return result
@@ -323,6 +333,7 @@ class DensityModel(nn.Module, ABC):
             "head": self.head.config(),
             "classes": self.classes,
         }
+        # The key is left out where there are no codes: saved models without it stay readable.
         if self.conditioning.codes is not None:
             config["codes"] = asdict(self.conditioning.codes)
         config["null_class"] = self.null_class
@@ -359,8 +370,10 @@ def symbol_field(grid: Grid, pixels: torch.Tensor, inside: bool) -> torch.Tensor
         inside: whether a symbol sees the channels before it in its own pixel.
     """
     c = grid.channels
+    # A pixel that is seen is seen in all its channels, by all channels.
     field = pixels.repeat_interleave(c, 0).repeat_interleave(c, 1)
     if inside:
+        # On the diagonal blocks, one for each pixel: channel t sees the channels s < t.
         earlier_channels = torch.ones(c, c).tril(-1)
         field |= torch.block_diag(*[earlier_channels] * grid.pixels).bool()
     return field

@@ -83,6 +83,7 @@ class FVSBN(SequenceModel[FVSBNState]):
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         logits = self.regression(self.inputs(x).flatten(1)) + self.bias[self.class_rows(condition)]
+        # [batch, outputs] -> [batch, places, free]
         free = logits.unflatten(1, (self.places, self.free))
         return self.on_grid(self.parameters_from_free(free))
 
@@ -97,6 +98,7 @@ class FVSBN(SequenceModel[FVSBNState]):
 
     def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
         width = self.inputs.width
+        # A table for each channel, whose symbols lie in turn.
         vectors = state.table[index % self.grid.channels, symbol]
         state.inputs[:, index * width : (index + 1) * width] = vectors
 

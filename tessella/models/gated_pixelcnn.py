@@ -77,12 +77,14 @@ class GatedPixelCNN(PixelModel):
         self.kernel = kernel
         self.dropout = dropout
         self.embedding = SymbolEmbedding(grid, hidden)
+        # For the gates of both stacks, two halves each: 4 * hidden.
         self.row_bias = nn.Parameter(torch.randn(grid.height, 1, 4 * hidden) * 0.1)
         self.column_bias = nn.Parameter(torch.randn(grid.width, 4 * hidden) * 0.1)
         self.class_bias = None
         if self.classes:
             self.class_bias = ClassEmbedding(self.classes, layers * 4 * hidden)
         codes = conditioning.codes
+        # A grid of codes becomes features of every pixel once; each layer has a product of them.
         self.codes = CodeEmbedding(codes, grid, hidden) if codes else None
         self.layers = nn.ModuleList()
         for i in range(layers):
@@ -97,6 +99,7 @@ class GatedPixelCNN(PixelModel):
                 )
             )
         self.output = create_output(grid, head, hidden)
+        # Products within a pixel read its channels as one run of memory.
         channels_last(self)
 
     def symbol_embedding(self) -> EmbeddedSymbols:
@@ -111,13 +114,17 @@ class GatedPixelCNN(PixelModel):
         return self._forward(x, condition, 0)
 
     def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
+        # How far up the stacks see: rows above that do not matter to the rows asked for.
         reach = FIRST_KERNEL // 2 + (len(self.layers) - 1) * (self.kernel // 2)
         top = max(0, row - reach)
         return self._forward(x[:, top:], condition, top)[:, row - top :]
 
     def _forward(self, x: torch.Tensor, condition: Condition, top: int) -> torch.Tensor:
         """As :meth:`forward`, of the rows from ``top`` on as if there were none above."""
+        # [batch, hidden, height, width]; the first layer hides from each stack what it must not
+        # see.
         v = h = self.embedding(x).movedim(-1, 1)
+        # [1, 4 * hidden, height, width]
         position: torch.Tensor | None = self._positions()[top:].movedim(-1, 0)[None]
         codes = None
         if condition.codes is not None:
@@ -146,12 +153,15 @@ class GatedPixelCNN(PixelModel):
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
         assert isinstance(step, GridStep)
+        # Margins of zeros stand for what lies beside the image.
         pixels = step.places(self.hidden, FIRST_KERNEL // 2, FIRST_KERNEL // 2)
+        # Vectors of symbols are added to their pixel, so a new row starts from zero.
         step.cleared.append(pixels.row)
         stacks = SteppedStacks(pixels, pixels)
         position: Plane | None = Plane(step.memory.table(self._positions()))
         plane = None if codes is None else Plane(codes)
         layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+        # The gates of all layers side by side, for one product at the end.
         gated = step.pixel.zeros(len(layers) * self.hidden)
         outs = gated.split(self.hidden, dim=1)
         for layer, bias, out in zip(layers, self._class_biases(labels), outs, strict=True):
@@ -186,13 +196,18 @@ class GatedPixelCNN(PixelModel):
 
     def receptive_field(self) -> torch.Tensor:
         pixels = self.grid.pixels
+        # Which pixels reach a place: at first each pixel its own.
         v = h = torch.eye(pixels, dtype=torch.bool).view(pixels, self.grid.height, self.grid.width)
         for i in range(len(self.layers)):
             first = i == 0
             reach = FIRST_KERNEL // 2 if first else self.kernel // 2
             newest = -1 if first else 0
+            # The vertical stack: k columns, and of rows up to its own, which the first layer leaves
+            # out.
             rows = field_along(field_along(v, "columns", -reach, reach), "rows", -reach, newest)
             left = field_along(h, "columns", -reach, newest)
             v = rows if first else v | rows
+            # The horizontal stack sees to the left, what the vertical stack sees, and (but for the
+            # first layer) its own input.
             h = left | v if first else h | left | v
         return symbol_field(self.grid, h.flatten(1).T, inside=True)

@@ -52,6 +52,7 @@ class Hierarchy(nn.Module):
             raise ConfigError(
                 f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}"
             )
+        # Each prior must be conditioned on the grid of the one before it; the first on none.
         coarser: Grid | None = None
         for prior in priors:
             if prior.conditioning.codes != coarser:
@@ -124,12 +125,14 @@ class Hierarchy(nn.Module):
             InputError: for symbols or a condition that do not fit, or a model in training mode with
                 dropout.
         """
+        # The chain rule: log p(x_0) + log p(x_1 | x_0).
         return torch.stack(self.log_probs(x, cond)).sum(0)
 
     def log_probs(self, x: object, cond: Cond = None) -> list[torch.Tensor]:
         """:meth:`log_prob` of each grid given the coarser ones, ``[batch]`` each."""
         if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
             raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
+        # All grids are checked before the first is scored.
         symbols = []
         for prior, part in zip(self.priors, x, strict=True):
             symbols.append(prior.grid.check(part))
@@ -168,6 +171,7 @@ def level_condition(
 ) -> dict[str, torch.Tensor]:
     """The condition of one prior of a hierarchy: the labels, and the codes of the next coarser
     grid."""
+    # An empty dictionary is no condition.
     cond: dict[str, torch.Tensor] = {}
     if labels is not None:
         cond["class"] = labels

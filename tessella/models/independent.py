@@ -41,6 +41,7 @@ class Independent(DensityModel):
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__(grid, head, conditioning)
         shape = (grid.height, grid.width) if head.joint else grid.shape
+        # One row for each class, and one for the null class.
         noise = torch.randn(self.classes + 1, *shape, head.size)
         self.table = nn.Parameter(head.bias() + 0.1 * noise)
 
@@ -84,6 +85,7 @@ class Independent(DensityModel):
         if not isinstance(self.head, FactoredHead) or self.classes:
             raise ConfigError("histograms fit the categorical and ordinal heads, without classes")
         grid = self.grid
+        # Laplace's rule: every level has been seen once before the first image.
         counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
         # Symbol t at level k is counted in bin t * levels + k.
         first_bin = torch.arange(grid.symbols) * grid.levels
@@ -101,5 +103,6 @@ class Independent(DensityModel):
         return {}
 
     def receptive_field(self) -> torch.Tensor:
+        # No pixel sees another; within one, a joint head's channels see those before them.
         pixels = torch.zeros(self.grid.pixels, self.grid.pixels, dtype=torch.bool)
         return symbol_field(self.grid, pixels, inside=self.head.joint)

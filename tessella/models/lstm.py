@@ -128,6 +128,7 @@ class LSTM(SequenceModel[LSTMState]):
         """Places that are run at once: the square root of their number, rounded up, within
         ``SEGMENT``."""
         shortest, longest = SEGMENT
+        # Then as many states are kept between segments as activations within one.
         root = math.isqrt(self.places - 1) + 1 if self.places > 1 else 1
         return min(max(root, shortest), longest)
 
@@ -136,6 +137,7 @@ class LSTM(SequenceModel[LSTMState]):
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        # Only for its check of the condition.
         self.class_rows(condition)
         symbols = x.flatten(1).unflatten(1, (self.places, self.group))
         table = self.embedding.table().flatten(0, 1)
@@ -143,6 +145,7 @@ class LSTM(SequenceModel[LSTMState]):
         if self.class_vectors is not None:
             classes = self.class_vectors(condition.labels)[:, None]  # [batch, 1, hidden]
         zero = self.row.new_zeros(1, len(x), self.hidden)
+        # Hidden and cell state of each layer in turn; all begin at zero.
         states = [zero] * (2 * len(self.layers))
         parts = []
         for i, positions in enumerate(self._positions().split(self.segment)):
@@ -209,6 +212,7 @@ class LSTM(SequenceModel[LSTMState]):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
         labels = self.condition(cond, batch).labels
+        # Class and channel do not change on the way, so they are added once.
         if self.class_vectors is None:
             classes = self.row.new_zeros(batch, self.hidden)
         else:
@@ -223,6 +227,7 @@ class LSTM(SequenceModel[LSTMState]):
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
         programs = self._programs(state)
         row, column, channel = self.grid.place(place * self.group)
+        # For a joint head the place is a pixel, and its channel is 0.
         program = programs.later[channel] if place else programs.first
         program.run(row, column)
         return programs.parameters.clone()
@@ -249,6 +254,7 @@ class LSTM(SequenceModel[LSTMState]):
         first = Program(len(like), ("row", "column"), like)
         later = [Program(len(like), ("row", "column"), like) for _ in state.constant]
         every = SeveralPrograms([first, *later])
+        # The input of the first layer: constant + row + column + the vectors of the symbols before.
         x = entering[0][:, : self.hidden]
         row = Vectors(self.row[:, 0, 0].detach()).at("row")
         first.add(state.constant[0], row, x)
@@ -270,6 +276,7 @@ class LSTM(SequenceModel[LSTMState]):
             every.linear(entering[i], memory.matrix(weight), gates, add=bias)
             every.cell(gates, cell, hidden)
             every.add(inputs[i], hidden, inputs[i + 1])
+        # With two levels only the last parameter is free; the first stays zero.
         last = memory.matrix(self.last.weight.T)
         every.linear(inputs[-1], last, parameters[:, -self.free :], add=self.last.bias.detach())
         return LSTMPrograms(first, later, symbols, parameters)
@@ -286,6 +293,7 @@ def packed(layer: nn.LSTM) -> tuple[torch.Tensor, torch.Tensor]:
         ``[4 * hidden]``.
     """
     hidden = layer.hidden_size
+    # torch keeps [4 * hidden, hidden] twice and two biases; the cell wants one product.
     by_gate = []
     for parameter in layer.parameters():
         by_gate.append(parameter.detach().unflatten(0, (GATES, hidden))[TORCH_GATES])

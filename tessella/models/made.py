@@ -90,7 +90,6 @@ class MADE(SequenceModel[MADEState]):
     """
 
     name = "made"
-    undecayed = ("bias",)  # of each place: not shrunk by weight decay
     pass_is_cheap = True
 
     def __init__(
@@ -118,6 +117,7 @@ class MADE(SequenceModel[MADEState]):
         self.embedding = embedding
         self.dropout = dropout
         self.mask_seed = mask_seed
+        # With a joint head, the components are divided among the sets, so each makes fewer numbers.
         self.set_head = self._head_of_a_set()
         """The head whose parameters the network makes for each set of degrees."""
         if head.joint:
@@ -134,6 +134,7 @@ class MADE(SequenceModel[MADEState]):
             MASKED,
         )
         self.check_biases()
+        # Made from the seed when a model is loaded, so they are not saved.
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         # The degree of each input: its place, counted from 1.
@@ -173,7 +174,7 @@ class MADE(SequenceModel[MADEState]):
         for set_degrees in degrees:
             least = 1
             for layer_degrees in set_degrees:
-                # On the CPU, also where the model is outlined on the meta device.
+                # On the CPU even where the model is built without memory, on the meta device.
                 drawn = torch.randint(
                     least, largest + 1, (self.hidden,), generator=generator, device="cpu"
                 )
@@ -184,6 +185,8 @@ class MADE(SequenceModel[MADEState]):
     def mask(self, which: int, layer: int) -> torch.Tensor:
         """Which units of a layer see which inputs, ``bool [units, inputs]``; past the last layer
         which places do."""
+        # A unit sees units of its degree and below; a place sees units of degrees up to its index,
+        # that is, of the places before it.
         degrees = self.degrees[which]
         before = degrees[layer - 1] if layer else self.owners
         if layer < len(degrees):
@@ -202,6 +205,7 @@ class MADE(SequenceModel[MADEState]):
             weights = weights * self._earlier_inputs()[:, None]
             straight = F.linear(inputs, weights.flatten(0, 1))
             bias = bias + straight.unflatten(1, (self.places, self.free))
+        # All sets share weights, inputs and biases; only the masks differ.
         sets = []
         for which in range(self.masks):
             sets.append(self.recomputed(self._network, inputs, unit_bias, bias, which))
@@ -237,7 +241,7 @@ class MADE(SequenceModel[MADEState]):
         self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, which: int
     ) -> torch.Tensor:
         """Parameters ``[batch, places, size]`` by one set of degrees."""
-        units = inputs
+        units = inputs  # [batch, features of this layer]
         for i, layer in enumerate(self._linear()):
             sums = F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i]
             units = self.drop(F.silu(sums))
@@ -257,6 +261,7 @@ class MADE(SequenceModel[MADEState]):
             x: ``int64 [batch, height, width, channels]``.
         """
         if isinstance(self.set_head, AveragingJointHead):
+            # The same pixels for each set: [batch, pixels, masks, channels].
             pixels = x.flatten(1, 2)[:, :, None].expand(-1, -1, self.masks, -1)
             each = self.set_head.pixel_log_prob(parameters, pixels)
             return self._average_pixels(parameters, log_weights_before(each))
@@ -313,6 +318,7 @@ class MADE(SequenceModel[MADEState]):
             hidden.append(weights)
             output.append(self.output[:, :, set_orders[-1]].contiguous())
         places = torch.arange(self.places, device=self.degrees.device)
+        # [masks, layers, places]: since units are sorted, a count is also where they end.
         ends = (self.degrees[:, :, None] <= places[:, None]).sum(-1).tolist()
         direct = None
         if self.direct is not None:
@@ -337,6 +343,7 @@ class MADE(SequenceModel[MADEState]):
 
     def predict(self, place: int, state: MADEState) -> torch.Tensor:
         weights = state.weights
+        # Of the inputs, those of the places before.
         known = place * self.group * self.inputs.width
         bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
         if weights.direct is not None:
@@ -350,6 +357,7 @@ class MADE(SequenceModel[MADEState]):
         if self.head.joint:
             wide = parameters.to(state.log_weights.dtype)
             return self._average_pixels(wide, state.log_weights)
+        # Kept for the moment when the symbol is known and the sets are weighed anew.
         state.tables = self.set_head.symbol(parameters).table()
         return self._average_tables(state.tables, state.log_weights)
 
@@ -397,6 +405,7 @@ class MADE(SequenceModel[MADEState]):
         return super().parameter_count() - masked
 
     def receptive_field(self) -> torch.Tensor:
+        # Where the weights of the sets did not matter, the union of their fields would be all.
         fields = torch.stack([self._field(which) for which in range(self.masks)])
         field = fields.any(0)
         for one, other in combinations(range(self.masks), 2):
@@ -415,6 +424,7 @@ class MADE(SequenceModel[MADEState]):
         """Which places a set's parameters of each place depend on: ``bool [places, places]``."""
         paths = torch.eye(self.places)[self.owners - 1].cpu()  # [inputs, places]
         for i in range(len(self.layers) + 1):
+            # A path through the layer, counted as one however many there are.
             paths = (self.mask(which, i).cpu().float() @ paths).clamp(max=1)
         if self.direct is not None:
             paths += torch.ones_like(paths).tril(-1)

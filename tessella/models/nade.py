@@ -106,6 +106,7 @@ class NADE(SequenceModel[NADEState]):
             self.bias.data += 0.1 * torch.randn(self.bias.shape)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        # With a joint head a place is a pixel, and takes in all its channels at once.
         inputs = self.inputs(x).view(len(x), self.places, self.group * self.inputs.width)
         classes = self.class_rows(condition)
         running = self.hidden_bias[classes].expand(len(x), -1)
@@ -163,6 +164,7 @@ class NADESequence(torch.autograd.Function):
         running: torch.Tensor,
     ) -> torch.Tensor:
         with torch.autocast(inputs.device.type, enabled=False):
+            # In the type of the weights: sums over thousands of places lose digits in bfloat16.
             inputs = inputs.to(encode.dtype).contiguous()
             running = running.clone()
             outputs = []
@@ -171,6 +173,7 @@ class NADESequence(torch.autograd.Function):
                 before_chunks.append(running)
                 units, running = hidden_units(inputs[chunk], encode[chunk], running)
                 outputs.append(torch.bmm(units, decode[chunk]))
+        # Of each chunk only the vector that enters it, from which the rest is computed again.
         ctx.save_for_backward(inputs, encode, decode, *before_chunks)
         return torch.cat(outputs)
 

@@ -102,6 +102,7 @@ class PixelModel(DensityModel):
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> PixelState:
+        # Checked, so that a bad label is refused before any memory is taken.
         condition = self.condition(cond, batch)
         codes = None
         if condition.codes is not None:
@@ -116,12 +117,15 @@ class PixelModel(DensityModel):
         batch = len(state.symbols)
         table = self.symbol_embedding().table().detach()
         memory = MemoryAllocator(state.memory, batch, table)
+        # [channels, levels, size]; copies of the state share it.
         table = memory.table(table)
         step = self.create_step(memory)
+        # The order matters here only: the output stage reads what the backbone wrote last.
         backbone = self.write(step, state.labels, state.codes)
         output = self.output.write(step, backbone.features, state.symbols)
         known = []
         for vectors in table:
+            # A program for each channel, as each adds to the same pixel from a table of its own.
             program = Program(batch, ("column",), table)
             program.lookup(state.symbols, vectors, backbone.pixels)
             known.append(program)
@@ -129,8 +133,9 @@ class PixelModel(DensityModel):
 
     @torch.no_grad()
     def step(
-        self, previous: torch.Tensor, index: int, state: PixelState
+        self, previous: torch.Tensor, index: int, state: State
     ) -> tuple[torch.Tensor, PixelState]:
+        assert isinstance(state, PixelState)
         if state.programs is None:
             # A copy of another state: its layers get the memory that was copied.
             state.programs = self._write_programs(state)
@@ -138,6 +143,7 @@ class PixelModel(DensityModel):
         row, column, channel = self.grid.place(index)
         if index:
             state.symbols.copy_(previous)
+            # The symbol before belongs to the pixel before, where a new pixel begins.
             _, previous_column, previous_channel = self.grid.place(index - 1)
             programs.known[previous_channel].run(previous_column)
         if channel == 0:
@@ -145,6 +151,7 @@ class PixelModel(DensityModel):
                 programs.step.start_row(row)
             programs.step.start_pixel(row, column)
         parameters = programs.output.parameters
+        # A joint head makes the channels' parameters one after the other from those of the pixel.
         if isinstance(self.head, JointHead):
             if channel == 0:
                 state.joint = self.head.start(parameters.clone())
@@ -153,4 +160,5 @@ class PixelModel(DensityModel):
             return given, state
         if channel:
             programs.output.channels[channel - 1].run()
+        # The memory is written to again at the next step, so the caller gets a copy.
         return parameters.clone(), state

@@ -121,12 +121,15 @@ class PixelCNNpp(PixelModel):
         self.dropout = dropout
         self.input = SymbolEmbedding(grid, embedding) if embedding else Intensities(grid)
         inputs = embedding or grid.channels + 1
+        # The vertical stream starts from the rows above; the horizontal one from the row above and
+        # the pixels to the left, in two convolutions that are added (figure 2 of the paper).
         self.first_v = ShiftedConvolution(inputs, filters, 2, 1, 1)
         self.first_above = ShiftedConvolution(inputs, filters, 1, 1, 1)
         self.first_left = ShiftedConvolution(inputs, filters, 2, 0, 0)
         self.scales = nn.ModuleList()
         for s in range(scales):
             self.scales.append(ResolutionBlocks(filters, dropout, blocks, s == scales - 1))
+        # A class adds to both halves of the gates of both streams in every block.
         count = sum(len(scale.blocks()) for scale in self._scales())
         self.class_bias = None
         if self.classes:
@@ -139,6 +142,7 @@ class PixelCNNpp(PixelModel):
 
     def padded(self) -> tuple[int, int]:
         """Height and width, rounded up so that they divide as often as there are resolutions."""
+        # Each resolution but the first halves both sides.
         unit = 2 ** (len(self.scales) - 1)
         height = -(-self.grid.height // unit) * unit
         width = -(-self.grid.width // unit) * unit
@@ -149,6 +153,8 @@ class PixelCNNpp(PixelModel):
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         pixels = F.pad(self.input(x), (0, 0, *self._padding()))
+        # One row down and one column to the right: a pixel then sees those before it, and never
+        # itself.
         above = delayed(pixels, 1)
         left = delayed(pixels, 2)
         h = self.first_above(above) + self.first_left(left)
@@ -173,6 +179,7 @@ class PixelCNNpp(PixelModel):
             v, h = self.recomputed(block, v, h, None, None, bias)
         if scale.resize is not None:
             skips.append((v, h))
+            # All smaller resolutions, and back up to this one.
             smaller = self._through(index + 1, *scale.resize.shrink(v, h), biases)
             v, h = scale.resize.grow(*smaller)
         for block, bias in layers[self.blocks :]:
@@ -183,6 +190,7 @@ class PixelCNNpp(PixelModel):
     def _biases(self, labels: torch.Tensor | None) -> Biases:
         each: list[torch.Tensor | None] = []
         if labels is not None and self.class_bias is not None:
+            # [batch, 4 * filters] for each block, in the order of the resolutions.
             each.extend(self.class_bias(labels).split(4 * self.filters, dim=-1))
         biases: Biases = []
         start = 0
@@ -202,6 +210,7 @@ class PixelCNNpp(PixelModel):
         pixels, v_entry, h_entry = start_streams(
             step, self.first_v, self.first_above, self.first_left
         )
+        # Only the horizontal stream reaches the output: the vertical one sees rows above only.
         _, h = self._write_through(0, step, v_entry, h_entry, self._biases(labels))
         features = step.pixel.zeros(self.filters)
         step.pixel.map(h, features, "elu")
@@ -220,6 +229,8 @@ class PixelCNNpp(PixelModel):
         down, up = step.down[index], step.up[index]
         layers = list(zip(scale.blocks(), biases[index], strict=True))
         if scale.resize is None:
+            # The way up reads a place and the one to its right; to the right of the last one stands
+            # a zero.
             v = down.places(self.filters, right=1)
             h: Operand = down.pixel.zeros(self.filters)
         else:
@@ -231,6 +242,7 @@ class PixelCNNpp(PixelModel):
         h_entry.write_place(h)
         skips = []
         for block, bias in layers[: self.blocks]:
+            # A block on the way down sees no other; what it saw is kept for the one opposite.
             skips.append(block.write(down, v, h, None, bias))
         if scale.resize is not None:
             skips.append(SteppedSkip.write(down, v, h))
@@ -252,6 +264,7 @@ class PixelCNNpp(PixelModel):
         }
 
     def receptive_field(self) -> torch.Tensor:
+        # [sources, height, width]: each pixel reaches itself.
         pixels = self.grid.pixels
         own = torch.eye(pixels, dtype=torch.bool).view(pixels, self.grid.height, self.grid.width)
         own = F.pad(own, self._padding())
@@ -259,6 +272,7 @@ class PixelCNNpp(PixelModel):
         left = delayed(own, 2)
         h = self.first_above.field(above) | self.first_left.field(left)
         _, h = self._field(0, self.first_v.field(above), h)
+        # The padding is dropped; then [sources, pixels] is turned to [pixels, sources].
         h = h[:, : self.grid.height, : self.grid.width]
         return symbol_field(self.grid, h.flatten(1).T, inside=True)
 

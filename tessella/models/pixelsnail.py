@@ -98,6 +98,8 @@ class PixelSNAIL(PixelModel):
         side = kernel // 2
         codes = conditioning.codes
         self.embedding = SymbolEmbedding(grid, channels)
+        # Together they see the rows above, as far to the right as to the left, and the row to the
+        # left.
         self.first_above = ShiftedConvolution(channels, channels, side, side, side)
         self.first_left = ShiftedConvolution(channels, channels, side + 1, side - 1, 0)
         self.blocks = nn.ModuleList()
@@ -113,6 +115,7 @@ class PixelSNAIL(PixelModel):
                     heads,
                 )
             )
+        # A bias for both halves of each convolution block's gate.
         count = blocks * residual_blocks
         self.class_bias = None
         if self.classes:
@@ -136,11 +139,14 @@ class PixelSNAIL(PixelModel):
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         pixels = self.embedding(x)
+        # [batch, height, width, 2]
         places = self.places.to(pixels.dtype).expand(len(x), -1, -1, -1)
         codes = None if condition.codes is None else self.code_features(condition.codes)
         biases = iter(self._biases(condition.labels))
+        # Delayed by a row and by a column, so that no pixel sees itself.
         features = self.first_above(delayed(pixels, 1)) + self.first_left(delayed(pixels, 2))
         for block in self._blocks():
+            # With checkpointing these are the pieces that are computed again.
             for convolution in block.convolutions:
                 features = self.recomputed(convolution, features, next(biases), codes)
             features = self.recomputed(block.attend, features, pixels, places)
@@ -164,6 +170,8 @@ class PixelSNAIL(PixelModel):
         step.advance.map(pixels.row, above.input.row)
         step.advance.map(pixels.memory[:, -2:-1], pixels.memory[:, -1:])
         step.cleared.append(pixels.row)
+        # The row above, and what first_left sees of rows above, add up for the whole row;
+        # first_left's part of the row itself follows pixel by pixel.
         above.write_row(above.sums.row)
         step.row.add(left.sums.row, above.sums.row, left.sums.row)
         x = step.pixel.zeros(self.channels)
@@ -189,6 +197,7 @@ class PixelSNAIL(PixelModel):
         }
 
     def receptive_field(self) -> torch.Tensor:
+        # Attention reaches every pixel before.
         everything = torch.ones(self.grid.pixels, self.grid.pixels, dtype=torch.bool).tril(-1)
         return symbol_field(self.grid, everything, inside=True)
 

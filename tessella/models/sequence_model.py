@@ -73,10 +73,12 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
         assert isinstance(state, SequenceState)
         family_state = cast("SequenceStateT", state)
+        # The symbol before this one has become known.
         if index:
             self.learn(previous, index - 1, family_state)
         if not isinstance(self.head, JointHead):
             return self.predict(index, family_state), state
+        # One prediction serves a pixel; the head makes its channels of it, one after the other.
         pixel, channel = divmod(index, self.grid.channels)
         if channel == 0:
             state.pixel = self.head.start(self.predict(pixel, family_state))
@@ -87,6 +89,7 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """``[..., free]`` to the head's parameters ``[..., size]``."""
+        # With two levels the logit of level 0 is zero.
         return F.pad(free, (1, 0)) if self.free < self.head.size else free
 
     def free_bias(self) -> torch.Tensor:
@@ -138,6 +141,7 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         return condition.labels
 
     def receptive_field(self) -> torch.Tensor:
+        # Every symbol sees all before it.
         return torch.ones(self.grid.symbols, self.grid.symbols, dtype=torch.bool).tril(-1)
 
 
@@ -155,6 +159,7 @@ class SymbolInputs(nn.Module):
     def __init__(self, grid: Grid, width: int) -> None:
         super().__init__()
         self.grid = grid
+        # A bit needs no vector: one weight says all about it.
         self.width = width if grid.levels > 2 else 1
         if grid.levels > 2:
             self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)

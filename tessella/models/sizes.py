@@ -8,7 +8,8 @@ from typing import TypedDict
 class ModelSizes(TypedDict, total=False):
     """Keywords of :func:`tessella.create`, which says which family takes which.
 
-    A model or head from outside may have others: give them as ``**{"mine": 3}``.
+    A model or head from outside may have others: give them as ``**sizes``, with
+    ``sizes: dict[str, Any]``.
     """
 
     layers: int

@@ -129,7 +129,9 @@ class Transformer(PixelModel):
         self.class_embedding = None
         if self.classes:
             self.class_embedding = ClassEmbedding(self.classes, width, std=0.5)
+        # Without classes the prefix is one learned vector.
         self.start = None if self.classes else nn.Parameter(torch.randn(width) * 0.5)
+        # Of the pixel that comes next, not of the one that a token holds.
         self.rows = nn.Parameter(torch.randn(grid.height, 1, width) * 0.3)
         self.columns = nn.Parameter(torch.randn(grid.width, width) * 0.3)
         self.code_embedding = None
@@ -151,6 +153,7 @@ class Transformer(PixelModel):
     def _turns(self, size: int) -> torch.Tensor:
         """Rotations of the sequence, ``[pixels, 2, size]``: the prefix, then all pixels but the
         last."""
+        # A token stands where its pixel does; it predicts the pixel after it.
         turns = rotations(self.grid.height, self.grid.width, size)
         prefix = turns[:1]
         if self._sizes["prefix"] == "nowhere":
@@ -174,6 +177,7 @@ class Transformer(PixelModel):
             # Two parts a block are added up: their sum keeps its variance.
             for layer in added:
                 layer.weight.data /= math.sqrt(2 * len(self.blocks))
+        # A fresh model is near the head's own start.
         nn.init.normal_(self.output.last.weight, std=0.02)
 
     def _blocks(self) -> list[TransformerBlock]:
@@ -228,11 +232,13 @@ class Transformer(PixelModel):
         turns = Vectors(self.turns.flatten(1)).at("position")
         for block in self._blocks():
             block.write(step, x, turns, self.grid.pixels)
+        # Symbols go to the token whatever their column: it is the only one.
         return SteppedFeatures(token, self.norm.write(step, x))
 
     def sizes(self) -> dict[str, object]:
         return dict(self._sizes)
 
     def receptive_field(self) -> torch.Tensor:
+        # Every pixel attends to all before it.
         pixels = torch.ones(self.grid.pixels, self.grid.pixels).tril(-1).bool()
         return symbol_field(self.grid, pixels, inside=True)

@@ -99,8 +99,10 @@ class CausalAttention(nn.Module):
         pixel = step.pixel
         width = self.heads * self.size
         shared = self.kv_heads * self.size
+        # [batch, length, kv_heads * size]; a position is filled in when it comes.
         keys = Places(step.memory.zeros(length, shared))
         values = Places(step.memory.zeros(length, shared))
+        # Values are not turned: they have a product of their own, straight into the cache.
         turned_weight, value_weight = self.project.weight.tensor_split([width + shared])
         # Queries and keys come from one product, and are then turned.
         vectors = pixel.zeros(width + shared)
@@ -124,6 +126,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        # W1 and W3 as one product.
         self.widen = nn.Linear(width, 2 * hidden, bias=False)
         self.narrow = nn.Linear(hidden, width, bias=False)
 

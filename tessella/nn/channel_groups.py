@@ -51,14 +51,18 @@ class ChannelGroups:
 
     def owners(self, features: int, maps: int = 1) -> torch.Tensor:
         """The group of each feature of maps side by side: ``int64 [maps * features]``."""
+        # Group after group within a map, and the same for every map.
         sizes = torch.tensor(self.bounds(features)).diff()
-        return torch.arange(self.count).repeat_interleave(sizes, output_size=features).repeat(maps)
+        # The size is given, so that it need not be read off a tensor without memory.
+        groups = torch.arange(self.count).repeat_interleave(sizes, output_size=features)
+        return groups.repeat(maps)
 
     def mask(
         self, inputs: int, outputs: int, maps: int = 1, inclusive: bool = True
     ) -> torch.Tensor:
         """Whether an output may see an input of its pixel: ``bool [maps * outputs, inputs]``; mask
         B, or A where not ``inclusive``."""
+        # [maps * outputs, 1] against [inputs]
         output_groups = self.owners(outputs, maps)[:, None]
         input_groups = self.owners(inputs)
         if inclusive:
@@ -95,7 +99,9 @@ class ChannelGroups:
         """
         outputs, inputs = weight.shape
         bounds = self.bounds(inputs)
+        # A group sees the inputs up to this one.
         ends = bounds[1:] if inclusive else bounds[:-1]
+        # [shared + inputs, maps * outputs]
         rows = weight.T if before is None else torch.cat([before, weight.T])
         shared = len(rows) - inputs
         arranged = self.arranged(rows, maps)
@@ -110,9 +116,11 @@ class ChannelGroups:
         Args:
             field: which reach the inputs, ``bool [sources, count, height, width]``.
         """
+        # A group sees what reaches its own group or any before it.
         seen = field.cummax(1).values
         if inclusive:
             return seen
+        # The first group sees no group, each other one those up to the one before it.
         return torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], 1)
 
 
@@ -175,8 +183,10 @@ class GroupedConvolution(Masked):
         maps: int = 1,
         inclusive: bool = True,
     ) -> None:
+        # Without rows above nothing to the right can be seen, so those taps are left out.
         width = 2 * aside + 1 if above else aside + 1
         initial = nn.Conv2d(inputs, maps * outputs, (above + 1, width))
+        # [maps * outputs, inputs, above + 1, width]
         mask = torch.ones(initial.weight.shape, dtype=torch.bool)
         mask[:, :, -1, aside] = groups.mask(inputs, outputs, maps, inclusive)
         mask[:, :, -1, aside + 1 :] = False
@@ -190,12 +200,14 @@ class GroupedConvolution(Masked):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, height, width, inputs]`` to ``[batch, height, width, maps * outputs]``."""
         right = self.aside if self.above else 0
+        # F.pad counts from the last dimension: features, columns, rows.
         padded = F.pad(x, (0, 0, self.aside, right, self.above, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.kernel(), self.bias).movedim(1, -1)
 
     def rows_above(self) -> Matrix:
         """Weights of the columns of the rows above, from the left, of a column the farthest row
         first: ``[(2 * aside + 1) * above * inputs, outputs]``, arranged by group."""
+        # [columns, rows, inputs, outputs] before it is flattened.
         taps = self.weight[:, :, :-1].permute(3, 2, 1, 0).flatten(0, 2)
         return Matrix(self.groups.arranged(taps, self.maps).contiguous())
 
@@ -218,6 +230,7 @@ class GroupedConvolution(Masked):
         """Which sources reach the groups of a place: ``bool [sources, count, height, width]`` to
         the same shape."""
         every = field.any(1)
+        # Everything above within the kernel's width, whatever its group.
         near = field_along(every, "columns", -self.aside, self.aside)
         above = field_along(near, "rows", -self.above, -1)
         left = field_along(every, "columns", -self.aside, -1)
@@ -229,6 +242,7 @@ class GroupedConvolution(Masked):
         Args:
             bias: added to the layer's own, ``[batch, 1, maps * outputs]``, maps side by side.
         """
+        # [batch, 1, maps * outputs]: one row of biases for all places.
         own = self.offset().expand(step.memory.batch, 1, -1)
         if bias is not None:
             own = own + self.groups.arranged(bias, self.maps)
@@ -255,6 +269,7 @@ class SteppedGroups:
         self._layer = layer
         self._ends = layer.groups.bounds(inputs)
         self._slices = layer.groups.slices(outputs // layer.maps, layer.maps)
+        # For each group, of the pixels to the left and of the pixel.
         self._here = step.products(layer.this_row())
         self.bias = bias
         self.input = step.places(inputs, layer.aside, layer.aside if layer.above else 0)
@@ -273,6 +288,7 @@ class SteppedGroups:
         above = self._layer.above
         history = step.places(above * inputs, self._layer.aside, self._layer.aside)
         rows = history.row.split(inputs, dim=2)
+        # The farthest row first, so that none is overwritten before it has moved on.
         for older, newer in pairwise(rows):
             step.row.map(newer, older)
         step.row.map(self.input.row, rows[-1])
@@ -291,6 +307,7 @@ class SteppedGroups:
         layer = self._layer
         known = self._ends[group + 1] if layer.inclusive else self._ends[group]
         inputs = self._ends[-1]
+        # The pixels to the left whole, of the pixel itself the inputs that the group may see.
         window = self.input.window("column", left=layer.aside).first(layer.aside * inputs + known)
         above = self.sums.features(self._slices[group]).at("column")
         program.linear(window, self._here[group], out, add=above, activation=activation)

@@ -38,6 +38,7 @@ class CausalConvolution(nn.Module):
         self.taps = taps
         self.axis = axis
         self.exclusive = exclusive
+        # [outputs, inputs, taps, 1] or [outputs, inputs, 1, taps]
         kernel = (taps, 1) if axis == "rows" else (1, taps)
         initial = nn.Conv2d(inputs, outputs, kernel)
         assert initial.bias is not None
@@ -47,6 +48,7 @@ class CausalConvolution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, inputs, height, width]`` to ``[batch, outputs, height, width]``."""
         dim = 1 if self.axis == "rows" else 2
+        # [batch, height, width, inputs], as the maps lie in memory.
         maps = x.movedim(1, -1)
         before = self.taps - 1
         if self.exclusive:
@@ -56,6 +58,7 @@ class CausalConvolution(nn.Module):
         shape = list(maps.shape)
         shape[dim] = before
         padded = torch.cat([maps.new_zeros(shape), maps], dim)
+        # Padding is at the start only, so the last window ends at the last place.
         return F.conv2d(padded.movedim(-1, 1), self.weight, self.bias)
 
     def packed(self) -> torch.Tensor:
@@ -103,6 +106,7 @@ class SteppedRows:
         self._rows = step.places(layer.taps * inputs).row
         self._row = step.row
         self._weight = step.memory.matrix(layer.packed())
+        # The farthest first, as in the packed weights.
         rows = self._rows.split(inputs, dim=2)
         for older, newer in pairwise(rows):
             step.advance.map(newer, older)
@@ -130,6 +134,7 @@ def pointwise(
         add: a map that is added, ``[batch, outputs, height, width]``.
         spend: add in place, into the memory of ``add``; then no gradient may need its values.
     """
+    # [batch, height, width, inputs]; flattened, a row for each pixel.
     rows = x.movedim(1, -1)
     vectors = rows.flatten(0, 2)
     weight = convolution.weight[:, :, 0, 0].T
@@ -154,6 +159,7 @@ def channels_last(module: nn.Module) -> None:
     """Lay the weights of convolutions out as maps ``[batch, height, width, channels]`` want
     them."""
     for parameter in module.parameters():
+        # Convolutions only; the values stay, their order in memory changes.
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 

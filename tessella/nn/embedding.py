@@ -35,6 +35,7 @@ class SymbolEmbedding(EmbeddedSymbols):
         self.grid = grid
         self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)
         self.direction = nn.Parameter(torch.randn(grid.channels, 1, width) * 0.5)
+        # [levels, 1], for all channels.
         levels = torch.linspace(-1, 1, grid.levels)[:, None]
         self.register_buffer("values", levels, persistent=False)
         self.values: torch.Tensor
@@ -92,6 +93,7 @@ class Intensities(EmbeddedSymbols):
 
 def sum_over_channels(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """``x int64 [..., channels]`` and ``table [channels, levels, width]`` to ``[..., width]``."""
+    # A loop over the channels needs the memory of one channel's vectors at a time.
     total = nn.functional.embedding(x[..., 0], table[0])
     for channel in range(1, len(table)):
         total = total + nn.functional.embedding(x[..., channel], table[channel])

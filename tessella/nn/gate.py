@@ -21,6 +21,8 @@ class GateFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+        # The factors are kept for the gradient rather than a and b: their derivatives need only
+        # them.
         a, b = x.chunk(2, dim=dim)
         signal = fast_tanh(a)
         strength = b.sigmoid()

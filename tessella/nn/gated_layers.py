@@ -61,8 +61,10 @@ class GatedLayer(nn.Module):
         self.hidden = hidden
         self.side = kernel // 2
         self.first = first
+        # With the place itself a window is one longer.
         reach = self.side if first else self.side + 1
         self.widen = nn.Conv2d(hidden, hidden, (1, kernel), padding=(0, self.side))
+        # Both stacks have outputs a and b for the gate, side by side.
         self.up = CausalConvolution(hidden, 2 * hidden, reach, "rows", exclusive=first)
         self.left = CausalConvolution(hidden, 2 * hidden, reach, "columns", exclusive=first)
         self.link = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
@@ -91,6 +93,7 @@ class GatedLayer(nn.Module):
         rows = gate(_add(self.up(self.widen(v)), v_bias))
         # The first layer's input is the pixel itself, which its output must not hold.
         v = rows if self.first else v + rows
+        # The horizontal gates see the vertical stack after its gate.
         sums = pointwise(self.link, v, add=self.left(h), spend=True)
         gated = self.dropout(gate(_add(sums, h_bias)))
         if self.residual is not None:
@@ -112,6 +115,7 @@ class GatedLayer(nn.Module):
             total = _add(self.codes(codes).movedim(-1, 1), total)
         if total is None:
             return None, None
+        # [batch, 4 * hidden, height, width], the vertical stack first.
         v_bias, h_bias = total.split(2 * self.hidden, dim=1)
         return v_bias, h_bias
 
@@ -147,9 +151,11 @@ class GatedLayer(nn.Module):
         links = step.places(2 * self.hidden)
         added = self._write_gate_bias(step, 1, given, links.row)
         step.row.linear(v.row, pointwise_matrix(step, self.link), links.row, add=added)
+        # What is left of the horizontal gate for the pixel: one product with the row.
         self.left.write_place(step, stacks.h, gated, links.at(step.column), "gate")
         if self.residual is None:
             return SteppedStacks(v, stacks.h)
+        # The next layer's window reads what the pixels before have written here.
         h = step.places(self.hidden, left=next_side)
         residual = pointwise_matrix(step, self.residual)
         before = None if self.first else stacks.h.at(step.column)
@@ -179,11 +185,13 @@ class GatedLayer(nn.Module):
         horizontal (1) stack in a row; ``sums`` is memory for it."""
         part = slice(2 * self.hidden * stack, 2 * self.hidden * (stack + 1))
         own = self.left.bias if stack else self.up.bias
+        # [batch, 1, 2 * hidden]; kept, as it depends on the class.
         bias = own.expand(step.memory.batch, 1, -1)
         if given.class_bias is not None:
             bias = given.class_bias[:, None, part] + bias
         added: Operand = step.memory.keep(bias)
         if given.position is not None:
+            # The row of the grid, for all images.
             row = given.position.row("row").features(part)
             step.row.add(row.moving_row(), added, sums)
             added = sums

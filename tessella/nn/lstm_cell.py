@@ -17,6 +17,7 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
             what it adds up over a long walk is not rounded away.
     """
     n = cell.shape[-1]
+    # One call for the three sigmoids, as they lie side by side.
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     cell = forget * cell + write * gates[..., 3 * n :].tanh()
     return (emit * cell.tanh()).to(gates.dtype), cell
@@ -27,7 +28,9 @@ def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> No
     gets the hidden state."""
     n = cell.shape[-1]
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
+    # c = f c + i tanh(content)
     cell.mul_(forget).addcmul_(write, gates[..., 3 * n :].tanh())
+    # h = o tanh(c), of the renewed cell.
     torch.mul(emit, cell.tanh(), out=out)
 
 

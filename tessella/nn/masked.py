@@ -24,11 +24,13 @@ class Masked(nn.Module, ABC):
         assert mask.shape == weight.shape
         self.weight = nn.Parameter(weight.detach())
         self.bias = None if bias is None else nn.Parameter(bias.detach())
+        # Not saved: it follows from the sizes.
         self.register_buffer("mask", mask, persistent=False)
         self.mask: torch.Tensor
 
     def kernel(self) -> torch.Tensor:
         """The weights, zero where the mask is."""
+        # Also the gradient of a masked weight is zero, so it never moves.
         return self.weight * self.mask
 
     @property

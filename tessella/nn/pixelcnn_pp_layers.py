@@ -63,6 +63,7 @@ class GatedResidual(nn.Module):
 
     def __init__(self, filters: int, right: int, skips: int, dropout: float) -> None:
         super().__init__()
+        # Two rows by three places in the vertical stream, by two in the horizontal one.
         self.inner = ShiftedConvolution(2 * filters, filters, 2, 1, right, gain=UNIT_GAIN)
         self.outer = ShiftedConvolution(2 * filters, 2 * filters, 2, 1, right, gain=RESIDUAL_GAIN)
         self.skip = NormedLinear(2 * skips * filters, filters, UNIT_GAIN) if skips else None
@@ -81,6 +82,7 @@ class GatedResidual(nn.Module):
         sums = self.inner(concat_elu(x))
         if self.skip is not None:
             sums = sums + self.skip(skips)
+        # a and b for the gate, side by side: [batch, height, width, 2 * filters].
         gates = self.outer(self.dropout(concat_elu(sums)))
         if bias is not None:
             gates = gates + bias[:, None, None]
@@ -101,12 +103,15 @@ class GatedResidual(nn.Module):
         Returns:
             The row after :func:`concat_elu`, before it is changed.
         """
+        # What rows above and biases add is appended here; the row itself follows.
         inner, outer, products = self._start(step, bias)
         row = step.row
         row.map(v.moving_row(), inner.input.row, "concat-elu")
         if skip is not None:
             row.linear(skip, products[0], inner.sums.row, add=inner.sums.row)
+        # The activated sums are the next convolution's input, so they are written to its memory.
         inner.write_row(outer.input.row, "concat-elu")
+        # x + a * sigmoid(b), in place of x.
         outer.write_row(v.moving_row(), "glu", residual=v.moving_row())
         return inner.input.row
 
@@ -133,6 +138,7 @@ class GatedResidual(nn.Module):
         inner, outer, products = self._start(step, bias)
         # What the vertical stream adds is known for the whole row, when it begins.
         step.row.linear(v, products[0], inner.sums.row, add=inner.sums.row)
+        # The pixels before have filled the memory to the left of it.
         active = inner.input.at(step.column)
         step.pixel.map(h, active, "concat-elu")
         if skip is not None:
@@ -150,6 +156,7 @@ class GatedResidual(nn.Module):
         skip_bias = None
         products = []
         if self.skip is not None:
+            # Its bias goes with the inner convolution's.
             skip_bias = self.skip.bias.expand(step.memory.batch, -1)
             filters = len(self.skip.bias)
             for weight in self.skip.weight().T.split(2 * filters):
@@ -221,6 +228,7 @@ class GatedBlock(nn.Module):
         v_skip = None if skip is None else skip.v
         h_skip = None if skip is None else skip.h
         v_before = self.vertical.write_row(step, v, v_skip, v_bias)
+        # The horizontal block sees the vertical stream after this block, as in forward.
         active = step.row.zeros(2 * v.memory.shape[-1])
         step.row.map(v.moving_row(), active, "concat-elu")
         h_before = self.horizontal.write_place(step, h, active, h_skip, h_bias)
@@ -238,6 +246,7 @@ class Resize(nn.Module):
         super().__init__()
         self.shrink_v = ShiftedConvolution(filters, filters, 2, 1, 1, stride=2)
         self.shrink_h = ShiftedConvolution(filters, filters, 2, 1, 0, stride=2)
+        # As wide as the convolutions that shrink.
         self.grow_v = GrowingConvolution(filters, filters, 3)
         self.grow_h = GrowingConvolution(filters, filters, 2)
 
@@ -292,6 +301,7 @@ class Resize(nn.Module):
         matrix = smaller.memory.matrix(weight.flatten(1))
         bias = smaller.memory.table(self.grow_h.bias.repeat(4))
         smaller.pixel.linear(h, matrix, four.at(smaller.column), add=bias)
+        # [batch, 4 * width, filters]: the four places, one after the other.
         places = Places(four.memory.unflatten(2, (4, filters)).flatten(1, 2))
         return rows.row(parity), places.at(place)
 
@@ -302,6 +312,7 @@ class Resize(nn.Module):
         width = 2 * smaller.width
         memory = smaller.memory.zeros(2, width + 1, filters)
         bias = self.grow_v.bias.detach()
+        # [2 rows, 3 taps, inputs, outputs]
         for row, (left, here, right) in enumerate(weight):
             # An even column is reached from the place above it only, by the middle tap; an odd one
             # from that place by its right tap and from the next place by its left tap.
@@ -339,6 +350,7 @@ class PyramidStep(PixelStep):
         self.up: list[GridStep] = []
         """As :attr:`down`, on the way up; of the smallest resolution it is the same."""
         for s in range(count):
+            # Half as wide with each resolution.
             places = width >> s
             pixel = SeveralPrograms(self._pixels[s:])
             row = Program(memory.batch, (), memory.like, places)
@@ -352,16 +364,19 @@ class PyramidStep(PixelStep):
 
     def start_row(self, row: int) -> None:
         reached = self._reached(row)
+        # Down through the resolutions: each takes its row from the one before.
         for s in range(reached):
             if row:
                 self.down[s].advance.run()
             self.down[s].row.run()
+        # And up: the smallest one did both in one program.
         for s in reversed(range(reached)):
             if self.up[s] is not self.down[s]:
                 self.up[s].row.run((row >> s) % 2)
         self.clear()
 
     def start_pixel(self, row: int, column: int) -> None:
+        # The column in each resolution; programs do not read those they do not reach.
         values = [column >> s for s in range(len(self.down))]
         for s in range(len(self.down) - 1):
             values.append(grown_index(row >> s, column >> s))
@@ -371,6 +386,7 @@ class PyramidStep(PixelStep):
     def _reached(self, place: int) -> int:
         """How many resolutions have a row (or column) that begins at ``place``."""
         for s in range(1, len(self.down)):
+            # Resolution s has a row at every 2^s-th place.
             if place % 2**s:
                 return s
         return len(self.down)

@@ -34,6 +34,7 @@ class ConvolutionBlock(nn.Module):
         self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool
     ) -> None:
         super().__init__()
+        # k x k each, with the last row moved to the left.
         self.inner = CausalKernel(channels, hidden, kernel, UNIT_GAIN)
         self.outer = CausalKernel(hidden, 2 * channels, kernel, RESIDUAL_GAIN)
         self.codes = nn.Linear(channels, 2 * channels, bias=False) if codes else None
@@ -64,6 +65,7 @@ class ConvolutionBlock(nn.Module):
     ) -> None:
         """Append the block for a place ``x [batch, channels]``; ``out`` may be ``x``."""
         inner = self.inner.start(step)
+        # What rows above and the class add to the gate, for a whole row.
         outer = self.outer.start(step, bias)
         if self.codes is not None:
             assert codes is not None
@@ -72,6 +74,7 @@ class ConvolutionBlock(nn.Module):
             step.row.linear(features, weight, outer.sums.row, add=outer.sums.row)
         step.pixel.map(x, inner.input.at(step.column), "elu")
         inner.write_place(outer.input.at(step.column), "elu")
+        # x + a * sigmoid(b)
         outer.write_place(out, "glu", residual=x)
 
 
@@ -164,6 +167,7 @@ class AttentionBlock(nn.Module):
             pixels: embedded pixels, of the shape of ``x``.
             places: rows and columns, ``[batch, height, width, 2]``.
         """
+        # [batch, height, width, channels / 2]
         queries = self.query(self.query_block(torch.cat([x, places], dim=-1)))
         content = self.key_block(torch.cat([pixels, x, places], dim=-1))
         keys, values = self.keys_values(content).chunk(2, dim=-1)

@@ -44,6 +44,7 @@ def rotations(height: int, width: int, size: int) -> torch.Tensor:
             "change width or heads"
         )
     pairs = size // 4
+    # In float64: angles of far places lose digits otherwise.
     speeds = BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     rows = torch.arange(height, dtype=torch.float64)[:, None, None] * speeds
     columns = torch.arange(width, dtype=torch.float64)[:, None] * speeds
@@ -63,6 +64,7 @@ def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     A row of zeros for the turns gives zeros.
     """
     wide = _widened(x)
+    # (a, b) to (b, a) in every pair: the sines multiply the partner.
     swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(wide * turns[..., 0, :], swapped, turns[..., 1, :]).to(x.dtype)
 

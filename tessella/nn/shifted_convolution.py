@@ -55,6 +55,7 @@ class Normed(nn.Module):
 
     def weight(self) -> torch.Tensor:
         """``[outputs, *inputs]``."""
+        # One length for each output, over all that it sees.
         lengths = torch.linalg.vector_norm(self.direction.flatten(1), dim=1)
         return self.direction * (self.gain / lengths.view_as(self.gain))
 
@@ -152,6 +153,7 @@ class ShiftedConvolution(RowConvolution):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, height, width, inputs]`` to
         ``[batch, height / stride, width / stride, outputs]``."""
+        # F.pad counts from the last dimension: features, columns, rows.
         padded = F.pad(x, (0, 0, self.left, self.right, self.rows - 1, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.weight(), self.bias, self.stride).movedim(1, -1)
 
@@ -184,8 +186,10 @@ class CausalKernel(RowConvolution):
         weight = self.weight()
         before = self.kernel - 1
         side = self.kernel // 2
+        # Of the rows above, the last one is a row up: it never sees its own row.
         rows_above = F.pad(x[:, :-1], (0, 0, side, side, before, 0)).movedim(-1, 1)
         this_row = F.pad(x, (0, 0, before, 0)).movedim(-1, 1)
+        # The kernel's last row has other columns than the rows above, so it is a convolution apart.
         above = F.conv2d(rows_above, weight[:, :, :-1])
         here = F.conv2d(this_row, weight[:, :, -1:], self.bias)
         return (above + here).movedim(1, -1)
@@ -212,6 +216,7 @@ class SteppedConvolution:
         sums: Places | None,
     ) -> None:
         outputs, inputs, rows, _ = layer.direction.shape
+        # Margins for the wider of both windows.
         left = max(layer.above[0], layer.here[0])
         right = max(layer.above[1], layer.here[1])
         memory = step.memory.zeros(rows, left + step.width + right + margin, inputs)
@@ -233,6 +238,7 @@ class SteppedConvolution:
             return
         self.sums = into.places(outputs)
         """What bias and rows above add to the outputs of this row."""
+        # [batch, 1, outputs]: one row of biases for all places.
         total = layer.bias.expand(len(memory), 1, -1)
         if bias is not None:
             total = total + bias[:, None]
@@ -245,10 +251,13 @@ class SteppedConvolution:
         added: Operand = bias
         for row, weight in zip(history, weights, strict=True):
             matrix = self._into.memory.matrix(weight)
+            # [batch, width / stride, taps * inputs], a view.
             windows = row.windows(left, right, self._layer.stride)
             self._into.row.linear(windows, matrix, self.sums.row, add=added)
+            # The first product adds to the bias, each further one to the sums so far.
             added = self.sums.row
         if not history:
+            # A convolution of one row has nothing above it.
             self._into.row.map(bias, self.sums.row)
 
     def write_row(
@@ -266,6 +275,7 @@ class SteppedConvolution:
         """Append the output of a place, ``[batch, outputs]``, at each pixel."""
         left, right = self._layer.here
         column = self._into.column
+        # The pixels before have filled it up to this place.
         window = self.input.window(column, left, right, self._layer.stride)
         above = self.sums.at(column)
         self._into.pixel.linear(window, self._here, out, above, activation, residual)
@@ -295,6 +305,7 @@ class GrowingConvolution(Normed):
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
         """Which sources reach a place: ``bool [sources, height, width]`` to twice the sides."""
+        # Each place gives two rows by two columns.
         rows = field.repeat_interleave(2, 1)
         wide = rows.repeat_interleave(2, 2)
         if self.taps == 3:

@@ -59,6 +59,7 @@ class Passes:
         self.kept = kept
         self.x = torch.zeros(noise.n, model.grid.symbols, dtype=torch.int64, device=model.device)
         """The forecast, then the images so far: ``[n, symbols]``."""
+        # What is known is the best forecast there is; zeros are one as good as another.
         if kept is not None:
             self.x.copy_(kept.x)
         self.final = torch.zeros(noise.n, dtype=torch.int64)
@@ -77,6 +78,7 @@ class Passes:
         while shown < grid.symbols:
             self.advance()
             mark = int(self.final.min())
+            # Symbols are shown up to a multiple of ``every``; the last ones in any case.
             if mark < grid.symbols:
                 mark = mark // every * every
             if mark > shown:
@@ -90,6 +92,7 @@ class Passes:
         grid = self.model.grid
         active = (self.final < grid.symbols).nonzero()[:, 0]
         first_row = int(self.final[active].min()) // grid.row_symbols
+        # Rows above the first that is open are never computed again.
         for row in list(self._noise_of_rows):
             if row < first_row:
                 del self._noise_of_rows[row]

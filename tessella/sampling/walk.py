@@ -69,6 +69,7 @@ class KeepKnown(Source):
         self.known_in_all: list[bool] = kept.known.all(dim=0).tolist()
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
+        # [n]; of the images that do not know this symbol it holds 0, which is not used.
         given = self.x[:, index]
         if self.known_in_all[index]:
             return given
@@ -119,6 +120,7 @@ class Steps:
         """
         if n != self.n or not self.cached:
             return False
+        # Without a condition the first state is always the same, and a copy is made faster.
         if cond is None and self._unconditional_start is not None:
             self.state.load(self._unconditional_start)
             return True
@@ -131,6 +133,7 @@ class Steps:
         it."""
         if self.guidance == 1:
             return self.model.head.symbol(self._step(previous, index))
+        # Both halves have drawn the same symbol.
         both = self.model.head.symbol(self._step(previous.repeat(2), index))
         return guided(both.table(), self.guidance)
 
@@ -161,6 +164,7 @@ def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
         raise InputError("guidance needs a class for the images (cond=)")
     without_class = model.condition(Condition(None, given.codes), n)
     assert without_class.labels is not None
+    # Codes are kept in both halves; only the class is left out.
     both = given.select(torch.arange(n).repeat(2))
     both.labels = torch.cat([given.labels, without_class.labels])
     return both

@@ -417,3 +417,14 @@ def test_a_kernel_with_another_list_is_refused(
     compiled.check_layout.cache_clear()
     with pytest.raises(ArtifactError, match="other operations or records"):
         CompiledRunner(listed)
+
+
+@pytest.mark.parametrize("symbol", [-1, 5])
+def test_a_symbol_outside_the_table_is_refused_by_every_runner(
+    run: Callable[..., None], symbol: int
+) -> None:
+    listed = program(2)
+    out = torch.zeros(2, 3, dtype=torch.float64)
+    listed.lookup(torch.tensor([0, symbol]), normal(5, 3), out)
+    with pytest.raises((InputError, IndexError)):
+        run(listed)

@@ -60,6 +60,7 @@ than it does."""
 def layout() -> str:
     """Names and fields as this module has them, in the form that the kernel exports."""
     names = [name or "identity" for name in ACTIVATIONS]
+    # The same form in layout() of program.cpp.
     return "; ".join(
         [
             "operations " + " ".join(OPERATIONS),
@@ -108,6 +109,7 @@ class CompiledRunner:
         self._run = library.tessella_run
         # Records hold addresses only: the operations keep the memory alive.
         self._operations = work.operations
+        # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
         self._records = np.zeros(len(work.operations), dtype=RECORD)
         lane_bytes = library.tessella_lane_bytes()
@@ -123,6 +125,7 @@ class CompiledRunner:
         for operation in work.operations:
             if operation.weight is not None:
                 weights += operation.weight.weight.numel()
+        # The weights are read once, and multiplied with every row.
         return 1 + weights * self._element * (1 + work.rows) // (2 * THREAD_BYTES)
 
     def run(self, values: Sequence[int]) -> None:
@@ -132,6 +135,7 @@ class CompiledRunner:
             InputError: when a symbol to be looked up is none of its table.
         """
         self._values[: len(values)] = values
+        # During the call ctypes releases the interpreter's lock, so other threads go on.
         wrong_symbol = self._run(
             self._records.ctypes.data,
             len(self._records),
@@ -155,6 +159,7 @@ def _fill(record: np.void, operation: Operation, work: Work, lane_bytes: int) ->
     record["groups"] = operation.groups
     record["epsilon"] = operation.epsilon
     if operation.weight is not None:
+        # The matrix keeps the packed weights, whose address stands in the record.
         packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
         record["weight"] = packed.data_ptr()
         record["inputs"] = operation.weight.weight.shape[0]
@@ -172,6 +177,7 @@ def _fill_operand(field: np.void, operand: Operand | None, work: Work) -> None:
     if operand is None:
         return  # the address 0 says that there is none
     start = operand.start if isinstance(operand, Moving) else operand
+    # Vectors of the result are read and written as runs.
     assert start.shape[-1] == 1 or start.stride(-1) == 1
     field["address"] = start.data_ptr()
     field["image_stride"], field["place_stride"] = _strides(start, bool(work.places))
@@ -184,8 +190,10 @@ def _strides(start: torch.Tensor, over_places: bool) -> tuple[int, int]:
     """From image to image and from place to place; 0 along a dimension that all share."""
     strides = []
     for size, stride in zip(start.shape[:-1], start.stride()[:-1], strict=True):
+        # A dimension of one image or place is shared by all, whatever its stride says.
         strides.append(0 if size == 1 else stride)
     if over_places:
+        # [batch, places, size], [places, size] for all images, or [size] for all.
         image, place = ([0, 0, *strides])[-2:]
         return image, place
     # Keys and values are [batch, places, size] here: the kernel knows that places are neighbours.

@@ -45,9 +45,8 @@ class Moving:
 
     def first(self, size: int) -> Moving:
         """The first ``size`` numbers of each vector."""
+        # Shorter vectors begin where the whole ones do, so they move alike.
         return Moving(self.start[..., :size], self.variable, self.step)
-
-    upto = first
 
 
 Operand = torch.Tensor | Moving
@@ -88,6 +87,7 @@ class Places:
 
     def moving_row(self) -> Operand:
         """As :attr:`row`, of a row that may move."""
+        # The row where the variable is 0.
         row = replace(self, variable="").row
         if not self.variable:
             return row
@@ -104,10 +104,13 @@ class Places:
         ``right=-1`` leaves out the place itself.
         """
         assert not self.variable
+        # The first place of the window at column 0, counted from the start of the memory.
         first = self.margin - left
         count = left + 1 + right
+        # A window that reaches beyond the margin would read another image's places.
         assert first >= 0
         assert count == 1 or self._are_neighbours()
+        # [batch, count * size], a view: the places of a window are one run of memory.
         start = self.memory[:, first : first + count].flatten(1)
         return Moving(start, variable, every * self.memory.stride(1))
 
@@ -157,6 +160,7 @@ class Plane:
 
     def row(self, variable: str) -> Places:
         """The row of that number."""
+        # From the end, as a map for all images has no dimension for them.
         step = self.memory.stride(-3)
         return Places(self.memory.select(-3, 0), 0, self.count, variable, step)
 

@@ -35,6 +35,7 @@ class Matrix:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
         self._by_inputs: torch.Tensor | None = None
+        # Keyed by paired and lane_bytes: a matrix may serve operations of both kinds.
         self._packed: dict[tuple[bool, int], torch.Tensor] = {}
 
     def by_inputs(self) -> torch.Tensor:
@@ -63,12 +64,15 @@ class Matrix:
             # Each [inputs, panels, lanes], then [inputs, panels, 2, lanes].
             panels = torch.stack([_split(a, lanes), _split(b, lanes)], dim=2)
         else:
+            # [inputs, panels, 2, lanes]
             panels = _split(self.weight, 2 * lanes).unflatten(2, (2, lanes))
+        # A panel is read from its first input to its last: its numbers become neighbours.
         return panels.transpose(0, 1).contiguous()
 
 
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
     """``[inputs, outputs]`` to ``[inputs, parts, size]``, with zeros after the last output."""
+    # The kernel computes whole panels, and stores only the outputs that are there.
     missing = -weight.shape[1] % size
     padded = F.pad(weight, (0, missing)) if missing else weight
     return padded.unflatten(1, (-1, size))
@@ -100,6 +104,7 @@ class Operation:
     @property
     def size(self) -> int:
         """Length of a vector of the result; of ``concat-elu``, of either half."""
+        # Moving does not change the shape.
         out = self.out.start if isinstance(self.out, Moving) else self.out
         if self.activation == "concat-elu":
             return out.shape[-1] // 2

@@ -37,8 +37,6 @@ __all__ = [
     "Program",
     "SeveralPrograms",
     "Vectors",
-    "along",
-    "windows",
 ]
 
 
@@ -48,10 +46,6 @@ class OperationWriter(ABC):
     @abstractmethod
     def append(self, operation: Operation) -> None:
         """Append one operation."""
-
-    def room(self, size: int) -> torch.Tensor:
-        """The former name of :meth:`zeros`."""
-        return self.zeros(size)
 
     @abstractmethod
     def zeros(self, size: int) -> torch.Tensor:
@@ -70,9 +64,6 @@ class OperationWriter(ABC):
         add: Operand | None = None,
         activation: str = "",
         residual: Operand | None = None,
-        *,
-        plus: Operand | None = None,
-        then: str = "",
     ) -> None:
         """``out = activation(x @ weight + add) + residual``.
 
@@ -80,11 +71,10 @@ class OperationWriter(ABC):
         ``tanh(a) * sigmoid(b)``, ``glu`` ``a * sigmoid(b)``, ``swiglu`` ``silu(a) * b``, half as
         wide; ``residual`` goes with these three only. Without an activation ``add`` may be ``out``.
         """
-        add = plus if add is None else add
-        activation = activation or then
         assert activation in ACTIVATIONS
         assert residual is None or activation in PAIRED
         self.append(
+            # y holds what is added before the activation, z what is added after it.
             Operation("linear", out, x, add, residual, activation=activation, weight=weight)
         )
 
@@ -135,6 +125,7 @@ class OperationWriter(ABC):
 
     def lookup(self, symbols: torch.Tensor, table: torch.Tensor, out: Operand) -> None:
         """``out += table[symbols]`` with ``table [levels, size]`` and ``symbols int64 [batch]``."""
+        # Symbols are checked when the program runs: those of a walk are not known before.
         self.append(Operation("lookup", out, symbols, table))
 
     def cell(self, gates: Operand, cells: Operand, out: Operand) -> None:
@@ -167,6 +158,7 @@ class Program(OperationWriter, Work):
         self._runner: Runner | None = None
 
     def append(self, operation: Operation) -> None:
+        # A runner has laid out the operations that it knows.
         assert self._runner is None, "a program that has run is complete"
         self.operations.append(operation)
 
@@ -177,9 +169,11 @@ class Program(OperationWriter, Work):
 
     def run(self, *values: int) -> None:
         """Do all operations at a place: a value for each variable."""
+        # A family without work for rows has an empty program for them.
         if not self.operations:
             return
         if self._runner is None:
+            # Only now are all operations known, and where they can run fastest.
             self._runner = create_runner(self)
         self._runner.run(values)
 
@@ -202,16 +196,3 @@ class SeveralPrograms(OperationWriter):
 
     def zeros(self, size: int) -> torch.Tensor:
         return self.programs[0].zeros(size)
-
-
-def along(memory: torch.Tensor, by: str, first: int = 0, every: int = 1, count: int = 1) -> Moving:
-    """The former spelling of :meth:`Places.window`."""
-    return Places(memory, first).window(by, right=count - 1, every=every)
-
-
-def windows(memory: torch.Tensor, count: int, first: int = 0, every: int = 1) -> torch.Tensor:
-    """The former spelling of :meth:`Places.windows`."""
-    places = memory.shape[1] - first - count + 1
-    found = Places(memory, first, places).windows(0, count - 1, every)
-    assert isinstance(found, torch.Tensor)
-    return found

@@ -31,8 +31,10 @@ class Runner(Protocol):
 
 def create_runner(work: Work) -> Runner:
     """The fastest runner for the program's device and type."""
+    # On a GPU, launching operations one by one costs more than computing them.
     if work.like.device.type == "cuda":
         return IndexedRunner(work)
+    # The kernel computes in these two types only.
     compiles = work.like.dtype in (torch.float32, torch.float64)
     if work.like.device.type == "cpu" and compiles and kernel.available():
         return CompiledRunner(work)
@@ -47,12 +49,14 @@ class TorchRunner:
     """
 
     def __init__(self, work: Work) -> None:
+        # Takes all memory now, so that running at a place takes none.
         prepare(work)
         self._variables = work.variables
         self._operations = work.operations
 
     def run(self, values: Sequence[int]) -> None:
         """All operations, for the values of the variables."""
+        # The value of each variable at this place.
         where = dict(zip(self._variables, values, strict=True))
         for operation in self._operations:
             out, x, y, z = (_at(operand, where) for operand in operation.operands)
@@ -103,12 +107,14 @@ class IndexedRunner:
 
     def run(self, values: Sequence[int]) -> None:
         """All operations, for the values of the variables."""
+        # Values go to the device as kernel arguments; a copy from the host would wait for it.
         for i in self._used:
             self._values[i].fill_(values[i])
         if self._device.type != "cuda":
             self._run_all()
             return
         if self._graph is None:
+            # Capturing records the work without doing it, so the graph is replayed below as well.
             self._graph = self._capture()
         self._graph.replay()
 
@@ -184,5 +190,6 @@ def _offsets(moving: Moving) -> torch.Tensor:
     start = moving.start
     offsets = torch.tensor(int(start.storage_offset()), device=start.device)
     for size, stride in zip(start.shape, start.stride(), strict=True):
+        # One dimension of the operand after the other.
         offsets = offsets[..., None] + stride * torch.arange(size, device=start.device)
     return offsets

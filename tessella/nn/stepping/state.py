@@ -43,6 +43,7 @@ class State:
         ``int64 [m]``."""
 
         def pick(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+            # Not a view, even where the rows are a range: a step would write through it.
             return tensor.index_select(dim, rows.to(tensor.device))
 
         return self._changed(pick)
@@ -53,15 +54,18 @@ class State:
         Weights and what is derived stay, so that programs written for this state serve again.
         """
         for field in dataclasses.fields(self):
+            # Shared fields are equal already, and derived ones are made of the memory that stays.
             if field.name not in self.shared | self.derived:
                 value = _loaded(getattr(self, field.name), getattr(other, field.name))
                 setattr(self, field.name, value)
 
     def _changed(self: AnyState, change: Change) -> AnyState:
         """A copy with every tensor of the batch changed."""
+        # Everything shared stays shared; the other fields follow.
         changed = copy.copy(self)
         for field in dataclasses.fields(self):
             if field.name in self.derived:
+                # Programs work on the memory of the state they were written for.
                 setattr(changed, field.name, None)
             elif field.name not in self.shared:
                 dim = self.batch_dims.get(field.name, 0)
@@ -95,6 +99,7 @@ def _loaded(mine: object, other: object) -> object:
     if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor):
         assert mine.shape == other.shape, "a program reads and writes the memory of its state"
         return mine.copy_(other)
+    # Element by element, so that programs find each tensor where it was.
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         return [_loaded(*pair) for pair in zip(mine, other, strict=True)]
     return _change_tensors(other, _clone, 0)

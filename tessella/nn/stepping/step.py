@@ -55,6 +55,7 @@ class MemoryAllocator:
         self.batch = batch
         self.like = like
         self._memory = memory
+        # How far each list has been handed out in this writing.
         self._tensors = 0
         self._matrices = 0
         self._tables = 0
@@ -70,6 +71,8 @@ class MemoryAllocator:
         memory, and the programs stay.
         """
         tensors = self._memory.tensors
+        # At the end of the list this is the first writing: the memory is new. Otherwise it is a
+        # copy's, and its values must stay.
         if self._tensors == len(tensors):
             tensors.append(value.detach().clone())
         tensor = tensors[self._tensors]
@@ -79,6 +82,7 @@ class MemoryAllocator:
 
     def matrix(self, weight: torch.Tensor | Matrix) -> Matrix:
         """Weights ``[inputs, outputs]`` for a program, shared with all copies of the state."""
+        # A matrix keeps what the kernel packs, so that copies of a state pack nothing again.
         given = weight if isinstance(weight, Matrix) else Matrix(weight)
         matrices = self._memory.matrices
         if self._matrices == len(matrices):
@@ -156,6 +160,7 @@ class GridStep(PixelStep):
         super().__init__(memory)
         self.width = width
         self.column = column
+        # Over all places of a row, like the row's own program.
         self.advance = advance or Program(memory.batch, (), memory.like, width)
         self.row = row or Program(memory.batch, ("row",), memory.like, width)
         self.pixel = pixel or Program(memory.batch, self.PIXEL_VARIABLES, memory.like)
@@ -163,17 +168,21 @@ class GridStep(PixelStep):
     def places(self, size: int, left: int = 0, right: int = 0) -> Places:
         """Memory of the state for a row, zero before the walk, with margins of ``left`` and
         ``right`` places."""
+        # Margins are never written to, so they stay zero.
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)
 
     def start_row(self, row: int) -> None:
+        # Above the first row there is nothing to take in.
         if row:
             self.advance.run()
+        # Reads the pixels of the complete row, which are cleared only after it.
         self.row.run(row)
         self.clear()
 
     def start_pixel(self, row: int, column: int) -> None:
         assert isinstance(self.pixel, Program)
         position = row * self.width + column
+        # A model that asks for the pixel before keeps the last one of a row behind the row.
         previous = column - 1 if column else self.width
         self.pixel.run(column, position, position + 1, previous)

@@ -35,6 +35,7 @@ def prepare(work: Work) -> None:
         weight = operation.weight.weight
         inputs, outputs = weight.shape
         if work.like.device.type == "cpu" and goes_in_halves(work.rows, weight):
+            # A single vector times a wide matrix goes fastest by halves of the inputs.
             by_inputs = work.rows == 1 and outputs > inputs and inputs % 2 == 0
             operation.halved = operation.weight.by_inputs() if by_inputs else weight
         # The result of a product over a row may lie in pieces, which torch cannot multiply into.
@@ -94,10 +95,12 @@ def activate(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values 
     elif name == "relu":
         torch.clamp(sums, min=0, out=out)
     elif name == "silu":
+        # x * sigmoid(x); sums must not be overwritten before both are read.
         torch.mul(sums, sums.sigmoid(), out=out)
     elif name == "elu":
         out.copy_(F.elu(sums, inplace=True))
     elif name == "concat-elu":
+        # elu(x) and elu(-x) side by side, in one call for both.
         positive, negative = out.chunk(2, dim=-1)
         torch.neg(sums, out=negative)
         positive.copy_(sums)
@@ -107,6 +110,7 @@ def activate(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values 
 
 
 def _activate_pairs(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values) -> None:
+    # Views of the sums, which are spent here.
     a, b = sums.chunk(2, dim=-1)
     if name == "gate" and sums.numel() > SMALL_RESULT:
         # tanh(x) = 2 sigmoid(2 x) - 1: one call for both halves, four times faster on a CPU.
@@ -140,6 +144,7 @@ def _linear(
         else:
             torch.add(multiply_in_halves(x, operation.halved), y, out=sums)
     else:
+        # [batch * places, inputs]; overlapping windows are copied here.
         flat = x.reshape(-1, x.shape[-1])
         if operation.halved is None:
             torch.mm(flat, weight, out=sums)
@@ -182,6 +187,7 @@ def _rotate(
     operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
 ) -> None:
     assert y is not None
+    # [batch, heads, size], turned by [2, size].
     heads = x.unflatten(1, (operation.heads, -1))
     out.copy_(rotate(heads, y.view(2, -1)).flatten(1))
 
@@ -216,7 +222,8 @@ def _lookup(
     operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
 ) -> None:
     assert y is not None
-    out += y[x]
+    # Unlike y[x] it refuses negative symbols too, with an IndexError.
+    out += F.embedding(x, y)
 
 
 def _cell(
