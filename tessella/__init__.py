@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tessella.data import SOURCES, Source, register_source
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
-    from tessella.heads import HEADS, register_head
+    from tessella.heads import HEADS, Head, register_head
     from tessella.models import (
         MODELS,
         DensityModel,
@@ -26,12 +26,19 @@ if TYPE_CHECKING:
         create_prior,
         register_model,
     )
+    from tessella.models.condition import UNCONDITIONAL
+    from tessella.nn.stepping.state import State
     from tessella.pipeline import Generator, load
     from tessella.registry import load_plugin
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
-    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
-    from tessella.tokenizers.quantizers import QUANTIZERS, create_quantizer
+    from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer, register_tokenizer
+    from tessella.tokenizers.quantizers import (
+        QUANTIZERS,
+        Quantizer,
+        create_quantizer,
+        register_quantizer,
+    )
     from tessella.training import train
     from tessella.vae import VAE, create_vae
 
@@ -44,7 +51,10 @@ _HOMES = {
     "register_source": "data",
     "Grid": "grid",
     "HEADS": "heads",
+    "Head": "heads",
     "register_head": "heads",
+    "State": "nn.stepping.state",
+    "UNCONDITIONAL": "models.condition",
     "MODELS": "models",
     "DensityModel": "models",
     "Hierarchy": "models",
@@ -58,8 +68,11 @@ _HOMES = {
     "TOKENIZERS": "tokenizers",
     "Tokenizer": "tokenizers",
     "create_tokenizer": "tokenizers",
+    "register_tokenizer": "tokenizers",
     "QUANTIZERS": "tokenizers.quantizers",
+    "Quantizer": "tokenizers.quantizers",
     "create_quantizer": "tokenizers.quantizers",
+    "register_quantizer": "tokenizers.quantizers",
     "VAE": "vae",
     "create_vae": "vae",
     "CodeSet": "storage.code_store",
@@ -104,11 +117,14 @@ __all__ += [
     "open_codes",
     "register_head",
     "register_model",
+    "register_quantizer",
+    "register_tokenizer",
     "replay",
     "sample",
     "stream",
 ]
 __all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
+__all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,13 +59,17 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{nearest(name, names) or '.'} Known: {', '.join(names)}"
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str], likeness: float = 0.6) -> str:
     """The words that offer the nearest of some names; empty where none is near.
+
+    Args:
+        likeness: least share of letters in common, 0..1.
 
     >>> nearest("sampel", ["train", "sample"])
     "; did you mean 'sample'?"
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+    # Close enough to be a slip of the fingers, or nothing.
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=likeness)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

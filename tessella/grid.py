@@ -79,6 +79,7 @@ class Grid:
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Row, column and channel of symbol ``index`` of the sequence."""
+        # Channels change fastest, then columns, then rows.
         pixel, channel = divmod(index, self.channels)
         row, column = divmod(pixel, self.width)
         return row, column, channel
@@ -141,6 +142,7 @@ def to_tensor(name: str, value: object) -> torch.Tensor:
     import numpy as np
     import torch
 
+    # A tensor of any type and device stays as it is.
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):

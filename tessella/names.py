@@ -171,13 +171,30 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
             if node.args.kwarg is not None:
                 return None  # **options: the names are not told here
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            return frozenset(argument.arg for argument in every) - FROM_DATA
+            names: set[str] = set()
+            for argument in every:
+                if argument.arg in FROM_DATA:
+                    continue
+                # The fields of an object of options are given as sizes of their own.
+                names |= _fields(argument.annotation, bodies) or {argument.arg}
+            return frozenset(names)
     # No constructor here: the first base class in the folder has it.
     for base in body.bases:
         inherited = bodies.get(base.id) if isinstance(base, ast.Name) else None
         if inherited is not None:
             return _parameters(inherited, bodies)
     return None
+
+
+def _fields(annotation: ast.expr | None, bodies: Mapping[str, ast.ClassDef]) -> set[str]:
+    """Fields of the class that an annotation names; empty where it names none of the folder."""
+    fields: set[str] = set()
+    for node in ast.walk(annotation) if annotation is not None else ():
+        if isinstance(node, ast.Name) and node.id in bodies:
+            for item in bodies[node.id].body:
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    fields.add(item.target.id)
+    return fields
 
 
 def _registered(kind: str, name: str) -> bool:

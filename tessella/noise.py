@@ -75,14 +75,14 @@ class Noise:
     def _fill(self, start: int) -> None:
         """Make the numbers of ``span`` symbols, from symbol ``start`` on."""
         count = min(self._span, self.grid.symbols - start)
-        words = np.empty((self.n, count * self._stride), dtype=np.uint64)
+        drawn = np.empty((self.n, count * self._stride), dtype=np.uint64)
         counter = start * self._stride // BLOCK_WORDS
         for image in range(self.n):
             key = self._part + self.seed + image
-            words[image] = np.random.Philox(key=key, counter=counter).random_raw(words.shape[1])
-        # [n, words] -> [symbols, n, levels]
-        words = words.reshape(self.n, count, self._stride)
-        words = words[:, :, : self.grid.levels].swapaxes(0, 1)
+            drawn[image] = np.random.Philox(key=key, counter=counter).random_raw(drawn.shape[1])
+        # [n, words] -> [symbols, n, levels]; the words that round a symbol up are dropped.
+        by_symbol = drawn.reshape(self.n, count, self._stride).swapaxes(0, 1)
+        words = by_symbol[:, :, : self.grid.levels]
         # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0,
         # never 1.
         cells = torch.from_numpy((words >> np.uint64(12)).view(np.int64))

@@ -92,7 +92,7 @@ class Registry(Mapping[str, Entry]):
         """
         try:
             return self[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list, say, cannot be looked up
             message = unknown(self.kind, name, self._entries)
             for plugin, problem in _installed.items():
                 if problem:
@@ -120,8 +120,9 @@ class Registry(Mapping[str, Entry]):
                 f"got {entry!r}"
             )
         if inspect.isabstract(entry):
-            missing = ", ".join(sorted(entry.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(entry, "__abstractmethods__", ())))
             raise ConfigError(f"{self.kind} {name!r} must define {missing} before it is registered")
+        # Reading the entry directly: looking up would load plugins, one of which this may be.
         known = self._entries.get(name)
         if known is not None and _place(known) != _place(entry):
             raise ConfigError(

@@ -21,10 +21,11 @@ from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2, Grid
 from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
+from tessella.tokenizers.construction import construct
 from tessella.tokenizers.identity import IdentityTokenizer
 from tessella.tokenizers.likelihood import START, discretized_logistic
 from tessella.tokenizers.reconstruction import pad_images
-from tessella.tokenizers.tokenizer import check_images, construct, evaluating, images_at_once
+from tessella.tokenizers.tokenizer import check_images, evaluating, images_at_once
 
 SAMPLES = 16
 """Samples of the latents of each image in a bound, unless told otherwise."""

@@ -14,9 +14,10 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -25,6 +26,9 @@ T = TypeVar("T")
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]
 COUNTER = tyro.conf.UseCounterAction[int].__metadata__[0]  # type: ignore[attr-defined]
 """What tyro leaves in the annotation of a positional word, and of a switch without a value."""
+
+OPTIONAL = object()
+"""The note of a flag that is None unless it is given."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,32 @@ def flags(verb: type | object) -> Iterator[Flag]:
     cls = verb if isinstance(verb, type) else type(verb)
     hints = get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        notes: tuple[object, ...] = ()
-        while get_origin(hint) is Annotated:
-            notes += hint.__metadata__
-            hint = hint.__origin__
+        hint, notes = unwrapped(hints[field.name])
         value = None if instance is None else getattr(instance, field.name)
         if dataclasses.is_dataclass(hint):
             yield from flags(hint if instance is None else value)  # type: ignore[arg-type]
         else:
             yield Flag("--" + field.name.replace("_", "-"), hint, notes, value)
+
+
+def unwrapped(hint: Any) -> tuple[Any, tuple[object, ...]]:
+    """Take an annotation apart.
+
+    Returns:
+        The type, without ``Annotated`` and without the None of an optional one, and its notes.
+    """
+    notes: tuple[object, ...] = ()
+    while True:
+        if get_origin(hint) is Annotated:
+            notes += hint.__metadata__
+            hint = hint.__origin__
+            continue
+        options = [option for option in get_args(hint) if option is not types.NoneType]
+        is_optional = get_origin(hint) in (Union, types.UnionType) and len(options) == 1
+        if not is_optional:
+            return hint, notes
+        hint = options[0]
+        notes += (OPTIONAL,)
 
 
 def sets_fields_of(config: type, **narrowed: Any) -> Callable[[type[T]], type[T]]:

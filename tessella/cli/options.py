@@ -298,17 +298,18 @@ class Check(Common):
     """Test what a registered class promises: a line for each contract, and status 1 if one fails.
     Of a directory of codes: whether every shard is what was written.
 
-    $ tessella check gated-pixelcnn
+    $ tessella check gated-pixelcnn layers=1 hidden=8
     $ tessella check mine --plugin mine.py
+    $ tessella check mine:images/ --plugin mine.py
     $ tessella check codes/train
     """
 
     name: Positional[Annotated[str, arg(metavar="NAME")]]
     """A density model, head, tokenizer, quantizer or data source, or a directory of codes."""
+    overrides: Positional[Overrides] = ()
+    """Arguments of its class, as key=value; small sizes make the check fast."""
     kind: Literal["", "model", "head", "tokenizer", "quantizer", "source"] = ""
     """What it is, where the name stands for several things."""
-    data: str = ""
-    """The whole data source to check, as for train, where the source needs a path: mine:PATH."""
 
 
 VERBS: dict[str, type[Common]] = {

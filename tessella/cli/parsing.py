@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import io
 import re
-import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
-from tessella.cli.flags import Flag, flags
+from tessella.cli.flags import OPTIONAL, Flag, flags
 from tessella.cli.options import VERBS, Common
 from tessella.errors import InputError, nearest
 
@@ -105,14 +104,12 @@ def _check_words(verb: str, words: list[str]) -> None:
 def _check_value(flag: Flag, value: str) -> None:
     """Refuse a word that is no value of its flag."""
     hint = flag.hint
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (option for option in get_args(hint) if option is not types.NoneType)
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint) if choice]
         if value not in choices:
             raise InputError(
                 f"{flag.name} must be one of {', '.join(choices)}, got {value!r}"
-                f"{nearest(value, choices)}"
+                f"{nearest(value, choices, likeness=0.7)}"
             )
     if hint in (int, float):
         try:
@@ -124,9 +121,7 @@ def _check_value(flag: Flag, value: str) -> None:
 
 def _takes_any_number(flag: Flag) -> bool:
     """Whether a flag takes none, one or several words, such as ``--report``."""
-    return tuple in {get_origin(option) for option in (flag.hint, *get_args(flag.hint))} and (
-        get_origin(flag.hint) is not tuple
-    )
+    return get_origin(flag.hint) is tuple and OPTIONAL in flag.notes
 
 
 def _options_first(verb: str, words: list[str]) -> list[str]:
@@ -152,18 +147,24 @@ def _options_first(verb: str, words: list[str]) -> list[str]:
 
 def _without_box(printed: str, verb: str) -> str:
     """What tyro says of a mistake, without the box, its title and the pointer to the help."""
-    lines = []
+    sections: list[list[str]] = [[]]
     for line in printed.splitlines():
+        text = line.strip(" │")
+        is_rule = re.fullmatch(r"[─-]{8,}", text)
         if line.startswith(("╭", "╰")):
-            continue  # borders; the upper one repeats the beginning of the message
-        lines.append(re.sub(r"[\u2500-\u257f]+", " ", line))
-    text = " ".join(" ".join(lines).split())
-    text = re.sub(r"For full helptext.*", "", text).strip()
-    missing = re.match(rf"Missing from tessella {verb}: (\S+) (.*?) \(required\)", text)
+            continue  # borders, of which the upper one holds the title
+        if is_rule:
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    if "╭" not in printed:
+        sections = sections[1:]  # where the terminal has no such characters, the title is a line
+    text = " ".join(" ".join(sections[0]).split()) if sections else printed
+    missing = re.match(rf"Missing from tessella {verb}: (\S+) (.*?)\.? \(required\)", text)
+    unexpected = re.match(r"Unrecognized options: (.*)", text)
     if missing:
         text = f"{verb} needs {missing[1]}: {missing[2]}"
-    unexpected = re.match(r"Unrecognized options: (.*)", text)
-    if unexpected:
+    elif unexpected:
         text = f"{verb} takes no further words, got {unexpected[1]}"
     text = re.sub(r"^Error parsing \S+: ", "", text).rstrip(".")
     return f"{text} (see tessella {verb} --help)"

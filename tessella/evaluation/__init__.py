@@ -2,9 +2,9 @@
 was measured on.
 
 Everything is first measured of each image (:class:`Measured`), by any number of processes, each
-image exactly once; the figures, the table of images and the comparison of two models are all made
-of that. Standard errors are the standard deviation over images (n - 1) divided by the square root
-of their number.
+image exactly once. The figures, the table of images and the comparison of two models are all made
+of these numbers. Standard errors are the standard deviation over images (n - 1) divided by the
+square root of their number.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tessella.errors import InputError
-from tessella.evaluation.bounds import bound_figures
+from tessella.errors import InputError, check_integer
+from tessella.evaluation.aspect import Measured
+from tessella.evaluation.bounds import pixel_bounds
 from tessella.evaluation.comparison import check_comparable, compare
-from tessella.evaluation.figures import bit_figures, reconstruction_figures
 from tessella.evaluation.image_source import (
     as_scored,
+    check_fit,
     data_config,
     images_of,
     overlap_with,
     save_seen,
+    steps_of,
     trained_on,
     with_classes_of,
 )
-from tessella.evaluation.measurement import Evaluation, Measured, measure, per_image
+from tessella.evaluation.measurement import Evaluation, aspects_of, measure, per_image
 from tessella.models import DensityModel
-from tessella.pipeline import Generator, fingerprint, load, locate, pixel_generator
-from tessella.tokenizers import Tokenizer, codebook_health
-from tessella.vae import VAE
+from tessella.pipeline import (
+    SavedModel,
+    ScoresImages,
+    class_count,
+    fingerprint,
+    load_saved,
+    locate,
+    pixel_generator,
+)
 
 __all__ = [
     "Evaluation",
@@ -38,6 +46,7 @@ __all__ = [
     "as_scored",
     "assess",
     "check_comparable",
+    "check_fit",
     "compare",
     "data_config",
     "evaluate",
@@ -48,11 +57,11 @@ __all__ = [
 ]
 
 BATCH = 64
-"""Images scored at a time unless told otherwise."""
+"""Images scored at a time unless another number is given."""
 
 
 def evaluate(
-    run: Path | str | Generator | DensityModel | Tokenizer | VAE,
+    run: Path | str | SavedModel | DensityModel,
     images: Any = None,
     labels: Any = None,
     batch: int = BATCH,
@@ -77,14 +86,15 @@ def evaluate(
         image at the model's levels), ``bits_per_dim_se``, ``nats_per_image``,
         ``nats_per_image_se``, ``images``, and ``baseline_bits_per_dim`` of independent pixels where
         the run keeps them. Of a tokenizer: ``psnr_db``, ``ssim``, ``mse`` (0..255 squared), their
-        standard errors, ``codebook_used``, ``code_perplexity``, what
-        :func:`tessella.tokenizers.codebook_health.report` tells of the codes, ``diagnosis`` among
-        it. Of a two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image``
-        and ``bits_per_image_dim`` tell the same cost by image. Of a VAE, and of a two-stage model
-        whose tokenizer has a likelihood, ``bound_bits_per_dim``, see
-        :mod:`tessella.evaluation.bounds`. ``weights`` says which model, ``data`` which images, and
-        ``overlap`` how many of them are, pixel for pixel or mirrored, among the images the run was
-        trained on (None where that is unknown).
+        standard errors, ``codebook_used``, ``code_perplexity``, and the report on its codes that
+        :func:`tessella.tokenizers.codebook_health.summarize` makes, with a ``diagnosis``. Of a
+        two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and
+        ``bits_per_image_dim`` are the same cost by image. Of a VAE, and of a two-stage model whose
+        tokenizer has a likelihood, ``bound_bits_per_dim``, see :mod:`tessella.evaluation.bounds`.
+        ``weights`` says which model, ``data`` which images, and ``overlap`` how many of them are,
+        pixel for pixel or mirrored, among the images the run was trained on (None where that is
+        unknown). ``condition`` says, of a model with classes, whether images were scored given
+        their class.
 
     Raises:
         InputError, DataError, ArtifactError: for images, data or a run that do not fit.
@@ -93,37 +103,47 @@ def evaluate(
 
 
 def assess(
-    run: Path | str | Generator | DensityModel | Tokenizer | VAE,
+    run: Path | str | SavedModel | DensityModel,
     images: Any = None,
     labels: Any = None,
     batch: int = BATCH,
     split: str = "test",
-    model: Generator | Tokenizer | VAE | None = None,
+    model: SavedModel | None = None,
 ) -> Evaluation:
-    """:func:`evaluate`, with the values of each image. ``model`` is that of the run, where it is
-    loaded already."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch must be a positive integer, got {batch!r}")
+    """:func:`evaluate`, with the values of each image.
+
+    Args:
+        run, images, labels, batch, split: see :func:`evaluate`.
+        model: of the run, where it is loaded already.
+    """
+    check_integer("batch", batch, least=1)
     path = locate(run) if isinstance(run, (str, Path)) else None
     if model is None:
-        given = load(run) if isinstance(run, (str, Path)) else run
-        model = pixel_generator(given) if isinstance(given, DensityModel) else given
+        model = _model_of(run)
     chosen, identity = images_of(path, images, labels, split)
     if not len(chosen):
         raise InputError("there are no images to evaluate")
-    if isinstance(model, Generator) and model.classes and labels is None:
+    check_fit(model, "the model" if path is None else run, chosen)
+    scores_classes = isinstance(model, ScoresImages) and class_count(model) > 0
+    if scores_classes and labels is None:
         chosen = with_classes_of(path, chosen)
-    conditional = isinstance(model, Generator) and model.classes > 0 and chosen.labels is not None
-    measured = measure(model, chosen.images, chosen.labels if conditional else None, batch, path)
+    classes = chosen.labels if scores_classes else None
+    measured = measure(model, chosen.images, classes, batch, path)
     figures: dict[str, Any] = {"images": len(chosen)}
-    if isinstance(model, Generator):
-        figures |= bit_figures(model, measured, conditional)
-    if measured.counts:
-        figures |= reconstruction_figures(measured)
-        assert not isinstance(model, VAE)
-        tokenizer = model.tokenizer if isinstance(model, Generator) else model
-        figures |= codebook_health.report(codebook_health.examine(tokenizer, measured.counts))
-    figures |= bound_figures(model, measured, math.prod(chosen.images.shape[1:]))
+    # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
+    steps = steps_of(path) if model.kind == "tokenizer" else None
+    for aspect in aspects_of(model, tokenizer_steps=steps):
+        figures |= aspect.figures(measured)
+    figures |= pixel_bounds(measured, math.prod(chosen.images.shape[1:]))
     seen, overlap = overlap_with(path, measured.hashes, measured.mirrored)
     figures |= {"weights": fingerprint(model), "overlap": overlap, "data": identity}
     return Evaluation(model, chosen, measured, seen, figures)
+
+
+def _model_of(run: Path | str | SavedModel | DensityModel) -> SavedModel:
+    """The model of an argument: a run, a model, or a density model on pixels."""
+    if isinstance(run, (str, Path)):
+        return load_saved(run)
+    if isinstance(run, DensityModel):
+        return pixel_generator(run)
+    return run

@@ -10,22 +10,36 @@ import torch
 from tessella.errors import InputError
 from tessella.evaluation.measurement import Evaluation, per_image
 from tessella.evaluation.metrics import standard_error
-from tessella.pipeline import Generator, fingerprint
-from tessella.tokenizers import Tokenizer
-from tessella.vae import VAE
+from tessella.pipeline import (
+    NOUNS,
+    BoundsImages,
+    SavedModel,
+    ScoresImages,
+    fingerprint,
+    learned_tokenizer,
+    pixel_levels,
+)
+
+CONDITIONS = {
+    "labels": "p(image given its class)",
+    "null class": "p(image) with the null class",
+    None: "p(image), as it has no classes",
+}
+"""Meaning of the figure ``condition``."""
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """Two models on the same images: the mean of the difference of each image, and its standard
     error.
 
-    What varies from image to image is shared by both models and cancels, so the error of the
-    difference is much smaller than that of either figure.
+    The part of a value that the image makes is shared by both models and cancels, so the error of
+    the difference is much smaller than that of either figure.
 
     Returns:
         Of ``bits_per_dim`` (per code, of two-stage models), ``psnr_db``, ``ssim``, ``mse``, those
         that both have: ``first``, ``second``, ``difference`` (first minus second) and
-        ``difference_se``. ``bits`` says why bits are left out, where they are.
+        ``difference_se``. ``bits`` says why bits are left out, where they are. ``conditions`` says
+        which probabilities were compared, where the one is given the class and the other is not.
 
     Raises:
         InputError: when the images are not the same, or the models have nothing in common that can
@@ -33,54 +47,106 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """
     if not np.array_equal(first.measured.hashes, second.measured.hashes):
         raise InputError(
-            "a comparison needs the same images in the same order: these two evaluations have others"
+            "a comparison needs the same images in the same order, and these two evaluations "
+            "have different ones"
         )
     refusal = check_comparable(first.model, second.model)
-    one, two = (per_image(part.model, part.measured) for part in (first, second))
-    left_out = {"nats", "bits"} | ({"bits_per_dim"} if refusal else set())
+    left_out = {"nats", "bits"}
+    if refusal:
+        left_out.add("bits_per_dim")
+    # Bounds are of the symbols, so models of other levels have other bits.
+    if pixel_levels(first.model) != pixel_levels(second.model):
+        left_out.add("bound_bits_per_dim")
+    ones = per_image(first.model, first.measured)
+    others = per_image(second.model, second.measured)
     result: dict[str, Any] = {"images": len(first.measured)}
-    for name in [name for name in one if name in two and name not in left_out]:
-        difference = one[name] - two[name]
-        if not bool(torch.isfinite(difference).all()):  # the PSNR of a perfect reconstruction
+    for name, values in ones.items():
+        if name not in others or name in left_out:
+            continue
+        difference = values - others[name]
+        # The PSNR of a perfect reconstruction is infinite.
+        if not bool(torch.isfinite(difference).all()):
             continue
         result[name] = {
-            "first": float(one[name].mean()),
-            "second": float(two[name].mean()),
+            "first": float(values.mean()),
+            "second": float(others[name].mean()),
             "difference": float(difference.mean()),
             "difference_se": standard_error(difference),
         }
-    return result | ({"bits": refusal} if refusal else {})
+    if refusal:
+        result["bits"] = refusal
+    conditions = _conditions(first, second)
+    if conditions and "bits_per_dim" in result:
+        result["conditions"] = conditions
+    return result
 
 
-def check_comparable(
-    first: Generator | Tokenizer | VAE, second: Generator | Tokenizer | VAE
-) -> str | None:
-    """Why the bits of two models do not compare, so that only distortion is compared; None where
-    they do.
+def check_comparable(first: SavedModel, second: SavedModel) -> str | None:
+    """Why the bits of two models do not compare, so that only distortion is compared.
+
+    Returns:
+        The reason; None where bits compare.
 
     Raises:
         InputError: when nothing of them can be compared.
     """
-    refusal = _incomparable(first, second)
-    pixels = [(m.tokenizer if isinstance(m, Generator) else m).of_pixels for m in (first, second)]
-    if refusal and any(pixels):
+    sizes = [model.image_grid for model in (first, second)]
+    if sizes[0].channels != sizes[1].channels or _fixed_sizes_differ(first, second):
+        shapes = [f"{grid.height}x{grid.width}x{grid.channels}" for grid in sizes]
+        raise InputError(
+            f"these models cannot be compared: one takes images of {shapes[0]}, the other of "
+            f"{shapes[1]}, and a comparison needs the same images"
+        )
+    if isinstance(first, ScoresImages) and isinstance(second, ScoresImages):
+        refusal = _incomparable(first, second)
+    else:
+        without = first if not isinstance(first, ScoresImages) else second
+        refusal = f"{NOUNS[without.kind]} gives no exact bits"
+    # Distortion needs reconstructions on both sides.
+    shared = set(_names(first)) & set(_names(second))
+    if refusal and not shared:
         raise InputError(f"these models cannot be compared: {refusal}")
     return refusal
 
 
-def _incomparable(
-    first: Generator | Tokenizer | VAE, second: Generator | Tokenizer | VAE
-) -> str | None:
+def _names(model: SavedModel) -> list[str]:
+    """The numbers that a model gives of an image, beside exact bits."""
+    if learned_tokenizer(model) is not None:
+        return ["distortion"]
+    return ["distortion", "bound"] if isinstance(model, BoundsImages) else []
+
+
+def _fixed_sizes_differ(first: SavedModel, second: SavedModel) -> bool:
+    """Whether both take images of one size only, and not of the same."""
+    if first.kind == "tokenizer" or second.kind == "tokenizer":
+        return False
+    return first.image_grid != second.image_grid
+
+
+def _incomparable(first: ScoresImages, second: ScoresImages) -> str | None:
     """Why the bits of two models do not measure the same thing; None where they do."""
-    if not isinstance(first, Generator) or not isinstance(second, Generator):
-        return "a tokenizer alone gives no bits"
-    if first.two_stage != second.two_stage:
+    assert isinstance(first, SavedModel)
+    assert isinstance(second, SavedModel)
+    ours = learned_tokenizer(first)
+    theirs = learned_tokenizer(second)
+    if (ours is None) != (theirs is None):
         return "one gives the bits of pixels, the other those of codes"
-    if first.two_stage and fingerprint(first.tokenizer) != fingerprint(second.tokenizer):
+    if ours is not None and theirs is not None and fingerprint(ours) != fingerprint(theirs):
         return "their tokenizers differ, and bits of different codes do not compare"
-    one, other = (
-        " and ".join(str(prior.grid) for prior in part.priors) for part in (first, second)
-    )
-    if one != other:
+    if first.grids != second.grids:
+        one = " and ".join(str(grid) for grid in first.grids)
+        other = " and ".join(str(grid) for grid in second.grids)
         return f"one models {one}, the other {other}"
     return None
+
+
+def _conditions(first: Evaluation, second: Evaluation) -> str:
+    """Which probabilities are compared, where they are not the same; else nothing."""
+    one = first.figures.get("condition")
+    other = second.figures.get("condition")
+    if (one == "labels") == (other == "labels"):
+        return ""
+    return (
+        f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class tells something "
+        "about its image, so part of the difference is the class and not the model"
+    )

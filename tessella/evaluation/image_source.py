@@ -15,14 +15,23 @@ from tessella import data, files
 from tessella.config import DataConfig, from_dict
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.image_set import ImageSet
-from tessella.errors import DataError, InputError
-from tessella.pipeline import locate, read_config
-from tessella.pipeline.run_record import read_run_record
+from tessella.errors import ArtifactError, DataError, InputError, TessellaError
+from tessella.pipeline import (
+    NOUNS,
+    SavedModel,
+    learned_tokenizer,
+    locate,
+    pixel_levels,
+    read_config,
+    read_run_record,
+)
 from tessella.tokenizers.tokenizer import check_images
 
 SHOWN = 20
-"""Places of images that were trained on, which are told with the figures; the table of images has
-them all."""
+"""Places of images that were trained on that stand with the figures; the table has them all."""
+
+CODES = "codes:"
+"""How the source of a prior begins that was trained on stored codes."""
 
 SEEN = "images.safetensors"
 """In ``baseline/`` of a run: a 64-bit hash of every training image."""
@@ -35,88 +44,135 @@ def save_seen(out: Path, hashes: np.ndarray) -> None:
         out: the run directory.
         hashes: of the training images, uint64 ``[n]``.
     """
-    files.write_tensors(
-        out / "baseline" / SEEN, {"hashes": torch.from_numpy(np.sort(hashes).view(np.int64))}
-    )
+    # The format has no unsigned 64-bit integers everywhere, so the bits travel as signed ones.
+    hashes_as_signed = torch.from_numpy(np.sort(hashes).view(np.int64))
+    files.write_tensors(out / "baseline" / SEEN, {"hashes": hashes_as_signed})
 
 
 def trained_on(run: Path | str) -> np.ndarray | None:
-    """The hashes of the images that a run was trained on, uint64 ``[n]``; None where it does not
-    say."""
+    """The hashes of the images that a run was trained on, uint64 ``[n]``.
+
+    None where the run does not say.
+    """
     path = locate(run) / "baseline" / SEEN
-    return files.read_tensors(path)["hashes"].numpy().view(np.uint64) if path.exists() else None
+    if not path.exists():
+        return None
+    hashes = files.read_tensors(path).get("hashes")
+    if hashes is None or hashes.dtype != torch.int64 or hashes.dim() != 1:
+        raise ArtifactError(f"{path} must hold one tensor of 64-bit integers, hashes")
+    return hashes.numpy().view(np.uint64)
 
 
 def overlap_with(
     run: Path | None, hashes: np.ndarray, mirrored: np.ndarray
 ) -> tuple[np.ndarray | None, dict[str, Any] | None]:
-    """Which of the images are among those that the run was trained on, bool ``[n]``, and the
-    figures of it.
+    """Which of the images are among those that the run was trained on.
 
     Args:
+        run: the run directory; None of a model that is not saved.
         hashes, mirrored: of the pixels of each image, and of its mirror image: uint64 ``[n]``.
+
+    Returns:
+        Whether each image is, bool ``[n]``, and the figures of it; None twice where the run does
+        not say.
     """
     trained = None if run is None else trained_on(run)
     if trained is None:
         return None, None
     identical = np.isin(hashes, trained)
     flipped = np.isin(mirrored, trained) & ~identical
-    first = np.flatnonzero(identical)[:SHOWN].tolist()
-    return identical, {
+    figures = {
         "identical": int(identical.sum()),
         "mirrored": int(flipped.sum()),
-        "first": first,
+        "first": np.flatnonzero(identical)[:SHOWN].tolist(),
     }
+    return identical, figures
 
 
 def images_of(
     path: Path | None, images: Any, labels: Any, split: str
 ) -> tuple[ImageSet, Mapping[str, Any]]:
-    """The images to measure on, and what they are."""
+    """The images to measure on, and their identity: what is recorded of them.
+
+    Args:
+        path: the run, whose images are read where none are given.
+        images: an array, a tensor, an image set, or None.
+        labels: class of each image, or None.
+        split: which of the run's images.
+    """
     if images is None:
         if path is None:
             raise InputError("give the images to evaluate on: evaluate(model, images)")
         images = data.load(as_scored(data_config(path)), split)
     if isinstance(images, ImageSet):
-        return (
-            images if labels is None else replace(images, labels=np.asarray(labels))
-        ), images.identity()
+        chosen = images if labels is None else replace(images, labels=np.asarray(labels))
+        return chosen, images.identity()
     if isinstance(images, StoredImages):
-        shape = {"count": len(images), "shape": list(images.shape[1:])}
-        return ImageSet(images, None if labels is None else np.asarray(labels)), {
-            **shape,
+        identity = {
+            "count": len(images),
+            "shape": list(images.shape[1:]),
             "sha256": images.sha256,
         }
+        return ImageSet(images, None if labels is None else np.asarray(labels)), identity
+    # An empty array is not refused here: it has no shape that could be wrong.
     array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     check_images(array)
     tags = None if labels is None else np.asarray(labels)
     if tags is not None and tags.shape != (len(array),):
         raise InputError(f"labels must have shape [{len(array)}], got {list(tags.shape)}")
     digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-    return ImageSet(array, tags), {
-        "count": len(array),
-        "shape": list(array.shape[1:]),
-        "sha256": digest,
-    }
+    identity = {"count": len(array), "shape": list(array.shape[1:]), "sha256": digest}
+    return ImageSet(array, tags), identity
+
+
+def check_fit(model: SavedModel, run: object, images: ImageSet, check_levels: bool = False) -> None:
+    """Check that images have the size and the channels of a model, before any work.
+
+    Args:
+        model: any model that a run can hold; a tokenizer takes images of any size.
+        run: its name, for the message.
+        images: to be measured, or completed.
+        check_levels: also refuse images that were read with another number of levels. Arrays of
+            values 0..255 are taken to the model's levels as they are encoded.
+
+    Raises:
+        InputError: naming what the model takes, what the images are, and what converts them.
+    """
+    height, width, channels = (int(side) for side in np.asarray(images.images[:1]).shape[1:])
+    wanted = model.image_grid
+    levels = pixel_levels(model)
+    takes_any_size = learned_tokenizer(model) is model
+    conversions = []
+    if not takes_any_size and (height, width) != (wanted.height, wanted.width):
+        conversions.append(f"data.size={wanted.height}x{wanted.width}")
+    if channels != wanted.channels:
+        conversions.append(f"data.channels={wanted.channels}")
+    other_levels = levels is not None and images.levels != levels
+    if conversions or (other_levels and check_levels):
+        if other_levels:
+            conversions.append(f"data.levels={levels}")
+        of_levels = "" if levels is None else f" with {levels} levels"
+        raise InputError(
+            f"{run} is {NOUNS[model.kind]} of images of {wanted.height}x{wanted.width}"
+            f"x{wanted.channels}{of_levels}, and these are {height}x{width}x{channels} with "
+            f"{images.levels} levels: add {' '.join(conversions)} to convert them as they are read"
+        )
 
 
 def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
-    """The images with their classes numbered as in the run, which are the same classes by name.
+    """The images with their classes numbered as in the run: classes of one name are the same.
 
     Raises:
         InputError: when there is a class that the run does not know.
     """
-    facts = read_run_record(path) if path is not None else {}
-    trained = (facts.get("data") or {}).get("train") or {}
-    known = trained.get("classes") or []
-    if (
-        images.labels is None
-        or not known
-        or not images.label_names
-        or list(images.label_names) == known
-    ):
+    if path is None or images.labels is None or not images.label_names:
         return images
-    if unknown := sorted(set(images.label_names) - set(known)):
+    trained = (read_run_record(path).get("data") or {}).get("train") or {}
+    known = trained.get("classes") or []
+    if not known or list(images.label_names) == known:
+        return images
+    unknown = sorted(set(images.label_names) - set(known))
+    if unknown:
         raise InputError(
             f"the run knows the classes {', '.join(known)}, not {', '.join(unknown)}: "
             "name the sub-folders as those it was trained on, or put all images into one folder"
@@ -133,18 +189,55 @@ def as_scored(config: DataConfig) -> DataConfig:
 def data_config(path: Path) -> DataConfig:
     """The data source that a run was trained on.
 
+    Of a prior that was trained on stored codes it is the source of the images that the codes were
+    made of.
+
     Raises:
         DataError: when the directory does not say.
     """
     read_config(path)
-    if not (path / "run.json").exists():
-        raise DataError(f"{path} does not say what data it was trained on: name some with --data")
     recipe = read_run_record(path).get("recipe")
-    if not recipe or not recipe.get("data"):
-        raise DataError(f"{path} was trained on arrays: name data to evaluate on with --data")
-    config = from_dict(DataConfig, recipe["data"], "data")
-    if config.source.startswith("codes:"):
+    if recipe is None:
         raise DataError(
-            f"{path} was trained on stored codes ({config.source}): name images with --data"
+            f"{path} does not say what data it was trained on: name images with --data SOURCE"
         )
+    if not recipe.get("data"):
+        raise DataError(
+            f"{path} was trained on arrays: name images to measure it on with --data SOURCE"
+        )
+    config: DataConfig = from_dict(DataConfig, recipe["data"], "data")
+    if config.source.startswith(CODES):
+        return _images_of_codes(path, config.source)
     return config
+
+
+def _images_of_codes(path: Path, source: str) -> DataConfig:
+    """The images behind the stored codes that a prior was trained on: those of its tokenizer's run.
+
+    Raises:
+        DataError: when that run is gone, or the codes are of other images.
+    """
+    record = read_run_record(path)
+    named = record["recipe"].get("prior_of") or ""
+    images = (record.get("data") or {}).get("train") or {}
+    advice = (
+        f"{path} was trained on stored codes ({source}) of the images "
+        f"{images.get('source', '')!r}: name these images with --data SOURCE"
+    )
+    try:
+        tokenizer_run = locate(named)
+        config = data_config(tokenizer_run)
+        trained = (read_run_record(tokenizer_run).get("data") or {}).get("train") or {}
+    except TessellaError as error:
+        raise DataError(advice) from error
+    # The codes may have been made of other images than the tokenizer was trained on.
+    if not images.get("sha256") or images["sha256"] != trained.get("sha256"):
+        raise DataError(advice)
+    return config
+
+
+def steps_of(run: Path | None) -> int | None:
+    """Optimizer steps that a run took; None where there is no run, or it does not say."""
+    progress = {} if run is None else read_run_record(run).get("progress") or {}
+    steps: int | None = progress.get("step")
+    return steps

@@ -1,7 +1,8 @@
 // Runs a program: operations on fixed memory, one after another, each shared by all threads.
 //
-// The operations and the layout of their records are those of tessella/nn/program.py, which also has each of them in
-// torch: the two must agree to rounding. Everything is a matrix [batch * places, size] whose rows are contiguous, with one
+// The operations are those of tessella/nn/stepping/operation.py, their records those of stepping/compiled.py, which compares
+// both with tessella_layout() below; stepping/torch_operations.py has each of them in torch, and the two must agree to
+// rounding. Everything is a matrix [batch * places, size] whose rows are contiguous, with one
 // stride from image to image and one from place to place; a matrix may move along memory with a variable of the walk (a
 // row, a column, a position). Weights come packed in panels of two vectors' width:
 // [panels, inputs, 2 * LANES], zero beyond the last output. Where an operation takes outputs in pairs (a, b), a panel holds
@@ -12,8 +13,12 @@
 #include <sched.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <string>
+#include <utility>
 #include <vector>
 
 #ifdef _OPENMP
@@ -24,19 +29,79 @@
 
 namespace {
 
-enum Code : int64_t { LINEAR, MAP, ADD, NORM, ROTATE, ATTEND, LOOKUP, CELL };
-enum Then : int64_t { KEEP, RELU, SILU, ELU, CONCAT_ELU, GATE, GLU, SWIGLU };
+// One list for the enum and for the names that are exported.
+#define OPERATIONS(X)   \
+    X(LINEAR, "linear") \
+    X(MAP, "map")       \
+    X(ADD, "add")       \
+    X(NORM, "norm")     \
+    X(ROTATE, "rotate") \
+    X(ATTEND, "attend") \
+    X(LOOKUP, "lookup") \
+    X(CELL, "cell")
+
+// Those from GATE on take outputs in pairs.
+#define ACTIVATIONS(X)          \
+    X(IDENTITY, "identity")     \
+    X(RELU, "relu")             \
+    X(SILU, "silu")             \
+    X(ELU, "elu")               \
+    X(CONCAT_ELU, "concat-elu") \
+    X(GATE, "gate")             \
+    X(GLU, "glu")               \
+    X(SWIGLU, "swiglu")
+
+#define CONSTANT(name, text) name,
+enum OperationCode : int64_t { OPERATIONS(CONSTANT) };
+enum ActivationCode : int64_t { ACTIVATIONS(CONSTANT) };
+#undef CONSTANT
 
 struct Operand {
-    int64_t address, stride, place, step, variable;  // an address, elements, elements, elements, an index or -1
+    int64_t address;       // 0 where there is none
+    int64_t image_stride;  // numbers
+    int64_t place_stride;  // numbers
+    int64_t step;          // numbers that it moves on as its variable grows by one
+    int64_t variable;      // an index, -1 for an operand that does not move
 };
 
 struct Op {
-    int64_t code, then, size, inputs, heads, groups;
-    double number;
-    int64_t weight;
+    int64_t operation, activation;
+    int64_t size;           // of a vector of the result
+    int64_t inputs;         // what a product sums over; levels of a table
+    int64_t heads, groups;
+    int64_t known;          // index of the variable that counts the places of an attention
+    double epsilon;
+    int64_t weight;         // the address of packed weights
     Operand out, x, y, z;
 };
+
+// Fields and their offsets as stepping/compiled.py writes them.
+template <typename Struct>
+std::string fields(std::initializer_list<std::pair<const char*, size_t>> offsets) {
+    std::string text;
+    for (const auto& field : offsets) text += std::string(field.first) + ":" + std::to_string(field.second) + " ";
+    return text + "bytes:" + std::to_string(sizeof(Struct));
+}
+
+std::string layout() {
+#define NAME(name, text) " " text
+#define FIELD(name) {#name, offsetof(Struct, name)}
+    std::string text = "operations" OPERATIONS(NAME) "; activations" ACTIVATIONS(NAME);
+    {
+        using Struct = Operand;
+        text += "; operand " + fields<Struct>({FIELD(address), FIELD(image_stride), FIELD(place_stride), FIELD(step),
+                                               FIELD(variable)});
+    }
+    {
+        using Struct = Op;
+        text += "; record " + fields<Struct>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs),
+                                              FIELD(heads), FIELD(groups), FIELD(known), FIELD(epsilon), FIELD(weight),
+                                              FIELD(out), FIELD(x), FIELD(y), FIELD(z)});
+    }
+#undef FIELD
+#undef NAME
+    return text;
+}
 
 constexpr int ROWS = WIDE ? 8 : 4;  // of a product, whose sums fit into the registers
 
@@ -191,7 +256,7 @@ struct Matrix {
     int64_t stride, place, places;
     Matrix(const Operand& o, const Run& run)
         : start(reinterpret_cast<T*>(o.address) + (o.variable < 0 ? 0 : run.values[o.variable] * o.step)),
-          stride(o.stride), place(o.place), places(run.places) {}
+          stride(o.image_stride), place(o.place_stride), places(run.places) {}
     T* row(int64_t r) const {
         return places == 1 ? start + r * stride : start + r / places * stride + r % places * place;
     }
@@ -203,24 +268,24 @@ template <typename T>
 inline void finish(const Op& op, int64_t o, Vector<T> a, Vector<T> b, T* out, const T* plus, const T* residual) {
     constexpr int L = Lanes<T>::count;
     const int64_t n = op.size, left = n - o;
-    if (op.then >= GATE) {
+    if (op.activation >= GATE) {
         if (plus) a += load(plus + o, left), b += load(plus + n + o, left);
         Vector<T> result = {};
-        if (op.then == GATE) result = hyperbolic(a) * sigmoid(b);
-        if (op.then == GLU) result = a * sigmoid(b);
-        if (op.then == SWIGLU) result = silu(a) * b;
+        if (op.activation == GATE) result = hyperbolic(a) * sigmoid(b);
+        if (op.activation == GLU) result = a * sigmoid(b);
+        if (op.activation == SWIGLU) result = silu(a) * b;
         if (residual) result += load(residual + o, left);
         store(out + o, result, left);
         return;
     }
     if (plus) a += load(plus + o, left), b += load(plus + o + L, left - L);
-    if (op.then == RELU) a = relu(a), b = relu(b);
-    if (op.then == SILU) a = silu(a), b = silu(b);
-    if (op.then == CONCAT_ELU) {
+    if (op.activation == RELU) a = relu(a), b = relu(b);
+    if (op.activation == SILU) a = silu(a), b = silu(b);
+    if (op.activation == CONCAT_ELU) {
         store(out + n + o, elu(-a), left);
         if (left > L) store(out + n + o + L, elu(-b), left - L);
     }
-    if (op.then == ELU || op.then == CONCAT_ELU) a = elu(a), b = elu(b);
+    if (op.activation == ELU || op.activation == CONCAT_ELU) a = elu(a), b = elu(b);
     store(out + o, a, left);
     if (left > L) store(out + o + L, b, left - L);
 }
@@ -258,7 +323,7 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
             sums[0][r][1] += from[r][k] * v;
         }
     }
-    const int64_t o = panel * (op.then >= GATE ? L : 2 * L);
+    const int64_t o = panel * (op.activation >= GATE ? L : 2 * L);
 #pragma GCC unroll 16
     for (int r = 0; r < COUNT; r++) {
         Vector<T> a = sums[0][r][0], b = sums[0][r][1];
@@ -285,7 +350,7 @@ void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Ma
 template <typename T>
 void linear(const Op& op, const Run& run, int thread, int threads) {
     const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), residual(op.z, run);
-    const int64_t width = op.then >= GATE ? Lanes<T>::count : 2 * Lanes<T>::count;
+    const int64_t width = op.activation >= GATE ? Lanes<T>::count : 2 * Lanes<T>::count;
     const int64_t panels = (op.size + width - 1) / width, tiles = (run.rows + TILE - 1) / TILE;
     if (run.rows <= BLOCK) {
         const Share share(panels * tiles, thread, threads);
@@ -309,21 +374,21 @@ template <typename T>
 void pointwise(const Op& op, const Run& run, int thread, int threads) {
     constexpr int L = Lanes<T>::count;
     const Matrix<T> out(op.out, run), x(op.x, run), y(op.y, run);
-    const bool pairs = op.then >= GATE;
+    const bool pairs = op.activation >= GATE;
     const int64_t blocks = (op.size + L - 1) / L;
     const Share share(run.rows * blocks, thread, threads);
     for (int64_t unit = share.first; unit < share.last; unit++) {
         const int64_t r = unit / blocks, o = unit % blocks * L, left = op.size - o;
         Vector<T> a = load(x.row(r) + o, left), b = {};
-        if (op.code == ADD) a += load(y.row(r) + o, left);
+        if (op.operation == ADD) a += load(y.row(r) + o, left);
         if (pairs) b = load(x.row(r) + op.size + o, left);
         if (pairs) {
             finish<T>(op, o, a, b, out.row(r), nullptr, nullptr);
         } else {
-            if (op.then == RELU) a = relu(a);
-            if (op.then == SILU) a = silu(a);
-            if (op.then == CONCAT_ELU) store(out.row(r) + op.size + o, elu(-a), left);
-            if (op.then == ELU || op.then == CONCAT_ELU) a = elu(a);
+            if (op.activation == RELU) a = relu(a);
+            if (op.activation == SILU) a = silu(a);
+            if (op.activation == CONCAT_ELU) store(out.row(r) + op.size + o, elu(-a), left);
+            if (op.activation == ELU || op.activation == CONCAT_ELU) a = elu(a);
             store(out.row(r) + o, a, left);
         }
     }
@@ -348,7 +413,7 @@ void norm(const Op& op, const Run& run, int thread, int threads) {
     const Share share(run.rows, thread, threads);
     for (int64_t r = share.first; r < share.last; r++) {
         const T* from = x.row(r);
-        const T mean = dot(from, from, op.size) / T(op.size) + T(op.number);
+        const T mean = dot(from, from, op.size) / T(op.size) + T(op.epsilon);
         const T factor = T(1) / T(__builtin_sqrt(double(mean)));
         for (int64_t i = 0; i < op.size; i++) out.row(r)[i] = from[i] * factor * scale.row(0)[i];
     }
@@ -374,12 +439,12 @@ void rotate(const Op& op, const Run& run, int thread, int threads) {
 }
 
 // Attention of one query a row (x) to the first places of keys (y) and values (z), [rows, places, groups * size]. Query
-// heads that share a group of keys and values stand together. How many places is the value of the variable in `inputs`.
+// heads that share a group of keys and values stand together. How many places is the value of the variable `known`.
 template <typename T>
 void attend(const Op& op, const Run& run, int thread, int threads) {
     constexpr int L = Lanes<T>::count;
     const Matrix<T> out(op.out, run), x(op.x, run), keys(op.y, run), contents(op.z, run);
-    const int64_t size = op.size / op.heads, places = run.values[op.inputs], apart = op.groups * size;
+    const int64_t size = op.size / op.heads, places = run.values[op.known], apart = op.groups * size;
     const int64_t sharing = op.heads / op.groups;
     const T scale = T(1) / T(__builtin_sqrt(double(size)));
     thread_local std::vector<T> room;
@@ -445,7 +510,7 @@ void cell(const Op& op, const Run& run, int thread, int threads) {
 
 template <typename T>
 void act(const Op& op, const Run& run, int thread, int threads) {
-    switch (op.code) {
+    switch (op.operation) {
         case LINEAR: return linear<T>(op, run, thread, threads);
         case MAP:
         case ADD: return pointwise<T>(op, run, thread, threads);
@@ -485,6 +550,12 @@ void all(const Op* ops, int64_t count, const Run& run, int threads) {
 extern "C" {
 
 int64_t tessella_record_bytes() { return sizeof(Op); }
+
+// The operations, activations and records of this library, for its caller to compare.
+const char* tessella_layout() {
+    static const std::string text = layout();
+    return text.c_str();
+}
 
 // Of the vectors in which weights are packed.
 int64_t tessella_lane_bytes() { return BYTES; }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from tessella.errors import ConfigError, unknown
+from tessella.errors import ConfigError, InputError, check_integer, unknown
 from tessella.grid import Grid
 from tessella.heads import HEADS, create_head
 from tessella.models.condition import Cond, Condition, Conditioning
@@ -26,12 +26,14 @@ from tessella.models.pixelcnn import PixelCNN
 from tessella.models.pixelcnn_pp import PixelCNNpp
 from tessella.models.pixelsnail import PixelSNAIL
 from tessella.models.row_lstm import RowLSTM
+from tessella.models.sizes import ModelSizes
 from tessella.models.transformer import Transformer
 from tessella.registry import Registry
 
 MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
 """Every density model that :func:`create` can build."""
 
+# The order in which tables and help show them.
 for _model in (
     Independent,
     GatedPixelCNN,
@@ -52,7 +54,7 @@ register_model = MODELS.register
 """Decorator that adds a density model from outside: ``@ts.register_model("mine")``."""
 
 Prior = DensityModel | Hierarchy
-"""What models the symbols of a tokenizer: one density model, or one for each of its grids."""
+"""A model of the symbols of a tokenizer: one density model, or one for each of its grids."""
 
 __all__ = [
     "MODELS",
@@ -60,6 +62,7 @@ __all__ = [
     "Condition",
     "DensityModel",
     "Hierarchy",
+    "ModelSizes",
     "Prior",
     "create",
     "create_prior",
@@ -76,45 +79,62 @@ def create(
     classes: int = 0,
     seed: int = 0,
     codes: Grid | None = None,
-    **sizes: Any,
+    **sizes: Unpack[ModelSizes],
 ) -> DensityModel:
     """Build a density model with fresh weights, in eval mode.
 
+    The sizes of each family, with their defaults::
+
+        independent      (none)
+        gated-pixelcnn   layers=5, hidden=64, kernel=3, dropout=0.0
+        pixelcnn         layers=5, hidden=32, last=64, dropout=0.0
+        row-lstm         layers=3, hidden=32, last=64, dropout=0.0
+        diagonal-bilstm  layers=3, hidden=32, last=64, dropout=0.0
+        pixelcnn++       blocks=1, filters=32, scales=2, embedding=16, dropout=0.0
+        pixelsnail       blocks=2, residual_blocks=2, channels=32, residual_channels=32, kernel=3,
+                         heads=4, dropout=0.0
+        transformer      layers=4, width=64, heads=4, kv_heads=0, feedforward=0, dropout=0.0,
+                         prefix='origin'
+        fvsbn            embedding=1
+        nade             hidden=128, embedding=4
+        lstm             layers=1, hidden=128, dropout=0.0
+        made             layers=2, hidden=256, masks=1, direct=False, embedding=4, dropout=0.3,
+                         mask_seed=0
+
+    and of the heads::
+
+        categorical, ordinal  (none)
+        logistic-mixture      components=10
+
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``ts.MODELS``.
         grid: the grid it models.
-        head: a key of ``HEADS``.
+        head: a key of ``ts.HEADS``.
         classes: classes to condition on; 0 for none.
         seed: of the weights; the global generator is left alone.
         codes: grid of codes to condition on, for the models that take one.
-        sizes: what the model's class takes (``layers=``, ``hidden=``, ...), and what the head takes
-            (``components=``).
+        sizes: sizes of the family and of the head, see above.
 
     Raises:
         ConfigError: for an unknown name or size; the known ones are listed.
+        InputError: for an argument of the wrong type.
 
     >>> model = create("gated-pixelcnn", Grid(4, 4, 1, 2), layers=2, hidden=8)
     >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
     torch.Size([3])
     """
+    if not isinstance(grid, Grid):
+        raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
+    seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
-    of_model = _sizes_of(family, without=("grid", "head", "conditioning"))
-    of_head = _sizes_of(HEADS.get_or_explain(head), without=("grid",))
-    for key in sizes:
-        if key not in of_model and key not in of_head:
-            raise ConfigError(
-                unknown(f"size of {name} with head {head}:", key, [*of_model, *of_head])
-            )
-    _check_types(sizes, of_model)
+    model_sizes, head_sizes = _divide_sizes(name, head, sizes)
+    # Weights are drawn from the global generator, as torch's layers do; its state is put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        built = create_head(head, grid, **{k: v for k, v in sizes.items() if k in of_head})
-        model = family(
-            grid=grid,
-            head=built,
-            conditioning=Conditioning(classes, codes),
-            **{k: v for k, v in sizes.items() if k in of_model},
-        )
+        # The head first: an unfit head is refused before any weight is drawn.
+        built_head = create_head(head, grid, **head_sizes)
+        conditioning = Conditioning(classes, codes)
+        model = family(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
     return model.eval()
 
 
@@ -125,14 +145,14 @@ def create_prior(
     classes: int = 0,
     seed: int = 0,
     finer: Mapping[str, Any] | None = None,
-    **sizes: Any,
+    **sizes: Unpack[ModelSizes],
 ) -> Prior:
     """The prior of a tokenizer that makes these grids: a density model, or a :class:`Hierarchy` for
     several.
 
     Args:
         name, head, classes, seed, sizes: see :func:`create`.
-        grids: what ``tokenizer.grids()`` gives.
+        grids: ``tokenizer.grids()``, coarse to fine.
         finer: sizes of the models after the first where they are others, and ``name`` where it is
             another family.
 
@@ -143,11 +163,12 @@ def create_prior(
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
         return create(name, grids[0], head, classes, seed, **sizes)
-    changed = {"name": name} | sizes | dict(finer or {})
+    # The finer models take the sizes of the first, but for those given in finer.
+    finer_sizes: dict[str, Any] = {**sizes, **(finer or {})}
+    finer_name = finer_sizes.pop("name", name)
     priors = [create(name, grids[0], head, classes, seed, **sizes)]
     for coarse, fine in pairwise(grids):
-        own = {key: value for key, value in changed.items() if key != "name"}
-        priors.append(create(changed["name"], fine, head, classes, seed, codes=coarse, **own))
+        priors.append(create(finer_name, fine, head, classes, seed, codes=coarse, **finer_sizes))
     return Hierarchy(priors)
 
 
@@ -160,34 +181,74 @@ def prior_from_config(config: Mapping[str, Any]) -> Prior:
 
 def from_config(config: Mapping[str, Any]) -> DensityModel:
     """The model of a :meth:`DensityModel.config`, with fresh weights."""
-    head = dict(config["head"])
-    name = head.pop("name")
+    head_sizes = dict(config["head"])
+    head_name = head_sizes.pop("name")
     codes = Grid(**config["codes"]) if config.get("codes") else None
     model = create(
         config["name"],
         Grid(**config["grid"]),
-        name,
+        head_name,
         config["classes"],
         codes=codes,
-        **head,
+        **head_sizes,
         **config["sizes"],
     )
+    # Found out in training, so no argument of the constructor.
     model.null_class = bool(config["null_class"])
     return model
 
 
-def _sizes_of(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:
-    """Parameters of a class's constructor by name, without those that are no sizes."""
-    parameters = inspect.signature(cls).parameters
-    return {name: value for name, value in parameters.items() if name not in without}
+def _divide_sizes(
+    name: str, head: str, sizes: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sizes of a model and those of its head, checked.
 
-
-def _check_types(sizes: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    """Refuse a size whose type is not that of its default."""
+    Raises:
+        ConfigError: for a size that neither of them takes, or of another type than its default.
+    """
+    family = MODELS.get_or_explain(name)
+    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
+    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    model_sizes: dict[str, Any] = {}
+    head_sizes: dict[str, Any] = {}
     for key, value in sizes.items():
-        default = parameters[key].default if key in parameters else 1
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted) or (
-            isinstance(value, bool) and not isinstance(default, bool)
-        ):
-            raise ConfigError(f"{key} must be of type {type(default).__name__}, got {value!r}")
+        # A size of one name may belong to both.
+        if key in model_parameters:
+            _check_type(key, value, model_parameters[key])
+            model_sizes[key] = value
+        if key in head_parameters:
+            head_sizes[key] = value
+        if key not in model_parameters and key not in head_parameters:
+            known = [*model_parameters, *head_parameters]
+            raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
+    return model_sizes, head_sizes
+
+
+def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:
+    """Parameters of a class's constructor by name, those that are no sizes left out.
+
+    Raises:
+        ConfigError: where the constructor does not take them.
+    """
+    parameters = dict(inspect.signature(cls).parameters)
+    for name in without:
+        if parameters.pop(name, None) is None:
+            raise ConfigError(
+                f"the constructor of {cls.__name__} must take {', '.join(without)} "
+                f"and then its sizes; {name} is missing"
+            )
+    return parameters
+
+
+def _check_type(key: str, value: object, parameter: inspect.Parameter) -> None:
+    """Refuse a size whose type is not that of its default."""
+    default = parameter.default
+    # Without a default (a model from outside), any type will do.
+    if default is parameter.empty:
+        return
+    # An int will do for a float, not the other way round.
+    allowed = (int, float) if isinstance(default, float) else type(default)
+    # A bool is an int to Python, but layers=True is a mistake.
+    is_stray_bool = isinstance(value, bool) and not isinstance(default, bool)
+    if not isinstance(value, allowed) or is_stray_bool:
+        raise ConfigError(f"{key} must be of type {type(default).__name__}, got {value!r}")

@@ -1,10 +1,15 @@
 """The last stage of a model whose backbone runs once a pixel: it orders the channels inside the
-pixel."""
+pixel.
+
+Each output stage has ``forward`` over whole maps, and ``write``, which appends its work to the
+programs of a step: the first parameters of a pixel follow the backbone in the pixel's program, and
+each of the other channels has a program of its own.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,42 +17,51 @@ from torch import nn
 
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
-from tessella.nn.stepping.program import Matrix, Operand, Program
-from tessella.nn.stepping.state import State
+from tessella.nn.stepping.program import Operand, OperationWriter, Program
+from tessella.nn.stepping.step import PixelStep
 
 
 @dataclass
-class OutputState(State):
-    """An output stage on its way through the channels of a pixel."""
+class SteppedOutput:
+    """An output stage written for a step."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-
-    weights: OutputWeights
-    hidden: torch.Tensor
-    """What is known of all channels, before the activation: ``[batch, channels * hidden]``; empty
-    where there is nothing to order."""
-    active: torch.Tensor
-    """The same of one channel after the activation: ``[batch, hidden]``."""
     parameters: torch.Tensor
     """Of the channel that came last, or of the pixel if the head is joint: ``[batch, size]``."""
-    joint: Any = None
-    """The joint head's state."""
+    channels: list[Program] = field(default_factory=list)
+    """For each channel but the first, makes its parameters once the channel before is known; empty
+    where the head orders the channels."""
 
 
-@dataclass
-class OutputWeights:
-    """Weights laid out for stepping."""
+class Output(nn.Module, ABC):
+    """Base of the output stages."""
 
-    last: Matrix
-    bias: torch.Tensor
-    project: Matrix | None = None
-    project_bias: torch.Tensor | None = None
-    earlier: list[torch.Tensor] = field(default_factory=list)
-    """What each level of a channel adds to the channels after it:
-    ``[levels, later channels * hidden]``."""
+    last: nn.Linear
+    """Gives a head's parameters."""
+
+    @abstractmethod
+    def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``features [..., features]`` and symbols ``x [..., channels]`` to parameters
+        ``[..., channels, size]``, or ``[..., size]`` of a joint head."""
+
+    @abstractmethod
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+        """Append what follows the ``features [batch, features]`` of a pixel.
+
+        Args:
+            step: where it is written.
+            features: what the backbone gives.
+            symbols: the symbol that became known last, ``int64 [batch]``.
+        """
+
+    def write_last(
+        self, program: OperationWriter, step: PixelStep, x: Operand, parameters: torch.Tensor
+    ) -> None:
+        """Append the product that gives the parameters."""
+        weight = step.memory.matrix(self.last.weight.T)
+        program.linear(x, weight, parameters, add=self.last.bias.detach())
 
 
-class FactoredOutput(nn.Module):
+class FactoredOutput(Output):
     """Parameters for each symbol, the channels before it in the pixel fed in by lookup.
 
     Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``; after the
@@ -61,70 +75,64 @@ class FactoredOutput(nn.Module):
 
     def __init__(self, grid: Grid, head: Head, features: int) -> None:
         super().__init__()
-        self.grid, self.hidden = grid, features
+        self.grid = grid
+        self.hidden = features
+        # The hidden vectors of all channels side by side.
         self.project = nn.Linear(features, grid.channels * features)
+        # Channel c adds to the channels - 1 - c channels after it. As in SymbolEmbedding a level
+        # has a free vector and a direction, which says that neighbouring levels are alike.
+        later = range(grid.channels - 1, 0, -1)
         self.earlier = nn.ParameterList(
-            torch.randn(grid.levels, grid.channels - 1 - c, features) * 0.3
-            for c in range(grid.channels - 1)
+            torch.randn(grid.levels, count, features) * 0.3 for count in later
         )
-        self.directions = nn.ParameterList(
-            torch.randn(1, grid.channels - 1 - c, features) * 0.3 for c in range(grid.channels - 1)
-        )
-        self.last = nn.Linear(features, head.size)
-        self.last.bias.data.copy_(head.bias())
+        self.directions = nn.ParameterList(torch.randn(1, count, features) * 0.3 for count in later)
+        self.last = _create_last(head, features)
         self.register_buffer(
             "values", torch.linspace(-1, 1, grid.levels)[:, None, None], persistent=False
         )
         self.values: torch.Tensor
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``features [..., features]`` and symbols ``x [..., channels]`` to
-        ``[..., channels, size]``."""
+        # For each channel [..., features].
         parts = list(self.project(features).split(self.hidden, dim=-1))
         for c in range(self.grid.channels - 1):
-            later = F.embedding(x[..., c], self._table(c).flatten(1)).split(self.hidden, dim=-1)
-            parts[c + 1 :] = [part + one for part, one in zip(parts[c + 1 :], later, strict=True)]
+            # What the symbol of channel c adds to each of the channels after it.
+            added = F.embedding(x[..., c], self._table(c).flatten(1)).split(self.hidden, dim=-1)
+            for later, vector in enumerate(added, start=c + 1):
+                parts[later] = parts[later] + vector
+        # [..., channels, size]
         return self.last(F.silu(torch.stack(parts, dim=-2)))
 
-    def init_state(self, batch: int) -> OutputState:
-        """The state before the first pixel."""
-        weights = OutputWeights(
-            *_matrix(self.last),
-            *_matrix(self.project),
-            [self._table(c).flatten(1) for c in range(len(self.earlier))],
-        )
-        make = self.last.weight.new_zeros
-        channels, size = self.grid.channels, self.last.out_features
-        return OutputState(
-            weights,
-            make(batch, channels * self.hidden),
-            make(batch, self.hidden),
-            make(batch, size),
-        )
-
-    def write(self, program: Program, features: Operand, state: OutputState) -> None:
-        """Append to a pixel's program what follows its ``features [batch, features]``, up to the
-        first parameters."""
-        weights = state.weights
-        assert weights.project is not None
-        program.linear(features, weights.project, state.hidden, plus=weights.project_bias)
-        self._write_channel(program, 0, state)
-
-    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
-        """For each channel but the first a program that makes its parameters, the channel before
-        being ``symbols``."""
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+        # The vectors of all channels side by side; symbols are added as they become known.
+        hidden = step.memory.zeros(self.grid.channels * self.hidden)
+        parameters = step.pixel.zeros(self.last.out_features)
+        project = step.memory.matrix(self.project.weight.T)
+        step.pixel.linear(features, project, hidden, add=self.project.bias.detach())
+        self._write_channel(step.pixel, step, hidden[:, : self.hidden], parameters)
         programs = []
-        for channel, table in enumerate(state.weights.earlier, start=1):
-            program = Program(len(symbols), (), table)
-            program.lookup(symbols, table, state.hidden[:, channel * self.hidden :])
-            self._write_channel(program, channel, state)
+        for c in range(self.grid.channels - 1):
+            # Nothing moves: all of it happens in the memory of the pixel.
+            program = Program(step.memory.batch, (), hidden)
+            table = step.memory.table(self._table(c).flatten(1))
+            # What channel c adds to the channels after it, at once; then the next channel's own
+            # vector is complete.
+            later = hidden[:, (c + 1) * self.hidden :]
+            program.lookup(symbols, table, later)
+            self._write_channel(program, step, later[:, : self.hidden], parameters)
             programs.append(program)
-        return programs
+        return SteppedOutput(parameters, programs)
 
-    def _write_channel(self, program: Program, channel: int, state: OutputState) -> None:
-        own = state.hidden[:, channel * self.hidden : (channel + 1) * self.hidden]
-        program.map(own, state.active, "silu")
-        program.linear(state.active, state.weights.last, state.parameters, plus=state.weights.bias)
+    def _write_channel(
+        self,
+        program: OperationWriter,
+        step: PixelStep,
+        hidden: torch.Tensor,
+        parameters: torch.Tensor,
+    ) -> None:
+        active = program.zeros(self.hidden)
+        program.map(hidden, active, "silu")
+        self.write_last(program, step, active, parameters)
 
     def _table(self, channel: int) -> torch.Tensor:
         """What each level of ``channel`` adds to the channels after it:
@@ -132,55 +140,33 @@ class FactoredOutput(nn.Module):
         return self.earlier[channel] + self.directions[channel] * self.values
 
 
-class JointOutput(nn.Module):
+class JointOutput(Output):
     """One parameter vector a pixel; the head orders the channels.
 
     Args:
-        grid: the grid that is modelled.
         head: a joint head.
         features: width of the backbone's output.
     """
 
-    def __init__(self, grid: Grid, head: JointHead, features: int) -> None:
+    def __init__(self, head: JointHead, features: int) -> None:
         super().__init__()
-        self.head = head
         self.project = nn.Linear(features, features)
-        self.last = nn.Linear(features, head.size)
-        self.last.bias.data.copy_(head.bias())
+        self.last = _create_last(head, features)
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``features [..., features]`` to ``[..., size]``; the symbols ``x`` are not used here, but
-        by the head."""
         return self.last(F.silu(self.project(features)))
 
-    def init_state(self, batch: int) -> OutputState:
-        """The state before the first pixel."""
-        weights, make = (
-            OutputWeights(*_matrix(self.last), *_matrix(self.project)),
-            self.last.weight.new_zeros,
-        )
-        return OutputState(
-            weights,
-            make(batch, 0),
-            make(batch, self.project.out_features),
-            make(batch, self.last.out_features),
-        )
-
-    def write(self, program: Program, features: Operand, state: OutputState) -> None:
-        """Append to a pixel's program what follows its ``features [batch, features]``."""
-        weights = state.weights
-        assert weights.project is not None
-        program.linear(
-            features, weights.project, state.active, plus=weights.project_bias, then="silu"
-        )
-        program.linear(state.active, weights.last, state.parameters, plus=weights.bias)
-
-    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
-        """None: the head orders the channels."""
-        return []
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+        active = step.pixel.zeros(self.project.out_features)
+        parameters = step.pixel.zeros(self.last.out_features)
+        project = step.memory.matrix(self.project.weight.T)
+        bias = self.project.bias.detach()
+        step.pixel.linear(features, project, active, add=bias, activation="silu")
+        self.write_last(step.pixel, step, active, parameters)
+        return SteppedOutput(parameters)
 
 
-class LinearOutput(nn.Module):
+class LinearOutput(Output):
     """Parameters by one linear map, where there is nothing to order inside a pixel: for a joint
     head, and for a factored one on grids of one channel.
 
@@ -191,36 +177,20 @@ class LinearOutput(nn.Module):
 
     def __init__(self, head: Head, features: int) -> None:
         super().__init__()
-        self.head = head
-        self.last = nn.Linear(features, head.size)
-        self.last.bias.data.copy_(head.bias())
+        self.last = _create_last(head, features)
+        self.joint = head.joint
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``features [..., features]`` to ``[..., size]``, or ``[..., 1, size]`` of a factored
-        head."""
         parameters = self.last(features)
-        return parameters if self.head.joint else parameters.unsqueeze(-2)
+        if self.joint:
+            return parameters
+        # A factored head wants a dimension for channels, here of one.
+        return parameters.unsqueeze(-2)
 
-    def init_state(self, batch: int) -> OutputState:
-        """The state before the first pixel."""
-        make = self.last.weight.new_zeros
-        return OutputState(
-            OutputWeights(*_matrix(self.last)),
-            make(batch, 0),
-            make(batch, 0),
-            make(batch, self.last.out_features),
-        )
-
-    def write(self, program: Program, features: Operand, state: OutputState) -> None:
-        """Append to a pixel's program what follows its ``features [batch, features]``."""
-        program.linear(features, state.weights.last, state.parameters, plus=state.weights.bias)
-
-    def write_channels(self, symbols: torch.Tensor, state: OutputState) -> list[Program]:
-        """None: there is one channel, or the head orders them."""
-        return []
-
-
-Output = FactoredOutput | JointOutput | LinearOutput
+    def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedOutput:
+        parameters = step.pixel.zeros(self.last.out_features)
+        self.write_last(step.pixel, step, features, parameters)
+        return SteppedOutput(parameters)
 
 
 def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> Output:
@@ -228,9 +198,12 @@ def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -
     if direct and (head.joint or grid.channels == 1):
         return LinearOutput(head, features)
     if isinstance(head, JointHead):
-        return JointOutput(grid, head, features)
+        return JointOutput(head, features)
     return FactoredOutput(grid, head, features)
 
 
-def _matrix(layer: nn.Linear) -> tuple[Matrix, torch.Tensor]:
-    return Matrix(layer.weight.T), layer.bias.detach()
+def _create_last(head: Head, features: int) -> nn.Linear:
+    """A linear map to a head's parameters, which starts near the head's own start."""
+    last = nn.Linear(features, head.size)
+    last.bias.data.copy_(head.bias())
+    return last

@@ -1,4 +1,4 @@
-"""What a model is conditioned on: a class of the image, a coarser grid of codes, or both."""
+"""The condition of a model: a class of the image, a coarser grid of codes, or both."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from tessella.errors import InputError
-from tessella.grid import Grid
+from tessella.grid import Grid, to_tensor
 from tessella.nn.stepping.state import State
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a model takes as condition.
+    """The kind of condition that a model takes.
 
     Args:
         classes: labels ``0 .. classes - 1``; index ``classes`` is the null class. 0 for none.
@@ -29,6 +29,7 @@ class Conditioning:
     codes: Grid | None = None
 
     def __post_init__(self) -> None:
+        # A saved configuration comes through here too, so the type is checked and not converted.
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
             raise InputError(f"classes must be an integer of at least 0, got {self.classes!r}")
         if self.codes is not None and not isinstance(self.codes, Grid):
@@ -39,10 +40,10 @@ class Conditioning:
 
 @dataclass
 class Condition(State):
-    """The condition of each image of a batch, checked. :meth:`DensityModel.condition` makes it of
-    what a caller gives.
+    """The condition of each image of a batch, checked.
 
-    It is a :class:`State` for the sake of ``select`` (the condition of some of the images).
+    :meth:`DensityModel.condition` makes it from a caller's argument. It is a :class:`State` for the
+    sake of ``select`` (the condition of some of the images).
     """
 
     labels: torch.Tensor | None = None
@@ -57,19 +58,34 @@ Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None
 
 UNCONDITIONAL = Condition()
 
+CODE_DIMENSIONS = 4
+"""Dimensions of a grid of codes, which distinguish it from classes."""
+
 
 def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Class and codes of what a caller gave, unchecked.
+    """Class and codes from a caller's condition, as tensors, but otherwise unchecked.
 
     Raises:
-        InputError: for a dictionary with other keys.
+        InputError: for what is no tensor, or a dictionary with other keys.
     """
+    if cond is None:
+        return None, None
     if isinstance(cond, Condition):
         return cond.labels, cond.codes
     if isinstance(cond, Mapping):
-        if set(cond) - {"class", "codes"}:
-            raise InputError(f"cond takes the keys 'class' and 'codes', got {sorted(cond)}")
-        return cond.get("class"), cond.get("codes")
-    if cond is not None and torch.as_tensor(cond).dim() == 4:
-        return None, torch.as_tensor(cond)
-    return cond, None
+        other_keys = set(cond) - {"class", "codes"}
+        if other_keys:
+            raise InputError(
+                f"cond takes the keys 'class' and 'codes', got {sorted(map(repr, other_keys))}"
+            )
+        labels = cond.get("class")
+        codes = cond.get("codes")
+        return (
+            None if labels is None else to_tensor("cond['class']", labels),
+            None if codes is None else to_tensor("cond['codes']", codes),
+        )
+    # A bare tensor is recognized by its shape.
+    given = to_tensor("cond", cond)
+    if given.dim() == CODE_DIMENSIONS:
+        return None, given
+    return given, None

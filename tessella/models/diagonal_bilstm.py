@@ -21,21 +21,16 @@ for CIFAR-10.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.grid import Grid
-from tessella.heads import Head
-from tessella.models.channel_masked import ChannelMasked
-from tessella.models.condition import Conditioning
-from tessella.nn.channel_groups import ChannelGroups
+from tessella.models.channel_masked import ChannelMasked, ChannelMaskedLayer, SteppedLayer
+from tessella.nn.channel_groups import ChannelGroups, ChannelGroupStep
 from tessella.nn.lstm_cell import GATES, cell_dtype, lstm_cell
-from tessella.nn.stepping.program import Matrix, Moving, Program, along
-from tessella.nn.stepping.state import State
+from tessella.nn.stepping.program import Operand, OperationWriter, Places, Program
 
 
 class Diagonals(nn.Module):
@@ -48,7 +43,9 @@ class Diagonals(nn.Module):
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
         self.width = width
-        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        rows = torch.arange(height)[:, None]
+        columns = torch.arange(width)
+        # Numbers that grow along a diagonal, and from one diagonal to the next.
         number = (rows + columns) * height + rows
         order = torch.stack([number.flatten().argsort(), number.flip(1).flatten().argsort()])
         self.register_buffer("order", order, persistent=False)
@@ -57,14 +54,17 @@ class Diagonals(nn.Module):
         """The pixels in this order, ``int64 [directions, pixels]``."""
         self.place: torch.Tensor
         """The places of the pixels in it, ``int64 [directions, pixels]``."""
-        count = range(height + width - 1)
-        self.first_rows = [max(0, d - width + 1) for d in count]
-        self.lengths = [
-            min(height - 1, d) - first + 1 for d, first in zip(count, self.first_rows, strict=True)
-        ]
+        self.first_rows: list[int] = []
+        """The topmost row of each diagonal."""
+        self.lengths: list[int] = []
+        """Its pixels."""
+        for diagonal in range(height + width - 1):
+            first = max(0, diagonal - width + 1)
+            self.first_rows.append(first)
+            self.lengths.append(min(height - 1, diagonal) - first + 1)
 
 
-class DiagonalLayer(nn.Module):
+class DiagonalLayer(ChannelMaskedLayer):
     """Both directions, and the way back to the features of the next layer.
 
     Args:
@@ -78,32 +78,37 @@ class DiagonalLayer(nn.Module):
         self, groups: ChannelGroups, hidden: int, diagonals: Diagonals, dropout: float
     ) -> None:
         super().__init__()
-        self.hidden, self.diagonals = hidden, diagonals
-        self.left, self.right = (groups.linear(2 * hidden, hidden, GATES) for _ in range(2))
-        """From the inputs to the gates, for each direction: from left to right, from right to
-        left."""
+        self.groups = groups
+        self.hidden = hidden
+        self.biases = 2 * GATES * hidden
+        self.diagonals = diagonals
+        self.left = groups.linear(2 * hidden, hidden, GATES)
+        """From the inputs to the gates of the direction from left to right."""
+        self.right = groups.linear(2 * hidden, hidden, GATES)
+        """From the inputs to the gates of the direction from right to left."""
         bound = (2 * hidden) ** -0.5
-        self.state = nn.Parameter(
-            torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound)
-        )
+        weight = torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound)
+        self.state = nn.Parameter(weight)
         """From the states above and beside, in this order, to the gates, for each direction."""
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``[batch, height, width, 2 * hidden]`` to the same; ``bias [batch, 1, 1, 2 * gates]`` is
-        added to the gates of both directions."""
+        width = self.diagonals.width
         left, right = self.states(x, bias)
-        below = F.pad(right[: -self.diagonals.width], (0, 0, 0, 0, self.diagonals.width, 0))
-        out = self.restore(self.dropout(left + below))
+        # From right to left a pixel has seen pixels after it, so its state serves the row below.
+        moved_down = F.pad(right[:-width], (0, 0, 0, 0, width, 0))
+        out = self.restore(self.dropout(left + moved_down))
         return x + out.transpose(0, 1).view_as(x)
 
     def states(
         self, x: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The states of each pixel in both directions, ``[pixels, batch, hidden]`` each."""
+        # [pixels, batch, 2 * hidden]: the pixels first, to be sorted by diagonals.
         pixels = x.flatten(1, 2).transpose(0, 1)
         order = self.diagonals.order
+        # [2, pixels, batch, gates], diagonal by diagonal
         gates = torch.stack([self.left(pixels[order[0]]), self.right(pixels[order[1]])])
         if bias is not None:
             gates = gates + bias[:, 0, 0].unflatten(-1, (2, 1, -1)).movedim(0, 2)
@@ -117,80 +122,155 @@ class DiagonalLayer(nn.Module):
         return torch.cat([self.left.bias, self.right.bias])
 
     def _walk(self, gates: torch.Tensor) -> torch.Tensor:
-        """What the inputs add to the gates, diagonal by diagonal ``[2, pixels, batch, gates]``, to
-        the states ``[2, pixels, batch, hidden]``."""
+        """The states ``[2, pixels, batch, hidden]``, from what the inputs add to the gates,
+        diagonal by diagonal ``[2, pixels, batch, gates]``."""
         batch = gates.shape[2]
-        hidden = gates.new_zeros(
-            2, 2, batch, self.hidden
-        )  # of the diagonal before, a row of zeros at both ends
+        # Of the diagonal before, [2, its pixels + 2, batch, hidden]: a row of zeros at both ends.
+        hidden = gates.new_zeros(2, 2, batch, self.hidden)
         cell = hidden.to(cell_dtype(gates))
-        states, before = [], 0
-        for first, rows, part in zip(
-            self.diagonals.first_rows,
-            self.diagonals.lengths,
-            gates.split(self.diagonals.lengths, dim=1),
-            strict=True,
-        ):
-            up = first - before
-            seen = torch.cat([hidden[:, up : up + rows], hidden[:, up + 1 : up + 1 + rows]], dim=-1)
+        states = []
+        # The diagonal before the first one is a place of zeros.
+        first_before = 0
+        parts = gates.split(self.diagonals.lengths, dim=1)
+        for first, part in zip(self.diagonals.first_rows, parts, strict=True):
+            rows = part.shape[1]
+            # On the diagonal before, the pixel above is one place up from the pixel beside.
+            above = slice(first - first_before, first - first_before + rows)
+            beside = slice(above.start + 1, above.stop + 1)
+            seen = torch.cat([hidden[:, above], hidden[:, beside]], dim=-1)
             sums = torch.baddbmm(part.flatten(1, 2), seen.flatten(1, 2), self.state).view_as(part)
-            state, cell = lstm_cell(sums, cell[:, up + 1 : up + 1 + rows])
+            state, cell = lstm_cell(sums, cell[:, beside])
             states.append(state)
-            hidden, cell = F.pad(state, (0, 0, 0, 0, 1, 1)), F.pad(cell, (0, 0, 0, 0, 1, 1))
-            before = first
+            hidden = F.pad(state, (0, 0, 0, 0, 1, 1))
+            cell = F.pad(cell, (0, 0, 0, 0, 1, 1))
+            first_before = first
         return torch.cat(states, dim=1)
 
+    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+        return SteppedDiagonalLayer(self, step, bias)
 
-@dataclass
-class Weights:
-    """Weights laid out for stepping; lists are by layer, and lists in them by group. Those of the
-    left-to-right direction are arranged by group; of the right-to-left one all groups are computed
-    at once."""
-
-    above: list[Matrix]
-    this_row: list[list[Matrix]]
-    """Of the state to the left, then of the inputs."""
-    restore: list[list[Matrix]]
-    right_inputs: list[Matrix]
-    right_above: list[Matrix]
-    right: list[Matrix]
+    def field(self, field: torch.Tensor) -> torch.Tensor:
+        # From right to left is from left to right on the mirrored map.
+        inside = self.groups.field_within(field)
+        right = _field_from_the_left(inside.flip(-1)).flip(-1)
+        moved_down = torch.zeros_like(right)
+        moved_down[:, :, 1:] = right[:, :, :-1]
+        return field | self.groups.field_within(_field_from_the_left(inside) | moved_down)
 
 
-@dataclass
+class SteppedDiagonalLayer(SteppedLayer):
+    """A :class:`DiagonalLayer` on the memory of a step."""
+
+    def __init__(
+        self, layer: DiagonalLayer, step: ChannelGroupStep, bias: torch.Tensor | None
+    ) -> None:
+        groups = layer.groups
+        hidden = layer.hidden
+        memory = step.memory
+        self.layer = layer
+        self._wide = groups.slices(2 * hidden)
+        self._narrow = groups.slices(hidden)
+        self._gates = groups.slices(hidden, GATES)
+        # [batch, 1, 2 * gates], both directions side by side
+        gates_bias = layer.bias().expand(memory.batch, 1, -1)
+        if bias is not None:
+            gates_bias = bias + gates_bias
+        left_bias, right_bias = gates_bias.split(GATES * hidden, dim=-1)
+        left_bias = memory.keep(groups.arranged(left_bias, GATES))
+        self.right_bias = memory.keep(right_bias)
+        """``[batch, 1, gates]``."""
+        # For each place the left-to-right state to its left, zeros at the first, then the input.
+        # This row up to the pixel; from the pixel on, still the row above.
+        self._row = step.places(3 * hidden, right=1)
+        self._inputs = self._row.features(slice(hidden, 3 * hidden))
+        self._states = self._row.features(slice(0, hidden)).delayed()
+        self.cells = memory.zeros(hidden, dtype=cell_dtype(memory.like))
+        """Cell states of the pixel to the left, or of this pixel for the groups known; between rows
+        those of the other direction: ``[batch, hidden]``."""
+        self.right = step.places(hidden, right=1)
+        """Right-to-left states in the row above, zeros at the right."""
+        self._both = memory.zeros(hidden)  # the sum of both directions at this pixel
+        self._above = step.places(GATES * hidden)
+        # [direction, above or beside, hidden, gates]
+        state = layer.state.detach().unflatten(1, (2, hidden))
+        above_weight = groups.arranged(state[0, 0], GATES).contiguous()
+        self._here = step.products(groups.products(layer.left.weight, GATES, before=state[0, 1]))
+        self._restore = step.products(groups.products(layer.restore.weight))
+        # Of the right-to-left direction all groups are computed at once.
+        self.right_inputs = memory.matrix(layer.right.kernel().T)
+        self.right_above = memory.matrix(state[1, 0])
+        self.right_beside = memory.matrix(state[1, 1])
+        step.row.linear(
+            self._states.row, memory.matrix(above_weight), self._above.row, add=left_bias
+        )
+
+    def entering(self, group: int) -> Operand:
+        return self._inputs.features(self._wide[group]).at("column")
+
+    @property
+    def row_inputs(self) -> torch.Tensor:
+        """The inputs of the row, ``[batch, width, 2 * hidden]``."""
+        return self._inputs.row
+
+    def write_group(
+        self, program: OperationWriter, group: int, out: Operand, activation: str
+    ) -> None:
+        narrow = self._narrow[group]
+        hidden = self.layer.hidden
+        gates = program.zeros(GATES * (narrow.stop - narrow.start))
+        # The state to the left and, of the inputs, the groups up to this one: neighbours in memory.
+        seen = self._row.at("column").first(hidden + self._wide[group].stop)
+        above = self._above.features(self._gates[group]).at("column")
+        program.linear(seen, self._here[group], gates, add=above)
+        state = self._states.features(narrow).at("column")
+        program.cell(gates, self.cells[:, narrow], state)
+        from_right = self.right.features(narrow).at("column")
+        program.add(state, from_right, self._both[:, narrow])
+        known = self._both[:, : narrow.stop]
+        x = self.entering(group)
+        program.linear(known, self._restore[group], out, add=x, activation=activation)
+
+
 class RightToLeft:
-    """Programs of the right-to-left direction: what a row's inputs and the states above give its
-    gates; its states, one ``column`` after the other from the right."""
+    """The right-to-left states of a row that has become complete, in place of those above it.
 
-    gates: Program
-    states: Program
+    Args:
+        step: where the layers are written.
+        layers: all of them; each column is computed in all layers by one program.
+    """
 
+    def __init__(self, step: ChannelGroupStep, layers: Sequence[SteppedDiagonalLayer]) -> None:
+        batch = step.memory.batch
+        like = step.memory.like
+        self._width = step.width
+        self._cells = [layer.cells for layer in layers]
+        self._gates = Program(batch, (), like, places=step.width)
+        self._states = Program(batch, ("column",), like)
+        # Scratch of one layer at a time.
+        sums = self._states.zeros(self._cells[0].shape[1] * GATES)
+        for layer in layers:
+            # What inputs and the states above give the gates of the row.
+            gates = self._gates.zeros(sums.shape[1])
+            self._gates.linear(layer.row_inputs, layer.right_inputs, gates, add=layer.right_bias)
+            self._gates.linear(layer.right.row, layer.right_above, gates, add=gates)
+            # One column after the other from the right.
+            here = Places(gates).at("column")
+            beside = layer.right.delayed().at("column")
+            self._states.linear(beside, layer.right_beside, sums, add=here)
+            self._states.cell(sums, layer.cells, layer.right.at("column"))
 
-@dataclass
-class DiagonalState(State):
-    """Caches of the layers, lists by layer."""
+    def run(self) -> None:
+        """Compute the states of the row."""
+        self._gates.run()
+        self._clear_cells()
+        for column in reversed(range(self._width)):
+            self._states.run(column)
+        # The direction from left to right begins the next row with empty cells.
+        self._clear_cells()
 
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
-    batch_dims: ClassVar[dict[str, int]] = {"biases": 1, "right_biases": 1, "cells": 1}
-
-    weights: Weights
-    biases: torch.Tensor
-    """Bias and class bias of the gates from left to right: ``[layers, batch, 1, gates]``."""
-    right_biases: torch.Tensor
-    """The same from right to left."""
-    row: list[torch.Tensor]
-    """For each place the left-to-right state to its left, zeros at the first, then the input; this
-    row up to the pixel, then the row above: ``[batch, width + 1, 3 * hidden]``."""
-    cells: torch.Tensor
-    """Left-to-right cell states of the pixel to the left, or of this pixel for the groups known:
-    ``[layers, batch, hidden]``. Between rows those of the other direction."""
-    above: list[torch.Tensor]
-    """What the row above and the biases give the gates in this row: ``[batch, width, gates]``."""
-    right: list[torch.Tensor]
-    """Right-to-left states in the row above, zeros at the right: ``[batch, width + 1, hidden]``."""
-    both: list[torch.Tensor]
-    """The sum of both directions at this pixel: ``[batch, hidden]``."""
-    programs: RightToLeft | None = None
+    def _clear_cells(self) -> None:
+        for cells in self._cells:
+            cells.zero_()
 
 
 class DiagonalBiLSTM(ChannelMasked):
@@ -210,148 +290,25 @@ class DiagonalBiLSTM(ChannelMasked):
 
     name = "diagonal-bilstm"
 
-    def __init__(
-        self,
-        grid: Grid,
-        head: Head,
-        conditioning: Conditioning,
-        layers: int = 3,
-        hidden: int = 32,
-        last: int = 64,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(grid, head, conditioning, layers, hidden, last, dropout)
-        self.narrow, self.gates = self.groups.slices(hidden), self.groups.slices(hidden, GATES)
-
-    @property
-    def biases(self) -> int:
-        return 2 * GATES * self.hidden
-
-    def create_layers(self, count: int) -> list[nn.Module]:
+    def create_layers(self, count: int) -> Sequence[ChannelMaskedLayer]:
         diagonals = Diagonals(self.grid.height, self.grid.width)
-        return [
-            DiagonalLayer(self.groups, self.hidden, diagonals, self.dropout) for _ in range(count)
-        ]
+        layers = []
+        for _ in range(count):
+            layers.append(DiagonalLayer(self.groups, self.hidden, diagonals, self.dropout))
+        return layers
 
-    def _layers(self) -> list[DiagonalLayer]:
-        return [layer for layer in self.layers if isinstance(layer, DiagonalLayer)]
-
-    def init_layers(self, batch: int, class_bias: torch.Tensor | None) -> DiagonalState:
-        layers, width, hidden, gates = (
-            self._layers(),
-            self.grid.width,
-            self.hidden,
-            GATES * self.hidden,
-        )
-        make, count = self.first.weight.new_zeros, len(layers)
-        biases = make(count, batch, 1, 2 * gates) if class_bias is None else class_bias.clone()
-        biases += torch.stack([layer.bias() for layer in layers])[:, None, None]
-        left, right = biases.split(gates, dim=-1)
-        return DiagonalState(
-            weights=self._weights(layers),
-            biases=self.groups.arranged(left, GATES),
-            right_biases=right,
-            row=[make(batch, width + 1, 3 * hidden) for _ in layers],
-            cells=make(count, batch, hidden, dtype=cell_dtype(biases)),
-            above=[make(batch, width, gates) for _ in layers],
-            right=[make(batch, width + 1, hidden) for _ in layers],
-            both=[make(batch, hidden) for _ in layers],
-        )
-
-    def _weights(self, layers: list[DiagonalLayer]) -> Weights:
-        groups = self.groups
-        states = [layer.state.unflatten(1, (2, self.hidden)) for layer in layers]
-        return Weights(
-            above=[Matrix(groups.arranged(state[0, 0], GATES).contiguous()) for state in states],
-            this_row=[
-                groups.products(layer.left.weight, GATES, before=state[0, 1])
-                for layer, state in zip(layers, states, strict=True)
-            ],
-            restore=[groups.products(layer.restore.weight) for layer in layers],
-            right_inputs=[Matrix(layer.right.kernel().T) for layer in layers],
-            right_above=[Matrix(state[1, 0]) for state in states],
-            right=[Matrix(state[1, 1]) for state in states],
-        )
-
-    def start_row(self, row: int, layers: DiagonalState) -> None:
-        if row:
-            if layers.programs is None:
-                layers.programs = self._right_to_left(layers)
-            layers.programs.gates.run()
-            layers.cells.zero_()
-            for column in reversed(range(self.grid.width)):
-                layers.programs.states.run(column)
-        layers.cells.zero_()
-
-    def _right_to_left(self, layers: DiagonalState) -> RightToLeft:
-        """The right-to-left states of the row that is now complete, of all layers, in place of
-        those above it."""
-        batch, like, width, weights = (
-            layers.biases.shape[1],
-            layers.biases,
-            self.grid.width,
-            layers.weights,
-        )
-        row, walk = Program(batch, (), like, places=width), Program(batch, ("column",), like)
-        sums = walk.room(GATES * self.hidden)
-        for i, (here, right) in enumerate(zip(layers.row, layers.right, strict=True)):
-            gates = row.room(GATES * self.hidden)
-            row.linear(
-                here[:, :width, self.hidden :],
-                weights.right_inputs[i],
-                gates,
-                plus=layers.right_biases[i],
-            )
-            row.linear(right[:, :width], weights.right_above[i], gates, plus=gates)
-            walk.linear(
-                along(right, "column", 1), weights.right[i], sums, plus=along(gates, "column")
-            )
-            walk.cell(sums, layers.cells[i], along(right, "column"))
-        return RightToLeft(row, walk)
-
-    def write_row(self, program: Program, layers: DiagonalState) -> None:
-        for row, weight, above, bias in zip(
-            layers.row, layers.weights.above, layers.above, layers.biases, strict=True
-        ):
-            program.linear(row[:, 1:, : self.hidden], weight, above, plus=bias)
-
-    def entering(self, group: int, layers: DiagonalState) -> Moving:
-        return along(layers.row[0][:, :, self.hidden :][:, :, self.wide[group]], "column")
-
-    def write_layers(
-        self, program: Program, group: int, out: torch.Tensor, layers: DiagonalState
-    ) -> None:
-        weights, wide, narrow = layers.weights, self.wide[group], self.narrow[group]
-        gates = program.room(GATES * (narrow.stop - narrow.start))
-        targets = [along(row[:, :, self.hidden :][:, :, wide], "column") for row in layers.row]
-        for i, (row, cells, both) in enumerate(
-            zip(layers.row, layers.cells, layers.both, strict=True)
-        ):
-            seen = along(row, "column").upto(self.hidden + wide.stop)
-            above = along(layers.above[i][:, :, self.gates[group]], "column")
-            program.linear(seen, weights.this_row[i][group], gates, plus=above)
-            state = along(row[:, :, narrow], "column", 1)
-            program.cell(gates, cells[:, narrow], state)
-            program.add(state, along(layers.right[i][:, :, narrow], "column"), both[:, narrow])
-            to, then = (out, "relu") if i == len(layers.row) - 1 else (targets[i + 1], "")
-            program.linear(
-                both[:, : narrow.stop], weights.restore[i][group], to, plus=targets[i], then=then
-            )
-
-    def layer_field(self, field: torch.Tensor) -> torch.Tensor:
-        inside = self.groups.field_within(field)
-        right = _walked(inside.flip(-1)).flip(-1)
-        below = torch.zeros_like(right)
-        below[:, :, 1:] = right[:, :, :-1]
-        return field | self.groups.field_within(_walked(inside) | below)
+    def write_between_rows(
+        self, step: ChannelGroupStep, layers: Sequence[SteppedLayer]
+    ) -> Callable[[], None]:
+        diagonal = [layer for layer in layers if isinstance(layer, SteppedDiagonalLayer)]
+        return RightToLeft(step, diagonal).run
 
 
-def _walked(inside: torch.Tensor) -> torch.Tensor:
-    """Which sources reach the states from left to right, of those that reach the inputs:
+def _field_from_the_left(inside: torch.Tensor) -> torch.Tensor:
+    """Which sources reach the states from left to right, given those that reach the inputs:
     ``bool [sources, groups, height, width]``."""
-    every = (
-        inside.any(1).cummax(1).values.cummax(2).values
-    )  # everything above and to the left, and the pixel
+    # Everything above and to the left, and the pixel.
+    every = inside.any(1).cummax(1).values.cummax(2).values
     before = torch.zeros_like(every)
     before[:, 1:] |= every[:, :-1]
     before[:, :, 1:] |= every[:, :, :-1]

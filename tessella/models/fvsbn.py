@@ -3,9 +3,8 @@ produce good density estimators?"; written as here in Larochelle and Murray 2011
 
 Each symbol is a logistic regression on all symbols before it: the logit of symbol ``t`` is
 ``b_t + sum over s < t of W_ts x_s``. Above two levels it is a softmax regression on learned vectors
-of the symbols, or whatever the head makes of its parameters. All regressions of an image are one
-product with a masked matrix. With two levels there are ``S (S - 1) / 2 + S`` parameters for ``S``
-symbols.
+of the symbols, or on the parameters of another head. All regressions of an image are one product
+with a masked matrix. With two levels there are ``S (S - 1) / 2 + S`` parameters for ``S`` symbols.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class FVSBNState(SequenceState):
     """``[batch, symbols * embedding]``; what is not known is zero."""
 
 
-class FVSBN(SequenceModel):
+class FVSBN(SequenceModel[FVSBNState]):
     """``fvsbn``: fully visible sigmoid belief network, a logistic (softmax) regression of each
     symbol on those before.
 
@@ -63,48 +62,52 @@ class FVSBN(SequenceModel):
             raise ConfigError(f"fvsbn needs embedding >= 1, got {embedding}")
         self.embedding = embedding
         self.inputs = SymbolInputs(grid, embedding)
-        outputs, of_symbol = self.places * self.free, self.inputs.width
-        self.refuse_absurd(
-            outputs * grid.symbols * of_symbol,
-            "take a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
+        outputs = self.places * self.free
+        width = self.inputs.width
+        self.check_matrix(
+            outputs * grid.symbols * width,
+            "take a smaller grid, fewer levels, or a head with few parameters "
+            "(head='logistic-mixture')",
             MASKED,
         )
-        self.refuse_absurd_biases()
-        place = torch.arange(self.places).repeat_interleave(self.free)
-        symbol = torch.arange(grid.symbols).repeat_interleave(of_symbol)
-        self.regression = MaskedLinear(symbol // self.group < place[:, None], bias=False)
+        self.check_biases()
+        # [outputs, inputs]: a place sees the symbols of the places before it.
+        output_place = torch.arange(self.places).repeat_interleave(self.free)
+        input_place = torch.arange(grid.symbols).repeat_interleave(width) // self.group
+        self.regression = MaskedLinear(input_place < output_place[:, None], bias=False)
         self.regression.weight.data *= 0.3
         self.bias = nn.Parameter(self.free_bias().repeat(self.classes + 1, self.places))
         if self.classes:
+            # Classes must differ at first, or they would all get the same gradient.
             self.bias.data += 0.1 * torch.randn(self.bias.shape)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        logits = self.regression(self.inputs(x).flatten(1)) + self.bias[self.classes_of(condition)]
-        return self.on_grid(self.complete(logits.unflatten(1, (self.places, self.free))))
+        logits = self.regression(self.inputs(x).flatten(1)) + self.bias[self.class_rows(condition)]
+        # [batch, outputs] -> [batch, places, free]
+        free = logits.unflatten(1, (self.places, self.free))
+        return self.on_grid(self.parameters_from_free(free))
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
         return FVSBNState(
             pixel=None,
             table=self.inputs.table(),
-            classes=self.classes_of(self.condition(cond, batch)),
+            classes=self.class_rows(self.condition(cond, batch)),
             inputs=self.bias.new_zeros(batch, self.regression.weight.shape[1]),
         )
 
     def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
         width = self.inputs.width
-        state.inputs[:, index * width : (index + 1) * width] = state.table[
-            index % self.grid.channels, symbol
-        ]
+        # A table for each channel, whose symbols lie in turn.
+        vectors = state.table[index % self.grid.channels, symbol]
+        state.inputs[:, index * width : (index + 1) * width] = vectors
 
     def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
-        # Up to what is known the mask is one.
-        rows, known = (
-            slice(place * self.free, (place + 1) * self.free),
-            place * self.group * self.inputs.width,
-        )
+        rows = slice(place * self.free, (place + 1) * self.free)
+        known = place * self.group * self.inputs.width
+        # Up to what is known the mask is one, so the raw weights serve.
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
-        return self.complete(logits + self.bias[state.classes, rows])
+        return self.parameters_from_free(logits + self.bias[state.classes, rows])
 
     def sizes(self) -> dict[str, Any]:
         return {"embedding": self.embedding}

@@ -8,8 +8,8 @@ sampled by the ordinary walk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,9 +34,10 @@ class Hierarchy(nn.Module):
         ConfigError: for fewer or more than two models, or ones that do not fit each other.
 
     >>> import tessella as ts
-    >>> top, bottom = ts.Grid(2, 2, 1, 4), ts.Grid(4, 4, 1, 4)
-    >>> make = lambda grid, codes=None: ts.create("gated-pixelcnn", grid, codes=codes, layers=1, hidden=4)
-    >>> prior = Hierarchy([make(top), make(bottom, top)])
+    >>> coarse, fine = ts.Grid(2, 2, 1, 4), ts.Grid(4, 4, 1, 4)
+    >>> top = ts.create("gated-pixelcnn", coarse, layers=1, hidden=4)
+    >>> bottom = ts.create("gated-pixelcnn", fine, codes=coarse, layers=1, hidden=4)
+    >>> prior = Hierarchy([top, bottom])
     >>> x = (torch.zeros(3, 2, 2, 1, dtype=torch.int64), torch.zeros(3, 4, 4, 1, dtype=torch.int64))
     >>> prior.log_prob(x).shape, prior.symbols
     (torch.Size([3]), 20)
@@ -51,19 +52,23 @@ class Hierarchy(nn.Module):
             raise ConfigError(
                 f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}"
             )
-        for coarse, fine in zip([None, *priors], priors, strict=False):
-            wanted = coarse.grid if coarse is not None else None
-            if fine.conditioning.codes != wanted:
+        # Each prior must be conditioned on the grid of the one before it; the first on none.
+        coarser: Grid | None = None
+        for prior in priors:
+            if prior.conditioning.codes != coarser:
                 raise ConfigError(
-                    f"the prior of {fine.grid} must be conditioned on codes of {wanted}, not {fine.conditioning.codes}"
+                    f"the prior of {prior.grid} must be conditioned on codes of {coarser}, "
+                    f"not {prior.conditioning.codes}"
                 )
+            coarser = prior.grid
         if len({(prior.classes, prior.null_class) for prior in priors}) > 1:
             raise ConfigError(
                 "the priors of a hierarchy must all be conditioned on the same classes"
             )
-        self.priors: Any = nn.ModuleList(priors)
+        # A ModuleList, so that the weights are found; it is indexed and iterated as a sequence.
+        self.priors = cast("Sequence[DensityModel]", nn.ModuleList(priors))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[DensityModel]:
         return iter(self.priors)
 
     @property
@@ -79,12 +84,12 @@ class Hierarchy(nn.Module):
     @property
     def classes(self) -> int:
         """Classes it is conditioned on; index ``classes`` is the null class."""
-        return int(self.priors[0].classes)
+        return self.priors[0].classes
 
     @property
     def null_class(self) -> bool:
         """Whether the null class means something; see :class:`DensityModel`."""
-        return bool(self.priors[0].null_class)
+        return self.priors[0].null_class
 
     @null_class.setter
     def null_class(self, value: bool) -> None:
@@ -107,10 +112,9 @@ class Hierarchy(nn.Module):
             raise InputError(
                 "a hierarchy draws its own codes: give it a class as condition, or nothing"
             )
-        condition: Condition = self.priors[0].condition(labels, batch)
-        return condition
+        return self.priors[0].condition(labels, batch)
 
-    def log_prob(self, x: Any, cond: Cond = None) -> torch.Tensor:
+    def log_prob(self, x: object, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the codes of all grids: ``[batch]``.
 
         Args:
@@ -121,26 +125,32 @@ class Hierarchy(nn.Module):
             InputError: for symbols or a condition that do not fit, or a model in training mode with
                 dropout.
         """
+        # The chain rule: log p(x_0) + log p(x_1 | x_0).
         return torch.stack(self.log_probs(x, cond)).sum(0)
 
-    def log_probs(self, x: Any, cond: Cond = None) -> list[torch.Tensor]:
+    def log_probs(self, x: object, cond: Cond = None) -> list[torch.Tensor]:
         """:meth:`log_prob` of each grid given the coarser ones, ``[batch]`` each."""
         if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
             raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
-        labels = self.condition(cond, len(x[0])).labels
-        return [
-            prior.log_prob(part, level_condition(prior, labels, x[:level]))
-            for level, (prior, part) in enumerate(zip(self.priors, x, strict=True))
-        ]
+        # All grids are checked before the first is scored.
+        symbols = []
+        for prior, part in zip(self.priors, x, strict=True):
+            symbols.append(prior.grid.check(part))
+        labels = self.condition(cond, len(symbols[0])).labels
+        scores = []
+        for level, prior in enumerate(self.priors):
+            condition = level_condition(prior, labels, symbols[:level])
+            scores.append(prior.log_prob(symbols[level], condition))
+        return scores
 
-    def bits_per_dim(self, x: Any, cond: Cond = None) -> torch.Tensor:
+    def bits_per_dim(self, x: object, cond: Cond = None) -> torch.Tensor:
         """Bits per symbol of all grids: ``[batch]``."""
         return -self.log_prob(x, cond) / (LN2 * self.symbols)
 
     @property
     def checkpointing(self) -> bool:
         """See :class:`DensityModel`."""
-        return bool(self.priors[0].checkpointing)
+        return self.priors[0].checkpointing
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
@@ -158,10 +168,13 @@ class Hierarchy(nn.Module):
 
 def level_condition(
     prior: DensityModel, labels: torch.Tensor | None, coarser: Sequence[torch.Tensor]
-) -> dict[str, Any]:
-    """The condition of one prior of a hierarchy: labels, and the codes of the grid before its
-    own."""
-    cond: dict[str, Any] = {} if labels is None else {"class": labels}
+) -> dict[str, torch.Tensor]:
+    """The condition of one prior of a hierarchy: the labels, and the codes of the next coarser
+    grid."""
+    # An empty dictionary is no condition.
+    cond: dict[str, torch.Tensor] = {}
+    if labels is not None:
+        cond["class"] = labels
     if prior.conditioning.codes is not None:
         cond["codes"] = coarser[-1]
     return cond
@@ -174,6 +187,9 @@ def pack(symbols: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, grids: Sequence[Grid]) -> tuple[torch.Tensor, ...]:
-    """What :func:`pack` packed."""
+    """The inverse of :func:`pack`: symbols ``[n, height, width, channels]`` of each grid."""
     pieces = packed.split([grid.symbols for grid in grids], dim=1)
-    return tuple(piece.view(-1, *grid.shape) for piece, grid in zip(pieces, grids, strict=True))
+    symbols = []
+    for piece, grid in zip(pieces, grids, strict=True):
+        symbols.append(piece.view(-1, *grid.shape))
+    return tuple(symbols)

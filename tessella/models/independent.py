@@ -15,7 +15,7 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.heads import CategoricalHead, Head, JointHead
+from tessella.heads import FactoredHead, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import DensityModel, symbol_field
 from tessella.nn.stepping.state import State
@@ -25,8 +25,8 @@ from tessella.nn.stepping.state import State
 class IndependentState(State):
     """The class of each image, and how far a joint head is within the pixel."""
 
-    labels: torch.Tensor | None
-    pixel: Any = None
+    labels: torch.Tensor
+    pixel: State | None = None
 
 
 class Independent(DensityModel):
@@ -41,9 +41,9 @@ class Independent(DensityModel):
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__(grid, head, conditioning)
         shape = (grid.height, grid.width) if head.joint else grid.shape
-        self.table = nn.Parameter(
-            head.bias() + 0.1 * torch.randn(self.classes + 1, *shape, head.size)
-        )
+        # One row for each class, and one for the null class.
+        noise = torch.randn(self.classes + 1, *shape, head.size)
+        self.table = nn.Parameter(head.bias() + 0.1 * noise)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         if condition.labels is None:
@@ -52,20 +52,23 @@ class Independent(DensityModel):
 
     def init_state(self, batch: int, cond: Cond = None) -> IndependentState:
         labels = self.condition(cond, batch).labels
-        return IndependentState(
-            torch.zeros(batch, dtype=torch.int64, device=self.device) if labels is None else labels
-        )
+        if labels is None:
+            labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        return IndependentState(labels)
 
     def step(
-        self, previous: torch.Tensor, index: int, state: IndependentState
+        self, previous: torch.Tensor, index: int, state: State
     ) -> tuple[torch.Tensor, IndependentState]:
+        assert isinstance(state, IndependentState)
         row, column, channel = self.grid.place(index)
         parameters = self.table[:, row, column].detach()[state.labels]
         if not isinstance(self.head, JointHead):
             return parameters[:, channel], state
         if channel == 0:
             state.pixel = self.head.start(parameters)
-        step, state.pixel = self.head.next(previous if channel else None, channel, state.pixel)
+        assert state.pixel is not None
+        before = previous if channel else None
+        step, state.pixel = self.head.next(before, channel, state.pixel)
         return step, state
 
     @torch.no_grad()
@@ -79,18 +82,20 @@ class Independent(DensityModel):
         Raises:
             ConfigError: when the head is joint, or the model has classes.
         """
-        if not isinstance(self.head, CategoricalHead) or self.classes:
+        if not isinstance(self.head, FactoredHead) or self.classes:
             raise ConfigError("histograms fit the categorical and ordinal heads, without classes")
         grid = self.grid
+        # Laplace's rule: every level has been seen once before the first image.
         counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
-        first = torch.arange(grid.symbols) * grid.levels
-        for part in [x] if isinstance(x, torch.Tensor) else x:
-            counts += torch.bincount(
-                (part.flatten(1).cpu() + first).flatten(), minlength=len(counts)
-            )
+        # Symbol t at level k is counted in bin t * levels + k.
+        first_bin = torch.arange(grid.symbols) * grid.levels
+        parts = [x] if isinstance(x, torch.Tensor) else x
+        for part in parts:
+            bins = (part.flatten(1).cpu() + first_bin).flatten()
+            counts += torch.bincount(bins, minlength=len(counts))
         probabilities = counts.view(grid.symbols, grid.levels)
         probabilities /= probabilities.sum(1, keepdim=True)
-        parameters = self.head.parameters_of(probabilities.log())
+        parameters = self.head.parameters_from_table(probabilities.log())
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 
@@ -98,5 +103,6 @@ class Independent(DensityModel):
         return {}
 
     def receptive_field(self) -> torch.Tensor:
+        # No pixel sees another; within one, a joint head's channels see those before them.
         pixels = torch.zeros(self.grid.pixels, self.grid.pixels, dtype=torch.bool)
         return symbol_field(self.grid, pixels, inside=self.head.joint)

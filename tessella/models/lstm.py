@@ -6,17 +6,17 @@ Bethge 2015 and the PixelRNN of van den Oord et al. 2016. Its input at a place i
 symbol before, plus learned vectors of the row, column and channel of the place to be predicted,
 plus the vector of the class. Layers are residual.
 
-The sequence is run in segments. With activation checkpointing the layers keep of an image the
-states between segments, and the activations of the one segment that is computed again: memory that
+The sequence is run in segments. With activation checkpointing, only the states between segments are
+kept for each image, and the activations of the one segment that is computed again: memory that
 grows with the square root of the length up to 65,536 places, where segments stop growing, and
-linearly from there. Not in it are the vectors of the places, kept once for all images, and the
-symbols and the parameters that are told of each, which are linear in the length anyway.
+linearly from there. To this add the vectors of the places, kept once for all images, and symbols
+and parameters, which are linear in the length anyway.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,68 +30,49 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.models.sequence_model import SequenceModel, SequenceState
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.stepping.program import Matrix, Moving, Program
+from tessella.nn.lstm_cell import GATES, cell_dtype
+from tessella.nn.stepping.memory import Vectors
+from tessella.nn.stepping.program import Program, SeveralPrograms
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 SEGMENT = (32, 256)
 """Least and largest length of a segment; between them it is the square root of the number of
 places."""
 
-
-@dataclass
-class Weights:
-    """Weights laid out for stepping; gates in the order of
-    :func:`tessella.nn.lstm_cell.lstm_cell`."""
-
-    table: torch.Tensor
-    """Vectors of every channel and level: ``[channels, levels, hidden]``."""
-    row: torch.Tensor
-    """Vectors of the rows, ``[height, hidden]``."""
-    column: torch.Tensor
-    """The same of the columns."""
-    gates: list[Matrix]
-    """Of each layer, ``[2 * hidden, 4 * hidden]``: its input, then its own state."""
-    biases: list[torch.Tensor]
-    """``[4 * hidden]`` each."""
-    last: Matrix
-    """``[hidden, free]``."""
-    last_bias: torch.Tensor
+TORCH_GATES = [3, 1, 0, 2]
+"""Where torch, whose order is input, forget, content, output, keeps the gates of
+:func:`tessella.nn.lstm_cell.lstm_cell`."""
 
 
 @dataclass
-class Programs:
+class LSTMPrograms:
     """The programs of a state, each with the variables ``row`` and ``column``."""
 
     first: Program
-    """The first place."""
+    """The first place, before which nothing is known."""
     later: list[Program]
     """A place, from the symbols of the place before, for each channel; for a joint head there is
     one."""
+    symbols: list[torch.Tensor]
+    """Those of the place before, as far as they are known: ``int64 [batch]``."""
+    parameters: torch.Tensor
+    """Of the place that came last: ``[batch, size]``."""
 
 
 @dataclass
 class LSTMState(SequenceState):
     """States of the layers."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
     derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    weights: Weights
     constant: list[torch.Tensor]
     """Vectors of class and channel, for each channel; for a joint head there is one:
     ``[batch, hidden]``."""
-    symbols: list[torch.Tensor]
-    """Those of the place before, as far as they are known: ``int64 [batch]``."""
-    entering: list[torch.Tensor]
-    """Of each layer its input and its state of the place before, side by side:
-    ``[batch, 2 * hidden]``."""
-    cells: list[torch.Tensor]
-    """``[batch, hidden]`` each."""
-    parameters: torch.Tensor
-    """Of the place that came last: ``[batch, size]``."""
-    programs: Programs | None = None
+    memory: StateMemory = field(default_factory=StateMemory)
+    programs: LSTMPrograms | None = None
 
 
-class LSTM(SequenceModel):
+class LSTM(SequenceModel[LSTMState]):
     """``lstm``: the image as a sentence of symbols, read by residual LSTM layers.
 
     Args:
@@ -118,21 +99,22 @@ class LSTM(SequenceModel):
         super().__init__(grid, head, conditioning)
         if layers < 1 or hidden < 1 or not 0 <= dropout < 1:
             raise ConfigError(
-                f"lstm needs layers >= 1, hidden >= 1 and 0 <= dropout < 1, got layers={layers}, hidden={hidden}, "
-                f"dropout={dropout}"
+                "lstm needs layers >= 1, hidden >= 1 and 0 <= dropout < 1, got "
+                f"layers={layers}, hidden={hidden}, dropout={dropout}"
             )
-        self.hidden, self.dropout = hidden, dropout
-        self.refuse_absurd(
-            hidden * max(4 * hidden, grid.channels * grid.levels), "take a smaller hidden="
-        )
+        self.hidden = hidden
+        self.dropout = dropout
+        largest = hidden * max(GATES * hidden, grid.channels * grid.levels)
+        self.check_matrix(largest, "take a smaller hidden=")
         self.embedding = SymbolEmbedding(grid, hidden)
+        # They add up, by broadcasting, to [height, width, channels, hidden].
         self.row = nn.Parameter(torch.randn(grid.height, 1, 1, hidden) * 0.3)
         self.column = nn.Parameter(torch.randn(grid.width, 1, hidden) * 0.3)
         self.channel = nn.Parameter(torch.randn(grid.channels // self.group, hidden) * 0.3)
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
-        self.layers = nn.ModuleList(
-            nn.LSTM(hidden, hidden, batch_first=True) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(layers):
+            self.layers.append(nn.LSTM(hidden, hidden, batch_first=True))
         self.drop = nn.Dropout(dropout)
         self.last = nn.Linear(hidden, self.free)
         with torch.no_grad():
@@ -143,23 +125,27 @@ class LSTM(SequenceModel):
 
     @property
     def segment(self) -> int:
-        """Places that are run at once."""
-        return min(
-            max(math.isqrt(self.places - 1) + 1 if self.places > 1 else 1, SEGMENT[0]), SEGMENT[1]
-        )
+        """Places that are run at once: the square root of their number, rounded up, within
+        ``SEGMENT``."""
+        shortest, longest = SEGMENT
+        # Then as many states are kept between segments as activations within one.
+        root = math.isqrt(self.places - 1) + 1 if self.places > 1 else 1
+        return min(max(root, shortest), longest)
 
     def recurrent(self) -> list[nn.LSTM]:
         """The layers."""
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        self.classes_of(condition)
+        # Only for its check of the condition.
+        self.class_rows(condition)
         symbols = x.flatten(1).unflatten(1, (self.places, self.group))
         table = self.embedding.table().flatten(0, 1)
-        classes = (
-            None if self.class_vectors is None else self.class_vectors(condition.labels)[:, None]
-        )
+        classes = None
+        if self.class_vectors is not None:
+            classes = self.class_vectors(condition.labels)[:, None]  # [batch, 1, hidden]
         zero = self.row.new_zeros(1, len(x), self.hidden)
+        # Hidden and cell state of each layer in turn; all begin at zero.
         states = [zero] * (2 * len(self.layers))
         parts = []
         for i, positions in enumerate(self._positions().split(self.segment)):
@@ -168,7 +154,7 @@ class LSTM(SequenceModel):
                 self._run, symbols, table, positions, classes, start, *states
             )
             parts.append(part)
-        return self.on_grid(self.complete(torch.cat(parts, dim=1)))
+        return self.on_grid(self.parameters_from_free(torch.cat(parts, dim=1)))
 
     def _run(
         self,
@@ -190,30 +176,33 @@ class LSTM(SequenceModel):
             states: hidden and cell state of each layer in turn, ``[1, batch, hidden]``.
 
         Returns:
-            What the segment gives, ``[batch, length, free]``, and the states after it.
+            The segment's parameters, ``[batch, length, free]``, and the states after it.
         """
-        x = self._before(symbols, table, start, start + len(positions)) + positions
+        x = self._vectors_before(symbols, table, start, start + len(positions)) + positions
         if classes is not None:
             x = x + classes
         after: list[torch.Tensor] = []
         for i, layer in enumerate(self.recurrent()):
-            with torch.autocast("cpu", enabled=False):  # few processors have an LSTM in bfloat16
-                y, pair = layer(x, (states[2 * i].to(x.dtype), states[2 * i + 1].to(x.dtype)))
+            hidden, cell = states[2 * i : 2 * i + 2]
+            # Few processors have an LSTM in bfloat16.
+            with torch.autocast("cpu", enabled=False):
+                y, pair = layer(x, (hidden.to(x.dtype), cell.to(x.dtype)))
             after.extend(pair)
             x = x + self.drop(y)
         return (self.last(x), *after)
 
-    def _before(
+    def _vectors_before(
         self, symbols: torch.Tensor, table: torch.Tensor, start: int, stop: int
     ) -> torch.Tensor:
-        """Vectors of what comes before each of the places ``start .. stop - 1``:
+        """Vectors of the symbols before each of the places ``start .. stop - 1``:
         ``[batch, stop - start, hidden]``."""
-        before = symbols[:, max(start - 1, 0) : stop - 1]
-        first = torch.arange(
-            max(start - 1, 0) * self.group, (stop - 1) * self.group, device=symbols.device
-        )
-        channel = (first % self.grid.channels).view(-1, self.group)
+        first = max(start - 1, 0)
+        before = symbols[:, first : stop - 1]
+        index = torch.arange(first * self.group, (stop - 1) * self.group, device=symbols.device)
+        channel = (index % self.grid.channels).view(-1, self.group)
+        # Symbol k of channel c is row c * levels + k of the table.
         vectors = F.embedding(before + channel * self.grid.levels, table).sum(2)
+        # Nothing comes before place 0.
         return F.pad(vectors, (0, 0, 1, 0)) if start == 0 else vectors
 
     def _positions(self) -> torch.Tensor:
@@ -223,77 +212,91 @@ class LSTM(SequenceModel):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
         labels = self.condition(cond, batch).labels
-        make, hidden = self.row.new_zeros, self.hidden
-        classes = make(batch, hidden) if self.class_vectors is None else self.class_vectors(labels)
-        order = torch.tensor(
-            [3, 1, 0, 2], device=self.device
-        )  # torch has input, forget, content, output
-        packed, biases = [], []
-        for layer in self.recurrent():
-            of_input, of_state, first, second = (
-                parameter.unflatten(0, (4, hidden)) for parameter in layer.parameters()
-            )
-            packed.append(
-                Matrix(torch.cat([of_input, of_state], dim=-1)[order].flatten(0, 1).T.contiguous())
-            )
-            biases.append((first + second)[order].flatten())
-        weights = Weights(
-            self.embedding.table(),
-            self.row[:, 0, 0].detach(),
-            self.column[:, 0].detach(),
-            packed,
-            biases,
-            Matrix(self.last.weight.T),
-            self.last.bias.detach(),
-        )
-        return LSTMState(
-            pixel=None,
-            weights=weights,
-            constant=[classes + channel for channel in self.channel],
-            symbols=[make(batch, dtype=torch.int64) for _ in range(self.group)],
-            entering=[make(batch, 2 * hidden) for _ in packed],
-            cells=[make(batch, hidden) for _ in packed],
-            parameters=make(batch, self.head.size),
-        )
+        # Class and channel do not change on the way, so they are added once.
+        if self.class_vectors is None:
+            classes = self.row.new_zeros(batch, self.hidden)
+        else:
+            classes = self.class_vectors(labels)
+        state = LSTMState(pixel=None, constant=[classes + channel for channel in self.channel])
+        state.programs = self._write(state)
+        return state
 
     def learn(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        state.symbols[index % self.group].copy_(symbol)
+        self._programs(state).symbols[index % self.group].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
+        programs = self._programs(state)
+        row, column, channel = self.grid.place(place * self.group)
+        # For a joint head the place is a pixel, and its channel is 0.
+        program = programs.later[channel] if place else programs.first
+        program.run(row, column)
+        return programs.parameters.clone()
+
+    def _programs(self, state: LSTMState) -> LSTMPrograms:
+        """The programs of a state; a copy of a state has none at first."""
         if state.programs is None:
             state.programs = self._write(state)
-        row, column, channel = self.grid.place(place * self.group)
-        (state.programs.later[channel] if place else state.programs.first).run(row, column)
-        return state.parameters.clone()
+        return state.programs
 
-    def _write(self, state: LSTMState) -> Programs:
-        """The programs of a state."""
-        later = [self._write_place(channel, True, state) for channel in range(len(state.constant))]
-        return Programs(self._write_place(0, False, state), later)
-
-    def _write_place(self, channel: int, known: bool, state: LSTMState) -> Program:
-        """A place of a channel; what comes before it is ``known``, or nothing."""
-        weights, hidden = state.weights, self.hidden
-        program = Program(len(state.parameters), ("row", "column"), state.parameters)
-        gates, end = program.room(4 * hidden), program.room(hidden)
-        inputs = [entering[:, :hidden] for entering in state.entering]
-        program.add(state.constant[channel], _each(weights.row, "row"), inputs[0])
-        program.add(inputs[0], _each(weights.column, "column"), inputs[0])
-        for i, symbols in enumerate(state.symbols if known else []):
-            program.lookup(symbols, weights.table[channel - self.group + i], inputs[0])
-        for i, (entering, x, then) in enumerate(
-            zip(state.entering, inputs, [*inputs[1:], end], strict=True)
-        ):
-            program.linear(entering, weights.gates[i], gates, plus=weights.biases[i])
-            program.cell(gates, state.cells[i], entering[:, hidden:])
-            program.add(x, entering[:, hidden:], then)
-        program.linear(end, weights.last, state.parameters[:, -self.free :], plus=weights.last_bias)
-        return program
+    def _write(self, state: LSTMState) -> LSTMPrograms:
+        """Write the programs of a state, which has or gets the memory."""
+        like = state.constant[0]
+        memory = MemoryAllocator(state.memory, len(like), like)
+        symbols = []
+        for _ in range(self.group):
+            symbols.append(memory.zeros(dtype=torch.int64))
+        parameters = memory.zeros(self.head.size)
+        entering = []
+        for _ in self.layers:
+            # The layer's input, and its state of the place before, side by side.
+            entering.append(memory.zeros(2 * self.hidden))
+        # One program for the first place, and one for the later places of each channel.
+        first = Program(len(like), ("row", "column"), like)
+        later = [Program(len(like), ("row", "column"), like) for _ in state.constant]
+        every = SeveralPrograms([first, *later])
+        # The input of the first layer: constant + row + column + the vectors of the symbols before.
+        x = entering[0][:, : self.hidden]
+        row = Vectors(self.row[:, 0, 0].detach()).at("row")
+        first.add(state.constant[0], row, x)
+        for constant, program in zip(state.constant, later, strict=True):
+            program.add(constant, row, x)
+        every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
+        table = self.embedding.table().detach()
+        for channel, program in enumerate(later):
+            for i in range(self.group):
+                # Counted from the end, which wraps around: before channel 0 comes the last one.
+                program.lookup(symbols[i], table[channel - self.group + i], x)
+        gates = every.zeros(GATES * self.hidden)
+        # What enters each layer and, after the last one, the output.
+        inputs = [entered[:, : self.hidden] for entered in entering] + [every.zeros(self.hidden)]
+        for i, layer in enumerate(self.recurrent()):
+            weight, bias = packed(layer)
+            hidden = entering[i][:, self.hidden :]
+            cell = memory.zeros(self.hidden, dtype=cell_dtype(like))
+            every.linear(entering[i], memory.matrix(weight), gates, add=bias)
+            every.cell(gates, cell, hidden)
+            every.add(inputs[i], hidden, inputs[i + 1])
+        # With two levels only the last parameter is free; the first stays zero.
+        last = memory.matrix(self.last.weight.T)
+        every.linear(inputs[-1], last, parameters[:, -self.free :], add=self.last.bias.detach())
+        return LSTMPrograms(first, later, symbols, parameters)
 
     def sizes(self) -> dict[str, Any]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
 
 
-def _each(vectors: torch.Tensor, by: str) -> Moving:
-    """The vector of ``[n, hidden]`` that a variable says."""
-    return Moving(vectors[0], by, vectors.stride(0))
+def packed(layer: nn.LSTM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of a layer as one product, gates in the order of the cell.
+
+    Returns:
+        ``[2 * hidden, 4 * hidden]``, for the input and then the state, and the bias
+        ``[4 * hidden]``.
+    """
+    hidden = layer.hidden_size
+    # torch keeps [4 * hidden, hidden] twice and two biases; the cell wants one product.
+    by_gate = []
+    for parameter in layer.parameters():
+        by_gate.append(parameter.detach().unflatten(0, (GATES, hidden))[TORCH_GATES])
+    from_input, from_state, input_bias, state_bias = by_gate
+    weight = torch.cat([from_input, from_state], dim=-1).flatten(0, 1)
+    return weight.T.contiguous(), (input_bias + state_bias).flatten()

@@ -1,118 +1,164 @@
-"""Models whose backbone runs once a pixel: what their cached steps share.
+"""Models whose backbone runs once a pixel: their cached steps.
 
-A step looks up the symbol that has become known, at the first channel of a pixel runs the backbone,
-at the first pixel of a row what a row has to do before, and leaves the channels to the output
+A step looks up the symbol that has become known, at the first pixel of a row does the work of a
+row, at the first channel of a pixel runs the backbone, and leaves the other channels to the output
 stage. All of it is written once for a state, as programs on the state's memory
-(``tessella.nn.stepping.program``).
+(``tessella.nn.stepping.step``). A family composes its layers in :meth:`PixelModel.write` as it does
+in ``forward``.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
 from tessella.heads import JointHead
-from tessella.models.channel_output import Output, OutputState
+from tessella.models.channel_output import Output, SteppedOutput
+from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel
+from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.stepping.program import Operand, Program
 from tessella.nn.stepping.state import State
-
-B = TypeVar("B")
+from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep, StateMemory
 
 
 @dataclass
-class Programs(Generic[B]):
-    """The programs of a state.
+class SteppedFeatures:
+    """A backbone written for a step."""
 
-    Args:
-        known: for each channel, adds the vector of a symbol that has become known to its pixel's,
-            at a ``column``.
-        backbone: those of the family; the last one at a pixel ends with the output stage.
-        channels: for each channel of a factored head but the first, makes its parameters.
-    """
+    pixels: Operand
+    """Where the vectors of a pixel's symbols are summed up as they become known, by ``column``:
+    ``[batch, size]``."""
+    features: Operand
+    """What goes to the output stage at a pixel: ``[batch, features]``."""
 
+
+@dataclass
+class PixelPrograms:
+    """The programs of a state."""
+
+    step: PixelStep
+    """The backbone, and the first part of the output stage."""
     known: list[Program]
-    backbone: B
-    channels: list[Program]
+    """For each channel, adds the vector of its symbol to its pixel, at a ``column``."""
+    output: SteppedOutput
 
 
 @dataclass
-class Walk(State):
-    """What a walk over pixels keeps, whatever the backbone."""
+class PixelState(State):
+    """The state of a walk over pixels."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"table"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    table: torch.Tensor
-    """Vectors of every channel and level: ``[channels, levels, size]``."""
+    labels: torch.Tensor | None
+    """Of the condition: ``int64 [batch]``."""
+    codes: torch.Tensor | None
+    """Features of the codes that the model is conditioned on: ``[batch, height, width, size]``."""
     symbols: torch.Tensor
-    """The symbol that has become known last: ``int64 [batch]``."""
-    output: OutputState
+    """The symbol that became known last: ``int64 [batch]``."""
+    memory: StateMemory
+    """The caches of all layers."""
+    joint: Any = None
+    """How far a joint head is within the pixel."""
+    programs: PixelPrograms | None = None
 
 
 class PixelModel(DensityModel):
-    """A model with a backbone that runs once a pixel and an ``output`` stage that orders its
-    channels.
+    """A model with a backbone that runs once a pixel, and an output stage that orders its channels.
 
-    Its states have two fields that are used here: ``walk``, a :class:`Walk`, and ``programs``,
-    derived from the others: :class:`Programs`, or None before they are needed.
+    A family sets ``output``, and defines :meth:`symbol_embedding` and, beside ``forward``,
+    :meth:`write`.
     """
 
     output: Output
 
     @abstractmethod
-    def write(self, state: Any) -> Programs[Any]:
-        """The programs of a state."""
+    def symbol_embedding(self) -> EmbeddedSymbols:
+        """The vectors that the backbone sees of symbols."""
 
     @abstractmethod
-    def start_row(self, row: int, state: Any, backbone: Any) -> None:
-        """Once a row, before its first pixel; everything above is known."""
+    def write(
+        self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
+    ) -> SteppedFeatures:
+        """Append the backbone's work on a pixel to the programs of a step.
 
-    @abstractmethod
-    def start_pixel(self, row: int, column: int, backbone: Any) -> None:
-        """Once a pixel: the backbone and the output stage's first part."""
+        Args:
+            step: what :meth:`create_step` gives.
+            labels: of the condition, ``int64 [batch]``.
+            codes: what :meth:`code_features` gave, in the memory of the state.
+        """
 
-    def walk(self, table: torch.Tensor, batch: int) -> Walk:
-        """The shared part of a state before the first symbol;
-        ``table [channels, levels, size]``."""
-        symbols = torch.zeros(batch, dtype=torch.int64, device=table.device)
-        return Walk(table, symbols, self.output.init_state(batch))
+    def create_step(self, memory: MemoryAllocator) -> PixelStep:
+        """The programs that a step consists of."""
+        return GridStep(memory, self.grid.width)
 
-    def written(self, walk: Walk, pixels: Operand, backbone: B) -> Programs[B]:
-        """The programs around a ``backbone``; ``pixels`` is where the vectors of known pixels are
-        summed up, by ``column``."""
-        known = []
-        for vectors in walk.table:
-            program = Program(len(walk.symbols), ("column",), walk.table)
-            program.lookup(walk.symbols, vectors, pixels)
-            known.append(program)
-        return Programs(known, backbone, self.output.write_channels(walk.symbols, walk.output))
+    def code_features(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features of a grid of codes for each pixel, ``[batch, height, width, size]``; of models
+        that take codes."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: Any) -> tuple[torch.Tensor, Any]:
-        walk: Walk = state.walk
+    def init_state(self, batch: int, cond: Cond = None) -> PixelState:
+        # Checked, so that a bad label is refused before any memory is taken.
+        condition = self.condition(cond, batch)
+        codes = None
+        if condition.codes is not None:
+            codes = self.code_features(condition.codes).contiguous()
+        symbols = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        state = PixelState(condition.labels, codes, symbols, StateMemory())
+        # Writing the programs fills the state's memory.
+        state.programs = self._write_programs(state)
+        return state
+
+    def _write_programs(self, state: PixelState) -> PixelPrograms:
+        batch = len(state.symbols)
+        table = self.symbol_embedding().table().detach()
+        memory = MemoryAllocator(state.memory, batch, table)
+        # [channels, levels, size]; copies of the state share it.
+        table = memory.table(table)
+        step = self.create_step(memory)
+        # The order matters here only: the output stage reads what the backbone wrote last.
+        backbone = self.write(step, state.labels, state.codes)
+        output = self.output.write(step, backbone.features, state.symbols)
+        known = []
+        for vectors in table:
+            # A program for each channel, as each adds to the same pixel from a table of its own.
+            program = Program(batch, ("column",), table)
+            program.lookup(state.symbols, vectors, backbone.pixels)
+            known.append(program)
+        return PixelPrograms(step, known, output)
+
+    @torch.no_grad()
+    def step(
+        self, previous: torch.Tensor, index: int, state: State
+    ) -> tuple[torch.Tensor, PixelState]:
+        assert isinstance(state, PixelState)
         if state.programs is None:
-            state.programs = self.write(state)
-        programs: Programs[Any] = state.programs
+            # A copy of another state: its layers get the memory that was copied.
+            state.programs = self._write_programs(state)
+        programs = state.programs
         row, column, channel = self.grid.place(index)
         if index:
-            walk.symbols.copy_(previous)
-            _, before, last = self.grid.place(index - 1)
-            programs.known[last].run(before)
+            state.symbols.copy_(previous)
+            # The symbol before belongs to the pixel before, where a new pixel begins.
+            _, previous_column, previous_channel = self.grid.place(index - 1)
+            programs.known[previous_channel].run(previous_column)
         if channel == 0:
             if column == 0:
-                self.start_row(row, state, programs.backbone)
-            self.start_pixel(row, column, programs.backbone)
-        output = walk.output
+                programs.step.start_row(row)
+            programs.step.start_pixel(row, column)
+        parameters = programs.output.parameters
+        # A joint head makes the channels' parameters one after the other from those of the pixel.
         if isinstance(self.head, JointHead):
             if channel == 0:
-                output.joint = self.head.start(output.parameters.clone())
-            parameters, output.joint = self.head.next(
-                walk.symbols if channel else None, channel, output.joint
-            )
-            return parameters, state
+                state.joint = self.head.start(parameters.clone())
+            known = state.symbols if channel else None
+            given, state.joint = self.head.next(known, channel, state.joint)
+            return given, state
         if channel:
-            programs.channels[channel - 1].run()
-        return output.parameters.clone(), state
+            programs.output.channels[channel - 1].run()
+        # The memory is written to again at the next step, so the caller gets a copy.
+        return parameters.clone(), state

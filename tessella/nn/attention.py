@@ -1,10 +1,10 @@
-"""Causal self-attention over a sequence of pixels.
+"""The parts of a transformer over pixels: norm, causal self-attention, feed-forward.
 
-Positions are told by rotations (Su et al. 2021, "RoFormer", eq. 13) in two dimensions: of the pairs
-of numbers that make a head's query or key, the first half turns by angles that grow with the row,
-the second half by angles that grow with the column, so that a product of query and key depends on
-the content of both and on the offset between their pixels. Several query heads may share one head
-of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
+Positions are marked by rotations in two dimensions (``tessella.nn.rotary``). Several query heads
+may share one head of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
+
+Beside ``forward`` over a whole sequence each part has ``write``, which appends its work on one
+position to the programs of a step.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError
+from tessella.nn.rotary import rms_norm, rotate
+from tessella.nn.stepping.program import Operand, Places
+from tessella.nn.stepping.step import PixelStep
 
-BASE = 10_000.0
-"""Of ``n`` pairs of a row or column, pair ``j`` turns by this to the power of ``-j / n`` radians a
-place."""
 EPSILON = 1e-5
 """Added to a mean square before its root."""
 
@@ -35,54 +35,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., width]`` to the same."""
+        """``[..., width]`` to the same shape."""
         return rms_norm(x, self.weight, EPSILON)
 
-
-def rms_norm(x: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """``x [..., width]`` divided by the root of its mean square plus ``epsilon``, times
-    ``scale [width]``; in float32 or wider."""
-    wide = _wide(x)
-    return F.rms_norm(wide, x.shape[-1:], scale.to(wide.dtype), epsilon).to(x.dtype)
-
-
-def rotations(height: int, width: int, size: int) -> torch.Tensor:
-    """Cosines and sines for the positions of a grid, pixel after pixel: ``[pixels, 2, size]``, as
-    :func:`rotate` takes them.
-
-    With ``n = size / 4`` pairs for the row and as many for the column, pair ``j`` of the row turns
-    by ``row * BASE^(-j / n)``. Pairs are neighbours: numbers ``2 j`` and ``2 j + 1``.
-
-    Args:
-        height, width: of the grid.
-        size: numbers in a head, divisible by 4.
-
-    Raises:
-        ConfigError: when it is not.
-    """
-    if size < 4 or size % 4:
-        raise ConfigError(
-            f"rotary positions need heads whose size divides by 4, got {size}: change width or heads"
-        )
-    speeds = BASE ** (-torch.arange(size // 4, dtype=torch.float64) / (size // 4))
-    rows = torch.arange(height, dtype=torch.float64)[:, None, None] * speeds
-    columns = torch.arange(width, dtype=torch.float64)[:, None] * speeds
-    shape = (height, width, size // 4)
-    angles = torch.cat([rows.expand(shape), columns.expand(shape)], dim=-1).flatten(0, 1)
-    cosines = torch.stack([angles.cos(), angles.cos()], dim=-1).flatten(-2)
-    sines = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(-2)
-    return torch.stack([cosines, sines], dim=1)
-
-
-def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of ``x [..., size]`` by ``turns [..., 2, size]``, rows of :func:`rotations`;
-    in float32 or wider.
-
-    A row of zeros for the turns gives zeros.
-    """
-    wide = _wide(x)
-    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(wide * turns[..., 0, :], swapped, turns[..., 1, :]).to(x.dtype)
+    def write(self, step: PixelStep, x: Operand) -> torch.Tensor:
+        """Append the norm of ``x [batch, width]``, and return where it goes."""
+        out = step.pixel.zeros(len(self.weight))
+        step.pixel.norm(x, self.weight.detach(), out, EPSILON)
+        return out
 
 
 class CausalAttention(nn.Module):
@@ -101,16 +61,20 @@ class CausalAttention(nn.Module):
         super().__init__()
         if heads < 1 or kv_heads < 1 or width % heads or heads % kv_heads:
             raise ConfigError(
-                f"attention needs heads that divide the width and kv_heads that divide the heads, got width={width}, "
-                f"heads={heads}, kv_heads={kv_heads}"
+                "attention needs heads that divide the width and kv_heads that divide the heads, "
+                f"got width={width}, heads={heads}, kv_heads={kv_heads}"
             )
-        self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.size = width // heads
+        # Queries, keys and values of a position, side by side.
         self.project = nn.Linear(width, (heads + 2 * kv_heads) * self.size, bias=False)
         self.merge = nn.Linear(width, width, bias=False)
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """``x [batch, positions, width]`` to the same; ``turns [positions, 2, size]`` see
-        :func:`rotations`."""
+        """``x [batch, positions, width]`` to the same shape; ``turns [positions, 2, size]`` see
+        :func:`tessella.nn.rotary.rotations`."""
+        # [batch, heads + 2 * kv_heads, positions, size]
         vectors = self.project(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
         turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
         queries, keys = rotate(turned, turns).tensor_split([self.heads], dim=1)
@@ -118,6 +82,38 @@ class CausalAttention(nn.Module):
             queries, keys, values, is_causal=True, enable_gqa=self.kv_heads < self.heads
         )
         return self.merge(seen.transpose(1, 2).flatten(2))
+
+    def write(
+        self, step: PixelStep, normed: Operand, turns: Operand, length: int, out: Operand
+    ) -> None:
+        """Append one position's look at itself and those before it; keys and values stay in the
+        state.
+
+        Args:
+            step: where it is written, with the variables ``position`` and ``known``.
+            normed: what comes in, ``[batch, width]``.
+            turns: the position's rotation, ``[2 * size]``.
+            length: positions of the sequence.
+            out: what is seen is added to it, ``[batch, width]``.
+        """
+        pixel = step.pixel
+        width = self.heads * self.size
+        shared = self.kv_heads * self.size
+        # [batch, length, kv_heads * size]; a position is filled in when it comes.
+        keys = Places(step.memory.zeros(length, shared))
+        values = Places(step.memory.zeros(length, shared))
+        # Values are not turned: they have a product of their own, straight into the cache.
+        turned_weight, value_weight = self.project.weight.tensor_split([width + shared])
+        # Queries and keys come from one product, and are then turned.
+        vectors = pixel.zeros(width + shared)
+        pixel.linear(normed, step.memory.matrix(turned_weight.T), vectors)
+        pixel.linear(normed, step.memory.matrix(value_weight.T), values.at("position"))
+        query = pixel.zeros(width)
+        pixel.rotate(vectors[:, :width], turns, query, self.heads)
+        pixel.rotate(vectors[:, width:], turns, keys.at("position"), self.kv_heads)
+        seen = pixel.zeros(width)
+        pixel.attend(query, keys.memory, values.memory, seen, "known", self.heads, self.kv_heads)
+        pixel.linear(seen, step.memory.matrix(self.merge.weight.T), out, add=out)
 
 
 class SwiGLU(nn.Module):
@@ -130,14 +126,19 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        # W1 and W3 as one product.
         self.widen = nn.Linear(width, 2 * hidden, bias=False)
         self.narrow = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., width]`` to the same."""
+        """``[..., width]`` to the same shape."""
         gate, value = self.widen(x).chunk(2, dim=-1)
         return self.narrow(F.silu(gate) * value)
 
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    def write(self, step: PixelStep, normed: Operand, out: Operand) -> None:
+        """Append the part for ``normed [batch, width]``; the result is added to ``out``."""
+        hidden = step.pixel.zeros(self.narrow.in_features)
+        widen = step.memory.matrix(self.widen.weight.T)
+        narrow = step.memory.matrix(self.narrow.weight.T)
+        step.pixel.linear(normed, widen, hidden, activation="swiglu")
+        step.pixel.linear(hidden, narrow, out, add=out)

@@ -21,6 +21,7 @@ class ClassEmbedding(nn.Embedding):
     """
 
     def __init__(self, classes: int, width: int, std: float = 0.1) -> None:
+        # The null class is the last index.
         super().__init__(classes + 1, width)
         nn.init.normal_(self.weight, std=std)
 
@@ -49,19 +50,21 @@ class CodeEmbedding(nn.Module):
             )
         self.size = (grid.height, grid.width)
         self.embedding = SymbolEmbedding(codes, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
+        self.blocks = nn.ModuleList()
+        for _ in range(2):
+            block = nn.Sequential(
                 nn.SiLU(),
                 nn.Conv2d(width, width, 3, padding=1),
                 nn.SiLU(),
                 nn.Conv2d(width, width, 1),
             )
-            for _ in range(2)
-        )
+            self.blocks.append(block)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """``int64 [batch, h, w, c]`` to ``[batch, height, width, width]``."""
+        # [batch, width, h, w]
         x = self.embedding(codes).movedim(-1, 1)
         for block in self.blocks:
             x = x + block(x)
+        # Nearest: a code's features go to all pixels that it covers, unmixed.
         return F.interpolate(x, size=self.size, mode="nearest").movedim(1, -1)

@@ -9,24 +9,28 @@ GATES = 4
 
 
 def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden state and cell state ``[..., n]`` one step on, of ``gates [..., 4 n]`` before their
-    activations.
+    """Hidden state and cell state one step on, ``[..., n]`` each.
 
-    The cell state may be wider than the gates, so that what it adds up over a long walk is not
-    rounded away.
+    Args:
+        gates: sums before their activations, ``[..., 4 n]``.
+        cell: the cell state before, ``[..., n]``. It may be of a wider type than the gates, so that
+            what it adds up over a long walk is not rounded away.
     """
     n = cell.shape[-1]
+    # One call for the three sigmoids, as they lie side by side.
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     cell = forget * cell + write * gates[..., 3 * n :].tanh()
     return (emit * cell.tanh()).to(gates.dtype), cell
 
 
 def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> None:
-    """:func:`lstm_cell` in place: ``cell`` is renewed, the hidden state is ``out``. For stepping,
-    without gradients."""
+    """:func:`lstm_cell` in place, for stepping, without gradients: ``cell`` is renewed and ``out``
+    gets the hidden state."""
     n = cell.shape[-1]
     emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
+    # c = f c + i tanh(content)
     cell.mul_(forget).addcmul_(write, gates[..., 3 * n :].tanh())
+    # h = o tanh(c), of the renewed cell.
     torch.mul(emit, cell.tanh(), out=out)
 
 

@@ -13,9 +13,9 @@ class Masked(nn.Module, ABC):
     """A layer with a mask over its weights. The mask is made by the model and is not saved.
 
     Args:
-        weight: its first values.
-        bias: the same, or None for no bias.
-        mask: ``bool``, of the shape of the weights: where they may be other than zero.
+        weight: first values of the weights.
+        bias: first values of the bias, or None for no bias.
+        mask: ``bool``, of the shape of the weights: where they may differ from zero.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor) -> None:
@@ -24,16 +24,18 @@ class Masked(nn.Module, ABC):
         assert mask.shape == weight.shape
         self.weight = nn.Parameter(weight.detach())
         self.bias = None if bias is None else nn.Parameter(bias.detach())
+        # Not saved: it follows from the sizes.
         self.register_buffer("mask", mask, persistent=False)
         self.mask: torch.Tensor
 
     def kernel(self) -> torch.Tensor:
         """The weights, zero where the mask is."""
+        # Also the gradient of a masked weight is zero, so it never moves.
         return self.weight * self.mask
 
     @property
     def masked(self) -> int:
-        """Weights that are held at zero."""
+        """Number of weights that are held at zero."""
         return int((~self.mask).sum())
 
 
@@ -52,21 +54,3 @@ class MaskedLinear(Masked):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.kernel(), self.bias)
-
-
-class MaskedConvolution(Masked):
-    """``x [batch, inputs, height, width]`` to as many pixels; sides of the kernel are odd.
-
-    Args:
-        mask: ``bool [outputs, inputs, kernel height, kernel width]``.
-        bias: whether to add one.
-    """
-
-    def __init__(self, mask: torch.Tensor, bias: bool = True) -> None:
-        outputs, inputs, *kernel = mask.shape
-        initial = nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), bias=bias)
-        super().__init__(initial.weight, initial.bias if bias else None, mask)
-        self.padding = (kernel[0] // 2, kernel[1] // 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.kernel(), self.bias, padding=self.padding)

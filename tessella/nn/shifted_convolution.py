@@ -12,16 +12,15 @@ Maps are ``[batch, height, width, features]``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tessella.nn.convolution import field_along
-from tessella.nn.stepping.program import Matrix, Moving, Operand, Program, along, windows
-from tessella.nn.stepping.state import State
+from tessella.nn.stepping.program import Operand, Places
+from tessella.nn.stepping.step import GridStep
 
 
 def concat_elu(x: torch.Tensor) -> torch.Tensor:
@@ -49,12 +48,14 @@ class Normed(nn.Module):
 
     def __init__(self, outputs: int, inputs: tuple[int, ...], gain: float = 1.0) -> None:
         super().__init__()
+        # Directions of about length 1, whatever the number of inputs.
         self.direction = nn.Parameter(torch.randn(outputs, *inputs) / math.sqrt(math.prod(inputs)))
         self.gain = nn.Parameter(torch.full((outputs, *(1 for _ in inputs)), gain))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def weight(self) -> torch.Tensor:
         """``[outputs, *inputs]``."""
+        # One length for each output, over all that it sees.
         lengths = torch.linalg.vector_norm(self.direction.flatten(1), dim=1)
         return self.direction * (self.gain / lengths.view_as(self.gain))
 
@@ -74,7 +75,56 @@ class NormedLinear(Normed):
         return F.linear(x, self.weight(), self.bias)
 
 
-class ShiftedConvolution(Normed):
+class RowConvolution(Normed):
+    """Base of the convolutions that see some rows above and their own row.
+
+    Args:
+        inputs, outputs: features that come in and go out.
+        rows: rows it sees, its own included.
+        above: places it sees to the left and to the right in the rows above.
+        here: places it sees to the left and to the right in its own row.
+        stride: 2 halves the map.
+        gain: see :class:`Normed`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rows: int,
+        above: tuple[int, int],
+        here: tuple[int, int],
+        stride: int = 1,
+        gain: float = 1.0,
+    ) -> None:
+        assert sum(above) == sum(here), "all rows of the kernel are equally wide"
+        super().__init__(outputs, (inputs, rows, sum(here) + 1), gain)
+        self.rows = rows
+        self.above = above
+        self.here = here
+        self.stride = stride
+
+    def start(
+        self,
+        step: GridStep,
+        bias: torch.Tensor | None = None,
+        into: GridStep | None = None,
+        margin: int = 0,
+        sums: Places | None = None,
+    ) -> SteppedConvolution:
+        """Take memory for a step, and append what the rows above add to a row.
+
+        Args:
+            step: of the maps that come in.
+            bias: added to the layer's own, ``[batch, outputs]``.
+            into: the step of the maps that go out, where they are smaller.
+            margin: further places to the right of a row, for whoever fills it in.
+            sums: memory that holds already what else is added, bias included.
+        """
+        return SteppedConvolution(self, step, bias, into or step, margin, sums)
+
+
+class ShiftedConvolution(RowConvolution):
     """Convolution over rows up to and including its own, from ``left`` places before to ``right``
     places after.
 
@@ -96,12 +146,14 @@ class ShiftedConvolution(Normed):
         stride: int = 1,
         gain: float = 1.0,
     ) -> None:
-        super().__init__(outputs, (inputs, rows, left + 1 + right), gain)
-        self.rows, self.left, self.right, self.stride = rows, left, right, stride
+        super().__init__(inputs, outputs, rows, (left, right), (left, right), stride, gain)
+        self.left = left
+        self.right = right
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, height, width, inputs]`` to
         ``[batch, height / stride, width / stride, outputs]``."""
+        # F.pad counts from the last dimension: features, columns, rows.
         padded = F.pad(x, (0, 0, self.left, self.right, self.rows - 1, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.weight(), self.bias, self.stride).movedim(1, -1)
 
@@ -111,17 +163,12 @@ class ShiftedConvolution(Normed):
         wide = field_along(field, "columns", -self.left, self.right)
         return field_along(wide, "rows", 1 - self.rows, 0)[:, :: self.stride, :: self.stride]
 
-    def cache(self, batch: int, width: int, bias: torch.Tensor | None = None) -> RowCache:
-        """The state before the first row of maps that are ``width`` wide; ``bias [batch, outputs]``
-        is added to the layer's own."""
-        shape = (batch, self.rows, self.left + width + self.right, self.direction.shape[1])
-        return row_cache(self, self.direction.new_zeros(shape), self.left, 0, self.stride, bias)
 
+class CausalKernel(RowConvolution):
+    """Convolution with a ``kernel x kernel`` kernel whose last row is moved to the left.
 
-class CausalKernel(Normed):
-    """Convolution with a ``kernel x kernel`` kernel whose last row is moved to the left: of the
-    rows above it sees as many places on both sides, of its own row its own place and ``kernel - 1``
-    places before. No weight is masked.
+    Of the rows above it sees as many places on both sides, of its own row its own place and
+    ``kernel - 1`` places before. No weight is masked.
 
     Args:
         inputs, outputs: features that come in and go out.
@@ -130,127 +177,108 @@ class CausalKernel(Normed):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, gain: float = 1.0) -> None:
-        super().__init__(outputs, (inputs, kernel, kernel), gain)
+        side = kernel // 2
+        super().__init__(inputs, outputs, kernel, (side, side), (kernel - 1, 0), gain=gain)
         self.kernel = kernel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, height, width, inputs]`` to ``[batch, height, width, outputs]``."""
-        weight, before, side = self.weight(), self.kernel - 1, self.kernel // 2
-        above = F.pad(x[:, :-1], (0, 0, side, side, before, 0)).movedim(-1, 1)
-        own = F.pad(x, (0, 0, before, 0)).movedim(-1, 1)
-        return (
-            F.conv2d(above, weight[:, :, :-1]) + F.conv2d(own, weight[:, :, -1:], self.bias)
-        ).movedim(1, -1)
-
-    def cache(self, batch: int, width: int, bias: torch.Tensor | None = None) -> RowCache:
-        """As :meth:`ShiftedConvolution.cache`."""
-        before, side = self.kernel - 1, self.kernel // 2
-        shape = (batch, self.kernel, before + width + side, self.direction.shape[1])
-        return row_cache(self, self.direction.new_zeros(shape), before, before - side, 1, bias)
+        weight = self.weight()
+        before = self.kernel - 1
+        side = self.kernel // 2
+        # Of the rows above, the last one is a row up: it never sees its own row.
+        rows_above = F.pad(x[:, :-1], (0, 0, side, side, before, 0)).movedim(-1, 1)
+        this_row = F.pad(x, (0, 0, before, 0)).movedim(-1, 1)
+        # The kernel's last row has other columns than the rows above, so it is a convolution apart.
+        above = F.conv2d(rows_above, weight[:, :, :-1])
+        here = F.conv2d(this_row, weight[:, :, -1:], self.bias)
+        return (above + here).movedim(1, -1)
 
 
-def row_cache(
-    layer: Normed,
-    rows: torch.Tensor,
-    left: int,
-    offset: int,
-    stride: int,
-    bias: torch.Tensor | None,
-) -> RowCache:
-    """The state of a convolution with weights ``[outputs, inputs, rows, taps]``; see
-    :class:`RowCache`."""
-    packed = layer.weight().permute(2, 3, 1, 0).flatten(1, 2)
-    own = layer.bias.expand(len(rows), 1, -1)
-    return RowCache(
-        above=[Matrix(weights) for weights in packed[:-1]],
-        here=Matrix(packed[-1]),
-        bias=own.clone() if bias is None else own + bias[:, None],
-        rows=rows,
-        taps=layer.direction.shape[3],
-        left=left,
-        offset=offset,
-        stride=stride,
-    )
+class SteppedConvolution:
+    """A :class:`RowConvolution` on the memory of a step.
 
+    A row of its input is filled in by whoever knows it, at once or place by place; then
+    :meth:`write_row` or :meth:`write_place` gives the output.
 
-@dataclass
-class RowCache(State):
-    """A shifted convolution on its way down the rows, as parts of programs.
-
-    A row begins with :meth:`write_shift` and what the rows above add to it (:meth:`write_above`).
-    Then the row itself becomes known, at once (written to :meth:`row`, and read by
-    :meth:`write_row`) or place after place (:meth:`place`, :meth:`write_place`).
+    Args:
+        layer: the convolution.
+        step, bias, into, margin, sums: see :meth:`RowConvolution.start`.
     """
 
-    shared: ClassVar[frozenset[str]] = frozenset({"above", "here"})
+    def __init__(
+        self,
+        layer: RowConvolution,
+        step: GridStep,
+        bias: torch.Tensor | None,
+        into: GridStep,
+        margin: int,
+        sums: Places | None,
+    ) -> None:
+        outputs, inputs, rows, _ = layer.direction.shape
+        # Margins for the wider of both windows.
+        left = max(layer.above[0], layer.here[0])
+        right = max(layer.above[1], layer.here[1])
+        memory = step.memory.zeros(rows, left + step.width + right + margin, inputs)
+        # The rows still seen, the newest last; they move up when a row is complete.
+        history = [Places(row, left, step.width) for row in memory.unbind(1)]
+        for older, newer in pairwise(history):
+            step.advance.map(newer.row, older.row)
+        # [rows, taps * inputs, outputs]: a window times one of these is a row of the kernel.
+        weights = layer.weight().permute(2, 3, 1, 0).flatten(1, 2)
+        self._layer = layer
+        self._into = into
+        self._here = step.memory.matrix(weights[-1])
+        self.input = history[-1]
+        """The newest row."""
+        if sums is not None:
+            assert rows == 1
+            assert bias is None
+            self.sums = sums
+            return
+        self.sums = into.places(outputs)
+        """What bias and rows above add to the outputs of this row."""
+        # [batch, 1, outputs]: one row of biases for all places.
+        total = layer.bias.expand(len(memory), 1, -1)
+        if bias is not None:
+            total = total + bias[:, None]
+        self._write_above(history[:-1], weights[:-1], step.memory.keep(total))
 
-    above: list[Matrix]
-    """Weights of each of the rows above: ``[taps * inputs, outputs]``."""
-    here: Matrix
-    """Weights of the newest row."""
-    bias: torch.Tensor
-    """``[batch, 1, outputs]``."""
-    rows: torch.Tensor
-    """The last rows, the newest last, with zeros at the sides:
-    ``[batch, rows, padded width, inputs]``."""
-    taps: int
-    """Places it sees in a row."""
-    left: int
-    """Zeros at the left side."""
-    offset: int
-    """How much later its window begins in the rows above than in the newest."""
-    stride: int
-
-    def row(self, width: int) -> torch.Tensor:
-        """Where the newest row goes: ``[batch, width, inputs]``."""
-        return self.rows[:, -1, self.left : self.left + width]
-
-    def place(self, by: str) -> Moving:
-        """Where a place of the newest row goes, ``[batch, inputs]``, moved by a column."""
-        return along(self.rows[:, -1], by, self.left)
-
-    def write_shift(self, program: Program) -> None:
-        """Start a row, in a program over as many places as a row has."""
-        for row in range(self.rows.shape[1] - 1):
-            older, newer = (
-                self.rows[:, r, self.left :][:, : program.places] for r in (row, row + 1)
-            )
-            program.map(newer, older)
-
-    def write_above(self, program: Program, out: torch.Tensor) -> None:
-        """What bias and rows above add to a row, in a program over the places of the output:
-        ``out [batch, width / stride, outputs]``."""
-        plus = self.bias
-        for row, weights in enumerate(self.above):
-            seen = windows(self.rows[:, row], self.taps, self.offset, self.stride)[
-                :, : program.places
-            ]
-            program.linear(seen, weights, out, plus=plus)
-            plus = out
-        if not self.above:
-            program.map(self.bias, out)
+    def _write_above(
+        self, history: list[Places], weights: torch.Tensor, bias: torch.Tensor
+    ) -> None:
+        left, right = self._layer.above
+        added: Operand = bias
+        for row, weight in zip(history, weights, strict=True):
+            matrix = self._into.memory.matrix(weight)
+            # [batch, width / stride, taps * inputs], a view.
+            windows = row.windows(left, right, self._layer.stride)
+            self._into.row.linear(windows, matrix, self.sums.row, add=added)
+            # The first product adds to the bias, each further one to the sums so far.
+            added = self.sums.row
+        if not history:
+            # A convolution of one row has nothing above it.
+            self._into.row.map(bias, self.sums.row)
 
     def write_row(
-        self,
-        program: Program,
-        before: torch.Tensor,
-        out: Operand,
-        then: str = "",
-        residual: Operand | None = None,
+        self, out: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
-        """The output of a whole row, in a program over its places: what the newest row gives, added
-        to ``before``."""
-        seen = windows(self.rows[:, -1], self.taps, 0, self.stride)[:, : program.places]
-        program.linear(seen, self.here, out, before, then, residual)
+        """Append the output of a whole row, ``[batch, width / stride, outputs]``, at the start of a
+        row. The input's row is complete."""
+        left, right = self._layer.here
+        windows = self.input.windows(left, right, self._layer.stride)
+        self._into.row.linear(windows, self._here, out, self.sums.row, activation, residual)
 
     def write_place(
-        self, program: Program, before: torch.Tensor, out: Operand, by: str, then: str = "",
-        residual: Operand | None = None,
-    ) -> None:  # fmt: skip
-        """The output at a place ``by`` (a column of the output): what the newest row gives, added
-        to ``before [batch, outputs' width, outputs]``."""
-        seen = along(self.rows[:, -1], by, every=self.stride, count=self.taps)
-        program.linear(seen, self.here, out, along(before, by), then, residual)
+        self, out: Operand, activation: str = "", residual: Operand | None = None
+    ) -> None:
+        """Append the output of a place, ``[batch, outputs]``, at each pixel."""
+        left, right = self._layer.here
+        column = self._into.column
+        # The pixels before have filled it up to this place.
+        window = self.input.window(column, left, right, self._layer.stride)
+        above = self.sums.at(column)
+        self._into.pixel.linear(window, self._here, out, above, activation, residual)
 
 
 class GrowingConvolution(Normed):
@@ -270,18 +298,17 @@ class GrowingConvolution(Normed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, height, width, inputs]`` to ``[batch, 2 * height, 2 * width, outputs]``."""
-        return grown(x, self.weight().transpose(0, 1), self.bias)
+        weight = self.weight().transpose(0, 1)
+        maps = F.conv_transpose2d(x.movedim(-1, 1), weight, self.bias, stride=2)
+        # With three taps the first column lies to the left of the map.
+        return maps[..., self.taps - 2 :].movedim(1, -1)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
         """Which sources reach a place: ``bool [sources, height, width]`` to twice the sides."""
+        # Each place gives two rows by two columns.
         rows = field.repeat_interleave(2, 1)
         wide = rows.repeat_interleave(2, 2)
         if self.taps == 3:
+            # Odd columns are reached from the place to their right too.
             wide[:, :, 1:-1:2] |= rows[:, :, 1:]
         return wide
-
-
-def grown(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """:meth:`GrowingConvolution.forward` with weights ``[inputs, outputs, 2, taps]``."""
-    maps = F.conv_transpose2d(x.movedim(-1, 1), weight, bias, stride=2)
-    return maps[..., weight.shape[3] - 2 :].movedim(1, -1)

@@ -18,7 +18,9 @@ from tessella.pipeline.loading import (
     pick_device,
     pixel_generator,
 )
+from tessella.pipeline.run_record import check_record, read_run_record
 from tessella.pipeline.saved_model import (
+    NOUNS,
     BoundsImages,
     CompletesImages,
     Component,
@@ -36,6 +38,7 @@ from tessella.pipeline.weights import fingerprint, load_weights
 
 __all__ = [
     "FORMAT",
+    "NOUNS",
     "BoundsImages",
     "CompletesImages",
     "Component",
@@ -44,6 +47,7 @@ __all__ = [
     "SavedModel",
     "ScoresImages",
     "bundled",
+    "check_record",
     "class_count",
     "fingerprint",
     "is_bundled",
@@ -57,6 +61,7 @@ __all__ = [
     "pixel_generator",
     "pixel_levels",
     "read_config",
+    "read_run_record",
     "require",
     "require_codes",
     "save_generator",

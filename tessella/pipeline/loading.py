@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
-from torch import nn
 
 from tessella import files
-from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError, unknown
-from tessella.models import DensityModel, Hierarchy, Prior, prior_from_config
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning, unknown
+from tessella.models import DensityModel, Hierarchy, Prior
+from tessella.pipeline.building import BUILDERS, Network, build
 from tessella.pipeline.generator import Generator
 from tessella.pipeline.saved_model import NOUNS, SavedModel
 from tessella.pipeline.saving import read_config
 from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.vae import VAE, create_vae
 
 M = TypeVar("M")
-Network = Prior | Tokenizer | VAE
-"""What one directory with weights holds."""
-
 BundledGenerator = Literal["digits", "digits-codes"]
 BundledTokenizer = Literal["digits-vqvae"]
 
@@ -164,25 +161,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
-def build_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a saved configuration, with fresh weights."""
-    return create_tokenizer(**config)
-
-
-def build_vae(config: Mapping[str, Any]) -> VAE:
-    """The VAE of a saved configuration, with fresh weights."""
-    arguments = {name: value for name, value in config.items() if name != "name"}
-    return create_vae(**arguments)
-
-
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
-    "density-model": prior_from_config,
-    "prior": prior_from_config,
-    "tokenizer": build_tokenizer,
-    "vae": build_vae,
-}
-"""How a network of each kind is built from the ``model`` of its ``config.json``."""
-
 INTERCHANGEABLE = {"density-model", "prior"}
 
 
@@ -194,12 +172,15 @@ def _load_network(path: Path, kind: str) -> Network:
         raise ArtifactError(f"{path} is a {found}, not a {kind}")
     if found not in BUILDERS:
         raise ArtifactError(f"{path} is a {found}: it has no weights of its own")
-    try:
-        network = BUILDERS[found](config["model"])
-    except (KeyError, TypeError, TessellaError) as error:
-        raise ArtifactError(
-            f"{path}/config.json does not describe a model this version knows: {error}"
-        ) from error
-    assert isinstance(network, nn.Module)
-    load_weights(network, files.read_tensors(path / "model.safetensors"), str(path))
+    weights = path / "model.safetensors"
+    header = files.read_tensors_header(weights)
+    network = build(found, config.get("model"), header, str(path))
+    if "sha256" not in header.metadata:
+        warnings.warn(
+            f"{weights} carries no checksum, so damage to it cannot be noticed; save the model "
+            "anew to add one",
+            TessellaWarning,
+            stacklevel=2,
+        )
+    load_weights(network, files.read_tensors(weights), str(path))
     return network.eval()

@@ -3,9 +3,10 @@ weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from tessella import files
 
 TITLES = {
     "density-model": "Autoregressive density model on pixels",
@@ -42,7 +43,7 @@ NOTHING_MEASURED = (
 )
 
 
-def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
+def card(kind: str, config: Any, figures: Mapping[str, Any] | None) -> str:
     """The text of a card.
 
     Args:
@@ -72,7 +73,7 @@ def card(kind: str, config: Mapping[str, Any], figures: Mapping[str, Any] | None
         lines += _table(figures)
     else:
         lines.append(NOTHING_MEASURED)
-    lines += ["", "## Configuration", "", "```json", json.dumps(config, indent=2), "```", ""]
+    lines += ["", "## Configuration", "", "```json", files.json_text(config), "```", ""]
     return "\n".join(lines)
 
 

@@ -1,80 +1,148 @@
-"""``run.json``, the record of a run: which recipe, which data, which machine, how far it is.
+"""The record of a run, ``run.json``: read with the type of every entry checked.
 
-A run directory can come from anywhere, so the types of its entries are checked before they are
-used.
+The record is written by training and read by evaluation, reports and resumed runs. It may come from
+elsewhere, so whoever reads it can rely on what is said here: an entry is missing, null, or of the
+type that :data:`ENTRIES` gives it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tessella
 from tessella import files
 from tessella.errors import ArtifactError
 
-OBJECTS = ("recipe", "data", "task", "environment", "progress", "figures")
-"""Entries that are JSON objects, where they are there."""
+NAME = "run.json"
+
+RUN_FORMAT = 1
+"""Version of the record."""
+
+NUMBER = (int, float)
+
+EVERY = "*"
+"""Stands for all names of an object."""
+
+DATA: dict[str, Any] = {
+    "source": str,
+    "split": str,
+    "split_rule": str,
+    "count": int,
+    "shape": [int],
+    "sha256": str,
+    "classes": [str],
+    "preprocessing": {"levels": int},
+    "skipped": int,
+}
+"""What is said of the images of a split."""
+
+ENVIRONMENT: dict[str, Any] = {
+    "tessella": str,
+    "torch": str,
+    "python": str,
+    "system": str,
+    "device": str,
+    "cores": int,
+    "threads": int,
+    "world_size": int,
+    "started": str,
+    "command": [str],
+}
+"""What is said of the machine."""
+
+ENTRIES: dict[str, Any] = {
+    "recipe": {
+        "about": str,
+        "prior_of": str,
+        "data": {"source": str},
+        "train": {"steps": NUMBER, "epochs": NUMBER, "minutes": NUMBER},
+    },
+    "data": {EVERY: DATA},
+    "task": {"kind": str, "model": {"name": str}, "tokenizer": str},
+    "environment": ENVIRONMENT,
+    "sittings": [{"step": int, "environment": ENVIRONMENT}],
+    "status": str,
+    "progress": {
+        "step": int,
+        "seconds": NUMBER,
+        "validations": int,
+        "best": NUMBER,
+        "best_step": int,
+        "figures": {},
+    },
+    "figures": {EVERY: {}},
+    "overlap": int,
+}
+"""Types of the entries that are relied on: a type, entries of an object, or items of a list."""
 
 
-def read_run_record(run: Path) -> dict[str, Any]:
-    """Read the record of a run directory; empty where there is none.
-
-    Raises:
-        ArtifactError: when it is damaged, or not ours.
-    """
-    path = run / "run.json"
-    if not path.exists():
-        return {}
-    return check_record(files.read_json(path), path)
-
-
-def check_record(record: object, path: Path) -> dict[str, Any]:
-    """Check the types of the entries of ``run.json``.
+def read_run_record(path: Path) -> dict[str, Any]:
+    """The record of a run; empty where a saved model has none.
 
     Args:
-        record: parsed JSON.
-        path: the file, for the message.
+        path: the directory of the run.
+
+    Raises:
+        ArtifactError: when it is damaged, of another version, or an entry has another type.
+    """
+    if not (path / NAME).exists():
+        return {}
+    return check_record(files.read_json(path / NAME), path / NAME)
+
+
+def check_record(record: object, source: Path) -> dict[str, Any]:
+    """Check the version of a record and the types of its entries, and return it.
+
+    Args:
+        record: as read from its file.
+        source: the file, for messages.
 
     Raises:
         ArtifactError: naming the entry that is wrong.
     """
     if not isinstance(record, dict):
-        raise ArtifactError(f"{path} was not written by tessella: it must hold a JSON object")
-    for name in OBJECTS:
-        _check_object(record.get(name), name, path)
-    for split, identity in (record.get("data") or {}).items():
-        _check_object(identity, f"data.{split}", path)
-        _check_classes(identity, split, path)
-    for table in ("data", "train"):
-        _check_object((record.get("recipe") or {}).get(table), f"recipe.{table}", path)
-    sittings = record.get("sittings")
-    if sittings is not None and not isinstance(sittings, list):
-        raise _wrong(path, "sittings", "a list", sittings)
-    for number, sitting in enumerate(sittings or []):
-        _check_object(sitting, f"sittings[{number}]", path, needed=True)
-        _check_object(sitting.get("environment"), f"sittings[{number}].environment", path)
-    if not isinstance(record.get("status", ""), str):
-        raise _wrong(path, "status", "a word", record["status"])
+        raise ArtifactError(
+            f"{source} was not written by tessella: it must hold a JSON object, {{...}}"
+        )
+    if record.get("format") != RUN_FORMAT:
+        raise ArtifactError(
+            f"{source} has format {record.get('format')!r:.40}; "
+            f"tessella {tessella.__version__} reads format {RUN_FORMAT}"
+        )
+    _check(record, ENTRIES, source, "")
     return record
 
 
-def _check_object(value: object, name: str, path: Path, needed: bool = False) -> None:
-    if value is None and not needed:
+def _check(value: object, wanted: Any, source: Path, name: str) -> None:
+    """Compare a value with a type, with the entries of an object, or with a list of one kind."""
+    if value is None:
         return
-    if not isinstance(value, dict):
-        raise _wrong(path, name, "an object", value)
+    if isinstance(wanted, dict):
+        fits = isinstance(value, Mapping)
+    elif isinstance(wanted, list):
+        fits = isinstance(value, list)
+    else:
+        # True is an int to Python, and never meant as a number here.
+        fits = isinstance(value, wanted) and not isinstance(value, bool)
+    if not fits:
+        raise ArtifactError(
+            f"{source}: {name} must be {_noun(wanted)}, got {value!r:.60}: "
+            "the record is damaged, or was not written by tessella"
+        )
+    if isinstance(value, Mapping) and isinstance(wanted, dict):
+        for key, entry in wanted.items():
+            for found in value if key == EVERY else [key]:
+                _check(value.get(found), entry, source, f"{name}.{found}" if name else found)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, wanted[0], source, f"an item of {name}")
 
 
-def _check_classes(identity: dict[str, Any] | None, split: str, path: Path) -> None:
-    classes = (identity or {}).get("classes")
-    if classes is None:
-        return
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise _wrong(path, f"data.{split}.classes", "a list of names", classes)
-
-
-def _wrong(path: Path, name: str, wanted: str, value: object) -> ArtifactError:
-    return ArtifactError(
-        f"{path} is damaged, or was not written by tessella: {name} must be {wanted},"
-        f" got {str(value)[:60]!r}"
-    )
+def _noun(wanted: Any) -> str:
+    if isinstance(wanted, dict):
+        return "an object"
+    if isinstance(wanted, list):
+        return "a list"
+    return {str: "text", int: "an integer", NUMBER: "a number"}[wanted]

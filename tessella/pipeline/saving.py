@@ -17,6 +17,9 @@ from tessella.tokenizers import Tokenizer
 FORMAT = 1
 """Version of the layout of saved models and run directories."""
 
+ROLES = ("tokenizer", "prior")
+"""Networks of a two-stage model, in directories of these names."""
+
 
 def save_generator(
     tokenizer: Tokenizer,
@@ -35,7 +38,7 @@ def save_generator(
         return
     _save_component(tokenizer, path / "tokenizer", tokenizer.kind, None)
     _save_component(prior, path / "prior", "prior", None)
-    config = _header("generator") | {"parts": ["tokenizer", "prior"]}
+    config = _header("generator") | {"parts": list(ROLES)}
     files.write_json(path / "config.json", config)
     parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
     files.write_text(path / "README.md", card("generator", parts, figures))
@@ -59,8 +62,12 @@ def write_card(path: Path, figures: Mapping[str, Any]) -> None:
         ArtifactError: when it cannot be read or written.
     """
     config = read_config(path)
-    parts = {name: read_config(path / name)["model"] for name in config.get("parts", [])}
-    files.write_text(path / "README.md", card(config["kind"], parts or config["model"], figures))
+    shown: Any
+    if config["kind"] == "generator":
+        shown = {role: read_config(path / role).get("model") for role in ROLES}
+    else:
+        shown = config.get("model")
+    files.write_text(path / "README.md", card(config["kind"], shown, figures))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -72,17 +79,17 @@ def read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").exists():
         hint = "; training has not saved a model yet" if (path / "checkpoints").exists() else ""
         raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")
-    config = files.read_json(path / "config.json")
-    if not isinstance(config, dict) or "format" not in config or "kind" not in config:
+    config = files.read_json_object(path / "config.json")
+    if "format" not in config or "kind" not in config:
         raise ArtifactError(
             f"{path}/config.json was not written by tessella: it has no format and kind"
         )
     if config["format"] != FORMAT:
         raise ArtifactError(
-            f"{path} has format {config['format']}; "
+            f"{path} has format {config['format']!r:.40}; "
             f"tessella {tessella.__version__} reads format {FORMAT}"
         )
-    if config["kind"] not in TITLES:
+    if not isinstance(config["kind"], str) or config["kind"] not in TITLES:
         raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], TITLES))
     return config
 

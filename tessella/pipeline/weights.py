@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def fingerprint(model: SavedModel | nn.Module) -> str:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Put weights into a module; every name, shape and type must fit.
+    """Put weights into a module; every name, shape and type must fit, every number be finite.
 
     Args:
         module: gets the weights.
@@ -39,17 +40,46 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
         where: the place they come from, for the message.
 
     Raises:
-        ArtifactError: naming what is missing, left over, of another shape or of another type.
+        ArtifactError: naming what is missing, left over, of another shape or type, or not finite.
     """
-    expected = module.state_dict()
-    problems = _problems(expected, weights)
+    problems = weight_problems(module.state_dict(), weights)
     if problems:
         raise ArtifactError(f"{where} does not fit its configuration: {'; '.join(problems)}")
+    broken = not_finite(weights)
+    if broken:
+        names = _listed([f"{name} has {count:,}" for name, count in broken.items()])
+        raise ArtifactError(
+            f"the weights of {where} hold numbers that are not finite ({names}), and whatever it "
+            "computes would be wrong: its training diverged, or the file is damaged; "
+            "take an earlier model"
+        )
     module.load_state_dict(dict(weights))
 
 
-def _problems(
-    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+def not_finite(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """How many numbers are infinite or not a number, of each tensor that has some."""
+    counts = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            count = int((~torch.isfinite(tensor)).sum())
+            if count:
+                counts[name] = count
+    return counts
+
+
+@runtime_checkable
+class _Described(Protocol):
+    """A tensor, or its description in the header of a file."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> object: ...
+
+
+def weight_problems(
+    expected: Mapping[str, _Described], weights: Mapping[str, _Described]
 ) -> list[str]:
     """How weights differ from what a module expects, a line for each kind of difference."""
     shapes = []
@@ -57,7 +87,7 @@ def _problems(
     for name in sorted(expected.keys() & weights.keys()):
         found = weights[name]
         wanted = expected[name]
-        if found.shape != wanted.shape:
+        if tuple(found.shape) != tuple(wanted.shape):
             shapes.append(f"{name} is {list(found.shape)} instead of {list(wanted.shape)}")
         if found.dtype != wanted.dtype:
             types.append(f"{name} is {found.dtype} instead of {wanted.dtype}")
@@ -70,6 +100,10 @@ def _problems(
     problems = []
     for label, names in differences.items():
         if names:
-            more = ", ..." if len(names) > NAMED else ""
-            problems.append(f"{len(names)} {label} ({', '.join(names[:NAMED])}{more})")
+            problems.append(f"{len(names)} {label} ({_listed(names)})")
     return problems
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

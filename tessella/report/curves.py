@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tessella import files
+
 POINTS = 600
 """Points of a curve that are kept; a longer one becomes the means of as many stretches."""
 
@@ -20,42 +22,84 @@ ROWS = 10
 HEIGHT = 15
 """Lines of a plot in the terminal."""
 
+WIDEST = 120
+"""Columns of a plot in the terminal, at most."""
+
+LOG_BYTES = 1 << 29
+"""Largest log that is read: some millions of lines."""
+
+NO_CURVES = ("step", "seconds", "kept")
+"""Entries of the log that are no curves; ``kept`` marks a validation whose weights were kept."""
+
+LARGEST = 1e300
+"""Numbers of a log beyond this are left out."""
+
 MISSING_PLOTEXT = 'curves in the terminal need plotext: pip install "tessella[plots]"'
 
+Entry = Mapping[str, float]
+"""A line of the log: numbers by name, ``step`` among them."""
 Curve = Mapping[str, list[float]]
 """``step`` and ``value``, of the same length."""
 Curves = Mapping[str, Curve]
 
 
-def read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries of a log, and how it stands. A line that was cut short is counted, not read."""
+def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
+    """The entries of a log, and how it stands.
+
+    Lines that were cut short, or are no entries, are counted and left out.
+
+    Raises:
+        ArtifactError: when the log is no regular file, or far too large.
+    """
     if not path.exists():
         return [], {"step": 0, "age_seconds": None, "unreadable": 0}
-    entries, unreadable = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            entries.append(entry | {"step": int(entry["step"])})
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    text = files.read_bytes(path, LOG_BYTES).decode(errors="replace")
+    entries = []
+    unreadable = 0
+    for line in text.splitlines():
+        entry = _entry(line)
+        if entry is None:
             unreadable += 1
-    age = max(0.0, time.time() - path.stat().st_mtime)
-    return entries, {
+        else:
+            entries.append(entry)
+    standing = {
         "step": entries[-1]["step"] if entries else 0,
-        "age_seconds": age,
+        # The clock of the machine that writes may be ahead.
+        "age_seconds": max(0.0, time.time() - path.stat().st_mtime),
         "unreadable": unreadable,
     }
+    return entries, standing
 
 
-def curves_of(entries: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def _entry(line: str) -> Entry | None:
+    """The numbers of a line; None where it is no entry."""
+    try:
+        # Early versions wrote NaN and Infinity, which strict JSON does not have.
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # Larger numbers are beyond floats, and so beyond plots.
+        if is_number and (value != value or abs(value) < LARGEST):
+            numbers[name] = value
+    if "kept" in values:
+        numbers["kept"] = 1
+    step = numbers.get("step", math.nan)
+    if math.isnan(step):
+        return None
+    return {**numbers, "step": int(step)}
+
+
+def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
     """Name to steps and values, without those that are no numbers."""
     curves: dict[str, dict[str, list[float]]] = {}
     for entry in entries:
         for name, value in entry.items():
-            if (
-                name not in ("step", "seconds")
-                and isinstance(value, (int, float))
-                and math.isfinite(value)
-            ):
+            if name not in NO_CURVES and math.isfinite(value):
                 curve = curves.setdefault(name, {"step": [], "value": []})
                 curve["step"].append(entry["step"])
                 curve["value"].append(value)
@@ -64,56 +108,66 @@ def curves_of(entries: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]
 
 def thinned(curve: Curve, points: int) -> dict[str, list[float]]:
     """A curve of at most so many points: the means of equal stretches of it."""
-    steps, values = curve["step"], curve["value"]
+    steps = curve["step"]
+    values = curve["value"]
     if len(steps) <= points:
         return {"step": list(steps), "value": list(values)}
-    edges = [round(i * len(steps) / points) for i in range(points + 1)]
-    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    return {
-        name: [sum(xs[p]) / len(xs[p]) for p in parts]
-        for name, xs in (("step", steps), ("value", values))
-    }
+    edges = [round(number * len(steps) / points) for number in range(points + 1)]
+    short: dict[str, list[float]] = {"step": [], "value": []}
+    for start, stop in itertools.pairwise(edges):
+        short["step"].append(sum(steps[start:stop]) / (stop - start))
+        short["value"].append(sum(values[start:stop]) / (stop - start))
+    return short
 
 
 def after_start(curve: Curve) -> dict[str, list[float]]:
-    """A curve without its first twentieth, whose height would flatten all that follows; a short one
-    stays whole."""
+    """A curve without its first twentieth, whose height would flatten all that follows.
+
+    A short curve stays whole.
+    """
     if len(curve["step"]) < 20:
         return dict(curve)
     first = curve["step"][-1] / 20
-    kept = [
-        (step, value)
-        for step, value in zip(curve["step"], curve["value"], strict=True)
-        if step >= first
-    ]
-    return {"step": [step for step, _ in kept], "value": [value for _, value in kept]}
+    kept: dict[str, list[float]] = {"step": [], "value": []}
+    for step, value in zip(curve["step"], curve["value"], strict=True):
+        if step >= first:
+            kept["step"].append(step)
+            kept["value"].append(value)
+    return kept
 
 
 def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
     """Which curves belong on one plot: the unit of the plot, and its curves as name to label."""
     if "valid/bits_per_dim" in curves or "mse" not in curves:
-        plots = [("bits/dim", {"loss": "training", "valid/bits_per_dim": "validation"})]
+        plots = {"bits/dim": {"loss": "training", "valid/bits_per_dim": "validation"}}
     else:
-        plots = [
-            ("training loss", {"loss": "training"}),
-            ("validation squared error, (0..255)²", {"valid/mse": "validation"}),
-        ]
-    there = [
-        (unit, {name: label for name, label in named.items() if name in curves})
-        for unit, named in plots
-    ]
-    return [(unit, named) for unit, named in there if named]
+        plots = {
+            "training loss": {"loss": "training"},
+            "validation squared error, (0..255)²": {"valid/mse": "validation"},
+        }
+    found = []
+    for unit, labels in plots.items():
+        present = {name: label for name, label in labels.items() if name in curves}
+        if present:
+            found.append((unit, present))
+    return found
 
 
 def draw(curves: Curves, width: int = 80, colour: bool = False) -> str:
-    """Training loss and validation over the steps, as text; a table where plotext is not
-    installed."""
+    """Training loss and validation over the steps, as text.
+
+    Where plotext is not installed, a table of a few steps.
+    """
     if not any(len(curve["step"]) > 1 for curve in curves.values()):
         return ""
     if not _has_plotext():
         return f"{MISSING_PLOTEXT}\n\n{_table(curves)}"
-    drawn = [_draw(curves, unit, named, min(width, 120), colour) for unit, named in panels(curves)]
-    return "\n\n".join(plot for plot in drawn if plot)
+    drawn = []
+    for unit, labels in panels(curves):
+        plot = _draw(curves, unit, labels, min(width, WIDEST), colour)
+        if plot:
+            drawn.append(plot)
+    return "\n\n".join(drawn)
 
 
 def _has_plotext() -> bool:
@@ -128,16 +182,18 @@ def _has_plotext() -> bool:
     return hasattr(plotext, "clear_figure")  # version 6 has other names
 
 
-def _draw(curves: Curves, unit: str, named: Mapping[str, str], width: int, colour: bool) -> str:
+def _draw(curves: Curves, unit: str, labels: Mapping[str, str], width: int, colour: bool) -> str:
+    """One plot as text; empty where no curve has two points."""
     import plotext
 
-    if not any(len(curves[name]["step"]) > 1 for name in named):
-        return ""  # a single point is no curve
+    if not any(len(curves[name]["step"]) > 1 for name in labels):
+        return ""
+    # The library has one figure for the whole process.
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(width, HEIGHT)
     steps: list[float] = []
-    for name, label in named.items():
+    for name, label in labels.items():
         if label == "validation":
             curve = after_start(curves[name])
             plotext.scatter(curve["step"], curve["value"], marker="o", color="orange")
@@ -150,9 +206,11 @@ def _draw(curves: Curves, unit: str, named: Mapping[str, str], width: int, colou
     drawn = plotext.build()
     plotext.clear_figure()
     signs = {"training": "line: training, smoothed", "validation": "o: validation"}
-    title = f"{unit} by step ({'; '.join(signs[label] for label in named.values())})"
-    lines = (drawn if colour else plotext.uncolorize(drawn)).rstrip().splitlines()
-    return "\n".join([title, *(line.rstrip() for line in lines)])
+    legend = "; ".join(signs[label] for label in labels.values())
+    if not colour:
+        drawn = plotext.uncolorize(drawn)
+    lines = [line.rstrip() for line in drawn.rstrip().splitlines()]
+    return "\n".join([f"{unit} by step ({legend})", *lines])
 
 
 def _ticks(low: float, high: float, number: int) -> list[int]:
@@ -160,26 +218,37 @@ def _ticks(low: float, high: float, number: int) -> list[int]:
     rough = max(1.0, (high - low) / number)
     unit = 10 ** math.floor(math.log10(rough))
     stride = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-    return list(range(math.ceil(low / stride) * stride, int(high) + 1, stride)) or [int(low)]
+    first = math.ceil(low / stride) * stride
+    return list(range(first, int(high) + 1, stride)) or [int(low)]
 
 
 def _table(curves: Curves) -> str:
     """About ten rows of step, loss and validation."""
-    metric = next((name for name in ("valid/bits_per_dim", "valid/mse") if name in curves), "")
-    anchor = curves[metric] if metric else curves["loss"]
-    ends = [anchor["step"][round(i * (len(anchor["step"]) - 1) / (ROWS - 1))] for i in range(ROWS)]
+    metric = ""
+    for name in ("valid/bits_per_dim", "valid/mse"):
+        if name in curves:
+            metric = name
+            break
+    # Rows are at validations, where both columns have a value.
+    steps = curves[metric or "loss"]["step"]
     lines = [f"{'step':>10}{'loss':>12}{metric.removeprefix('valid/'):>16}"]
-    for step in dict.fromkeys(ends):
-        values = [_at(curves.get(name), step) for name in ("loss", metric)]
-        lines.append(f"{step:>10,.0f}{values[0]:>12}{values[1]:>16}")
-    return "\n".join(line.rstrip() for line in lines)
+    before = None
+    for row in range(ROWS):
+        step = steps[round(row * (len(steps) - 1) / (ROWS - 1))]
+        if step == before:
+            continue
+        before = step
+        loss = _at(curves.get("loss"), step)
+        value = _at(curves.get(metric), step)
+        lines.append(f"{step:>10,.0f}{loss:>12}{value:>16}".rstrip())
+    return "\n".join(lines)
 
 
 def _at(curve: Curve | None, step: float) -> str:
     """The last value of a curve at a step."""
-    before = (
-        [v for s, v in zip(curve["step"], curve["value"], strict=True) if s <= step]
-        if curve
-        else []
-    )
-    return f"{before[-1]:.4f}" if before else ""
+    last = ""
+    if curve is not None:
+        for at, value in zip(curve["step"], curve["value"], strict=True):
+            if at <= step:
+                last = f"{value:.4f}"
+    return last

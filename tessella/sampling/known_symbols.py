@@ -33,11 +33,13 @@ class KnownSymbols:
         """
         if known is None or x is None:
             raise InputError("completion needs both: x, the symbols, and known, where to keep them")
+        # On the model's device from the start: masking is done there.
         grid = model.grid
         mask = to_tensor("known", known).to(model.device)
         symbols = to_tensor("x", x).to(model.device)
         if mask.dtype != torch.bool:
             raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
+        # A mask of one image's pixels serves all images and channels.
         if tuple(mask.shape) == (grid.height, grid.width) and symbols.dim() == 4:
             mask = mask[None, :, :, None].expand(symbols.shape)
         if symbols.shape != mask.shape:

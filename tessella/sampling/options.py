@@ -1,4 +1,4 @@
-"""What a caller can choose about sampling, as one object. Readable without torch."""
+"""The options of sampling as one object. Readable without torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sampling:
             ``"auto"``, which takes the fastest. All draw the same images.
         batch: images drawn at a time; it changes memory and speed, not the result.
         every: symbols between two partial grids of a stream; 0 means a row.
-        rule: what is done to the distribution of a symbol.
+        rule: how the distribution of a symbol is changed before a level is drawn.
 
     Raises:
         InputError: for a method that does not exist, or a number that is none or out of range.
@@ -43,6 +43,7 @@ class Sampling:
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self) -> None:
+        # A tuple, so that a list or None is refused here rather than by the hash of a set.
         if self.method not in METHODS:
             raise InputError(unknown("sampling method", self.method, METHODS))
         check_integer("batch", self.batch, least=1)
@@ -63,6 +64,7 @@ class Sampling:
         Raises:
             InputError: for a keyword that is none (the nearest one is named), or see above.
         """
+        # Python would raise a TypeError, without the nearest name.
         for keyword in rule:
             if keyword not in RuleKeywords.__annotations__:
                 known = ["method", "batch", "every", *RuleKeywords.__annotations__]

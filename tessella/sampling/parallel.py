@@ -21,11 +21,11 @@ import torch
 
 from tessella.heads import Distribution
 from tessella.models.condition import Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
-from tessella.sampling.walk import check_scores, guided
+from tessella.sampling.walk import guided
 
 KEPT = 1 << 25
 """Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is
@@ -59,6 +59,7 @@ class Passes:
         self.kept = kept
         self.x = torch.zeros(noise.n, model.grid.symbols, dtype=torch.int64, device=model.device)
         """The forecast, then the images so far: ``[n, symbols]``."""
+        # What is known is the best forecast there is; zeros are one as good as another.
         if kept is not None:
             self.x.copy_(kept.x)
         self.final = torch.zeros(noise.n, dtype=torch.int64)
@@ -77,6 +78,7 @@ class Passes:
         while shown < grid.symbols:
             self.advance()
             mark = int(self.final.min())
+            # Symbols are shown up to a multiple of ``every``; the last ones in any case.
             if mark < grid.symbols:
                 mark = mark // every * every
             if mark > shown:
@@ -90,6 +92,7 @@ class Passes:
         grid = self.model.grid
         active = (self.final < grid.symbols).nonzero()[:, 0]
         first_row = int(self.final[active].min()) // grid.row_symbols
+        # Rows above the first that is open are never computed again.
         for row in list(self._noise_of_rows):
             if row < first_row:
                 del self._noise_of_rows[row]
@@ -134,7 +137,7 @@ class Passes:
             best, symbol = score.max(dim=-1)
             drawn.append(symbol)
             best_scores.append(best.sum())
-        check_scores(torch.stack(best_scores))
+        check_finite(torch.stack(best_scores))
         symbols = torch.cat(drawn, dim=1)
         if self.kept is None:
             return symbols

@@ -9,11 +9,11 @@ import torch
 
 from tessella.errors import InputError
 from tessella.models.condition import Cond
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.noise import Noise
-from tessella.sampling.options import RuleKeywords, Sampling
+from tessella.sampling.options import Sampling
+from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampler import check_model
-from tessella.sampling.walk import check_scores
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +60,7 @@ def replay(
     """
     check_model(model)
     changed = Sampling.from_keywords(**rule).rule
+    # Guidance would need a second pass, without the class.
     if changed.guidance != 1:
         raise InputError("replay does not take guidance")
     x = model.grid.check(x).to(model.device)
@@ -69,10 +70,11 @@ def replay(
     symbols = x.flatten(1)
     best = torch.zeros(symbols.shape, dtype=torch.float64, device=x.device)
     drawn = torch.zeros_like(best)
+    # A symbol at a time: the noise of all symbols at once may not fit into memory.
     for index in range(model.grid.symbols):
         score = tables[:, index] + noise.at(index)  # [n, levels]
         best[:, index] = score.amax(dim=-1)
         drawn[:, index] = score.gather(-1, symbols[:, index, None])[:, 0]
-    check_scores(best)
+    check_finite(best)
     gap = (best - drawn).view_as(x)
     return Replay(gap > 0, gap)

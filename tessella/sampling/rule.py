@@ -58,6 +58,7 @@ class Rule:
     """Scale of classifier-free guidance; needs a class."""
 
     def __post_init__(self) -> None:
+        # Bounds that are not allowed themselves (0) are checked apart from the type.
         check_number("temperature", self.temperature)
         if self.temperature <= 0:
             raise InputError(
@@ -87,9 +88,11 @@ class Rule:
         elif self.temperature != 1:
             # An infinite divisor would turn levels of probability 0 (-inf) into NaN.
             table = torch.log_softmax(table / min(self.temperature, HOTTEST), dim=-1)
+        # Exactly k levels, where a threshold would keep all that tie with the k-th.
         if 0 < self.top_k < table.shape[-1]:
             table = _keep(table, levels < self.top_k)
         if self.top_p < 1:
+            # Among the levels that are left: softmax renormalizes after top-k.
             ranked = table.sort(dim=-1, descending=True, stable=True).values.softmax(dim=-1)
             mass_before = ranked.cumsum(dim=-1) - ranked
             # The first is always kept: float32 rounds a tiny top_p to 0, which no mass is below.
@@ -104,6 +107,7 @@ def _keep(table: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
+    # A stable sort keeps equal levels in their order. order[r] is the level of rank r.
     order = table.sort(dim=-1, descending=True, stable=True).indices
     kept = torch.zeros_like(table, dtype=torch.bool).scatter_(-1, order, ranks.expand_as(table))
     return table.masked_fill(~kept, -torch.inf)

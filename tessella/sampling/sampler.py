@@ -12,14 +12,16 @@ from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
-from tessella.sampling.options import BATCH, Method, RuleKeywords, Sampling
+from tessella.sampling.options import BATCH, Method, Sampling
 from tessella.sampling.parallel import Passes
+from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.walk import Draw, KeepKnown, Source, Steps, doubled, walk
 
 
 class Sampler:
-    """Draws batch after batch from one model, whose weights must not change meanwhile: what all
-    batches can share is made once.
+    """Draws batch after batch from one model.
+
+    What all batches can share is made once, so the weights must not change meanwhile.
 
     Args:
         model: a density model.
@@ -50,6 +52,7 @@ class Sampler:
         n = check_integer("n", n, least=1)
         if kept is not None and len(kept) != n:
             raise InputError(f"x holds {len(kept)} images, n is {n}")
+        # The memory of the steps is shared by all streams of a sampler, so an older one must stop.
         self._streams_begun += 1
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         rule = self.options.rule
@@ -61,12 +64,14 @@ class Sampler:
             passes = Passes(self.model, condition, noise, rule, kept)
             yield from passes.walk(self.options.every)
             return
+        # Symbol after symbol, by cached steps or by the naive oracle.
         source: Source = Draw(noise, rule)
         if kept is not None:
             source = KeepKnown(kept, source)
         this_stream = self._streams_begun
         for partial in walk(self._steps_at_start(n, cond), source, self.options.every):
             yield partial
+            # While the caller had the grid, another stream may have begun.
             if this_stream != self._streams_begun:
                 raise InputError(
                     "this stream cannot go on: its sampler has begun another one; "
@@ -204,7 +209,7 @@ def check_model(model: object) -> None:
             f"sampling takes a density model, got {type(model).__name__}; "
             "of a loaded run take generator.prior, or generator.sample() for images"
         )
-    model.refuse_dropout()
+    model.check_eval_mode()
 
 
 def _drawn(
@@ -214,6 +219,7 @@ def _drawn(
     # Checked for all images here, so that nothing is drawn before a mistake is found.
     seed = check_seed(seed, n)
     condition: Condition | None = None
+    # None stays None: steps restart faster where there is no condition.
     if cond is not None:
         condition = sampler.model.condition(cond, n)
     batches = []
@@ -223,6 +229,7 @@ def _drawn(
         if condition is not None:
             condition_here = condition.select(torch.arange(part.start, part.stop))
         kept_here = None if kept is None else kept.images(part)
+        # A stream fills one array, which holds the batch in the end.
         last = torch.empty(0)
         for _, partial in sampler.stream(len(part), seed + start, condition_here, kept_here):
             last = partial

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
-from tessella.errors import InputError, NumericalError
+from tessella.errors import InputError
 from tessella.heads import Categorical, Distribution
 from tessella.models.condition import Cond, Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, check_finite
 from tessella.nn.stepping.state import State
 from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
@@ -50,7 +50,7 @@ class Draw(Source):
         return symbol
 
     def check(self) -> None:
-        check_scores(self._best_scores)
+        check_finite(self._best_scores)
 
 
 class KeepKnown(Source):
@@ -69,6 +69,7 @@ class KeepKnown(Source):
         self.known_in_all: list[bool] = kept.known.all(dim=0).tolist()
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
+        # [n]; of the images that do not know this symbol it holds 0, which is not used.
         given = self.x[:, index]
         if self.known_in_all[index]:
             return given
@@ -76,19 +77,6 @@ class KeepKnown(Source):
 
     def check(self) -> None:
         self.rest.check()
-
-
-def check_scores(best: torch.Tensor) -> None:
-    """Refuse to go on where the best score of a symbol is not a finite number.
-
-    Raises:
-        NumericalError: see :class:`~tessella.errors.NumericalError`.
-    """
-    if not bool(torch.isfinite(best).all()):
-        raise NumericalError(
-            "the model gives no probabilities: its parameters are NaN or infinite, as weights that "
-            "are damaged or too large make them. Take another checkpoint, or model.double()"
-        )
 
 
 class Steps:
@@ -132,6 +120,7 @@ class Steps:
         """
         if n != self.n or not self.cached:
             return False
+        # Without a condition the first state is always the same, and a copy is made faster.
         if cond is None and self._unconditional_start is not None:
             self.state.load(self._unconditional_start)
             return True
@@ -144,6 +133,7 @@ class Steps:
         it."""
         if self.guidance == 1:
             return self.model.head.symbol(self._step(previous, index))
+        # Both halves have drawn the same symbol.
         both = self.model.head.symbol(self._step(previous.repeat(2), index))
         return guided(both.table(), self.guidance)
 
@@ -174,6 +164,7 @@ def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
         raise InputError("guidance needs a class for the images (cond=)")
     without_class = model.condition(Condition(None, given.codes), n)
     assert without_class.labels is not None
+    # Codes are kept in both halves; only the class is left out.
     both = given.select(torch.arange(n).repeat(2))
     both.labels = torch.cat([given.labels, without_class.labels])
     return both

@@ -2,31 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
+from tessella.registry import Registry
+from tessella.tokenizers.construction import construct, describe_arguments
 from tessella.tokenizers.identity import IdentityTokenizer
-from tessella.tokenizers.tokenizer import Tokenizer, TokenizerOutput, check_images, construct
+from tessella.tokenizers.tokenizer import Tokenizer, TokenizerOutput, check_images
 from tessella.tokenizers.vqgan import VQGAN
 from tessella.tokenizers.vqvae import VQVAE
 from tessella.tokenizers.vqvae2 import VQVAE2
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {
-    tokenizer.name: tokenizer for tokenizer in (IdentityTokenizer, VQVAE, VQVAE2, VQGAN)
-}
+__all__ = [
+    "TOKENIZERS",
+    "Tokenizer",
+    "TokenizerArguments",
+    "TokenizerOutput",
+    "check_images",
+    "create_tokenizer",
+    "register_tokenizer",
+]
 
-__all__ = ["TOKENIZERS", "Tokenizer", "TokenizerOutput", "check_images", "create_tokenizer"]
+TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer", base=Tokenizer)
+"""Every tokenizer that :func:`create_tokenizer` can build."""
+
+for _tokenizer in (IdentityTokenizer, VQVAE, VQVAE2, VQGAN):
+    TOKENIZERS.register(_tokenizer.name)(_tokenizer)
+
+register_tokenizer = TOKENIZERS.register
+"""Decorator that adds a tokenizer from outside: ``@ts.register_tokenizer("mine")``."""
 
 
-def create_tokenizer(name: str, *, seed: int = 0, **config: Any) -> Tokenizer:
+class TokenizerArguments(TypedDict, total=False):
+    """Arguments of the tokenizers of this package; each class takes some of them.
+
+    A class says what they mean and which defaults it has.
+    """
+
+    # Of all tokenizers, and of the identity
+    image_size: tuple[int, int] | list[int]
+    channels: int
+    levels: int
+    # Codes
+    codebook_size: int
+    code_dim: int
+    quantizer: str
+    options: Mapping[str, Any] | None
+    beta: float | None
+    # Networks
+    hidden: int
+    downsample: int
+    residual_blocks: int
+    residual_hidden: int
+    multipliers: tuple[int, ...] | list[int]
+    latent: int
+    likelihood: Literal["", "mse", "logistic"]
+
+
+def create_tokenizer(
+    name: str, *, seed: int = 0, **config: Unpack[TokenizerArguments]
+) -> Tokenizer:
     """Build a tokenizer with fresh weights, in eval mode.
 
     Args:
         name: a key of ``TOKENIZERS``.
-        seed: of the weights, and of the codebook's first placement; the global generator is left
+        seed: of the weights, and of the codebook's first places; the global generator is left
             alone.
-        config: what the tokenizer's class takes (``image_size=``, ``channels=``, ...).
+        config: arguments of the tokenizer (``image_size=``, ``channels=``, ...); see the list
+            below.
 
     Raises:
         ConfigError: for an unknown name or argument (the known ones are listed), or a value of the
@@ -36,6 +82,17 @@ def create_tokenizer(name: str, *, seed: int = 0, **config: Any) -> Tokenizer:
     >>> tokenizer.encode(torch.full((1, 8, 8, 1), 7, dtype=torch.uint8)).unique()
     tensor([7])
     """
+    # Weights are drawn on the CPU, whose generator alone has to be put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return construct("tokenizer", TOKENIZERS, name, config).eval()
+
+
+# The list is made of the classes, so that help(ts.create_tokenizer) is never out of date.
+create_tokenizer.__doc__ = "\n\n".join(
+    [
+        inspect.cleandoc(create_tokenizer.__doc__ or ""),
+        "Arguments by name:",
+        describe_arguments(TOKENIZERS),
+    ]
+)

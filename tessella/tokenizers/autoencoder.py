@@ -1,5 +1,7 @@
-"""The encoder and the decoder around a quantizer: residual convolutions (van den Oord et al. 2017,
-section 4.1)."""
+"""The encoder and the decoder around a quantizer: strided and residual convolutions.
+
+Van den Oord et al. (2017), section 4.1.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class ResidualBlock(nn.Module):
-    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``, ``inner`` channels (0:
-    half) inside."""
+class AutoencoderBlock(nn.Module):
+    """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``.
+
+    Args:
+        hidden: channels.
+        inner: channels between the two convolutions; 0 for half of ``hidden``.
+    """
 
     def __init__(self, hidden: int, inner: int = 0) -> None:
         super().__init__()
+        # The 3x3 convolution is the expensive one, so it makes fewer channels.
         inner = inner or max(1, hidden // 2)
         self.conv = nn.Conv2d(hidden, inner, 3, padding=1)
         self.out = nn.Conv2d(inner, hidden, 1)
@@ -36,31 +43,46 @@ class Encoder(nn.Sequential):
     def __init__(self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int) -> None:
         layers: list[nn.Module] = []
         for stage in range(stages):
-            width = hidden if stage == stages - 1 else max(1, hidden // 2)
+            is_last = stage == stages - 1
+            width = hidden if is_last else max(1, hidden // 2)
+            # 4x4 pixels with a stride of 2: each pixel is seen equally often.
             layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU()]
             channels = width
-        layers += [nn.Conv2d(channels, hidden, 3, padding=1)]
-        layers += [ResidualBlock(hidden) for _ in range(blocks)]
-        super().__init__(*layers, nn.ReLU(), nn.Conv2d(hidden, code_dim, 1))
+        layers.append(nn.Conv2d(channels, hidden, 3, padding=1))
+        for _ in range(blocks):
+            layers.append(AutoencoderBlock(hidden))
+        layers += [nn.ReLU(), nn.Conv2d(hidden, code_dim, 1)]
+        super().__init__(*layers)
 
 
 class Decoder(nn.Sequential):
-    """``[n, code_dim, h, w]`` to images ``[n, channels, h 2^stages, w 2^stages]``: the mirror of
-    :class:`Encoder`."""
+    """``[n, code_dim, h, w]`` to images ``[n, channels, h 2^stages, w 2^stages]``.
+
+    The mirror of :class:`Encoder`.
+
+    Args:
+        channels: numbers for each pixel.
+        hidden, code_dim, stages, blocks: as of the encoder.
+        inner: channels inside a residual block; 0 for half of ``hidden``.
+    """
 
     def __init__(
         self, channels: int, hidden: int, code_dim: int, stages: int, blocks: int, inner: int = 0
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(code_dim, hidden, 3, padding=1)]
-        layers += [ResidualBlock(hidden, inner) for _ in range(blocks)]
-        layers += [nn.ReLU()]
+        for _ in range(blocks):
+            layers.append(AutoencoderBlock(hidden, inner))
+        layers.append(nn.ReLU())
         width = hidden
         for stage in range(stages):
-            last = stage == stages - 1
-            half = channels if last else max(1, hidden // 2)
-            layers += [nn.ConvTranspose2d(width, half, 4, stride=2, padding=1)]
-            layers += [] if last else [nn.ReLU()]
-            width = half
-        if not stages:
-            layers += [nn.Conv2d(hidden, channels, 3, padding=1)]
+            is_last = stage == stages - 1
+            wanted = channels if is_last else max(1, hidden // 2)
+            layers.append(nn.ConvTranspose2d(width, wanted, 4, stride=2, padding=1))
+            # The last convolution makes pixels, which may be negative on the scale -1..1.
+            if not is_last:
+                layers.append(nn.ReLU())
+            width = wanted
+        # Without a transposed convolution there is still one needed that makes pixels.
+        if stages == 0:
+            layers.append(nn.Conv2d(hidden, channels, 3, padding=1))
         super().__init__(*layers)

@@ -1,34 +1,57 @@
-"""Tokenizers of others as ours: VQGANs of taming-transformers (Esser et al. 2021) and of LlamaGen
-(Sun et al. 2024).
+"""Tokenizers of other projects as ours.
 
-Both have the network of our :class:`VQGAN`, and the same tensors in the same order by other names;
-LlamaGen's codes have length 1. This module maps their tensors, by their names, to ours.
+VQGANs of taming-transformers (Esser et al. 2021) and of LlamaGen (Sun et al. 2024) have the network
+of our :class:`VQGAN`, and equal tensors in equal order by other names; LlamaGen's codes have length
+1. A VQ-VAE-2 of rosinality's vq-vae-2-pytorch has that of our :class:`VQVAE2`. This module maps
+their tensors, by their names, to ours.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.tokenizers import create_tokenizer
-from tessella.tokenizers.convnet import Attention, Block, Down, Up
+from tessella.tokenizers import TokenizerArguments, create_tokenizer
+from tessella.tokenizers.convnet import DeepBlock, Down, SpatialAttention, Up
 from tessella.tokenizers.vqgan import VQGAN
-from tessella.tokenizers.vqvae2 import VQVAE2
+from tessella.tokenizers.vqvae2 import LEVELS, VQVAE2
+
+State = Mapping[str, torch.Tensor]
+"""Tensors by their names in a checkpoint."""
 
 TRAINING = ("loss.", "quantize.codebook_used")
 """Beginnings of names of tensors that only training needs."""
 
 KINDS = ("weight", "bias")
 
+LLAMAGEN_MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
+"""LlamaGen's numbers of the parts of the lowest resolution, and taming's names."""
 
-def from_taming(
-    state: Mapping[str, torch.Tensor], image_size: tuple[int, int] = (256, 256)
-) -> VQGAN:
+ROSINALITY = {
+    "enc_b.": "encode_bottom.",
+    "enc_t.": "encode_top.",
+    "quantize_conv_t.": "to_top.",
+    "dec_t.": "decode_top.",
+    "quantize_conv_b.": "to_bottom.",
+    "upsample_t.": "enlarge_top.",
+    "dec.": "decoder.",
+    "quantize_t.": "top.",
+    "quantize_b.": "bottom.",
+}
+"""Beginnings of rosinality's names of tensors, and of ours."""
+
+ROSINALITY_CONVOLUTIONS = {"1": ".conv.", "3": ".out."}
+"""Its numbers of the convolutions of a residual block, and our names."""
+
+ROSINALITY_AVERAGES = {"embed": "codebook", "embed_avg": "sums", "cluster_size": "counts"}
+"""Its names of the tensors of a codebook, with codes in columns, and ours."""
+
+
+def from_taming(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
     """The VQGAN whose weights are those of a ``VQModel`` of taming-transformers.
 
     Args:
@@ -46,172 +69,14 @@ def from_taming(
     return _vqgan(state, image_size, cosine=False)
 
 
-def from_llamagen_vq(
-    state: Mapping[str, torch.Tensor], image_size: tuple[int, int] = (256, 256)
-) -> VQGAN:
+def from_llamagen_vq(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
     """The VQGAN whose weights are those of a ``VQModel`` of LlamaGen; see :func:`from_taming`."""
     levels = 1 + max(_numbers(state, r"decoder\.conv_blocks\.(\d+)\."), default=0)
-
-    def theirs(match: re.Match[str]) -> str:
-        half, level = match[1], int(match[2])
-        place = f"down.{level}" if half == "encoder" else f"up.{levels - 1 - level}"
-        return f"{half}.{place}.{'block' if match[3] == 'res' else match[3]}."
-
-    middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
-    renamed = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.(\w+)\.", theirs, name)
-        renamed[re.sub(r"\.mid\.([012])\.", lambda m: f".mid.{middle[m[1]]}.", name)] = tensor
+    renamed = {_llamagen_to_taming(name, levels): tensor for name, tensor in state.items()}
     return _vqgan(renamed, image_size, cosine=True)
 
 
-def _vqgan(state: Mapping[str, torch.Tensor], image_size: tuple[int, int], cosine: bool) -> VQGAN:
-    """A VQGAN from tensors by taming's names."""
-    given = {name: tensor for name, tensor in state.items() if not name.startswith(TRAINING)}
-    codes: dict[str, Any] = {"quantizer": "vq", "options": {"cosine": cosine}}
-    model = create_tokenizer("vqgan", image_size=image_size, **codes, **_sizes(given))
-    assert isinstance(model, VQGAN)
-    own = model.state_dict()
-    renamed = {
-        f"quantizer.{name}": own[f"quantizer.{name}"] for name in ("counts", "steps", "seed")
-    }
-    renamed["quantizer.steps"] = torch.ones_like(
-        renamed["quantizer.steps"]
-    )  # the codes have their places
-    wanted = _names(model)
-    missing = sorted({name for names in wanted.values() for name in names} - given.keys())
-    extra = sorted(given.keys() - {name for names in wanted.values() for name in names})
-    if missing or extra:
-        told = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("unknown", extra))
-            if names
-        ]
-        raise ConfigError(
-            f"these tensors are no VQGAN with attention at the lowest level only: {'; '.join(told)}"
-        )
-    for name, names in wanted.items():
-        tensor = torch.cat([given[part] for part in names]).float()
-        if tensor.shape != own[name].shape:
-            raise ConfigError(
-                f"{names[0]} would be {list(tensor.shape)}, wanted is {list(own[name].shape)}"
-            )
-        renamed[name] = tensor
-    model.load_state_dict(renamed)
-    return model
-
-
-def _sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The sizes of the VQGAN, read from names and shapes.
-
-    Raises:
-        ConfigError: when the names that tell them are not there.
-    """
-    try:
-        hidden, channels = state["encoder.conv_in.weight"].shape[:2]
-        levels = 1 + max(_numbers(state, r"encoder\.down\.(\d+)\."))
-        widths = [
-            state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)
-        ]
-        code_dim, latent = state["quant_conv.weight"].shape[:2]
-        codes = state["quantize.embedding.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"these tensors are not those of a VQGAN: {error} tells a size and is not there"
-        ) from error
-    return {
-        "channels": channels,
-        "codebook_size": codes,
-        "hidden": hidden,
-        "multipliers": tuple(width // hidden for width in widths),
-        "residual_blocks": len(_numbers(state, r"encoder\.down\.0\.block\.(\d+)\.")),
-        "latent": latent,
-        "code_dim": code_dim,
-    }
-
-
-def _numbers(state: Mapping[str, torch.Tensor], pattern: str) -> set[int]:
-    """The numbers that a pattern finds at the beginning of names."""
-    return {int(found[1]) for name in state if (found := re.match(pattern, name))}
-
-
-def _names(model: VQGAN) -> dict[str, list[str]]:
-    """Our names to taming's, of all weights; several of theirs where ours is one matrix of them."""
-    last, blocks = len(model.multipliers) - 1, model.residual_blocks
-    down = [
-        part
-        for level in range(last + 1)
-        for part in _level("down", level, blocks, last, "downsample")
-    ]
-    up = [
-        part
-        for level in range(last, -1, -1)
-        for part in _level("up", level, blocks + 1, last, "upsample")
-    ]
-    middle, out = ["mid.block_1", "mid.attn_1", "mid.block_2"], ["norm_out", "conv_out"]
-    halves = {
-        "encoder": ["conv_in", *down, *middle, *out],
-        "decoder": ["conv_in", *middle, *up, *out],
-    }
-    names = {"quantizer.codebook": ["quantize.embedding.weight"]}
-    for own, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
-        names |= {f"{own}.{kind}": [f"{theirs}.{kind}"] for kind in KINDS}
-    for half, places in halves.items():
-        for number, (part, place) in enumerate(zip(getattr(model, half), places, strict=True)):
-            for own, theirs_of in _of_part(part).items():
-                names[f"{half}.{number}.{own}"] = [f"{half}.{place}.{name}" for name in theirs_of]
-    return names
-
-
-def _level(direction: str, level: int, blocks: int, last: int, change: str) -> list[str]:
-    """Their names of the parts of one resolution, in the order they are passed."""
-    names = []
-    for block in range(blocks):
-        names += [f"{direction}.{level}.block.{block}"] + [f"{direction}.{level}.attn.{block}"] * (
-            level == last
-        )
-    changes = level != last if direction == "down" else level != 0
-    return names + [f"{direction}.{level}.{change}"] * changes
-
-
-def _of_part(part: nn.Module) -> dict[str, list[str]]:
-    """Our names of the weights within a part to theirs."""
-    pairs = {"": [""]}
-    if isinstance(part, Block):
-        pairs = {f"{name}.": [f"{name}."] for name in ("norm1", "conv1", "norm2", "conv2")}
-        if not isinstance(part.shortcut, nn.Identity):
-            pairs["shortcut."] = ["nin_shortcut."]
-    elif isinstance(part, Attention):
-        pairs = {"norm.": ["norm."], "project.": ["q.", "k.", "v."], "merge.": ["proj_out."]}
-    elif isinstance(part, (Down, Up)):
-        pairs = {"conv.": ["conv."]}
-    return {
-        f"{own}{kind}": [f"{name}{kind}" for name in theirs]
-        for own, theirs in pairs.items()
-        for kind in KINDS
-    }
-
-
-ROSINALITY = {
-    "enc_b.": "encode_bottom.",
-    "enc_t.": "encode_top.",
-    "quantize_conv_t.": "to_top.",
-    "dec_t.": "decode_top.",
-    "quantize_conv_b.": "to_bottom.",
-    "upsample_t.": "enlarge_top.",
-    "dec.": "decoder.",
-    "quantize_t.": "top.",
-    "quantize_b.": "bottom.",
-}
-"""Beginnings of rosinality's names of tensors, and of ours."""
-
-AVERAGES = {"embed": "codebook", "embed_avg": "sums", "cluster_size": "counts"}
-"""Its names of what a codebook keeps, codes in columns, and ours."""
-
-
-def from_rosinality(
-    state: Mapping[str, torch.Tensor], image_size: tuple[int, int] = (256, 256)
-) -> VQVAE2:
+def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> VQVAE2:
     """The VQ-VAE-2 whose weights are those of a ``VQVAE`` of rosinality's vq-vae-2-pytorch.
 
     Args:
@@ -224,54 +89,262 @@ def from_rosinality(
     Returns:
         A ``vqvae2`` in eval mode, float32.
     """
-    try:
-        half, channels = state["enc_b.blocks.0.weight"].shape[:2]
-        code_dim, codes = state["quantize_t.embed"].shape
-        hidden = state["quantize_conv_t.weight"].shape[1]
-        inner = (
-            state["dec.blocks.1.conv.1.weight"].shape[0]
-            if "dec.blocks.1.conv.1.weight" in state
-            else 1
-        )
-    except KeyError as error:
-        raise ConfigError(
-            f"these tensors are not those of a VQ-VAE-2: {error} tells a size and is not there"
-        ) from error
-    model = create_tokenizer(
-        "vqvae2",
-        image_size=image_size,
-        channels=channels,
-        codebook_size=codes,
-        hidden=hidden,
-        code_dim=code_dim,
-        residual_blocks=len(_numbers(state, r"dec\.blocks\.(\d+)\.conv\.1\.weight")),
-        residual_hidden=inner,
-    )
+    sizes = _vqvae2_sizes(state)
+    sizes["image_size"] = image_size
+    model = create_tokenizer("vqvae2", **sizes)
     assert isinstance(model, VQVAE2)
-    renamed = {_of_rosinality(name): tensor.float() for name, tensor in state.items()}
-    for name in list(renamed):
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        name = _rosinality_to_ours(name)
         if name.endswith((".codebook", ".sums")):
-            renamed[name] = renamed[name].T.contiguous()
-    for level in ("top", "bottom"):
-        renamed |= {
-            f"{level}.steps": torch.tensor(1),
-            f"{level}.seed": model.state_dict()[f"{level}.seed"],
-        }
+            # Its codes are columns, ours are rows: [dim, codes] to [codes, dim].
+            tensor = tensor.T
+        renamed[name] = tensor.float().contiguous()
+    for level in LEVELS:
+        # The codes have their places, after a number of steps that nobody noted.
+        renamed[f"{level}.steps"] = torch.tensor(1)
+        renamed[f"{level}.seed"] = model.state_dict()[f"{level}.seed"]
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
         raise ConfigError(
-            f"these tensors are not those of a VQ-VAE-2 of {half} to {hidden} channels: {error}"
+            f"these tensors are not those of a VQ-VAE-2 of {sizes['hidden']} channels: {error}"
         ) from error
     return model
 
 
-def _of_rosinality(name: str) -> str:
-    """Our name of one of its tensors."""
+def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
+    """A VQGAN from tensors by taming's names."""
+    given = {name: tensor for name, tensor in state.items() if not name.startswith(TRAINING)}
+    sizes = _vqgan_sizes(given)
+    sizes["image_size"] = image_size
+    sizes["quantizer"] = "vq"
+    sizes["options"] = {"cosine": cosine}
+    model = create_tokenizer("vqgan", **sizes)
+    assert isinstance(model, VQGAN)
+    fresh = model.state_dict()
+    renamed = {
+        "quantizer.counts": fresh["quantizer.counts"],
+        "quantizer.seed": fresh["quantizer.seed"],
+        # The codes have their places, after a number of steps that nobody noted.
+        "quantizer.steps": torch.ones_like(fresh["quantizer.steps"]),
+    }
+    wanted = _names(model)
+    _check_names(wanted, given)
+    for name, names in wanted.items():
+        # Query, key and value are three convolutions there and one here, in this order.
+        tensor = torch.cat([given[part] for part in names]).float()
+        if tensor.shape != fresh[name].shape:
+            raise ConfigError(
+                f"{names[0]} would be {list(tensor.shape)}, wanted is {list(fresh[name].shape)}"
+            )
+        renamed[name] = tensor
+    model.load_state_dict(renamed)
+    return model
+
+
+def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
+    """Refuse tensors that do not fit, by name.
+
+    Args:
+        wanted: our names to theirs.
+    """
+    expected: set[str] = set()
+    for names in wanted.values():
+        expected.update(names)
+    found = []
+    differences = {"missing": expected - given.keys(), "unknown": given.keys() - expected}
+    for what, unmatched in differences.items():
+        if unmatched:
+            first = sorted(unmatched)[:3]
+            dots = ", ..." if len(unmatched) > 3 else ""
+            found.append(f"{len(unmatched)} {what} ({', '.join(first)}{dots})")
+    if found:
+        raise ConfigError(
+            "these tensors are no VQGAN with attention at the lowest level only: "
+            f"{'; '.join(found)}"
+        )
+
+
+def _vqgan_sizes(state: State) -> TokenizerArguments:
+    """The sizes of the VQGAN, read from taming's names and shapes.
+
+    Raises:
+        ConfigError: when the names that show them are not there.
+    """
+    try:
+        # Weights of convolutions are [out, in, rows, columns].
+        hidden, channels = state["encoder.conv_in.weight"].shape[:2]
+        levels = 1 + max(_numbers(state, r"encoder\.down\.(\d+)\."))
+        multipliers: list[int] = []
+        for level in range(levels):
+            width = state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0]
+            multipliers.append(width // hidden)
+        code_dim, latent = state["quant_conv.weight"].shape[:2]
+        codes = state["quantize.embedding.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"these tensors are not those of a VQGAN: {error} gives a size and is missing"
+        ) from error
+    return {
+        "channels": channels,
+        "codebook_size": codes,
+        "hidden": hidden,
+        "multipliers": tuple(multipliers),
+        "residual_blocks": len(_numbers(state, r"encoder\.down\.0\.block\.(\d+)\.")),
+        "latent": latent,
+        "code_dim": code_dim,
+    }
+
+
+def _vqvae2_sizes(state: State) -> TokenizerArguments:
+    """The sizes of the VQ-VAE-2, read from rosinality's names and shapes.
+
+    Raises:
+        ConfigError: when the names that show them are not there.
+    """
+    try:
+        channels = state["enc_b.blocks.0.weight"].shape[1]
+        code_dim, codes = state["quantize_t.embed"].shape
+        hidden = state["quantize_conv_t.weight"].shape[1]
+    except KeyError as error:
+        raise ConfigError(
+            f"these tensors are not those of a VQ-VAE-2: {error} gives a size and is missing"
+        ) from error
+    # Without residual blocks there is nothing to read it from, and it does not matter.
+    inner = 1
+    if "dec.blocks.1.conv.1.weight" in state:
+        inner = state["dec.blocks.1.conv.1.weight"].shape[0]
+    return {
+        "channels": channels,
+        "codebook_size": codes,
+        "hidden": hidden,
+        "code_dim": code_dim,
+        "residual_blocks": len(_numbers(state, r"dec\.blocks\.(\d+)\.conv\.1\.weight")),
+        "residual_hidden": inner,
+    }
+
+
+def _numbers(state: Iterable[str], pattern: str) -> set[int]:
+    """The numbers that a pattern finds at the beginning of names."""
+    numbers: set[int] = set()
+    for name in state:
+        found = re.match(pattern, name)
+        if found is not None:
+            numbers.add(int(found[1]))
+    return numbers
+
+
+def _llamagen_to_taming(name: str, levels: int) -> str:
+    """Taming's name of one of LlamaGen's tensors.
+
+    Args:
+        levels: number of resolutions. LlamaGen's decoder counts them from the lowest.
+    """
+
+    def resolution(found: re.Match[str]) -> str:
+        half = found[1]
+        level = int(found[2])
+        part = "block" if found[3] == "res" else found[3]
+        place = f"down.{level}"
+        if half == "decoder":
+            place = f"up.{levels - 1 - level}"
+        return f"{half}.{place}.{part}."
+
+    def middle(found: re.Match[str]) -> str:
+        return f".mid.{LLAMAGEN_MIDDLE[found[1]]}."
+
+    name = re.sub(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.(\w+)\.", resolution, name)
+    return re.sub(r"\.mid\.([012])\.", middle, name)
+
+
+def _names(model: VQGAN) -> dict[str, list[str]]:
+    """Our names of all weights to taming's; several of theirs where ours is one matrix of them."""
+    places = {"encoder": _encoder_places(model), "decoder": _decoder_places(model)}
+    names = {"quantizer.codebook": ["quantize.embedding.weight"]}
+    # The 1x1 convolutions around the codes, which lie outside of both halves.
+    for ours, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
+        for kind in KINDS:
+            names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
+    for half, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+        # Both networks are sequences that pass their parts in one order, so positions match.
+        for number, (part, place) in enumerate(zip(network, places[half], strict=True)):
+            for ours, theirs_of_part in _part_names(part).items():
+                names[f"{half}.{number}.{ours}"] = [
+                    f"{half}.{place}.{name}" for name in theirs_of_part
+                ]
+    return names
+
+
+MIDDLE_PLACES = ["mid.block_1", "mid.attn_1", "mid.block_2"]
+OUTPUT_PLACES = ["norm_out", "conv_out"]
+
+
+def _encoder_places(model: VQGAN) -> list[str]:
+    """Taming's names of the parts of the encoder, in the order they are passed."""
+    lowest = len(model.multipliers) - 1
+    places = ["conv_in"]
+    for level in range(lowest + 1):
+        places += _blocks("down", level, model.residual_blocks, level == lowest)
+        if level != lowest:
+            places.append(f"down.{level}.downsample")
+    return places + MIDDLE_PLACES + OUTPUT_PLACES
+
+
+def _decoder_places(model: VQGAN) -> list[str]:
+    """Taming's names of the parts of the decoder, in the order they are passed."""
+    lowest = len(model.multipliers) - 1
+    places = ["conv_in", *MIDDLE_PLACES]
+    # From the lowest resolution up, though its names count from the highest.
+    for level in range(lowest, -1, -1):
+        places += _blocks("up", level, model.residual_blocks + 1, level == lowest)
+        if level > 0:
+            places.append(f"up.{level}.upsample")
+    return places + OUTPUT_PLACES
+
+
+def _blocks(direction: str, level: int, blocks: int, attention: bool) -> list[str]:
+    """Taming's names of the blocks of one resolution, each followed by attention if there is
+    some."""
+    places: list[str] = []
+    for block in range(blocks):
+        places.append(f"{direction}.{level}.block.{block}")
+        if attention:
+            places.append(f"{direction}.{level}.attn.{block}")
+    return places
+
+
+def _part_names(part: nn.Module) -> dict[str, list[str]]:
+    """Our names of the weights within a part to taming's."""
+    # A convolution or a normalization by itself has only its weight and bias.
+    pairs = {"": [""]}
+    if isinstance(part, DeepBlock):
+        pairs = {f"{name}.": [f"{name}."] for name in ("norm1", "conv1", "norm2", "conv2")}
+        # A shortcut has weights only where the width changes.
+        if not isinstance(part.shortcut, nn.Identity):
+            pairs["shortcut."] = ["nin_shortcut."]
+    elif isinstance(part, SpatialAttention):
+        pairs = {"norm.": ["norm."], "project.": ["q.", "k.", "v."], "merge.": ["proj_out."]}
+    elif isinstance(part, (Down, Up)):
+        pairs = {"conv.": ["conv."]}
+    names: dict[str, list[str]] = {}
+    for ours, theirs in pairs.items():
+        for kind in KINDS:
+            names[f"{ours}{kind}"] = [f"{name}{kind}" for name in theirs]
+    return names
+
+
+def _rosinality_to_ours(name: str) -> str:
+    """Our name of one of rosinality's tensors."""
+    # enc_b.blocks.3.conv.1.weight to encode_bottom.3.conv.weight; in the inner sequence 0 and 2 are
+    # activations, so its convolutions have the numbers 1 and 3.
     name = re.sub(r"\.blocks\.(\d+)\.", r".\1.", name)
-    name = re.sub(r"\.conv\.([13])\.", lambda found: ".conv." if found[1] == "1" else ".out.", name)
-    start = next((start for start in ROSINALITY if name.startswith(start)), "")
-    rest = name.removeprefix(start)
-    return ROSINALITY.get(start, "") + (
-        AVERAGES.get(rest, rest) if start.startswith("quantize_") else rest
-    )
+    name = re.sub(r"\.conv\.([13])\.", lambda found: ROSINALITY_CONVOLUTIONS[found[1]], name)
+    for theirs, ours in ROSINALITY.items():
+        if name.startswith(theirs):
+            rest = name.removeprefix(theirs)
+            if theirs.startswith("quantize_"):
+                # Codebooks and the convolutions before them share this beginning.
+                rest = ROSINALITY_AVERAGES.get(rest, rest)
+            return ours + rest
+    return name

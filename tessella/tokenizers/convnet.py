@@ -1,5 +1,6 @@
-"""The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7): residual convolutions with
-group normalization, and attention at the lowest resolution.
+"""The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7).
+
+They are residual convolutions with group normalization, and attention at the lowest resolution.
 
 Inside, activations lie channels last on a CPU, as the images do, and channel by channel on a GPU,
 as its group normalization wants them.
@@ -14,45 +15,65 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+GROUPS = 32
+"""Groups of channels that are normalized together, where that divides the channels."""
+
+GROUP_CHANNELS = 4
+"""Channels of a group, about, elsewhere."""
+
 
 class Norm(nn.GroupNorm):
-    """Group normalization over ``[n, channels, h, w]`` and, if ``swish``, ``x sigmoid(x)`` of the
-    result.
+    """Group normalization over ``[n, channels, h, w]``, by default followed by ``x sigmoid(x)``.
 
     There are 32 groups where that divides the channels, else groups of about four channels.
     Statistics are float32 (or wider), also under autocast.
+
+    Args:
+        channels: of the input.
+        swish: whether ``x sigmoid(x)`` is applied to the result.
     """
 
     def __init__(self, channels: int, swish: bool = True) -> None:
-        super().__init__(
-            32 if channels % 32 == 0 else math.gcd(channels, max(1, channels // 4)),
-            channels,
-            eps=1e-6,
-        )
+        groups = GROUPS
+        if channels % GROUPS != 0:
+            groups = math.gcd(channels, max(1, channels // GROUP_CHANNELS))
+        super().__init__(groups, channels, eps=1e-6)
         self.swish = swish
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = super().forward(x)
-        return F.silu(x, inplace=not torch.is_grad_enabled()) if self.swish else x
+        if self.swish:
+            # The normalized values are nobody else's, but a gradient needs them.
+            x = F.silu(x, inplace=not torch.is_grad_enabled())
+        return x
 
 
-class Block(nn.Module):
-    """``x + conv3x3(norm(conv3x3(norm(x))))``, where ``x`` passes a 1x1 convolution if the width
-    changes."""
+class DeepBlock(nn.Module):
+    """``x + conv3x3(norm(conv3x3(norm(x))))``.
+
+    ``x`` passes a 1x1 convolution where the width changes.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = Norm(channels), nn.Conv2d(channels, width, 3, padding=1)
-        self.norm2, self.conv2 = Norm(width), nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        self.norm1 = Norm(channels)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm2 = Norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels != width:
+            self.shortcut = nn.Conv2d(channels, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _added(self.conv2(self.norm2(self.conv1(self.norm1(x)))), self.shortcut(x))
+        hidden = self.conv1(self.norm1(x))
+        return _add(self.conv2(self.norm2(hidden)), self.shortcut(x))
 
 
-class Attention(nn.Module):
-    """``x +`` a mixture of values from all places of ``[n, channels, h, w]``, by one head as wide
-    as the channels."""
+class SpatialAttention(nn.Module):
+    """``x +`` a mixture of values from all places of ``[n, channels, h, w]``.
+
+    There is one head as wide as the channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,27 +83,29 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
-        projected = (
-            self.project(self.norm(x))
-            .permute(0, 2, 3, 1)
-            .reshape(n, 1, height * width, 3 * channels)
-        )
-        mixed = F.scaled_dot_product_attention(*projected.chunk(3, dim=3))
-        return _added(self.merge(mixed.reshape(n, height, width, channels).permute(0, 3, 1, 2)), x)
+        projected = self.project(self.norm(x)).permute(0, 2, 3, 1)  # [n, h, w, 3 channels]
+        projected = projected.reshape(n, 1, height * width, 3 * channels)
+        query, key, value = projected.chunk(3, dim=3)  # [n, 1, h w, channels] each
+        # softmax(q k^T / sqrt(channels)) v
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+        return _add(self.merge(mixed), x)
 
 
 class Down(nn.Module):
-    """Half the sides: a convolution over 3x3 pixels, of which the last row and column may be zeros
-    beyond the edge."""
+    """Half the sides: a convolution over 3x3 pixels, from each second pixel on.
+
+    Beyond the last row and column of an even side there is a row and a column of zeros.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)[
-            :, :, 1:, 1:
-        ]  # zeros before the edge are not wanted; this spares a padded copy
+        # Padding on one side alone would need a padded copy. With two rows of zeros on both sides
+        # only the first result sees zeros that are not wanted, and it is left out.
+        return self.conv(x)[:, :, 1:, 1:]
 
 
 class Up(nn.Module):
@@ -98,22 +121,35 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = _met(_met(self.conv.weight, 2), 3).transpose(0, 1)
+        rows = _merge_repeated(self.conv.weight, 2)
+        kernel = _merge_repeated(rows, 3).transpose(0, 1)  # [in, out, 4, 4]
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-def stage(channels: int, width: int, blocks: int, attention: bool) -> list[nn.Module]:
-    """So many blocks of one resolution, each followed by attention if that is wanted."""
+def resolution_layers(channels: int, width: int, blocks: int, attention: bool) -> list[nn.Module]:
+    """The blocks of one resolution, each followed by attention if that is wanted.
+
+    Args:
+        channels: of the input.
+        width: channels of the result.
+    """
     layers: list[nn.Module] = []
     for block in range(blocks):
-        layers += [Block(width if block else channels, width)]
-        layers += [Attention(width)] if attention else []
+        layers.append(DeepBlock(width if block else channels, width))
+        if attention:
+            layers.append(SpatialAttention(width))
     return layers
 
 
-class Encoder(nn.Sequential):
-    """Images ``[n, channels, h, w]`` to ``[n, latent, h', w']``, the sides halved between every two
-    multipliers.
+def middle_layers(width: int) -> list[nn.Module]:
+    """Two blocks around attention, at the lowest resolution of encoder and decoder."""
+    return [DeepBlock(width, width), SpatialAttention(width), DeepBlock(width, width)]
+
+
+class DeepEncoder(nn.Sequential):
+    """Images ``[n, channels, h, w]`` to ``[n, latent, h', w']``.
+
+    The sides are halved between every two multipliers.
 
     Args:
         channels: of the images.
@@ -127,53 +163,64 @@ class Encoder(nn.Sequential):
         self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
-        before, last = hidden, len(multipliers) - 1
+        before = hidden
+        last = len(multipliers) - 1
         for level, multiplier in enumerate(multipliers):
-            layers += stage(before, hidden * multiplier, blocks, attention=level == last)
-            before = hidden * multiplier
-            layers += [Down(before)] if level != last else []
-        layers += [Block(before, before), Attention(before), Block(before, before)]
+            width = hidden * multiplier
+            layers += resolution_layers(before, width, blocks, attention=level == last)
+            before = width
+            if level != last:
+                layers.append(Down(before))
+        # Two more blocks at the lowest resolution, where every place sees the whole image.
+        layers += middle_layers(before)
         super().__init__(*layers, Norm(before), nn.Conv2d(before, latent, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(_laid_out(x))
+        return super().forward(_in_best_layout(x))
 
 
-class Decoder(nn.Sequential):
-    """``[n, latent, h', w']`` to images ``[n, channels, h, w]``: the mirror of :class:`Encoder`,
-    with one block more for each resolution."""
+class DeepDecoder(nn.Sequential):
+    """``[n, latent, h', w']`` to images ``[n, channels, h, w]``.
+
+    The mirror of :class:`DeepEncoder`, with one block more for each resolution.
+    """
 
     def __init__(
         self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
     ) -> None:
-        before, last = hidden * multipliers[-1], len(multipliers) - 1
+        before = hidden * multipliers[-1]
+        last = len(multipliers) - 1
         layers: list[nn.Module] = [nn.Conv2d(latent, before, 3, padding=1)]
-        layers += [Block(before, before), Attention(before), Block(before, before)]
+        layers += middle_layers(before)
         for level in range(last, -1, -1):
-            layers += stage(
-                before, hidden * multipliers[level], blocks + 1, attention=level == last
-            )
-            before = hidden * multipliers[level]
-            layers += [Up(before)] if level else []
+            width = hidden * multipliers[level]
+            layers += resolution_layers(before, width, blocks + 1, attention=level == last)
+            before = width
+            if level > 0:
+                layers.append(Up(before))
         super().__init__(*layers, Norm(before), nn.Conv2d(before, channels, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(_laid_out(x))
+        return super().forward(_in_best_layout(x))
 
 
-def _met(weight: torch.Tensor, side: int) -> torch.Tensor:
-    """Three weights along a side, applied to repeated pixels, as the four weights of each pixel
-    before."""
+def _merge_repeated(weight: torch.Tensor, side: int) -> torch.Tensor:
+    """Three weights along a side, applied to repeated pixels, as four applied to single ones.
+
+    A result at an even place sees pixels (a, b, b), one at an odd place (b, b, c): the weights
+    (w0, w1, w2) act as (w0, w1 + w2) and as (w0 + w1, w2).
+    """
     first, middle, last = weight.unbind(side)
     return torch.stack([last, middle + last, first + middle, first], side)
 
 
-def _laid_out(x: torch.Tensor) -> torch.Tensor:
-    """The same values in the memory format that suits the device."""
-    return x.contiguous(
-        memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
-    )
+def _in_best_layout(x: torch.Tensor) -> torch.Tensor:
+    """Equal values in the memory format that suits the device."""
+    if x.device.type == "cpu":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
 
 
-def _added(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The sum; without gradients it takes the place of ``x``, which nobody else needs."""
     return x + y if torch.is_grad_enabled() else x.add_(y)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
+from tessella.tokenizers.construction import PlainValues
 from tessella.tokenizers.tokenizer import Tokenizer
 
 
@@ -43,21 +42,22 @@ class IdentityTokenizer(Tokenizer):
         if not 2 <= levels <= 256:
             raise ConfigError(f"levels must lie in 2..256, got {levels}")
         self.levels = levels
-        self.register_buffer("_symbol_of", _symbol_of(levels), persistent=False)
-        self.register_buffer("_value_of", _value_of(levels), persistent=False)
         self._symbol_of: torch.Tensor
         self._value_of: torch.Tensor
+        # Tables follow from levels, so they are not saved.
+        self.register_buffer("_symbol_of", _symbols_of_values(levels), persistent=False)
+        self.register_buffer("_value_of", _values_of_symbols(levels), persistent=False)
 
     @property
     def lossless(self) -> bool:
-        """True at 256 levels: fewer cannot tell all uint8 images apart."""
+        """True at 256 levels: fewer cannot distinguish all uint8 images."""
         return self.levels == 256
 
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
         height, width = self._size(height, width)
         return (Grid(height, width, self.channels, self.levels),)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PlainValues:
         return {
             "image_size": list(self.image_size),
             "channels": self.channels,
@@ -77,15 +77,19 @@ class IdentityTokenizer(Tokenizer):
         return self._value_of[symbols]
 
 
-def _symbol_of(levels: int) -> torch.Tensor:
+def _symbols_of_values(levels: int) -> torch.Tensor:
     """The symbol of each value: ``int64 [256]``."""
     values = torch.arange(256)
-    if levels & (levels - 1) == 0:
-        return values >> (8 - (levels.bit_length() - 1))
+    is_power_of_two = levels & (levels - 1) == 0
+    if is_power_of_two:
+        bits = levels.bit_length() - 1
+        return values >> (8 - bits)
+    # round(v (levels - 1) / 255) in integers, halves up
     return (2 * values * (levels - 1) + 255) // (2 * 255)
 
 
-def _value_of(levels: int) -> torch.Tensor:
+def _values_of_symbols(levels: int) -> torch.Tensor:
     """The value of each symbol: ``uint8 [levels]``."""
     symbols = torch.arange(levels)
+    # round(255 s / (levels - 1)) in integers, halves up
     return ((2 * 255 * symbols + levels - 1) // (2 * (levels - 1))).to(torch.uint8)

@@ -1,5 +1,7 @@
-"""The probability of 8-bit pixels around a reconstruction, which makes a density model of a
-decoder."""
+"""The probability of 8-bit pixels around a reconstruction.
+
+It makes a density model of a decoder.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,29 @@ values."""
 def discretized_logistic(
     x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, levels: int = LEVELS
 ) -> torch.Tensor:
-    """Log-probability in nats of values under logistics integrated over their bins, the outer bins
-    open.
+    """Log-probability in nats of values under logistics, integrated over the values' bins.
 
-    The mixture of Salimans et al. (2017), eq. 2, with one component.
+    The outer bins are open. This is the mixture of Salimans et al. (2017), eq. 2, with one
+    component.
 
     Args:
         x: values ``0 .. levels - 1``, of any type.
         mean, log_scale: on the axis where the values span [-1, 1], broadcast against ``x``.
         levels: number of values.
     """
-    one = torch.stack(torch.broadcast_tensors(torch.zeros_like(mean), mean, log_scale), dim=-1)
-    return LogisticMixture(one, levels).log_prob(x)
+    # The one component has all the weight: any logit will do.
+    logit = torch.zeros_like(mean)
+    parameters = torch.stack(torch.broadcast_tensors(logit, mean, log_scale), dim=-1)  # [..., 3]
+    return LogisticMixture(parameters, levels).log_prob(x)
 
 
 class PixelLikelihood(nn.Module):
-    """Log-probability of images given what a decoder makes of their codes.
+    """Log-probability of images given the result of a decoder for their codes.
 
     Kinds:
 
-    ``mse``: the decoder gives means, and one log-scale for each channel is learnt beside it, from
-    residuals that pass no gradient on: the decoder minimizes the squared error alone.
+    ``mse``: the decoder gives means, and one log-scale for each channel is learned beside it,
+    from residuals that pass no gradient on: the decoder minimizes the squared error alone.
 
     ``logistic``: the decoder gives a mean and a log-scale for each sub-pixel, and is to maximize
     this likelihood.
@@ -57,8 +61,11 @@ class PixelLikelihood(nn.Module):
         super().__init__()
         if kind not in ("mse", "logistic"):
             raise ConfigError(f"likelihood must be 'mse' or 'logistic', got {kind!r}")
-        self.kind, self.channels = kind, channels
-        self.log_scale = nn.Parameter(torch.full((channels,), START)) if kind == "mse" else None
+        self.kind = kind
+        self.channels = channels
+        self.log_scale: nn.Parameter | None = None
+        if kind == "mse":
+            self.log_scale = nn.Parameter(torch.full((channels,), START))
 
     @property
     def outputs(self) -> int:
@@ -73,10 +80,13 @@ class PixelLikelihood(nn.Module):
             decoded: ``[n, h, w, outputs]``: means on the scale -1..1; of ``logistic`` also
                 log-scales from ``START``.
         """
+        # Half precision is too coarse for differences of tails.
         wide = decoded if decoded.dtype == torch.float64 else decoded.float()
         if self.log_scale is not None:
-            mean, log_scale = wide.detach(), self.log_scale.to(wide.dtype)
+            mean = wide.detach()
+            log_scale = self.log_scale.to(wide.dtype)
         else:
             mean, log_scale = wide.chunk(2, dim=-1)
+            # The decoder's zeros stand for a moderate scale, at which learning starts.
             log_scale = log_scale + START
         return discretized_logistic(images, mean, log_scale).flatten(1).sum(1)

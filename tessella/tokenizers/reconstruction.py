@@ -1,20 +1,20 @@
-"""What learned tokenizers share: a decoder's images against the true ones, and the probability of
-these."""
+"""Learned tokenizers: a decoder's images against the true ones, and the probability of these."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from tessella.errors import InputError
-from tessella.grid import LN2
+from tessella.errors import ConfigError, InputError
+from tessella.grid import LN2, Grid
+from tessella.tokenizers.construction import PlainValues, check_count, construct
 from tessella.tokenizers.likelihood import PixelLikelihood
-from tessella.tokenizers.quantizers import Quantizer, create_quantizer, quantizer_arguments
+from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, quantizer_arguments
 from tessella.tokenizers.tokenizer import (
     Symbols,
     Tokenizer,
@@ -23,6 +23,66 @@ from tessella.tokenizers.tokenizer import (
     evaluating,
     images_at_once,
 )
+
+MOST_WIDTH = 2**16
+"""Most channels of a convolution that is built."""
+
+MOST_BLOCKS = 1024
+"""Most residual blocks of a network that is built."""
+
+MOST_WEIGHTS = 2**32
+"""Weights of the largest network that is built: 16 GiB in float32."""
+
+MOST_DOWNSAMPLE = 2**12
+"""Largest factor by which a grid may be smaller than the image."""
+
+
+@dataclass(frozen=True)
+class CodebookOptions:
+    """The codes of a tokenizer: how many there are, how long, and the quantizer that finds them.
+
+    Args:
+        codebook_size: number of codes K.
+        code_dim: length of a code's vector.
+        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size``
+            goes to those that take it.
+        options: further arguments of the quantizer, such as ``{"depth": 4}``.
+    """
+
+    codebook_size: int = 512
+    code_dim: int = 64
+    quantizer: str = "vq-ema"
+    options: Mapping[str, Any] | None = field(default_factory=dict)
+
+    def build(self, beta: float | None = None) -> Quantizer:
+        """The quantizer, with a seed drawn from the global generator.
+
+        Args:
+            beta: weight of the commitment loss; None for the quantizer's default.
+
+        Raises:
+            ConfigError: for an unknown name or option, or a value of the wrong type or range.
+        """
+        wanted: PlainValues = {"dim": self.code_dim, "codebook_size": self.codebook_size}
+        if beta is not None:
+            wanted["beta"] = beta
+        # Drawn also where the quantizer takes no seed: weights that are drawn later stay the same.
+        wanted["seed"] = int(torch.randint(2**31, (), device="cpu"))
+        # Not every quantizer has a commitment loss, or draws anything.
+        known = quantizer_arguments(self.quantizer)
+        arguments = {name: value for name, value in wanted.items() if name in known}
+        # Options come last: they are what the user wrote for this quantizer.
+        arguments.update(self.options or {})
+        return construct("quantizer", QUANTIZERS, self.quantizer, arguments)
+
+    def config(self) -> PlainValues:
+        """The fields as JSON values."""
+        return {
+            "codebook_size": self.codebook_size,
+            "code_dim": self.code_dim,
+            "quantizer": self.quantizer,
+            "options": dict(self.options or {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -43,24 +103,31 @@ class Quantized:
 
 
 class ReconstructingTokenizer(Tokenizer):
-    """A tokenizer that is trained to reconstruct, and may state the probability of the pixels
-    around that.
+    """A tokenizer that is trained to reconstruct, and may state the probability of the pixels.
 
     A subclass sets ``decoder``'s outputs to ``self.outputs`` and supplies what is abstract here.
     Training minimizes the quantizers' losses plus ``mse(2x - 1, decoder(e))``, over pixels on the
-    scale -1..1; with ``likelihood="logistic"`` instead of the squared error the nats per dimension
-    of the discretized logistic.
+    scale -1..1; with ``likelihood="logistic"``, instead of the squared error, the nats per
+    dimension of the discretized logistic.
 
     Args:
         image_size, channels: as of :class:`~tessella.tokenizers.tokenizer.Tokenizer`.
+        codes: number and length of the codes, and the quantizer.
         likelihood: ``mse`` or ``logistic``, see
             :class:`~tessella.tokenizers.likelihood.PixelLikelihood`; empty for the squared error
             without a likelihood.
     """
 
-    def __init__(self, image_size: tuple[int, int], channels: int, likelihood: str) -> None:
+    def __init__(
+        self, image_size: tuple[int, int], channels: int, codes: CodebookOptions, likelihood: str
+    ) -> None:
         super().__init__(image_size, channels)
+        self.codes = codes
         self.likelihood = PixelLikelihood(likelihood, channels) if likelihood else None
+
+    @abstractmethod
+    def network_config(self) -> PlainValues:
+        """The constructor's arguments but image size, channels and codes, as JSON values."""
 
     @abstractmethod
     def quantize(self, images: torch.Tensor) -> Quantized:
@@ -72,17 +139,32 @@ class ReconstructingTokenizer(Tokenizer):
 
     @abstractmethod
     def parameters_of(self, features: Any) -> torch.Tensor:
-        """What the decoder makes of features: ``[n, h, w, outputs]``, means on the scale -1..1
-        first, not cropped."""
+        """The decoder's result for features: ``[n, h, w, outputs]``, not cropped.
+
+        Means on the scale -1..1 come first.
+        """
+
+    def config(self) -> PlainValues:
+        return {
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            **self.codes.config(),
+            **self.network_config(),
+        }
+
+    @property
+    def likelihood_kind(self) -> str:
+        """The constructor's ``likelihood``."""
+        return "" if self.likelihood is None else self.likelihood.kind
 
     @property
     def outputs(self) -> int:
         """Numbers that the decoder gives for a pixel."""
-        return self.likelihood.outputs if self.likelihood is not None else self.channels
+        return self.channels if self.likelihood is None else self.likelihood.outputs
 
     @property
     def lossless(self) -> bool:
-        """False: what comes back is a reconstruction."""
+        """False: images come back as reconstructions."""
         return False
 
     def forward(self, images: torch.Tensor) -> TokenizerOutput:
@@ -96,35 +178,39 @@ class ReconstructingTokenizer(Tokenizer):
             those of the quantizer, and with a likelihood ``pixel_bits``: bits/dim of the pixels
             given their codes.
         """
-        target = self._unit(images)
+        target = self._unit(images)  # [n, h, w, c] in 0..1
         quantized = self.quantize(target)
+        # [n, h, w, outputs], cropped to the image: what lies beyond it was never given
         decoded = self.parameters_of(quantized.features)[:, : target.shape[1], : target.shape[2]]
         reconstruction = self._images(decoded)
         mse = F.mse_loss(reconstruction.to(target.dtype), target)
-        losses = {
-            "loss": torch.stack(list(quantized.losses.values())).sum()
-            if quantized.losses
-            else 0 * mse
-        }
-        if self.likelihood is None or self.likelihood.kind == "mse":
-            losses["loss"] = losses["loss"] + 4 * mse
+        loss = 0 * mse
+        if quantized.losses:
+            loss = torch.stack(list(quantized.losses.values())).sum()
+        if self.likelihood_kind in ("", "mse"):
+            # On the scale -1..1 errors are twice as large, and squares four times.
+            loss = loss + 4 * mse
+        losses = {"loss": loss}
         if self.likelihood is not None:
-            nats = -self.likelihood((target * 255).round(), decoded).mean() / target[0].numel()
-            losses["loss"] = losses["loss"] + nats
+            dimensions = target[0].numel()
+            # Rounding makes integers of images that came as floats.
+            nats = -self.likelihood((target * 255).round(), decoded).mean() / dimensions
+            loss = loss + nats
             losses["pixel_bits"] = nats.detach() / LN2
-        losses |= {"mse": mse.detach()} | {
-            name: loss.detach() for name, loss in quantized.losses.items()
-        }
+        losses["loss"] = loss
+        # Figures to log: only the sum has a gradient.
+        losses["mse"] = mse.detach()
+        for name, value in quantized.losses.items():
+            losses[name] = value.detach()
         return TokenizerOutput(reconstruction, quantized.symbols, losses, quantized.stats)
 
     @torch.no_grad()
-    def log_likelihood(self, images: Any, symbols: Any) -> torch.Tensor:
+    def log_likelihood(self, images: object, symbols: object) -> torch.Tensor:
         """Log-probability in nats of images given symbols: ``[n]``, on this tokenizer's device.
 
         With the probability of the symbols that :meth:`encode` gives under a prior,
         ``-log2 p(symbols) - log2 p(images | symbols)`` is an upper bound of the bits of the images
-        under the two-stage
-        model: other symbols could only add to their probability.
+        under the two-stage model: other symbols could only add to their probability.
 
         Args:
             images: uint8 ``[n, h, w, channels]``.
@@ -136,24 +222,24 @@ class ReconstructingTokenizer(Tokenizer):
         """
         if self.likelihood is None:
             raise InputError(
-                f"this {self.name} has no likelihood of pixels: train one with likelihood='mse' or 'logistic' "
-                "(in a recipe tokenizer.likelihood)"
+                f"this {self.name} has no likelihood of pixels: train one with likelihood='mse' "
+                "or 'logistic' (in a recipe tokenizer.likelihood)"
             )
-        images, codes = check_images(images, self.channels), self._check_symbols(symbols)
-        height, width = self._size_of(codes, (images.shape[1], images.shape[2]))
-        if len(codes[0]) != len(images):
+        checked = check_images(images, self.channels)
+        codes = self._check_symbols(symbols)
+        height, width = self._size_of(codes, (checked.shape[1], checked.shape[2]))
+        if len(codes[0]) != len(checked):
             raise InputError(
-                f"give the symbols of all images: {len(images)} images, symbols of {len(codes[0])}"
+                f"give the symbols of all images: {len(checked)} images, symbols of {len(codes[0])}"
             )
-        each = images_at_once(height * width)
-        nats = []
+        at_once = images_at_once(height * width)
+        nats: list[torch.Tensor] = []
         with evaluating(self):
-            for piece, *of_piece in zip(
-                images.split(each), *(part.split(each) for part in codes), strict=True
-            ):
-                here = tuple(part.to(self.device) for part in of_piece)
-                decoded = self.parameters_of(self.look_up(here if len(here) > 1 else here[0]))
-                nats.append(self.likelihood(piece.to(self.device), decoded[:, :height, :width]))
+            pieces = zip(checked.split(at_once), self._pieces(codes, at_once), strict=True)
+            for piece, symbols_of_piece in pieces:
+                decoded = self.parameters_of(self.look_up(symbols_of_piece))
+                cropped = decoded[:, :height, :width]
+                nats.append(self.likelihood(piece.to(self.device), cropped))
         return torch.cat(nats)
 
     def decode_float(self, features: Any) -> torch.Tensor:
@@ -164,9 +250,11 @@ class ReconstructingTokenizer(Tokenizer):
 
     def _decode(self, symbols: Any) -> torch.Tensor:
         images = self.decode_float(self.look_up(symbols))
+        # A decoder may exceed the scale, and the conversion to uint8 would wrap around.
         return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _images(self, decoded: torch.Tensor) -> torch.Tensor:
+        """The means of the decoder's result, from the scale -1..1 to 0..1."""
         return (decoded[..., : self.channels] + 1) / 2
 
     def _unit(self, images: torch.Tensor) -> torch.Tensor:
@@ -175,25 +263,67 @@ class ReconstructingTokenizer(Tokenizer):
         return images.to(dtype) if images.is_floating_point() else images.to(dtype) / 255
 
 
+class SingleGridTokenizer(ReconstructingTokenizer):
+    """A tokenizer with one quantizer, and so with one grid.
+
+    A subclass sets ``quantizer`` and supplies its networks.
+    """
+
+    quantizer: Quantizer
+
+    def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
+        """One grid of ``ceil(height / stride)`` by ``ceil(width / stride)`` codes."""
+        height, width = self._size(height, width)
+        # Rounded up: the last cells may cover less of the image.
+        rows = -(-height // self.stride)
+        columns = -(-width // self.stride)
+        return (Grid(rows, columns, self.quantizer.depth, self.quantizer.levels),)
+
+    def quantize(self, images: torch.Tensor) -> Quantized:
+        out = self.quantizer(self.encode_float(images))  # of vectors [n, h', w', code_dim]
+        return Quantized(out.z, out.symbols, out.losses, out.stats)
+
+    def look_up(self, symbols: torch.Tensor) -> torch.Tensor:
+        return self.quantizer.decode(symbols)
+
+
 def pad_images(images: torch.Tensor, stride: int) -> torch.Tensor:
-    """``[n, h, w, c]`` in 0..1 to ``[n, c, h', w']`` in -1..1, sides extended by their edge to
-    multiples of ``stride``."""
+    """``[n, h, w, c]`` in 0..1 to ``[n, c, h', w']`` in -1..1.
+
+    Sides are extended by their last row or column to multiples of ``stride``.
+    """
     x = (2 * images - 1).permute(0, 3, 1, 2)
+    # Repeated edges look like images; zeros would be a grey frame that costs codes.
     return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
 
 
-def fresh_quantizer(name: str, options: Mapping[str, Any], **own: Any) -> Quantizer:
-    """A quantizer with a seed drawn from the global generator.
-
-    Args:
-        options: arguments of its class.
-        own: arguments of the tokenizer; those its class does not take are left out.
+def check_downsample(downsample: int, least: int) -> int:
+    """The number of times that ``downsample`` halves the sides.
 
     Raises:
-        ConfigError: for an unknown name or option, or a value of the wrong type or range.
+        ConfigError: when it is no power of two from ``least`` on, or too large.
     """
-    own["seed"] = int(torch.randint(2**31, (), device="cpu"))
-    taken = quantizer_arguments(name)
-    return create_quantizer(
-        name, **({key: value for key, value in own.items() if key in taken} | dict(options))
-    )
+    check_count("downsample", downsample, least, MOST_DOWNSAMPLE)
+    # A power of two has one bit set.
+    if downsample & (downsample - 1):
+        raise ConfigError(f"downsample must be a power of two, got {downsample}")
+    return downsample.bit_length() - 1
+
+
+def check_weights(width: int, layers: int) -> None:
+    """Refuse a network too large to be meant, before it is built.
+
+    Args:
+        width: most channels of one of its convolutions.
+        layers: number of its convolutions of 4x4 pixels at most.
+
+    Raises:
+        ConfigError: when it might have more than 2^32 weights.
+    """
+    # All convolutions as wide as the widest: a bound, without building anything.
+    most = 16 * width**2 * layers
+    if most > MOST_WEIGHTS:
+        raise ConfigError(
+            f"these sizes make {layers} convolutions of up to {width} channels, which may need "
+            f"{most:,} weights; at most {MOST_WEIGHTS:,} are allowed: take fewer channels or blocks"
+        )

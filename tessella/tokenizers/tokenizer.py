@@ -1,4 +1,4 @@
-"""What every tokenizer does: images to symbols and back, in pieces that keep memory bounded.
+"""The interface of tokenizers: images to symbols and back, in pieces that keep memory bounded.
 
 Images at this boundary are ``uint8 [batch, height, width, channels]``, always 0..255; symbols are
 ``int64`` grids as :class:`~tessella.grid.Grid` describes them. Floats live inside:
@@ -9,34 +9,37 @@ images in 0..1, with gradients.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from tessella.config import from_dict
-from tessella.errors import ConfigError, InputError, unknown
+from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
+from tessella.tokenizers.construction import PlainValues
 
 PIXELS_AT_ONCE = 2**18
 """Pixels that pass through a network at once: 256 images of 32x32, four of 256x256."""
+
+IMAGES_AT_ONCE = 1024
+"""Most images that pass through a network at once, however small they are."""
+
+MOST_SIDE = 2**16
+"""Longest side of an image."""
 
 Symbols = torch.Tensor | tuple[torch.Tensor, ...]
 """The symbols of images, ``int64 [n, h', w', depth]``; of a tokenizer with several grids, one
 tensor for each, coarse to fine."""
 
-T = TypeVar("T")
-
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerOutput:
-    """What a pass of a trainable tokenizer over a batch gives.
+    """The result of a pass of a trainable tokenizer over a batch.
 
     Args:
         reconstruction: float images ``[n, h, w, c]`` on the scale 0..1, not clamped.
@@ -56,35 +59,37 @@ class Tokenizer(nn.Module, ABC):
     """Images to grids of symbols and back.
 
     A subclass supplies ``_encode``, ``_decode``, the float halves, :meth:`grids` and
-    :meth:`config`; this class checks, cuts into pieces, and crops. It must own a parameter or a
-    buffer, which tells the device that work happens on.
+    :meth:`config`; this class checks, cuts into pieces, and crops. A subclass must have a parameter
+    or a buffer, which says on which device work happens.
 
     Args:
-        image_size: height and width of the images that :meth:`grids` describes when it is not told
-            a size. Other sizes are encoded and decoded too.
+        image_size: height and width of the images that :meth:`grids` describes when it is given no
+            size. Other sizes are encoded and decoded too.
         channels: colour channels, 1 to 4.
 
     Raises:
-        ConfigError: when a size is below 1 or there are more than four channels.
+        ConfigError: when a side is out of range or there are more than four channels.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "tokenizer"
-    """What a saved tokenizer's ``config.json`` says it is."""
+    """Kind of a saved model in its ``config.json``."""
+
+    of_pixels: ClassVar[bool] = False
+    """Whether the symbols are the pixels themselves, at some number of levels."""
 
     def __init__(self, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
-        if min(image_size) < 1:
+        # A grid of any size costs nothing here, but memory where a model is built for it.
+        if not 1 <= min(image_size) <= max(image_size) <= MOST_SIDE:
             raise ConfigError(
-                f"image_size must be a height and a width of at least 1, got {tuple(image_size)}"
+                f"image_size must be a height and a width in 1..{MOST_SIDE}, "
+                f"got {tuple(image_size)}"
             )
         if not 1 <= channels <= 4:
             raise ConfigError(f"channels must be 1 (grey) to 4 (RGBA), got {channels}")
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
         self.channels = channels
-
-    of_pixels: ClassVar[bool] = False
-    """Whether the symbols are the pixels themselves, at some number of levels."""
 
     @property
     @abstractmethod
@@ -93,23 +98,31 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
-        """The grids of the symbols of an image of this size (default: ``image_size``), coarse to
-        fine."""
+        """The grids of the symbols of an image, coarse to fine.
+
+        Args:
+            height, width: of the image; ``image_size`` where they are not given.
+        """
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values: ``create_tokenizer(name, **config)`` rebuilds
-        it."""
+    def config(self) -> PlainValues:
+        """JSON values from which ``create_tokenizer(name, **config)`` builds this tokenizer."""
 
     @abstractmethod
     def encode_float(self, images: torch.Tensor) -> Any:
-        """Float images ``[n, h, w, channels]`` in 0..1 to what is discretized:
-        ``[n, h', w', features]``, one such tensor for each grid where there are several."""
+        """Features of float images ``[n, h, w, channels]`` in 0..1, before they are discretized.
+
+        Returns:
+            ``[n, h', w', features]``, one such tensor for each grid where there are several.
+        """
 
     @abstractmethod
     def decode_float(self, features: Any) -> torch.Tensor:
-        """Features, as :meth:`encode_float` gives them, to float images on the scale 0..1, not
-        clamped and not cropped."""
+        """Float images on the scale 0..1, not clamped and not cropped.
+
+        Args:
+            features: as :meth:`encode_float` gives them.
+        """
 
     @abstractmethod
     def _encode(self, images: torch.Tensor) -> Symbols:
@@ -118,6 +131,11 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def _decode(self, symbols: Any) -> torch.Tensor:
         """Uint8 images of a piece of checked symbols, not cropped."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels along each side of an image that one symbol stands for (in the finest grid)."""
+        return 1
 
     def grid(self, height: int | None = None, width: int | None = None) -> Grid:
         """The one grid of the symbols of an image.
@@ -128,7 +146,8 @@ class Tokenizer(nn.Module, ABC):
         grids = self.grids(height, width)
         if len(grids) != 1:
             raise InputError(
-                f"tokenizer {self.name!r} makes {len(grids)} grids of an image; ask for them with grids()"
+                f"tokenizer {self.name!r} makes {len(grids)} grids of an image; "
+                "ask for them with grids()"
             )
         return grids[0]
 
@@ -150,10 +169,11 @@ class Tokenizer(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where this tokenizer's tensors are, and its work happens."""
+        # The identity has buffers alone.
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @torch.no_grad()
-    def encode(self, images: Any) -> Any:
+    def encode(self, images: object) -> Any:
         """Images to symbols.
 
         Args:
@@ -167,14 +187,19 @@ class Tokenizer(nn.Module, ABC):
             InputError: when the images are not of this type and shape.
         """
         checked = check_images(images, self.channels)
+        # Pieces keep the memory of a network's activations bounded, whatever the number of images.
         pieces = checked.split(images_at_once(checked.shape[1] * checked.shape[2]))
+        encoded: list[tuple[torch.Tensor, ...]] = []
         with evaluating(self):
-            encoded = [parts(self._encode(piece.to(self.device))) for piece in pieces]
-        whole = tuple(torch.cat(part) for part in zip(*encoded, strict=True))
+            for piece in pieces:
+                # Only a piece at a time is on the device.
+                encoded.append(parts(self._encode(piece.to(self.device))))
+        # From a tuple of grids for each piece to a tensor for each grid.
+        whole = tuple(torch.cat(pieces_of_grid) for pieces_of_grid in zip(*encoded, strict=True))
         return whole if len(self.grids()) > 1 else whole[0]
 
     @torch.no_grad()
-    def decode(self, symbols: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(self, symbols: object, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Symbols to images.
 
         Args:
@@ -192,38 +217,59 @@ class Tokenizer(nn.Module, ABC):
         """
         checked = self._check_symbols(symbols)
         height, width = self._size_of(checked, size)
-        pieces = zip(*(part.split(images_at_once(height * width)) for part in checked), strict=True)
+        images: list[torch.Tensor] = []
         with evaluating(self):
-            images = []
-            for piece in pieces:
-                here = tuple(part.to(self.device) for part in piece)
-                images.append(self._decode(here if len(here) > 1 else here[0])[:, :height, :width])
+            for piece in self._pieces(checked, images_at_once(height * width)):
+                # A grid covers whole cells; what lies beyond the image is cut off.
+                images.append(self._decode(piece)[:, :height, :width])
         return torch.cat(images)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        return self.image_size[0] if height is None else height, self.image_size[
-            1
-        ] if width is None else width
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        grids = " and ".join(
+            f"{grid.height}x{grid.width}x{grid.channels} of {grid.levels}" for grid in self.grids()
+        )
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"{type(self).__name__}({height}x{width}x{self.channels} images to symbols {grids}, "
+            f"parameters={weights:,}, device={self.device})"
+        )
 
-    def _check_symbols(self, symbols: Any) -> tuple[torch.Tensor, ...]:
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width, those of ``image_size`` where one is not given."""
+        if height is None:
+            height = self.image_size[0]
+        if width is None:
+            width = self.image_size[1]
+        return height, width
+
+    def _pieces(self, symbols: tuple[torch.Tensor, ...], images: int) -> Iterator[Symbols]:
+        """Symbols of so many images at a time, on this tokenizer's device."""
+        # Pieces of all grids in step: the first piece of each holds the same images.
+        split = [part.split(images) for part in symbols]
+        for pieces in zip(*split, strict=True):
+            moved = tuple(piece.to(self.device) for piece in pieces)
+            yield moved if len(moved) > 1 else moved[0]
+
+    def _check_symbols(self, symbols: object) -> tuple[torch.Tensor, ...]:
+        """The symbols of each grid as tensors, of any height and width."""
         grids = self.grids()
         given = symbols if len(grids) > 1 else (symbols,)
         if not isinstance(given, (tuple, list)) or len(given) != len(grids):
             raise InputError(
-                f"tokenizer {self.name!r} makes {len(grids)} grids: give a tuple of {len(grids)} tensors"
+                f"tokenizer {self.name!r} makes {len(grids)} grids: "
+                f"give a tuple of {len(grids)} tensors"
             )
-        checked = []
+        checked: list[torch.Tensor] = []
         for part, grid in zip(given, grids, strict=True):
             shape = tuple(getattr(part, "shape", ()))
-            if (
-                len(shape) == 4 and min(shape[1:3]) >= 1
-            ):  # any height and width; other shapes fail the check
+            # Height and width may be others; any other difference fails the check of the grid.
+            if len(shape) == 4 and min(shape[1:3]) >= 1:
                 grid = Grid(int(shape[1]), int(shape[2]), grid.channels, grid.levels)
             checked.append(grid.check(part))
-        if len({len(part) for part in checked}) > 1:
-            raise InputError(
-                f"all grids must hold as many images, got {[len(part) for part in checked]}"
-            )
+        counts = [len(part) for part in checked]
+        if len(set(counts)) > 1:
+            raise InputError(f"all grids must hold as many images, got {counts}")
         return tuple(checked)
 
     def _size_of(
@@ -232,37 +278,45 @@ class Tokenizer(nn.Module, ABC):
         """Height and width of the images that symbols stand for."""
         given = [tuple(part.shape[1:3]) for part in symbols]
         if size is None:
-            own = given == [grid.shape[:2] for grid in self.grids()]
-            size = (
-                self.image_size if own else (given[-1][0] * self.stride, given[-1][1] * self.stride)
-            )
-        wanted = [grid.shape[:2] for grid in self.grids(*size)]
+            # Symbols of image_size: the image may end within the last cells.
+            if given == _sides(self.grids()):
+                size = self.image_size
+            else:
+                size = (given[-1][0] * self.stride, given[-1][1] * self.stride)
+        wanted = _sides(self.grids(*size))
         if given != wanted:
-            told = [" and ".join(f"{h}x{w}" for h, w in sides) for sides in (wanted, given)]
             raise InputError(
-                f"images of {size[0]}x{size[1]} have symbols of {told[0]}, got {told[1]}"
+                f"images of {size[0]}x{size[1]} have symbols of {_in_words(wanted)}, "
+                f"got {_in_words(given)}"
             )
         return size
 
-    @property
-    def stride(self) -> int:
-        """Pixels along each side of an image that one place of the grid (of several, the finest)
-        stands for."""
-        return 1
+
+def _sides(grids: Sequence[Grid]) -> list[tuple[int, ...]]:
+    """Height and width of each grid."""
+    return [grid.shape[:2] for grid in grids]
+
+
+def _in_words(sides: Sequence[tuple[int, ...]]) -> str:
+    """``2x3 and 4x6`` for these sides."""
+    return " and ".join(f"{height}x{width}" for height, width in sides)
 
 
 def parts(symbols: Symbols) -> tuple[torch.Tensor, ...]:
-    """The grids of :data:`Symbols`, also where there is one."""
+    """The grids of :data:`Symbols` as a tuple, also where there is one."""
     return symbols if isinstance(symbols, tuple) else (symbols,)
 
 
 def channels(symbols: Symbols) -> Iterator[torch.Tensor]:
-    """The symbols ``[n, h, w]`` of each channel of each grid, coarse to fine: one codebook each."""
+    """The symbols ``[n, h, w]`` of each channel of each grid, coarse to fine.
+
+    Each of them has a codebook.
+    """
     for part in parts(symbols):
         yield from part.unbind(-1)
 
 
-def check_images(images: Any, channels: int | None = None) -> torch.Tensor:
+def check_images(images: object, channels: int | None = None) -> torch.Tensor:
     """Images at the public boundary, as a tensor ``uint8 [n, h, w, c]``.
 
     Args:
@@ -278,39 +332,50 @@ def check_images(images: Any, channels: int | None = None) -> torch.Tensor:
         raise InputError(
             f"images must be uint8 with values 0..255, got {images.dtype}; {_conversion(images)}"
         )
+    # Before the shape is read: grey images often come without channels.
     if images.dim() != 4:
         hint = "; add the channel with images[..., None]" if images.dim() == 3 else ""
         raise InputError(
-            f"images must have shape [batch, height, width, channels], got {list(images.shape)}{hint}"
+            "images must have shape [batch, height, width, channels], "
+            f"got {list(images.shape)}{hint}"
         )
     if min(images.shape[1:3]) < 1:
         raise InputError(f"images must be at least 1x1, got {images.shape[1]}x{images.shape[2]}")
-    given, allowed = images.shape[3], (channels,) if channels else (1, 2, 3, 4)
-    if given not in allowed:
-        hint = (
-            "; the channels come last: images.transpose(0, 2, 3, 1)"
-            if images.shape[1] in allowed
-            else ""
-        )
-        raise InputError(
-            f"images must have {' to '.join(str(c) for c in sorted({allowed[0], allowed[-1]}))} channels, "
-            f"got {given} in shape {list(images.shape)}{hint}"
-        )
+    _check_channels(images, (channels,) if channels else (1, 2, 3, 4))
     return images
 
 
-def _as_tensor(images: Any) -> torch.Tensor:
+def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
+    given = images.shape[3]
+    if given in allowed:
+        return
+    wanted = str(allowed[0])
+    if len(allowed) > 1:
+        wanted = f"{allowed[0]} to {allowed[-1]}"
+    hint = ""
+    # Torch's order of axes is the likeliest mistake.
+    if images.shape[1] in allowed:
+        hint = "; the channels come last: images.transpose(0, 2, 3, 1)"
+    raise InputError(
+        f"images must have {wanted} channels, got {given} in shape {list(images.shape)}{hint}"
+    )
+
+
+def _as_tensor(images: object) -> torch.Tensor:
     array = np.asarray(images)
+    # Booleans, integers and floats go on, to be refused with the line that converts them.
     if array.dtype.kind not in "buif":
         raise InputError(
             f"images must be a uint8 array or tensor, got {type(images).__name__} of {array.dtype}"
         )
-    # Torch takes neither read-only memory without a warning nor negative strides.
-    plain = array.flags.writeable and min(array.strides, default=0) >= 0
-    return torch.from_numpy(array if plain else array.copy())
+    # Torch warns of read-only memory, and refuses negative strides.
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
 
 
 def _conversion(images: torch.Tensor) -> str:
+    """The line that converts images of another type, for an error."""
     if images.is_floating_point():
         return "for values in 0..1 convert them with np.round(images * 255).astype(np.uint8)"
     if images.dtype == torch.bool:
@@ -319,8 +384,9 @@ def _conversion(images: torch.Tensor) -> str:
 
 
 def images_at_once(pixels: int) -> int:
-    """Images of so many pixels that pass through a network together."""
-    return max(1, min(1024, PIXELS_AT_ONCE // pixels))
+    """Number of images of so many pixels that pass through a network together."""
+    # At least one: an image may be larger than the bound.
+    return max(1, min(IMAGES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
 @contextmanager
@@ -331,33 +397,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # Parts may have been in different modes, so each is put back by itself.
         for part in training:
             part.training = True
-
-
-def construct(
-    kind: str, table: Mapping[str, type[T]], name: str, arguments: Mapping[str, Any]
-) -> T:
-    """Build a registered class from plain values, checked against its constructor's annotations.
-
-    Raises:
-        ConfigError: for a name that is not in the table, or an argument that is unknown or of
-            another type.
-    """
-    if name not in table:
-        raise ConfigError(unknown(kind, name, table))
-    parameters = inspect.signature(table[name]).parameters
-    hints = get_type_hints(table[name].__init__)
-    fields = [
-        (key, hints[key])
-        if parameter.default is parameter.empty
-        else (key, hints[key], dataclasses.field(default=parameter.default))
-        for key, parameter in parameters.items()
-    ]
-    missing = [field[0] for field in fields if len(field) == 2 and field[0] not in arguments]
-    if missing:
-        raise ConfigError(f"{kind} {name!r} needs {', '.join(missing)}")
-    checked = from_dict(
-        dataclasses.make_dataclass("Arguments", fields), arguments, f"{kind} {name}"
-    )
-    return table[name](**vars(checked))

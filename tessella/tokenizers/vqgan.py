@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.grid import Grid
-from tessella.tokenizers.convnet import Decoder, Encoder
+from tessella.tokenizers.construction import PlainValues, check_count
+from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
 from tessella.tokenizers.reconstruction import (
-    Quantized,
-    ReconstructingTokenizer,
-    fresh_quantizer,
+    MOST_BLOCKS,
+    MOST_DOWNSAMPLE,
+    MOST_WIDTH,
+    CodebookOptions,
+    SingleGridTokenizer,
+    check_weights,
     pad_images,
 )
 
+MOST_RESOLUTIONS = MOST_DOWNSAMPLE.bit_length()
+"""Most multipliers."""
 
-class VQGAN(ReconstructingTokenizer):
+
+class VQGAN(SingleGridTokenizer):
     """Images to a grid of codes ``2^(m - 1)`` times smaller, for m multipliers, and back.
 
     By itself it minimizes ``mse(2x - 1, decoder(e))`` plus the quantizer's losses, the first over
     pixels on the scale -1..1. (The paper writes the square, too; its code takes the absolute
     difference, with which small models were seen to stay at the median image.) The perceptual and
-    the adversarial term, which make a VQGAN of it, belong to the
-    training: a recipe's table ``[adversarial]``.
+    the adversarial term, which make a VQGAN of it, belong to the training: a recipe's table
+    ``[adversarial]``.
 
     Sides that the stride does not divide are extended by their last row or column, and cropped
     after decoding. Any size of image will do, whatever ``image_size`` says; attention at the lowest
@@ -38,20 +41,19 @@ class VQGAN(ReconstructingTokenizer):
     Args:
         image_size: height and width that :meth:`grids` assumes.
         channels: colour channels, 1 to 4.
-        codebook_size: number of codes K.
         hidden: channels of the convolutions at the highest resolution.
         multipliers: channels of each resolution, from the highest, in units of ``hidden``; (1, 1,
             2, 2, 4) makes codes of 16 x 16 pixels ("f16"), (1, 2, 2, 4) of 8 x 8.
         residual_blocks: of each resolution in the encoder; the decoder has one more.
         latent: channels between the convolutions and the 1x1 projections to and from ``code_dim``.
-        code_dim: length of a code's vector.
-        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`.
-        options: further arguments of the quantizer, such as ``{"beta": 0.25}``.
+        codes: number and length of the codes, and the quantizer;
+            :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
 
     Raises:
         ConfigError: when an argument is out of range.
 
-    >>> tokenizer = VQGAN((30, 20), channels=1, hidden=8, multipliers=(1, 2), latent=8, code_dim=4)
+    >>> codes = CodebookOptions(codebook_size=1024, code_dim=4)
+    >>> tokenizer = VQGAN((30, 20), channels=1, hidden=8, multipliers=(1, 2), latent=8, codes=codes)
     >>> tokenizer.grid()
     Grid(height=15, width=10, channels=1, levels=1024)
     >>> tokenizer.decode(tokenizer.encode(torch.zeros(2, 30, 20, 1, dtype=torch.uint8))).shape
@@ -64,38 +66,28 @@ class VQGAN(ReconstructingTokenizer):
         self,
         image_size: tuple[int, int] = (256, 256),
         channels: int = 3,
-        codebook_size: int = 1024,
         hidden: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         residual_blocks: int = 2,
         latent: int = 256,
-        code_dim: int = 256,
-        quantizer: str = "vq-ema",
-        options: Mapping[str, Any] | None = None,
+        codes: CodebookOptions = CodebookOptions(codebook_size=1024, code_dim=256),  # noqa: B008
     ) -> None:
-        super().__init__(image_size, channels, likelihood="")
-        if not multipliers or min(hidden, latent, code_dim, residual_blocks, *multipliers) < 1:
-            raise ConfigError(
-                "hidden, latent, code_dim, residual_blocks and multipliers must be 1 or more, "
-                f"got {hidden}, {latent}, {code_dim}, {residual_blocks} and {tuple(multipliers)}"
-            )
-        self.hidden, self.multipliers, self.residual_blocks = (
-            hidden,
-            tuple(multipliers),
-            residual_blocks,
-        )
-        self.options = dict(options or {})
-        self.codebook_size = codebook_size
-        self.quantizer = fresh_quantizer(
-            quantizer, self.options, dim=code_dim, codebook_size=codebook_size
-        )
-        self.encoder = Encoder(channels, hidden, multipliers, residual_blocks, latent)
-        self.to_code = nn.Conv2d(latent, code_dim, 1)
-        self.from_code = nn.Conv2d(code_dim, latent, 1)
-        self.decoder = Decoder(channels, hidden, multipliers, residual_blocks, latent)
+        super().__init__(image_size, channels, codes, likelihood="")
+        _check_sizes(hidden, multipliers, residual_blocks, max(latent, codes.code_dim))
+        check_count("latent", latent, 1, MOST_WIDTH)
+        self.hidden = hidden
+        self.multipliers = tuple(multipliers)
+        self.residual_blocks = residual_blocks
+        # The order in which parts are built fixes their random weights, and that of saved states.
+        self.quantizer = codes.build()
+        self.encoder = DeepEncoder(channels, hidden, multipliers, residual_blocks, latent)
+        self.to_code = nn.Conv2d(latent, codes.code_dim, 1)
+        self.from_code = nn.Conv2d(codes.code_dim, latent, 1)
+        self.decoder = DeepDecoder(channels, hidden, multipliers, residual_blocks, latent)
 
     @property
     def stride(self) -> int:
+        # The sides are halved between every two resolutions.
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -105,42 +97,35 @@ class VQGAN(ReconstructingTokenizer):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
-        """One grid of ``ceil(height / stride)`` by ``ceil(width / stride)`` codes."""
-        height, width = self._size(height, width)
-        quantizer = self.quantizer
-        return (
-            Grid(
-                -(-height // self.stride),
-                -(-width // self.stride),
-                quantizer.depth,
-                quantizer.levels,
-            ),
-        )
-
-    def config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         return {
-            "image_size": list(self.image_size),
-            "channels": self.channels,
-            "codebook_size": self.codebook_size,
             "hidden": self.hidden,
             "multipliers": list(self.multipliers),
             "residual_blocks": self.residual_blocks,
             "latent": self.to_code.in_channels,
-            "code_dim": self.quantizer.dim,
-            "quantizer": self.quantizer.name,
-            "options": dict(self.options),
         }
 
-    def quantize(self, images: torch.Tensor) -> Quantized:
-        out = self.quantizer(self.encode_float(images))
-        return Quantized(out.z, out.symbols, out.losses, out.stats)
-
-    def look_up(self, symbols: torch.Tensor) -> torch.Tensor:
-        return self.quantizer.decode(symbols)
-
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
-        return self.to_code(self.encoder(pad_images(images, self.stride))).permute(0, 2, 3, 1)
+        # [n, latent, h', w'] is projected to the length of a code before it is compared.
+        features = self.to_code(self.encoder(pad_images(images, self.stride)))
+        return features.permute(0, 2, 3, 1)
 
     def parameters_of(self, features: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.from_code(features.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+
+def _check_sizes(
+    hidden: int, multipliers: tuple[int, ...], residual_blocks: int, latent: int
+) -> None:
+    check_count("hidden", hidden, 1, MOST_WIDTH)
+    check_count("residual_blocks", residual_blocks, 1, MOST_BLOCKS)
+    if not 1 <= len(multipliers) <= MOST_RESOLUTIONS:
+        raise ConfigError(
+            f"multipliers must be a list of 1 to {MOST_RESOLUTIONS} numbers, got {multipliers}"
+        )
+    for multiplier in multipliers:
+        check_count("each of the multipliers", multiplier, 1, MOST_WIDTH)
+    # Encoder and decoder together have 4 blocks + 2 convolutions at each resolution, and around
+    # the codes each has a dozen.
+    layers = len(multipliers) * (4 * residual_blocks + 4) + 24
+    check_weights(max(hidden * max(multipliers), latent), layers)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from tessella.errors import ConfigError
-from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import Decoder, Encoder
+from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.reconstruction import (
-    Quantized,
-    ReconstructingTokenizer,
-    fresh_quantizer,
+    MOST_BLOCKS,
+    MOST_WIDTH,
+    CodebookOptions,
+    SingleGridTokenizer,
+    check_downsample,
+    check_weights,
     pad_images,
 )
 
 
-class VQVAE(ReconstructingTokenizer):
+class VQVAE(SingleGridTokenizer):
     """Images to a ``downsample`` times smaller grid of codes, and back to nearly the same images.
 
     Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``, the first over pixels on the
@@ -33,22 +34,20 @@ class VQVAE(ReconstructingTokenizer):
     Args:
         image_size: height and width that :meth:`grids` assumes.
         channels: colour channels, 1 to 4.
-        codebook_size: number of codes K.
         hidden: channels of the convolutions at the lowest resolution.
-        code_dim: length of a code's vector.
         downsample: pixels along each side of a code: a power of two, 1 to keep the size.
         residual_blocks: in the encoder, and in the decoder.
-        beta: weight of the commitment loss; None for what the quantizer has by itself.
-        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size`` and
-            ``beta`` go to those that take them.
-        options: further arguments of the quantizer, such as ``{"depth": 4}``.
+        beta: weight of the commitment loss; None for the quantizer's default. It goes to those that
+            take it.
+        codes: number and length of the codes, and the quantizer;
+            :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
         likelihood: ``mse`` or ``logistic`` to state probabilities of pixels, see
             :meth:`~tessella.tokenizers.reconstruction.ReconstructingTokenizer.log_likelihood`.
 
     Raises:
         ConfigError: when an argument is out of range.
 
-    >>> tokenizer = VQVAE((30, 20), channels=1, hidden=8, code_dim=4)
+    >>> tokenizer = VQVAE((30, 20), channels=1, hidden=8, codes=CodebookOptions(code_dim=4))
     >>> tokenizer.grid()
     Grid(height=8, width=5, channels=1, levels=512)
     >>> tokenizer.decode(tokenizer.encode(torch.zeros(2, 30, 20, 1, dtype=torch.uint8))).shape
@@ -61,75 +60,44 @@ class VQVAE(ReconstructingTokenizer):
         self,
         image_size: tuple[int, int] = (32, 32),
         channels: int = 3,
-        codebook_size: int = 512,
         hidden: int = 128,
-        code_dim: int = 64,
         downsample: int = 4,
         residual_blocks: int = 2,
         beta: float | None = None,
-        quantizer: str = "vq-ema",
-        options: Mapping[str, Any] | None = None,
+        codes: CodebookOptions = CodebookOptions(),  # noqa: B008 - it is frozen
         likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
-        super().__init__(image_size, channels, likelihood)
-        if downsample < 1 or downsample & (downsample - 1):
-            raise ConfigError(f"downsample must be a power of two, got {downsample}")
-        if hidden < 2 or residual_blocks < 0:
-            raise ConfigError(
-                f"hidden must be at least 2 and residual_blocks at least 0, got {hidden} and {residual_blocks}"
-            )
-        self.codebook_size, self.options = codebook_size, dict(options or {})
-        self.hidden, self.residual_blocks, self.beta = hidden, residual_blocks, beta
-        stages = downsample.bit_length() - 1
-        own = {"dim": code_dim, "codebook_size": codebook_size} | (
-            {} if beta is None else {"beta": beta}
-        )
-        self.quantizer = fresh_quantizer(quantizer, self.options, **own)
-        self.encoder = Encoder(channels, hidden, code_dim, stages, residual_blocks)
-        self.decoder = Decoder(self.outputs, hidden, code_dim, stages, residual_blocks)
-        self._stride = 2**stages
+        super().__init__(image_size, channels, codes, likelihood)
+        stages = check_downsample(downsample, least=1)
+        check_count("hidden", hidden, 2, MOST_WIDTH)
+        check_count("residual_blocks", residual_blocks, 0, MOST_BLOCKS)
+        check_weights(max(hidden, codes.code_dim), 2 * (stages + residual_blocks + 1))
+        self.hidden = hidden
+        self.residual_blocks = residual_blocks
+        self.beta = beta
+        # The order in which parts are built fixes their random weights, and that of saved states.
+        self.quantizer = codes.build(beta)
+        self.encoder = Encoder(channels, hidden, codes.code_dim, stages, residual_blocks)
+        self.decoder = Decoder(self.outputs, hidden, codes.code_dim, stages, residual_blocks)
+        self._stride = downsample
 
     @property
     def stride(self) -> int:
         return self._stride
 
-    def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
-        """One grid of ``ceil(height / downsample)`` by ``ceil(width / downsample)`` codes."""
-        height, width = self._size(height, width)
-        quantizer = self.quantizer
-        return (
-            Grid(
-                -(-height // self.stride),
-                -(-width // self.stride),
-                quantizer.depth,
-                quantizer.levels,
-            ),
-        )
-
-    def config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         return {
-            "image_size": list(self.image_size),
-            "channels": self.channels,
-            "codebook_size": self.codebook_size,
             "hidden": self.hidden,
-            "code_dim": self.quantizer.dim,
             "downsample": self.stride,
             "residual_blocks": self.residual_blocks,
             "beta": self.beta,
-            "quantizer": self.quantizer.name,
-            "options": dict(self.options),
-            "likelihood": self.likelihood.kind if self.likelihood is not None else "",
+            "likelihood": self.likelihood_kind,
         }
 
-    def quantize(self, images: torch.Tensor) -> Quantized:
-        out = self.quantizer(self.encode_float(images))
-        return Quantized(out.z, out.symbols, out.losses, out.stats)
-
-    def look_up(self, symbols: torch.Tensor) -> torch.Tensor:
-        return self.quantizer.decode(symbols)
-
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
+        # Convolutions have channels first, quantizers take vectors along the last axis.
         return self.encoder(pad_images(images, self.stride)).permute(0, 2, 3, 1)
 
     def parameters_of(self, features: torch.Tensor) -> torch.Tensor:
+        # [n, h', w', code_dim] to [n, h, w, outputs]
         return self.decoder(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

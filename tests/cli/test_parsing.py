@@ -47,7 +47,7 @@ def test_a_mistake_is_one_sentence_with_the_nearest_name(
     err = capsys.readouterr().err
     assert MISTAKES[words] in err
     assert err.count("\n") == 1
-    words_of_message = err.removeprefix("tessella: ").lower().replace(":", "").split()
+    words_of_message = err.removeprefix("tessella: ").replace(":", "").split()
     doubled = [a for a, b in itertools.pairwise(words_of_message) if a == b]
     assert not doubled
 

@@ -140,8 +140,8 @@ def test_the_ordinal_head_expresses_every_table(levels: int) -> None:
     tables[3] = torch.where(torch.arange(levels) == levels // 2, 0.0, -40.0)
     tables = tables.log_softmax(-1)
     head = ordinal(levels)
-    torch.testing.assert_close(head(head.parameters_of(tables)).table(), tables, rtol=0, atol=1e-9)
-    single = head(head.parameters_of(tables.float())).table().double()
+    torch.testing.assert_close(head(head.parameters_from_table(tables)).table(), tables, rtol=0, atol=1e-9)
+    single = head(head.parameters_from_table(tables.float())).table().double()
     torch.testing.assert_close(single[0], tables[0], rtol=0, atol=1e-4)
 
 

@@ -60,7 +60,7 @@ class Halves(Tokenizer):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TOKENIZERS, "halves", Halves)
+    monkeypatch.setitem(TOKENIZERS._entries, "halves", Halves)
 
 
 def prior(name: str = "gated-pixelcnn", **sizes: Any) -> Hierarchy:

@@ -13,6 +13,7 @@ from tessella.errors import ConfigError
 from tessella.heads import Distribution, JointHead
 from tessella.models.condition import Conditioning
 from tessella.models.made import MADE, log_weights_before
+from tessella.nn.stepping.state import State
 
 
 def build(grid: ts.Grid, head: str = "categorical", **sizes: object) -> MADE:
@@ -107,12 +108,12 @@ def test_several_masks_need_a_head_whose_mixture_is_known() -> None:
         def symbol(self, parameters: torch.Tensor) -> Distribution:
             raise NotImplementedError
 
-        def start(self, parameters: torch.Tensor) -> None:
+        def start(self, parameters: torch.Tensor) -> State:
             raise NotImplementedError
 
         def next(
-            self, previous: torch.Tensor | None, channel: int, state: None
-        ) -> tuple[torch.Tensor, None]:
+            self, previous: torch.Tensor | None, channel: int, state: State
+        ) -> tuple[torch.Tensor, State]:
             raise NotImplementedError
 
     grid = ts.Grid(2, 2, 1, 5)

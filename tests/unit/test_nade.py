@@ -52,12 +52,12 @@ def test_the_walk_has_the_gradients_of_finite_differences(
         torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
         for shape in shapes
     ]
-    assert torch.autograd.gradcheck(nade.Walk.apply, parts)
+    assert torch.autograd.gradcheck(nade.NADESequence.apply, parts)
     single = [
         part[..., :1] if i == 0 else part[:, :1] if i == 1 else part for i, part in enumerate(parts)
     ]
     assert torch.autograd.gradcheck(
-        nade.Walk.apply, [p.detach().clone().requires_grad_() for p in single]
+        nade.NADESequence.apply, [p.detach().clone().requires_grad_() for p in single]
     )
 
 

@@ -7,15 +7,15 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.channel_masked import ChannelMasked
 from tessella.models.pixelcnn import PixelCNN, ResidualBlock
-from tessella.nn.channel_groups import ChannelGroups, GroupedConvolution
+from tessella.nn.channel_groups import ChannelGroups, ChannelGroupStep, GroupedConvolution
 from tessella.nn.embedding import ChannelEmbedding
-from tessella.nn.stepping.program import windows
+from tessella.nn.stepping.program import Program
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 FAMILIES = ["pixelcnn", "row-lstm", "diagonal-bilstm"]
 
@@ -63,7 +63,7 @@ def test_groups_may_be_unequal() -> None:
 def test_masks_a_and_b(own: bool, rows: list[str]) -> None:
     # Of four features the groups own 1, 1, 2 of the inputs; the outputs are 0 | 1 | 1 again | 2.
     groups = ChannelGroups(3)
-    mask = groups.mask(4, 4, own=own)
+    mask = groups.mask(4, 4, inclusive=own)
     chosen = mask[[0, 1, 1, 3]]
     assert ["".join(str(int(v)) for v in row) for row in chosen] == rows
 
@@ -101,19 +101,39 @@ def test_a_grouped_convolution_is_a_sum_over_what_a_group_may_see(
     )
 
 
-def test_weights_for_stepping_add_up_to_the_convolution() -> None:
+@pytest.mark.parametrize(
+    ("above", "aside", "maps", "inclusive"), [(3, 3, 1, False), (1, 1, 1, True), (1, 2, 4, True)]
+)
+def test_a_grouped_convolution_is_stepped_by_group_as_over_the_whole_map(
+    above: int, aside: int, maps: int, inclusive: bool
+) -> None:
     torch.manual_seed(0)
-    groups, inputs, above, aside = ChannelGroups(2), 4, 2, 1
-    layer = GroupedConvolution(groups, inputs, 5, above, aside).double()
-    x = torch.randn(2, above + 1, 7, inputs, dtype=torch.float64)
-    columns = F.pad(x[:, :above].movedim(1, 2).flatten(2), (0, 0, aside, aside))
-    expected = windows(columns, 2 * aside + 1) @ layer.rows_above().weight + layer.offset()
-    for group, (place, matrix) in enumerate(zip(groups.slices(5), layer.this_row(), strict=True)):
-        seen = windows(F.pad(x[:, -1], (0, 0, aside, 0)), aside + 1)[
-            ..., : aside * inputs + 2 * (group + 1)
-        ]
-        expected[..., place] += seen @ matrix.weight
-    torch.testing.assert_close(layer(x)[:, -1], expected, rtol=0, atol=1e-12)
+    groups, inputs, outputs, width = ChannelGroups(3), 7, 9, 6
+    layer = GroupedConvolution(groups, inputs, outputs, above, aside, maps, inclusive)
+    layer = layer.double().requires_grad_(False)
+    x = torch.randn(2, 5, width, inputs, dtype=torch.float64)
+    bias = torch.randn(2, 1, maps * outputs, dtype=torch.float64)
+    expected = groups.arranged(layer(x) + bias[:, None], maps)
+    programs = [Program(2, ("column",), x) for _ in range(groups.count)]
+    step = ChannelGroupStep(MemoryAllocator(StateMemory(), 2, x), width, programs)
+    stepped = layer.start(step, bias)
+    places = groups.slices(outputs, maps)
+    outs = []
+    for group, place in enumerate(places):
+        outs.append(programs[group].zeros(place.stop - place.start))
+        stepped.write_group(programs[group], group, outs[group])
+    bounds = groups.bounds(inputs)
+    for row in range(5):
+        step.row.run()
+        for column in range(width):
+            pixel = stepped.input.row[:, column]
+            for group, place in enumerate(places):
+                # A mask of type B needs the group itself, one of type A those before it.
+                known = bounds[group + 1] if inclusive else bounds[group]
+                pixel[:, :known] = x[:, row, column, :known]
+                programs[group].run(column)
+                torch.testing.assert_close(outs[group], expected[:, row, column, place])
+            pixel.copy_(x[:, row, column])
 
 
 def test_channels_are_embedded_side_by_side() -> None:
@@ -163,11 +183,11 @@ def test_a_class_reaches_every_symbol(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_leaves_later_groups_alone(name: str) -> None:
-    model = build(name, ts.Grid(2, 2, 3, 4), layers=1, hidden=12, last=24)
+    model = build(name, ts.Grid(2, 2, 3, 4), layers=1, hidden=9, last=24)
     state, previous = model.init_state(2), torch.zeros(2, dtype=torch.int64)
     for index in range(2):
         _, state = model.step(previous, index, state)
-    middle = state.middle
+    (middle,) = [memory for memory in state.memory.tensors if memory.shape == (2, 24)]
     assert bool(middle[:, :16].any())
     assert not bool(middle[:, 16:].any())
 

@@ -18,7 +18,8 @@ from tessella.nn.shifted_convolution import (
     ShiftedConvolution,
     concat_elu,
 )
-from tessella.nn.stepping.program import Program, windows
+from tessella.nn.stepping.program import Moving
+from tessella.nn.stepping.step import GridStep, MemoryAllocator, StateMemory
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -93,75 +94,80 @@ def test_a_growing_convolution_spreads_each_place(taps: int) -> None:
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
+def steps_of(x: torch.Tensor, width: int, smaller: int) -> tuple[GridStep, GridStep]:
+    """Steps over maps of that width and over smaller ones that are made of them."""
+    memory = MemoryAllocator(StateMemory(), len(x), x)
+    return GridStep(memory, width), GridStep(memory, smaller)
+
+
 @pytest.mark.parametrize(("right", "stride"), [(0, 1), (1, 1), (0, 2), (1, 2)])
-def test_a_cache_goes_along_rows_as_the_convolution_does(right: int, stride: int) -> None:
+def test_a_convolution_is_stepped_along_rows_as_over_the_whole_map(right: int, stride: int) -> None:
     layer = moved(ShiftedConvolution(3, 4, 2, 1, right, stride))
-    x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
-    shift, sums = Program(2, (), x, places=4), Program(2, (), x, places=4 // stride)
-    before, out = sums.room(4), sums.room(4)
-    cache.write_shift(shift)
-    cache.write_above(sums, before)
-    cache.write_row(sums, before, out)
+    x = random(2, 6, 4, 3)
+    step, into = steps_of(x, 4, 4 // stride)
+    stepped = layer.start(step, into=into)
+    out = into.row.zeros(4)
+    stepped.write_row(out)
     expected = layer(x)
     for r in range(6):
-        shift.run()
-        cache.row(4).copy_(x[:, r])
+        step.advance.run()
+        stepped.input.row.copy_(x[:, r])
         if r % stride == 0:
-            sums.run()
+            into.row.run(r // stride)
             torch.testing.assert_close(out, expected[:, r // stride], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_cache_goes_along_pixels_as_the_convolution_does(stride: int) -> None:
+def test_a_convolution_is_stepped_along_pixels_as_over_the_whole_map(stride: int) -> None:
     layer = moved(ShiftedConvolution(3, 4, 2, 1, 0, stride))
-    x, cache = random(2, 6, 4, 3), layer.cache(2, 4)
-    shift, above = Program(2, (), x, places=4), Program(2, (), x, places=4 // stride)
-    place = Program(2, ("column",), x)
-    before, out = above.room(4), place.room(4)
-    cache.write_shift(shift)
-    cache.write_above(above, before)
-    cache.write_place(place, before, out, "column")
+    x = random(2, 6, 4, 3)
+    step, into = steps_of(x, 4, 4 // stride)
+    stepped = layer.start(step, into=into)
+    out = into.pixel.zeros(4)
+    stepped.write_place(out)
     expected = layer(x)
     for r, c in itertools.product(range(6), range(4)):
+        row, column = r // stride, c // stride
         if c == 0:
-            shift.run()
-            above.run()
-        cache.place("column").at(c).copy_(x[:, r, c])
+            step.start_row(r)
+            into.row.run(row)
+        stepped.input.at("column").at(c).copy_(x[:, r, c])
         if r % stride == 0 and c % stride == 0:
-            place.run(c // stride)
-            torch.testing.assert_close(
-                out, expected[:, r // stride, c // stride], rtol=0, atol=1e-12
-            )
+            into.start_pixel(row, column)
+            torch.testing.assert_close(out, expected[:, row, column], rtol=0, atol=1e-12)
 
 
 def test_resolutions_grow_row_by_row_as_the_convolution_does() -> None:
     layer = moved(Resize(3))
-    x, cache = random(2, 2, 4, 3), layer.cache(2, 8)
-    program = Program(2, (), x, places=4)
-    row = torch.zeros(2, 5, 3, dtype=x.dtype)
-    cache.write_grow(program, row[:, :-1], windows(row, 2))
+    x = random(2, 2, 4, 3)
+    smaller, _ = steps_of(x, 4, 4)
+    row = smaller.places(3, right=1)
+    rows, _ = layer.write_grow(smaller, row, smaller.pixel.zeros(3), "parity", "grown")
     expected = layer.grow_v(x)
+    grown = rows.moving_row()
+    assert isinstance(grown, Moving)
     for r in range(2):
-        row[:, :-1] = x[:, r]
-        program.run()
+        row.row.copy_(x[:, r])
+        smaller.row.run(r)
         for parity in (0, 1):
-            grown = cache.grown_row("parity").at(parity)
-            torch.testing.assert_close(grown, expected[:, 2 * r + parity], rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                grown.at(parity), expected[:, 2 * r + parity], rtol=0, atol=1e-12
+            )
 
 
 def test_resolutions_grow_place_by_place_as_the_convolution_does() -> None:
     layer = moved(Resize(3))
-    x, cache = random(2, 1, 4, 3), layer.cache(2, 8)
-    program = Program(2, ("column",), x)
-    h = program.room(3)
-    first = cache.write_grown(program, h, "column")
+    x = random(2, 1, 4, 3)
+    smaller, _ = steps_of(x, 4, 4)
+    h = smaller.pixel.zeros(3)
+    _, places = layer.write_grow(smaller, smaller.places(3, right=1), h, "parity", "grown")
     expected = layer.grow_h(x)
+    assert isinstance(places, Moving)
     for c in range(4):
         h.copy_(x[:, 0, c])
-        program.run(c)
-        torch.testing.assert_close(first.at(c), expected[:, 0, 2 * c], rtol=0, atol=1e-12)
+        smaller.start_pixel(0, c)
     for r, c in itertools.product(range(2), range(8)):
-        place = cache.grown_place("place").at(grown_index(r, c))
+        place = places.at(grown_index(r, c))
         torch.testing.assert_close(place, expected[:, r, c], rtol=0, atol=1e-12)
 
 

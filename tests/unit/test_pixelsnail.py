@@ -11,7 +11,8 @@ import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
-from tessella.models.pixelsnail import AttentionBlock, PixelSNAIL, strictly_before
+from tessella.models.pixelsnail import PixelSNAIL
+from tessella.nn.pixelsnail_layers import AttentionBlock, strictly_before
 from tessella.nn.shifted_convolution import CausalKernel
 
 M = TypeVar("M", bound=torch.nn.Module)

@@ -3,24 +3,29 @@ without a compiler."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tessella as ts
 from tessella import kernel
-from tessella.errors import InputError
+from tessella.errors import ArtifactError, InputError
 from tessella.nn.lstm_cell import lstm_cell
-from tessella.nn.stepping import runners
-from tessella.nn.stepping.program import Matrix, Moving, Program, along, windows
-from tessella.nn.stepping.runners import Compiled, Indexed, Plain
+from tessella.nn.stepping import compiled
+from tessella.nn.stepping.compiled import CompiledRunner
+from tessella.nn.stepping.operation import ACTIVATIONS, OPERATIONS
+from tessella.nn.stepping.program import Matrix, Places, Plane, Program, Vectors
+from tessella.nn.stepping.runners import IndexedRunner, TorchRunner
+from tessella.nn.stepping.torch_operations import TORCH_OPERATIONS, goes_in_halves
 
-RUNNERS = [Plain, Indexed, Compiled]
+RUNNERS = [TorchRunner, IndexedRunner, CompiledRunner]
 BATCHES = [1, 2, 3, 7, 9, 70]
 """Below, at and above the rows that the kernel takes together."""
 
@@ -28,7 +33,7 @@ BATCHES = [1, 2, 3, 7, 9, 70]
 @pytest.fixture(params=RUNNERS, ids=lambda runner: runner.__name__.lower())
 def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Runs a program by one of the runners."""
-    if request.param is Compiled and not kernel.available():
+    if request.param is CompiledRunner and not kernel.available():
         pytest.skip("no C++ compiler")
 
     def act(program: Program, *values: int) -> None:
@@ -84,7 +89,9 @@ def test_a_product_and_what_follows_it(
 def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: int) -> None:
     memory, weight, bias = normal(batch, 9, 5), normal(15, 8, seed=1), normal(batch, 1, 8, seed=2)
     out, listed = torch.zeros(batch, 9, 4, dtype=torch.float64), program(batch, places=3)
-    listed.linear(windows(memory, 3, first=1, every=2), Matrix(weight), out[:, 2:5], bias, "glu")
+    listed.linear(
+        Places(memory, 2, 6).windows(1, 1, every=2), Matrix(weight), out[:, 2:5], bias, "glu"
+    )
     run(listed)
     seen = torch.stack([memory[:, 1 + 2 * i : 4 + 2 * i].flatten(1) for i in range(3)], dim=1)
     close(out[:, 2:5], F.glu(seen @ weight + bias, dim=-1))
@@ -96,10 +103,9 @@ def test_a_product_over_the_windows_of_a_row(run: Callable[..., None], batch: in
 def test_operands_move_with_their_variable(run: Callable[..., None], batch: int) -> None:
     memory, links, weight = normal(batch, 7, 4), normal(batch, 7, 6, seed=1), normal(8, 6, seed=2)
     out, listed = torch.zeros(batch, 20, 6, dtype=torch.float64), program(batch, "row", "column")
-    plus = along(links, "column")
-    listed.linear(
-        along(memory, "column", count=2), Matrix(weight), along(out, "row", 1, every=3), plus
-    )
+    window = Places(memory).window("column", right=1)
+    target = Places(out, margin=1).at("row", every=3)
+    listed.linear(window, Matrix(weight), target, add=Places(links).at("column"))
     for row, column in ((0, 0), (5, 3), (2, 5)):
         run(listed, row, column)
         expected = memory[:, column : column + 2].flatten(1) @ weight + links[:, column]
@@ -110,7 +116,7 @@ def test_operands_move_with_their_variable(run: Callable[..., None], batch: int)
 def test_sums_may_grow_in_place(run: Callable[..., None]) -> None:
     x, weight, sums = normal(3, 4), normal(4, 4, seed=1), normal(3, 4, seed=2)
     before, listed = sums.clone(), program(3)
-    listed.linear(x, Matrix(weight), sums, plus=sums)
+    listed.linear(x, Matrix(weight), sums, add=sums)
     listed.add(sums, x, sums)
     run(listed)
     close(sums, before + x @ weight + x)
@@ -129,7 +135,7 @@ def test_a_function_of_each_number(run: Callable[..., None], then: str) -> None:
 def test_a_vector_is_added_to_all(run: Callable[..., None]) -> None:
     x, row, listed = normal(2, 5, 9), normal(4, 5, 9, seed=1), program(2, "row", places=5)
     out = torch.zeros_like(x)
-    listed.add(Moving(row[0], "row", 45), x, out, "elu")
+    listed.add(Plane(row).row("row").moving_row(), x, out, "elu")
     run(listed, 3)
     close(out, F.elu(row[3] + x))
 
@@ -149,7 +155,7 @@ def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
         [cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1
     )
     out = torch.zeros(3, 16, dtype=torch.float64)
-    listed.rotate(x.flatten(1), Moving(turns[0], "position", 16), out, heads=2)
+    listed.rotate(x.flatten(1), Vectors(turns).at("position"), out, heads=2)
     run(listed, 3)
     turned = torch.view_as_complex(x) * torch.polar(torch.ones_like(angles), angles)[3]
     close(out, torch.view_as_real(turned).flatten(1))
@@ -181,7 +187,7 @@ def test_attention_to_the_first_places(
 def test_vectors_of_symbols_are_added(run: Callable[..., None]) -> None:
     symbols, table, memory = torch.tensor([4, 0, 2]), normal(5, 7), normal(3, 6, 7, seed=1)
     before, listed = memory.clone(), program(3, "column")
-    listed.lookup(symbols, table, along(memory, "column", first=1))
+    listed.lookup(symbols, table, Places(memory, margin=1).at("column"))
     run(listed, 2)
     before[:, 3] += table[symbols]
     close(memory, before)
@@ -207,7 +213,7 @@ def test_a_cell_may_move(run: Callable[..., None]) -> None:
     )
     expected, kept = cells.clone(), hidden[:, :, 5:].clone()
     new, expected[:, 4] = lstm_cell(gates, cells[:, 4])
-    listed.cell(gates, along(cells, "column", 1), along(hidden, "column", 1).upto(5))
+    listed.cell(gates, Places(cells, 1).at("column"), Places(hidden, 1).at("column").first(5))
     run(listed, 3)
     close(cells, expected)
     close(hidden[:, 4, :5], new)
@@ -230,8 +236,8 @@ def test_the_compiled_functions_hold_over_all_numbers(value: float, dtype: torch
     for then in ("relu", "silu", "elu", "gate"):
         expected = FORMULAS[then](x.double())
         out, listed = torch.zeros_like(expected, dtype=dtype), Program(1, (), x)
-        listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, then=then)
-        Compiled(listed).run(())
+        listed.linear(x, Matrix(torch.eye(4, dtype=dtype)), out, activation=then)
+        CompiledRunner(listed).run(())
         torch.testing.assert_close(
             out.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=3e-7
         )
@@ -253,10 +259,10 @@ def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         listed = program(batch)
-        first, second = listed.room(300), listed.room(70)
-        listed.linear(x, Matrix(normal(200, 600, seed=1)), first, then="gate")
+        first, second = listed.zeros(300), listed.zeros(70)
+        listed.linear(x, Matrix(normal(200, 600, seed=1)), first, activation="gate")
         listed.linear(first, Matrix(normal(300, 70, seed=2)), second)
-        runner = Compiled(listed)
+        runner = CompiledRunner(listed)
         for _ in range(20):
             runner.run(())
         outs.append(second)
@@ -319,9 +325,9 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_kernel_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSELLA_KERNEL", "0")
     listed = program(1)
-    listed.map(normal(1, 2), listed.room(2))
+    listed.map(normal(1, 2), listed.zeros(2))
     listed.run()
-    assert isinstance(listed._runner, Plain)
+    assert isinstance(listed._runner, TorchRunner)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -338,15 +344,22 @@ def test_a_large_product_in_torch_is_cut_in_halves(
         out.clone(),
         program(rows),
     )
-    assert runners.goes_in_halves(rows, matrix)
+    assert goes_in_halves(rows, matrix)
     listed.linear(x, Matrix(matrix), out, out if plus else None, then)
-    Plain(listed).run(())
+    TorchRunner(listed).run(())
     close(out, FORMULAS[then](x @ weight + before * plus))
 
 
 FAMILIES = [
-    "gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer", "pixelcnn", "row-lstm", "diagonal-bilstm", "lstm"
-]  # fmt: skip
+    "gated-pixelcnn",
+    "pixelcnn++",
+    "pixelsnail",
+    "transformer",
+    "pixelcnn",
+    "row-lstm",
+    "diagonal-bilstm",
+    "lstm",
+]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -355,7 +368,7 @@ def test_a_family_draws_the_same_where_its_place_stands_on_the_device(
 ) -> None:
     model = ts.create(name, ts.Grid(4, 5, 2, 5), classes=2).double()
     expected = ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached")
-    monkeypatch.setattr("tessella.nn.stepping.program.create_runner", Indexed)
+    monkeypatch.setattr("tessella.nn.stepping.program.create_runner", IndexedRunner)
     assert torch.equal(
         ts.sample(model, n=3, cond=torch.tensor([0, 1, 2]), method="cached"), expected
     )
@@ -368,3 +381,50 @@ def test_half_precision_steps_in_torch(name: str) -> None:
     assert ts.replay(model, drawn).gap.max() < 0.2, (
         "a difference must be a near-tie of the coarser numbers"
     )
+
+
+def test_every_operation_can_be_written_and_run_in_torch() -> None:
+    assert tuple(TORCH_OPERATIONS) == OPERATIONS
+    for name in OPERATIONS:
+        assert callable(getattr(Program, name))
+    assert set(FORMULAS) == set(ACTIVATIONS)
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+def test_the_kernel_was_compiled_with_our_operations_and_records() -> None:
+    library = kernel.library()
+    assert library is not None
+    library.tessella_layout.restype = ctypes.c_char_p
+    assert library.tessella_layout().decode() == compiled.layout()
+    assert library.tessella_record_bytes() == compiled.RECORD.itemsize
+
+
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("changed", ["operations", "activations", "record"])
+def test_a_kernel_with_another_list_is_refused(
+    changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if changed == "operations":
+        monkeypatch.setattr(compiled, "OPERATIONS", tuple(reversed(OPERATIONS)))
+    elif changed == "activations":
+        monkeypatch.setattr(compiled, "ACTIVATIONS", (*ACTIVATIONS, "softplus"))
+    else:
+        fields = [(name, compiled.RECORD[name]) for name in compiled.RECORD.names or ()]
+        fields[1], fields[2] = fields[2], fields[1]
+        monkeypatch.setattr(compiled, "RECORD", np.dtype(fields))
+    listed = program(1)
+    listed.map(normal(1, 2), listed.zeros(2))
+    compiled.check_layout.cache_clear()
+    with pytest.raises(ArtifactError, match="other operations or records"):
+        CompiledRunner(listed)
+
+
+@pytest.mark.parametrize("symbol", [-1, 5])
+def test_a_symbol_outside_the_table_is_refused_by_every_runner(
+    run: Callable[..., None], symbol: int
+) -> None:
+    listed = program(2)
+    out = torch.zeros(2, 3, dtype=torch.float64)
+    listed.lookup(torch.tensor([0, symbol]), normal(5, 3), out)
+    with pytest.raises((InputError, IndexError)):
+        run(listed)

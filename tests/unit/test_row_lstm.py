@@ -45,9 +45,10 @@ def test_cells_of_half_precision_models_are_wide_on_a_walk(name: str) -> None:
     state, previous = model.init_state(1), torch.zeros(1, dtype=torch.int64)
     for index in range(3):
         _, state = model.step(previous, index, state)
-    cells = torch.stack(list(state.layers.cells))
-    assert cells.dtype == torch.float32
-    assert not torch.equal(cells, cells.bfloat16().float())
+    cells = [memory for memory in state.memory.tensors if memory.dtype == torch.float32]
+    assert len(cells) == 2, "one for each layer"
+    for cell in cells:
+        assert not torch.equal(cell, cell.bfloat16().float())
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (4, 1), (3, 5)])
@@ -76,7 +77,7 @@ def test_the_walk_over_rows_equals_one_pixel_after_the_other(height: int, width:
 def test_a_layer_sees_a_triangle_of_its_input() -> None:
     model = ts.create("row-lstm", ts.Grid(5, 11, 1, 2), layers=1, hidden=2, last=2)
     assert isinstance(model, RowLSTM)
-    field = model.layer_field(torch.eye(55, dtype=torch.bool).view(55, 1, 5, 11)).view(5, 11, 5, 11)
+    field = model.channel_layers()[0].field(torch.eye(55, dtype=torch.bool).view(55, 1, 5, 11)).view(5, 11, 5, 11)
     for row, column, above, aside in itertools.product(range(5), range(11), range(5), range(11)):
         up = row - above
         expected = up >= 0 and column - up - 1 <= aside <= column + up

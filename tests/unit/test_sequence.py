@@ -17,11 +17,11 @@ def test_the_matrix_of_32x32_codes_of_512_levels_is_the_order_of_what_is_allowed
     model = ts.create("fvsbn", ts.Grid(2, 2, 1, 2))
     assert isinstance(model, SequenceModel)
     count = 32 * 32 * 512 * 32 * 32
-    model.refuse_absurd(count, "")
+    model.check_matrix(count, "")
     with pytest.raises(
         ConfigError, match=r"1,073,741,824 weights, more than 600,000,000 \(.* 30 GiB\): take less"
     ):
-        model.refuse_absurd(2 * count, "take less", 30)
+        model.check_matrix(2 * count, "take less", 30)
 
 
 @pytest.mark.parametrize("name", ["fvsbn", "nade", "made"])

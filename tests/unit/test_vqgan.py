@@ -4,6 +4,7 @@ is wrong."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 
 from tessella.errors import ConfigError
 from tessella.files import read_tensors
-from tessella.tokenizers import create_tokenizer
+from tessella.tokenizers import TOKENIZERS, create_tokenizer
 from tessella.tokenizers.community_checkpoints import from_llamagen_vq, from_taming
-from tessella.tokenizers.convnet import Attention, Block, Down, Norm, Up
+from tessella.tokenizers.construction import construct
+from tessella.tokenizers.convnet import DeepBlock, Down, Norm, SpatialAttention, Up
 from tessella.tokenizers.vqgan import VQGAN
 
 Tensors = dict[str, torch.Tensor]
@@ -91,7 +93,7 @@ def test_what_only_training_needs_is_left_out(taming: tuple[Tensors, Tensors]) -
             r"1 unknown \(decoder.up.0.attn.0.q.weight\)",
         ),
         ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias would be \[3\]"),
-        ({"quant_conv.weight": None}, "quant_conv.weight.* tells a size and is not there"),
+        ({"quant_conv.weight": None}, "quant_conv.weight.* gives a size and is missing"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -120,7 +122,7 @@ def test_their_sizes_have_the_parameters_they_publish(
     sizes: dict[str, object], millions: float, stride: int
 ) -> None:
     with torch.device("meta"):
-        model = VQGAN(quantizer="vq", **sizes)  # type: ignore[arg-type]
+        model = construct("tokenizer", TOKENIZERS, "vqgan", {"quantizer": "vq", **sizes})
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
     assert model.stride == stride
 
@@ -150,7 +152,7 @@ def test_going_down_looks_at_pixels_from_its_own_on() -> None:
 def test_a_block_without_gradients_is_the_same_function() -> None:
     torch.manual_seed(0)
     net, x = (
-        torch.nn.Sequential(Block(8, 16), Attention(16)).double(),
+        torch.nn.Sequential(DeepBlock(8, 16), SpatialAttention(16)).double(),
         torch.randn(2, 8, 5, 3).double(),
     )
     before = x.clone()
@@ -162,7 +164,7 @@ def test_a_block_without_gradients_is_the_same_function() -> None:
 
 def test_attention_mixes_all_places_by_the_softmax_of_their_products() -> None:
     torch.manual_seed(1)
-    attention, x = Attention(6).double(), torch.randn(1, 6, 2, 3).double()
+    attention, x = SpatialAttention(6).double(), torch.randn(1, 6, 2, 3).double()
     query, key, value = attention.project(attention.norm(x)).flatten(2).chunk(3, 1)
     weights = torch.softmax(query.transpose(1, 2) @ key / 6**0.5, dim=2)
     mixed = (value @ weights.transpose(1, 2)).view_as(x)
@@ -189,15 +191,18 @@ def test_other_quantizers_fit_in(quantizer: str) -> None:
     assert create_tokenizer("vqgan", **model.config()).grid() == model.grid()
 
 
-def test_layers_of_no_size_are_refused() -> None:
-    for wrong in (
-        {"hidden": 0},
-        {"multipliers": ()},
-        {"multipliers": (1, 0)},
-        {"residual_blocks": 0},
-    ):
-        with pytest.raises(ConfigError, match="must be 1 or more"):
-            create_tokenizer("vqgan", **wrong)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hidden": 0}, "hidden must be an integer in 1..65536, got 0"),
+        ({"multipliers": ()}, r"multipliers must be a list of 1 to 13 numbers, got \(\)"),
+        ({"multipliers": (1, 0)}, "each of the multipliers must be an integer in 1.*, got 0"),
+        ({"residual_blocks": 0}, "residual_blocks must be an integer in 1..1024, got 0"),
+    ],
+)
+def test_layers_of_no_size_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_tokenizer("vqgan", **wrong)
 
 
 def test_activations_lie_channels_last_on_a_cpu_also_of_one_image() -> None:

@@ -121,7 +121,7 @@ def test_any_quantizer_of_one_code_serves() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"downsample": 1}, "power of two"),
+        ({"downsample": 1}, "downsample must be an integer in 2..4096, got 1"),
         ({"downsample": 6}, "power of two"),
         ({"hidden": 1}, "hidden must be"),
         ({"residual_hidden": 0}, "residual_hidden"),

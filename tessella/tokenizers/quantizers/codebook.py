@@ -1,5 +1,4 @@
-"""What quantizers share: vectors in one matrix, first codes, fresh codes for dead ones, and
-gradients that pass."""
+"""Functions that quantizers share: checks, placing and reviving codes, gradients that pass."""
 
 from __future__ import annotations
 
@@ -7,29 +6,54 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import joined, joined_rows, processes
+from tessella.distributed import JoinedBatch, joined_rows, joined_sum, processes
 from tessella.errors import ConfigError, InputError
+from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.search import kmeans
+
+MOST_CODES = 2**24
+"""Codes of the largest codebook that is built."""
+
+MOST_DIMENSIONS = 2**16
+"""Length of the longest code that is built."""
+
+MOST_VALUES = 2**28
+"""Numbers in the largest codebook that is built: 1 GiB in float32."""
+
+VECTORS_PER_CODE = 16
+"""Vectors for each code from which k-means places the codes."""
+
+MOST_SEEDED = 2**24
+"""Vectors that k-means can choose among: the limit of ``torch.multinomial``."""
+
+PIECE = 2**17
+"""Numbers whose squared differences are summed at a time on a CPU."""
 
 
 def check_sizes(dim: int, codebook_size: int, beta: float = 0.0) -> None:
-    """Refuse sizes and weights out of range.
+    """Refuse sizes and weights that are out of range, before memory is taken.
 
     Raises:
-        ConfigError: when ``dim`` is below 1, ``codebook_size`` below 2, or ``beta`` below 0.
+        ConfigError: when ``dim`` is not in 1..65536, ``codebook_size`` not in 2..2^24, the two
+            together need more than 1 GiB, or ``beta`` is below 0.
     """
-    if dim < 1 or codebook_size < 2:
+    check_count("dim", dim, 1, MOST_DIMENSIONS)
+    check_count("codebook_size", codebook_size, 2, MOST_CODES)
+    if dim * codebook_size > MOST_VALUES:
         raise ConfigError(
-            f"dim must be at least 1 and codebook_size at least 2, got {dim} and {codebook_size}"
+            f"codebook_size times dim must be at most {MOST_VALUES:,}, got {codebook_size:,} codes "
+            f"of {dim:,} numbers; take fewer or shorter codes"
         )
+    # Written so that NaN is refused too.
     if not beta >= 0:
         raise ConfigError(f"beta must be at least 0, got {beta}")
 
 
 def check_averages(decay: float, revive: float) -> None:
-    """Refuse a decay or a share that revives out of range.
+    """Refuse a decay or a revival threshold that is out of range.
 
     Raises:
         ConfigError: when one is outside [0, 1).
@@ -38,7 +62,7 @@ def check_averages(decay: float, revive: float) -> None:
         raise ConfigError(f"decay and revive must be in [0, 1), got {decay} and {revive}")
 
 
-def flat(z: torch.Tensor, dim: int) -> torch.Tensor:
+def as_matrix(z: torch.Tensor, dim: int) -> torch.Tensor:
     """Vectors ``[..., dim]`` as a matrix ``[n, dim]``.
 
     Raises:
@@ -49,8 +73,9 @@ def flat(z: torch.Tensor, dim: int) -> torch.Tensor:
     return z.reshape(-1, dim)
 
 
-def plain(z: torch.Tensor) -> torch.autocast:
-    """A context in which operations keep their types, also under autocast."""
+def without_autocast(z: torch.Tensor) -> torch.autocast:
+    """A context in which operations on the device of ``z`` keep their types, whatever surrounds
+    it."""
     return torch.autocast(z.device.type, enabled=False)
 
 
@@ -62,45 +87,71 @@ def projections(dim: int, inner: int) -> tuple[nn.Module, nn.Module]:
 
 
 def generator_at(seed: torch.Tensor, step: int) -> torch.Generator:
-    """The generator of a quantizer's draws in one step: training repeats, and resumes, whatever
-    else is drawn."""
+    """The generator of a quantizer's random choices in one step.
+
+    It depends on the seed and the step alone, so training repeats and resumes whatever else is
+    drawn.
+    """
     return torch.Generator().manual_seed((int(seed) * 1_000_003 + step) % 2**63)
 
 
 def first_codes(
-    vectors: torch.Tensor, codes: int, generator: torch.Generator
-) -> torch.Tensor | None:
-    """Codes ``[codes, dim]`` where the joined batch has its clusters; none where it is empty or not
-    finite."""
-    start, total = joined(vectors)
-    rows = joined_rows(vectors, torch.randperm(total, generator=generator)[: 16 * codes], start)
-    if not len(rows) or not bool(rows.isfinite().all()):
-        return None
-    codebook = kmeans(rows, codes, generator)
+    vectors: torch.Tensor, batch: JoinedBatch, codes: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Codes at the clusters of the joined batch, which must have something to teach.
+
+    Returns:
+        ``[codes, dim]``, equal in all processes.
+    """
+    # A sample is enough to find clusters, and bounds the time that a large first batch takes.
+    most = min(VECTORS_PER_CODE * codes, MOST_SEEDED)
+    # All processes draw the same places, and fetch the vectors from those that have them.
+    chosen = torch.randperm(batch.total, generator=generator)[:most]
+    codebook = kmeans(joined_rows(vectors, chosen, batch.start), codes, generator)
     if processes() > 1:
+        # Sums are rounded differently on different machines; the first process's codes count.
         dist.broadcast(codebook, 0)
     return codebook
 
 
-def fresh_codes(vectors: torch.Tensor, codes: int, generator: torch.Generator) -> torch.Tensor:
-    """Random vectors of the joined batch, as new places for dead codes: ``[codes, dim]``."""
-    start, total = joined(vectors)
-    return joined_rows(vectors, torch.randint(total, (codes,), generator=generator), start)
+def random_vectors(
+    vectors: torch.Tensor, batch: JoinedBatch, number: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Random vectors of the joined batch, as new places for dead codes: ``[number, dim]``."""
+    chosen = torch.randint(batch.total, (number,), generator=generator)
+    return joined_rows(vectors, chosen, batch.start)
 
 
-def count(running: torch.Tensor, symbols: torch.Tensor, decay: float = 0.98) -> None:
-    """Move running counts ``[codes]`` towards those of the joined batch, in place; the first batch
-    counts in full."""
+def update_counts(
+    running: torch.Tensor, symbols: torch.Tensor, batch: JoinedBatch, decay: float = 0.98
+) -> None:
+    """Move running counts ``[codes]`` towards those of the joined batch, in place.
+
+    The first batch counts in full; one that teaches nothing does not count.
+    """
+    # Every process must take part in the sum, whatever it will do with it.
     counts = torch.bincount(symbols.flatten(), minlength=len(running)).to(running.dtype)
-    if processes() > 1:
-        dist.all_reduce(counts)
-    running.lerp_(counts, torch.where(running.any(), running.new_tensor(1 - decay), 1.0))
+    joined_sum(counts)
+    if not batch.teaches:
+        return
+    weight = torch.where(running.any(), running.new_tensor(1 - decay), 1.0)
+    running.lerp_(counts, weight)
+
+
+def flagged(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, torch.Tensor]:
+    """Losses that are not a number where the joined batch is not finite.
+
+    The part of this process may be fine. All processes must notice, or some would go on alone.
+    """
+    if batch.finite:
+        return losses
+    return {name: loss * torch.nan for name, loss in losses.items()}
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        return codes.to(z.dtype)
+        return codes.to(z.dtype)  # [..., dim]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -108,8 +159,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly, in the type of ``z``; their gradient is that of ``z`` (Bengio et al.
-    2013)."""
+    """The codes exactly, in the type of ``z``; their gradient goes to ``z`` unchanged.
+
+    Bengio et al. (2013). Written as ``z + (codes - z).detach()`` the sum would round the codes.
+    """
     return _StraightThrough.apply(z, codes)
 
 
@@ -117,20 +170,34 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
-        size = 1 << 17 if z.device.type == "cpu" else max(1, z.numel())
-        total, room = z.new_zeros(()), z.new_empty(min(size, z.numel()))
+        size = max(1, z.numel())
+        if z.device.type == "cpu":
+            # Differences of a piece stay in the cache, and none of the size of z is made.
+            size = min(size, PIECE)
+        buffer = z.new_empty(min(size, z.numel()))
+        total = z.new_zeros(())
         for a, b in zip(z.flatten().split(size), codes.flatten().split(size), strict=True):
-            difference = torch.sub(a, b, out=room[: len(a)])
-            total += difference.dot(difference)
-        return total / z.numel()
+            difference = torch.sub(a, b, out=buffer[: len(a)])
+            total += difference.dot(difference)  # |a - b|^2
+        return total / max(1, z.numel())
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         z, codes = ctx.saved_tensors
+        # d mean((z - e)^2) / dz = 2 (z - e) / n
         return (z - codes).mul_(gradients[0] * (2 / max(1, z.numel()))), None
 
 
 def mean_square(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of vectors and codes, which get no gradient; on a CPU nothing of
-    their size is made."""
+    """Mean squared difference of vectors and codes; only the vectors get a gradient.
+
+    It is 0 where there are no vectors. On a CPU no tensor of their size is made.
+    """
     return _MeanSquare.apply(z, codes)
+
+
+def mean_square_of_both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference with gradients to both; 0 where there are no values."""
+    if a.numel() == 0:
+        return (a - b).sum()
+    return F.mse_loss(a, b)

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-from tessella.distributed import processes
+from tessella.distributed import JoinedBatch, join, joined_sum
 from tessella.tokenizers.quantizers.codebook import (
+    as_matrix,
     check_averages,
     check_sizes,
     first_codes,
-    flat,
-    fresh_codes,
+    flagged,
     generator_at,
     mean_square,
-    plain,
+    random_vectors,
     straight_through,
+    without_autocast,
 )
-from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput, Remedies
 from tessella.tokenizers.quantizers.search import cluster, nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class EMAVectorQuantizer(Quantizer):
-    """The nearest of K vectors, each a moving average of what was assigned to it (van den Oord et
-    al. 2017, appendix A.1).
+    """The nearest of K vectors, each a moving average of the vectors assigned to it.
 
-    With ``n_k`` vectors of summed value ``m_k`` assigned to code k in a batch::
+    Van den Oord et al. (2017), appendix A.1. With ``n_k`` vectors of summed value ``m_k`` assigned
+    to code k in a batch::
 
-        N_k <- decay N_k + (1 - decay) n_k        M_k <- decay M_k + (1 - decay) m_k        e_k <- M_k / N_k
+        N_k <- decay N_k + (1 - decay) n_k
+        M_k <- decay M_k + (1 - decay) m_k
+        e_k <- M_k / N_k
 
     where ``N_k`` is Laplace-smoothed in the quotient, so that a code without vectors stays finite.
     Vectors get the gradient of their code (straight-through) and are pulled towards it by
@@ -37,20 +39,23 @@ class EMAVectorQuantizer(Quantizer):
 
     The first training batch places the codes by k-means. Afterwards a code whose ``N_k`` falls
     below ``revive`` times the mean is dead, and starts anew at a random vector of the batch. Both
-    draw from generators of their own, made from ``seed`` and the number of steps taken, so that
-    training repeats and resumes; all that is learnt is in buffers. A batch with a value that is not
-    finite teaches nothing, and has a loss that is not finite. Under ``torch.distributed``
-    statistics, first placement and revival are those of the joined batch, and every process holds
-    the same codes. The search is exact in the type of the codebook (float32, or float64 after
-    ``double()``), also under autocast; of equally near codes the lowest wins.
+    use random numbers that depend on ``seed`` and the number of steps taken alone, so that training
+    repeats and resumes; all that is learned is in buffers.
+
+    A batch without vectors teaches nothing. Neither does one with a value that is not finite, or so
+    large that its square is not; its loss is not finite. Under ``torch.distributed`` statistics,
+    first places and revival are those of the joined batch, and every process holds the same codes.
+
+    The search is exact in the type of the codebook (float32, or float64 after ``double()``), also
+    under autocast; of equally near codes the lowest index wins.
 
     Args:
         dim: length of a vector.
         codebook_size: number of codes K.
         beta: weight of the commitment loss.
         decay: of the moving averages, a step.
-        revive: share of the mean count under which a code is dead; 0 switches revival off.
-        seed: of first placement and revival.
+        revive: share of the mean count below which a code is dead; 0 switches revival off.
+        seed: of first places and revival.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -63,6 +68,9 @@ class EMAVectorQuantizer(Quantizer):
 
     name = "vq-ema"
     depth = 1
+    remedies = Remedies(
+        dead_codes=("take a lower decay (0.95), a code_dim of 8 to 16, a larger batch, or {fewer}")
+    )
 
     def __init__(
         self,
@@ -76,8 +84,11 @@ class EMAVectorQuantizer(Quantizer):
         super().__init__()
         check_sizes(dim, codebook_size, beta)
         check_averages(decay, revive)
-        self.dim, self.levels = dim, codebook_size
-        self.beta, self.decay, self.revive = beta, decay, revive
+        self.dim = dim
+        self.levels = codebook_size
+        self.beta = beta
+        self.decay = decay
+        self.revive = revive
         self.codebook: torch.Tensor
         self.counts: torch.Tensor
         self.sums: torch.Tensor
@@ -86,25 +97,28 @@ class EMAVectorQuantizer(Quantizer):
         self.register_buffer("codebook", torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, dim))
-        self.register_buffer(
-            "steps", torch.tensor(0)
-        )  # the codes have been placed once this is above 0
+        # Batches learned from. The codes have their first places once this is above 0.
+        self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("seed", torch.tensor(seed))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
+        with without_autocast(z):
             wide = z.to(self.codebook.dtype)
-            vectors = flat(wide.detach(), self.dim)
-            step = int(self.steps) if self.training else -1
-            if step == 0:
-                self._place(vectors)
-            symbols, _ = nearest(vectors, self.codebook)
+            vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
+            batch = join(vectors) if self.training else None
+            # Random codes far from all vectors would share the batch unevenly, so they are moved
+            # before the first search.
+            if batch is not None and batch.teaches and int(self.steps) == 0:
+                self._place(vectors, batch)
+            symbols, _ = nearest(vectors, self.codebook)  # [n]
             codes = F.embedding(symbols, self.codebook).view_as(wide)
             losses = {"commitment": self.beta * mean_square(wide, codes)}
             passed = self._passed(wide, codes).to(z.dtype)
-            revived = (
-                self._learn(vectors, symbols, step) if self.training else self.counts.new_zeros(())
-            )
+            revived = self.counts.new_zeros(())
+            # Codes move after the search: this batch is quantized with the codes it met.
+            if batch is not None:
+                losses = flagged(losses, batch)
+                revived = self._learn(vectors, symbols, batch)
         stats = {
             "perplexity": perplexity(self.counts),
             "usage": used_share(self.counts),
@@ -114,8 +128,9 @@ class EMAVectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
-            symbols, _ = nearest(flat(z.to(self.codebook.dtype), self.dim), self.codebook)
+        with without_autocast(z):
+            vectors = as_matrix(z.to(self.codebook.dtype), self.dim)
+            symbols, _ = nearest(vectors, self.codebook)
         return symbols.view(*z.shape[:-1], 1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
@@ -126,43 +141,49 @@ class EMAVectorQuantizer(Quantizer):
         return straight_through(z, codes)
 
     @torch.no_grad()
-    def _place(self, vectors: torch.Tensor) -> None:
+    def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> None:
         """Put the codes where the first batch has its clusters."""
-        codes = first_codes(vectors, self.levels, generator_at(self.seed, 0))
-        if codes is not None:
-            self.codebook.copy_(codes)
+        generator = generator_at(self.seed, 0)
+        self.codebook.copy_(first_codes(vectors, batch, self.levels, generator))
 
     @torch.no_grad()
-    def _learn(self, vectors: torch.Tensor, symbols: torch.Tensor, step: int) -> torch.Tensor:
-        """Move the averages and the codes; the number of codes revived."""
-        counts, sums = cluster(vectors, symbols, self.levels)
-        if processes() > 1:
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-        if not bool(sums.isfinite().all()):
+    def _learn(
+        self, vectors: torch.Tensor, symbols: torch.Tensor, batch: JoinedBatch
+    ) -> torch.Tensor:
+        """Move the averages and the codes.
+
+        Returns:
+            The number of codes revived.
+        """
+        counts, sums = cluster(vectors, symbols, self.levels)  # n_k [codes], m_k [codes, dim]
+        joined_sum(counts)
+        joined_sum(sums)
+        if not batch.teaches:
             return counts.new_zeros(())
+        step = int(self.steps)
+        # The first batch counts in full: there is no average yet that it could move.
         weight = 1 - self.decay if step else 1.0
         self.counts.lerp_(counts, weight)
         self.sums.lerp_(sums, weight)
         dead = self.counts < self.revive * self.counts.mean()
         if bool(dead.any()):
-            self._revive(vectors, dead, step)
+            self._revive(vectors, dead, batch)
         self.codebook.copy_(self.sums / _smoothed(self.counts).unsqueeze(1))
         self.steps += 1
         return dead.sum().to(self.counts.dtype)
 
-    def _revive(self, vectors: torch.Tensor, dead: torch.Tensor, step: int) -> None:
+    def _revive(self, vectors: torch.Tensor, dead: torch.Tensor, batch: JoinedBatch) -> None:
         """Start dead codes anew at random vectors of the batch, with the count of an average
         code."""
-        rows, mean = (
-            fresh_codes(vectors, self.levels, generator_at(self.seed, step + 1)),
-            self.counts.mean(),
-        )
+        generator = generator_at(self.seed, int(self.steps) + 1)
+        rows = random_vectors(vectors, batch, self.levels, generator)
+        # With a smaller count a code would be dead again before it could attract vectors.
+        mean = self.counts.mean()
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.sums.copy_(torch.where(dead.unsqueeze(1), rows * mean, self.sums))
 
 
 def _smoothed(counts: torch.Tensor, epsilon: float = 1e-5) -> torch.Tensor:
-    """Laplace-smoothed counts of the same sum."""
+    """Laplace-smoothed counts of an unchanged sum, so that no code is divided by 0."""
     total = counts.sum()
     return (counts + epsilon) / (total + len(counts) * epsilon) * total

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
+from tessella.distributed import join
 from tessella.errors import ConfigError
+from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    check_sizes,
-    count,
-    flat,
-    plain,
+    MOST_CODES,
+    MOST_DIMENSIONS,
+    as_matrix,
     projections,
     straight_through,
+    update_counts,
+    without_autocast,
 )
-from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput, Remedies
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 PUBLISHED: dict[int, tuple[int, ...]] = {
@@ -28,22 +32,25 @@ PUBLISHED: dict[int, tuple[int, ...]] = {
 """Levels that come near a number of codes (Mentzer et al. 2023, table 1)."""
 
 MARGIN = 1e-3
-"""By how much the bounded value may exceed the outermost level, as a share of it."""
+"""How far the bounded value may exceed the outermost level, as a share of it."""
 
 
 class FSQ(Quantizer):
-    """Finite scalar quantization: each of a few dimensions is bounded and rounded (Mentzer et al.
-    2023, section 3).
+    """Finite scalar quantization: each of a few dimensions is bounded and rounded.
 
-    Dimension i has ``L_i`` levels. Its value is bounded to an interval that rounds to that many
-    integers, ``f(z) = h tanh(z + s) - o`` with ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for
-    even ``L_i`` (0 for odd) and ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is
-    ``round(f(z)) / floor(L_i / 2)``, in -1..1. The gradient of the rounding is 1. The symbol is the
-    index of the levels in mixed radix, the first dimension counting fastest.
+    Mentzer et al. (2023), section 3. Dimension i has ``L_i`` levels. Its value is bounded to an
+    interval that rounds to that many integers, ``f(z) = h tanh(z + s) - o`` with
+    ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for even ``L_i`` (0 for odd) and
+    ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is ``round(f(z)) / floor(L_i / 2)``, in
+    -1..1. The gradient of the rounding is 1. The symbol is the index of the levels in mixed radix,
+    the first dimension counting fastest.
 
     There is no codebook to learn and no loss. A linear layer maps vectors of another length than
     the number of dimensions to it, and another maps codes back. Codes are bounded values, which
     vectors are not: :meth:`unbounded` gives vectors that :meth:`encode` maps to given symbols.
+
+    Large values only saturate. In training a vector with a value that is not finite gives a result
+    that is not a number, so that the loss made of it is none either.
 
     Args:
         dim: length of a vector.
@@ -56,27 +63,37 @@ class FSQ(Quantizer):
             ``codebook_size``.
 
     >>> quantizer = FSQ(dim=4, levels=(8, 5, 5, 5))
-    >>> quantizer.levels, quantizer.encode(torch.tensor([[0.0, 0.0, 0.0, 0.0], [-9.0, -9.0, -9.0, -9.0]])).tolist()
+    >>> vectors = torch.tensor([[0.0, 0.0, 0.0, 0.0], [-9.0, -9.0, -9.0, -9.0]])
+    >>> quantizer.levels, quantizer.encode(vectors).tolist()
     (1000, [[500], [0]])
     """
 
     name = "fsq"
     depth = 1
+    learns_codes = False
+    reversible = False
+    remedies = Remedies(
+        collapse="train at a lower learning rate",
+        dead_codes="{fewer} (fewer levels), or train longer",
+    )
 
     def __init__(
         self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()
     ) -> None:
         super().__init__()
-        check_sizes(dim, codebook_size)
+        check_count("dim", dim, 1, MOST_DIMENSIONS)
+        check_count("codebook_size", codebook_size, 2, MOST_CODES)
         self.sizes = tuple(levels) or _published(codebook_size)
+        # With two levels the shift artanh(o / h) is so large that the tanh hardly responds.
         if min(self.sizes) < 3:
             raise ConfigError(
                 f"levels must be at least 3 each, got {list(levels)}; for two each take lfq"
             )
-        self.dim, self.levels = dim, math.prod(self.sizes)
-        if self.levels > 2**24:
+        self.dim = dim
+        self.levels = math.prod(self.sizes)
+        if self.levels > MOST_CODES:
             raise ConfigError(
-                f"levels={list(levels)} make {self.levels} codes; at most {2**24} are allowed"
+                f"levels={list(levels)} make {self.levels} codes; at most {MOST_CODES} are allowed"
             )
         self.narrow, self.widen = projections(dim, len(self.sizes))
         self.counts: torch.Tensor
@@ -85,37 +102,52 @@ class FSQ(Quantizer):
         self.register_buffer("counts", torch.zeros(self.levels))
         sides = torch.tensor(self.sizes)
         self.register_buffer("sides", sides, persistent=False)
+        # Value of a digit of each dimension: the product of the sides before it.
         self.register_buffer("places", sides.cumprod(0) // sides, persistent=False)
 
+    @classmethod
+    def examples(cls) -> Mapping[str, Mapping[str, object]]:
+        return {"": {"levels": [3, 4, 3, 5, 4, 3]}, "short": {"levels": [8, 5, 5]}}
+
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
-            bounded = self._bounded(z)
-            digits = self._digits(bounded)
+        with without_autocast(z):
+            bounded = self._bounded(z)  # [..., dimensions]
+            digits = self._digits(bounded)  # integers in [0, L_i)
             middle = self.sides // 2
-            codes = self.widen(straight_through(bounded / middle, self._codes(digits)))
-            symbols = (digits * self.places).sum(dim=-1, keepdim=True)
+            inner = straight_through(bounded / middle, self._codes(digits))
+            symbols = (digits * self.places).sum(dim=-1, keepdim=True)  # mixed radix
             if self.training:
+                # The rounding hides a value that is not finite; there is no loss to show it.
+                finite = z.isfinite().all(dim=-1, keepdim=True) & bounded.isfinite()
+                inner = torch.where(finite, inner, torch.nan)
                 with torch.no_grad():
-                    count(self.counts, symbols)
+                    batch = join(inner.detach().reshape(-1, len(self.sizes)))
+                    update_counts(self.counts, symbols, batch)
+                # Another process may have such a value; all must notice.
+                if not batch.finite:
+                    inner = inner * torch.nan
+            codes = self.widen(inner)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
         return QuantizerOutput(symbols, codes.to(z.dtype), {}, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
+        with without_autocast(z):
             return (self._digits(self._bounded(z)) * self.places).sum(dim=-1, keepdim=True)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        with plain(symbols):
+        with without_autocast(symbols):
+            # Digit i of the symbol is symbol // (L_0 ... L_{i-1}) mod L_i.
             return self.widen(self._codes(symbols // self.places % self.sides))
 
     def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
-        """Vectors ``[..., len(levels)]`` in the middle of what is rounded to the codes of symbols.
+        """Vectors ``[..., len(levels)]`` in the middle of the range that rounds to each symbol.
 
         At the outermost levels, which the bound hardly reaches, they lie a quarter of a step
         inside.
         """
         half, offset, shift = self._bound()
+        # The inverse of f: z = artanh((v + o) / h) - s
         values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
         outermost = (self.sides - 1) / 2 - 0.25
         return torch.atanh(values.clamp(-outermost, outermost) / half) - shift
@@ -128,12 +160,15 @@ class FSQ(Quantizer):
 
     def _bounded(self, z: torch.Tensor) -> torch.Tensor:
         half, offset, shift = self._bound()
-        inner = self.narrow(flat(z.to(half.dtype), self.dim)).view(*z.shape[:-1], len(self.sizes))
+        vectors = as_matrix(z.to(half.dtype), self.dim)
+        inner = self.narrow(vectors).view(*z.shape[:-1], len(self.sizes))
         return torch.tanh(inner + shift) * half - offset
 
     def _digits(self, bounded: torch.Tensor) -> torch.Tensor:
-        """The level of each dimension, from 0: ``int64``. What is not a number becomes the middle
-        level."""
+        """The level of each dimension, from 0: ``int64``.
+
+        A value that is not a number gets the middle level, so that symbols stay in range.
+        """
         levels = bounded.detach().nan_to_num(nan=0.0).round().long() + self.sides // 2
         return levels.clamp_min(0).minimum(self.sides - 1)
 

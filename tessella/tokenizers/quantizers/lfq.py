@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-from tessella.distributed import processes
+from tessella.distributed import JoinedBatch, join, joined_sum, processes
 from tessella.errors import ConfigError
+from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    check_sizes,
-    count,
-    flat,
-    plain,
+    MOST_CODES,
+    MOST_DIMENSIONS,
+    as_matrix,
+    flagged,
+    mean_square_of_both,
     projections,
     straight_through,
+    update_counts,
+    without_autocast,
 )
-from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput, Remedies
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 GROUP = 12
@@ -24,12 +29,11 @@ GROUP = 12
 
 
 class LFQ(Quantizer):
-    """Lookup-free quantization: the signs of ``log2(codebook_size)`` numbers (Yu et al. 2023,
-    section 3.1).
+    """Lookup-free quantization: the signs of ``log2(codebook_size)`` numbers.
 
-    The code of z is ``sign(z)``, with -1 for 0, and its symbol has bit i set where ``z_i > 0``.
-    Vectors get the gradient of their code (straight-through), are pulled towards it by
-    ``beta * mean((z - e)^2)``, and by
+    Yu et al. (2023), section 3.1. The code of z is ``sign(z)``, with -1 for 0, and its symbol has
+    bit i set where ``z_i > 0``. Vectors get the gradient of their code (straight-through), are
+    pulled towards it by ``beta * mean((z - e)^2)``, and by
 
         ``entropy * (mean over vectors of H(q(z)) - H(mean over vectors of q(z)))``
 
@@ -46,8 +50,8 @@ class LFQ(Quantizer):
     Args:
         dim: length of a vector.
         codebook_size: number of codes, a power of two up to 2^24.
-        beta: weight of the commitment loss. Codes lie at fixed distances here: a weight as of a
-            learnt codebook would hold vectors at the signs they began with.
+        beta: weight of the commitment loss. Codes lie at fixed distances here: a weight that suits
+            a learned codebook would hold vectors at the signs they began with.
         entropy: weight of the entropy terms, which count in nats beside errors of some hundredths.
         temperature: of ``q``: the squared distance that changes the odds of a code e-fold. Near 0
             only vectors close to a change of sign get a gradient from the entropy terms, and codes
@@ -63,6 +67,11 @@ class LFQ(Quantizer):
 
     name = "lfq"
     depth = 1
+    learns_codes = False
+    remedies = Remedies(
+        collapse="train at a lower learning rate and a larger entropy",
+        dead_codes="raise entropy, or {fewer}",
+    )
 
     def __init__(
         self,
@@ -73,97 +82,133 @@ class LFQ(Quantizer):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_sizes(dim, codebook_size, beta)
+        check_count("dim", dim, 1, MOST_DIMENSIONS)
+        check_count("codebook_size", codebook_size, 2, MOST_CODES)
+        if not beta >= 0:
+            raise ConfigError(f"beta must be at least 0, got {beta}")
         self.bits = codebook_size.bit_length() - 1
-        if codebook_size != 2**self.bits or self.bits > 24:
-            nearest = f"{2**self.bits} or {2 ** (self.bits + 1)}" if self.bits < 24 else f"{2**24}"
+        if codebook_size != 2**self.bits:
             raise ConfigError(
-                f"codebook_size of lfq must be a power of two up to {2**24}, got {codebook_size}; take {nearest}"
+                f"codebook_size of lfq must be a power of two up to {MOST_CODES}, "
+                f"got {codebook_size}; take {2**self.bits} or {2 ** (self.bits + 1)}"
             )
         if not (entropy >= 0 and temperature > 0):
             raise ConfigError(
-                f"entropy must be at least 0 and temperature above 0, got {entropy} and {temperature}"
+                "entropy must be at least 0 and temperature above 0, "
+                f"got {entropy} and {temperature}"
             )
-        self.dim, self.levels = dim, codebook_size
-        self.beta, self.entropy, self.temperature = beta, entropy, temperature
+        self.dim = dim
+        self.levels = codebook_size
+        self.beta = beta
+        self.entropy = entropy
+        self.temperature = temperature
         self.narrow, self.widen = projections(dim, self.bits)
         self.counts: torch.Tensor
         self.places: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
+        # Value of each bit in a symbol.
         self.register_buffer("places", 2 ** torch.arange(self.bits), persistent=False)
 
+    @classmethod
+    def examples(cls) -> Mapping[str, Mapping[str, object]]:
+        return {"": {"codebook_size": 64}, "short": {"codebook_size": 16}}
+
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
-            inner = self._inner(z)
-            digits = (inner.detach() > 0).long()
-            signs = self._signs(digits)
-            symbols = (digits * self.places).sum(dim=-1, keepdim=True)
-            odds = 4 / self.temperature * inner.view(-1, self.bits)
-            spread = mean_entropy(odds) - entropy_of_mean(odds, everywhere=self.training)
+        with without_autocast(z):
+            inner = self._inner(z)  # [..., bits]
+            vectors = inner.view(-1, self.bits)  # [n, bits]
+            batch: JoinedBatch | None = None
+            if self.training:
+                given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
+                batch = join(vectors.detach(), given)
+            bits = (inner.detach() > 0).long()  # [..., bits], 0 or 1
+            signs = self._signs(bits)
+            symbols = (bits * self.places).sum(dim=-1, keepdim=True)
+            # |z + 1|^2 - |z - 1|^2 = 4 z is the difference of squared distances of a bit.
+            logits = 4 / self.temperature * vectors
+            spread = mean_entropy(logits) - entropy_of_mean(logits, batch)
             losses = {
-                "commitment": self.beta * F.mse_loss(inner, signs),
+                "commitment": self.beta * mean_square_of_both(inner, signs),
                 "entropy": self.entropy * spread,
             }
             passed = self.widen(straight_through(inner, signs)).to(z.dtype)
-            if self.training:
+            if batch is not None:
+                losses = flagged(losses, batch)
                 with torch.no_grad():
-                    count(self.counts, symbols)
+                    update_counts(self.counts, symbols, batch)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
         return QuantizerOutput(symbols, passed, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
+        with without_autocast(z):
             return ((self._inner(z) > 0) * self.places).sum(dim=-1, keepdim=True)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        with plain(symbols):
+        with without_autocast(symbols):
             return self.widen(self._signs(symbols // self.places % 2))
 
     def _inner(self, z: torch.Tensor) -> torch.Tensor:
-        return self.narrow(flat(z.to(self.counts.dtype), self.dim)).view(*z.shape[:-1], self.bits)
+        vectors = as_matrix(z.to(self.counts.dtype), self.dim)
+        return self.narrow(vectors).view(*z.shape[:-1], self.bits)
 
-    def _signs(self, digits: torch.Tensor) -> torch.Tensor:
-        return (2 * digits - 1).to(self.counts.dtype)
-
-
-def mean_entropy(odds: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of independent bits with logits ``odds [n, bits]``, summed over bits, mean
-    over vectors."""
-    return (F.softplus(odds) - odds * odds.sigmoid()).sum(dim=1).mean()
+    def _signs(self, bits: torch.Tensor) -> torch.Tensor:
+        return (2 * bits - 1).to(self.counts.dtype)
 
 
-def entropy_of_mean(odds: torch.Tensor, everywhere: bool = True) -> torch.Tensor:
-    """Entropy in nats of the mean over vectors of such distributions, summed over groups of
-    ``GROUP`` bits at most.
+def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of independent bits, in nats: summed over bits, mean over vectors.
 
-    The mean of the joint distribution of a group is a product of matrices, of its first and its
-    second half of bits; with ``everywhere`` it is that over all processes.
+    Args:
+        logits: of a set bit, ``[n, bits]``. The mean over no vectors is 0.
     """
-    total = odds.new_zeros(())
-    for group in odds.tensor_split(-(-odds.shape[1] // GROUP), dim=1):
-        first, second = (_joint(half) for half in group.tensor_split(2, dim=1))
-        mean = first.t() @ second / len(odds)
-        mean = _over_processes(mean) if everywhere else mean
+    # H = softplus(l) - l sigmoid(l), which is stable for logits of any size.
+    entropies = (F.softplus(logits) - logits * logits.sigmoid()).sum(dim=1)
+    return entropies.sum() if len(entropies) == 0 else entropies.mean()
+
+
+def entropy_of_mean(logits: torch.Tensor, batch: JoinedBatch | None = None) -> torch.Tensor:
+    """Entropy of the mean over vectors of the distributions of their bits, in nats.
+
+    It is summed over groups of ``GROUP`` bits at most. The mean of the joint distribution of a
+    group is a product of matrices, of its first and its second half of bits.
+
+    Args:
+        logits: of a set bit, ``[n, bits]``.
+        batch: the joined batch whose mean is meant; None for these vectors alone.
+    """
+    vectors = len(logits) if batch is None else batch.total
+    total = logits.new_zeros(())
+    if vectors == 0:
+        return total + logits.sum()  # 0, with a gradient of 0
+    for group in logits.tensor_split(-(-logits.shape[1] // GROUP), dim=1):
+        first_half, second_half = group.tensor_split(2, dim=1)
+        first = _joint(first_half)  # [n, 2^a]
+        second = _joint(second_half)  # [n, 2^b]
+        mean = first.t() @ second / vectors  # [2^a, 2^b]
+        if batch is not None and processes() > 1:
+            mean = _over_processes(mean)
+        # The entropy's gradient is infinite at 0, which a product of small numbers may reach.
         total = total + torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
     return total
 
 
-def _joint(odds: torch.Tensor) -> torch.Tensor:
+def _joint(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities ``[n, 2^bits]`` of all values of independent bits."""
-    joint = odds.new_ones(len(odds), 1)
-    for bit in odds.unbind(dim=1):
-        joint = torch.cat(
-            [joint * (-bit).sigmoid().unsqueeze(1), joint * bit.sigmoid().unsqueeze(1)], dim=1
-        )
+    joint = logits.new_ones(len(logits), 1)
+    for bit in logits.unbind(dim=1):
+        unset = joint * (-bit).sigmoid().unsqueeze(1)
+        is_set = joint * bit.sigmoid().unsqueeze(1)
+        joint = torch.cat([unset, is_set], dim=1)
     return joint
 
 
-def _over_processes(mean: torch.Tensor) -> torch.Tensor:
-    """The mean over processes, with the gradient of this one: averaged gradients are then those of
-    the joined mean."""
-    if processes() == 1:
-        return mean
-    everywhere = mean.detach().clone()
-    dist.all_reduce(everywhere)
-    return everywhere / processes() + (mean - mean.detach())
+def _over_processes(part: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, with a gradient to this process's part alone.
+
+    The trainer averages gradients over processes. Multiplied by their number, the average is the
+    gradient of the sum.
+    """
+    everywhere = joined_sum(part.detach().clone())
+    scaled = processes() * part
+    return everywhere + (scaled - scaled.detach())

@@ -1,26 +1,35 @@
-"""Several codes a vector, each for what those before it left."""
+"""Several codes a vector, each for the difference that those before it left."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.tokenizers.quantizers.codebook import plain, straight_through
+from tessella.tokenizers.construction import check_count
+from tessella.tokenizers.quantizers.codebook import (
+    MOST_VALUES,
+    check_sizes,
+    straight_through,
+    without_autocast,
+)
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 
+MOST_LEVELS = 256
+"""Largest depth that is built."""
+
 
 class ResidualVectorQuantizer(Quantizer):
-    """``depth`` codes a vector: the first is nearest to it, each further one to what is left (Lee
-    et al. 2022).
+    """``depth`` codes a vector: the first is nearest to it, each further one to what is left.
 
-    The result is the sum of the codes. Each level has a codebook of its own, a
+    Lee et al. (2022). The result is the sum of the codes. Each level has its separate codebook, an
     :class:`EMAVectorQuantizer` that learns from what is left at its level. The commitment loss is
     the mean of the levels', so that ``beta`` means the same at any depth. Encoding is greedy, so
-    encoding the sum of some codes need not find the same codes again.
+    encoding the sum of some codes need not find these codes again.
 
     Args:
         dim: length of a vector.
@@ -28,8 +37,8 @@ class ResidualVectorQuantizer(Quantizer):
         depth: number of levels: symbols a vector, the channels of a grid.
         beta: weight of the commitment loss.
         decay: of the moving averages, a step.
-        revive: share of the mean count under which a code is dead; 0 switches revival off.
-        seed: of first placement and revival; level k takes ``seed + k``.
+        revive: share of the mean count below which a code is dead; 0 switches revival off.
+        seed: of first places and revival; level k takes ``seed + k``.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -41,6 +50,7 @@ class ResidualVectorQuantizer(Quantizer):
     """
 
     name = "residual-vq"
+    remedies = EMAVectorQuantizer.remedies
 
     def __init__(
         self,
@@ -53,58 +63,89 @@ class ResidualVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ConfigError(f"depth must be at least 1, got {depth}")
-        self.dim, self.levels, self.depth = dim, codebook_size, depth
-        self.stages = nn.ModuleList(
-            EMAVectorQuantizer(dim, codebook_size, beta, decay, revive, seed + level)
-            for level in range(depth)
-        )
+        check_count("depth", depth, 1, MOST_LEVELS)
+        check_sizes(dim, codebook_size, beta)
+        if depth * codebook_size * dim > MOST_VALUES:
+            raise ConfigError(
+                f"depth times codebook_size times dim must be at most {MOST_VALUES:,}, "
+                f"got {depth} times {codebook_size:,} times {dim:,}; take fewer codes"
+            )
+        self.dim = dim
+        self.levels = codebook_size
+        self.depth = depth
+        self.stages = nn.ModuleList()
+        for level in range(depth):
+            self.stages.append(
+                EMAVectorQuantizer(dim, codebook_size, beta, decay, revive, seed + level)
+            )
+
+    @classmethod
+    def examples(cls) -> Mapping[str, Mapping[str, object]]:
+        return {"": {"codebook_size": 16, "depth": 3}}
+
+    @property
+    def batches_seen(self) -> int | None:
+        """Those of the first level; all levels learn from the same batches."""
+        return self._quantizers[0].batches_seen
+
+    @property
+    def vectors_a_batch(self) -> float | None:
+        """Those of the first level."""
+        return self._quantizers[0].vectors_a_batch
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
-            left = wide = z.to(self._stages[0].codebook.dtype)
-            total, outputs = torch.zeros_like(wide), []
-            for stage in self._stages:
-                out = stage(left)
+        outputs: list[QuantizerOutput] = []
+        with without_autocast(z):
+            wide = z.to(self._quantizers[0].codebook.dtype)
+            left = wide  # [..., dim], what the codes so far leave
+            total = torch.zeros_like(wide)
+            for quantizer in self._quantizers:
+                out = quantizer(left)
+                # Each level sees its input as given: no gradient passes from level to level.
                 code = out.z.detach()
-                left, total = left - code, total + code
+                left = left - code
+                total = total + code
                 outputs.append(out)
+            # The encoder gets the gradient of the sum, as if it were one code.
             passed = straight_through(wide, total.detach()).to(z.dtype)
-        losses = {"commitment": torch.stack([out.losses["commitment"] for out in outputs]).mean()}
-        symbols = torch.cat([out.symbols for out in outputs], dim=-1)
-        return QuantizerOutput(symbols, passed, losses, _by_level([out.stats for out in outputs]))
+        commitments = [out.losses["commitment"] for out in outputs]
+        losses = {"commitment": torch.stack(commitments).mean()}
+        symbols = torch.cat([out.symbols for out in outputs], dim=-1)  # [..., depth]
+        return QuantizerOutput(symbols, passed, losses, _by_level(outputs))
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
-            left, symbols = z.to(self._stages[0].codebook.dtype), []
-            for stage in self._stages:
-                symbols.append(stage.encode(left))
-                left = left - stage.decode(symbols[-1])
+        symbols: list[torch.Tensor] = []
+        with without_autocast(z):
+            left = z.to(self._quantizers[0].codebook.dtype)
+            for quantizer in self._quantizers:
+                symbols.append(quantizer.encode(left))
+                left = left - quantizer.decode(symbols[-1])
         return torch.cat(symbols, dim=-1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        codes = [
-            stage.decode(level)
-            for stage, level in zip(self._stages, symbols.split(1, dim=-1), strict=True)
-        ]
-        return sum(codes[1:], codes[0])
+        levels = symbols.split(1, dim=-1)  # [..., 1] each
+        # Added from the first level on, as forward does: another order would round differently.
+        total = self._quantizers[0].decode(levels[0])
+        for quantizer, level in zip(self._quantizers[1:], levels[1:], strict=True):
+            total = total + quantizer.decode(level)
+        return total
 
     @property
-    def _stages(self) -> list[EMAVectorQuantizer]:
+    def _quantizers(self) -> list[EMAVectorQuantizer]:
         return cast(list[EMAVectorQuantizer], list(self.stages))
 
 
-def _by_level(stats: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The means over levels (of revived codes, the sum), and each level's own as ``name/level``."""
-    joined = {name: torch.stack([level[name] for level in stats]) for name in stats[0]}
-    whole = {
-        name: values.sum() if name == "revived" else values.mean()
-        for name, values in joined.items()
-    }
-    return whole | {
-        f"{name}/{level}": value
-        for name, values in joined.items()
-        for level, value in enumerate(values)
-    }
+def _by_level(outputs: list[QuantizerOutput]) -> dict[str, torch.Tensor]:
+    """Figures of all levels together, and those of each level as ``name/level``.
+
+    Together they are the mean, but for the revived codes, which are summed.
+    """
+    together: dict[str, torch.Tensor] = {}
+    each: dict[str, torch.Tensor] = {}
+    for name in outputs[0].stats:
+        values = torch.stack([out.stats[name] for out in outputs])  # [depth]
+        together[name] = values.sum() if name == "revived" else values.mean()
+        for level, value in enumerate(values):
+            each[f"{name}/{level}"] = value
+    return together | each

@@ -9,8 +9,7 @@ import torch
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 
 FARTHEST = 1000.0
-"""Ratio of the lengths of a vector and its code above which gradients pass straight through
-instead."""
+"""Ratio of the lengths of a vector and its code beyond which gradients pass straight through."""
 
 
 class RotationQuantizer(EMAVectorQuantizer):
@@ -46,9 +45,13 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,), (z, codes) = gradients, ctx.saved_tensors
-        length, code_length = z.norm(dim=-1, keepdim=True), codes.norm(dim=-1, keepdim=True)
-        unit, code_unit = z / length, codes / code_length
+        gradient = gradients[0]
+        z, codes = ctx.saved_tensors
+        length = z.norm(dim=-1, keepdim=True)
+        code_length = codes.norm(dim=-1, keepdim=True)
+        unit = z / length
+        code_unit = codes / code_length
+        # m, the unit vector halfway between the directions of z and e.
         middle = unit + code_unit
         breadth = middle.norm(dim=-1, keepdim=True)
         middle = middle / breadth
@@ -57,13 +60,16 @@ class _Rotation(torch.autograd.Function):
             gradient - 2 * middle * _dot(middle, gradient) + 2 * unit * _dot(code_unit, gradient)
         )
         ratio = code_length / length
+        # Comparisons with NaN are false, so 0/0 passes straight through too.
         usable = (ratio <= FARTHEST) & (ratio >= 1 / FARTHEST) & (breadth >= 1 / FARTHEST)
         return torch.where(usable, ratio * turned, gradient), None
 
 
 def rotated(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly; gradients reach ``z`` by the rotation and scaling that take
-    ``z [..., dim]`` to its code."""
+    """The codes exactly, with a gradient that is turned with the vectors.
+
+    It reaches ``z [..., dim]`` by the rotation and scaling that take ``z`` to its code.
+    """
     return _Rotation.apply(z, codes)
 
 

@@ -13,19 +13,24 @@ import torch
 
 from tessella import kernel
 
-ROWS, CODES = 2048, 2048
-"""Vectors, and codes, that the search in torch compares at a time: 16 MiB of scores. Products of
-such matrices run at the speed of large ones, which those of few vectors with all codes do not."""
+ROWS = 2048
+"""Vectors that the search in torch compares at a time."""
+
+CODES = 2048
+"""Codes that it compares at a time, which makes 16 MiB of scores. Products of such matrices run at
+the speed of large ones, which those of few vectors with all codes do not."""
+
+GPU_ROWS = 8
+"""Times as many vectors on a GPU, which is not busy with fewer."""
 
 GROUP = 128
 """Codes of which torch first finds the least score alone, which it does ten times as fast as least
 score and place."""
 
 PANEL = 32
-"""Codes that the compiled search takes at a time; it packs them in so many."""
+"""Codes that the compiled search takes at a time; it packs them in panels of this many."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile must not trace what passes addresses
 @torch.no_grad()
 def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest code of each vector.
@@ -38,33 +43,22 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor
         ``int64 [n]``, the lowest of equally near codes, and the score ``e^2 - 2 z.e`` ``[n]``,
         which is the squared distance less ``z^2``. A vector that is not finite gets any code.
     """
-    if _compiled(vectors, codebook):
-        return _nearest_compiled(vectors.contiguous(), codebook.contiguous())
-    return _nearest(vectors, codebook)
+    if torch.compiler.is_compiling():
+        return torch.ops.tessella.nearest(vectors, codebook)
+    return _nearest_by_best(vectors, codebook)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cluster(
     vectors: torch.Tensor, symbols: torch.Tensor, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many vectors each code got, ``[codes]``, and their sums ``[codes, dim]``."""
-    counts, sums = vectors.new_zeros(codes), vectors.new_zeros(codes, vectors.shape[1])
-    if _compiled(vectors, sums) and symbols.dtype == torch.int64:
-        library = kernel.library()
-        assert library is not None
-        rows, own = vectors.contiguous(), symbols.contiguous()
-        assert len(own) == len(rows)
-        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < codes:
-            raise IndexError(
-                f"symbols must lie in 0..{codes - 1}, got {int(own.min())}..{int(own.max())}"
-            )
-        at = [tensor.data_ptr() for tensor in (rows, own, counts, sums)]
-        library.tessella_cluster(
-            at[0], at[1], len(rows), rows.shape[1], at[2], at[3], torch.get_num_threads()
-        )
-        return counts, sums
-    counts.index_add_(0, symbols, vectors.new_ones(len(vectors)))
-    return counts, sums.index_add_(0, symbols, vectors)
+    """How many vectors each code got, ``[codes]``, and their sums ``[codes, dim]``.
+
+    Raises:
+        IndexError: for a symbol that is not in ``[0, codes)``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.tessella.cluster(vectors, symbols, codes)
+    return _cluster_by_best(vectors, symbols, codes)
 
 
 def kmeans(
@@ -75,64 +69,135 @@ def kmeans(
     Codes are seeded at vectors drawn with probability proportional to the squared distance from the
     codes so far, as in k-means++ (Arthur and Vassilvitskii 2007), but twice as many a round
     (Bahmani et al. 2012).
+
+    Args:
+        vectors: at least one, and finite, as squared distances between them must be.
     """
-    codebook = new = vectors[
-        torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
-    ]
-    squares, scores = vectors.square().sum(dim=1), vectors.new_full((len(vectors),), torch.inf)
+    first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
+    new = vectors[first]
+    codebook = new
+    squares = vectors.square().sum(dim=1)  # [n]
+    scores = vectors.new_full((len(vectors),), torch.inf)
     while len(codebook) < codes:
         more = min(len(codebook), codes - len(codebook))
+        # Only the new codes can be nearer than the nearest so far.
         scores = torch.minimum(scores, nearest(vectors, new)[1])
-        new = vectors[_far(scores + squares, more, generator)]
+        new = vectors[_draw_far(scores + squares, more, generator)]
         codebook = torch.cat([codebook, new])
     for _ in range(rounds):
         symbols, _ = nearest(vectors, codebook)
         counts, sums = cluster(vectors, symbols, codes)
+        # A code that no vector chose stays where it is.
         filled = counts.unsqueeze(1) > 0
         codebook = torch.where(filled, sums / counts.clamp_min(1).unsqueeze(1), codebook)
     return codebook
 
 
-def _compiled(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
-    """Whether the compiled search takes these."""
-    plain = vectors.device.type == "cpu" and vectors.dtype == codebook.dtype == torch.float32
-    return plain and len(codebook) < 2**31 and kernel.available()
+def _nearest_by_best(
+    vectors: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`nearest` by the fastest search that takes these tensors."""
+    if _takes_kernel(vectors, codebook):
+        return _nearest_compiled(vectors.contiguous(), codebook.contiguous())
+    return _nearest(vectors, codebook)
+
+
+def _cluster_by_best(
+    vectors: torch.Tensor, symbols: torch.Tensor, codes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`cluster` by the fastest way that takes these tensors."""
+    counts = vectors.new_zeros(codes)
+    sums = vectors.new_zeros(codes, vectors.shape[1])
+    if _takes_kernel(vectors, sums) and symbols.dtype == torch.int64:
+        _cluster_compiled(vectors.contiguous(), symbols.contiguous(), counts, sums)
+    else:
+        counts.index_add_(0, symbols, vectors.new_ones(len(vectors)))
+        sums.index_add_(0, symbols, vectors)
+    return counts, sums
+
+
+def _takes_kernel(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
+    """Whether the compiled search takes these tensors."""
+    on_cpu = vectors.device.type == "cpu"
+    is_float = vectors.dtype == codebook.dtype == torch.float32
+    return on_cpu and is_float and len(codebook) < 2**31 and kernel.available()
 
 
 def _nearest_compiled(
     vectors: torch.Tensor, codebook: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    (n, dim), codes = vectors.shape, len(codebook)
+    """:func:`nearest` by the compiled search, of contiguous float32 tensors on a CPU."""
+    n, dim = vectors.shape
+    codes = len(codebook)
     assert codebook.shape[1] == dim
     library = kernel.library()
     assert library is not None
     padded = -(-codes // PANEL) * PANEL
-    packed, squares = vectors.new_empty(padded * dim), vectors.new_empty(padded)
-    symbols, scores = torch.empty(n, dtype=torch.int64), vectors.new_empty(n)
-    rooms = [tensor.data_ptr() for tensor in (packed, squares, symbols, scores)]
-    threads = torch.get_num_threads()
+    # Room for the codes in panels and for their squares, which the search fills itself.
+    packed = vectors.new_empty(padded * dim)
+    squares = vectors.new_empty(padded)
+    symbols = torch.empty(n, dtype=torch.int64)
+    scores = vectors.new_empty(n)
     library.tessella_nearest(
-        vectors.data_ptr(), codebook.data_ptr(), n, codes, dim, *rooms, threads
+        vectors.data_ptr(),
+        codebook.data_ptr(),
+        n,
+        codes,
+        dim,
+        packed.data_ptr(),
+        squares.data_ptr(),
+        symbols.data_ptr(),
+        scores.data_ptr(),
+        torch.get_num_threads(),
     )
     return symbols, scores
 
 
+def _cluster_compiled(
+    vectors: torch.Tensor, symbols: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor
+) -> None:
+    """Add to counts ``[codes]`` and sums ``[codes, dim]`` by the compiled library."""
+    library = kernel.library()
+    assert library is not None
+    assert len(symbols) == len(vectors)
+    codes = len(counts)
+    if len(symbols):
+        # The library does not check its places in memory.
+        least = int(symbols.min())
+        most = int(symbols.max())
+        if least < 0 or most >= codes:
+            raise IndexError(f"symbols must lie in 0..{codes - 1}, got {least}..{most}")
+    library.tessella_cluster(
+        vectors.data_ptr(),
+        symbols.data_ptr(),
+        len(vectors),
+        vectors.shape[1],
+        counts.data_ptr(),
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`nearest` in torch."""
-    squares, transposed = codebook.square().sum(dim=1), codebook.t()
+    squares = codebook.square().sum(dim=1)
+    transposed = codebook.t()
     symbols = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
     scores = torch.full((len(vectors),), torch.inf, dtype=codebook.dtype, device=vectors.device)
-    most = ROWS if vectors.device.type == "cpu" else 8 * ROWS  # a GPU is not busy with fewer
-    block = codebook.new_empty(min(most, len(vectors)) * min(CODES, len(codebook)))
+    most = ROWS if vectors.device.type == "cpu" else GPU_ROWS * ROWS
+    # One buffer for the scores of every block.
+    buffer = codebook.new_empty(min(most, len(vectors)) * min(CODES, len(codebook)))
     for start in range(0, len(vectors), most):
         rows = slice(start, start + most)
         part = vectors[rows]
         for first in range(0, len(codebook), CODES):
-            some = slice(first, first + CODES)
-            shape = (len(part), len(squares[some]))
-            room = block[: shape[0] * shape[1]].view(shape)
-            torch.addmm(squares[some], part, transposed[:, some], alpha=-2, out=room)
-            least, place = _least(room)
+            columns = slice(first, first + CODES)
+            shape = (len(part), len(squares[columns]))
+            block = buffer[: shape[0] * shape[1]].view(shape)
+            # e^2 - 2 z.e in one product
+            torch.addmm(squares[columns], part, transposed[:, columns], alpha=-2, out=block)
+            least, place = _least(block)
+            # Strictly less, so that an earlier block keeps equal scores.
             closer = least < scores[rows]
             symbols[rows] = torch.where(closer, place + first, symbols[rows])
             scores[rows] = torch.where(closer, least, scores[rows])
@@ -151,11 +216,39 @@ def _least(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return least, group * GROUP + within
 
 
-def _far(distances: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+def _draw_far(distances: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
     """Places of vectors, drawn by their squared distances from the nearest code ``[n]``."""
     weights = distances.clamp_min(0).cpu().double()
-    weights += 1e-9 * weights.mean() + 1e-30  # where all vectors are codes already, any will do
+    # Where all vectors are codes already, any will do.
+    weights += 1e-9 * weights.mean() + 1e-30
     chosen = torch.multinomial(
         weights, number, replacement=len(weights) < number, generator=generator
     )
     return chosen.to(distances.device)
+
+
+def _nearest_shapes(
+    vectors: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results of :func:`nearest` without values."""
+    n = vectors.shape[0]
+    return codebook.new_empty(n, dtype=torch.int64), codebook.new_empty(n)
+
+
+def _cluster_shapes(
+    vectors: torch.Tensor, symbols: torch.Tensor, codes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results of :func:`cluster` without values."""
+    return vectors.new_empty(codes), vectors.new_empty(codes, vectors.shape[1])
+
+
+# torch.compile must not trace functions that pass addresses to a library. To it they are operators
+# of torch, of which it knows the shapes alone. (The decorator torch.compiler.disable would keep
+# them out as well, but it imports torch._dynamo, which takes longer than the rest of this package.)
+_OPERATORS = torch.library.Library("tessella", "FRAGMENT")
+_OPERATORS.define("nearest(Tensor vectors, Tensor codebook) -> (Tensor, Tensor)")
+_OPERATORS.define("cluster(Tensor vectors, Tensor symbols, SymInt codes) -> (Tensor, Tensor)")
+_OPERATORS.impl("nearest", _nearest_by_best, "CompositeExplicitAutograd")
+_OPERATORS.impl("cluster", _cluster_by_best, "CompositeExplicitAutograd")
+torch.library.register_fake("tessella::nearest", _nearest_shapes, lib=_OPERATORS)
+torch.library.register_fake("tessella::cluster", _cluster_shapes, lib=_OPERATORS)

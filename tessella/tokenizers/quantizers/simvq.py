@@ -7,15 +7,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import joined, processes
+from tessella.distributed import JoinedBatch, join, joined_sum, processes
 from tessella.tokenizers.quantizers.codebook import (
+    as_matrix,
     check_sizes,
-    count,
-    flat,
-    plain,
+    flagged,
+    mean_square_of_both,
     straight_through,
+    update_counts,
+    without_autocast,
 )
-from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput, Remedies
 from tessella.tokenizers.quantizers.search import nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
@@ -29,8 +31,8 @@ class SimVQ(Quantizer):
 
     The first training batch (joined over processes) sets b to the mean of the vectors and W to the
     root of their covariance, so that the codes start as a normal distribution of the vectors' mean
-    and covariance. The paper starts from a random W and has no b. Draws, distribution over
-    processes and precision are as in ``vq``.
+    and covariance. The paper starts from a random W and has no b. Random numbers, distribution over
+    processes, precision and batches that teach nothing are as in ``vq``.
 
     Args:
         dim: length of a vector.
@@ -49,51 +51,59 @@ class SimVQ(Quantizer):
 
     name = "simvq"
     depth = 1
+    remedies = Remedies(dead_codes="train longer or at a higher learning rate, or {fewer}")
 
     def __init__(
         self, dim: int = 64, codebook_size: int = 512, beta: float = 0.25, seed: int = 0
     ) -> None:
         super().__init__()
         check_sizes(dim, codebook_size, beta)
-        self.dim, self.levels, self.beta = dim, codebook_size, beta
-        self.weight, self.bias = nn.Parameter(torch.eye(dim)), nn.Parameter(torch.zeros(dim))
+        self.dim = dim
+        self.levels = codebook_size
+        self.beta = beta
+        self.weight = nn.Parameter(torch.eye(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
         self.fixed: torch.Tensor
         self.counts: torch.Tensor
         self.steps: torch.Tensor
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("fixed", torch.randn(codebook_size, dim, generator=generator))
         self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer(
-            "steps", torch.tensor(0)
-        )  # the map has been placed once this is above 0
+        # Batches learned from. The map has its first values once this is above 0.
+        self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
+        with without_autocast(z):
             wide = z.to(self.counts.dtype)
-            vectors = flat(wide.detach(), self.dim)
-            if self.training and not int(self.steps):
-                self._place(vectors)
+            vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
+            batch = join(vectors) if self.training else None
+            if batch is not None and batch.teaches:
+                if int(self.steps) == 0:
+                    self._place(vectors, batch)
+                self.steps += 1
             table = self.codes()
-            symbols, _ = nearest(vectors, table.detach())
+            symbols, _ = nearest(vectors, table.detach())  # [n]
             codes = F.embedding(symbols, table).view_as(wide)
             losses = {
-                "codebook": F.mse_loss(codes, wide.detach()),
-                "commitment": self.beta * F.mse_loss(wide, codes.detach()),
+                "codebook": mean_square_of_both(codes, wide.detach()),
+                "commitment": self.beta * mean_square_of_both(wide, codes.detach()),
             }
             passed = straight_through(wide, codes.detach()).to(z.dtype)
-            if self.training:
-                count(self.counts, symbols)
+            if batch is not None:
+                losses = flagged(losses, batch)
+                update_counts(self.counts, symbols, batch)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
         return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
-            symbols, _ = nearest(flat(z.to(self.counts.dtype), self.dim), self.codes())
+        with without_autocast(z):
+            vectors = as_matrix(z.to(self.counts.dtype), self.dim)
+            symbols, _ = nearest(vectors, self.codes())
         return symbols.view(*z.shape[:-1], 1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        with plain(symbols):
+        with without_autocast(symbols):
             return F.embedding(symbols.squeeze(-1), self.codes())
 
     def codes(self) -> torch.Tensor:
@@ -101,24 +111,17 @@ class SimVQ(Quantizer):
         return torch.addmm(self.bias, self.fixed, self.weight)
 
     @torch.no_grad()
-    def _place(self, vectors: torch.Tensor) -> None:
-        """Give the codes the mean and the covariance of the joined batch, where that is finite."""
-        _, total = joined(vectors)
-        mean = _joined_sum(vectors.sum(dim=0)) / total
+    def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> None:
+        """Give the codes the mean and the covariance of the joined batch."""
+        mean = joined_sum(vectors.sum(dim=0)) / batch.total
         centred = vectors - mean
-        covariance = _joined_sum(centred.t() @ centred) / total
-        if not bool(covariance.isfinite().all()):
-            return
+        covariance = joined_sum(centred.t() @ centred) / batch.total  # [dim, dim]
+        # The symmetric root V sqrt(D) V^T of the covariance V D V^T.
+        # On the CPU in float64: covariances of few vectors are singular.
         values, axes = torch.linalg.eigh(covariance.cpu().double())
         root = ((axes * values.clamp_min(0).sqrt()) @ axes.t()).to(self.weight)
         if processes() > 1:
+            # Eigenvectors are rounded differently on different machines.
             dist.broadcast(root, 0)
         self.weight.copy_(root)
         self.bias.copy_(mean)
-        self.steps += 1
-
-
-def _joined_sum(values: torch.Tensor) -> torch.Tensor:
-    if processes() > 1:
-        dist.all_reduce(values)
-    return values

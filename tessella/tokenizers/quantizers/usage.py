@@ -1,4 +1,4 @@
-"""How the codes of a codebook are used."""
+"""Figures of how the codes of a codebook are used."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import torch
 
 from tessella.errors import InputError
 
+RARE = 0.01
+"""Share of the mean count up to which a code counts as unused."""
+
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``; 1 where nothing was
-    counted."""
+    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``.
+
+    It is 1 where nothing was counted.
+    """
+    # The least float keeps 0/0 out; it changes no other quotient.
     shares = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return torch.special.entr(shares).sum().exp()
 
 
 def used_share(counts: torch.Tensor) -> torch.Tensor:
-    """Share of the codes whose running count ``counts [codes]`` is more than a hundredth of the
-    mean.
+    """Share of the codes whose running count ``counts [codes]`` exceeds 1 % of the mean.
 
     A code that was just revived counts as used until its count has decayed.
     """
-    return (counts > 0.01 * counts.mean()).to(counts.dtype).mean()
+    return (counts > RARE * counts.mean()).to(counts.dtype).mean()
 
 
 class CodeUsage:
-    """How often each code was used, over as many batches as one likes.
+    """Counts of each code, over as many batches as one likes.
 
     The perplexity of one batch says little: a batch of few images cannot use many codes. Count a
     whole epoch.
@@ -47,16 +52,19 @@ class CodeUsage:
         Raises:
             InputError: when a symbol is not a code.
         """
+        # uint16 symbols of stored codes have no minimum in torch, so all become int64.
         flat = symbols.detach().flatten().long().cpu()
-        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self.counts):
-            raise InputError(
-                f"symbols must lie in 0..{len(self.counts) - 1}, got {int(flat.min())}..{int(flat.max())}"
-            )
+        if flat.numel() == 0:
+            return
+        least = int(flat.min())
+        most = int(flat.max())
+        if least < 0 or most >= len(self.counts):
+            raise InputError(f"symbols must lie in 0..{len(self.counts) - 1}, got {least}..{most}")
         self.counts += torch.bincount(flat, minlength=len(self.counts))
 
     @property
     def used(self) -> int:
-        """Codes used at least once."""
+        """Number of codes used at least once."""
         return int((self.counts > 0).sum())
 
     @property
@@ -66,11 +74,11 @@ class CodeUsage:
 
     @property
     def entropy_bits(self) -> float:
-        """Entropy of the codes' frequencies, in bits: what a code costs when all are coded
-        alike."""
+        """Entropy of the codes' frequencies in bits: the price of a code that is coded by them."""
+        # float64, as counts of a large data set exceed the integers of float32.
         return float(perplexity(self.counts.double()).log2())
 
     @property
     def perplexity(self) -> float:
-        """``2 ** entropy_bits``: the number of equally frequent codes with the same entropy."""
+        """``2 ** entropy_bits``: the number of equally frequent codes with this entropy."""
         return float(perplexity(self.counts.double()))

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.errors import ConfigError
+from tessella.distributed import JoinedBatch, join
+from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
+    MOST_DIMENSIONS,
+    as_matrix,
     check_averages,
     check_sizes,
-    count,
     first_codes,
-    flat,
-    fresh_codes,
+    flagged,
     generator_at,
-    plain,
+    mean_square_of_both,
     projections,
+    random_vectors,
     straight_through,
+    update_counts,
+    without_autocast,
 )
-from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
+from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput, Remedies
 from tessella.tokenizers.quantizers.search import nearest
 from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class GradientVectorQuantizer(Quantizer):
-    """The nearest of K vectors, which the optimizer moves towards theirs (van den Oord et al. 2017,
-    eq. 3).
+    """The nearest of K vectors, which the optimizer moves towards the vectors that chose them.
 
-    Codes learn from ``mean((sg[z] - e)^2)``, vectors from ``beta * mean((z - sg[e])^2)`` and,
-    straight through, from the gradient of their code.
+    Van den Oord et al. (2017), eq. 3: codes learn from ``mean((sg[z] - e)^2)``, vectors from
+    ``beta * mean((z - sg[e])^2)`` and, straight through, from the gradient of their code.
 
     With ``code_dim`` vectors are mapped to fewer dimensions by a linear layer, quantized there, and
     mapped back by another (as in ViT-VQGAN, Yu et al. 2021, section 3.2); then encoding a decoded
@@ -38,9 +43,9 @@ class GradientVectorQuantizer(Quantizer):
 
     The first training batch places the codes by k-means. Afterwards a code whose running count
     falls below ``revive`` times the mean is dead, and starts the next step at a random vector of
-    its batch; the optimizer's momenta of that code stay. Draws, distribution over processes and
-    precision are as in ``vq-ema``; gradients of the codebook are those of the process, and left to
-    the trainer to average.
+    its batch; the optimizer's momenta of that code stay. Random numbers, distribution over
+    processes, precision and batches that teach nothing are as in ``vq-ema``; gradients of the
+    codebook are those of the process, and left to the trainer to average.
 
     Args:
         dim: length of a vector.
@@ -49,8 +54,8 @@ class GradientVectorQuantizer(Quantizer):
         cosine: whether vectors and codes have length 1.
         beta: weight of the commitment loss.
         decay: of the running counts, a step.
-        revive: share of the mean count under which a code is dead; 0 switches revival off.
-        seed: of first placement and revival.
+        revive: share of the mean count below which a code is dead; 0 switches revival off.
+        seed: of first places and revival.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -63,6 +68,12 @@ class GradientVectorQuantizer(Quantizer):
 
     name = "vq"
     depth = 1
+    remedies = Remedies(
+        dead_codes=(
+            "take a lower decay (0.95), cosine = true with a code_dim of 8 to 16, "
+            "a larger batch, or {fewer}"
+        )
+    )
 
     def __init__(
         self,
@@ -76,46 +87,60 @@ class GradientVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_count("code_dim (0 for dim)", code_dim, 0, MOST_DIMENSIONS)
         check_sizes(dim, codebook_size, beta)
+        # Codes may be longer than vectors, so their size is checked by itself.
+        check_sizes(code_dim or dim, codebook_size)
         check_averages(decay, revive)
-        if code_dim < 0:
-            raise ConfigError(
-                f"code_dim must be at least 1, or 0 for the {dim} of dim, got {code_dim}"
-            )
-        self.dim, self.levels, self.code_dim, self.cosine = (
-            dim,
-            codebook_size,
-            code_dim or dim,
-            cosine,
-        )
-        self.beta, self.decay, self.revive = beta, decay, revive
+        self.dim = dim
+        self.levels = codebook_size
+        self.code_dim = code_dim or dim
+        self.cosine = cosine
+        self.beta = beta
+        self.decay = decay
+        self.revive = revive
         self.narrow, self.widen = projections(dim, self.code_dim)
         self.codebook = nn.Parameter(torch.randn(codebook_size, self.code_dim))
         self.counts: torch.Tensor
         self.steps: torch.Tensor
         self.seed: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer(
-            "steps", torch.tensor(0)
-        )  # the codes have been placed once this is above 0
+        # Batches learned from. The codes have their first places once this is above 0.
+        self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("seed", torch.tensor(seed))
 
+    @classmethod
+    def examples(cls) -> Mapping[str, Mapping[str, object]]:
+        return {
+            "": {"codebook_size": 32},
+            "cosine": {"codebook_size": 32, "cosine": True},
+            "short": {"codebook_size": 32, "code_dim": 3},
+            "short cosine": {"codebook_size": 32, "code_dim": 3, "cosine": True},
+        }
+
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        with plain(z):
-            inner = self._inner(z)
-            vectors, revived = inner.detach().view(-1, self.code_dim), self.counts.new_zeros(())
+        with without_autocast(z):
+            inner = self._inner(z)  # [..., code_dim]
+            vectors = inner.detach().view(-1, self.code_dim)  # [n, code_dim]
+            batch: JoinedBatch | None = None
+            revived = self.counts.new_zeros(())
             if self.training:
-                revived = self._place(vectors)
+                # Scaling to length 1 hides huge values, so they are looked for before it too.
+                given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
+                batch = join(vectors, given)
+                revived = self._place(vectors, batch)
             table = self.codes()
-            symbols, _ = nearest(vectors, table.detach())
+            symbols, _ = nearest(vectors, table.detach())  # [n]
             codes = F.embedding(symbols, table).view_as(inner)
             losses = {
-                "codebook": F.mse_loss(codes, inner.detach()),
-                "commitment": self.beta * F.mse_loss(inner, codes.detach()),
+                "codebook": mean_square_of_both(codes, inner.detach()),
+                "commitment": self.beta * mean_square_of_both(inner, codes.detach()),
             }
+            # The codebook learns from its loss alone; the widening layer learns from this.
             passed = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
-            if self.training:
-                count(self.counts, symbols, self.decay)
+            if batch is not None:
+                losses = flagged(losses, batch)
+                update_counts(self.counts, symbols, batch, self.decay)
         stats = {
             "perplexity": perplexity(self.counts),
             "usage": used_share(self.counts),
@@ -125,44 +150,46 @@ class GradientVectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
-        with plain(z):
+        with without_autocast(z):
             symbols, _ = nearest(self._inner(z).view(-1, self.code_dim), self.codes())
         return symbols.view(*z.shape[:-1], 1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        with plain(symbols):
+        with without_autocast(symbols):
             return self.widen(F.embedding(symbols.squeeze(-1), self.codes()))
 
     def codes(self) -> torch.Tensor:
         """The codes as vectors are compared with them: ``[codebook_size, code_dim]``."""
-        return F.normalize(self.codebook, dim=-1) if self.cosine else self.codebook
+        return self._scaled(self.codebook)
 
     def _inner(self, z: torch.Tensor) -> torch.Tensor:
         """Vectors as they are compared with codes: ``[..., code_dim]``, contiguous."""
-        inner = self.narrow(flat(z.to(self.counts.dtype), self.dim)).view(
-            *z.shape[:-1], self.code_dim
-        )
-        return F.normalize(inner, dim=-1) if self.cosine else inner
+        narrow = self.narrow(as_matrix(z.to(self.counts.dtype), self.dim))
+        return self._scaled(narrow.view(*z.shape[:-1], self.code_dim))
+
+    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
     @torch.no_grad()
-    def _place(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Give codes their place in the first step, dead ones a new place later; the number of
-        codes revived.
+    def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> torch.Tensor:
+        """Give codes their place in the first step, and dead ones a new place later.
 
         This comes before the search, since the graph of a step keeps the codes it began with.
+
+        Returns:
+            The number of codes revived.
         """
+        if not batch.teaches:
+            return self.counts.new_zeros(())
         step = int(self.steps)
         generator = generator_at(self.seed, step)
         dead = self.counts < self.revive * self.counts.mean()
         if step == 0:
-            codes = first_codes(vectors, self.levels, generator)
-            if codes is None:
-                return self.counts.new_zeros(())
-            self.codebook.copy_(codes)
+            self.codebook.copy_(first_codes(vectors, batch, self.levels, generator))
         elif bool(dead.any()):
-            rows = fresh_codes(vectors, self.levels, generator)
-            dead &= rows.isfinite().all(dim=1)
+            rows = random_vectors(vectors, batch, self.levels, generator)
             self.codebook.copy_(torch.where(dead.unsqueeze(1), rows, self.codebook))
+            # An average count spares a code the next revival until it could attract vectors.
             self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
         self.steps += 1
         return dead.sum().to(self.counts.dtype)

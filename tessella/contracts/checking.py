@@ -1,0 +1,102 @@
+"""Find out what a name stands for, and test the contracts of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from tessella import data
+from tessella.config import DataConfig
+from tessella.contracts import density_models, quantizers, sources, tokenizers
+from tessella.contracts.contract import Outcome, run
+from tessella.errors import ConfigError, unknown
+from tessella.heads import HEADS
+from tessella.models import MODELS
+from tessella.tokenizers import TOKENIZERS
+from tessella.tokenizers.quantizers import QUANTIZERS
+
+HEAD_MODELS = ("independent", "gated-pixelcnn", "lstm")
+"""Models that a head is tested with: the simplest one, one of pixels and one of sequences."""
+
+TABLES: dict[str, Mapping[str, object]] = {
+    "model": MODELS,
+    "head": HEADS,
+    "tokenizer": TOKENIZERS,
+    "quantizer": QUANTIZERS,
+    "source": data.SOURCES,
+}
+"""What has contracts, by the word for it."""
+
+
+def kinds_of(name: str) -> list[str]:
+    """What is registered under a name: keys of :data:`TABLES`. A source may carry its path."""
+    found = []
+    for kind, table in TABLES.items():
+        key = name.partition(":")[0] if kind == "source" else name
+        if key in table:
+            found.append(kind)
+    return found
+
+
+def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
+    """Test every contract of what is registered under a name.
+
+    Args:
+        name: a registered model, head, tokenizer, quantizer, or a source with its path.
+        kind: ``model``, ``head``, ``tokenizer``, ``quantizer`` or ``source``, where the name stands
+            for several of them.
+        options: arguments of its class that differ from the defaults; of a source, of
+            :class:`~tessella.config.DataConfig`. Small sizes make the check fast.
+
+    Yields:
+        An outcome as soon as each contract is tested.
+
+    Raises:
+        ConfigError: at the first iteration, for a name or a kind that is not known.
+    """
+    kinds = kinds_of(name)
+    if kind:
+        if kind not in TABLES:
+            raise ConfigError(unknown("kind", kind, TABLES))
+        kinds = [found for found in kinds if found == kind]
+    if not kinds:
+        known = [key for table in TABLES.values() for key in table]
+        raise ConfigError(unknown(kind or "registered name", name, known))
+    if len(kinds) > 1:
+        raise ConfigError(f"{name!r} is a {' and a '.join(kinds)}: say which with kind=")
+    return _CHECKS[kinds[0]](name, options)
+
+
+def _check_model(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+    for head in HEADS:
+        case = density_models.ModelCase(name, head, options)
+        yield from run(density_models.CONTRACTS, case, f"{name} with head {head}")
+
+
+def _check_head(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+    for model in HEAD_MODELS:
+        case = density_models.ModelCase(model, name, options)
+        yield from run(density_models.CONTRACTS, case, f"{model} with head {name}")
+
+
+def _check_tokenizer(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+    case = tokenizers.TokenizerCase(name, options)
+    yield from run(tokenizers.CONTRACTS, case, name)
+
+
+def _check_quantizer(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+    case = quantizers.QuantizerCase(name, options)
+    yield from run(quantizers.CONTRACTS, case, name)
+
+
+def _check_source(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+    case = sources.SourceCase(DataConfig(name, **options))  # type: ignore[arg-type]
+    yield from run(sources.CONTRACTS, case, name)
+
+
+_CHECKS = {
+    "model": _check_model,
+    "head": _check_head,
+    "tokenizer": _check_tokenizer,
+    "quantizer": _check_quantizer,
+    "source": _check_source,
+}

@@ -1,0 +1,272 @@
+"""The layers of PixelSNAIL (Chen, Mishra, Rohaninejad, Abbeel 2018, sections 3 and 4): gated
+residual blocks of causal convolutions, and attention to all pixels before.
+
+Each layer has ``forward`` over whole maps ``[batch, height, width, channels]``, and ``write``,
+which appends its work to the programs of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tessella.nn.pixelcnn_pp_layers import RESIDUAL_GAIN, UNIT_GAIN
+from tessella.nn.shifted_convolution import CausalKernel, NormedLinear
+from tessella.nn.stepping.program import Operand, Places, Plane, Vectors
+from tessella.nn.stepping.step import GridStep
+
+
+class ConvolutionBlock(nn.Module):
+    """``x + a * sigmoid(b)`` with ``a, b`` from two causal convolutions of ELUs.
+
+    Args:
+        channels: width of the features.
+        hidden: width between the convolutions.
+        kernel: see :class:`CausalKernel`.
+        dropout: share of the features between the convolutions that is dropped in training.
+        codes: whether features of codes come in.
+    """
+
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool
+    ) -> None:
+        super().__init__()
+        # k x k each, with the last row moved to the left.
+        self.inner = CausalKernel(channels, hidden, kernel, UNIT_GAIN)
+        self.outer = CausalKernel(hidden, 2 * channels, kernel, RESIDUAL_GAIN)
+        self.codes = nn.Linear(channels, 2 * channels, bias=False) if codes else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None, codes: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``x [batch, height, width, channels]`` to the same shape.
+
+        What is added before the gate: ``bias [batch, 2 * channels]`` of the class, and a product of
+        the features ``codes``, which are as large as ``x``.
+        """
+        gates = self.outer(self.dropout(F.elu(self.inner(F.elu(x)))))
+        if bias is not None:
+            gates = gates + bias[:, None, None]
+        if self.codes is not None:
+            gates = gates + self.codes(codes)
+        return x + F.glu(gates, dim=-1)
+
+    def write(
+        self,
+        step: GridStep,
+        x: Operand,
+        out: Operand,
+        bias: torch.Tensor | None,
+        codes: Plane | None,
+    ) -> None:
+        """Append the block for a place ``x [batch, channels]``; ``out`` may be ``x``."""
+        inner = self.inner.start(step)
+        # What rows above and the class add to the gate, for a whole row.
+        outer = self.outer.start(step, bias)
+        if self.codes is not None:
+            assert codes is not None
+            weight = step.memory.matrix(self.codes.weight.T)
+            features = codes.row("row").moving_row()
+            step.row.linear(features, weight, outer.sums.row, add=outer.sums.row)
+        step.pixel.map(x, inner.input.at(step.column), "elu")
+        inner.write_place(outer.input.at(step.column), "elu")
+        # x + a * sigmoid(b)
+        outer.write_place(out, "glu", residual=x)
+
+
+class PointBlock(nn.Module):
+    """``x + a * sigmoid(b)`` with ``a, b`` from two products within a pixel.
+
+    Args:
+        channels: width of the features.
+        hidden: width between the products.
+        dropout: see :class:`ConvolutionBlock`.
+        beside: width of other features that come in before the second product; 0 for none.
+    """
+
+    def __init__(self, channels: int, hidden: int, dropout: float, beside: int = 0) -> None:
+        super().__init__()
+        self.inner = NormedLinear(channels, hidden, UNIT_GAIN)
+        self.beside = NormedLinear(beside, hidden, UNIT_GAIN) if beside else None
+        self.outer = NormedLinear(hidden, 2 * channels, RESIDUAL_GAIN)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
+        """``x [..., channels]`` to the same shape, given ``beside [..., beside]``."""
+        sums = self.inner(F.elu(x))
+        if self.beside is not None and beside is not None:
+            sums = sums + self.beside(F.elu(beside))
+        return x + F.glu(self.outer(self.dropout(F.elu(sums))), dim=-1)
+
+    def write(self, step: GridStep, active: Operand, x: Operand, out: Operand) -> None:
+        """Append the block for ``x [batch, channels]``.
+
+        Args:
+            step: where it is written.
+            active: ``elu`` of ``x`` and of what is beside it, ``[batch, channels + beside]``.
+            x: what comes in.
+            out: what goes out; may be ``x``.
+        """
+        weight = self.inner.weight()
+        bias = self.inner.bias.detach()
+        if self.beside is not None:
+            # Both products are one, of the vectors side by side.
+            weight = torch.cat([weight, self.beside.weight()], dim=1)
+            bias = bias + self.beside.bias
+        hidden = step.pixel.zeros(len(bias))
+        inner = step.memory.matrix(weight.T)
+        step.pixel.linear(active, inner, hidden, step.memory.table(bias), activation="elu")
+        outer = step.memory.matrix(self.outer.weight().T)
+        outer_bias = self.outer.bias.detach()
+        step.pixel.linear(hidden, outer, out, outer_bias, activation="glu", residual=x)
+
+
+class AttentionBlock(nn.Module):
+    """Convolution blocks, then a look at all pixels before, then both together.
+
+    Args:
+        channels, hidden, kernel, dropout, codes: see :class:`ConvolutionBlock`.
+        count: convolution blocks.
+        heads: of the attention, which is half as wide as the features.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int,
+        dropout: float,
+        codes: bool,
+        count: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        half = channels // 2
+        self.channels = channels
+        self.heads = heads
+        self.convolutions = nn.ModuleList()
+        for _ in range(count):
+            self.convolutions.append(ConvolutionBlock(channels, hidden, kernel, dropout, codes))
+        # Keys and values are made of pixel, features, row and column; queries of features, row and
+        # column, as the pixel is not known yet.
+        self.key_block = PointBlock(2 * channels + 2, channels, dropout)
+        self.query_block = PointBlock(channels + 2, channels, dropout)
+        self.query = nn.Linear(channels + 2, half)
+        self.keys_values = nn.Linear(2 * channels + 2, 2 * half, bias=False)
+        self.merge = PointBlock(channels, channels, dropout, beside=half)
+
+    def attend(self, x: torch.Tensor, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """``x [batch, height, width, channels]`` to the same shape.
+
+        Args:
+            x: features after the convolutions.
+            pixels: embedded pixels, of the shape of ``x``.
+            places: rows and columns, ``[batch, height, width, 2]``.
+        """
+        # [batch, height, width, channels / 2]
+        queries = self.query(self.query_block(torch.cat([x, places], dim=-1)))
+        content = self.key_block(torch.cat([pixels, x, places], dim=-1))
+        keys, values = self.keys_values(content).chunk(2, dim=-1)
+        seen = strictly_before(
+            self._split_heads(queries), self._split_heads(keys), self._split_heads(values)
+        )
+        # [batch, heads, pixels, size] to [batch, height, width, channels / 2].
+        seen = seen.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+        return self.merge(x, seen)
+
+    def _split_heads(self, maps: torch.Tensor) -> torch.Tensor:
+        """``[batch, height, width, heads * size]`` to ``[batch, heads, pixels, size]``."""
+        return maps.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def write(
+        self,
+        step: GridStep,
+        x: torch.Tensor,
+        pixels: Places,
+        places: Vectors,
+        biases: Iterator[torch.Tensor | None],
+        codes: Plane | None,
+    ) -> None:
+        """Append the block for a place ``x [batch, channels]``, changed in place.
+
+        Args:
+            step: where it is written.
+            x: the features.
+            pixels: the embedded pixels of this row, and after them the last of the row above.
+            places: row and column of each pixel.
+            biases: of the class, for each convolution block.
+            codes: features of the codes.
+        """
+        channels = self.channels
+        half = channels // 2
+        pixel = step.pixel
+        # Embedded pixel, features, row and column: the key's part of the pixel comes one step
+        # later, when it is known.
+        content = step.memory.zeros(2 * channels + 2)
+        keys, values = self._write_keys(step, content, pixels, len(places.table))
+        features = content[:, channels : 2 * channels]
+        asking = content[:, channels:]
+        convolutions = [c for c in self.convolutions if isinstance(c, ConvolutionBlock)]
+        for convolution in convolutions[:-1]:
+            convolution.write(step, x, x, next(biases), codes)
+        convolutions[-1].write(step, x, features, next(biases), codes)
+        pixel.map(places.at("position"), content[:, 2 * channels :])
+
+        # `active` holds elu of the features, and behind it first elu of row and column, for the
+        # query, and then of what was seen, for the merge.
+        active = pixel.zeros(channels + max(2, half))
+        pixel.map(asking, active[:, : channels + 2], "elu")
+        asked = pixel.zeros(channels + 2)
+        self.query_block.write(step, active[:, : channels + 2], asking, asked)
+        query = pixel.zeros(half)
+        weight = step.memory.matrix(self.query.weight.T)
+        pixel.linear(asked, weight, query, add=self.query.bias.detach())
+        seen = active[:, channels : channels + half]
+        pixel.attend(query, keys, values, seen, "position", self.heads)
+        pixel.map(seen, seen, "elu")
+        self.merge.write(step, active[:, : channels + half], features, x)
+
+    def _write_keys(
+        self, step: GridStep, content: torch.Tensor, pixels: Places, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values of the pixel before, which has become known.
+
+        Returns:
+            Keys and values of all ``count`` pixels, ``[batch, count, channels / 2]`` each.
+        """
+        pixel = step.pixel
+        half = self.query.out_features
+        pixel.map(pixels.at("previous"), content[:, : self.channels])
+        active = pixel.zeros(content.shape[1])
+        pixel.map(content, active, "elu")
+        mixed = pixel.zeros(content.shape[1])
+        self.key_block.write(step, active, content, mixed)
+        sequences = []
+        for weight in self.keys_values.weight.split(half):
+            # Before the first pixel there is none: what is written then goes to a place in front.
+            memory = Places(step.memory.zeros(1 + count, half))
+            pixel.linear(mixed, step.memory.matrix(weight.T), memory.at("position"))
+            sequences.append(memory.memory[:, 1:])
+        return sequences[0], sequences[1]
+
+
+def strictly_before(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Attention of each position to the positions before it: ``[batch, heads, positions, size]``
+    each. The first position gets zeros."""
+    first = torch.zeros_like(values[:, :, :1])
+    if queries.shape[2] == 1:
+        return first
+    # Moved by one, "strictly before" is the usual causal mask, for which torch has a fast kernel.
+    others = F.scaled_dot_product_attention(
+        queries[:, :, 1:].contiguous(),
+        keys[:, :, :-1].contiguous(),
+        values[:, :, :-1].contiguous(),
+        is_causal=True,
+    )
+    return torch.cat([first, others], dim=2)

@@ -1,0 +1,160 @@
+"""Measured figures as text: names, units, and digits that their errors allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tessella.tokenizers import codebook_health
+
+UNITS: dict[str, tuple[str, str]] = {
+    "images": ("images", ""),
+    "bits_per_dim": ("code length", "bits/dim"),
+    "bits_per_code": ("code length", "bits/code"),
+    "bits_per_image": ("code length", "bits/image"),
+    "bits_per_image_dim": ("code length by image dimension", "bits/dim of the image"),
+    "nats_per_image": ("code length", "nats/image"),
+    "bound_bits_per_dim": ("bits of the images, at most", "bits/dim"),
+    "pixel_bits_per_dim": ("pixels given the codes", "bits/dim"),
+    "code_bits_per_dim": ("codes", "bits/dim of the image"),
+    "baseline_bits_per_dim": ("independent symbols", "bits/dim"),
+    "mse": ("squared error", "(0..255)²"),
+    "psnr_db": ("PSNR", "dB"),
+    "mean_image_psnr_db": ("PSNR of the mean image", "dB"),
+    "ssim": ("SSIM", ""),
+    **codebook_health.UNITS,
+    "scored_grid": ("scored grid", ""),
+    "condition": ("condition", ""),
+}
+"""What a figure is called, and its unit. Others go by their own name."""
+
+WITHOUT_ROW = ("weights", "diagnosis")
+"""Figures that are shown elsewhere."""
+
+SIGNIFICANT_DIGITS = 7
+"""Digits of a value, at most, however small its error is."""
+
+Row = tuple[str, str, str]
+"""Name, value with its error, unit."""
+
+
+def figure_rows(figures: Mapping[str, Any]) -> list[Row]:
+    """Measured figures as rows ``(name, value ± standard error, unit)``.
+
+    Values are rounded to the digits that their errors allow.
+
+    >>> figure_rows({"psnr_db": 25.2845, "psnr_db_se": 0.0218, "images": 10000})
+    [('PSNR', '25.285 ± 0.022', 'dB'), ('images', '10,000', '')]
+    """
+    rows: list[Row] = []
+    for name, value in figures.items():
+        if value is None or name in WITHOUT_ROW or _stands_beside_another(name, figures):
+            continue
+        if name == "overlap" and isinstance(value, Mapping):
+            rows.append(_overlap_row(value))
+        elif isinstance(value, Mapping):
+            rows += _comparison_rows(value, "bits_per_code" in figures)
+        else:
+            label, unit = _label_and_unit(name, figures)
+            rows.append((label, shown(value, figures.get(f"{name}_se")), unit))
+    return rows
+
+
+def shown(value: object, error: object = None) -> str:
+    """A number for people: with its standard error to two digits of that, else to four digits.
+
+    No value gets more than seven significant digits, however small its error is.
+
+    >>> shown(84.8512, 0.2013), shown(4253), shown(0.15737), shown(433.2)
+    ('84.85 ± 0.20', '4,253', '0.1574', '433.2')
+    >>> shown(46.4613248125209992, 1e-15), shown(46.4613248125209992, 0.0)
+    ('46.46132 ± 0.00000', '46.46 ± 0')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(error, (int, float)) and math.isfinite(error) and error > 0:
+        digits = _digits(float(value), float(error))
+        return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+    without_error = _without_error(value)
+    if isinstance(error, (int, float)) and error == 0:
+        return f"{without_error} ± 0"
+    return without_error
+
+
+def _digits(value: float, error: float) -> int:
+    """Digits after the point: two of the error, and no more than make sense of the value."""
+    of_error = 1 - math.floor(math.log10(error))
+    if value == 0 or not math.isfinite(value):
+        return max(0, min(of_error, SIGNIFICANT_DIGITS))
+    of_value = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))
+    return max(0, min(of_error, of_value))
+
+
+def _without_error(value: float) -> str:
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
+    """Whether a figure is shown in the row of another one: errors, and two figures of codes."""
+    if name.endswith("_se") and name.removesuffix("_se") in figures:
+        return True
+    if name == "codebook_size":
+        return "codebook_used" in figures
+    # Of codes, the bits per symbol are the bits per code.
+    return name == "bits_per_dim" and "bits_per_code" in figures
+
+
+def _label_and_unit(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
+    kind, _, number = name.partition("/")
+    label, unit = UNITS.get(kind, (kind.replace("_", " "), ""))
+    if number:
+        label += f", codebook {number}"
+    if name == "baseline_bits_per_dim" and "bits_per_code" in figures:
+        return "independent codes", "bits/code"
+    size = figures.get("codebook_size")
+    if name == "codebook_used" and size:
+        unit = f"of {size:,}" if isinstance(size, int) else f"of {size}"
+    return label, unit
+
+
+def _overlap_row(overlap: Mapping[str, Any]) -> Row:
+    """The images that the run was trained on.
+
+    >>> _overlap_row({"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
+    ('of these trained on', '3', 'images, and 0 mirrored')
+    """
+    mirrored = shown(overlap.get("mirrored"))
+    return (
+        "of these trained on",
+        shown(overlap.get("identical")),
+        f"images, and {mirrored} mirrored",
+    )
+
+
+def _comparison_rows(comparison: Mapping[str, Any], of_codes: bool) -> list[Row]:
+    """The differences to another run.
+
+    >>> ssim = {"difference": 0.0213, "difference_se": 0.0012}
+    >>> _comparison_rows({"run": "b", "ssim": ssim}, of_codes=False)
+    [('SSIM minus b', '0.0213 ± 0.0012', '')]
+    """
+    other = str(comparison.get("run", ""))
+    rows: list[Row] = []
+    for metric, entry in comparison.items():
+        if not isinstance(entry, Mapping) or "difference" not in entry:
+            continue
+        name = "bits_per_code" if of_codes and metric == "bits_per_dim" else metric
+        label, unit = UNITS.get(name, (name.replace("_", " "), ""))
+        difference = shown(entry["difference"], entry.get("difference_se"))
+        rows.append((f"{label} minus {other}", difference, unit))
+    overlap = comparison.get("overlap")
+    if isinstance(overlap, Mapping):
+        rows.append((f"of these {other} trained on", shown(overlap.get("identical")), "images"))
+    if "bits" in comparison:
+        rows.append(("bits", "not compared", f"({comparison['bits']})"))
+    if "conditions" in comparison:
+        rows.append(("conditions", "not the same", f"({comparison['conditions']})"))
+    return rows
