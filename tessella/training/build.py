@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tessella import data
+import torch
+from torch import nn
+
+from tessella import data, files
 from tessella.config import AdversarialConfig, Recipe, TrainConfig
 from tessella.errors import ConfigError
 from tessella.grid import Grid
@@ -91,19 +96,16 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     Raises:
         ConfigError: for an unknown name or size, or one that follows from the data.
     """
-    try:
-        if recipe.tokenizer:
-            return _build_tokenizer(recipe, images)
-        if recipe.vae:
-            return _build_vae(recipe, images)
-        return _build_density_model(recipe, images, tokenizer)
-    except MemoryError as error:
-        raise _too_large(error) from error
-    except RuntimeError as error:
-        # torch raises a plain RuntimeError where it gets no memory.
-        if "allocate" not in str(error) and "overflow" not in str(error):
-            raise
-        raise _too_large(error) from error
+    # On the meta device tensors have shapes and take no memory. A class from outside may not be
+    # able to live there; then nothing is known beforehand.
+    with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
+        _check_memory(_build(recipe, images, tokenizer))
+    return _build(recipe, images, tokenizer)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def build_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
@@ -132,6 +134,36 @@ def build_adversarial_task(
     # The discriminator halves the sides and needs to know that they suffice.
     height, width = train.examples.example_shape[:2]
     return AdversarialTask(model, terms, config, len(train.examples), (height, width))
+
+
+def _build(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> Trainable:
+    if recipe.tokenizer:
+        return _build_tokenizer(recipe, images)
+    if recipe.vae:
+        return _build_vae(recipe, images)
+    return _build_density_model(recipe, images, tokenizer)
+
+
+def _check_memory(outline: nn.Module) -> None:
+    """Refuse a model that this machine cannot train.
+
+    Args:
+        outline: the model on the meta device.
+
+    Raises:
+        ConfigError: naming what it takes and what there is.
+    """
+    weights = sum(p.numel() * p.element_size() for p in outline.parameters())
+    # Weights, gradient, two averages of the optimizer, averaged weights. With a GPU most of it lies
+    # there, and only weights and their average are made here.
+    copies = 2 if torch.cuda.is_available() else 5
+    memory = machine_memory()
+    if copies * weights > memory:
+        raise ConfigError(
+            f"the model of this recipe has {weights / 4e9:.3g} G parameters, which take"
+            f" {files.byte_count(copies * weights)} to train, and this machine has"
+            f" {files.byte_count(memory)}: take smaller sizes"
+        )
 
 
 def _density_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:
@@ -229,14 +261,6 @@ def _refuse_given(table: str, sizes: Mapping[str, object], given_by: Mapping[str
     for name, key in given_by.items():
         if name in sizes:
             raise ConfigError(f"{table}.{name} follows from the data: set {key} in its place")
-
-
-def _too_large(error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()
-    return ConfigError(
-        "the model of this recipe does not fit into memory: take smaller sizes"
-        f" ({reason[-1][:120] if reason else 'no memory'})"
-    )
 
 
 def held_tokenizer(out: Path, resume: bool) -> str | None:

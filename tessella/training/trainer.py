@@ -360,9 +360,9 @@ def _stream_data(
     """Training data of somebody else's iterable."""
     if resume:
         raise InputError(
-            "a run on an iterable cannot be resumed: the iterable decides the order of its images, so"
-            " the steps to come would not be those of an uninterrupted run; to be able to resume,"
-            " give an array"
+            "a run on an iterable cannot be resumed: the iterable decides the order of its images,"
+            " so the steps to come would not be those of an uninterrupted run;"
+            " to be able to resume, give an array"
         )
     if valid is None:
         raise InputError(
@@ -421,7 +421,7 @@ def _check_batch(train: TrainingData, batch: int) -> None:
     itemsize = 1 if train.examples.pixels else 8
     bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
     needed = batch * bytes_each
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = build.machine_memory()
     if needed > memory // 4:
         raise ConfigError(
             f"train.batch={batch} examples take {files.byte_count(needed)} before the"

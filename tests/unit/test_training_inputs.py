@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import typing
@@ -19,7 +20,7 @@ import tessella as ts
 from tessella.config import Recipe, TrainConfig, TrainOptions, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
-from tessella.training import loop, train_recipe, trainer
+from tessella.training import build, loop, train_recipe, trainer
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
 
@@ -197,12 +198,8 @@ def test_arguments_of_a_wrong_type_or_size_are_refused(
 def test_a_batch_beyond_this_machine_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.os, "sysconf", lambda name: 1000)
-    with pytest.raises(
-        ConfigError,
-        match="train.batch=65536 examples take .* 40 training images|"
-        "train.batch=65536 examples take .* 36 training images",
-    ):
+    monkeypatch.setattr(build, "machine_memory", lambda: 1_000_000)
+    with pytest.raises(ConfigError, match=r"train.batch=65536 examples take .* 36 training images"):
         train(tmp_path / "run", images(), batch=65536)
 
 
@@ -232,15 +229,22 @@ def test_sizes_in_tables_and_lists_are_bounded_too() -> None:
         load_recipe("digits-vqgan", ["adversarial.layers=40"])
 
 
-def test_a_model_that_memory_cannot_hold_is_our_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("digits", ["model.hidden=1000000", "model.layers=50"]),
+        ("digits-vqvae", ["tokenizer.hidden=60000"]),
+        ("digits-vae", ["vae.hidden=60000"]),
+    ],
+)
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_takes_any(
+    tmp_path: Path, name: str, sizes: list[str]
 ) -> None:
-    def no_memory(*given: Any, **options: Any) -> Any:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr("tessella.training.build.create_prior", no_memory)
-    with pytest.raises(ConfigError, match="does not fit into memory: take smaller sizes"):
-        train_recipe(load_recipe("digits"), tmp_path / "run", say=lambda line: None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match=r"take (smaller sizes|fewer channels)"):
+        train_recipe(load_recipe(name, sizes), tmp_path / "run", say=lambda line: None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
