@@ -202,7 +202,7 @@ def _workshop(kept_in: Path | None) -> Iterator[Path]:
 
 
 def _serves_alone(problem: str, is_full: bool) -> None:
-    """Note that the library was not kept. Of a full disk people are told: each process builds it."""
+    """Note that the library was not kept; warn of a full disk, since each process builds it."""
     message = (
         f"the compiled kernel serves this process alone, and the next one builds it: {problem}"
     )

@@ -1,10 +1,23 @@
 """Training: one loop for density models, tokenizers and priors, and the run directories it fills.
 
-:mod:`~tessella.training.trainer` is the way in, :mod:`~tessella.training.loop` the loop.
+What trains loads on first use: it brings the engine, which takes as long to import as torch, and
+readers of run directories do not need it.
 """
 
 from __future__ import annotations
 
-from tessella.training.trainer import Run, train, train_recipe
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tessella.training.trainer import Run, train, train_recipe
 
 __all__ = ["Run", "train", "train_recipe"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'tessella.training' has no attribute {name!r}")
+    value: object = getattr(import_module("tessella.training.trainer"), name)
+    globals()[name] = value
+    return value

@@ -121,3 +121,12 @@ def test_the_root_is_no_output(
         checks.check_output(out, (".png", ".npz", "/"))
     assert main(["sample", "digits", "--out", "/"]) == 2
     assert "root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["sample", "complete", "eval", "tokenize", "detokenize", "info"])
+def test_verbs_that_do_not_train_load_no_engine(verb: str) -> None:
+    # Each of these takes as long to import as torch.
+    code = f"import sys, tessella.cli.verbs.{verb}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert not {"lightning_fabric", "torch._dynamo", "matplotlib", "tensorboard"} & set(loaded)

@@ -15,6 +15,7 @@ from tessella.cli.terminal import say
 from tessella.errors import ArtifactError
 from tessella.evaluation import Evaluation, assess, check_comparable, compare
 from tessella.pipeline import is_bundled, load_saved, locate, write_card
+from tessella.pipeline.run_record import read_run_record
 from tessella.report import run_summary
 from tessella.training.run_directory import RunDirectory, environment
 
@@ -24,7 +25,7 @@ def run(command: Eval) -> int:
     set_threads(command.threads)
     device, is_first = start_processes(command.device, command.devices)
     path = locate(command.run)
-    _check_record(path)
+    read_run_record(path)  # a damaged record is refused before minutes are spent on figures
     model = load_saved(command.run, device)
     other = load_saved(command.against, device) if command.against else None
     if other is not None:
@@ -76,24 +77,18 @@ def _show(figures: Mapping[str, Any], images: data.ImageSet) -> None:
         say(f"codes: {line}")
 
 
-def _check_record(path: Path) -> None:
-    """Refuse a run whose record cannot be read, before minutes are spent on its figures."""
-    if (path / "run.json").exists():
-        RunDirectory(path).facts()
-
-
 def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
     """Add the figures to the card of a run; bundled models stay as they are."""
     if is_bundled(path) or not (path / "run.json").exists():
         return
     run_directory = RunDirectory(path)
-    facts = run_directory.facts()
+    record = run_directory.facts()
     shown = {}
     for key, value in figures.items():
         if key not in ("data", "run", "made") and value is not None:
             shown[key] = value
-    measured = {**facts.get("figures", {}), name: shown}
-    validation = facts.get("progress", {}).get("figures", {})
+    measured = {**record.get("figures", {}), name: shown}
+    validation = record.get("progress", {}).get("figures", {})
     try:
         run_directory.update(figures=measured)
         write_card(path, {"validation": validation, **measured})
