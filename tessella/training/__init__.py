@@ -1,6 +1,6 @@
 """Training: one loop for density models, tokenizers and priors, and the run directories it fills.
 
-What trains loads on first use: it brings the engine, which takes as long to import as torch, and
+Training itself is imported on first use: its engine takes as long to import as torch, and
 readers of run directories do not need it.
 """
 
