@@ -69,12 +69,12 @@ _ALLOWED = "images are [n, height, width] or [n, height, width, channels] with 1
 
 def _check_three_axes(shape: list[int], title: str) -> None:
     first, middle, last = shape
-    grey = f"if they are {first} grey images of {middle}x{last}, store x[..., None]"
+    grey = f"If they are {first} grey images of {middle}x{last}, store x[..., None]"
     # Images 3 or 4 pixels wide exist only in tests, where they are square.
     if last in (3, 4) and middle != last:
         raise InputError(
             f"{title} has the shape {shape}, which looks like one colour picture "
-            f"[height, width, channels]; {_ALLOWED}. Store x[None] for one picture; {grey}"
+            f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
         )
     if first in (3, 4) and middle > first and last > first:
         warn_caller(
@@ -87,8 +87,8 @@ def _check_three_axes(shape: list[int], title: str) -> None:
     if first > 1 and (counted_last or far_more_last):
         raise InputError(
             f"{title} has the shape {shape}, which looks like {last} images of {first}x{middle} "
-            f"with their number last, as MATLAB writes them; {_ALLOWED}. "
-            f"{_save('x.transpose(2, 0, 1)')} puts it first; {grey}"
+            f"with their number last, as MATLAB writes them; {_ALLOWED}. {grey}; to put the "
+            f"number first, {_save('x.transpose(2, 0, 1)')}"
         )
 
 
@@ -97,7 +97,7 @@ def _check_four_axes(shape: list[int], title: str) -> None:
     number_last = (
         f"{title} has the shape {shape}, which looks like {last} images of "
         f"{first}x{second}x{third} with their number last, as MATLAB writes them; {_ALLOWED}. "
-        f"{_save('x.transpose(3, 0, 1, 2)')} puts it first"
+        f"Put it first with {_save('x.transpose(3, 0, 1, 2)')}"
     )
     channels_first = (
         f"{title} has the shape {shape}, which looks like images with their channels first, as "
@@ -112,7 +112,13 @@ def _check_four_axes(shape: list[int], title: str) -> None:
     # From here on the last axis can be channels, but may be a small number of images or of columns.
     sliver = second >= SLIVER * third
     if third in CHANNELS and second != third and (first == second or sliver):
-        raise InputError(f"{number_last}; if it is right as it is, pad the images to a wider shape")
+        # One channel is how grey images are marked as such, also where a refusal asked for it.
+        if last > 1:
+            raise InputError(number_last)
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{second}x{third}; if it is one picture, store x[..., 0][None]"
+        )
     if second in CHANNELS and third == last and second != third:
         raise InputError(channels_first)
 
@@ -177,8 +183,8 @@ def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
     if high == 1:
         raise InputError(
             f"{title} is {array.dtype} with values 0..1, which are nearly black among 0..255. "
-            f"If they are two colours, {_save('x.astype(bool)')} says so (x * 255 does too); if "
-            "they are meant as they are, set data.levels=256"
+            "If they are meant as they are, set data.levels=256; if they are two colours, store "
+            f"x * 255, or say so by {_save('x.astype(bool)')}"
         )
     _check_small_range(array, high, title)
 
@@ -191,8 +197,8 @@ def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
     line = _save(f"np.round(x * (255 / {largest})).astype(np.uint8)")
     message = (
         f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}; images are "
-        f"uint8 of 0..255. If they have {largest + 1} shades, convert them with {line} and set "
-        f"data.levels={largest + 1}; if they are so dark, set data.levels=256"
+        f"uint8 of 0..255. If they are so dark, set data.levels=256; if they have {largest + 1} "
+        f"shades, set data.levels={largest + 1} and convert them with {line}"
     )
     if high <= SURELY_SMALL:
         raise InputError(message)

@@ -45,7 +45,9 @@ class Cifar10Source(Source):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether a folder, or the official folder in it, holds a batch."""
+        """Whether a path is the official archive, or its folder, or holds that folder."""
+        if path.name == "cifar-10-python.tar.gz":
+            return True
         for folder in (path, path / FOLDER):
             if (folder / TRAIN_FILES[0]).is_file() or (folder / "test_batch").is_file():
                 return True
@@ -186,9 +188,9 @@ class _LimitedReader:
         self._file = file
         self._total = 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; ValueError once there were too many."""
-        piece = self._file.read(min(size, PIECE))
+        piece = self._file.read(min(size, PIECE) if size >= 0 else PIECE)
         self._total += len(piece)
         if self._total > MAX_ARCHIVE_BYTES:
             raise ValueError(

@@ -12,7 +12,7 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 
@@ -62,7 +62,9 @@ class PickledArray:
             DataError: when it is of another type or order, or its shape does not fit its bytes.
         """
         try:
-            _, shape, dtype, by_columns, raw = self._state  # type: ignore[misc]
+            # What numpy.ndarray.__reduce__ gives; a damaged pickle can hold anything in its place.
+            state = cast(tuple[int, tuple[int, ...], PickledDtype, bool, object], self._state)
+            _, shape, dtype, by_columns, raw = state
             if dtype.name not in ("u1", "|u1", "uint8") or by_columns or not isinstance(raw, bytes):
                 raise ValueError("another type or order")
             return np.frombuffer(raw, np.uint8).reshape(shape)

@@ -191,7 +191,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
                 others.append(name)
     if not names:
         raise DataError(_no_images(place, others, root))
-    division = divide_listing(Listing(names, _unreadable(names), others, place.read_text))
+    division = divide_listing(Listing(names, _unreadable(names), others, place.read_text), split)
     labels = division.labels(split)
     # Numbers of the files of this split within all names.
     chosen = [index for index, part in enumerate(division.splits) if split in (part, ALL)]

@@ -60,14 +60,15 @@ class Division:
         splits: of each image.
         classes: the name of each image's class, empty where it has none.
         rule: how the splits were taken, in words.
-        given: whether the data set says its splits; each then has labels of its own, or none.
+        given: the splits that the data set itself says, each of which has labels or has none;
+            empty where the splits are taken by a hash.
         notes: what the user should hear of.
     """
 
     splits: list[str]
     classes: list[str]
     rule: str
-    given: bool
+    given: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -100,8 +101,12 @@ class Division:
         return found
 
 
-def divide_listing(files: Listing) -> Division:
+def divide_listing(files: Listing, split: str) -> Division:
     """The splits and classes of the images in a folder.
+
+    Args:
+        files: what lies in the folder.
+        split: the one that is wanted; with ``all``, splits may differ in their classes.
 
     Raises:
         DataError: when images lie beside folders that are splits, when a list does not fit the
@@ -116,7 +121,8 @@ def divide_listing(files: Listing) -> Division:
         division = _with_annotations(files, division)
         division = _without_false_classes(division)
         division = _with_label_list(files, division)
-    _check_same_classes(division)
+    if split != ALL:
+        _check_same_classes(division)
     return division
 
 
@@ -142,7 +148,7 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
                 # What cannot be read is never labelled, so that any class will do for it.
                 parts = sorted(top_folders)[:1]
             classes.append(parts[0] if parts and not stray else "")
-        return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders), False)
+        return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders))
     if stray:
         raise DataError(
             f"the folders {', '.join(sorted(top_folders))} are splits, and {printable(stray[0])} "
@@ -153,7 +159,8 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     inner = [below[name][1:] for name in names]
     deeper = _count_shared([parts for parts in inner if parts])
     classes = [parts[deeper] if len(parts) > deeper else "" for parts in inner]
-    return Division(splits, classes, rule, True)
+    given = frozenset(FOLDERS[folder.lower()] for folder in top_folders)
+    return Division(splits, classes, rule, given)
 
 
 def _count_shared(folders: list[list[str]]) -> int:
@@ -221,15 +228,16 @@ def _with_label_list(files: Listing, division: Division) -> Division:
     in_one_folder = len(set(division.classes)) <= 1
     if not in_one_folder or files.read_text is None:
         return division
+    # Splits that a hash took say nothing about which images have labels.
+    groups = division.splits if division.given else [ALL] * len(files.images)
     label_list = find_label_list(
-        files.images, [(path, files.read_text) for path in files.others], division.splits
+        files.images, [(path, files.read_text) for path in files.others], groups
     )
     if label_list is None:
         return division
     notes = [*division.notes, *label_list.notes]
     if not label_list.classes:
         return replace(division, notes=notes)
-    # Each split has labels or none, as the list says: as where the data set says its splits.
     return replace(
         division,
         classes=label_list.classes,
@@ -249,7 +257,7 @@ def _celeba(files: Listing) -> Division | None:
     if not partitions:
         if not attributes:
             return None
-        return Division(by_hash(files.images), no_classes, HASH_RULE, False)
+        return Division(by_hash(files.images), no_classes, HASH_RULE)
     path = partitions[0]
     split_of = {}
     for row in files.table(path).rows:
@@ -259,7 +267,7 @@ def _celeba(files: Listing) -> Division | None:
     splits = []
     for name in files.images:
         splits.append(_listed(split_of, PurePosixPath(name).stem, name, path))
-    return Division(splits, no_classes, f"the list {path}", True)
+    return Division(splits, no_classes, f"the list {path}", frozenset(SPLITS))
 
 
 def _cub(files: Listing) -> Division | None:
@@ -289,7 +297,7 @@ def _cub(files: Listing) -> Division | None:
         classes.append(class_names.get(label, label))
     rule = f"the list {found['train_test_split.txt']}"
     rule += fill_missing(files.images, splits)
-    return Division(splits, classes, rule, True)
+    return Division(splits, classes, rule, frozenset({"train", "test"}))
 
 
 def _omniglot(files: Listing) -> Division | None:
@@ -315,7 +323,7 @@ def _omniglot(files: Listing) -> Division | None:
             "are no splits of one another: name one of them, such as "
             f"folder:PATH/{min(sets)}"
         )
-    return Division(by_hash(files.images), classes, HASH_RULE, False)
+    return Division(by_hash(files.images), classes, HASH_RULE)
 
 
 def _pairs(files: Listing, path: str) -> dict[str, str]:
@@ -359,7 +367,7 @@ def _check_same_classes(division: Division) -> None:
                 "elsewhere, or name the folder of one split, which is then divided by itself"
             )
         absent = sorted(training - held_out)
-        if held_out and absent:
+        if split in division.given and held_out and absent:
             division.notes.append(
                 f"the split {split} has no images of {len(absent)} of the {len(training)} classes: "
                 f"{listing(absent)}"

@@ -165,5 +165,5 @@ def _find(folder: Path, name: str, dimensions: int) -> Path:
     reason = describe(folder)
     raise DataError(
         f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"
-        f"{f'. There {reason}' if reason else ''}"
+        f"{f'. {reason}' if reason else ''}"
     )

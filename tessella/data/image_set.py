@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,19 @@ class ImageSet:
         if self.labels is None or not len(self.labels):
             return 0
         return int(self.labels.max()) + 1
+
+    def numbered_by_ids(self) -> ImageSet:
+        """The same images with the labels that the data set itself gives, and no names.
+
+        Where labels are sparse ids, the names of the classes are the ids; other sets are returned
+        as they are.
+        """
+        if self.labels is None or not all(name.isdecimal() for name in self.label_names):
+            return self
+        ids = np.array(self.label_names, dtype=object).astype(np.int64)
+        if np.array_equal(ids, np.arange(len(ids))):
+            return self
+        return replace(self, labels=ids[self.labels], label_names=())
 
     def hashes(self) -> np.ndarray:
         """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal

@@ -14,6 +14,8 @@ LIST_EXTENSIONS = (".csv", ".tsv")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
 MAX_LISTS = 20
 """More CSV files than this are data of another kind, and are not opened."""
+FEWEST = 10
+"""A list names a tenth of the images, or is about something else."""
 REPEATS = 2
 """Images of an average class that labels have at least; captions and ids are different for each."""
 
@@ -89,14 +91,14 @@ def find_label_list(
     Args:
         images: relative paths.
         others: relative paths of the files beside them, each with its reader.
-        splits: the split of each image. A split is labelled as a whole or not at all.
+        splits: a group for each image. A group is labelled as a whole or not at all.
 
     Returns:
         None when no such file names images of the folder.
 
     Raises:
         DataError: when two lists name the images, or one names an image twice with different
-            labels, or some images of a split only.
+            labels, or some images of a group only.
     """
     lists = []
     for path, read_text in others:
@@ -183,9 +185,12 @@ def _classes(
 def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str, str]]:
     """The column that names images, and the image of each name.
 
+    Names without extension are looked for in the first column only: there they are often bare
+    numbers, which any other column may hold too.
+
     Returns:
-        its number and a mapping from cells to relative paths; the mapping is empty where fewer than
-        half of the rows name an image in any column.
+        its number and a mapping from cells to relative paths; the mapping is empty where no column
+        names images in half of its rows.
     """
     ways: list[dict[str, str]] = [{}, {}, {}]
     for image in images:
@@ -196,11 +201,12 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
     width = max((len(row) for row in table.rows), default=0)
     for number in range(width):
         cells = {row[number] for row in table.rows if len(row) > number}
-        for way in ways:
+        for way in ways if number == 0 else ways[:2]:
             hits = sum(1 for cell in cells if way.get(cell))
-            if 2 * hits >= len(cells) - 1 or 2 * hits >= len(images):
-                usable = {name: image for name, image in way.items() if image}
-                return (number, usable) if hits else (-1, {})
+            # A list may speak of images that lie elsewhere, or of one split only.
+            mostly_images = 2 * hits >= len(cells) - 1 and FEWEST * hits >= len(images)
+            if hits and (mostly_images or 2 * hits >= len(images)):
+                return number, {name: image for name, image in way.items() if image}
     return -1, {}
 
 

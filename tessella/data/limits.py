@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tessella.errors import ConfigError, DataError, InputError
 
@@ -25,10 +25,11 @@ PIECE = 1 << 24
 """Bytes that are decompressed at a time."""
 
 
+@runtime_checkable
 class BinaryReader(Protocol):
     """A file of bytes, decompressed or not."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; none at the end."""
         ...
 

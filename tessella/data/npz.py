@@ -27,7 +27,6 @@ import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from tessella.data.array_checks import as_uint8
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
 from tessella.data.in_memory import fit_in_memory
-from tessella.data.limits import check_content
+from tessella.data.limits import BinaryReader, check_content
 from tessella.data.other_formats import describe
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
@@ -143,14 +142,14 @@ class _Arrays:
                     f"{member.file_size:,} are there"
                 )
         with self._archive.open(member) as file:
-            return cast(np.ndarray, np.lib.format.read_array(file, allow_pickle=False))
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     def title(self, key: str) -> str:
         """The key and the file, for messages."""
         return f"{key!r} of {self.place.name}"
 
 
-def _declared_bytes(file: zipfile.ZipExtFile) -> int:
+def _declared_bytes(file: BinaryReader) -> int:
     """Bytes that an array takes by its header; 0 for one of Python objects, which is not read."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

@@ -58,9 +58,10 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         )
     if head.startswith(b"MATLAB 5.0") or extension == ".mat":
         return (
-            f"{name} is a MATLAB file; convert it with scipy: m = scipy.io.loadmat({name!r}); "
+            f"{name} is a MATLAB file; convert it with scipy, if it is SVHN (X [h, w, c, n], digit "
+            f"0 labelled 10): m = scipy.io.loadmat({name!r}); "
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
-            "labels=m['y'].ravel() % 10) is right for SVHN (X [h, w, c, n], digit 0 labelled 10)"
+            "labels=m['y'].ravel() % 10)"
         )
     if head.startswith(b"PAR1") or extension == ".parquet":
         return (
@@ -68,11 +69,7 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             f"rows = pyarrow.parquet.read_table({name!r}).to_pylist(); {_SAVE_SHARES}"
         )
     if extension == ".amat":
-        return (
-            f"{name} is a text of numbers (as binarized MNIST is published); convert it with "
-            f"x = np.loadtxt({name!r}, dtype=np.uint8).astype(bool).reshape(-1, 28, 28); "
-            "np.savez_compressed('new.npz', train=x), with valid= and test= for the other files"
-        )
+        return _describe_amat(name)
     if head.startswith(b"\x93NUMPY") or extension == ".npy":
         return (
             f"{name} is a single array; put it into an .npz file: "
@@ -90,6 +87,22 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             "and np.savez_compressed('new.npz', images=...)"
         )
     return _describe_ours(name, members or [])
+
+
+def _describe_amat(name: str) -> str:
+    """The text files in which H. Larochelle's binarized MNIST is published: a row of 784 zeros and
+    ones for each image."""
+    says = f"{name} is a text of numbers; convert it with "
+    published = re.fullmatch(r"(.*)_(train|valid|test)\.amat", name)
+    if not published:
+        return (
+            f"{says}np.savez_compressed('new.npz', "
+            f"images=np.loadtxt({name!r}, dtype=np.uint8).astype(bool).reshape(-1, 28, 28))"
+        )
+    return (
+        f"{says}np.savez_compressed('new.npz', **{{s: np.loadtxt(f'{published[1]}_{{s}}.amat', "
+        "dtype=np.uint8).astype(bool).reshape(-1, 28, 28) for s in ('train', 'valid', 'test')})"
+    )
 
 
 def _describe_ours(name: str, members: list[str]) -> str:
@@ -122,7 +135,7 @@ def _describe_folder(path: Path) -> str:
         if file.is_file():
             described = describe(file)
             if described:
-                return f"it holds {described}"
+                return described
     return ""
 
 

@@ -112,7 +112,10 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
                 f"data source {name!r} must be a class derived from Source or a function "
                 f"read(path, split, config), got {entry!r}"
             )
-        source = entry if inspect.isclass(entry) else _from_function(entry)
+        if inspect.isclass(entry):
+            source: type[Source] = entry
+        else:
+            source = _from_function(entry)
         SOURCES.register(name)(source)
         source.form = f"{name}:{source.argument}" if source.argument else name
         return entry
