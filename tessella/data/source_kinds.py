@@ -107,15 +107,15 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
         raise ConfigError(f"a data source is registered under a name without ':', got {name!r}")
 
     def decorate(entry: Registered) -> Registered:
-        if not callable(entry):
+        if isinstance(entry, type) and issubclass(entry, Source):
+            source: type[Source] = entry
+        elif callable(entry) and not isinstance(entry, type):
+            source = _from_function(entry)
+        else:
             raise ConfigError(
                 f"data source {name!r} must be a class derived from Source or a function "
                 f"read(path, split, config), got {entry!r}"
             )
-        if inspect.isclass(entry):
-            source: type[Source] = entry
-        else:
-            source = _from_function(entry)
         SOURCES.register(name)(source)
         source.form = f"{name}:{source.argument}" if source.argument else name
         return entry

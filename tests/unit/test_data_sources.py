@@ -86,6 +86,8 @@ def test_names_that_cannot_be_given_to_a_source(name: object) -> None:
 def test_what_is_no_source_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be a class derived from Source or a function"):
         ts.register_source("mine")(5)  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match="must be a class derived from Source or a function"):
+        ts.register_source("mine")(int)  # type: ignore[type-var]
     with pytest.raises(ConfigError, match="must define read"):
 
         @ts.register_source("mine")
