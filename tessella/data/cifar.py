@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -21,7 +21,7 @@ from tessella.config import DataConfig
 from tessella.data.cifar_pickle import PickledArray, unpickle
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import PIECE, BinaryReader
-from tessella.data.other_formats import describe
+from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
@@ -66,6 +66,7 @@ class Cifar10Source(Source):
         """
         place = self.locate(path)
         wanted = ("test_batch",) if split == "test" else TRAIN_FILES
+        # Bytes of the batches by name; only those of the split are read.
         if place.is_dir():
             contents = _from_folder(place, wanted)
         else:
@@ -78,6 +79,8 @@ class Cifar10Source(Source):
             all_labels.append(batch_labels)
         images = np.concatenate(all_images)
         labels = np.concatenate(all_labels)
+        # The batches of the training set have no order that matters: the last images of the
+        # fifth become the validation set.
         index = slice(None)
         rule = "test_batch"
         if split != "test":
@@ -135,15 +138,18 @@ def _labels(labels: object, count: int, name: str) -> np.ndarray:
 
 
 def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    missing = [name for name in wanted if not (inside / name).is_file()]
+    inside = folder / FOLDER
+    if not inside.is_dir():
+        inside = folder
+    missing = _without(wanted, [name for name in wanted if (inside / name).is_file()])
     if missing:
         refuse_other_kind(inside, Cifar10Source)
         there = listing([file.name for file in inside.iterdir()])
-        raise DataError(f"cifar10:PATH: {inside} has no {', '.join(missing)}; it holds {there}")
+        raise DataError(f"cifar10:PATH: {inside} has no {missing}; it holds {there}")
     contents: dict[str, bytes] = {}
     try:
         for name in wanted:
+            # Checked first: a file of any length can bear the name of a batch.
             _check_length((inside / name).stat().st_size, name)
             contents[name] = (inside / name).read_bytes()
     except OSError as error:
@@ -153,6 +159,7 @@ def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
+    # An .npz or a zip of images would only be called damaged below.
     refuse_other_kind(file, Cifar10Source)
     try:
         with _tar_stream(file) as archive:
@@ -165,17 +172,20 @@ def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     assert opened is not None  # it is a regular file
                     contents[name] = opened.read()
     except READ_ERRORS as error:
-        reason = describe(file)
-        raise DataError(
-            f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
-            f"{f'. {reason}' if reason and file.suffix != '.gz' else ''}"
-        ) from error
-    missing = [name for name in wanted if name not in contents]
+        message = f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
+        # Of a damaged .tar.gz no more is to be said.
+        described = "" if file.suffix == ".gz" else describe(file)
+        raise DataError(with_way_out(message, described)) from error
+    missing = _without(wanted, contents)
     if missing:
-        raise DataError(
-            f"cifar10:PATH: {file} holds no {', '.join(missing)}; is it cifar-10-python.tar.gz?"
-        )
+        raise DataError(f"cifar10:PATH: {file} holds no {missing}; is it cifar-10-python.tar.gz?")
     return contents
+
+
+def _without(wanted: tuple[str, ...], found: Iterable[str]) -> str:
+    """The names that were not found, in words."""
+    there = set(found)
+    return ", ".join(name for name in wanted if name not in there)
 
 
 class _LimitedReader:

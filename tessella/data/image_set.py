@@ -16,10 +16,6 @@ Images = np.ndarray | StoredImages
 """Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice,
 numbers or a mask."""
 
-JSONScalar = str | int | float | bool | None
-JSONValue = JSONScalar | list[Any] | dict[str, Any]
-"""Facts as they stand in records; ``Any`` is any such value again."""
-
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -50,7 +46,7 @@ class ImageSet:
     split: str = "train"
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
-    recipe: Mapping[str, JSONValue] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +81,7 @@ class ImageSet:
             return self.images.hashes
         return image_hashes(self.images)
 
-    def identity(self) -> dict[str, JSONValue]:
+    def identity(self) -> dict[str, Any]:
         """JSON values that say what these images are: equal identities mean equal pixels in equal
         order.
 

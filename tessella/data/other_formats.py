@@ -32,12 +32,19 @@ def describe(path: Path) -> str:
     try:
         if path.is_dir():
             return _describe_folder(path)
+        # A signature lies at the very beginning; the list of a zip file lies at the end.
         with path.open("rb") as file:
             head = file.read(HEAD)
         names = _members(path) if head.startswith(b"PK") else []
     except READ_ERRORS:
+        # This only ever improves a message about another error.
         return ""
     return describe_content(path.name, head, names)
+
+
+def with_way_out(message: str, described: str) -> str:
+    """An error message, followed by what a file is where that is known."""
+    return f"{message}: {described}" if described else message
 
 
 def describe_content(name: str, head: bytes, members: list[str] | None = None) -> str:
@@ -49,6 +56,7 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         members: the names in it, for a zip file.
     """
     extension = Path(name).suffix.lower()
+    # Signatures go before extensions: a file of MATLAB 7.3 is named .mat as well, and is HDF5.
     if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
         return (
             f"{name} is an HDF5 file; convert it with h5py: f = h5py.File({name!r}); "
@@ -63,6 +71,8 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
             "labels=m['y'].ravel() % 10)"
         )
+    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. Image files end
+    # to end are a layout of our own, so nothing need be decoded.
     if head.startswith(b"PAR1") or extension == ".parquet":
         return (
             f"{name} is a Parquet file; convert it with pyarrow: "
@@ -120,8 +130,12 @@ def _describe_ours(name: str, members: list[str]) -> str:
 
 def _describe_folder(path: Path) -> str:
     """What a folder holds, judged by the first file in it that is of a known kind."""
-    names = sorted(file.name for file in path.iterdir())
-    batches = [name for name in names if re.fullmatch(r"train_data_batch_\d+\.npz", name)]
+    names = []
+    batches = []
+    for file in path.iterdir():
+        names.append(file.name)
+        if re.fullmatch(r"train_data_batch_\d+\.npz", file.name):
+            batches.append(file.name)
     if batches:
         # 10 batches of ImageNet-32 are 4 GB; joined once, they are one source with all splits.
         return (
@@ -130,7 +144,7 @@ def _describe_folder(path: Path) -> str:
             f"{len(batches) + 1})]; np.savez('imagenet.npz', data=np.concatenate([b['data'] for b "
             "in p]), labels=np.concatenate([b['labels'] for b in p]))"
         )
-    for name in names:
+    for name in sorted(names):
         file = path / name
         if file.is_file():
             described = describe(file)

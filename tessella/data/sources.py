@@ -10,7 +10,7 @@ from tessella.config import DataConfig
 from tessella.data.array_checks import as_uint8
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.folder_layouts import HASH_RULE
-from tessella.data.image_set import ImageSet, JSONValue
+from tessella.data.image_set import ImageSet
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
@@ -137,8 +137,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     return fit_in_memory(Part(pixels, labels, names, levels, f"by {source.name}"), config)
 
 
-def _recipe(config: DataConfig, part: Part) -> dict[str, JSONValue]:
-    """How the split was taken and its pixels prepared."""
+def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
+    """How the split was taken and its pixels prepared, as JSON values."""
     return {
         "split_rule": part.split_rule,
         "size": config.size,
