@@ -62,10 +62,12 @@ def read_table(path: str, text: str) -> Table:
     lines = text.splitlines()
     rows = []
     if extension not in LIST_EXTENSIONS:
+        # The lists of published data sets. Tabs, where there are any, allow blanks in names.
         for line in lines:
             rows.append(line.split("\t") if "\t" in line else line.split())
     else:
         delimiter = "\t" if extension == ".tsv" else ","
+        # Spreadsheets write semicolons where the comma is the decimal sign.
         if delimiter == "," and lines and "," not in lines[0] and ";" in lines[0]:
             delimiter = ";"
         try:
@@ -80,7 +82,7 @@ def read_table(path: str, text: str) -> Table:
 
 
 def find_label_list(
-    images: Sequence[str], others: Sequence[tuple[str, ReadText]], splits: Sequence[str]
+    images: Sequence[str], others: Sequence[str], read_text: ReadText, groups: Sequence[str]
 ) -> LabelList | None:
     """The labels of images in a CSV or TSV file that names them.
 
@@ -90,8 +92,9 @@ def find_label_list(
 
     Args:
         images: relative paths.
-        others: relative paths of the files beside them, each with its reader.
-        splits: a group for each image. A group is labelled as a whole or not at all.
+        others: relative paths of the files beside them.
+        read_text: the text of one of these.
+        groups: a group for each image. A group is labelled as a whole or not at all.
 
     Returns:
         None when no such file names images of the folder.
@@ -100,28 +103,28 @@ def find_label_list(
         DataError: when two lists name the images, or one names an image twice with different
             labels, or some images of a group only.
     """
-    lists = []
-    for path, read_text in others:
-        if PurePosixPath(path).suffix.lower() in LIST_EXTENSIONS:
-            lists.append((path, read_text))
+    lists = [path for path in others if PurePosixPath(path).suffix.lower() in LIST_EXTENSIONS]
     if len(lists) > MAX_LISTS:
         return None
-    found: list[LabelList] = []
-    for path, read_text in lists:
-        labels = _labels_of(path, read_table(path, read_text(path)), images, splits)
-        if labels is not None:
-            found.append(labels)
-    usable = [labels for labels in found if labels.classes]
-    if len(usable) > 1:
-        names = ", ".join(printable(labels.path) for labels in usable)
-        raise DataError(f"{names} both give labels to the images: leave one of them")
-    if usable:
-        return usable[0]
-    return found[0] if found else None
+    usable: LabelList | None = None
+    unclear: LabelList | None = None
+    for path in lists:
+        labels = _labels_of(path, read_table(path, read_text(path)), images, groups)
+        if labels is None:
+            continue
+        if not labels.classes:
+            unclear = labels
+        elif usable is None:
+            usable = labels
+        else:
+            names = f"{printable(usable.path)}, {printable(path)}"
+            raise DataError(f"{names} both give labels to the images: leave one of them")
+    # A list that speaks of something else about the images does no harm beside one of labels.
+    return usable or unclear
 
 
 def _labels_of(
-    path: str, table: Table, images: Sequence[str], splits: Sequence[str]
+    path: str, table: Table, images: Sequence[str], groups: Sequence[str]
 ) -> LabelList | None:
     """The labels that one table gives; None when it is not about these images."""
     key, column = _column_of_names(table, images)
@@ -141,6 +144,7 @@ def _labels_of(
         )
     by_image: dict[str, str] = {}
     for row in table.rows:
+        # The header, short rows, and images that lie elsewhere.
         if len(row) <= max(key, label) or row[key] not in column:
             continue
         image = column[row[key]]
@@ -149,6 +153,7 @@ def _labels_of(
                 f"{shown} gives {printable(image)} the labels {by_image[image]!r} and "
                 f"{row[label]!r}: leave one of them"
             )
+    # Captions and ids differ from image to image; classes come again and again.
     distinct = set(by_image.values())
     if len(by_image) < REPEATS * len(distinct) and len(distinct) > 10:
         return LabelList(
@@ -159,27 +164,29 @@ def _labels_of(
                 "which are no classes, so none are taken"
             ],
         )
-    return LabelList(path, _classes(by_image, images, splits, shown))
+    return LabelList(path, _classes(by_image, images, groups, shown))
 
 
 def _classes(
-    by_image: dict[str, str], images: Sequence[str], splits: Sequence[str], shown: str
+    by_image: dict[str, str], images: Sequence[str], groups: Sequence[str], shown: str
 ) -> list[str]:
-    """The class of each image; none for the images of a split that the list does not speak of."""
-    unlisted: dict[str, str] = {}
+    """The class of each image; none for the images of a group that the list does not speak of."""
+    classes = []
     labelled = set()
-    for image, split in zip(images, splits, strict=True):
-        if by_image.get(image):
-            labelled.add(split)
+    unlisted: dict[str, str] = {}  # an image without a label of each group
+    for image, group in zip(images, groups, strict=True):
+        name = by_image.get(image, "")
+        classes.append(name)
+        if name:
+            labelled.add(group)
         else:
-            unlisted.setdefault(split, image)
-    for split in sorted(labelled):
-        if split in unlisted:
-            raise DataError(
-                f"{shown} gives labels to some images, and none to {printable(unlisted[split])}: "
-                "add it there, or move the image elsewhere"
-            )
-    return [by_image.get(image, "") for image in images]
+            unlisted.setdefault(group, image)
+    for group in sorted(labelled & set(unlisted)):
+        raise DataError(
+            f"{shown} gives labels to some images, and none to {printable(unlisted[group])}: "
+            "add it there, or move the image elsewhere"
+        )
+    return classes
 
 
 def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str, str]]:
@@ -198,11 +205,16 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
         for way, name in zip(ways, (image, path.name, path.stem), strict=True):
             # A name that two images share names neither.
             way[name] = "" if name in way else image
-    width = max((len(row) for row in table.rows), default=0)
-    for number in range(width):
-        cells = {row[number] for row in table.rows if len(row) > number}
+    # The cells of each column, without repetitions.
+    columns: list[set[str]] = []
+    for row in table.rows:
+        for number, cell in enumerate(row):
+            if number == len(columns):
+                columns.append(set())
+            columns[number].add(cell)
+    for number, cells in enumerate(columns):
         for way in ways if number == 0 else ways[:2]:
-            hits = sum(1 for cell in cells if way.get(cell))
+            hits = len(cells.intersection(name for name, image in way.items() if image))
             # A list may speak of images that lie elsewhere, or of one split only.
             mostly_images = 2 * hits >= len(cells) - 1 and FEWEST * hits >= len(images)
             if hits and (mostly_images or 2 * hits >= len(images)):
@@ -212,6 +224,7 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
 
 def _column_of_labels(table: Table, names: int) -> int:
     """The column of the labels; -1 when it is unclear."""
+    # Without a header these are cells like any other, and the number of columns decides.
     header = [cell.lower() for cell in table.rows[0]]
     for wanted in LABEL_COLUMNS:
         if wanted in header and header.index(wanted) != names:

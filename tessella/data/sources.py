@@ -46,18 +46,24 @@ def load(config: DataConfig, split: str) -> ImageSet:
     source, path = find_source(config.source)
     _check_fits(config, source, split)
     part = _as_part(source().read(path, split, config), config, source)
-    name = f"{source.name}:{last_name(Path(path))}" if path else source.name
+    # Only the last name of the path is kept: records of runs go to other machines and people.
+    name = source.name
+    if path:
+        name += f":{last_name(Path(path))}"
     if not len(part.images):
         raise DataError(_nothing(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
+    levels = config.levels
+    if not levels:
+        levels = 2 if config.binarize else part.levels
     return ImageSet(
         images=images,
         labels=part.labels,
         label_names=part.label_names,
-        levels=config.levels or (2 if config.binarize else part.levels),
+        levels=levels,
         name=name,
         split=split,
         names=part.names,
@@ -109,14 +115,16 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
             "with --tokenizer RUN; elsewhere name the images that they were made of"
         )
     if split == ALL and not source.allows_all:
-        able = " and ".join(name for name, kind in SOURCES.items() if kind.allows_all)
+        able = [name for name, kind in SOURCES.items() if kind.allows_all]
         raise DataError(
-            f"{source.name} comes divided: take --split train, valid or test (all is for {able})"
+            f"{source.name} comes divided: take --split train, valid or test (all is for "
+            f"{' and '.join(able)})"
         )
     if config.bits and not source.takes_bits:
-        able = " and ".join(kind.form for kind in SOURCES.values() if kind.takes_bits)
+        able = [kind.form for kind in SOURCES.values() if kind.takes_bits]
         raise ConfigError(
-            f"data.bits is for {able} only, got {config.bits!r} with the source {source.name}"
+            f"data.bits is for {' and '.join(able)} only, got {config.bits!r} with the source "
+            f"{source.name}"
         )
 
 
@@ -124,7 +132,11 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     """What a reader gave, as a part; bare arrays are checked and brought to the size asked for."""
     if isinstance(result, Part):
         return result
-    images, labels = result if isinstance(result, tuple) else (result, None)
+    if isinstance(result, tuple):
+        images, labels = result
+    else:
+        images = result
+        labels = None
     pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
     names: tuple[str, ...] = ()
     if labels is not None:
@@ -171,12 +183,14 @@ def _hint_for_path(source: str) -> str:
     described = describe(place)
     if described:
         return f"; {described}"
+    # Nothing recognizes it, so its name is all there is to go by.
     kind_name = "npz" if place.suffix == ".npz" else "folder"
     return f"; to read the path {source}, write {kind_name}:{source}"
 
 
 def _nothing(name: str, split: str, part: Part) -> str:
-    text = f"{name} has no images for split {split!r} ({part.split_rule or 'the source has none'})"
+    rule = part.split_rule or "the source has none"
+    text = f"{name} has no images for split {split!r} ({rule})"
     if part.split_rule == HASH_RULE:
         text += f"; folders of at least {EVERY_SPLIT_FROM} images have some for every split"
     return f"{text}; skipped: {part.skipped[0]}" if part.skipped else text
