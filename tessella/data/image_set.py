@@ -57,6 +57,7 @@ class ImageSet:
         without labels."""
         if self.label_names:
             return len(self.label_names)
+        # Without names, every number up to the largest is a class, whether or not it occurs.
         if self.labels is None or not len(self.labels):
             return 0
         return int(self.labels.max()) + 1
@@ -69,6 +70,7 @@ class ImageSet:
         """
         if self.labels is None or not all(name.isdecimal() for name in self.label_names):
             return self
+        # By way of Python integers, as text of any length can be a name.
         ids = np.array(self.label_names, dtype=object).astype(np.int64)
         if np.array_equal(ids, np.arange(len(ids))):
             return self
@@ -77,6 +79,8 @@ class ImageSet:
     def hashes(self) -> np.ndarray:
         """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal
         images."""
+        # Those of a file were computed when the images were stored, and reading all of it again
+        # would take as long as an epoch.
         if isinstance(self.images, StoredImages):
             return self.images.hashes
         return image_hashes(self.images)
@@ -90,6 +94,7 @@ class ImageSet:
         order, the names of the classes, the preparation of the pixels, and the number of files
         skipped.
         """
+        # How the split was taken is said beside its name, not among what was done to the pixels.
         preprocessing = dict(self.recipe)
         split_rule = preprocessing.pop("split_rule", "")
         preprocessing["levels"] = self.levels

@@ -50,6 +50,7 @@ def check_content(size: int, bytes_on_disk: int, title: str) -> None:
     Raises:
         DataError: when the size is above :func:`largest_content`.
     """
+    # The declared size is not trusted here, only bounded: readers stop when less or more comes.
     most = largest_content(bytes_on_disk)
     if size > most:
         raise DataError(
@@ -64,6 +65,7 @@ def read_up_to(file: BinaryReader, count: int) -> bytearray:
 
     ``file.read(count)`` would reserve ``count`` bytes before it looks.
     """
+    # Grows as pieces arrive, to at most twice what is there while it is moved.
     content = bytearray()
     while len(content) < count:
         piece = file.read(min(PIECE, count - len(content)))
@@ -88,7 +90,7 @@ def check_resized(shape: Sequence[int]) -> None:
     Raises:
         InputError: above :data:`MAX_RESIZED_BYTES`.
     """
-    size = math.prod(shape)
+    size = math.prod(shape)  # one byte a value
     if size > MAX_RESIZED_BYTES:
         count, height, width, channels = shape
         raise InputError(

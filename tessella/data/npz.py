@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.array_checks import as_uint8
+from tessella.data.array_checks import as_uint8, warn_if_constant
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
 from tessella.data.in_memory import fit_in_memory
@@ -279,6 +279,7 @@ def _as_images(
     bits = parse_size(config.bits, "bits")
     if bits:
         _check_packed(array, bits, title)
+        warn_if_constant(array, title)
         return _unpack(array[index], bits), 2
     images, levels = as_uint8(array, title, config.levels)
     return images[index], levels

@@ -116,6 +116,7 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
                 f"data source {name!r} must be a class derived from Source or a function "
                 f"read(path, split, config), got {entry!r}"
             )
+        # Registered first, which refuses a name that is taken before anything is changed.
         SOURCES.register(name)(source)
         source.form = f"{name}:{source.argument}" if source.argument else name
         return entry
@@ -124,6 +125,7 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
 
 
 def _from_function(reader: Reader) -> type[Source]:
+    # A function has no attributes to ask for, so its source allows what all sources allow.
     description = inspect.getdoc(reader) or "images from a plugin"
 
     class FunctionSource(Source):
@@ -151,6 +153,7 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
 
     Readers call it when what they found is not theirs, before they complain about details.
     """
+    # In the order of registration: the first that recognizes a path is the one that is named.
     for source in SOURCES.values():
         if source is not given and source.recognizes(path):
             raise DataError(

@@ -88,6 +88,7 @@ def find_source(source: str) -> tuple[type[Source], str]:
         DataError: when no source has this name.
     """
     name, _, path = source.partition(":")
+    # Only the first colon counts: a path can hold others.
     try:
         return SOURCES[name], path
     except KeyError:
@@ -100,6 +101,7 @@ def check_config(config: DataConfig) -> None:
     Raises:
         ConfigError: for a value that no source can honour.
     """
+    # Once more, although the configuration checked itself: it may have been changed since.
     config.check()
     for key in ("size", "bits"):
         size = parse_size(getattr(config, key), key)
@@ -140,6 +142,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
     names: tuple[str, ...] = ()
     if labels is not None:
+        # Ids of this split alone are known here; a source whose splits differ in their labels
+        # returns a Part with names of its own.
         title = f"the labels of {source.name}"
         labels = check_labels(np.asarray(labels), len(pixels), title)
         ids = sparse_ids([labels], title)
@@ -174,7 +178,7 @@ def _unknown_source(source: str) -> str:
 
 def _hint_for_path(source: str) -> str:
     """How a path is written that was given without the name of a source."""
-    place = find(source)
+    place = find(source) if source else None
     if place is None:
         return ""
     for kind in SOURCES.values():

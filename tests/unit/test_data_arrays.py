@@ -91,6 +91,11 @@ def test_dark_images_are_read(tmp_path: Path) -> None:
         assert read(tmp_path, train=binary(), levels=256).levels == 256
 
 
+def test_packed_bits_of_one_value_are_read_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(TessellaWarning, match="every pixel of 'images' of x.npz has the value 0"):
+        read(tmp_path, images=np.zeros((30, 8), np.uint8), bits="8x8")
+
+
 @pytest.mark.parametrize("value", [0, 1, 200])
 def test_arrays_of_one_value_are_read_with_a_warning(tmp_path: Path, value: int) -> None:
     with pytest.warns(TessellaWarning, match=rf"every pixel of .* has the value {value}\b"):
@@ -103,10 +108,12 @@ def test_arrays_of_one_value_are_read_with_a_warning(tmp_path: Path, value: int)
         (-128, 127, np.int8, r"astype(np.int16) + 128"),
         (-40, 90, np.int64, r"astype(np.int16) + 128"),
         (-3000, 3000, np.int16, r"+ 32768) >> 8"),
+        (-1, 1, np.int8, r"127.5 * (x + 1)"),
         (0, 1023, np.uint16, "x >> 2"),
         (0, 4000, np.int32, "x >> 4"),
         (0, 60_000, np.int32, "x >> 8"),
         (0, 10**6, np.int64, "x - x.min()"),
+        (-(10**6), 10**6, np.int64, "x - x.min()"),
     ],
 )
 def test_wider_integers_are_refused_with_the_line_that_converts_them(
@@ -151,6 +158,7 @@ def test_normalized_floats_are_to_be_taken_back_first(tmp_path: Path) -> None:
         ((32, 32, 3, 50), 50),
         ((48, 64, 3, 50), 50),
         ((32, 32, 1, 7), 7),
+        ((64, 48, 900), 900),
     ],
 )
 def test_axes_in_another_order_are_refused_with_the_line_that_mends_them(
@@ -177,7 +185,7 @@ def test_channels_first_are_refused(shape: tuple[int, ...]) -> None:
         (60_000, 28, 28),
         (1, 28, 28),
         (28, 28, 28),
-        (50, 64, 256),
+        (300, 64, 256),
         (50, 4, 4),
         (28, 28, 500, 1),
         (10, 32, 32, 3),
@@ -197,6 +205,11 @@ def test_shapes_of_images_pass(shape: tuple[int, ...]) -> None:
 def test_narrow_grey_images_are_read_with_a_warning(shape: tuple[int, ...]) -> None:
     with pytest.warns(TessellaWarning, match=r"taken for \d+ grey images of \d+x3"):
         check_shape(shape, "x")
+
+
+def test_a_number_of_images_that_may_stand_last_is_spoken_of() -> None:
+    with pytest.warns(TessellaWarning, match=r"if it holds 200 images of 64x48, store x\.transp"):
+        check_shape((64, 48, 200), "x")
 
 
 def test_a_picture_with_channels_first_is_read_with_a_warning() -> None:
