@@ -108,7 +108,8 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     fields: dict[str, object] = {}
     for key, value in batch.items():
         # Python 2 wrote the keys as bytes.
-        fields[key.decode("latin-1") if isinstance(key, bytes) else str(key)] = value
+        text = key.decode("latin-1") if isinstance(key, bytes) else str(key)
+        fields[text] = value
     stored = fields.get("data")
     labels = fields.get("labels")
     if stored is None or labels is None:
@@ -141,11 +142,11 @@ def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     inside = folder / FOLDER
     if not inside.is_dir():
         inside = folder
-    missing = _without(wanted, [name for name in wanted if (inside / name).is_file()])
+    there = [file.name for file in inside.iterdir() if file.is_file()]
+    missing = _without(wanted, there)
     if missing:
         refuse_other_kind(inside, Cifar10Source)
-        there = listing([file.name for file in inside.iterdir()])
-        raise DataError(f"cifar10:PATH: {inside} has no {missing}; it holds {there}")
+        raise DataError(f"cifar10:PATH: {inside} has no {missing}; it holds {listing(there)}")
     contents: dict[str, bytes] = {}
     try:
         for name in wanted:
@@ -200,7 +201,9 @@ class _LimitedReader:
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; ValueError once there were too many."""
-        piece = self._file.read(min(size, PIECE) if size >= 0 else PIECE)
+        if not 0 <= size <= PIECE:
+            size = PIECE
+        piece = self._file.read(size)
         self._total += len(piece)
         if self._total > MAX_ARCHIVE_BYTES:
             raise ValueError(

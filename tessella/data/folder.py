@@ -227,7 +227,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         skipped.append(f"{printable(name)}: not an image")
     return {
         "names": decoded.names,
-        "labels": None if labels is None else decoded.labels,
+        "labels": decoded.labels if labels is not None else None,
         "label_names": list(division.label_names),
         "skipped": skipped,
         "resampled": decoded.resampled,
@@ -266,7 +266,11 @@ def _division(names: list[str]) -> Division:
 
 def _unreadable(names: Iterable[str]) -> frozenset[str]:
     """The files of a kind that is not read; they have no say in how a folder is divided."""
-    return frozenset(name for name in names if PurePosixPath(name).suffix.lower() in UNREAD)
+    unreadable = set()
+    for name in names:
+        if PurePosixPath(name).suffix.lower() in UNREAD:
+            unreadable.add(name)
+    return frozenset(unreadable)
 
 
 def _key(root: Path, split: str, config: DataConfig) -> str:
@@ -305,6 +309,7 @@ def _in_zip(archive: zipfile.ZipFile) -> _Place:
             found[info.filename] = (info.CRC, info.file_size)
     names = sorted(found)
 
+    # Zip files may be read by several threads at once; ZipFile guards the file itself.
     def open_member(name: str) -> BufferedIOBase:
         return cast(BufferedIOBase, archive.open(archive.getinfo(name)))
 

@@ -139,7 +139,9 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     readable = [name for name in names if name not in unreadable] or list(names)
     shared = _count_shared([_folders_of(name) for name in readable])
     # The folders of each image below those that all images share.
-    below = {name: _folders_of(name)[shared:] for name in names}
+    below = {}
+    for name in names:
+        below[name] = _folders_of(name)[shared:]
     top_folders = set()
     stray = []
     for name in readable:
@@ -153,7 +155,9 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
             below[name] = [min(top_folders)]
     if not divide(top_folders):
         # One image that lies in no folder, and none of them has a class.
-        classes = [""] * len(names) if stray else [below[name][0] for name in names]
+        classes = [""] * len(names)
+        if not stray:
+            classes = [below[name][0] for name in names]
         return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders))
     if stray:
         raise DataError(
@@ -165,9 +169,13 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     # all images share. Splits may differ in this: test images often have no classes.
     inner = [below[name][1:] for name in names]
     shared = _count_shared(list(filter(None, inner)))
-    classes = [parts[shared] if parts else "" for parts in inner]
-    given = frozenset(FOLDERS[folder.lower()] for folder in top_folders)
-    return Division(splits, classes, rule, given)
+    classes = []
+    for parts in inner:
+        classes.append(parts[shared] if parts else "")
+    given = set()
+    for folder in top_folders:
+        given.add(FOLDERS[folder.lower()])
+    return Division(splits, classes, rule, frozenset(given))
 
 
 def _folders_of(name: str) -> list[str]:
@@ -191,7 +199,7 @@ def _count_shared(folders: list[list[str]]) -> int:
 
 def _not_splits(folders: set[str]) -> str:
     """The words for folders of which some, but not all, are named like splits."""
-    alike = sorted(name for name in folders if name.lower() in FOLDERS)
+    alike = [name for name in sorted(folders) if name.lower() in FOLDERS]
     others = sorted(folders - set(alike))
     if len(alike) < 2 or not others:
         return ""
@@ -244,7 +252,9 @@ def _with_label_list(files: Listing, division: Division) -> Division:
     if not in_one_folder or files.read_text is None:
         return division
     # Splits that a hash took say nothing about which images have labels.
-    groups = division.splits if division.given else [ALL] * len(files.images)
+    groups = [ALL] * len(files.images)
+    if division.given:
+        groups = division.splits
     label_list = find_label_list(files.images, files.others, files.read_text, groups)
     if label_list is None:
         return division
@@ -293,11 +303,17 @@ def _cub(files: Listing) -> Division | None:
             found[name] = path
     if not set(needed) <= set(found):
         return None
-    images_list, labels_list, splits_list = (found[name] for name in needed)
+    images_list = found["images.txt"]
+    labels_list = found["image_class_labels.txt"]
+    splits_list = found["train_test_split.txt"]
     label_of = _pairs(files, labels_list)  # number of an image -> number of its class
     trains = _pairs(files, splits_list)  # number of an image -> "1" for training images
-    class_names = _pairs(files, found["classes.txt"]) if "classes.txt" in found else {}
-    number_of = {path: number for number, path in _pairs(files, images_list).items()}
+    class_names = {}  # number of a class -> its name
+    if "classes.txt" in found:
+        class_names = _pairs(files, found["classes.txt"])
+    number_of = {}  # path of an image -> its number
+    for number, path in _pairs(files, images_list).items():
+        number_of[path] = number
     splits = []
     classes = []
     for name in files.images:
@@ -306,7 +322,10 @@ def _cub(files: Listing) -> Division | None:
         number = _listed(number_of, inside, name, images_list)
         label = _listed(label_of, number, name, labels_list)
         in_training = _listed(trains, number, name, splits_list) == "1"
-        splits.append("train" if in_training else "test")
+        if in_training:
+            splits.append("train")
+        else:
+            splits.append("test")
         classes.append(class_names.get(label, label))
     rule = f"the list {splits_list}"
     rule += fill_missing(files.images, splits)
@@ -328,7 +347,7 @@ def _omniglot(files: Listing) -> Division | None:
         if len(folders) < 2 or not re.fullmatch(r"character\d+", folders[-1]):
             return None
         classes.append("/".join(folders[-2:]))
-        sets.add(folders[-3] if len(folders) > 2 else "")
+        sets.add("/".join(folders[:-2]))
     if not files.images:
         return None
     if len(sets) > 1:

@@ -66,7 +66,9 @@ def read_table(path: str, text: str) -> Table:
         for line in lines:
             rows.append(line.split("\t") if "\t" in line else line.split())
     else:
-        delimiter = "\t" if extension == ".tsv" else ","
+        delimiter = ","
+        if extension == ".tsv":
+            delimiter = "\t"
         # Spreadsheets write semicolons where the comma is the decimal sign.
         if delimiter == "," and lines and "," not in lines[0] and ";" in lines[0]:
             delimiter = ";"
@@ -212,13 +214,16 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
             if number == len(columns):
                 columns.append(set())
             columns[number].add(cell)
+    for way in ways:
+        for name in [name for name, image in way.items() if not image]:
+            del way[name]
     for number, cells in enumerate(columns):
-        for way in ways if number == 0 else ways[:2]:
-            hits = len(cells.intersection(name for name, image in way.items() if image))
+        for way in ways[: 3 if number == 0 else 2]:
+            hits = len(cells & way.keys())
             # A list may speak of images that lie elsewhere, or of one split only.
             mostly_images = 2 * hits >= len(cells) - 1 and FEWEST * hits >= len(images)
             if hits and (mostly_images or 2 * hits >= len(images)):
-                return number, {name: image for name, image in way.items() if image}
+                return number, way
     return -1, {}
 
 

@@ -162,7 +162,9 @@ def _declared_bytes(file: BinaryReader) -> int:
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     else:
         raise ValueError(f"an array of version {version}, which images do not need")
-    return 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        return 0
+    return math.prod(shape) * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,10 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
 
 def _lacking(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:
     """The message for a split that can be neither read nor cut from training images."""
-    whole = any(keys.images in _WHOLE_FILE_KEYS for keys in found.values())
-    by_name = ", as its name says" if whole else ""
+    by_name = ""
+    for keys in found.values():
+        if keys.images in _WHOLE_FILE_KEYS:
+            by_name = ", as its name says"
     return (
         f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} "
         f"(keys: {listing(arrays.keys)}); split {split!r} needs a file with training images"
@@ -259,11 +263,12 @@ def _places(
     if split in found and (split != "train" or not missing):
         return slice(None), f"all of {key!r}"
     # Beside a test set that came with the data, 5,000 images are enough for validation.
-    size = share(count, LARGEST_TAIL if len(found) > 1 else None)
+    largest = LARGEST_TAIL if len(found) > 1 else None
+    size = share(count, largest)
     sizes = {"valid": 0, "test": 0}
     for name in missing:
         sizes[name] = size
-    parts = " and ".join(f"{size} {name}" for name in missing)
+    parts = f"{size} " + f" and {size} ".join(missing)
     rule = f"{key!r} by numpy default_rng(0).permutation({count}), its last {parts}"
     return permuted(count, split, **sizes), rule
 
@@ -365,10 +370,8 @@ def _decoded(
         _, start, end = bounds[index]
         return io.BytesIO(content[start:end].tobytes())
 
-    files = Files(
-        [f"image {number}" for number in bounds[:, 0].tolist()],
-        open_file,
-        None if labels is None else labels.tolist(),
-    )
+    names = [f"image {number}" for number in bounds[:, 0].tolist()]
+    numbers = None if labels is None else labels.tolist()
+    files = Files(names, open_file, numbers)
     part = fit_files(files, config, channels=config.channels, place=arrays.place.name, strict=True)
     return replace(part, names=None)

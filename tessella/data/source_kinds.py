@@ -153,10 +153,22 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
 
     Readers call it when what they found is not theirs, before they complain about details.
     """
-    # In the order of registration: the first that recognizes a path is the one that is named.
+    source = recognizing(path)
+    if source is not None and source is not given:
+        raise DataError(
+            f"{given.name}: {path} is for the source {source.name} ({source.about}): "
+            f"--data {source.name}:{path}"
+        )
+
+
+def recognizing(path: Path) -> type[Source] | None:
+    """The source that recognizes a path, the first in the order of registration; None where none
+    does."""
     for source in SOURCES.values():
-        if source is not given and source.recognizes(path):
-            raise DataError(
-                f"{given.name}: {path} is for the source {source.name} ({source.about}): "
-                f"--data {source.name}:{path}"
-            )
+        try:
+            if source.recognizes(path):
+                return source
+        except OSError:
+            # A folder that may not be looked into is nobody's.
+            continue
+    return None

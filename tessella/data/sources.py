@@ -15,7 +15,7 @@ from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
-from tessella.data.source_kinds import SOURCES, Source, SourceImages
+from tessella.data.source_kinds import SOURCES, Source, SourceImages, recognizing
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
@@ -56,9 +56,9 @@ def load(config: DataConfig, split: str) -> ImageSet:
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
-    levels = config.levels
-    if not levels:
-        levels = 2 if config.binarize else part.levels
+    levels = config.levels or part.levels
+    if config.binarize and not config.levels:
+        levels = 2
     return ImageSet(
         images=images,
         labels=part.labels,
@@ -155,6 +155,7 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
 
 def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
     """How the split was taken and its pixels prepared, as JSON values."""
+    # Every key is always there, so that two records can be compared key by key.
     return {
         "split_rule": part.split_rule,
         "size": config.size,
@@ -178,12 +179,12 @@ def _unknown_source(source: str) -> str:
 
 def _hint_for_path(source: str) -> str:
     """How a path is written that was given without the name of a source."""
-    place = find(source) if source else None
-    if place is None:
+    place = find(source)
+    if not source or place is None:
         return ""
-    for kind in SOURCES.values():
-        if kind.recognizes(place):
-            return f"; to read the path {source}, write {kind.name}:{source}"
+    kind = recognizing(place)
+    if kind is not None:
+        return f"; to read the path {source}, write {kind.name}:{source}"
     described = describe(place)
     if described:
         return f"; {described}"
@@ -197,4 +198,6 @@ def _nothing(name: str, split: str, part: Part) -> str:
     text = f"{name} has no images for split {split!r} ({rule})"
     if part.split_rule == HASH_RULE:
         text += f"; folders of at least {EVERY_SPLIT_FROM} images have some for every split"
-    return f"{text}; skipped: {part.skipped[0]}" if part.skipped else text
+    if part.skipped:
+        text += f"; skipped: {part.skipped[0]}"
+    return text

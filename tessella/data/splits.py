@@ -61,14 +61,18 @@ def share(count: int, largest: int | None = None) -> int:
     if count < 3:
         return 0
     size = max(1, round(SHARE * count))
-    return size if largest is None else min(size, largest)
+    if largest is not None:
+        size = min(size, largest)
+    return size
 
 
 def with_tail(count: int, split: str) -> slice:
     """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of
     fewer than 50,000)."""
     tail = min(LARGEST_TAIL, count // 10)
-    return slice(0, count - tail) if split == "train" else slice(count - tail, count)
+    if split == "train":
+        return slice(0, count - tail)
+    return slice(count - tail, count)
 
 
 def by_hash(names: Sequence[str]) -> list[str]:
@@ -101,7 +105,9 @@ def by_hash(names: Sequence[str]) -> list[str]:
             # The largest split gives one of its images, the one nearest to the empty split.
             largest = max(SPLITS, key=splits.count)
             donors = [i for i in rising if splits[i] == largest]
-            nearest = donors[-1] if split == "train" else donors[0]
+            nearest = donors[0]
+            if split == "train":
+                nearest = donors[-1]
             splits[nearest] = split
     return splits
 
@@ -109,7 +115,9 @@ def by_hash(names: Sequence[str]) -> list[str]:
 def _split_at(place: float) -> str:
     if place < SHARE:
         return "test"
-    return "valid" if place < 2 * SHARE else "train"
+    if place < 2 * SHARE:
+        return "valid"
+    return "train"
 
 
 FOLDERS = {
