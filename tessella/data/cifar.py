@@ -123,6 +123,7 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     if pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise DataError(f"{name}: data must be a uint8 array of shape [n, 3072]")
     numbers = _labels(labels, len(pixels), name)
+    # The planes are views of the pickle's bytes; only the concatenation of batches copies them.
     # [n, channel, row, column] to [n, row, column, channel]
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), numbers
 

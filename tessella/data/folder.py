@@ -103,6 +103,7 @@ class _Place:
         Raises:
             DataError: when it cannot be read or is too large for a list.
         """
+        # One byte more than allowed tells a list of exactly that size from a larger file.
         try:
             with self.open(name) as file:
                 content = file.read(MAX_LIST_BYTES + 1)
@@ -244,6 +245,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
 def _no_images(place: _Place, others: list[str], root: Path) -> str:
     """The message for a folder without images: what is there, and how it is read where that is
     known."""
+    # An .npz file is a zip as well, and a folder may hold idx files or batches of CIFAR-10.
     refuse_other_kind(root, FolderSource)
     there = listing(list(map(printable, others)))
     described = ""

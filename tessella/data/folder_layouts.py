@@ -172,6 +172,7 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     classes = []
     for parts in inner:
         classes.append(parts[shared] if parts else "")
+    # "val" and "validation" are one split.
     given = set()
     for folder in top_folders:
         given.add(FOLDERS[folder.lower()])
@@ -236,6 +237,7 @@ def _without_false_classes(division: Division) -> Division:
     classes = list(division.classes)
     rule = division.rule
     training = division.classes_in("train")
+    # A single class among several is left alone where training images have it too.
     for split in ("valid", "test"):
         held_out = division.classes_in(split)
         if training and len(held_out) == 1 and not held_out & training:

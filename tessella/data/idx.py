@@ -71,6 +71,7 @@ class MnistSource(Source):
         labels = read_idx(_find(folder, f"{prefix}-labels", 1), 1)  # [n]
         if len(images) != len(labels):
             raise DataError(f"{path}: {len(images)} {prefix} images have {len(labels)} labels")
+        # Binarized sets are published in this form too, some of them as 0 and 1.
         check_values(images, images_file.name, config.levels)
         # Every label of the file counts, so that train and valid have the same classes.
         classes = max(10, int(labels.max(initial=0)) + 1)
@@ -103,6 +104,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             the file, or it cannot be read.
     """
     header_bytes = 4 + 4 * dimensions
+    # Nothing is allocated by the header: it is four numbers that anybody can write.
     try:
         on_disk = file.stat().st_size
         with _opened(file) as opened:

@@ -76,6 +76,7 @@ def read_table(path: str, text: str) -> Table:
             rows.extend(csv.reader(lines, delimiter=delimiter))
         except csv.Error as error:
             raise DataError(f"{printable(path)} is no table: {error}") from error
+    # "a, b" is as common as "a,b", and no name begins with a blank.
     cleaned = []
     for row in rows:
         if row:
@@ -106,6 +107,7 @@ def find_label_list(
             labels, or some images of a group only.
     """
     lists = [path for path in others if PurePosixPath(path).suffix.lower() in LIST_EXTENSIONS]
+    # One file for each image, for example, is something else than a list of all.
     if len(lists) > MAX_LISTS:
         return None
     usable: LabelList | None = None
@@ -202,6 +204,7 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
         names images in half of its rows.
     """
     ways: list[dict[str, str]] = [{}, {}, {}]
+    # From the strictest to the loosest: a path says more than a name, and a name more than a stem.
     for image in images:
         path = PurePosixPath(image)
         for way, name in zip(ways, (image, path.name, path.stem), strict=True):
@@ -215,6 +218,7 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
                 columns.append(set())
             columns[number].add(cell)
     for way in ways:
+        # Taken out only now: a third image of the same name must not come in again.
         for name in [name for name, image in way.items() if not image]:
             del way[name]
     for number, cells in enumerate(columns):
@@ -231,6 +235,7 @@ def _column_of_labels(table: Table, names: int) -> int:
     """The column of the labels; -1 when it is unclear."""
     # Without a header these are cells like any other, and the number of columns decides.
     header = [cell.lower() for cell in table.rows[0]]
+    # In the order of the table, so that "label" is preferred to "target" where both are there.
     for wanted in LABEL_COLUMNS:
         if wanted in header and header.index(wanted) != names:
             return header.index(wanted)

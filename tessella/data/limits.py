@@ -36,6 +36,7 @@ class BinaryReader(Protocol):
 
 def largest_content(bytes_on_disk: int) -> int:
     """Most bytes that a compressed file of this size may hold."""
+    # Small files of one colour shrink by far more than photographs, and do no harm.
     return max(FREE_BYTES, MAX_RATIO * bytes_on_disk)
 
 
@@ -77,6 +78,7 @@ def read_up_to(file: BinaryReader, count: int) -> bytearray:
 
 def check_image_size(size: tuple[int, int], key: str) -> None:
     """Raise :class:`ConfigError` where one image of (height, width) exceeds the limit of pixels."""
+    # Counted as Python integers, which have no largest one.
     if math.prod(size) > MAX_IMAGE_PIXELS:
         raise ConfigError(
             f"data.{key}={size[0]}x{size[1]} asks for {math.prod(size):,} pixels an image; "

@@ -104,6 +104,7 @@ def _describe_amat(name: str) -> str:
     ones for each image."""
     says = f"{name} is a text of numbers; convert it with "
     published = re.fullmatch(r"(.*)_(train|valid|test)\.amat", name)
+    # Three files make one data set, so one line converts all of them.
     if not published:
         return (
             f"{says}np.savez_compressed('new.npz', "
@@ -117,6 +118,7 @@ def _describe_amat(name: str) -> str:
 
 def _describe_ours(name: str, members: list[str]) -> str:
     """Files of a kind that another source reads."""
+    # Named without their folder: whoever meets them there knows which one it is.
     if re.search(r"[.-]idx[13]-ubyte(\.gz)?$", name):
         return f"{name} is an idx file: name its folder with --data mnist:FOLDER"
     if re.fullmatch(r"(data_batch_[1-5]|test_batch)", name):
@@ -155,6 +157,7 @@ def _describe_folder(path: Path) -> str:
 
 def _members(path: Path) -> list[str]:
     """The names in a zip file; none in a damaged one."""
+    # The first two bytes are also those of a zip file that was cut short.
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:

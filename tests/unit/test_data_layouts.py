@@ -4,6 +4,7 @@ out."""
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_tiny_imagenet_takes_validation_classes_from_its_annotations(tiny_imagen
     for name, label in named_labels(parts[1]).items():
         assert label == f"n0{int(re.findall(r'[0-9]+', name)[0]) % 3}"
     assert parts[2].labels is None
+
+
+def test_layouts_are_known_in_zip_files_and_below_another_folder(
+    tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = tmp_path_factory.mktemp("zip") / "tiny.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(tiny_imagenet.rglob("*.*")):
+            archive.write(file, f"tiny-imagenet-200/{file.relative_to(tiny_imagenet).as_posix()}")
+    assert read(target, "valid").label_names == ("n00", "n01", "n02")
+    assert named_labels(read(target, "valid"))["tiny-imagenet-200/val/images/val_4.png"] == "n01"
+    assert read(target, "test").labels is None
 
 
 def test_tiny_imagenet_without_annotations_has_no_classes_held_out(tiny_imagenet: Path) -> None:
