@@ -136,7 +136,7 @@ def _check_four_axes(shape: list[int], title: str) -> None:
 
 
 def _hint_for_rows(count: int, length: int) -> str:
-    """What two-dimensional data may be, judged by the length of its rows."""
+    """A guess at what rows of this length hold, with the line that makes images of them."""
     # The sides of a square image in each of the ways in which a row may hold one: packed bits, grey
     # values, colours.
     packed = math.isqrt(8 * length)

@@ -66,7 +66,7 @@ small preview), and what they are called."""
 
 
 class _Facts(TypedDict):
-    """What is kept of a decoded split besides its pixels."""
+    """Facts that are kept of a decoded split besides its pixels."""
 
     names: list[str]
     labels: list[int] | None
@@ -85,7 +85,7 @@ class _Facts(TypedDict):
 
 @dataclass(frozen=True)
 class _Place:
-    """What lies in a folder or a zip file.
+    """The files in a folder or a zip file.
 
     Args:
         names: relative paths with ``/`` between their parts, sorted.
@@ -286,7 +286,7 @@ def _key(root: Path, split: str, config: DataConfig) -> str:
 
 
 def _listing_key(place: _Place) -> str:
-    """What lies there, and what decodes it."""
+    """A hash of the files that lie there, and of the libraries that decode them."""
     return digest(libraries(), list(zip(place.names, place.stamps, strict=True)))
 
 

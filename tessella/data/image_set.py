@@ -63,7 +63,7 @@ class ImageSet:
         return int(self.labels.max()) + 1
 
     def numbered_by_ids(self) -> ImageSet:
-        """The same images with the labels that the data set itself gives, and no names.
+        """These images with the labels that the data set itself gives, and no names.
 
         Where labels are sparse ids, the names of the classes are the ids; other sets are returned
         as they are.

@@ -103,8 +103,8 @@ def find_label_list(
         None when no such file names images of the folder.
 
     Raises:
-        DataError: when two lists name the images, or one names an image twice with different
-            labels, or some images of a group only.
+        DataError: when two lists name an image, or one names an image twice with different labels,
+            or some images of a group only.
     """
     lists = [path for path in others if PurePosixPath(path).suffix.lower() in LIST_EXTENSIONS]
     # One file for each image, for example, is something else than a list of all.
@@ -113,7 +113,13 @@ def find_label_list(
     usable: LabelList | None = None
     unclear: LabelList | None = None
     for path in lists:
-        labels = _labels_of(path, read_table(path, read_text(path)), images, groups)
+        try:
+            table = read_table(path, read_text(path))
+        except DataError as error:
+            # Tables of measurements can be of any size and form; images are none the worse for it.
+            unclear = LabelList(path, [], [f"no labels are taken from it: {error}"])
+            continue
+        labels = _labels_of(path, table, images, groups)
         if labels is None:
             continue
         if not labels.classes:
@@ -121,10 +127,20 @@ def find_label_list(
         elif usable is None:
             usable = labels
         else:
-            names = f"{printable(usable.path)}, {printable(path)}"
-            raise DataError(f"{names} both give labels to the images: leave one of them")
+            usable = _joined(usable, labels, images)
     # A list that speaks of something else about the images does no harm beside one of labels.
     return usable or unclear
+
+
+def _joined(first: LabelList, second: LabelList, images: Sequence[str]) -> LabelList:
+    """The labels of two lists, of training and of test images for example."""
+    path = f"{printable(first.path)}, {printable(second.path)}"
+    classes = []
+    for image, one, other in zip(images, first.classes, second.classes, strict=True):
+        if one and other:
+            raise DataError(f"{path} both give labels to {printable(image)}: leave one of them")
+        classes.append(one or other)
+    return LabelList(path, classes)
 
 
 def _labels_of(

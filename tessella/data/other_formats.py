@@ -24,7 +24,7 @@ _SAVE_SHARES = (
 
 
 def describe(path: Path) -> str:
-    """What a file is and how it is converted, in one line; empty when it is of no known kind.
+    """The kind of a file and how it is converted, in one line; empty for no known kind.
 
     Args:
         path: an existing file or folder.
@@ -131,7 +131,7 @@ def _describe_ours(name: str, members: list[str]) -> str:
 
 
 def _describe_folder(path: Path) -> str:
-    """What a folder holds, judged by the first file in it that is of a known kind."""
+    """:func:`describe` for a folder, judged by the first file in it that is of a known kind."""
     names = []
     batches = []
     for file in path.iterdir():

@@ -1,4 +1,4 @@
-"""What a data source is, and the table :data:`SOURCES` of all that there are.
+"""The base class of data sources, and :data:`SOURCES`, the table of all that there are.
 
 A source is one class: how it is written, what it reads, what it allows, and the reader. Code
 outside the package adds one with :func:`register_source`::
@@ -45,7 +45,7 @@ class Source(ABC):
     about: ClassVar[str] = ""
     """The data it reads, in a few words, for help texts and error messages."""
     argument: ClassVar[str] = "PATH"
-    """What follows the colon; empty for a source that takes nothing."""
+    """Name of the part after the colon in help texts; empty for a source that takes nothing."""
     allows_all: ClassVar[bool] = False
     """Whether the split ``all`` (every image, however it is divided) can be asked for."""
     takes_bits: ClassVar[bool] = False

@@ -131,7 +131,7 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
 
 
 def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> Part:
-    """What a reader gave, as a part; bare arrays are checked and brought to the size asked for."""
+    """A reader's result as a part; bare arrays are checked and brought to the size asked for."""
     if isinstance(result, Part):
         return result
     if isinstance(result, tuple):

@@ -210,6 +210,23 @@ def test_a_list_may_label_the_training_images_only(tmp_path: Path) -> None:
     assert read(tmp_path, "test").labels is None
 
 
+def test_each_split_may_have_a_list_of_its_own(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{part}/{part[:2]}{i}.png" for part in ("train", "test") for i in range(40)])
+    for part in ("train", "test"):
+        rows = [f"{part[:2]}{i}.png,{'ab'[i % 2]}\n" for i in range(40)]
+        (tmp_path / f"{part}.csv").write_text("file,label\n" + "".join(rows))
+    for split in ("train", "test"):
+        for name, label in named_labels(read(tmp_path, split)).items():
+            assert label == "ab"[int(re.findall(r"[0-9]+", name)[0]) % 2]
+
+
+def test_a_table_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{i}.png" for i in range(30)])
+    (tmp_path / "big.csv").write_text("a" * 200_000)
+    with pytest.warns(TessellaWarning, match=r"no labels are taken from it: big\.csv is no table"):
+        assert read(tmp_path).labels is None
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
