@@ -21,11 +21,8 @@ from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
 from tessella.data.decoded_cache import Writer, digest, stored
 from tessella.data.folder_layouts import (
-    HASH_RULE,
     LAYOUT_VERSION,
-    Division,
     Listing,
-    by_sub_folders,
     divide_listing,
 )
 from tessella.data.image_files import Files, decode_files
@@ -45,7 +42,6 @@ from tessella.data.splits import ALL
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
-RULE = HASH_RULE
 MAX_LIST_BYTES = 4 * PIECE
 """Bytes of a list of labels or splits beside the images."""
 FEW_FILES = 1000
@@ -259,11 +255,6 @@ def _no_images(place: _Place, others: list[str], root: Path) -> str:
         if described:
             break
     return with_way_out(f"{root} has no images; it holds {there}", described)
-
-
-def _division(names: list[str]) -> Division:
-    """The splits and classes that sub-folders say."""
-    return by_sub_folders(names, _unreadable(names))
 
 
 def _unreadable(names: Iterable[str]) -> frozenset[str]:
