@@ -47,7 +47,7 @@ from tessella.config import Recipe
 from tessella.errors import ConfigError, TessellaError
 from tessella.evaluation import data_config
 from tessella.pipeline import Generator
-from tessella.training.api import train_recipe
+from tessella.training import train_recipe
 
 DATA = Path(os.environ.get("TESSELLA_TEST_DATA", harness.ROOT.parent / "shared" / "data"))
 RUNS = harness.ROOT / "runs" / "likelihood"

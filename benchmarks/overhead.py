@@ -29,8 +29,9 @@ import torch
 import tessella as ts
 from tessella.config import TrainConfig
 from tessella.pipeline import pixel_generator
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, loop, schedule
 from tessella.training.averaging import Average
+from tessella.training.engine import create_fabric
 from tessella.training.examples import Examples, Order
 from tessella.training.run_directory import RunDirectory
 from tessella.training.tasks import DensityTask
@@ -114,7 +115,8 @@ def ours(session: loop.Session, steps: int) -> None:
     """So many more steps; the last one validates and writes a checkpoint, as every hundredth of a
     long run does."""
     session.config = replace(session.config, steps=session.progress.step + steps)
-    session.progress.best = float("inf")  # the best model is saved each round
+    session.limits = schedule.limits_of(session.config, len(session.examples))
+    session.progress.rank = None  # the best model is saved each round
     loop.fit(session)
 
 
@@ -123,7 +125,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trained, learned = task(sizes), images(1000, 0)
     run = RunDirectory(folder / "run")
     session = loop.setup(
-        loop.create_fabric(CONFIG), trained, learned, images(chosen.valid, 1), CONFIG, run
+        create_fabric("cpu"), trained, learned, images(chosen.valid, 1), CONFIG, run
     )
     run.start({})
     bare = Bare(task(sizes), learned)

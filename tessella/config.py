@@ -1,9 +1,9 @@
-"""Recipes: what to train, on what, for how long. Frozen dataclasses with strict keys, importable
-without torch.
+"""Recipes: what to train, on what, for how long.
 
-A recipe is a TOML file, or the name of one that ships with the package. It has the tables
-``[data]``, ``[train]`` and one of ``[model]`` (a density model; with a ``tokenizer`` run a prior on
-its codes), ``[tokenizer]`` (with ``[adversarial]`` for a VQGAN) and ``[vae]``::
+They are frozen dataclasses with strict keys, importable without torch. A recipe is a TOML file, or
+the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and one of
+``[model]`` (a density model; with a ``tokenizer`` run a prior on its codes), ``[tokenizer]`` (with
+``[adversarial]`` for a VQGAN) and ``[vae]``::
 
     [data]
     source = "digits"
@@ -29,9 +29,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
-from tessella.errors import ConfigError, unknown
+from tessella import files, names
+from tessella.errors import ArtifactError, ConfigError, unknown
+
+LARGEST_BATCH = 1 << 20
+"""Most images of an optimizer step."""
+
+RECIPE_BYTES = 1 << 20
+"""Largest recipe that is read."""
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """What makes a VQGAN of a tokenizer's training: a perceptual and an adversarial term (Esser et
-    al. 2021)."""
+    """The further terms of a VQGAN's loss: perceptual and adversarial (Esser et al. 2021)."""
 
     perceptual: str = ""
     """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty
@@ -167,8 +175,8 @@ class AdversarialConfig:
     hidden: int = 64
     """Channels of its first convolution."""
     tolerance: float = 0.5
-    """Rise of the validation's mean squared error over the least before, as a share of it, that is
-    put up with; a larger one is a takeover by the discriminator, and is taken back."""
+    """Largest rise of the validation's mean squared error over the least before, as a share of it.
+    A larger one is a takeover by the discriminator, which is undone."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "weight", "start", "tolerance"):
@@ -178,7 +186,14 @@ class AdversarialConfig:
                 )
         if self.layers < 1 or self.hidden < 1:
             raise ConfigError(
-                f"adversarial.layers and adversarial.hidden must be at least 1, got {self.layers} and {self.hidden}"
+                "adversarial.layers and adversarial.hidden must be at least 1,"
+                f" got {self.layers} and {self.hidden}"
+            )
+        # Each layer halves the sides: no image is large enough for more.
+        if self.layers > 16 or self.hidden > 4096:
+            raise ConfigError(
+                "adversarial.layers must be at most 16 and adversarial.hidden at most 4096,"
+                f" got {self.layers} and {self.hidden}"
             )
 
 
@@ -191,7 +206,8 @@ class TrainConfig:
     epochs: float = 0.0
     """Passes over the training split; 0 means no such limit."""
     minutes: float = 0.0
-    """Wall-clock minutes of training; 0 means no such limit."""
+    """Wall-clock minutes for everything once PyTorch is loaded: reading the data, training,
+    validation and saving; 0 means no such limit."""
     batch: int = 64
     """Images of one optimizer step, over all devices."""
     accumulate: int = 1
@@ -206,7 +222,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
-    """Steps of warm-up."""
+    """Steps of warm-up; fewer where that would be more than a twentieth of the run."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     l2: float = 0.0
@@ -238,21 +254,70 @@ class TrainConfig:
     """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("batch", "accumulate", "devices")
-        above_zero = ("learning_rate",)
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            least = 1 if name in at_least_one else 0
-            if not (value > 0 if name in above_zero else value >= least) or not math.isfinite(
-                value
-            ):
-                wanted = "above 0" if name in above_zero else f"at least {least}"
-                raise ConfigError(f"train.{name} must be {wanted}, got {value}")
-        if not 0 <= self.average < 1 or not 0 <= self.condition_dropout <= 1:
+            _check_train_number(name, value)
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ConfigError(f"train.betas must lie in [0, 1), got {list(self.betas)}")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"train.average must lie in [0, 1), got {self.average}")
+        if not 0 <= self.condition_dropout <= 1:
             raise ConfigError(
-                "train.average must lie in [0, 1) and train.condition_dropout in [0, 1]"
+                f"train.condition_dropout must lie in [0, 1], got {self.condition_dropout}"
             )
+
+
+AT_LEAST_ONE = ("batch", "accumulate", "devices")
+MOST = {
+    "batch": LARGEST_BATCH,
+    "accumulate": LARGEST_BATCH,
+    "devices": 1024,
+    "threads": 4096,
+    "seed": names.LARGEST_SEED,
+}
+"""Largest values of numbers of :class:`TrainConfig`."""
+
+
+def _check_train_number(name: str, value: float) -> None:
+    least = 1 if name in AT_LEAST_ONE else 0
+    wanted = f"at least {least}"
+    good = value >= least
+    if name == "learning_rate":
+        wanted = "above 0"
+        good = value > 0
+    if not good or not math.isfinite(value):
+        raise ConfigError(f"train.{name} must be {wanted}, got {value}")
+    if name in MOST and value > MOST[name]:
+        raise ConfigError(f"train.{name} must be at most {MOST[name]}, got {value}")
+
+
+class TrainOptions(TypedDict, total=False):
+    """Keywords of :func:`tessella.train`: the fields of :class:`TrainConfig`."""
+
+    steps: int
+    epochs: float
+    minutes: float
+    batch: int
+    accumulate: int
+    checkpointing: bool
+    compile: bool
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    l2: float
+    betas: tuple[float, float]
+    clip: float
+    average: float
+    condition_dropout: float
+    validate_every: int
+    checkpoint_every: int
+    seed: int
+    device: str
+    devices: int
+    precision: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -273,7 +338,8 @@ class Recipe:
     """What the recipe is and what it was measured to reach."""
 
     def __post_init__(self) -> None:
-        if sum(table is not None for table in (self.model, self.tokenizer, self.vae)) != 1:
+        tables = [self.model, self.tokenizer, self.vae]
+        if tables.count(None) != len(tables) - 1:
             raise ConfigError(
                 "a recipe needs exactly one of the tables [model], [tokenizer] and [vae]"
             )
@@ -287,15 +353,28 @@ class Recipe:
             raise ConfigError(
                 "training needs a limit: set train.steps, train.epochs or train.minutes"
             )
+        # Sizes are bounded here, before anything of them is built.
+        if self.model:
+            names.check_sizes("model", {"seed": self.model.seed, **self.model.sizes})
+            names.check_sizes("model.finer", self.model.finer)
+        if self.tokenizer:
+            names.check_sizes("tokenizer", {"seed": self.tokenizer.seed, **self.tokenizer.sizes})
+        if self.vae:
+            names.check_sizes("vae", {"seed": self.vae.seed, **self.vae.sizes})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-able values."""
+    """A configuration dataclass as plain JSON-able values."""
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+def from_dict(cls: type[C], values: object, where: str = "") -> C:
     """Build a configuration dataclass from plain values, refusing unknown keys and wrong types.
+
+    Args:
+        cls: a dataclass of this module.
+        values: a table, as TOML or JSON gives it.
+        where: name of the table, for messages.
 
     Raises:
         ConfigError: naming the key, its place, what is allowed there and the nearest match.
@@ -303,35 +382,38 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
     hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    # The tables of models and tokenizers take the sizes of the class they name, which only that
-    # class can check.
-    free = "sizes" in known
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    # The tables of models and tokenizers take the sizes of the class they name, which stand beside
+    # the other keys and are gathered in the field ``sizes``.
+    open_ended = "sizes" in known
     built: dict[str, Any] = {}
-    given = values.get("sizes", {}) if free else {}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}.sizes must be a table, got {given!r}")
-    sizes: dict[str, Any] = dict(given)
+    sizes: dict[str, Any] = {}
     for key, value in values.items():
-        place = f"{where}.{key}" if where else key
-        if key == "sizes" and free:
-            continue
-        if key in known:
+        place = f"{where}.{key}" if where else str(key)
+        if key == "sizes" and open_ended:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{place} must be a table, got {value!r}")
+            sizes |= value
+        elif key in known:
             built[key] = _convert(hints[key], value, place)
-        elif free:
+        elif open_ended:
             sizes[key] = value
         else:
             raise ConfigError(unknown(f"key in {where or 'the recipe'}:", key, known))
-    if free:
+    if open_ended:
         built["sizes"] = sizes
     return cls(**built)
 
 
 NAMES = ("model.name", "tokenizer.name")
+"""Keys that choose a class, and with it which sizes there are."""
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply ``table.key=value`` overrides.
+
+    Names of models, heads and tokenizers, and the sizes they take, are checked against the source
+    of the package, so that a misspelling is found before torch is imported.
 
     Args:
         name: path of a TOML file, or the name of a recipe that ships with the package (see
@@ -343,34 +425,69 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: for an unknown name or key, a file that is not TOML, or a value of the wrong
             type.
     """
-    values, overrides = _read(name), list(overrides)
-    named = apply_overrides({}, [o for o in overrides if o.partition("=")[0].strip() in NAMES])
+    values = _read(name)
+    overrides = list(overrides)
+    # Another class than the recipe's is looked for first: it decides which sizes are meant.
+    chosen: list[str] = []
+    for override in overrides:
+        if override.partition("=")[0].strip() in NAMES:
+            chosen.append(override)
+    named = apply_overrides({}, chosen)
     for table, own in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
-        given, read = named.get(table, {}), values.get(table, {})
+        given = named.get(table, {})
+        read = values.get(table, {})
         if isinstance(read, Mapping) and given and given["name"] != read.get("name"):
+            # The sizes in the file are those of another class.
             known = {f.name for f in dataclasses.fields(own)} - {"sizes"}
             values[table] = {key: value for key, value in read.items() if key in known}
-    return from_dict(Recipe, apply_overrides(values, overrides))
+    recipe = from_dict(Recipe, apply_overrides(values, overrides))
+    check_names(recipe)
+    return recipe
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check the names of models, heads and tokenizers, and their sizes, without importing torch.
+
+    Raises:
+        ConfigError: with the nearest match.
+    """
+    if recipe.model:
+        names.check("model", recipe.model.name, recipe.model.sizes, recipe.model.head)
+        # The models of finer grids may be of another family.
+        finer = dict(recipe.model.finer)
+        finer_name = finer.pop("name", recipe.model.name)
+        names.check("model", finer_name, finer, recipe.model.head)
+    if recipe.tokenizer:
+        sizes = recipe.tokenizer.sizes
+        names.check("tokenizer", recipe.tokenizer.name, sizes)
+        options = sizes.get("options", {})
+        if isinstance(sizes.get("quantizer"), str) and isinstance(options, Mapping):
+            names.check("quantizer", sizes["quantizer"], options)
+    if recipe.vae:
+        names.check("vae", "vae", recipe.vae.sizes)
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    folder = resources.files("tessella") / "recipes"
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    found: list[str] = []
+    for file in (resources.files("tessella") / "recipes").iterdir():
+        if file.name.endswith(".toml"):
+            found.append(file.name.removesuffix(".toml"))
+    return sorted(found)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Nested plain values with ``table.key=value`` overrides applied."""
-    result = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
-    }
+    # Tables are copied, so that what was given stays as it is.
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result[key] = dict(value) if isinstance(value, Mapping) else value
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ConfigError(f"an override has the form table.key=value, got {override!r}")
         *tables, key = path.strip().split(".")
+        # Walk down to the table that holds the key, creating it where it is missing.
         place = result
         for table in tables:
             place = place.setdefault(table, {})
@@ -381,70 +498,93 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
 
 
 def _read(name: str) -> dict[str, Any]:
+    """The tables of a recipe file, or of a recipe that ships."""
     path = Path(name)
+    # A file of the name of a recipe that ships is the one that is meant.
     if path.suffix == ".toml" or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+        text = _read_file(path)
     elif name in recipe_names():
-        text = (resources.files("tessella") / "recipes" / f"{name}.toml").read_text(
-            encoding="utf-8"
-        )
+        recipe = resources.files("tessella") / "recipes" / f"{name}.toml"
+        text = recipe.read_text(encoding="utf-8")
     else:
         raise ConfigError(
             unknown("recipe", name, recipe_names()) + "; or give the path of a .toml file"
         )
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return files.read_bytes(path, RECIPE_BYTES).decode()
+    except (ArtifactError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
 
 
 def _value(text: str) -> Any:
     """Read an override's value as TOML; bare words are strings."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     """Check one value against its annotation."""
-    options = (
-        [option for option in get_args(hint) if option is not type(None)]
-        if type(None) in get_args(hint)
-        else None
-    )
-    if options:
-        return None if value is None else _convert(options[0], value, place)
+    if type(None) in get_args(hint):
+        # TABLE | None
+        inner = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _convert(inner[0], value, place)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, place)  # type: ignore[arg-type]
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+    origin = get_origin(hint)
+    if origin is Literal:
+        allowed = get_args(hint)
+        if value not in allowed:
             raise ConfigError(
-                f"{place} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
+                f"{place} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
             )
         return value
-    if get_origin(hint) is Mapping:
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place} must be a table, got {value!r}")
         return dict(value)
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if kinds[-1] is Ellipsis and isinstance(value, (list, tuple)):
-            return tuple(_convert(kinds[0], item, place) for item in value)
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
-        return tuple(_convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
+    if origin is tuple:
+        return _convert_list(get_args(hint), value, place)
     return _plain(hint, value, place)
 
 
+def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+    """Check a list against the annotation of a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{place} must be a list, got {value!r}")
+    # tuple[int, ...]: as many as there are.
+    if kinds[-1] is Ellipsis:
+        return tuple(_convert(kinds[0], item, place) for item in value)
+    if len(value) != len(kinds):
+        raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
+    converted: list[Any] = []
+    for kind, item in zip(kinds, value, strict=True):
+        converted.append(_convert(kind, item, place))
+    return tuple(converted)
+
+
 def _plain(hint: type, value: Any, place: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+    """Check a number, a flag or a text against its type."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    # 1 is as good as 1.0.
+    if hint is float and whole:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(
+                f"{place} must be a finite number, got {str(value)[:20]}..."
+            ) from None
+    if hint is str and whole:
         return str(value)  # size = 64
-    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
+    # True and False are ints to Python, and none to a recipe.
+    if (hint is int and not whole) or not isinstance(value, hint):
         raise ConfigError(f"{place} must be of type {hint.__name__}, got {value!r}")
     return value

@@ -60,6 +60,7 @@ def join(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
         vectors: this process's part ``[n, dim]``; ``n`` may be 0.
         others: further tensors made from them, whose values must be finite too.
     """
+    # No part is too small to be checked, but an empty one is fine: its sum is 0.
     finite = all(squares_are_finite(values) for values in (vectors, *others))
     if processes() == 1:
         return JoinedBatch(0, len(vectors), finite)
@@ -94,6 +95,7 @@ def joined_rows(vectors: torch.Tensor, chosen: torch.Tensor, start: int) -> torc
     chosen = chosen.to(vectors.device)
     if processes() == 1:
         return vectors[chosen]
+    # Places in this process's part; those of other parts fall outside of it.
     local = chosen - start
     here = (local >= 0) & (local < len(vectors))
     # Each row lies in one process, so a sum over processes collects them.

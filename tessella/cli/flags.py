@@ -97,7 +97,7 @@ def flags(verb: type | object) -> Iterator[Flag]:
         hint, notes = unwrapped(hints[field.name])
         value = None if instance is None else getattr(instance, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from flags(hint if instance is None else value)  # type: ignore[arg-type]
+            yield from flags(hint if instance is None else value)
         else:
             yield Flag("--" + field.name.replace("_", "-"), hint, notes, value)
 

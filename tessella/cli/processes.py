@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from tessella.config import TrainConfig
 from tessella.pipeline import pick_device
 
 
@@ -22,8 +21,8 @@ def start_processes(device: str, devices: int) -> tuple[torch.device, bool]:
     """
     if devices == 1:
         return pick_device(device), True
-    from tessella.training.loop import create_fabric
+    from tessella.training.engine import create_fabric
 
-    fabric = create_fabric(TrainConfig(device=device, devices=devices, precision="32"))
+    fabric = create_fabric(device, devices, precision="32")
     fabric.launch()
     return fabric.device, fabric.is_global_zero

@@ -34,7 +34,9 @@ def escapes_what_cannot_be_shown() -> Iterator[None]:
 
     This covers every print and progress bar of the block, and file names that are not UTF-8.
     """
-    streams = [stream for stream in (sys.stdout, sys.stderr) if _is_text(stream)]
+    # A test or a notebook may have put another kind of stream in their place.
+    both = (sys.stdout, sys.stderr)
+    streams = [stream for stream in both if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
@@ -44,10 +46,6 @@ def escapes_what_cannot_be_shown() -> Iterator[None]:
         for stream, errors in zip(streams, before, strict=True):
             with contextlib.suppress(ValueError):  # closed meanwhile
                 stream.reconfigure(errors=errors)
-
-
-def _is_text(stream: object) -> bool:
-    return isinstance(stream, io.TextIOWrapper)
 
 
 @contextlib.contextmanager

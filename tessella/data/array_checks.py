@@ -42,6 +42,7 @@ def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray
     check_shape(array.shape, title)
     check_values(array, title, levels)
     images = array if array.ndim == 4 else array[..., None]
+    # Public images are always of 0..255, and two colours are its ends.
     if array.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255), 2
     return np.ascontiguousarray(images, dtype=np.uint8), 256
@@ -50,6 +51,7 @@ def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray
 def check_shape(shape: Sequence[int], title: str) -> None:
     """Raise :class:`InputError` unless a shape is that of images, beyond doubt."""
     shape = list(shape)
+    # An axis of length 0 has no images or no pixels, and falls through to the last line.
     if len(shape) == 3 and 0 not in shape:
         _check_three_axes(shape, title)
         return
@@ -69,26 +71,35 @@ _ALLOWED = "images are [n, height, width] or [n, height, width, channels] with 1
 
 def _check_three_axes(shape: list[int], title: str) -> None:
     first, middle, last = shape
-    grey = f"if they are {first} grey images of {middle}x{last}, store x[..., None]"
+    grey = f"If they are {first} grey images of {middle}x{last}, store x[..., None]"
     # Images 3 or 4 pixels wide exist only in tests, where they are square.
     if last in (3, 4) and middle != last:
         raise InputError(
             f"{title} has the shape {shape}, which looks like one colour picture "
-            f"[height, width, channels]; {_ALLOWED}. Store x[None] for one picture; {grey}"
+            f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
         )
+    # Three grey images are possible, so this is only spoken of.
     if first in (3, 4) and middle > first and last > first:
         warn_caller(
             f"{title} has the shape {shape} and is taken for {first} grey images of "
             f"{middle}x{last}; if it is one colour picture with its channels first, store "
             "x.transpose(1, 2, 0)[None]"
         )
+    # The number of images is usually far larger than their sides, and square images have two equal
+    # sides: both tell where it stands.
     counted_last = first == middle and last != middle
     far_more_last = middle > 1 and last > 4 * first and last >= SLIVER * middle
     if first > 1 and (counted_last or far_more_last):
         raise InputError(
             f"{title} has the shape {shape}, which looks like {last} images of {first}x{middle} "
-            f"with their number last, as MATLAB writes them; {_ALLOWED}. "
-            f"{_save('x.transpose(2, 0, 1)')} puts it first; {grey}"
+            f"with their number last, as MATLAB writes them; {_ALLOWED}. {grey}; to put the "
+            f"number first, {_save('x.transpose(2, 0, 1)')}"
+        )
+    if first > 1 and middle > 1 and last >= 2 * max(first, middle):
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{middle}x{last}; if it holds {last} images of {first}x{middle}, store "
+            "x.transpose(2, 0, 1)"
         )
 
 
@@ -97,12 +108,13 @@ def _check_four_axes(shape: list[int], title: str) -> None:
     number_last = (
         f"{title} has the shape {shape}, which looks like {last} images of "
         f"{first}x{second}x{third} with their number last, as MATLAB writes them; {_ALLOWED}. "
-        f"{_save('x.transpose(3, 0, 1, 2)')} puts it first"
+        f"Put it first with {_save('x.transpose(3, 0, 1, 2)')}"
     )
     channels_first = (
         f"{title} has the shape {shape}, which looks like images with their channels first, as "
         f"PyTorch has them; {_ALLOWED}; np.moveaxis(x, 1, -1) puts the channels last"
     )
+    # The last axis cannot be channels, so another one must be.
     if last not in CHANNELS:
         if third in CHANNELS and first >= second // SLIVER and second not in CHANNELS:
             raise InputError(number_last)
@@ -112,13 +124,21 @@ def _check_four_axes(shape: list[int], title: str) -> None:
     # From here on the last axis can be channels, but may be a small number of images or of columns.
     sliver = second >= SLIVER * third
     if third in CHANNELS and second != third and (first == second or sliver):
-        raise InputError(f"{number_last}; if it is right as it is, pad the images to a wider shape")
+        # One channel is how grey images are marked as such, also where a refusal asked for it.
+        if last > 1:
+            raise InputError(number_last)
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{second}x{third}; if it is one picture, store x[..., 0][None]"
+        )
     if second in CHANNELS and third == last and second != third:
         raise InputError(channels_first)
 
 
 def _hint_for_rows(count: int, length: int) -> str:
-    """What two-dimensional data may be, judged by the length of its rows."""
+    """A guess at what rows of this length hold, with the line that makes images of them."""
+    # The sides of a square image in each of the ways in which a row may hold one: packed bits, grey
+    # values, colours.
     packed = math.isqrt(8 * length)
     flat = math.isqrt(length)
     colour = math.isqrt(length // 3)
@@ -158,6 +178,7 @@ def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
         raise InputError(f"{title} is of type {array.dtype}; images are uint8 of 0..255")
     if not array.size:
         return
+    # As Python numbers, which do not overflow in the comparisons below.
     low = array.min().item()
     high = array.max().item()
     if kind == "f":
@@ -168,31 +189,40 @@ def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
             f"{_line_for_wide(low, high)}"
         )
     if low == high:
-        warn_caller(
-            f"every pixel of {title} has the value {low}: there is nothing to learn from it"
-        )
+        warn_if_constant(array, title)
         return
+    # bool says that there are two values, and data.levels=256 that all 256 are meant.
     if kind == "b" or levels == 256:
         return
     if high == 1:
         raise InputError(
             f"{title} is {array.dtype} with values 0..1, which are nearly black among 0..255. "
-            f"If they are two colours, {_save('x.astype(bool)')} says so (x * 255 does too); if "
-            "they are meant as they are, set data.levels=256"
+            "If they are meant as they are, set data.levels=256; if they are two colours, store "
+            f"x * 255, or say so by {_save('x.astype(bool)')}"
         )
     _check_small_range(array, high, title)
 
 
+def warn_if_constant(array: np.ndarray, title: str) -> None:
+    """Warn of an array that has the same value everywhere."""
+    if array.size and array.min() == array.max():
+        value = array.flat[0]
+        warn_caller(
+            f"every pixel of {title} has the value {value}: there is nothing to learn from it"
+        )
+
+
 def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
     """Several images of 2 to 6 bits: surely wrong as they are up to 16, doubtful up to 63."""
+    # A single picture may well be as dark as this; a data set hardly ever is.
     if len(array) < 2 or high > SMALL_RANGES[-1]:
         return
     largest = next(limit for limit in SMALL_RANGES if high <= limit)
     line = _save(f"np.round(x * (255 / {largest})).astype(np.uint8)")
     message = (
         f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}; images are "
-        f"uint8 of 0..255. If they have {largest + 1} shades, convert them with {line} and set "
-        f"data.levels={largest + 1}; if they are so dark, set data.levels=256"
+        f"uint8 of 0..255. If they are so dark, set data.levels=256; if they have {largest + 1} "
+        f"shades, set data.levels={largest + 1} and convert them with {line}"
     )
     if high <= SURELY_SMALL:
         raise InputError(message)
@@ -201,10 +231,13 @@ def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
 
 def _line_for_wide(low: int, high: int) -> str:
     """The line that brings integers outside of 0..255 to 8 bits."""
+    if low == -1 and high <= 1:
+        line = _save("np.round(127.5 * (x + 1)).astype(np.uint8)")
+        return f"If -1 is black and 1 is white, convert them with {line}"
     if -128 <= low < 0 and high <= 127:
         line = _save("(x.astype(np.int16) + 128).astype(np.uint8)")
         return f"If they are signed bytes, convert them with {line}"
-    if low < 0 and high - low <= 65_535:
+    if -32_768 <= low < 0 and high <= 32_767:
         line = _save("((x.astype(np.int64) + 32768) >> 8).astype(np.uint8)")
         return f"If they are signed values of 16 bits, convert them with {line}"
     if low >= 0 and high <= 65_535:
@@ -224,6 +257,7 @@ def _about_floats(array: np.ndarray, low: float, high: float, title: str) -> str
             "images are uint8 of 0..255"
         )
     says = f"{title} is {array.dtype} with values {low:g}..{high:g}; images are uint8 of 0..255. "
+    # Beyond both usual ranges, 0..255 and -1..1, which a little overshoot does not change.
     if low < -1 or high > 256:
         return says + (
             "Undo what was done to them first (x * std + mean for a normalization), then "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -21,7 +21,7 @@ from tessella.config import DataConfig
 from tessella.data.cifar_pickle import PickledArray, unpickle
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import PIECE, BinaryReader
-from tessella.data.other_formats import describe
+from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
@@ -45,7 +45,9 @@ class Cifar10Source(Source):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether a folder, or the official folder in it, holds a batch."""
+        """Whether a path is the official archive, or its folder, or holds that folder."""
+        if path.name == "cifar-10-python.tar.gz":
+            return True
         for folder in (path, path / FOLDER):
             if (folder / TRAIN_FILES[0]).is_file() or (folder / "test_batch").is_file():
                 return True
@@ -64,6 +66,7 @@ class Cifar10Source(Source):
         """
         place = self.locate(path)
         wanted = ("test_batch",) if split == "test" else TRAIN_FILES
+        # Bytes of the batches by name; only those of the split are read.
         if place.is_dir():
             contents = _from_folder(place, wanted)
         else:
@@ -76,6 +79,8 @@ class Cifar10Source(Source):
             all_labels.append(batch_labels)
         images = np.concatenate(all_images)
         labels = np.concatenate(all_labels)
+        # The batches of the training set have no order that matters: the last images of the
+        # fifth become the validation set.
         index = slice(None)
         rule = "test_batch"
         if split != "test":
@@ -103,7 +108,8 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     fields: dict[str, object] = {}
     for key, value in batch.items():
         # Python 2 wrote the keys as bytes.
-        fields[key.decode("latin-1") if isinstance(key, bytes) else str(key)] = value
+        text = key.decode("latin-1") if isinstance(key, bytes) else str(key)
+        fields[text] = value
     stored = fields.get("data")
     labels = fields.get("labels")
     if stored is None or labels is None:
@@ -117,6 +123,7 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     if pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise DataError(f"{name}: data must be a uint8 array of shape [n, 3072]")
     numbers = _labels(labels, len(pixels), name)
+    # The planes are views of the pickle's bytes; only the concatenation of batches copies them.
     # [n, channel, row, column] to [n, row, column, channel]
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), numbers
 
@@ -133,15 +140,18 @@ def _labels(labels: object, count: int, name: str) -> np.ndarray:
 
 
 def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    missing = [name for name in wanted if not (inside / name).is_file()]
+    inside = folder / FOLDER
+    if not inside.is_dir():
+        inside = folder
+    there = [file.name for file in inside.iterdir() if file.is_file()]
+    missing = _without(wanted, there)
     if missing:
         refuse_other_kind(inside, Cifar10Source)
-        there = listing([file.name for file in inside.iterdir()])
-        raise DataError(f"cifar10:PATH: {inside} has no {', '.join(missing)}; it holds {there}")
+        raise DataError(f"cifar10:PATH: {inside} has no {missing}; it holds {listing(there)}")
     contents: dict[str, bytes] = {}
     try:
         for name in wanted:
+            # Checked first: a file of any length can bear the name of a batch.
             _check_length((inside / name).stat().st_size, name)
             contents[name] = (inside / name).read_bytes()
     except OSError as error:
@@ -151,6 +161,7 @@ def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
+    # An .npz or a zip of images would only be called damaged below.
     refuse_other_kind(file, Cifar10Source)
     try:
         with _tar_stream(file) as archive:
@@ -163,17 +174,20 @@ def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     assert opened is not None  # it is a regular file
                     contents[name] = opened.read()
     except READ_ERRORS as error:
-        reason = describe(file)
-        raise DataError(
-            f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
-            f"{f'. {reason}' if reason and file.suffix != '.gz' else ''}"
-        ) from error
-    missing = [name for name in wanted if name not in contents]
+        message = f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
+        # Of a damaged .tar.gz no more is to be said.
+        described = "" if file.suffix == ".gz" else describe(file)
+        raise DataError(with_way_out(message, described)) from error
+    missing = _without(wanted, contents)
     if missing:
-        raise DataError(
-            f"cifar10:PATH: {file} holds no {', '.join(missing)}; is it cifar-10-python.tar.gz?"
-        )
+        raise DataError(f"cifar10:PATH: {file} holds no {missing}; is it cifar-10-python.tar.gz?")
     return contents
+
+
+def _without(wanted: tuple[str, ...], found: Iterable[str]) -> str:
+    """The names that were not found, in words."""
+    there = set(found)
+    return ", ".join(name for name in wanted if name not in there)
 
 
 class _LimitedReader:
@@ -186,9 +200,11 @@ class _LimitedReader:
         self._file = file
         self._total = 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; ValueError once there were too many."""
-        piece = self._file.read(min(size, PIECE))
+        if not 0 <= size <= PIECE:
+            size = PIECE
+        piece = self._file.read(size)
         self._total += len(piece)
         if self._total > MAX_ARCHIVE_BYTES:
             raise ValueError(

@@ -12,7 +12,7 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 
@@ -62,7 +62,9 @@ class PickledArray:
             DataError: when it is of another type or order, or its shape does not fit its bytes.
         """
         try:
-            _, shape, dtype, by_columns, raw = self._state  # type: ignore[misc]
+            # What numpy.ndarray.__reduce__ gives; a damaged pickle can hold anything in its place.
+            state = cast(tuple[int, tuple[int, ...], PickledDtype, bool, object], self._state)
+            _, shape, dtype, by_columns, raw = state
             if dtype.name not in ("u1", "|u1", "uint8") or by_columns or not isinstance(raw, bytes):
                 raise ValueError("another type or order")
             return np.frombuffer(raw, np.uint8).reshape(shape)
@@ -137,6 +139,7 @@ def check_instructions(content: bytes) -> None:
             the memo above :data:`MAX_INSTRUCTIONS`, or more instructions than that.
     """
     at = 0
+    # A loop with an end: a pickle of nothing but one-byte instructions is bounded as well.
     for _ in range(MAX_INSTRUCTIONS):
         if at >= len(content):
             raise pickle.UnpicklingError("it ends without its last instruction")
@@ -147,9 +150,14 @@ def check_instructions(content: bytes) -> None:
         at = _end_of_argument(content, start, opcode)
         if at > len(content):
             raise pickle.UnpicklingError("an argument is longer than the file")
+        # Places in the memo are handed out by pickle one after the other, so a high number is not
+        # honest in a short file. MEMOIZE takes the next free place and needs no check.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             argument = content[start:at]
-            number = int(argument) if opcode.name == "PUT" else int.from_bytes(argument, "little")
+            if opcode.name == "PUT":
+                number = int(argument)  # decimal digits and a newline
+            else:
+                number = int.from_bytes(argument, "little")
             if not 0 <= number <= MAX_INSTRUCTIONS:
                 raise pickle.UnpicklingError(f"it wants to remember {number:,} objects")
         if opcode.name == "STOP":
@@ -166,10 +174,13 @@ def _end_of_argument(content: bytes, start: int, opcode: pickletools.OpcodeInfo)
         return start + size
     if size == pickletools.UP_TO_NEWLINE:
         end = start
-        for _ in range(2 if opcode.name in _TWO_LINES else 1):
+        lines = 2 if opcode.name in _TWO_LINES else 1
+        for _ in range(lines):
             newline = content.find(b"\n", end)
             end = newline + 1 if newline >= 0 else len(content) + 1
         return end
+    # What is left begins with its own length. A negative one, of four bytes with a sign, reads as
+    # more than two billion here and ends beyond the file.
     width = _LENGTH_BYTES[size]
     length = int.from_bytes(content[start : start + width], "little")
     return start + width + length

@@ -26,6 +26,7 @@ def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
         InputError: for another type, shape or number, and for values below 0 or above those of
             int64.
     """
+    # A column is how MATLAB and some archives of CIFAR-10 have them.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -37,6 +38,7 @@ def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
         raise InputError(f"{title} holds {len(labels)} labels for {count} images")
     if not count:
         return labels.astype(np.int64)
+    # Python numbers: a comparison within numpy would convert uint64 to a type that loses digits.
     low = labels.min().item()
     high = labels.max().item()
     if low < 0:
@@ -52,6 +54,7 @@ def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
 
 def _way_out(labels: np.ndarray) -> str:
     """The line that makes whole numbers of labels of another kind."""
+    # Numpy's own words for each case stand before this; here is what to do about it.
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
         return "; if each row marks its class by a 1 or by scores, store labels.argmax(1)"
     if labels.dtype.kind == "f":
@@ -93,6 +96,8 @@ def sparse_ids(labels: Sequence[np.ndarray], title: str) -> np.ndarray | None:
         )
     if not len(distinct):
         return None
+    # A few of ten digits, or of CIFAR-100's classes, are numbers of classes all the same: a run
+    # that was trained on all of them must find them under their numbers.
     classes = int(distinct[-1]) + 1
     if classes <= DENSE_UP_TO:
         return None

@@ -43,6 +43,8 @@ class DigitsSource(Source):
         ):
             images = arrays["images"]  # [1797, 8, 8]
             labels = arrays["labels"]  # [1797]
+        # Writers come one after the other in the original, so its order says something about an
+        # image; a permutation does not.
         index = permuted(len(images), split, valid=VALID, test=TEST)
         part = Part(
             images=images[index][..., None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import zipfile
@@ -20,16 +21,13 @@ from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
 from tessella.data.decoded_cache import Writer, digest, stored
 from tessella.data.folder_layouts import (
-    HASH_RULE,
     LAYOUT_VERSION,
-    Division,
     Listing,
-    by_sub_folders,
     divide_listing,
 )
 from tessella.data.image_files import Files, decode_files
 from tessella.data.limits import PIECE
-from tessella.data.other_formats import HEAD, describe_content
+from tessella.data.other_formats import HEAD, describe, describe_content, with_way_out
 from tessella.data.paths import (
     READ_ERRORS,
     last_name,
@@ -44,9 +42,10 @@ from tessella.data.splits import ALL
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
-RULE = HASH_RULE
 MAX_LIST_BYTES = 4 * PIECE
 """Bytes of a list of labels or splits beside the images."""
+FEW_FILES = 1000
+"""Files that are looked at to tell whether a folder is one of images."""
 _FOREIGN = ("__MACOSX",)
 _CAMERA_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2")
 UNREAD = {
@@ -63,7 +62,7 @@ small preview), and what they are called."""
 
 
 class _Facts(TypedDict):
-    """What is kept of a decoded split besides its pixels."""
+    """Facts that are kept of a decoded split besides its pixels."""
 
     names: list[str]
     labels: list[int] | None
@@ -82,7 +81,7 @@ class _Facts(TypedDict):
 
 @dataclass(frozen=True)
 class _Place:
-    """What lies in a folder or a zip file.
+    """The files in a folder or a zip file.
 
     Args:
         names: relative paths with ``/`` between their parts, sorted.
@@ -100,6 +99,7 @@ class _Place:
         Raises:
             DataError: when it cannot be read or is too large for a list.
         """
+        # One byte more than allowed tells a list of exactly that size from a larger file.
         try:
             with self.open(name) as file:
                 content = file.read(MAX_LIST_BYTES + 1)
@@ -125,14 +125,18 @@ class FolderSource(Source):
         """Whether image files lie in a folder, its first sub-folders, or a zip file."""
         try:
             if path.is_dir():
-                folders = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())[:3]]
-                return any(_looks_like_image(file.name) for f in folders for file in f.iterdir())
-            if zipfile.is_zipfile(path):
+                # A guess for an error message: data sets can hold millions of files.
+                names = []
+                for file in itertools.islice(path.glob("**/*"), FEW_FILES):
+                    names.append(file.name)
+            elif zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    return any(_looks_like_image(name) for name in archive.namelist())
+                    names = archive.namelist()
+            else:
+                return False
         except READ_ERRORS:
             return False
-        return False
+        return any(map(_looks_like_image, names))
 
     def read(self, path: str, split: str, config: DataConfig) -> Part:
         """One split of the images under a folder or in a zip file, sorted by relative path.
@@ -157,6 +161,7 @@ class FolderSource(Source):
         with _open(root) as archive:
             place = _in_zip(archive) if archive else _in_folder(root)
 
+            # Called only where nothing fitting is in the cache.
             def make(writer: Writer) -> dict[str, object]:
                 return dict(_decode(place, split, config, writer, root))
 
@@ -164,12 +169,15 @@ class FolderSource(Source):
                 _key(root, split, config), _listing_key(place), make, f"folder:{last_name(root)}"
             )
         facts = cast(_Facts, kept)
+        # Kept with the pixels, so that they are heard of each time and not only the first.
         for note in facts["notes"]:
             warn_caller(f"folder:{last_name(root)}: {note}")
-        labels = facts["labels"]
+        labels = None
+        if facts["labels"] is not None:
+            labels = np.array(facts["labels"], np.int64)
         return Part(
             images=images,
-            labels=None if labels is None else np.array(labels, np.int64),
+            labels=labels,
             label_names=tuple(facts["label_names"]),
             levels=256,
             split_rule="every image" if split == ALL else facts["split_rule"],
@@ -191,15 +199,22 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
                 others.append(name)
     if not names:
         raise DataError(_no_images(place, others, root))
-    division = divide_listing(Listing(names, _unreadable(names), others, place.read_text))
+    division = divide_listing(Listing(names, _unreadable(names), others, place.read_text), split)
     labels = division.labels(split)
-    # Numbers of the files of this split within all names.
-    chosen = [index for index, part in enumerate(division.splits) if split in (part, ALL)]
-    files = Files(
-        [names[index] for index in chosen],
-        lambda index: _open_image(place, names[chosen[index]]),
-        None if labels is None else [labels[index] for index in chosen],
-    )
+    # Other splits are divided along with this one, since the rules look at all images, but only
+    # this one is decoded.
+    chosen: list[str] = []
+    chosen_labels: list[int] = []
+    for index, part in enumerate(division.splits):
+        if split in (part, ALL):
+            chosen.append(names[index])
+            if labels is not None:
+                chosen_labels.append(labels[index])
+
+    def open_chosen(index: int) -> BufferedIOBase:
+        return _open_image(place, chosen[index])
+
+    files = Files(chosen, open_chosen, None if labels is None else chosen_labels)
     title = f"folder:{last_name(root)}"
     decoded = decode_files(
         files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}"
@@ -209,7 +224,7 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
         skipped.append(f"{printable(name)}: not an image")
     return {
         "names": decoded.names,
-        "labels": None if labels is None else decoded.labels,
+        "labels": decoded.labels if labels is not None else None,
         "label_names": list(division.label_names),
         "skipped": skipped,
         "resampled": decoded.resampled,
@@ -226,42 +241,43 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
 def _no_images(place: _Place, others: list[str], root: Path) -> str:
     """The message for a folder without images: what is there, and how it is read where that is
     known."""
+    # An .npz file is a zip as well, and a folder may hold idx files or batches of CIFAR-10.
     refuse_other_kind(root, FolderSource)
-    there = listing([printable(name) for name in others])
-    for name in others:
+    there = listing(list(map(printable, others)))
+    described = ""
+    for name in others[:FEW_FILES]:
         try:
             with place.open(name) as file:
                 described = describe_content(PurePosixPath(name).name, file.read(HEAD))
         except READ_ERRORS:
             continue
+        # The first file that says something speaks for the others, which are mostly of its kind.
         if described:
-            return f"{root} has no images; it holds {there}. {described}"
-    return f"{root} has no images; it holds {there}"
-
-
-def _division(names: list[str]) -> Division:
-    """The splits and classes that sub-folders say."""
-    return by_sub_folders(names, _unreadable(names))
+            break
+    return with_way_out(f"{root} has no images; it holds {there}", described)
 
 
 def _unreadable(names: Iterable[str]) -> frozenset[str]:
     """The files of a kind that is not read; they have no say in how a folder is divided."""
-    return frozenset(name for name in names if PurePosixPath(name).suffix.lower() in UNREAD)
+    unreadable = set()
+    for name in names:
+        if PurePosixPath(name).suffix.lower() in UNREAD:
+            unreadable.add(name)
+    return frozenset(unreadable)
 
 
 def _key(root: Path, split: str, config: DataConfig) -> str:
     """The place of the decoded images in the cache: where they come from and what is made of
     them."""
     size = parse_size(config.size, "size")
-    crop = config.crop if size else ""
+    crop = config.crop if size else ""  # without a size nothing is cropped
     channels = config.channels or 3
-    return digest(
-        printable(str(root.resolve())), split, size, crop, channels, config.limit, LAYOUT_VERSION
-    )
+    where = printable(str(root.resolve()))
+    return digest(where, split, size, crop, channels, config.limit, LAYOUT_VERSION)
 
 
 def _listing_key(place: _Place) -> str:
-    """What lies there, and what decodes it."""
+    """A hash of the files that lie there, and of the libraries that decode them."""
     return digest(libraries(), list(zip(place.names, place.stamps, strict=True)))
 
 
@@ -272,28 +288,21 @@ def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
     try:
         return zipfile.ZipFile(place)
     except READ_ERRORS as error:
-        described = describe_content(place.name, _head(place))
-        raise DataError(
+        message = (
             f"folder:PATH takes a folder or a .zip file, and {place} is neither: {one_line(error)}"
-            f"{f'. {described}' if described else ''}"
-        ) from error
-
-
-def _head(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(HEAD)
-    except OSError:
-        return b""
+        )
+        raise DataError(with_way_out(message, describe(place))) from error
 
 
 def _in_zip(archive: zipfile.ZipFile) -> _Place:
     found = {}
     for info in archive.infolist():
+        # The checksum changes with the content, whatever times an archive says.
         if not info.is_dir() and _visible(info.filename.split("/")):
             found[info.filename] = (info.CRC, info.file_size)
     names = sorted(found)
 
+    # Zip files may be read by several threads at once; ZipFile guards the file itself.
     def open_member(name: str) -> BufferedIOBase:
         return cast(BufferedIOBase, archive.open(archive.getinfo(name)))
 
@@ -305,15 +314,18 @@ def _in_folder(root: Path) -> _Place:
     found: dict[str, tuple[int, ...]] = {}
     visited: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
+        # A link to a folder above would lead round in a circle.
         real = os.path.realpath(folder)
         if real in visited:
             inner.clear()
             continue
         visited.add(real)
-        inner[:] = sorted(name for name in inner if _visible([name]))
-        for name in names:
+        # Changed in place, which tells os.walk where to go; sorted, so that of two links to one
+        # folder the same is followed on every machine.
+        inner[:] = sorted(filter(_is_visible, inner))
+        for name in filter(_is_visible, names):
             file = Path(folder, name)
-            stamp = _stamp(file) if _visible([name]) else ()
+            stamp = _stamp(file)
             if stamp:
                 found[file.relative_to(root).as_posix()] = stamp
     names = sorted(found)
@@ -327,7 +339,9 @@ def _stamp(file: Path) -> tuple[int, ...]:
         facts = file.stat()
     except OSError:
         return ()
-    return (facts.st_size, facts.st_mtime_ns, facts.st_mode) if stat.S_ISREG(facts.st_mode) else ()
+    if not stat.S_ISREG(facts.st_mode):
+        return ()
+    return (facts.st_size, facts.st_mtime_ns, facts.st_mode)
 
 
 def _refuse(error: OSError) -> None:
@@ -335,7 +349,12 @@ def _refuse(error: OSError) -> None:
 
 
 def _visible(parts: Iterable[str]) -> bool:
-    return not any(part.startswith(".") or part in _FOREIGN for part in parts)
+    """Whether no part of a path is hidden or foreign."""
+    return all(map(_is_visible, parts))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in _FOREIGN
 
 
 def _looks_like_image(name: str) -> bool:
@@ -346,6 +365,8 @@ def _looks_like_image(name: str) -> bool:
 
 def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase], root: Path) -> bool:
     """Whether a file is named like an image, or else has the content of one."""
+    # A file that is named like an image counts as one even if it is damaged: it is a failure then,
+    # which must not go unnoticed. Only other files are opened to see what they are.
     if _looks_like_image(name):
         return True
     with passing_ends(f"{root}, {printable(name)}"):

@@ -60,14 +60,15 @@ class Division:
         splits: of each image.
         classes: the name of each image's class, empty where it has none.
         rule: how the splits were taken, in words.
-        given: whether the data set says its splits; each then has labels of its own, or none.
+        given: the splits that the data set itself says, each of which has labels or has none;
+            empty where the splits are taken by a hash.
         notes: what the user should hear of.
     """
 
     splits: list[str]
     classes: list[str]
     rule: str
-    given: bool
+    given: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -75,7 +76,7 @@ class Division:
         """Names of the classes, sorted; ``()`` where there are none."""
         if not self.given and not all(self.classes):
             return ()
-        return tuple(sorted({name for name in self.classes if name}))
+        return tuple(sorted(set(self.classes) - {""}))
 
     def labels(self, split: str) -> list[int] | None:
         """The class of each image, by its place in :attr:`label_names`.
@@ -85,6 +86,7 @@ class Division:
             image of this split (without given splits: any image) has no class.
         """
         for part, name in zip(self.splits, self.classes, strict=True):
+            # Where the splits are given, test images without classes leave train its labels.
             concerned = not self.given or split in (part, ALL)
             if concerned and not name:
                 return None
@@ -100,23 +102,28 @@ class Division:
         return found
 
 
-def divide_listing(files: Listing) -> Division:
+def divide_listing(files: Listing, split: str) -> Division:
     """The splits and classes of the images in a folder.
+
+    Args:
+        files: what lies in the folder.
+        split: the one that is wanted; with ``all``, splits may differ in their classes.
 
     Raises:
         DataError: when images lie beside folders that are splits, when a list does not fit the
             images, or when held-out images have classes that training images lack.
     """
-    for layout in (_celeba, _cub, _omniglot):
-        division = layout(files)
-        if division is not None:
-            break
-    else:
+    # The layouts that lists define come first: their folders would say something else, such as a
+    # single class "img_align_celeba".
+    division = _celeba(files) or _cub(files) or _omniglot(files)
+    if division is None:
         division = by_sub_folders(files.images, files.unreadable)
+        # Annotations before false classes: they name the class of images in "val/images".
         division = _with_annotations(files, division)
         division = _without_false_classes(division)
         division = _with_label_list(files, division)
-    _check_same_classes(division)
+    if split != ALL:
+        _check_same_classes(division)
     return division
 
 
@@ -130,46 +137,70 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
         DataError: when images lie beside folders that are splits.
     """
     readable = [name for name in names if name not in unreadable] or list(names)
-    shared = _count_shared([name.split("/")[:-1] for name in readable])
-    below = {name: name.split("/")[:-1][shared:] for name in names}
-    top_folders = {below[name][0] for name in readable if below[name]}
-    stray = [name for name in readable if not below[name]]
+    shared = _count_shared([_folders_of(name) for name in readable])
+    # The folders of each image below those that all images share.
+    below = {}
+    for name in names:
+        below[name] = _folders_of(name)[shared:]
+    top_folders = set()
+    stray = []
+    for name in readable:
+        if below[name]:
+            top_folders.add(below[name][0])
+        else:
+            stray.append(name)
+    for name in unreadable:
+        # What cannot be read is never labelled, so that any folder will do for it.
+        if not below[name] and top_folders:
+            below[name] = [min(top_folders)]
     if not divide(top_folders):
-        classes = []
-        for name in names:
-            parts = below[name]
-            if not parts and name in unreadable:
-                # What cannot be read is never labelled, so that any class will do for it.
-                parts = sorted(top_folders)[:1]
-            classes.append(parts[0] if parts and not stray else "")
-        return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders), False)
+        # One image that lies in no folder, and none of them has a class.
+        classes = [""] * len(names)
+        if not stray:
+            classes = [below[name][0] for name in names]
+        return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders))
     if stray:
         raise DataError(
             f"the folders {', '.join(sorted(top_folders))} are splits, and {printable(stray[0])} "
             "lies beside them: move it into one of them, or elsewhere"
         )
-    split_folders = [below[name][0] if below[name] else min(top_folders) for name in names]
-    splits, rule = by_folders(names, split_folders)
+    splits, rule = by_folders(names, [below[name][0] for name in names])
+    # Below the folder of its split, the next folder is an image's class; again without folders that
+    # all images share. Splits may differ in this: test images often have no classes.
     inner = [below[name][1:] for name in names]
-    deeper = _count_shared([parts for parts in inner if parts])
-    classes = [parts[deeper] if len(parts) > deeper else "" for parts in inner]
-    return Division(splits, classes, rule, True)
+    shared = _count_shared(list(filter(None, inner)))
+    classes = []
+    for parts in inner:
+        classes.append(parts[shared] if parts else "")
+    # "val" and "validation" are one split.
+    given = set()
+    for folder in top_folders:
+        given.add(FOLDERS[folder.lower()])
+    return Division(splits, classes, rule, frozenset(given))
+
+
+def _folders_of(name: str) -> list[str]:
+    """The folders that a relative path leads through."""
+    return name.split("/")[:-1]
 
 
 def _count_shared(folders: list[list[str]]) -> int:
     """How many leading parts all these paths share, with a further folder below them."""
     if not folders:
         return 0
-    shortest = min(len(parts) for parts in folders)
+    first = min(folders)
+    last = max(folders)
+    shortest = min(map(len, folders))
     count = 0
-    while count + 1 < shortest and len({parts[count] for parts in folders}) == 1:
+    # In the order of sorting, what the first and the last path share, all share.
+    while count + 1 < shortest and first[count] == last[count]:
         count += 1
     return count
 
 
 def _not_splits(folders: set[str]) -> str:
     """The words for folders of which some, but not all, are named like splits."""
-    alike = sorted(name for name in folders if name.lower() in FOLDERS)
+    alike = [name for name in sorted(folders) if name.lower() in FOLDERS]
     others = sorted(folders - set(alike))
     if len(alike) < 2 or not others:
         return ""
@@ -190,7 +221,7 @@ def _with_annotations(files: Listing, division: Division) -> Division:
         return division
     classes = list(division.classes)
     for path in found:
-        by_name = {row[0]: row[1] for row in files.table(path).rows if len(row) > 1}
+        by_name = _pairs(files, path)
         folder = path.removesuffix("val_annotations.txt")
         for number, name in enumerate(files.images):
             if name.startswith(folder):
@@ -206,6 +237,7 @@ def _without_false_classes(division: Division) -> Division:
     classes = list(division.classes)
     rule = division.rule
     training = division.classes_in("train")
+    # A single class among several is left alone where training images have it too.
     for split in ("valid", "test"):
         held_out = division.classes_in(split)
         if training and len(held_out) == 1 and not held_out & training:
@@ -221,15 +253,16 @@ def _with_label_list(files: Listing, division: Division) -> Division:
     in_one_folder = len(set(division.classes)) <= 1
     if not in_one_folder or files.read_text is None:
         return division
-    label_list = find_label_list(
-        files.images, [(path, files.read_text) for path in files.others], division.splits
-    )
+    # Splits that a hash took say nothing about which images have labels.
+    groups = [ALL] * len(files.images)
+    if division.given:
+        groups = division.splits
+    label_list = find_label_list(files.images, files.others, files.read_text, groups)
     if label_list is None:
         return division
     notes = [*division.notes, *label_list.notes]
     if not label_list.classes:
         return replace(division, notes=notes)
-    # Each split has labels or none, as the list says: as where the data set says its splits.
     return replace(
         division,
         classes=label_list.classes,
@@ -249,7 +282,7 @@ def _celeba(files: Listing) -> Division | None:
     if not partitions:
         if not attributes:
             return None
-        return Division(by_hash(files.images), no_classes, HASH_RULE, False)
+        return Division(by_hash(files.images), no_classes, HASH_RULE)
     path = partitions[0]
     split_of = {}
     for row in files.table(path).rows:
@@ -259,7 +292,7 @@ def _celeba(files: Listing) -> Division | None:
     splits = []
     for name in files.images:
         splits.append(_listed(split_of, PurePosixPath(name).stem, name, path))
-    return Division(splits, no_classes, f"the list {path}", True)
+    return Division(splits, no_classes, f"the list {path}", frozenset(SPLITS))
 
 
 def _cub(files: Listing) -> Division | None:
@@ -270,26 +303,35 @@ def _cub(files: Listing) -> Division | None:
     for name in (*needed, "classes.txt"):
         for path in files.named(name):
             found[name] = path
-    if not all(name in found for name in needed):
+    if not set(needed) <= set(found):
         return None
-    lists = {name: _pairs(files, path) for name, path in found.items()}
-    class_names = lists.get("classes.txt", {})
-    number_of = {path: number for number, path in lists["images.txt"].items()}
+    images_list = found["images.txt"]
+    labels_list = found["image_class_labels.txt"]
+    splits_list = found["train_test_split.txt"]
+    label_of = _pairs(files, labels_list)  # number of an image -> number of its class
+    trains = _pairs(files, splits_list)  # number of an image -> "1" for training images
+    class_names = {}  # number of a class -> its name
+    if "classes.txt" in found:
+        class_names = _pairs(files, found["classes.txt"])
+    number_of = {}  # path of an image -> its number
+    for number, path in _pairs(files, images_list).items():
+        number_of[path] = number
     splits = []
     classes = []
     for name in files.images:
         # The list's paths begin below the folder "images", which lies beside the list.
-        inside = name.partition("images/")[2] if "images/" in name else name
-        number = _listed(number_of, inside, name, found["images.txt"])
-        label = _listed(
-            lists["image_class_labels.txt"], number, name, found["image_class_labels.txt"]
-        )
-        trains = _listed(lists["train_test_split.txt"], number, name, found["train_test_split.txt"])
-        splits.append("train" if trains == "1" else "test")
+        inside = name.rpartition("images/")[2]
+        number = _listed(number_of, inside, name, images_list)
+        label = _listed(label_of, number, name, labels_list)
+        in_training = _listed(trains, number, name, splits_list) == "1"
+        if in_training:
+            splits.append("train")
+        else:
+            splits.append("test")
         classes.append(class_names.get(label, label))
-    rule = f"the list {found['train_test_split.txt']}"
+    rule = f"the list {splits_list}"
     rule += fill_missing(files.images, splits)
-    return Division(splits, classes, rule, True)
+    return Division(splits, classes, rule, frozenset({"train", "test"}))
 
 
 def _omniglot(files: Listing) -> Division | None:
@@ -302,11 +344,12 @@ def _omniglot(files: Listing) -> Division | None:
     sets = set()
     classes = []
     for name in files.images:
-        folders = name.split("/")[:-1]
+        folders = _folders_of(name)
+        # A single alphabet has one folder less, and is read by its sub-folders.
         if len(folders) < 2 or not re.fullmatch(r"character\d+", folders[-1]):
             return None
         classes.append("/".join(folders[-2:]))
-        sets.add(folders[-3] if len(folders) > 2 else "")
+        sets.add("/".join(folders[:-2]))
     if not files.images:
         return None
     if len(sets) > 1:
@@ -315,12 +358,16 @@ def _omniglot(files: Listing) -> Division | None:
             "are no splits of one another: name one of them, such as "
             f"folder:PATH/{min(sets)}"
         )
-    return Division(by_hash(files.images), classes, HASH_RULE, False)
+    return Division(by_hash(files.images), classes, HASH_RULE)
 
 
 def _pairs(files: Listing, path: str) -> dict[str, str]:
     """A list of two columns as a mapping."""
-    return {row[0]: row[1] for row in files.table(path).rows if len(row) >= 2}
+    pairs = {}
+    for row in files.table(path).rows:
+        if len(row) >= 2:
+            pairs[row[0]] = row[1]
+    return pairs
 
 
 def _listed(values: Mapping[str, str], key: str, name: str, path: str) -> str:
@@ -348,6 +395,11 @@ def _check_same_classes(division: Division) -> None:
         return
     training = division.classes_in("train")
     if not training:
+        if division.label_names and "train" in division.splits:
+            division.notes.append(
+                "training images have no classes and held-out images have: "
+                f"{listing(list(division.label_names))}"
+            )
         return
     for split in ("valid", "test"):
         held_out = division.classes_in(split)
@@ -358,8 +410,10 @@ def _check_same_classes(division: Division) -> None:
                 f"{listing(sorted(training))}. A model cannot learn them: move these images "
                 "elsewhere, or name the folder of one split, which is then divided by itself"
             )
+        # Nothing is wrong with the labels here, but figures of the split are not of all classes. A
+        # split that was cut from train by a hash may well lack a rare class.
         absent = sorted(training - held_out)
-        if held_out and absent:
+        if split in division.given and held_out and absent:
             division.notes.append(
                 f"the split {split} has no images of {len(absent)} of the {len(training)} classes: "
                 f"{listing(absent)}"

@@ -12,6 +12,7 @@ import gzip
 import math
 import re
 import struct
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tessella.config import DataConfig
 from tessella.data.array_checks import check_values
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_content, read_up_to
-from tessella.data.other_formats import describe
+from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
@@ -59,19 +60,18 @@ class MnistSource(Source):
             InputError: when the values are not of 0..255, but of 0 and 1, for example.
         """
         folder = self.locate(path)
+        # The four files belong together, so the folder is named and never one of them.
         if not folder.is_dir():
             refuse_other_kind(folder, MnistSource)
-            reason = describe(folder)
-            raise DataError(
-                f"mnist:PATH takes the folder of the four idx files, got the file {path}"
-                f"{f': {reason}' if reason else ''}"
-            )
+            message = f"mnist:PATH takes the folder of the four idx files, got the file {path}"
+            raise DataError(with_way_out(message, describe(folder)))
         prefix = _PREFIX[split]
         images_file = _find(folder, f"{prefix}-images", 3)
         images = read_idx(images_file, 3)  # [n, height, width]
         labels = read_idx(_find(folder, f"{prefix}-labels", 1), 1)  # [n]
         if len(images) != len(labels):
             raise DataError(f"{path}: {len(images)} {prefix} images have {len(labels)} labels")
+        # Binarized sets are published in this form too, some of them as 0 and 1.
         check_values(images, images_file.name, config.levels)
         # Every label of the file counts, so that train and valid have the same classes.
         classes = max(10, int(labels.max(initial=0)) + 1)
@@ -83,7 +83,7 @@ class MnistSource(Source):
         part = Part(
             images=images[index][..., None],
             labels=labels[index].astype(np.int64),
-            label_names=tuple(str(label) for label in range(classes)),
+            label_names=tuple(map(str, range(classes))),
             levels=256,
             split_rule=rule,
         )
@@ -104,6 +104,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             the file, or it cannot be read.
     """
     header_bytes = 4 + 4 * dimensions
+    # Nothing is allocated by the header: it is four numbers that anybody can write.
     try:
         on_disk = file.stat().st_size
         with _opened(file) as opened:
@@ -115,15 +116,16 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
                 values = read_up_to(opened, count + 1)
                 found = len(values)
             else:
+                # The size on disk tells at once whether the header is true.
                 found = on_disk - header_bytes
                 values = read_up_to(opened, count) if found == count else bytearray()
     except READ_ERRORS as error:
         raise DataError(f"{file.name} is damaged or cannot be read: {one_line(error)}") from error
     if found != count or len(values) != count:
         more = "more" if found > count else f"only {min(found, len(values) or found):,}"
-        sizes = "x".join(str(size) for size in shape)
         raise DataError(
-            f"{file.name} should hold {count:,} values ({sizes}) after its header, but has {more}"
+            f"{file.name} should hold {count:,} values ({_in_words(shape)}) after its header, but "
+            f"has {more}"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
@@ -142,6 +144,7 @@ def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
     expected = 0x0800 + dimensions
     if len(header) != 4 + 4 * dimensions:
         raise DataError(f"{file.name} is cut short: {len(header)} bytes do not hold an idx header")
+    # Big-endian: 0, 0, type (8: unsigned byte), number of dimensions; then one size for each.
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     if magic != expected:
         kind = {0x0801: "labels", 0x0803: "images"}.get(magic, "no idx file of bytes")
@@ -149,12 +152,17 @@ def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
             f"{file.name} has the magic number {magic:#010x} ({kind}), expected {expected:#010x}"
         )
     if dimensions > 1 and 0 in shape[1:]:
-        sizes = "x".join(str(size) for size in shape)
-        raise DataError(f"{file.name} declares images without pixels ({sizes})")
+        raise DataError(f"{file.name} declares images without pixels ({_in_words(shape)})")
     return tuple(shape)
 
 
+def _in_words(shape: Sequence[int]) -> str:
+    """``60000x28x28``."""
+    return "x".join(str(size) for size in shape)
+
+
 def _find(folder: Path, name: str, dimensions: int) -> Path:
+    # The files as published have a hyphen; unpacking programs of old made it a dot.
     for separator in "-.":
         for end in ("", ".gz"):
             file = folder / f"{name}{separator}idx{dimensions}-ubyte{end}"
@@ -162,8 +170,5 @@ def _find(folder: Path, name: str, dimensions: int) -> Path:
                 return file
     refuse_other_kind(folder, MnistSource)
     there = listing([file.name for file in folder.iterdir()])
-    reason = describe(folder)
-    raise DataError(
-        f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"
-        f"{f'. There {reason}' if reason else ''}"
-    )
+    message = f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"
+    raise DataError(with_way_out(message, describe(folder)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,6 @@ from tessella.data.hashes import image_hashes
 Images = np.ndarray | StoredImages
 """Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice,
 numbers or a mask."""
-
-JSONScalar = str | int | float | bool | None
-JSONValue = JSONScalar | list[Any] | dict[str, Any]
-"""Facts as they stand in records; ``Any`` is any such value again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +46,7 @@ class ImageSet:
     split: str = "train"
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
-    recipe: Mapping[str, JSONValue] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,18 +57,35 @@ class ImageSet:
         without labels."""
         if self.label_names:
             return len(self.label_names)
+        # Without names, every number up to the largest is a class, whether or not it occurs.
         if self.labels is None or not len(self.labels):
             return 0
         return int(self.labels.max()) + 1
 
+    def numbered_by_ids(self) -> ImageSet:
+        """These images with the labels that the data set itself gives, and no names.
+
+        Where labels are sparse ids, the names of the classes are the ids; other sets are returned
+        as they are.
+        """
+        if self.labels is None or not all(name.isdecimal() for name in self.label_names):
+            return self
+        # By way of Python integers, as text of any length can be a name.
+        ids = np.array(self.label_names, dtype=object).astype(np.int64)
+        if np.array_equal(ids, np.arange(len(ids))):
+            return self
+        return replace(self, labels=ids[self.labels], label_names=())
+
     def hashes(self) -> np.ndarray:
         """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal
         images."""
+        # Those of a file were computed when the images were stored, and reading all of it again
+        # would take as long as an epoch.
         if isinstance(self.images, StoredImages):
             return self.images.hashes
         return image_hashes(self.images)
 
-    def identity(self) -> dict[str, JSONValue]:
+    def identity(self) -> dict[str, Any]:
         """JSON values that say what these images are: equal identities mean equal pixels in equal
         order.
 
@@ -81,6 +94,7 @@ class ImageSet:
         order, the names of the classes, the preparation of the pixels, and the number of files
         skipped.
         """
+        # How the split was taken is said beside its name, not among what was done to the pixels.
         preprocessing = dict(self.recipe)
         split_rule = preprocessing.pop("split_rule", "")
         preprocessing["levels"] = self.levels

@@ -20,6 +20,7 @@ def fit_in_memory(part: Part, config: DataConfig) -> Part:
         count = len(part.images)
         if config.limit:
             count = min(count, config.limit)
+        # All of them exist at once, first in a list and then in one array.
         channels = config.channels or part.images.shape[-1]
         check_resized((count, *size, channels))
     return fit_arrays(part, config)

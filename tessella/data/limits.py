@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tessella.errors import ConfigError, DataError, InputError
 
@@ -25,16 +25,18 @@ PIECE = 1 << 24
 """Bytes that are decompressed at a time."""
 
 
+@runtime_checkable
 class BinaryReader(Protocol):
     """A file of bytes, decompressed or not."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; none at the end."""
         ...
 
 
 def largest_content(bytes_on_disk: int) -> int:
     """Most bytes that a compressed file of this size may hold."""
+    # Small files of one colour shrink by far more than photographs, and do no harm.
     return max(FREE_BYTES, MAX_RATIO * bytes_on_disk)
 
 
@@ -49,6 +51,7 @@ def check_content(size: int, bytes_on_disk: int, title: str) -> None:
     Raises:
         DataError: when the size is above :func:`largest_content`.
     """
+    # The declared size is not trusted here, only bounded: readers stop when less or more comes.
     most = largest_content(bytes_on_disk)
     if size > most:
         raise DataError(
@@ -63,6 +66,7 @@ def read_up_to(file: BinaryReader, count: int) -> bytearray:
 
     ``file.read(count)`` would reserve ``count`` bytes before it looks.
     """
+    # Grows as pieces arrive, to at most twice what is there while it is moved.
     content = bytearray()
     while len(content) < count:
         piece = file.read(min(PIECE, count - len(content)))
@@ -74,6 +78,7 @@ def read_up_to(file: BinaryReader, count: int) -> bytearray:
 
 def check_image_size(size: tuple[int, int], key: str) -> None:
     """Raise :class:`ConfigError` where one image of (height, width) exceeds the limit of pixels."""
+    # Counted as Python integers, which have no largest one.
     if math.prod(size) > MAX_IMAGE_PIXELS:
         raise ConfigError(
             f"data.{key}={size[0]}x{size[1]} asks for {math.prod(size):,} pixels an image; "
@@ -87,7 +92,7 @@ def check_resized(shape: Sequence[int]) -> None:
     Raises:
         InputError: above :data:`MAX_RESIZED_BYTES`.
     """
-    size = math.prod(shape)
+    size = math.prod(shape)  # one byte a value
     if size > MAX_RESIZED_BYTES:
         count, height, width, channels = shape
         raise InputError(

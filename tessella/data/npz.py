@@ -27,17 +27,16 @@ import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.array_checks import as_uint8
+from tessella.data.array_checks import as_uint8, warn_if_constant
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
 from tessella.data.in_memory import fit_in_memory
-from tessella.data.limits import check_content
-from tessella.data.other_formats import describe
+from tessella.data.limits import BinaryReader, check_content
+from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
@@ -85,11 +84,11 @@ class NpzSource(Source):
         place = self.locate(path)
         if not zipfile.is_zipfile(place):
             refuse_other_kind(place, NpzSource)
-            reason = describe(place)
-            raise DataError(
+            message = (
                 f"{path} is not an .npz file (a zip archive of arrays, as "
-                f"numpy.savez_compressed writes){f': {reason}' if reason else ''}"
+                "numpy.savez_compressed writes)"
             )
+            raise DataError(with_way_out(message, describe(place)))
         try:
             archive = zipfile.ZipFile(place)
         except READ_ERRORS as error:
@@ -97,6 +96,7 @@ class NpzSource(Source):
         with archive:
             arrays = _Arrays(archive, place)
             if not arrays.keys:
+                # An archive of images, perhaps.
                 refuse_other_kind(place, NpzSource)
             return _read_split(arrays, split, config)
 
@@ -136,30 +136,35 @@ class _Arrays:
             )
         check_content(member.file_size, self._bytes_on_disk, self.title(key))
         with self._archive.open(member) as file:
+            # The header of the array, which numpy would believe.
             declared = _declared_bytes(file)
             if declared > member.file_size:
                 raise DataError(
                     f"{self.title(key)} is cut short: its header declares {declared:,} bytes, and "
                     f"{member.file_size:,} are there"
                 )
+        # Opened anew, from its beginning. The checksum of the member is compared at its end.
         with self._archive.open(member) as file:
-            return cast(np.ndarray, np.lib.format.read_array(file, allow_pickle=False))
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     def title(self, key: str) -> str:
         """The key and the file, for messages."""
         return f"{key!r} of {self.place.name}"
 
 
-def _declared_bytes(file: zipfile.ZipExtFile) -> int:
+def _declared_bytes(file: BinaryReader) -> int:
     """Bytes that an array takes by its header; 0 for one of Python objects, which is not read."""
     version = np.lib.format.read_magic(file)
+    # Version 3 exists for arrays of records with names beyond latin-1.
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     else:
         raise ValueError(f"an array of version {version}, which images do not need")
-    return 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        return 0
+    return math.prod(shape) * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -174,16 +179,19 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
     found = _splits_in(arrays.keys, arrays.place)
     if split not in found and "train" not in found:
         raise DataError(_lacking(arrays, found, split))
-    keys = found[split] if split in found else found["train"]
+    keys = found.get(split) or found["train"]
     pixels = arrays[keys.images]
     planes = keys.images == "data" and pixels.ndim == 2
     if planes:
         pixels = _from_planes(pixels, arrays.title("data"))
+    bounds = None
+    count = 0
     if keys.images == "jpeg":
         bounds = _bounds(arrays, pixels)
         count = len(bounds)
-    else:
-        count = len(pixels) if pixels.ndim else 0
+    elif pixels.ndim:
+        count = len(pixels)
+    # Numbers of the split's images within the array.
     index, rule = _places(found, split, count, keys.images)
     labels = None
     label_names: tuple[str, ...] = ()
@@ -197,7 +205,7 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
             labels = renumbered(labels, ids)
             label_names = names_of_ids(ids)
         labels = labels[index]
-    if keys.images == "jpeg":
+    if bounds is not None:
         part = _decoded(arrays, pixels, bounds[index], labels, config)
         return replace(part, split_rule=rule, label_names=label_names)
     images, levels = _as_images(pixels, index, arrays.title(keys.images), config)
@@ -206,8 +214,10 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
 
 def _lacking(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:
     """The message for a split that can be neither read nor cut from training images."""
-    whole = any(keys.images in _WHOLE_FILE_KEYS for keys in found.values())
-    by_name = ", as its name says" if whole else ""
+    by_name = ""
+    for keys in found.values():
+        if keys.images in _WHOLE_FILE_KEYS:
+            by_name = ", as its name says"
     return (
         f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} "
         f"(keys: {listing(arrays.keys)}); split {split!r} needs a file with training images"
@@ -248,13 +258,17 @@ def _places(
 ) -> tuple[np.ndarray | slice, str]:
     """Which images of the array a split takes, and the rule in words."""
     missing = [name for name in ("valid", "test") if name not in found]
+    # Training images are divided only as far as other splits are missing; a split that is there is
+    # taken whole.
     if split in found and (split != "train" or not missing):
         return slice(None), f"all of {key!r}"
-    size = share(count, LARGEST_TAIL if len(found) > 1 else None)
+    # Beside a test set that came with the data, 5,000 images are enough for validation.
+    largest = LARGEST_TAIL if len(found) > 1 else None
+    size = share(count, largest)
     sizes = {"valid": 0, "test": 0}
     for name in missing:
         sizes[name] = size
-    parts = " and ".join(f"{size} {name}" for name in missing)
+    parts = f"{size} " + f" and {size} ".join(missing)
     rule = f"{key!r} by numpy default_rng(0).permutation({count}), its last {parts}"
     return permuted(count, split, **sizes), rule
 
@@ -270,6 +284,7 @@ def _as_images(
     bits = parse_size(config.bits, "bits")
     if bits:
         _check_packed(array, bits, title)
+        warn_if_constant(array, title)
         return _unpack(array[index], bits), 2
     images, levels = as_uint8(array, title, config.levels)
     return images[index], levels
@@ -309,9 +324,9 @@ def _sparse_ids_of_all(
     gathered = [labels]
     for other in found.values():
         if other.labels in arrays.keys and other.labels != keys.labels:
-            values = arrays[other.labels]
-            count = len(values) if values.ndim else 0
-            gathered.append(check_labels(values, count, arrays.title(other.labels)))
+            values = np.atleast_1d(arrays[other.labels])
+            # How many images these are of is checked when that split is read.
+            gathered.append(check_labels(values, values.shape[0], arrays.title(other.labels)))
     return sparse_ids(gathered, arrays.title(keys.labels))
 
 
@@ -350,14 +365,13 @@ def _decoded(
             "empty"
         )
 
+    # Called from several threads; each file is copied out of the array when its turn comes.
     def open_file(index: int) -> io.BytesIO:
         _, start, end = bounds[index]
         return io.BytesIO(content[start:end].tobytes())
 
-    files = Files(
-        [f"image {number}" for number in bounds[:, 0].tolist()],
-        open_file,
-        None if labels is None else labels.tolist(),
-    )
+    names = [f"image {number}" for number in bounds[:, 0].tolist()]
+    numbers = None if labels is None else labels.tolist()
+    files = Files(names, open_file, numbers)
     part = fit_files(files, config, channels=config.channels, place=arrays.place.name, strict=True)
     return replace(part, names=None)

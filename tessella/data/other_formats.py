@@ -24,7 +24,7 @@ _SAVE_SHARES = (
 
 
 def describe(path: Path) -> str:
-    """What a file is and how it is converted, in one line; empty when it is of no known kind.
+    """The kind of a file and how it is converted, in one line; empty for no known kind.
 
     Args:
         path: an existing file or folder.
@@ -32,12 +32,19 @@ def describe(path: Path) -> str:
     try:
         if path.is_dir():
             return _describe_folder(path)
+        # A signature lies at the very beginning; the list of a zip file lies at the end.
         with path.open("rb") as file:
             head = file.read(HEAD)
         names = _members(path) if head.startswith(b"PK") else []
     except READ_ERRORS:
+        # This only ever improves a message about another error.
         return ""
     return describe_content(path.name, head, names)
+
+
+def with_way_out(message: str, described: str) -> str:
+    """An error message, followed by what a file is where that is known."""
+    return f"{message}: {described}" if described else message
 
 
 def describe_content(name: str, head: bytes, members: list[str] | None = None) -> str:
@@ -49,6 +56,7 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         members: the names in it, for a zip file.
     """
     extension = Path(name).suffix.lower()
+    # Signatures go before extensions: a file of MATLAB 7.3 is named .mat as well, and is HDF5.
     if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
         return (
             f"{name} is an HDF5 file; convert it with h5py: f = h5py.File({name!r}); "
@@ -58,21 +66,20 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         )
     if head.startswith(b"MATLAB 5.0") or extension == ".mat":
         return (
-            f"{name} is a MATLAB file; convert it with scipy: m = scipy.io.loadmat({name!r}); "
+            f"{name} is a MATLAB file; convert it with scipy, if it is SVHN (X [h, w, c, n], digit "
+            f"0 labelled 10): m = scipy.io.loadmat({name!r}); "
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
-            "labels=m['y'].ravel() % 10) is right for SVHN (X [h, w, c, n], digit 0 labelled 10)"
+            "labels=m['y'].ravel() % 10)"
         )
+    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. Image files end
+    # to end are a layout of our own, so nothing need be decoded.
     if head.startswith(b"PAR1") or extension == ".parquet":
         return (
             f"{name} is a Parquet file; convert it with pyarrow: "
             f"rows = pyarrow.parquet.read_table({name!r}).to_pylist(); {_SAVE_SHARES}"
         )
     if extension == ".amat":
-        return (
-            f"{name} is a text of numbers (as binarized MNIST is published); convert it with "
-            f"x = np.loadtxt({name!r}, dtype=np.uint8).astype(bool).reshape(-1, 28, 28); "
-            "np.savez_compressed('new.npz', train=x), with valid= and test= for the other files"
-        )
+        return _describe_amat(name)
     if head.startswith(b"\x93NUMPY") or extension == ".npy":
         return (
             f"{name} is a single array; put it into an .npz file: "
@@ -92,8 +99,26 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
     return _describe_ours(name, members or [])
 
 
+def _describe_amat(name: str) -> str:
+    """The text files in which H. Larochelle's binarized MNIST is published: a row of 784 zeros and
+    ones for each image."""
+    says = f"{name} is a text of numbers; convert it with "
+    published = re.fullmatch(r"(.*)_(train|valid|test)\.amat", name)
+    # Three files make one data set, so one line converts all of them.
+    if not published:
+        return (
+            f"{says}np.savez_compressed('new.npz', "
+            f"images=np.loadtxt({name!r}, dtype=np.uint8).astype(bool).reshape(-1, 28, 28))"
+        )
+    return (
+        f"{says}np.savez_compressed('new.npz', **{{s: np.loadtxt(f'{published[1]}_{{s}}.amat', "
+        "dtype=np.uint8).astype(bool).reshape(-1, 28, 28) for s in ('train', 'valid', 'test')})"
+    )
+
+
 def _describe_ours(name: str, members: list[str]) -> str:
     """Files of a kind that another source reads."""
+    # Named without their folder: whoever meets them there knows which one it is.
     if re.search(r"[.-]idx[13]-ubyte(\.gz)?$", name):
         return f"{name} is an idx file: name its folder with --data mnist:FOLDER"
     if re.fullmatch(r"(data_batch_[1-5]|test_batch)", name):
@@ -106,9 +131,13 @@ def _describe_ours(name: str, members: list[str]) -> str:
 
 
 def _describe_folder(path: Path) -> str:
-    """What a folder holds, judged by the first file in it that is of a known kind."""
-    names = sorted(file.name for file in path.iterdir())
-    batches = [name for name in names if re.fullmatch(r"train_data_batch_\d+\.npz", name)]
+    """:func:`describe` for a folder, judged by the first file in it that is of a known kind."""
+    names = []
+    batches = []
+    for file in path.iterdir():
+        names.append(file.name)
+        if re.fullmatch(r"train_data_batch_\d+\.npz", file.name):
+            batches.append(file.name)
     if batches:
         # 10 batches of ImageNet-32 are 4 GB; joined once, they are one source with all splits.
         return (
@@ -117,17 +146,18 @@ def _describe_folder(path: Path) -> str:
             f"{len(batches) + 1})]; np.savez('imagenet.npz', data=np.concatenate([b['data'] for b "
             "in p]), labels=np.concatenate([b['labels'] for b in p]))"
         )
-    for name in names:
+    for name in sorted(names):
         file = path / name
         if file.is_file():
             described = describe(file)
             if described:
-                return f"it holds {described}"
+                return described
     return ""
 
 
 def _members(path: Path) -> list[str]:
     """The names in a zip file; none in a damaged one."""
+    # The first two bytes are also those of a zip file that was cut short.
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What a data source is, and the table :data:`SOURCES` of all that there are.
+"""The base class of data sources, and :data:`SOURCES`, the table of all that there are.
 
 A source is one class: how it is written, what it reads, what it allows, and the reader. Code
 outside the package adds one with :func:`register_source`::
@@ -45,7 +45,7 @@ class Source(ABC):
     about: ClassVar[str] = ""
     """The data it reads, in a few words, for help texts and error messages."""
     argument: ClassVar[str] = "PATH"
-    """What follows the colon; empty for a source that takes nothing."""
+    """Name of the part after the colon in help texts; empty for a source that takes nothing."""
     allows_all: ClassVar[bool] = False
     """Whether the split ``all`` (every image, however it is divided) can be asked for."""
     takes_bits: ClassVar[bool] = False
@@ -107,12 +107,16 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
         raise ConfigError(f"a data source is registered under a name without ':', got {name!r}")
 
     def decorate(entry: Registered) -> Registered:
-        if not callable(entry):
+        if isinstance(entry, type) and issubclass(entry, Source):
+            source: type[Source] = entry
+        elif callable(entry) and not isinstance(entry, type):
+            source = _from_function(entry)
+        else:
             raise ConfigError(
                 f"data source {name!r} must be a class derived from Source or a function "
                 f"read(path, split, config), got {entry!r}"
             )
-        source = entry if inspect.isclass(entry) else _from_function(entry)
+        # Registered first, which refuses a name that is taken before anything is changed.
         SOURCES.register(name)(source)
         source.form = f"{name}:{source.argument}" if source.argument else name
         return entry
@@ -121,6 +125,7 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
 
 
 def _from_function(reader: Reader) -> type[Source]:
+    # A function has no attributes to ask for, so its source allows what all sources allow.
     description = inspect.getdoc(reader) or "images from a plugin"
 
     class FunctionSource(Source):
@@ -148,9 +153,22 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
 
     Readers call it when what they found is not theirs, before they complain about details.
     """
+    source = recognizing(path)
+    if source is not None and source is not given:
+        raise DataError(
+            f"{given.name}: {path} is for the source {source.name} ({source.about}): "
+            f"--data {source.name}:{path}"
+        )
+
+
+def recognizing(path: Path) -> type[Source] | None:
+    """The source that recognizes a path, the first in the order of registration; None where none
+    does."""
     for source in SOURCES.values():
-        if source is not given and source.recognizes(path):
-            raise DataError(
-                f"{given.name}: {path} is for the source {source.name} ({source.about}): "
-                f"--data {source.name}:{path}"
-            )
+        try:
+            if source.recognizes(path):
+                return source
+        except OSError:
+            # A folder that may not be looked into is nobody's.
+            continue
+    return None

@@ -10,12 +10,12 @@ from tessella.config import DataConfig
 from tessella.data.array_checks import as_uint8
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.folder_layouts import HASH_RULE
-from tessella.data.image_set import ImageSet, JSONValue
+from tessella.data.image_set import ImageSet
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
-from tessella.data.source_kinds import SOURCES, Source, SourceImages
+from tessella.data.source_kinds import SOURCES, Source, SourceImages, recognizing
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
@@ -46,18 +46,24 @@ def load(config: DataConfig, split: str) -> ImageSet:
     source, path = find_source(config.source)
     _check_fits(config, source, split)
     part = _as_part(source().read(path, split, config), config, source)
-    name = f"{source.name}:{last_name(Path(path))}" if path else source.name
+    # Only the last name of the path is kept: records of runs go to other machines and people.
+    name = source.name
+    if path:
+        name += f":{last_name(Path(path))}"
     if not len(part.images):
         raise DataError(_nothing(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
+    levels = config.levels or part.levels
+    if config.binarize and not config.levels:
+        levels = 2
     return ImageSet(
         images=images,
         labels=part.labels,
         label_names=part.label_names,
-        levels=config.levels or (2 if config.binarize else part.levels),
+        levels=levels,
         name=name,
         split=split,
         names=part.names,
@@ -82,6 +88,7 @@ def find_source(source: str) -> tuple[type[Source], str]:
         DataError: when no source has this name.
     """
     name, _, path = source.partition(":")
+    # Only the first colon counts: a path can hold others.
     try:
         return SOURCES[name], path
     except KeyError:
@@ -94,6 +101,7 @@ def check_config(config: DataConfig) -> None:
     Raises:
         ConfigError: for a value that no source can honour.
     """
+    # Once more, although the configuration checked itself: it may have been changed since.
     config.check()
     for key in ("size", "bits"):
         size = parse_size(getattr(config, key), key)
@@ -109,25 +117,33 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
             "with --tokenizer RUN; elsewhere name the images that they were made of"
         )
     if split == ALL and not source.allows_all:
-        able = " and ".join(name for name, kind in SOURCES.items() if kind.allows_all)
+        able = [name for name, kind in SOURCES.items() if kind.allows_all]
         raise DataError(
-            f"{source.name} comes divided: take --split train, valid or test (all is for {able})"
+            f"{source.name} comes divided: take --split train, valid or test (all is for "
+            f"{' and '.join(able)})"
         )
     if config.bits and not source.takes_bits:
-        able = " and ".join(kind.form for kind in SOURCES.values() if kind.takes_bits)
+        able = [kind.form for kind in SOURCES.values() if kind.takes_bits]
         raise ConfigError(
-            f"data.bits is for {able} only, got {config.bits!r} with the source {source.name}"
+            f"data.bits is for {' and '.join(able)} only, got {config.bits!r} with the source "
+            f"{source.name}"
         )
 
 
 def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> Part:
-    """What a reader gave, as a part; bare arrays are checked and brought to the size asked for."""
+    """A reader's result as a part; bare arrays are checked and brought to the size asked for."""
     if isinstance(result, Part):
         return result
-    images, labels = result if isinstance(result, tuple) else (result, None)
+    if isinstance(result, tuple):
+        images, labels = result
+    else:
+        images = result
+        labels = None
     pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
     names: tuple[str, ...] = ()
     if labels is not None:
+        # Ids of this split alone are known here; a source whose splits differ in their labels
+        # returns a Part with names of its own.
         title = f"the labels of {source.name}"
         labels = check_labels(np.asarray(labels), len(pixels), title)
         ids = sparse_ids([labels], title)
@@ -137,8 +153,9 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     return fit_in_memory(Part(pixels, labels, names, levels, f"by {source.name}"), config)
 
 
-def _recipe(config: DataConfig, part: Part) -> dict[str, JSONValue]:
-    """How the split was taken and its pixels prepared."""
+def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
+    """How the split was taken and its pixels prepared, as JSON values."""
+    # Every key is always there, so that two records can be compared key by key.
     return {
         "split_rule": part.split_rule,
         "size": config.size,
@@ -163,20 +180,24 @@ def _unknown_source(source: str) -> str:
 def _hint_for_path(source: str) -> str:
     """How a path is written that was given without the name of a source."""
     place = find(source)
-    if place is None:
+    if not source or place is None:
         return ""
-    for kind in SOURCES.values():
-        if kind.recognizes(place):
-            return f"; to read the path {source}, write {kind.name}:{source}"
+    kind = recognizing(place)
+    if kind is not None:
+        return f"; to read the path {source}, write {kind.name}:{source}"
     described = describe(place)
     if described:
         return f"; {described}"
+    # Nothing recognizes it, so its name is all there is to go by.
     kind_name = "npz" if place.suffix == ".npz" else "folder"
     return f"; to read the path {source}, write {kind_name}:{source}"
 
 
 def _nothing(name: str, split: str, part: Part) -> str:
-    text = f"{name} has no images for split {split!r} ({part.split_rule or 'the source has none'})"
+    rule = part.split_rule or "the source has none"
+    text = f"{name} has no images for split {split!r} ({rule})"
     if part.split_rule == HASH_RULE:
         text += f"; folders of at least {EVERY_SPLIT_FROM} images have some for every split"
-    return f"{text}; skipped: {part.skipped[0]}" if part.skipped else text
+    if part.skipped:
+        text += f"; skipped: {part.skipped[0]}"
+    return text

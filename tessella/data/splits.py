@@ -45,6 +45,7 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
     >>> [len(permuted(1797, split, valid=150, test=297)) for split in SPLITS]
     [1350, 150, 297]
     """
+    # numpy promises this permutation for the seed; it is part of every published figure.
     order = np.random.default_rng(0).permutation(count)
     train = count - valid - test
     if split == "train":
@@ -57,17 +58,22 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
 def share(count: int, largest: int | None = None) -> int:
     """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most
     ``largest``."""
+    # Of fewer than three, taking one for valid and one for test would leave nothing to train on.
     if count < 3:
         return 0
     size = max(1, round(SHARE * count))
-    return size if largest is None else min(size, largest)
+    if largest is not None:
+        size = min(size, largest)
+    return size
 
 
 def with_tail(count: int, split: str) -> slice:
     """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of
     fewer than 50,000)."""
     tail = min(LARGEST_TAIL, count // 10)
-    return slice(0, count - tail) if split == "train" else slice(count - tail, count)
+    if split == "train":
+        return slice(0, count - tail)
+    return slice(count - tail, count)
 
 
 def by_hash(names: Sequence[str]) -> list[str]:
@@ -83,8 +89,12 @@ def by_hash(names: Sequence[str]) -> list[str]:
     >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
     ['test', 'train', 'valid']
     """
-    places = [_place(name) for name in names]
-    splits = [_split_at(place) for place in places]
+    # The hash is uniform on [0, 1), so its place alone makes shares of 5, 5 and 90 %.
+    places = []
+    splits = []
+    for name in names:
+        places.append(_place(name))
+        splits.append(_split_at(places[-1]))
     rising = sorted(range(len(names)), key=lambda i: (places[i], names[i]))
     needed: tuple[str, ...] = ()
     if len(names) >= EVERY_SPLIT_FROM:
@@ -96,14 +106,19 @@ def by_hash(names: Sequence[str]) -> list[str]:
             # The largest split gives one of its images, the one nearest to the empty split.
             largest = max(SPLITS, key=splits.count)
             donors = [i for i in rising if splits[i] == largest]
-            splits[donors[-1 if split == "train" else 0]] = split
+            nearest = donors[0]
+            if split == "train":
+                nearest = donors[-1]
+            splits[nearest] = split
     return splits
 
 
 def _split_at(place: float) -> str:
     if place < SHARE:
         return "test"
-    return "valid" if place < 2 * SHARE else "train"
+    if place < 2 * SHARE:
+        return "valid"
+    return "train"
 
 
 FOLDERS = {
@@ -161,22 +176,28 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
         if splits[number] == "train":
             training.append((_place(name), name, number))
     training.sort()
-    missing = [split for split in SPLITS if split not in splits]
+    missing = ""
+    edge = 2 * SHARE
+    if "valid" not in splits:
+        missing = "valid"
+    elif "test" not in splits:
+        missing = "test"
+        edge = SHARE
     if not missing or not training:
         return ""
-    edge = SHARE if missing == ["test"] else 2 * SHARE
-    taken = [number for place, _, number in training if place < edge]
-    taken = taken[: len(training) - 1]  # one at least stays for training
-    if not taken and len(training) >= EVERY_SPLIT_FROM:
-        taken = [training[0][2]]
-    for number in taken:
-        splits[number] = missing[0]
-    return (
-        f"; {missing[0]}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
-    )
+    # The places are those of by_hash, and valid takes what there would be valid or test: an image
+    # that a folder without splits would hold out is never trained on here.
+    taken = 0
+    for place, _, number in training[:-1]:  # one at least stays for training
+        if place < edge or (taken == 0 and len(training) >= EVERY_SPLIT_FROM):
+            splits[number] = missing
+            taken += 1
+    return f"; {missing}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
 
 
 def _place(name: str) -> float:
+    # macOS writes names in another normal form than Linux; surrogates stand for bytes that are no
+    # UTF-8.
     text = "tessella split:" + unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

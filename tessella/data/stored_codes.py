@@ -32,4 +32,5 @@ class CodesSource(Source):
         Raises:
             DataError: always.
         """
+        # load() refuses earlier, with more words; this is for callers of the class.
         raise DataError(f"codes:{path} holds codes and no images")

@@ -10,7 +10,15 @@ import torch
 from tessella.errors import InputError
 from tessella.evaluation.measurement import Evaluation, per_image
 from tessella.evaluation.metrics import standard_error
-from tessella.pipeline import SavedModel, ScoresImages, fingerprint, learned_tokenizer
+from tessella.pipeline import (
+    NOUNS,
+    BoundsImages,
+    SavedModel,
+    ScoresImages,
+    fingerprint,
+    learned_tokenizer,
+    pixel_levels,
+)
 
 CONDITIONS = {
     "labels": "p(image given its class)",
@@ -46,6 +54,9 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     left_out = {"nats", "bits"}
     if refusal:
         left_out.add("bits_per_dim")
+    # Bounds are of the symbols, so models of other levels have other bits.
+    if pixel_levels(first.model) != pixel_levels(second.model):
+        left_out.add("bound_bits_per_dim")
     ones = per_image(first.model, first.measured)
     others = per_image(second.model, second.measured)
     result: dict[str, Any] = {"images": len(first.measured)}
@@ -89,9 +100,9 @@ def check_comparable(first: SavedModel, second: SavedModel) -> str | None:
     if isinstance(first, ScoresImages) and isinstance(second, ScoresImages):
         refusal = _incomparable(first, second)
     else:
-        without = [model.kind for model in (first, second) if not isinstance(model, ScoresImages)]
-        refusal = f"a {without[0]} gives no exact bits"
-    # Both bounds of VAEs are bits of pixels, and distortion needs reconstructions on both sides.
+        without = first if not isinstance(first, ScoresImages) else second
+        refusal = f"{NOUNS[without.kind]} gives no exact bits"
+    # Distortion needs reconstructions on both sides.
     shared = set(_names(first)) & set(_names(second))
     if refusal and not shared:
         raise InputError(f"these models cannot be compared: {refusal}")
@@ -99,10 +110,10 @@ def check_comparable(first: SavedModel, second: SavedModel) -> str | None:
 
 
 def _names(model: SavedModel) -> list[str]:
-    """Kinds of numbers that a model gives of an image, beside exact bits."""
+    """The numbers that a model gives of an image, beside exact bits."""
     if learned_tokenizer(model) is not None:
         return ["distortion"]
-    return ["distortion", "bound"] if model.kind == "vae" else []
+    return ["distortion", "bound"] if isinstance(model, BoundsImages) else []
 
 
 def _fixed_sizes_differ(first: SavedModel, second: SavedModel) -> bool:

@@ -165,10 +165,18 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
     Raises:
         InputError: when there is a class that the run does not know.
     """
-    if path is None or images.labels is None or not images.label_names:
-        return images
-    trained = (read_run_record(path).get("data") or {}).get("train") or {}
+    facts = read_run_record(path) if path is not None else {}
+    trained = (facts.get("data") or {}).get("train") or {}
     known = trained.get("classes") or []
+    if facts and not known:
+        # The run numbers its classes as its data does, so ids that were renumbered are taken back.
+        return images.numbered_by_ids()
+    if known and not images.label_names and images.labels is not None and _are_ids(known):
+        # Few of the ids that the run was trained on can look like plain numbers of classes.
+        ids, ranks = np.unique(images.labels, return_inverse=True)
+        images = replace(images, labels=ranks, label_names=tuple(str(i) for i in ids.tolist()))
+    if images.labels is None or not images.label_names:
+        return images
     if not known or list(images.label_names) == known:
         return images
     unknown = sorted(set(images.label_names) - set(known))
@@ -179,6 +187,11 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
         )
     number = np.array([known.index(name) for name in images.label_names])
     return replace(images, labels=number[images.labels], label_names=tuple(known))
+
+
+def _are_ids(names: list[str]) -> bool:
+    """Whether names of classes are whole numbers, and not simply 0, 1, 2, ..."""
+    return all(name.isdecimal() for name in names) and names != [str(i) for i in range(len(names))]
 
 
 def as_scored(config: DataConfig) -> DataConfig:
@@ -238,8 +251,6 @@ def _images_of_codes(path: Path, source: str) -> DataConfig:
 
 def steps_of(run: Path | None) -> int | None:
     """Optimizer steps that a run took; None where there is no run, or it does not say."""
-    if run is None or not (run / "run.json").exists():
-        return None
-    progress = files.read_json_object(run / "run.json").get("progress")
-    steps = progress.get("step") if isinstance(progress, Mapping) else None
-    return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+    progress = {} if run is None else read_run_record(run).get("progress") or {}
+    steps: int | None = progress.get("step")
+    return steps

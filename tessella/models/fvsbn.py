@@ -52,6 +52,7 @@ class FVSBN(SequenceModel[FVSBNState]):
     """
 
     name = "fvsbn"
+    undecayed = ("bias",)  # of each class and place: not shrunk by weight decay
 
     def __init__(
         self, grid: Grid, head: Head, conditioning: Conditioning, embedding: int = 1

@@ -90,6 +90,7 @@ class MADE(SequenceModel[MADEState]):
     """
 
     name = "made"
+    undecayed = ("bias",)  # of each place: not shrunk by weight decay
     pass_is_cheap = True
 
     def __init__(

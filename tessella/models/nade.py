@@ -68,6 +68,7 @@ class NADE(SequenceModel[NADEState]):
     """
 
     name = "nade"
+    undecayed = ("bias", "hidden_bias")  # of each class: not shrunk by weight decay
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class Normed(nn.Module):
         gain: first length of each output's weights.
     """
 
+    undecayed = ("gain",)  # the length of the weights: not shrunk by weight decay
+
     def __init__(self, outputs: int, inputs: tuple[int, ...], gain: float = 1.0) -> None:
         super().__init__()
         # Directions of about length 1, whatever the number of inputs.

@@ -18,7 +18,7 @@ from tessella.pipeline.loading import (
     pick_device,
     pixel_generator,
 )
-from tessella.pipeline.run_record import check_run_record, read_run_record
+from tessella.pipeline.run_record import check_record, read_run_record
 from tessella.pipeline.saved_model import (
     NOUNS,
     BoundsImages,
@@ -47,7 +47,7 @@ __all__ = [
     "SavedModel",
     "ScoresImages",
     "bundled",
-    "check_run_record",
+    "check_record",
     "class_count",
     "fingerprint",
     "is_bundled",

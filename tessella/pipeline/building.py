@@ -38,6 +38,8 @@ CALLS = 10_000
 CALLS_PER_TENSOR = 200
 """Calls of torch that building a network may take, and for each of its weights."""
 
+SET_GRAD_ENABLED = torch._C._set_grad_enabled
+
 TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -186,8 +188,10 @@ class _LimitedCalls(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        self.left -= 1
-        if self.left < 0:
+        # Leaving torch.no_grad() is a call too: if it failed, gradients would stay off for good.
+        if func is not SET_GRAD_ENABLED:
+            self.left -= 1
+        if self.left < 0 and func is not SET_GRAD_ENABLED:
             raise ArtifactError(
                 f"a model of these sizes has far more tensors than the file of its weights "
                 f"(stopped after {self.limit:,} operations)"

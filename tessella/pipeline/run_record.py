@@ -22,6 +22,9 @@ RUN_FORMAT = 1
 
 NUMBER = (int, float)
 
+EVERY = "*"
+"""Stands for all names of an object."""
+
 DATA: dict[str, Any] = {
     "source": str,
     "split": str,
@@ -56,7 +59,7 @@ ENTRIES: dict[str, Any] = {
         "data": {"source": str},
         "train": {"steps": NUMBER, "epochs": NUMBER, "minutes": NUMBER},
     },
-    "data": {"train": DATA, "valid": DATA},
+    "data": {EVERY: DATA},
     "task": {"kind": str, "model": {"name": str}, "tokenizer": str},
     "environment": ENVIRONMENT,
     "sittings": [{"step": int, "environment": ENVIRONMENT}],
@@ -69,7 +72,7 @@ ENTRIES: dict[str, Any] = {
         "best_step": int,
         "figures": {},
     },
-    "figures": {},
+    "figures": {EVERY: {}},
     "overlap": int,
 }
 """Types of the entries that are relied on: a type, entries of an object, or items of a list."""
@@ -86,13 +89,11 @@ def read_run_record(path: Path) -> dict[str, Any]:
     """
     if not (path / NAME).exists():
         return {}
-    record = files.read_json_object(path / NAME)
-    check_run_record(record, f"{path}/{NAME}")
-    return record
+    return check_record(files.read_json(path / NAME), path / NAME)
 
 
-def check_run_record(record: Mapping[str, Any], source: str) -> None:
-    """Check the version of a record and the types of its entries.
+def check_record(record: object, source: Path) -> dict[str, Any]:
+    """Check the version of a record and the types of its entries, and return it.
 
     Args:
         record: as read from its file.
@@ -101,18 +102,20 @@ def check_run_record(record: Mapping[str, Any], source: str) -> None:
     Raises:
         ArtifactError: naming the entry that is wrong.
     """
+    if not isinstance(record, dict):
+        raise ArtifactError(
+            f"{source} was not written by tessella: it must hold a JSON object, {{...}}"
+        )
     if record.get("format") != RUN_FORMAT:
         raise ArtifactError(
             f"{source} has format {record.get('format')!r:.40}; "
             f"tessella {tessella.__version__} reads format {RUN_FORMAT}"
         )
     _check(record, ENTRIES, source, "")
-    for name, figures in (record.get("figures") or {}).items():
-        if not isinstance(figures, Mapping):
-            raise ArtifactError(f"{source}: figures of {name!r} must be an object")
+    return record
 
 
-def _check(value: object, wanted: Any, source: str, name: str) -> None:
+def _check(value: object, wanted: Any, source: Path, name: str) -> None:
     """Compare a value with a type, with the entries of an object, or with a list of one kind."""
     if value is None:
         return
@@ -130,7 +133,8 @@ def _check(value: object, wanted: Any, source: str, name: str) -> None:
         )
     if isinstance(value, Mapping) and isinstance(wanted, dict):
         for key, entry in wanted.items():
-            _check(value.get(key), entry, source, f"{name}.{key}" if name else key)
+            for found in value if key == EVERY else [key]:
+                _check(value.get(found), entry, source, f"{name}.{found}" if name else found)
     elif isinstance(value, list):
         for item in value:
             _check(item, wanted[0], source, f"an item of {name}")

@@ -4,14 +4,15 @@ decodes to."""
 from __future__ import annotations
 
 import colorsys
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from tessella import data
 from tessella.grid import Grid
-from tessella.report.svg import Picture, picture, rgb, sheet, size_of, some, svg, which
+from tessella.report.curve_plots import can_plot
+from tessella.report.svg import Axes, Picture, picture, rgb, sheet, size_of, some, svg, which
 from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.quantizers import CodeUsage
@@ -21,10 +22,13 @@ USAGE_PIXELS = 2**20
 """Pixels of the images whose codes are counted: 1024 images of 32x32."""
 
 MOST_CODES = 1024
-"""Codes in an atlas."""
+"""Codes in an atlas, and bars in a histogram."""
+
+FEWEST_CODES = 64
+"""Codes in an atlas, however large their patches are."""
 
 ATLAS_PIXELS = 2**20
-"""Pixels that are decoded for an atlas, at most, but for the 64 most used codes."""
+"""Pixels that are decoded for an atlas, at most, except for the most used codes."""
 
 MOST_MAPS = 8
 """Codebooks that are drawn: depths beyond it are left out."""
@@ -35,6 +39,28 @@ ERROR_GAIN = 4
 SIDE = 5
 """Places along each side of the patch of one code, of which the middle is shown."""
 
+GOLDEN = 0.618034
+"""Step of the hue between codes: neighbouring numbers get colours far apart."""
+
+RED = (220, 40, 40)
+
+
+class CodebookPart(TypedDict):
+    """One codebook on the page."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    histogram: str
+    atlas: Picture
+
+
+class CodebookSection(TypedDict):
+    """The codes of a tokenizer on the page; ``where`` says what they were counted on."""
+
+    where: str
+    diagnosis: list[str]
+    books: list[CodebookPart]
+
 
 def rebuilt(tokenizer: Tokenizer, images: data.ImageSet) -> Picture:
     """Originals, reconstructions, errors, and the codes of each codebook, one below another."""
@@ -42,93 +68,164 @@ def rebuilt(tokenizer: Tokenizer, images: data.ImageSet) -> Picture:
     given = some(images, max(2, min(8, 640 // width)))
     symbols = tokenizer.encode(given)
     back = tokenizer.decode(symbols, (height, width)).cpu().numpy()
+    # The largest error of a pixel's channels: [n, h, w, 1].
     errors = np.abs(given.astype(np.int16) - back).max(axis=3, keepdims=True) * ERROR_GAIN
     rows = [rgb(given), rgb(back), rgb(errors.clip(0, 255).astype(np.uint8))]
-    of = [grid for grid in tokenizer.grids(height, width) for _ in range(grid.channels)]
-    for grid, codes in list(zip(of, channels(symbols), strict=True))[:MOST_MAPS]:
-        rows.append(
-            code_map(
-                codes.cpu().numpy(),
-                grid.levels,
-                _stride(tokenizer, grid, (height, width)),
-                (height, width),
-            )
-        )
-    several = "" if len(of) == 1 else f" of each of {len(of)} codebooks, coarse to fine"
-    several += f", the first {MOST_MAPS}" if len(of) > MOST_MAPS else ""
+    grids: list[Grid] = []
+    for grid in tokenizer.grids(height, width):
+        grids += [grid] * grid.channels
+    for grid, codes in list(zip(grids, channels(symbols), strict=True))[:MOST_MAPS]:
+        stride = _stride(tokenizer, grid, (height, width))
+        rows.append(code_map(codes.cpu().numpy(), grid.levels, stride, (height, width)))
+    several = ""
+    if len(grids) > 1:
+        several = f" of each of {len(grids)} codebooks, coarse to fine"
+    if len(grids) > MOST_MAPS:
+        several += f", the first {MOST_MAPS}"
     note = (
-        f"Images of {which(images)}. From above: the image, its reconstruction, the largest absolute error of a "
-        f"pixel's channels times {ERROR_GAIN}, its codes{several} (a colour each)."
+        f"Images of {which(images)}. From above: the image, its reconstruction, the largest "
+        f"absolute error of a pixel's channels times {ERROR_GAIN}, its codes{several} "
+        "(a colour each)."
     )
     return sheet("Reconstructions", np.concatenate(rows), len(given), note)
 
 
 def code_map(symbols: np.ndarray, levels: int, stride: int, size: tuple[int, int]) -> np.ndarray:
     """Codes ``[n, h, w]`` as pictures ``uint8 [n, *size, 3]``, a colour for each code."""
-    tones = [
-        colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.45 + 0.5 * (i % 3) / 2, 0.6 + 0.4 * (i % 2))
-        for i in range(levels)
-    ]
+    tones = []
+    for code in range(levels):
+        saturation = 0.45 + 0.5 * (code % 3) / 2
+        brightness = 0.6 + 0.4 * (code % 2)
+        tones.append(colorsys.hsv_to_rgb(code * GOLDEN % 1, saturation, brightness))
     palette = (np.array(tones) * 255).round().astype(np.uint8)
     large = palette[symbols].repeat(stride, axis=1).repeat(stride, axis=2)
     return large[:, : size[0], : size[1]]
 
 
-def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> dict[str, Any] | None:
+def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSection | None:
     """How much the codes of each codebook are used, what is wrong with that, and what each code
-    decodes to."""
+    decodes to.
+
+    Args:
+        tokenizer: makes the codes.
+        images: to count codes on; None takes the running counts that quantizers keep.
+
+    Returns:
+        None where there are no counts.
+    """
     diagnosis: list[str] = []
+    rows: list[list[tuple[str, str]]]
     if images is not None:
         height, width = size_of(images)
         counted = some(images, max(1, USAGE_PIXELS // (height * width)))
         counts = _counted(tokenizer, counted)
         facts = codebook_health.examine(tokenizer, counts)
-        where, diagnosis = (
-            f"{len(counted):,} images of {which(images)}",
-            codebook_health.diagnose(facts),
-        )
+        diagnosis = codebook_health.diagnose(facts)
+        where = f"{len(counted):,} images of {which(images)}"
         rows = [_rows(book) for book in facts]
     else:
-        counts, where = _averages(tokenizer), "moving averages of the training batches"
+        counts = _running_counts(tokenizer)
+        where = "moving averages of the training batches"
         rows = [[] for _ in counts]
     if not counts:
         return None
-    named = [name for name, _ in _books(tokenizer)]
-    books = [
-        {"title": name, "rows": told, "histogram": _histogram(count.numpy(), name), "atlas": chart}
-        for name, told, count, chart in zip(
-            named, rows, counts, atlases(tokenizer, counts), strict=False
-        )
-    ]
+    books: list[CodebookPart] = []
+    titles = [title for title, _ in _books(tokenizer)]
+    charts = atlases(tokenizer, counts)
+    # Codebooks beyond the last atlas are left out.
+    for title, lines, count, chart in zip(titles, rows, counts, charts, strict=False):
+        histogram = _histogram(count.numpy(), title)
+        books.append({"title": title, "rows": lines, "histogram": histogram, "atlas": chart})
     return {"where": where, "diagnosis": diagnosis, "books": books}
 
 
+def atlases(tokenizer: Tokenizer, counts: list[torch.Tensor]) -> list[Picture]:
+    """The :func:`atlas` of each codebook, up to the eighth."""
+    arrays = [count.numpy() for count in counts]
+    return [atlas(tokenizer, arrays, book) for book in range(min(len(counts), MOST_MAPS))]
+
+
+def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Picture:
+    """Each code decoded where all its neighbours are the same code.
+
+    The most used codes come first, unused ones are crossed out. Other codebooks, where there are
+    some, hold their most used code meanwhile.
+
+    Args:
+        tokenizer: decodes.
+        counts: how often each code of each codebook is used.
+        book: which codebook, coarse to fine.
+    """
+    used = counts[book]
+    _, number = _books(tokenizer)[book]
+    stride = _stride(tokenizer, tokenizer.grids()[number])
+    size = SIDE * stride
+    most = min(MOST_CODES, max(FEWEST_CODES, ATLAS_PIXELS // size**2))
+    order = np.argsort(-used, kind="stable")[:most]
+    # Many codes in long rows of small cells, few in short rows of large ones.
+    if len(order) > 128:
+        columns, least_side = 32, 16
+    else:
+        columns, least_side = 16, 32
+    patches = rgb(_patches(tokenizer, counts, book, order, size))
+    middle = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride)
+    factor = max(1, least_side // stride)
+    cells = patches[:, middle, middle].repeat(factor, axis=1).repeat(factor, axis=2)
+    for cell, count in zip(cells, used[order], strict=True):
+        if not count:
+            _cross_out(cell)
+    note = "Each code where all its neighbours are the same code; the most used first, row by row."
+    note += _shares(used[order] / max(1, used.sum()), columns)
+    if not used[order].all():
+        note += " Codes crossed out in red were not used."
+    if len(used) > len(order):
+        note += f" The first {len(order):,} of {len(used):,}."
+    if len(counts) > 1:
+        note += " The other codebooks hold their most used code meanwhile."
+    return picture("What the codes decode to", pictures.sheet(cells, columns, 1), note)
+
+
+def _cross_out(cell: np.ndarray) -> None:
+    """Draw both diagonals of a cell ``[side, side, 3]`` in red."""
+    at = np.arange(len(cell))
+    cell[at, at] = RED
+    cell[at, at[::-1]] = RED
+
+
 def _books(tokenizer: Tokenizer) -> list[tuple[str, int]]:
-    """The name of each codebook where there are several, and its grid."""
-    grids, books = tokenizer.grids(), []
+    """The name of each codebook where there are several, and the number of its grid."""
+    grids = tokenizer.grids()
+    books = []
     for number, grid in enumerate(grids):
         for depth in range(grid.channels):
-            told = [f"grid {number}"] * (len(grids) > 1) + [f"depth {depth}"] * (grid.channels > 1)
-            books.append((", ".join(told), number))
+            words = []
+            if len(grids) > 1:
+                words.append(f"grid {number}")
+            if grid.channels > 1:
+                words.append(f"depth {depth}")
+            books.append((", ".join(words), number))
     return books
 
 
 def _counted(tokenizer: Tokenizer, images: np.ndarray) -> list[torch.Tensor]:
     """How often each code of each codebook is used in some images."""
-    usage = [CodeUsage(grid.levels) for grid in tokenizer.grids() for _ in range(grid.channels)]
-    for book, codes in zip(usage, channels(tokenizer.encode(images)), strict=True):
+    books: list[CodeUsage] = []
+    for grid in tokenizer.grids():
+        books += [CodeUsage(grid.levels) for _ in range(grid.channels)]
+    for book, codes in zip(books, channels(tokenizer.encode(images)), strict=True):
         book.update(codes)
-    return [book.counts for book in usage]
+    return [book.counts for book in books]
 
 
-def _averages(tokenizer: Tokenizer) -> list[torch.Tensor]:
-    """The running counts that quantizers keep, where each codebook has them."""
-    kept = [
-        buffer.cpu()
-        for name, buffer in tokenizer.named_buffers()
-        if name.split(".")[-1] == "counts"
-    ]
-    levels = [grid.levels for grid in tokenizer.grids() for _ in range(grid.channels)]
+def _running_counts(tokenizer: Tokenizer) -> list[torch.Tensor]:
+    """The running counts that quantizers keep; none unless each codebook has them."""
+    kept = []
+    for name, buffer in tokenizer.named_buffers():
+        if name.split(".")[-1] == "counts":
+            kept.append(buffer.cpu())
+    levels = []
+    for grid in tokenizer.grids():
+        levels += [grid.levels] * grid.channels
     return kept if [len(count) for count in kept] == levels else []
 
 
@@ -140,111 +237,76 @@ def _rows(book: codebook_health.Facts) -> list[tuple[str, str]]:
         ("entropy", f"{book.entropy_bits:.3f} bits a code"),
         ("most frequent code", f"{book.top_share:.2%}"),
     ]
-    rows += [] if book.twins is None else [("codes with a twin", f"{book.twins:,}")]
-    rows += (
-        []
-        if book.variance_share is None
-        else [("share of the variance", f"{book.variance_share:.1%}")]
-    )
+    if book.twins is not None:
+        rows.append(("codes with a twin", f"{book.twins:,}"))
+    if book.variance_share is not None:
+        rows.append(("share of the variance", f"{book.variance_share:.1%}"))
     return rows
-
-
-def atlases(tokenizer: Tokenizer, counts: list[torch.Tensor]) -> list[Picture]:
-    """The :func:`atlas` of each codebook, up to the eighth."""
-    return [
-        atlas(tokenizer, [count.numpy() for count in counts], book)
-        for book in range(min(len(counts), MOST_MAPS))
-    ]
-
-
-def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Picture:
-    """What each code decodes to where all around it is the same code; the most used first, unused
-    ones crossed out.
-
-    Other codebooks, where there are some, say their most used code meanwhile.
-
-    Args:
-        counts: how often each code of each codebook is used.
-        book: which codebook, coarse to fine.
-    """
-    used, number = counts[book], _books(tokenizer)[book][1]
-    own = tokenizer.grids()[number]
-    stride = _stride(tokenizer, own)
-    size = SIDE * stride
-    most = min(MOST_CODES, max(64, ATLAS_PIXELS // size**2))
-    order = np.argsort(-used, kind="stable")[:most]
-    columns, least = (32, 16) if len(order) > 128 else (16, 32)
-    cells = rgb(_patches(tokenizer, counts, book, order, size))
-    middle, factor = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride), max(1, least // stride)
-    cells = cells[:, middle, middle].repeat(factor, axis=1).repeat(factor, axis=2)
-    for cell, count in zip(cells, used[order], strict=True):
-        if not count:
-            at = np.arange(len(cell))
-            cell[at, at] = cell[at, at[::-1]] = (220, 40, 40)
-    note = "Each code where all its neighbours are the same code; the most used first, row by row."
-    note += _shares(used[order] / max(1, used.sum()), columns)
-    note += " Codes crossed out in red were not used." if not used[order].all() else ""
-    note += f" The first {len(order):,} of {len(used):,}." if len(used) > len(order) else ""
-    note += " The other codebooks say their most used code meanwhile." if len(counts) > 1 else ""
-    return picture("What the codes decode to", pictures.sheet(cells, columns, 1), note)
 
 
 def _patches(
     tokenizer: Tokenizer, counts: list[np.ndarray], book: int, codes: np.ndarray, size: int
 ) -> np.ndarray:
-    """Images ``[codes, size, size, channels]`` of one code each, the other codebooks at their most
-    used code."""
-    symbols, first = [], 0
+    """Images ``[codes, size, size, channels]`` of one code each.
+
+    The other codebooks are at their most used code.
+    """
+    symbols = []
+    number = 0
     for grid in tokenizer.grids(size, size):
         part = torch.zeros(len(codes), *grid.shape, dtype=torch.int64)
         for channel in range(grid.channels):
-            at = first + channel
-            part[..., channel] = (
-                torch.from_numpy(codes)[:, None, None] if at == book else int(np.argmax(counts[at]))
-            )
+            if number == book:
+                part[..., channel] = torch.from_numpy(codes)[:, None, None]
+            else:
+                part[..., channel] = int(np.argmax(counts[number]))
+            number += 1
         symbols.append(part)
-        first += grid.channels
-    return (
-        tokenizer.decode(tuple(symbols) if len(symbols) > 1 else symbols[0], (size, size))
-        .cpu()
-        .numpy()
-    )
+    images = tokenizer.decode(tuple(symbols) if len(symbols) > 1 else symbols[0], (size, size))
+    return images.cpu().numpy()
 
 
 def _shares(shares: np.ndarray, columns: int) -> str:
-    """How much is said with the first codes, for a caption."""
+    """How many places the first codes take, for a caption."""
     if not shares.sum():
         return ""
     half = int(np.searchsorted(np.cumsum(shares), 0.5)) + 1
-    told = f" The first takes {shares[0]:.1%}, the first row {shares[:columns].sum():.0%}"
-    return told + (f"; {half:,} codes take half of the places." if 1 < half <= len(shares) else ".")
+    first_row = shares[:columns].sum()
+    text = f" The first takes {shares[0]:.1%}, the first row {first_row:.0%}"
+    if 1 < half <= len(shares):
+        return f"{text}; {half:,} codes take half of the places."
+    return f"{text}."
 
 
 def _stride(tokenizer: Tokenizer, grid: Grid, size: tuple[int, int] | None = None) -> int:
-    """Pixels along each side of a place of a grid, of images of ``size`` (default:
-    ``image_size``)."""
+    """Pixels along each side of a place of a grid, of images of ``size``.
+
+    Without a size, of images of ``image_size``.
+    """
     height, width = size or tokenizer.image_size
     stride = max(1, tokenizer.stride)
+    # Coarser grids have places twice as large, as often as it takes to cover the image.
     while grid.height * stride < height or grid.width * stride < width:
         stride *= 2
     return stride
 
 
 def _histogram(counts: np.ndarray, name: str) -> str:
+    """How often each code is used, as a plot; empty without any count or without matplotlib."""
     ordered = np.sort(counts)[::-1].astype(float)
     used = ordered[ordered > 0]
+    if not len(used) or not can_plot():
+        return ""
     at = np.linspace(0, len(used) - 1, min(len(used), MOST_CODES)).round().astype(int)
 
-    def draw(axes: Any) -> None:
-        axes.fill_between(at, used[at], used.min() * 0.5, step="mid", color="#4477aa", linewidth=0)
+    def plot(axes: Axes) -> None:
+        lowest = used.min() * 0.5
+        axes.fill_between(at, used[at], lowest, step="mid", color="#4477aa", linewidth=0)
         axes.set_yscale("log")
-        axes.set_ylim(used.min() * 0.5, used.max() * 1.5)
+        axes.set_ylim(lowest, used.max() * 1.5)
         axes.set_xlim(-0.5, len(counts) - 0.5)
         axes.set_xlabel("codes, the most used first")
         axes.set_ylabel("times used")
 
-    return (
-        svg("How often each code is used" + (f", {name}" if name else ""), draw)
-        if len(used)
-        else ""
-    )
+    title = "How often each code is used"
+    return svg(f"{title}, {name}" if name else title, plot)

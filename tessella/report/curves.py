@@ -28,6 +28,9 @@ WIDEST = 120
 LOG_BYTES = 1 << 29
 """Largest log that is read: some millions of lines."""
 
+NO_CURVES = ("step", "seconds", "kept")
+"""Entries of the log that are no curves; ``kept`` marks a validation whose weights were kept."""
+
 LARGEST = 1e300
 """Numbers of a log beyond this are left out."""
 
@@ -83,6 +86,8 @@ def _entry(line: str) -> Entry | None:
         # Larger numbers are beyond floats, and so beyond plots.
         if is_number and (value != value or abs(value) < LARGEST):
             numbers[name] = value
+    if "kept" in values:
+        numbers["kept"] = 1
     step = numbers.get("step", math.nan)
     if math.isnan(step):
         return None
@@ -94,7 +99,7 @@ def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
     curves: dict[str, dict[str, list[float]]] = {}
     for entry in entries:
         for name, value in entry.items():
-            if name not in ("step", "seconds") and math.isfinite(value):
+            if name not in NO_CURVES and math.isfinite(value):
                 curve = curves.setdefault(name, {"step": [], "value": []})
                 curve["step"].append(entry["step"])
                 curve["value"].append(value)

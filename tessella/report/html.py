@@ -2,53 +2,57 @@
 codebook, how it was made.
 
 Pictures are PNG in data URIs, curves are inline SVG in the colour of the text; there are no scripts
-and no outside addresses. The same run gives the same file, but for the date in it.
+and no outside addresses. The same run gives the same file, except for the date in it. Without
+matplotlib the page has no plots, and says so.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import tessella
 from tessella import data, files
-from tessella.errors import InputError, TessellaError
-from tessella.evaluation import as_scored, data_config
-from tessella.pipeline import Generator, is_bundled, load, locate
+from tessella.errors import InputError, TessellaError, check_integer
+from tessella.evaluation import as_scored, check_fit, data_config
+from tessella.pipeline import (
+    Generator,
+    SavedModel,
+    is_bundled,
+    learned_tokenizer,
+    load_saved,
+    locate,
+)
 from tessella.report import run_summary
-from tessella.report.codebook_figures import codebooks, rebuilt
-from tessella.report.curves import Curves, after_start, panels, thinned
-from tessella.report.svg import Picture, columns, sheet, some, svg, which
-from tessella.tokenizers import Tokenizer
-from tessella.vae import VAE
+from tessella.report.codebook_figures import CodebookSection, codebooks, rebuilt
+from tessella.report.curve_plots import MISSING_MATPLOTLIB, can_plot, curve_plots
+from tessella.report.figure_text import Row
+from tessella.report.sample_figures import affordable, sample_pictures
+from tessella.report.svg import Picture
+
+__all__ = ["affordable", "write_report"]
 
 MOST_SAMPLES = 64
 """Samples on a page, at most."""
 
-MOST_SYMBOLS = 20_000
-"""Grids with more symbols are not sampled for a page: each symbol is a step."""
 
-WORK = 2e11
-"""Multiplications that samples may take: about ten seconds on two cores."""
+@dataclass
+class _Parts:
+    """What a page shows beside the facts of the run.
 
-EXTRA_PLOTS = (
-    ("learning rate", {"learning_rate": "training"}),
-    ("squared error of training batches, scale 0..1", {"mse": "training"}),
-    ("perplexity of the codes", {"perplexity": "training", "valid/code_perplexity": "validation"}),
-    ("codes used on the validation images", {"valid/codebook_used": "validation"}),
-    ("share of the most frequent code", {"valid/code_top_share": "validation"}),
-    ("change of the codes' use between validations", {"valid/usage_drift": "validation"}),
-    ("gradient norm", {"gradient_norm": "training"}),
-)
-"""Plots beside those of loss and validation, where their curves are there."""
+    Args:
+        pictures: in the order of the page.
+        codebook: the section on codes; None where there is none.
+        notes: lines on what is missing.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    codebook: CodebookSection | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def write_report(
@@ -57,6 +61,7 @@ def write_report(
     samples: int = 16,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    force: bool = False,
 ) -> Path:
     """Write the page of a run.
 
@@ -66,35 +71,39 @@ def write_report(
         samples: images to draw, at most 64, and fewer where the model is slow; 0 for none.
         seed: of the first sample; sample i has this seed plus i.
         say: where a line about the file goes.
+        force: replace a file that was not made here.
 
     Returns:
         The file that was written.
 
     Raises:
-        InputError: without matplotlib or jinja2, or for a name or number that will not do.
+        InputError: for a name or number that will not do.
         ArtifactError: when there is no run, or the file cannot be written.
     """
     path = locate(run)
     target = _target(path, out, samples)
+    files.check_replaceable(target, force)
     facts = run_summary.describe(run)
     files.make_directory(target.parent)
-    loadable = facts["weights"] is not None and facts["kind"] != "prior"
-    text = _fill(facts, *_pictures(path, load(path) if loadable else None, samples, seed))
+    model = None
+    if facts["weights"] is not None and facts["kind"] != "prior":
+        model = load_saved(path)
+    parts = _parts(path, model, samples, seed)
+    text = _page(facts, parts)
     files.write_text(target, text)
     say(f"{target}: {len(text) / 1e6:.2f} MB, one file that needs nothing else")
+    if not can_plot():
+        say(f"note: the page has no plots, since {MISSING_MATPLOTLIB}")
     return target
 
 
 def _target(path: Path, out: Path | str | None, samples: int) -> Path:
-    """Where the page goes, after all that could be wrong was checked."""
-    for module in ("matplotlib", "jinja2"):
-        if not _installed(module):
-            raise InputError(f'the report needs {module}: pip install "tessella[plots]"')
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise InputError(f"samples must lie in 0..{MOST_SAMPLES}, got {samples}")
+    """Where the page goes, once all arguments are checked."""
+    check_integer("samples", samples, 0, MOST_SAMPLES)
     if out is None and is_bundled(path):
         raise InputError(
-            f"{path.name} ships with the package: name a file of your own, --report {path.name}.html"
+            f"{path.name} ships with the package: name a file of your own, "
+            f"--report {path.name}.html"
         )
     target = path / "report.html" if out is None else Path(out)
     if target.suffix != ".html" or target.is_dir():
@@ -102,219 +111,115 @@ def _target(path: Path, out: Path | str | None, samples: int) -> Path:
     return target
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:
-        return False
-
-
-def _pictures(
-    path: Path, model: Generator | Tokenizer | VAE | None, samples: int, seed: int
-) -> tuple[list[Picture], dict[str, Any] | None, list[str]]:
-    """Pictures that need the weights, the codebook, and lines on what is missing."""
+def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Parts:
+    """Everything on the page that needs the weights."""
+    parts = _Parts()
     if model is None:
-        return [], None, ["There are no pictures: the weights cannot be loaded."]
-    if isinstance(model, VAE):
-        return [], None, ["There are no pictures of a VAE yet: see tessella sample."]
-    notes: list[str] = []
-    images = _own_images(path, notes)
-    pictures = _drawn(model, images, samples, seed, notes) if isinstance(model, Generator) else []
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    book = None
-    if not tokenizer.of_pixels:
+        parts.notes.append("There are no pictures: the weights cannot be loaded.")
+        return parts
+    tokenizer = learned_tokenizer(model)
+    if tokenizer is None and not isinstance(model, Generator):
+        parts.notes.append("There are no pictures of a VAE yet: see tessella sample.")
+        return parts
+    images = _own_images(path, model, parts.notes)
+    if isinstance(model, Generator):
+        parts.pictures += sample_pictures(model, images, samples, seed, parts.notes)
+    if tokenizer is not None:
         try:
-            pictures += [rebuilt(tokenizer, images)] if images is not None else []
-            book = codebooks(tokenizer, images)
+            if images is not None:
+                parts.pictures.append(rebuilt(tokenizer, images))
+            parts.codebook = codebooks(tokenizer, images)
         except TessellaError as error:
-            notes.append(f"Part of the pictures of the tokenizer are missing: {error}")
-    return pictures, book, notes
+            parts.notes.append(f"Some pictures of the tokenizer are missing: {error}")
+    return parts
 
 
-def _own_images(path: Path, notes: list[str]) -> data.ImageSet | None:
-    """Images of the run's own data, of the test split where there is one; else a note says why
-    not."""
+def _own_images(path: Path, model: SavedModel, notes: list[str]) -> data.ImageSet | None:
+    """Images of the run's own data, of the test split where there is one.
+
+    Where there are none, a note says why.
+    """
     reason = "it holds no test or validation images"
     for split in ("test", "valid"):
         try:
             found = data.load(as_scored(data_config(path)), split)
+            if len(found):
+                check_fit(model, path.name, found)
+                return found
         except TessellaError as error:
             reason = str(error)
-            continue
-        if len(found):
-            return found
     notes.append(
-        f"There are no pictures of the run's own data, and nothing was measured on it here: {reason}"
+        "There are no pictures of the run's own data, and nothing was measured on it here: "
+        f"{reason}"
     )
     return None
 
 
-def affordable(generator: Generator, wanted: int) -> int:
-    """How many images to draw so that it takes seconds: a function of the model alone, so that
-    pages repeat."""
-    symbols = generator.symbols
-    parameters = sum(p.numel() for p in generator.prior.parameters())
-    if symbols > MOST_SYMBOLS:
-        return 0
-    return min(wanted, max(1, int(WORK / (symbols * max(1, parameters)))))
-
-
-def _drawn(
-    generator: Generator, images: data.ImageSet | None, samples: int, seed: int, notes: list[str]
-) -> list[Picture]:
-    """Samples, and completions where there are images to complete."""
-    n, classes = affordable(generator, samples), generator.classes
-    if not samples:
-        return []
-    if not n:
-        notes.append(
-            f"There are no samples: {generator.priors[-1].grid} takes long; tessella sample draws them."
-        )
-        return []
-    labels = torch.arange(n) % classes if classes else None
-    drawn = generator.sample(n, seed, cond=labels).numpy()
-    by_class = f", of classes 0 to {min(n, classes) - 1} in turn" if classes else ""
-    seeds = f"seeds {seed} to {seed + n - 1}" if n > 1 else f"seed {seed}"
-    pictures = [
-        sheet(
-            "Samples", drawn, columns(drawn, n), f"{n} images, {seeds}, nothing adjusted{by_class}."
-        )
-    ]
-    if images is not None and not classes and n >= 12:
-        pictures.append(_completed(generator, images, seed))
-    return pictures
-
-
-def _completed(generator: Generator, images: data.ImageSet, seed: int) -> Picture:
-    """Four images of which the upper half is kept, three completions each."""
-    given = some(images, 4)
-    height, width = given.shape[1:3]
-    known = torch.zeros(height, width, dtype=torch.bool)
-    known[: height // 2] = True
-    drawn = (
-        generator.complete(given.repeat(3, axis=0), known, seed)
-        .numpy()
-        .reshape(len(given), 3, *given.shape[1:])
-    )
-    masked = np.where(known.numpy()[None, :, :, None], given, 128).astype(np.uint8)
-    rows = np.concatenate([given[:, None], masked[:, None], drawn], axis=1)
-    how = (
-        "as reconstructions, since their codes are kept"
-        if generator.two_stage
-        else "pixel by pixel"
-    )
-    note = f"Each row: an image of {which(images)}, what is kept of it ({how}), three completions."
-    return sheet("Completions", rows.reshape(-1, *given.shape[1:]), 5, note)
-
-
-def _plots(curves: Curves) -> list[str]:
-    """The curves of training as SVG."""
-    plots = []
-    for title, named in (*panels(curves), *EXTRA_PLOTS):
-        there = {
-            name: label
-            for name, label in named.items()
-            if len(curves.get(name, {}).get("step", [])) > 1
-        }
-        if there:
-            plots.append(svg(title, _curve_drawer(curves, there)))
-    return plots
-
-
-def _curve_drawer(curves: Curves, named: Mapping[str, str]) -> Callable[[Any], None]:
-    def draw(axes: Any) -> None:
-        heights: list[float] = []
-        for name, label in named.items():
-            curve, smooth = curves[name], thinned(curves[name], 80)
-            if label == "validation":
-                axes.plot(
-                    curve["step"],
-                    curve["value"],
-                    "o-",
-                    color="#cc6611",
-                    label=label,
-                    markersize=3,
-                    linewidth=1,
-                )
-            else:
-                axes.plot(curve["step"], curve["value"], color="#4477aa", alpha=0.35, linewidth=0.8)
-                axes.plot(
-                    smooth["step"], smooth["value"], color="#4477aa", label=label, linewidth=1.5
-                )
-            heights += after_start(smooth)["value"]
-        low, high = min(heights), max(heights)
-        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        axes.set_ylim(low - margin, high + margin)
-        axes.set_xlabel("step")
-        if len(named) > 1:
-            axes.legend(frameon=False)
-
-    return draw
-
-
-def _fill(
-    facts: Mapping[str, Any],
-    pictures: Sequence[Picture],
-    book: Mapping[str, Any] | None,
-    notes: Sequence[str],
-) -> str:
+def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     """The text of the page."""
+    # Imported where it is used: the command line imports this module before every verb.
     from jinja2 import Environment, StrictUndefined
 
-    source = (resources.files("tessella.report") / "templates" / "report.html").read_text(
-        encoding="utf-8"
-    )
-    page = Environment(
+    templates = resources.files("tessella.report") / "templates"
+    source = (templates / "report.html").read_text(encoding="utf-8")
+    environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    configuration = {name: facts[name] for name in ("model", "tokenizer") if facts[name]}
-    configuration["training"] = {
-        **facts["training"]["settings"],
-        "data": facts["training"]["data_options"],
-    }
-    return page.from_string(source).render(
+    configuration = {}
+    for name in ("model", "tokenizer"):
+        if facts[name]:
+            configuration[name] = facts[name]
+    training = facts["training"]
+    configuration["training"] = {**training["settings"], "data": training["data_options"]}
+    notes = [*facts["problems"], *parts.notes]
+    plots = []
+    if can_plot():
+        plots = curve_plots(facts["curves"])
+    else:
+        notes.append(
+            f"There are no plots of the curves and of the codes' use: {MISSING_MATPLOTLIB}"
+        )
+    return environment.from_string(source).render(
         facts=facts,
         status=run_summary.status_line(facts),
-        figures=_figures(facts),
-        plots=_plots(facts["curves"]),
-        pictures=pictures,
-        book=book,
-        notes=[*facts["problems"], *notes],
+        figures=_figure_tables(facts),
+        plots=plots,
+        pictures=parts.pictures,
+        book=parts.codebook,
+        notes=notes,
         details=_details(facts),
-        configuration=json.dumps(configuration, indent=2, ensure_ascii=False),
+        configuration=files.json_text(configuration),
         version=tessella.__version__,
         date=_now(),
     )
 
 
-def _figures(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def _figure_tables(facts: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     """Tables of figures under what they were measured on."""
+    tables = []
+    for name, figures in facts["figures"].items():
+        tables.append((run_summary.measured_on(facts, name), run_summary.figure_rows(figures)))
     best = facts["validation"]
-    tables = [
-        (run_summary.measured_on(facts, name), run_summary.figure_rows(figures))
-        for name, figures in facts["figures"].items()
-    ]
     if best["figures"]:
-        name = f"validation images, during training; the best, at step {best['step'] or 0:,}"
-        tables.append((name, run_summary.figure_rows(best["figures"])))
+        title = f"validation images, during training; the best, at step {best['step'] or 0:,}"
+        tables.append((title, run_summary.figure_rows(best["figures"])))
     return tables
 
 
 def _details(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What the run is, in words, by label."""
-    rows = [
-        (part, run_summary.model_lines(facts[part]))
-        for part in ("model", "tokenizer")
-        if facts[part]
-    ]
-    rows += [("weights", [f"fingerprint {facts['weights']}"])] if facts["weights"] else []
-    rows += [("data", run_summary.data_lines(facts))] if facts["data"] else []
-    rows += (
-        [("trained", run_summary.training_lines(facts["training"]))]
-        if facts["training"]["settings"]
-        else []
-    )
-    rows += [("made with", run_summary.environment_lines(facts))] if facts["environment"] else []
+    """The run in words, by label."""
+    rows = []
+    for part in ("model", "tokenizer"):
+        if facts[part]:
+            rows.append((part, run_summary.model_lines(facts[part])))
+    if facts["weights"]:
+        rows.append(("weights", [f"fingerprint {facts['weights']}"]))
+    if facts["data"]:
+        rows.append(("data", run_summary.data_lines(facts)))
+    if facts["training"]["settings"]:
+        rows.append(("trained", run_summary.training_lines(facts["training"])))
+    if facts["environment"]:
+        rows.append(("made with", run_summary.environment_lines(facts)))
     return rows
 
 

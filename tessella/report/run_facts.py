@@ -34,7 +34,7 @@ from tessella.pipeline.model_card import TITLES
 from tessella.report.curves import Entry, curves_of, read_log
 
 METRICS = ("valid/precedence", "valid/mse", "valid/bits_per_dim")
-"""What the best weights of a run minimize: the first of these that it logs."""
+"""Figures that the best weights minimize, of logs that do not mark the best: the first logged."""
 
 QUIET = 600.0
 """Seconds without a new line of the log after which a run that should be training is probably
@@ -187,8 +187,8 @@ def _maps(network: Component) -> str:
     if network.kind == "tokenizer":
         image: Any = network
         height, width = image.image_size
-        grids = ", ".join(str(grid) for grid in image.grids())
-        return f"images of {height}x{width}x{image.channels} to {grids}"
+        codes = ", ".join(str(grid) for grid in image.grids())
+        return f"images of {height}x{width}x{image.channels} to {codes}"
     model: Any = network
     # A hierarchy has several grids, all other models have one.
     grids = model.grids if hasattr(model, "grids") else (model.grid,)
@@ -256,7 +256,13 @@ def _progress(record: Mapping[str, Any], entries: list[Entry]) -> dict[str, Any]
 
 
 def _best(entries: list[Entry]) -> Entry | None:
-    """The validation with the least of the figure that the run minimizes."""
+    """The best validation: the last whose weights were kept.
+
+    Logs of early versions do not mark it: there it has the least of the figure that was minimized.
+    """
+    for entry in reversed(entries):
+        if "kept" in entry:
+            return entry
     for metric in METRICS:
         measured = [entry for entry in entries if metric in entry]
         if measured:

@@ -18,36 +18,51 @@ from tessella.storage import pictures
 INK = "#010203"
 """Drawn in this colour, then replaced by the colour of the page's text."""
 
+COLOURED = (
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "axes.titlecolor",
+    "text.color",
+    "xtick.color",
+    "ytick.color",
+)
+"""Settings of matplotlib that are set to the ink."""
+
+Axes = Any
+"""``matplotlib.axes.Axes``; matplotlib is optional, so its types are not always there."""
+
+Plotter = Callable[[Axes], None]
+"""Draws onto axes."""
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page."""
+    """A picture of the page.
+
+    Args:
+        title: heading, and the text where the picture cannot be shown.
+        uri: the PNG itself.
+        note: the caption.
+        width: in pixels.
+    """
 
     title: str
     uri: str
     note: str = ""
     width: int = 0
-    """Pixels."""
 
 
-def svg(title: str, draw: Callable[[Any], None]) -> str:
-    """A plot as an inline SVG element whose lines and letters have the colour of the text around
-    it."""
+def svg(title: str, draw: Plotter) -> str:
+    """A plot as an inline SVG element in the colour of the text around it."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    inked: Any = (
-        "axes.edgecolor",
-        "axes.labelcolor",
-        "axes.titlecolor",
-        "text.color",
-        "xtick.color",
-        "ytick.color",
-    )
+    settings: dict[Any, Any] = dict.fromkeys(COLOURED, INK)
+    # The salt makes equal plots equal files.
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(dict.fromkeys(inked, INK))
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9})
+        matplotlib.rcParams.update(settings)
         figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
@@ -58,56 +73,46 @@ def svg(title: str, draw: Callable[[Any], None]) -> str:
     return _inlined(buffer.getvalue())
 
 
-def _inlined(svg: str) -> str:
-    """An SVG file as an element of a page: without what only a file needs, and without names that
-    plots share."""
-    body = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL
-    )
-    body = re.sub(r' xmlns(:\w+)?="[^"]*"| version="[^"]*"', "", body)
-    body = re.sub(r'<g id="[\w.]+_\d+">', "<g>", body).replace(INK, "currentColor")
-    body = re.sub(r'font-family: [^;"]*', "font-family: inherit", body)
-    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
-    return re.sub(
-        r'<svg ([^>]*?)(width|height)="[^"]*" ?([^>]*?)(width|height)="[^"]*" ?',
-        r"<svg \1\3",
-        body,
-        count=1,
-    )
-
-
 def sheet(title: str, images: np.ndarray, columns: int, note: str) -> Picture:
-    return picture(
-        title, pictures.sheet(rgb(images) if images.shape[3] == 2 else images, columns), note
-    )
+    """Images in rows as one picture; those of two channels are shown by their first."""
+    shown = rgb(images) if images.shape[3] == 2 else images
+    return picture(title, pictures.sheet(shown, columns), note)
 
 
 def picture(title: str, pixels: np.ndarray, note: str) -> Picture:
+    """Pixels ``uint8 [h, w, c]`` as a picture of the page."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        buffer, format="PNG", optimize=True
-    )
-    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(title, uri, note, pixels.shape[1])
+    plane = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    Image.fromarray(plane).save(buffer, format="PNG", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(title, f"data:image/png;base64,{encoded}", note, pixels.shape[1])
 
 
 def columns(images: np.ndarray, n: int) -> int:
-    """Images in a row: about twice as many as rows, as a page is wider than high; rows are full
-    where they can be."""
-    wanted = max(1, int(np.ceil(np.sqrt(2 * n * images.shape[1] / images.shape[2]))))
-    full = [columns for columns in range(wanted, min(n, 2 * wanted) + 1) if n % columns == 0]
-    return full[0] if full else min(n, wanted)
+    """Images in a row: about twice as many as rows, since a page is wider than high.
+
+    Rows are full where they can be.
+    """
+    height, width = images.shape[1:3]
+    wanted = max(1, int(np.ceil(np.sqrt(2 * n * height / width))))
+    for candidate in range(wanted, min(n, 2 * wanted) + 1):
+        if n % candidate == 0:
+            return candidate
+    return min(n, wanted)
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
-    """Images of any number of channels with three: grey repeated, alpha left out, the first of
-    two."""
-    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)
+    """Images of any number of channels with three.
+
+    Grey is repeated, alpha is left out, of two channels the first is shown.
+    """
+    if images.shape[-1] >= 3:
+        return images[..., :3]
+    return images[..., :1].repeat(3, axis=-1)
 
 
 def size_of(images: data.ImageSet) -> tuple[int, int]:
-    """Height and width. Images may be read piece by piece, so no more of them are asked for than
-    needed."""
+    """Height and width, of one image: images may be read piece by piece."""
     height, width = np.asarray(images.images[:1]).shape[1:3]
     return height, width
 
@@ -115,8 +120,32 @@ def size_of(images: data.ImageSet) -> tuple[int, int]:
 def some(images: data.ImageSet, n: int) -> np.ndarray:
     """So many images, spread evenly over the split: neighbours in a folder are often alike."""
     places = np.unique(np.linspace(0, len(images) - 1, min(n, len(images))).round().astype(int))
-    return np.concatenate([np.asarray(images.images[at : at + 1]) for at in places.tolist()])
+    chosen = [np.asarray(images.images[at : at + 1]) for at in places.tolist()]
+    return np.concatenate(chosen)
 
 
 def which(images: data.ImageSet) -> str:
+    """The source and the split of images, for captions."""
     return f"{images.name}, {images.split}"
+
+
+def _inlined(text: str) -> str:
+    """An SVG file as an element of a page.
+
+    What only a file needs goes, and so do names, which plots would share.
+    """
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"| version="[^"]*"', "", text)
+    text = re.sub(r'<g id="[\w.]+_\d+">', "<g>", text)
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r'font-family: [^;"]*', "font-family: inherit", text)
+    # Two decimals of a pixel are enough for a path.
+    text = re.sub(r' d="[^"]*"', _short_path, text)
+    # The page's style gives the size.
+    size = r'<svg ([^>]*?)(width|height)="[^"]*" ?([^>]*?)(width|height)="[^"]*" ?'
+    return re.sub(size, r"<svg \1\3", text, count=1)
+
+
+def _short_path(path: re.Match[str]) -> str:
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, Any]) -> No
         InputError: when the image has another number of channels.
     """
     text = PngInfo()
-    text.add_text("tessella", json.dumps(dict(made), sort_keys=True))
+    text.add_text("tessella", files.json_text(dict(made), indent=None, sort_keys=True))
     buffer = io.BytesIO()
     _picture(image).save(buffer, format="PNG", pnginfo=text)
     files.write_bytes(path, buffer.getvalue())
@@ -45,7 +44,7 @@ def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, Any]) -> No
 def read_made(path: Path | str) -> dict[str, Any]:
     """How a PNG was made, as :func:`save_png` stored it; empty when it was not made here."""
     with Image.open(path) as picture:
-        made: dict[str, Any] = json.loads(picture.info.get("tessella", "{}"))
+        made: dict[str, Any] = files.parse_json(picture.info.get("tessella", "{}"), str(path))
         return made
 
 
@@ -116,7 +115,7 @@ def _picture(image: np.ndarray) -> Image.Image:
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if image.ndim != 3 or image.shape[2] not in modes or image.dtype != np.uint8:
         raise InputError(
-            f"a picture needs uint8 [height, width, 1, 3 or 4], got {image.dtype} {list(image.shape)}; "
-            "write other data as .npz"
+            f"a picture needs uint8 [height, width, 1, 3 or 4], got {image.dtype}"
+            f" {list(image.shape)}; write other data as .npz"
         )
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image, modes[image.shape[2]])

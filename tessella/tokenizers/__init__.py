@@ -42,14 +42,17 @@ class TokenizerArguments(TypedDict, total=False):
     A class says what they mean and which defaults it has.
     """
 
+    # Of all tokenizers, and of the identity
     image_size: tuple[int, int] | list[int]
     channels: int
     levels: int
+    # Codes
     codebook_size: int
     code_dim: int
     quantizer: str
     options: Mapping[str, Any] | None
     beta: float | None
+    # Networks
     hidden: int
     downsample: int
     residual_blocks: int
@@ -79,9 +82,17 @@ def create_tokenizer(
     >>> tokenizer.encode(torch.full((1, 8, 8, 1), 7, dtype=torch.uint8)).unique()
     tensor([7])
     """
+    # Weights are drawn on the CPU, whose generator alone has to be put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return construct("tokenizer", TOKENIZERS, name, config).eval()
 
 
-create_tokenizer.__doc__ = f"{inspect.cleandoc(create_tokenizer.__doc__ or '')}\n\nArguments by name:\n\n{describe_arguments(TOKENIZERS)}\n"
+# The list is made of the classes, so that help(ts.create_tokenizer) is never out of date.
+create_tokenizer.__doc__ = "\n\n".join(
+    [
+        inspect.cleandoc(create_tokenizer.__doc__ or ""),
+        "Arguments by name:",
+        describe_arguments(TOKENIZERS),
+    ]
+)

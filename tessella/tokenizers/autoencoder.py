@@ -20,6 +20,7 @@ class AutoencoderBlock(nn.Module):
 
     def __init__(self, hidden: int, inner: int = 0) -> None:
         super().__init__()
+        # The 3x3 convolution is the expensive one, so it makes fewer channels.
         inner = inner or max(1, hidden // 2)
         self.conv = nn.Conv2d(hidden, inner, 3, padding=1)
         self.out = nn.Conv2d(inner, hidden, 1)
@@ -44,6 +45,7 @@ class Encoder(nn.Sequential):
         for stage in range(stages):
             is_last = stage == stages - 1
             width = hidden if is_last else max(1, hidden // 2)
+            # 4x4 pixels with a stride of 2: each pixel is seen equally often.
             layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU()]
             channels = width
         layers.append(nn.Conv2d(channels, hidden, 3, padding=1))
@@ -80,6 +82,7 @@ class Decoder(nn.Sequential):
             if not is_last:
                 layers.append(nn.ReLU())
             width = wanted
+        # Without a transposed convolution there is still one needed that makes pixels.
         if stages == 0:
             layers.append(nn.Conv2d(hidden, channels, 3, padding=1))
         super().__init__(*layers)

@@ -21,6 +21,7 @@ import torch
 
 from tessella.errors import TessellaWarning
 from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, perplexity
+from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.tokenizer import Tokenizer
 
 FEW = 10
@@ -172,8 +173,12 @@ class Facts:
 
     @property
     def quantizer_class(self) -> type[Quantizer]:
-        """The class that knows what to expect of the codes and what helps."""
-        return QUANTIZERS.get(self.quantizer, Quantizer) if self.quantizer else Quantizer
+        """The class that knows what to expect of the codes and what helps.
+
+        It is that of the default where the quantizer is not known.
+        """
+        known = QUANTIZERS.get(self.quantizer) if self.quantizer else None
+        return EMAVectorQuantizer if known is None else known
 
 
 def examine(
@@ -188,10 +193,12 @@ def examine(
             count them say it themselves.
     """
     grids = tokenizer.grids()
+    # Codebooks come one after the other: the depths of the first grid, then those of the next.
     books = iter(counts)
     facts: list[Facts] = []
     for number, (grid, quantizer) in enumerate(zip(grids, quantizers_of(tokenizer), strict=True)):
         counts_of_grid = [count.double().cpu() for count in itertools.islice(books, grid.channels)]
+        # Codes that were learned, [codes, dim] for each depth, to compare with each other.
         tables: list[torch.Tensor | None] = [None] * grid.channels
         if quantizer is not None:
             tables = [_codes(quantizer, depth) for depth in range(grid.channels)]
@@ -228,6 +235,7 @@ def _training_of(quantizer: Quantizer | None, steps: int | None) -> dict[str, An
     """Those facts that a quantizer knows about its training."""
     if quantizer is None:
         return {"steps": steps}
+    # A count that is kept with the codes is right also for a model taken out of its run.
     counted = quantizer.batches_seen
     if counted is not None:
         steps = counted
@@ -310,6 +318,7 @@ def twins(codes: torch.Tensor) -> int:
         found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
         found[torch.arange(len(rows)), rows] = torch.inf
         distances[rows] = found.min(1).values.clamp_min(0).sqrt()
+    # The quartile is 0 where most codes have a twin; then the spread of all sets the scale.
     near = max(NEAR * float(distances.quantile(0.75)), 0.01 * NEAR * _spread(centred))
     return int((distances <= near).sum())
 
@@ -333,7 +342,7 @@ def _variance_shares(
         if table is None:
             return unknown
         weights = (count / count.sum().clamp_min(1)).unsqueeze(1)  # [codes, 1]
-        mean = (weights * table).sum(0)
+        mean = (weights * table).sum(0)  # [dim]
         variances.append(float((weights * (table - mean).square()).sum()))
     total = sum(variances)
     return [part / total if total > 0 else 0.0 for part in variances]
@@ -353,6 +362,7 @@ class Watch:
     def __init__(self, drift: bool = False) -> None:
         self.drift = drift
         self.before: list[list[int]] = []
+        # Looks in a row at which each codebook was found collapsed.
         self._collapsed: dict[str, int] = {}
 
     def figures(
@@ -380,6 +390,7 @@ class Watch:
         """The facts with the change since the last look, which this one becomes."""
         before = self.before
         self.before = [count.tolist() for count in counts]
+        # The first look has nothing to compare with; nor has one after another number of grids.
         if len(before) != len(counts):
             return facts
         changed: list[Facts] = []
@@ -393,6 +404,7 @@ class Watch:
             if book.collapsed and not book.undertrained:
                 looks = self._collapsed.get(book.name, 0) + 1
             self._collapsed[book.name] = looks
+            # Once, at the second look: the first may have come just after the start.
             if looks == 2:
                 which = f"codebook {book.name}".strip()
                 warnings.warn(f"{which} {_collapse(book, facts)}", TessellaWarning, stacklevel=4)
@@ -443,6 +455,7 @@ def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
             if name != "code_usage":
                 values.setdefault(name, []).append(int(value) if name in COUNTED else value)
     summary: dict[str, Any] = {}
+    # The reports have a number for the one codebook, and a list for several.
     for name, found in values.items():
         summary[name] = found[0] if len(found) == 1 else found
     summary["diagnosis"] = diagnose(facts)
@@ -450,7 +463,7 @@ def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
 
 
 def diagnose(facts: Sequence[Facts]) -> list[str]:
-    """What is wrong with the codebooks of a tokenizer and what to change, in sentences.
+    """Sentences on the faults of the codebooks of a tokenizer, and the changes that help.
 
     A codebook of which too few vectors were seen (:data:`FEW` for each code) is not judged, but
     that is said. One that looks bad after too short a training (:data:`STEPS`) gets that sentence
@@ -465,17 +478,20 @@ def diagnose(facts: Sequence[Facts]) -> list[str]:
 
 
 def _findings(book: Facts, facts: Sequence[Facts]) -> list[str]:
+    # Chance leaves codes unused among few vectors, but does not give them all one code.
     if book.few and not book.collapsed:
         return [_too_few(book)]
     faults = _faults(book, facts)
     if not faults:
         return [_healthy(book)]
+    # Whatever looks wrong now may be right later, so no advice but more training would be honest.
     if book.undertrained:
         return [_undertrained(book)]
     return faults
 
 
 def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
+    # A collapse explains all the other faults.
     if book.collapsed:
         return [_collapse(book, facts)]
     found: list[str] = []
@@ -486,6 +502,7 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
         )
     if book.twins is not None and book.twins > max(1, TWINS * book.codes):
         found.append(_too_many_twins(book))
+    # Even use is not expected of every quantizer: levels of a bounded value are not.
     expected = book.quantizer_class.healthy_perplexity
     # Dead codes and twins make use uneven too, and say more about it.
     if not found and book.perplexity < expected * book.codes:
@@ -513,12 +530,14 @@ def _collapse(book: Facts, facts: Sequence[Facts]) -> str:
         f"collapsed: one code takes {book.top_share:.0%} of the vectors, "
         f"{book.used:,} of {book.codes:,} are used"
     )
+    # A decoder that finds all it needs in the finer grid ignores the coarse one.
     finer = [other for other in facts if other.grid > book.grid]
     if finer and not any(other.collapsed for other in finer):
         return (
             f"{found}; the finer codes carry all, so give those fewer codes or a shorter code_dim, "
             "or train one grid."
         )
+    # A residual level collapses where there is nothing left to say.
     coarser = [other for other in facts if other.depth < book.depth]
     if book.depth > 0 and not any(other.collapsed for other in coarser):
         return f"{found}; the codes before it leave nothing, so take depth = {book.depth}."
@@ -530,9 +549,10 @@ def _collapse(book: Facts, facts: Sequence[Facts]) -> str:
 
 
 def _against_death(book: Facts) -> str:
-    """What keeps the codes of this quantizer alive."""
+    """Advice that keeps the codes of this quantizer alive."""
     if book.reviving is False:
         return "set revive = 0.1, so that dead codes start anew at vectors of the batch"
+    # Room for the codes in use; a codebook with nearly all codes in use has no smaller power of 2.
     size = _power_of_two(book.used)
     fewer = "take fewer codes"
     if size < book.codes:
@@ -542,6 +562,7 @@ def _against_death(book: Facts) -> str:
 
 def _too_many_twins(book: Facts) -> str:
     advice = "take fewer codes"
+    # Revival puts a code on a vector, which may be next to the code that had it.
     if book.reviving:
         advice += ", or a smaller revive, as codes start anew at vectors that have one"
     return f"{book.twins:,} of {book.codes:,} codes have a twin that says the same; {advice}."
@@ -565,6 +586,7 @@ def _undertrained(book: Facts) -> str:
 
 
 def _too_few(book: Facts) -> str:
+    # Rounded up, so that this many are enough.
     times = -(-FEW * book.codes // max(1, book.vectors))
     return (
         f"too few images to judge: {book.vectors:,} vectors for {book.codes:,} codes, of which "

@@ -90,13 +90,15 @@ def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> V
         A ``vqvae2`` in eval mode, float32.
     """
     sizes = _vqvae2_sizes(state)
-    model = create_tokenizer("vqvae2", image_size=image_size, **sizes)
+    sizes["image_size"] = image_size
+    model = create_tokenizer("vqvae2", **sizes)
     assert isinstance(model, VQVAE2)
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         name = _rosinality_to_ours(name)
         if name.endswith((".codebook", ".sums")):
-            tensor = tensor.T  # [dim, codes] to [codes, dim]
+            # Its codes are columns, ours are rows: [dim, codes] to [codes, dim].
+            tensor = tensor.T
         renamed[name] = tensor.float().contiguous()
     for level in LEVELS:
         # The codes have their places, after a number of steps that nobody noted.
@@ -115,9 +117,10 @@ def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
     """A VQGAN from tensors by taming's names."""
     given = {name: tensor for name, tensor in state.items() if not name.startswith(TRAINING)}
     sizes = _vqgan_sizes(given)
-    model = create_tokenizer(
-        "vqgan", image_size=image_size, quantizer="vq", options={"cosine": cosine}, **sizes
-    )
+    sizes["image_size"] = image_size
+    sizes["quantizer"] = "vq"
+    sizes["options"] = {"cosine": cosine}
+    model = create_tokenizer("vqgan", **sizes)
     assert isinstance(model, VQGAN)
     fresh = model.state_dict()
     renamed = {
@@ -129,6 +132,7 @@ def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
     wanted = _names(model)
     _check_names(wanted, given)
     for name, names in wanted.items():
+        # Query, key and value are three convolutions there and one here, in this order.
         tensor = torch.cat([given[part] for part in names]).float()
         if tensor.shape != fresh[name].shape:
             raise ConfigError(
@@ -149,14 +153,12 @@ def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
     for names in wanted.values():
         expected.update(names)
     found = []
-    for what, names in (
-        ("missing", expected - given.keys()),
-        ("unknown", given.keys() - expected),
-    ):
-        if names:
-            first = sorted(names)[:3]
-            dots = ", ..." if len(names) > 3 else ""
-            found.append(f"{len(names)} {what} ({', '.join(first)}{dots})")
+    differences = {"missing": expected - given.keys(), "unknown": given.keys() - expected}
+    for what, unmatched in differences.items():
+        if unmatched:
+            first = sorted(unmatched)[:3]
+            dots = ", ..." if len(unmatched) > 3 else ""
+            found.append(f"{len(unmatched)} {what} ({', '.join(first)}{dots})")
     if found:
         raise ConfigError(
             "these tensors are no VQGAN with attention at the lowest level only: "
@@ -171,6 +173,7 @@ def _vqgan_sizes(state: State) -> TokenizerArguments:
         ConfigError: when the names that show them are not there.
     """
     try:
+        # Weights of convolutions are [out, in, rows, columns].
         hidden, channels = state["encoder.conv_in.weight"].shape[:2]
         levels = 1 + max(_numbers(state, r"encoder\.down\.(\d+)\."))
         multipliers: list[int] = []
@@ -181,7 +184,7 @@ def _vqgan_sizes(state: State) -> TokenizerArguments:
         codes = state["quantize.embedding.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"these tensors are not those of a VQGAN: {error} tells a size and is not there"
+            f"these tensors are not those of a VQGAN: {error} gives a size and is missing"
         ) from error
     return {
         "channels": channels,
@@ -206,7 +209,7 @@ def _vqvae2_sizes(state: State) -> TokenizerArguments:
         hidden = state["quantize_conv_t.weight"].shape[1]
     except KeyError as error:
         raise ConfigError(
-            f"these tensors are not those of a VQ-VAE-2: {error} tells a size and is not there"
+            f"these tensors are not those of a VQ-VAE-2: {error} gives a size and is missing"
         ) from error
     # Without residual blocks there is nothing to read it from, and it does not matter.
     inner = 1
@@ -240,9 +243,9 @@ def _llamagen_to_taming(name: str, levels: int) -> str:
     """
 
     def resolution(found: re.Match[str]) -> str:
-        half, level, part = found[1], int(found[2]), found[3]
-        if part == "res":
-            part = "block"
+        half = found[1]
+        level = int(found[2])
+        part = "block" if found[3] == "res" else found[3]
         place = f"down.{level}"
         if half == "decoder":
             place = f"up.{levels - 1 - level}"
@@ -259,10 +262,12 @@ def _names(model: VQGAN) -> dict[str, list[str]]:
     """Our names of all weights to taming's; several of theirs where ours is one matrix of them."""
     places = {"encoder": _encoder_places(model), "decoder": _decoder_places(model)}
     names = {"quantizer.codebook": ["quantize.embedding.weight"]}
+    # The 1x1 convolutions around the codes, which lie outside of both halves.
     for ours, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
         for kind in KINDS:
             names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
     for half, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+        # Both networks are sequences that pass their parts in one order, so positions match.
         for number, (part, place) in enumerate(zip(network, places[half], strict=True)):
             for ours, theirs_of_part in _part_names(part).items():
                 names[f"{half}.{number}.{ours}"] = [
@@ -290,6 +295,7 @@ def _decoder_places(model: VQGAN) -> list[str]:
     """Taming's names of the parts of the decoder, in the order they are passed."""
     lowest = len(model.multipliers) - 1
     places = ["conv_in", *MIDDLE_PLACES]
+    # From the lowest resolution up, though its names count from the highest.
     for level in range(lowest, -1, -1):
         places += _blocks("up", level, model.residual_blocks + 1, level == lowest)
         if level > 0:
@@ -310,9 +316,11 @@ def _blocks(direction: str, level: int, blocks: int, attention: bool) -> list[st
 
 def _part_names(part: nn.Module) -> dict[str, list[str]]:
     """Our names of the weights within a part to taming's."""
+    # A convolution or a normalization by itself has only its weight and bias.
     pairs = {"": [""]}
     if isinstance(part, DeepBlock):
         pairs = {f"{name}.": [f"{name}."] for name in ("norm1", "conv1", "norm2", "conv2")}
+        # A shortcut has weights only where the width changes.
         if not isinstance(part.shortcut, nn.Identity):
             pairs["shortcut."] = ["nin_shortcut."]
     elif isinstance(part, SpatialAttention):
@@ -328,7 +336,8 @@ def _part_names(part: nn.Module) -> dict[str, list[str]]:
 
 def _rosinality_to_ours(name: str) -> str:
     """Our name of one of rosinality's tensors."""
-    # blocks.3.conv.1.weight to 3.conv.weight
+    # enc_b.blocks.3.conv.1.weight to encode_bottom.3.conv.weight; in the inner sequence 0 and 2 are
+    # activations, so its convolutions have the numbers 1 and 3.
     name = re.sub(r"\.blocks\.(\d+)\.", r".\1.", name)
     name = re.sub(r"\.conv\.([13])\.", lambda found: ROSINALITY_CONVOLUTIONS[found[1]], name)
     for theirs, ours in ROSINALITY.items():

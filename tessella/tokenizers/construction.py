@@ -20,6 +20,9 @@ from tessella.registry import Registry
 
 T = TypeVar("T")
 
+PlainValues = dict[str, Any]
+"""Values that JSON and TOML have, by name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
@@ -71,14 +74,15 @@ def arguments_of(cls: type) -> list[Argument]:
             continue
         field_hints = get_type_hints(hint)
         for field in dataclasses.fields(hint):
-            # The class's defaults stand in its default object, not in the type of that.
+            # A vqgan has more codes than a vqvae, in options of one type: the class's defaults
+            # stand in its default object, not in the type of that.
             default = getattr(parameter.default, field.name)
             found.append(Argument(field.name, field_hints[field.name], default, name, grouped=True))
     return found
 
 
 def construct(
-    kind: str, table: Mapping[str, type[T]], name: str, arguments: Mapping[str, Any]
+    kind: str, table: Mapping[str, type[T]], name: str, arguments: Mapping[str, object]
 ) -> T:
     """Build a registered class from plain values.
 
@@ -99,8 +103,9 @@ def construct(
     cls = table[name]
     known = arguments_of(cls)
     values = _checked(known, arguments, f"{kind} {name}")
-    given: dict[str, Any] = {}
-    fields: dict[str, dict[str, Any]] = {}
+    given: PlainValues = {}
+    fields: dict[str, PlainValues] = {}
+    # Plain values go straight to their parameter, or into the options object of theirs.
     for argument in known:
         value = values[argument.name]
         if argument.grouped:
@@ -122,7 +127,7 @@ def describe_arguments(table: Mapping[str, type]) -> str:
     return "\n".join(paragraphs)
 
 
-def _checked(known: list[Argument], arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked(known: list[Argument], arguments: Mapping[str, object], where: str) -> PlainValues:
     """All values of a class, those given checked against their annotations."""
     missing = [part.name for part in known if part.required and part.name not in arguments]
     if missing:
@@ -133,6 +138,7 @@ def _checked(known: list[Argument], arguments: Mapping[str, Any], where: str) ->
             fields.append((argument.name, argument.hint))
         else:
             fields.append((argument.name, argument.hint, _field_with(argument.default)))
+    # A dataclass with these fields is what the reader of recipes knows how to check.
     checker = dataclasses.make_dataclass("Arguments", fields)
     return vars(from_dict(checker, arguments, where))
 

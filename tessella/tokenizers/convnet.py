@@ -86,6 +86,7 @@ class SpatialAttention(nn.Module):
         projected = self.project(self.norm(x)).permute(0, 2, 3, 1)  # [n, h, w, 3 channels]
         projected = projected.reshape(n, 1, height * width, 3 * channels)
         query, key, value = projected.chunk(3, dim=3)  # [n, 1, h w, channels] each
+        # softmax(q k^T / sqrt(channels)) v
         mixed = F.scaled_dot_product_attention(query, key, value)
         mixed = mixed.reshape(n, height, width, channels).permute(0, 3, 1, 2)
         return _add(self.merge(mixed), x)
@@ -170,6 +171,7 @@ class DeepEncoder(nn.Sequential):
             before = width
             if level != last:
                 layers.append(Down(before))
+        # Two more blocks at the lowest resolution, where every place sees the whole image.
         layers += middle_layers(before)
         super().__init__(*layers, Norm(before), nn.Conv2d(before, latent, 3, padding=1))
 

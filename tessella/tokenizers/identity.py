@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
+from tessella.tokenizers.construction import PlainValues
 from tessella.tokenizers.tokenizer import Tokenizer
 
 
@@ -58,7 +57,7 @@ class IdentityTokenizer(Tokenizer):
         height, width = self._size(height, width)
         return (Grid(height, width, self.channels, self.levels),)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PlainValues:
         return {
             "image_size": list(self.image_size),
             "channels": self.channels,

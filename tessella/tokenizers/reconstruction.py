@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2, Grid
-from tessella.tokenizers.construction import check_count, construct
+from tessella.tokenizers.construction import PlainValues, check_count, construct
 from tessella.tokenizers.likelihood import PixelLikelihood
 from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, quantizer_arguments
 from tessella.tokenizers.tokenizer import (
@@ -63,17 +63,19 @@ class CodebookOptions:
         Raises:
             ConfigError: for an unknown name or option, or a value of the wrong type or range.
         """
-        wanted: dict[str, Any] = {"dim": self.code_dim, "codebook_size": self.codebook_size}
+        wanted: PlainValues = {"dim": self.code_dim, "codebook_size": self.codebook_size}
         if beta is not None:
             wanted["beta"] = beta
         # Drawn also where the quantizer takes no seed: weights that are drawn later stay the same.
         wanted["seed"] = int(torch.randint(2**31, (), device="cpu"))
+        # Not every quantizer has a commitment loss, or draws anything.
         known = quantizer_arguments(self.quantizer)
         arguments = {name: value for name, value in wanted.items() if name in known}
+        # Options come last: they are what the user wrote for this quantizer.
         arguments.update(self.options or {})
         return construct("quantizer", QUANTIZERS, self.quantizer, arguments)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PlainValues:
         """The fields as JSON values."""
         return {
             "codebook_size": self.codebook_size,
@@ -124,7 +126,7 @@ class ReconstructingTokenizer(Tokenizer):
         self.likelihood = PixelLikelihood(likelihood, channels) if likelihood else None
 
     @abstractmethod
-    def network_config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         """The constructor's arguments but image size, channels and codes, as JSON values."""
 
     @abstractmethod
@@ -142,7 +144,7 @@ class ReconstructingTokenizer(Tokenizer):
         Means on the scale -1..1 come first.
         """
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PlainValues:
         return {
             "image_size": list(self.image_size),
             "channels": self.channels,
@@ -178,6 +180,7 @@ class ReconstructingTokenizer(Tokenizer):
         """
         target = self._unit(images)  # [n, h, w, c] in 0..1
         quantized = self.quantize(target)
+        # [n, h, w, outputs], cropped to the image: what lies beyond it was never given
         decoded = self.parameters_of(quantized.features)[:, : target.shape[1], : target.shape[2]]
         reconstruction = self._images(decoded)
         mse = F.mse_loss(reconstruction.to(target.dtype), target)
@@ -190,10 +193,12 @@ class ReconstructingTokenizer(Tokenizer):
         losses = {"loss": loss}
         if self.likelihood is not None:
             dimensions = target[0].numel()
+            # Rounding makes integers of images that came as floats.
             nats = -self.likelihood((target * 255).round(), decoded).mean() / dimensions
             loss = loss + nats
             losses["pixel_bits"] = nats.detach() / LN2
         losses["loss"] = loss
+        # Figures to log: only the sum has a gradient.
         losses["mse"] = mse.detach()
         for name, value in quantized.losses.items():
             losses[name] = value.detach()
@@ -245,6 +250,7 @@ class ReconstructingTokenizer(Tokenizer):
 
     def _decode(self, symbols: Any) -> torch.Tensor:
         images = self.decode_float(self.look_up(symbols))
+        # A decoder may exceed the scale, and the conversion to uint8 would wrap around.
         return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _images(self, decoded: torch.Tensor) -> torch.Tensor:
@@ -268,12 +274,13 @@ class SingleGridTokenizer(ReconstructingTokenizer):
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
         """One grid of ``ceil(height / stride)`` by ``ceil(width / stride)`` codes."""
         height, width = self._size(height, width)
+        # Rounded up: the last cells may cover less of the image.
         rows = -(-height // self.stride)
         columns = -(-width // self.stride)
         return (Grid(rows, columns, self.quantizer.depth, self.quantizer.levels),)
 
     def quantize(self, images: torch.Tensor) -> Quantized:
-        out = self.quantizer(self.encode_float(images))
+        out = self.quantizer(self.encode_float(images))  # of vectors [n, h', w', code_dim]
         return Quantized(out.z, out.symbols, out.losses, out.stats)
 
     def look_up(self, symbols: torch.Tensor) -> torch.Tensor:
@@ -286,6 +293,7 @@ def pad_images(images: torch.Tensor, stride: int) -> torch.Tensor:
     Sides are extended by their last row or column to multiples of ``stride``.
     """
     x = (2 * images - 1).permute(0, 3, 1, 2)
+    # Repeated edges look like images; zeros would be a grey frame that costs codes.
     return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
 
 
@@ -296,6 +304,7 @@ def check_downsample(downsample: int, least: int) -> int:
         ConfigError: when it is no power of two from ``least`` on, or too large.
     """
     check_count("downsample", downsample, least, MOST_DOWNSAMPLE)
+    # A power of two has one bit set.
     if downsample & (downsample - 1):
         raise ConfigError(f"downsample must be a power of two, got {downsample}")
     return downsample.bit_length() - 1
@@ -311,6 +320,7 @@ def check_weights(width: int, layers: int) -> None:
     Raises:
         ConfigError: when it might have more than 2^32 weights.
     """
+    # All convolutions as wide as the widest: a bound, without building anything.
     most = 16 * width**2 * layers
     if most > MOST_WEIGHTS:
         raise ConfigError(

@@ -21,6 +21,7 @@ from torch import nn
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
+from tessella.tokenizers.construction import PlainValues
 
 PIXELS_AT_ONCE = 2**18
 """Pixels that pass through a network at once: 256 images of 32x32, four of 256x256."""
@@ -59,7 +60,7 @@ class Tokenizer(nn.Module, ABC):
 
     A subclass supplies ``_encode``, ``_decode``, the float halves, :meth:`grids` and
     :meth:`config`; this class checks, cuts into pieces, and crops. A subclass must have a parameter
-    or a buffer, which tells the device that work happens on.
+    or a buffer, which says on which device work happens.
 
     Args:
         image_size: height and width of the images that :meth:`grids` describes when it is given no
@@ -72,13 +73,14 @@ class Tokenizer(nn.Module, ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str] = "tokenizer"
-    """What a saved tokenizer's ``config.json`` says it is."""
+    """Kind of a saved model in its ``config.json``."""
 
     of_pixels: ClassVar[bool] = False
     """Whether the symbols are the pixels themselves, at some number of levels."""
 
     def __init__(self, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
+        # A grid of any size costs nothing here, but memory where a model is built for it.
         if not 1 <= min(image_size) <= max(image_size) <= MOST_SIDE:
             raise ConfigError(
                 f"image_size must be a height and a width in 1..{MOST_SIDE}, "
@@ -103,7 +105,7 @@ class Tokenizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PlainValues:
         """JSON values from which ``create_tokenizer(name, **config)`` builds this tokenizer."""
 
     @abstractmethod
@@ -167,6 +169,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where this tokenizer's tensors are, and its work happens."""
+        # The identity has buffers alone.
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @torch.no_grad()
@@ -184,11 +187,14 @@ class Tokenizer(nn.Module, ABC):
             InputError: when the images are not of this type and shape.
         """
         checked = check_images(images, self.channels)
+        # Pieces keep the memory of a network's activations bounded, whatever the number of images.
         pieces = checked.split(images_at_once(checked.shape[1] * checked.shape[2]))
         encoded: list[tuple[torch.Tensor, ...]] = []
         with evaluating(self):
             for piece in pieces:
+                # Only a piece at a time is on the device.
                 encoded.append(parts(self._encode(piece.to(self.device))))
+        # From a tuple of grids for each piece to a tensor for each grid.
         whole = tuple(torch.cat(pieces_of_grid) for pieces_of_grid in zip(*encoded, strict=True))
         return whole if len(self.grids()) > 1 else whole[0]
 
@@ -214,6 +220,7 @@ class Tokenizer(nn.Module, ABC):
         images: list[torch.Tensor] = []
         with evaluating(self):
             for piece in self._pieces(checked, images_at_once(height * width)):
+                # A grid covers whole cells; what lies beyond the image is cut off.
                 images.append(self._decode(piece)[:, :height, :width])
         return torch.cat(images)
 
@@ -238,6 +245,7 @@ class Tokenizer(nn.Module, ABC):
 
     def _pieces(self, symbols: tuple[torch.Tensor, ...], images: int) -> Iterator[Symbols]:
         """Symbols of so many images at a time, on this tokenizer's device."""
+        # Pieces of all grids in step: the first piece of each holds the same images.
         split = [part.split(images) for part in symbols]
         for pieces in zip(*split, strict=True):
             moved = tuple(piece.to(self.device) for piece in pieces)
@@ -270,6 +278,7 @@ class Tokenizer(nn.Module, ABC):
         """Height and width of the images that symbols stand for."""
         given = [tuple(part.shape[1:3]) for part in symbols]
         if size is None:
+            # Symbols of image_size: the image may end within the last cells.
             if given == _sides(self.grids()):
                 size = self.image_size
             else:
@@ -323,6 +332,7 @@ def check_images(images: object, channels: int | None = None) -> torch.Tensor:
         raise InputError(
             f"images must be uint8 with values 0..255, got {images.dtype}; {_conversion(images)}"
         )
+    # Before the shape is read: grey images often come without channels.
     if images.dim() != 4:
         hint = "; add the channel with images[..., None]" if images.dim() == 3 else ""
         raise InputError(
@@ -343,6 +353,7 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
     if len(allowed) > 1:
         wanted = f"{allowed[0]} to {allowed[-1]}"
     hint = ""
+    # Torch's order of axes is the likeliest mistake.
     if images.shape[1] in allowed:
         hint = "; the channels come last: images.transpose(0, 2, 3, 1)"
     raise InputError(
@@ -352,6 +363,7 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
 
 def _as_tensor(images: object) -> torch.Tensor:
     array = np.asarray(images)
+    # Booleans, integers and floats go on, to be refused with the line that converts them.
     if array.dtype.kind not in "buif":
         raise InputError(
             f"images must be a uint8 array or tensor, got {type(images).__name__} of {array.dtype}"
@@ -373,6 +385,7 @@ def _conversion(images: torch.Tensor) -> str:
 
 def images_at_once(pixels: int) -> int:
     """Number of images of so many pixels that pass through a network together."""
+    # At least one: an image may be larger than the bound.
     return max(1, min(IMAGES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 

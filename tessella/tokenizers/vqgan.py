@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from tessella.errors import ConfigError
-from tessella.tokenizers.construction import check_count
+from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
 from tessella.tokenizers.reconstruction import (
     MOST_BLOCKS,
@@ -80,6 +78,7 @@ class VQGAN(SingleGridTokenizer):
         self.hidden = hidden
         self.multipliers = tuple(multipliers)
         self.residual_blocks = residual_blocks
+        # The order in which parts are built fixes their random weights, and that of saved states.
         self.quantizer = codes.build()
         self.encoder = DeepEncoder(channels, hidden, multipliers, residual_blocks, latent)
         self.to_code = nn.Conv2d(latent, codes.code_dim, 1)
@@ -98,7 +97,7 @@ class VQGAN(SingleGridTokenizer):
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def network_config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         return {
             "hidden": self.hidden,
             "multipliers": list(self.multipliers),
@@ -107,6 +106,7 @@ class VQGAN(SingleGridTokenizer):
         }
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
+        # [n, latent, h', w'] is projected to the length of a code before it is compared.
         features = self.to_code(self.encoder(pad_images(images, self.stride)))
         return features.permute(0, 2, 3, 1)
 

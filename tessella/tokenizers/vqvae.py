@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from tessella.tokenizers.autoencoder import Decoder, Encoder
-from tessella.tokenizers.construction import check_count
+from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.reconstruction import (
     MOST_BLOCKS,
     MOST_WIDTH,
@@ -75,6 +75,7 @@ class VQVAE(SingleGridTokenizer):
         self.hidden = hidden
         self.residual_blocks = residual_blocks
         self.beta = beta
+        # The order in which parts are built fixes their random weights, and that of saved states.
         self.quantizer = codes.build(beta)
         self.encoder = Encoder(channels, hidden, codes.code_dim, stages, residual_blocks)
         self.decoder = Decoder(self.outputs, hidden, codes.code_dim, stages, residual_blocks)
@@ -84,7 +85,7 @@ class VQVAE(SingleGridTokenizer):
     def stride(self) -> int:
         return self._stride
 
-    def network_config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         return {
             "hidden": self.hidden,
             "downsample": self.stride,
@@ -94,7 +95,9 @@ class VQVAE(SingleGridTokenizer):
         }
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
+        # Convolutions have channels first, quantizers take vectors along the last axis.
         return self.encoder(pad_images(images, self.stride)).permute(0, 2, 3, 1)
 
     def parameters_of(self, features: torch.Tensor) -> torch.Tensor:
+        # [n, h', w', code_dim] to [n, h, w, outputs]
         return self.decoder(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ A coarse grid says what is in an image, and a fine one adds the details.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import AutoencoderBlock, Decoder
-from tessella.tokenizers.construction import check_count
+from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.quantizers import QuantizerOutput
 from tessella.tokenizers.reconstruction import (
     MOST_BLOCKS,
@@ -90,6 +90,7 @@ class VQVAE2(ReconstructingTokenizer):
         self.residual_hidden = residual_hidden
         code_dim = codes.code_dim
         blocks = (residual_blocks, residual_hidden)
+        # The order in which parts are built fixes their random weights, and that of saved states.
         self.encode_bottom = _encoder(channels, hidden, stages, *blocks)
         self.encode_top = _encoder(hidden, hidden, 1, *blocks)
         self.to_top = nn.Conv2d(hidden, code_dim, 1)
@@ -113,13 +114,14 @@ class VQVAE2(ReconstructingTokenizer):
         """The top grid of ``ceil(height / (2 downsample))`` rows, and the bottom grid of twice as
         many."""
         height, width = self._size(height, width)
+        # Whole cells of the top grid, so that the bottom grid has exactly twice the sides.
         rows = -(-height // (2 * self.downsample))
         columns = -(-width // (2 * self.downsample))
         top = Grid(rows, columns, 1, self.top.levels)
         bottom = Grid(2 * rows, 2 * columns, 1, self.bottom.levels)
         return (top, bottom)
 
-    def network_config(self) -> dict[str, Any]:
+    def network_config(self) -> PlainValues:
         return {
             "hidden": self.hidden,
             "downsample": self.downsample,
@@ -135,6 +137,7 @@ class VQVAE2(ReconstructingTokenizer):
             outs.append(self.top(z))
             return outs[0].z
 
+        # The top is quantized on the way, as the bottom features depend on its codes.
         _, bottom = self._features(images, quantized_top)
         outs.append(self.bottom(bottom))
         losses: dict[str, torch.Tensor] = {}
@@ -162,6 +165,7 @@ class VQVAE2(ReconstructingTokenizer):
 
         def quantized_top(z: torch.Tensor) -> torch.Tensor:
             codes = self.top.decode(self.top.encode(z))
+            # Straight through: the values of the codes, the gradient of the features.
             return z + (codes - z).detach()
 
         return self._features(images, quantized_top)
@@ -169,6 +173,7 @@ class VQVAE2(ReconstructingTokenizer):
     def parameters_of(self, features: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         top = features[0].permute(0, 3, 1, 2)  # [n, code_dim, h / 2, w / 2]
         bottom = features[1].permute(0, 3, 1, 2)  # [n, code_dim, h, w]
+        # A transposed convolution brings the top to the bottom's size.
         both = torch.cat([self.enlarge_top(top), bottom], 1)
         return self.decoder(both).permute(0, 2, 3, 1)
 
@@ -180,6 +185,7 @@ class VQVAE2(ReconstructingTokenizer):
         Args:
             quantized_top: makes the vectors of codes of the top's features.
         """
+        # [n, hidden, h, w] of the bottom's grid
         fine = self.encode_bottom(pad_images(images, 2 * self.downsample))
         top = self.to_top(self.encode_top(fine)).permute(0, 2, 3, 1)
         decoded_top = self.decode_top(quantized_top(top).permute(0, 3, 1, 2))

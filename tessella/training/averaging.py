@@ -1,5 +1,7 @@
-"""Averaged weights: an exponential moving average of what the optimizer visits, which is what gets
-validated and saved."""
+"""Averaged weights: an exponential moving average of what the optimizer visits.
+
+They are the ones that get validated and saved.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,14 @@ from torch import nn
 
 
 class Average:
-    """A copy of a module whose parameters follow the trained ones slowly and whose buffers are
-    theirs.
+    """A copy of a module whose parameters follow the trained ones slowly.
+
+    Buffers, such as a codebook's counts, are copied as they are.
 
     Args:
         module: the trained module.
-        decay: of the average; early on ``(1 + step) / (10 + step)`` where that is smaller. 0
-            copies.
+        decay: of the average. Early on ``(1 + step) / (10 + step)`` is used where it is smaller, so
+            that the random weights of the beginning are soon forgotten. 0 copies.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -27,17 +30,21 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards ``module`` after optimizer step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        # average <- average + (1 - decay) (trained - average), in one call for all tensors.
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for mine, theirs in zip(learned_buffers(self.module), learned_buffers(module), strict=True):
-            mine.copy_(theirs)
+        buffers = zip(learned_buffers(self.module), learned_buffers(module), strict=True)
+        for averaged, trained in buffers:
+            averaged.copy_(trained)
 
 
 def learned_buffers(module: nn.Module) -> list[torch.Tensor]:
-    """Buffers that training changes, as a codebook is: the ones that are saved. Masks and the like
-    are not."""
-    return [
-        buffer
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-        if name not in part._non_persistent_buffers_set
-    ]
+    """Buffers that training changes, such as a codebook: those that are saved.
+
+    Masks and the like are not.
+    """
+    buffers: list[torch.Tensor] = []
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if name not in part._non_persistent_buffers_set:
+                buffers.append(buffer)
+    return buffers

@@ -1,14 +1,14 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, as safetensors and JSON,
-never pickle.
+"""Checkpoints: everything that a run needs to go on as if it had not stopped.
 
 A checkpoint is the directory ``checkpoints/step-00001234`` with ``state.safetensors``,
 ``state.json`` and ``manifest.json``, the sizes and SHA-256 of the two. It appears under its name
-only when it is whole; the newest two that are whole are kept.
+only when it is whole; the newest two that are whole are kept. All of it is safetensors and JSON,
+never pickle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from torch import nn
 
 from tessella import files
 from tessella.errors import ArtifactError
+from tessella.training.progress import Progress
 
 KEEP = 2
 """Checkpoints that are kept."""
 
-PARTS = ("state.safetensors", "state.json")
+TENSORS = "state.safetensors"
+STATE = "state.json"
+PARTS = (TENSORS, STATE)
 MANIFEST = "manifest.json"
 
 
@@ -30,31 +33,35 @@ def save(
     step: int,
     module: nn.Module,
     average: nn.Module,
-    optimizer: Any,
-    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, object],
 ) -> None:
     """Write a checkpoint.
 
     Args:
         out: the run directory.
         step: optimizer steps done.
-        module, average: the trained module and its average.
+        module: the trained module.
+        average: its averaged copy.
         optimizer: its state is kept under the numbers of its parameters.
-        state: what else must be known, as JSON values.
+        state: JSON values: the progress, the task, the memory of validations.
 
     Raises:
         ArtifactError: when it cannot be written; earlier ones are untouched.
     """
-    tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
-    # Only what differs from the trained module: a buffer of the average is a copy.
-    tensors |= {f"average/{name}": tensor for name, tensor in average.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        tensors[f"module/{name}"] = tensor
+    # Buffers of the average are copies of the trained ones: only parameters differ.
+    for name, tensor in average.named_parameters():
+        tensors[f"average/{name}"] = tensor
     for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in values.items()
-        }
+        for key, value in values.items():
+            tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
     with files.directory(out / "checkpoints" / f"step-{step:08d}") as path:
-        files.write_tensors(path / PARTS[0], tensors)
-        files.write_json(path / PARTS[1], state)
+        files.write_tensors(path / TENSORS, tensors)
+        files.write_json(path / STATE, state)
+        # The manifest comes last: it vouches for the other two.
         files.write_json(path / MANIFEST, {name: _entry(path / name) for name in PARTS})
 
 
@@ -66,32 +73,36 @@ def drop(out: Path, whole: Sequence[int]) -> None:
         whole: steps of the checkpoints written, or resumed from, by this process, oldest first.
     """
     for path in found(out):
+        # A checkpoint of a later step is none of ours: another --resume may have left it.
         if _step(path) < whole[-1] and _step(path) not in whole[-KEEP:]:
             files.remove_directory(path)
 
 
 def found(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    paths = [
-        path
-        for path in (out / "checkpoints").glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    ]
+    paths: list[Path] = []
+    for path in (out / "checkpoints").glob("step-*"):
+        if path.name.removeprefix("step-").isdecimal():
+            paths.append(path)
     return sorted(paths, key=_step)
 
 
 def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole: its tensors, its state, and what was wrong with newer
-    ones.
+    """Read the newest checkpoint that is whole.
+
+    Returns:
+        Its tensors, its state, and what was wrong with newer ones.
 
     Raises:
         ArtifactError: when there is none.
     """
+    # From the newest on: a damaged one must not cost more than the steps after the one before.
     problems: list[str] = []
     for path in reversed(found(out)):
         try:
             verify(path)
-            return files.read_tensors(path / PARTS[0]), files.read_json(path / PARTS[1]), problems
+            state = read_state(path / STATE)
+            return files.read_tensors(path / TENSORS), state, problems
         except ArtifactError as error:
             problems.append(str(error))
     why = "none of its checkpoints is whole" if problems else "it has no checkpoint"
@@ -104,6 +115,7 @@ def verify(path: Path) -> None:
     Raises:
         ArtifactError: naming the file that is missing or damaged.
     """
+    # Sizes and hashes of both files, as they were when everything was on disk.
     manifest = files.read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(PARTS):
         raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {' and '.join(PARTS)}")
@@ -120,9 +132,28 @@ def verify(path: Path) -> None:
             )
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the JSON part of a checkpoint and check the types of its entries.
+
+    Raises:
+        ArtifactError: naming the entry that is wrong.
+    """
+    state = files.read_json(path)
+    if not isinstance(state, dict):
+        raise ArtifactError(f"{path} must hold a JSON object: it is damaged, or not ours")
+    Progress.from_json(state.get("progress"), str(path))
+    for name in ("task", "memory"):
+        if not isinstance(state.get(name, {}), dict):
+            raise ArtifactError(f"{path}: {name} must be an object, got {state[name]!r}")
+    return state
+
+
 @torch.no_grad()
 def restore(
-    tensors: dict[str, torch.Tensor], module: nn.Module, average: nn.Module, optimizer: Any
+    tensors: dict[str, torch.Tensor],
+    module: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put a checkpoint's tensors back in place.
 
@@ -131,30 +162,36 @@ def restore(
     """
     try:
         module.load_state_dict(_under("module/", tensors))
-        missing = average.load_state_dict({**module.state_dict(), **_under("average/", tensors)})
+        # Buffers of the average are those of the trained module.
+        averaged = {**module.state_dict(), **_under("average/", tensors)}
+        missing = average.load_state_dict(averaged)
     except RuntimeError as error:
         raise ArtifactError(f"the checkpoint is of another model: {error}") from error
     assert not missing.missing_keys
+    # The optimizer numbers its parameters through its groups.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
-        number, key = name.split("/")
-        parameter = parameters[int(number)]
+        number, key = _optimizer_entry(name, len(parameters))
+        parameter = parameters[number]
         # The fused optimizer walks memory: its averages must lie as the parameter does. What was
         # read may lie in the file, which would stay open.
-        own = (
-            torch.empty_like(parameter)
-            if tensor.shape == parameter.shape
-            else torch.empty_like(tensor)
-        )
-        state.setdefault(int(number), {})[key] = own.copy_(tensor)
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+        like = parameter if tensor.shape == parameter.shape else tensor
+        state.setdefault(number, {})[key] = torch.empty_like(like).copy_(tensor)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _entry(part: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+def _optimizer_entry(name: str, count: int) -> tuple[int, str]:
+    """Number of the parameter and name of the average in ``NUMBER/NAME``."""
+    number, _, key = name.partition("/")
+    if not number.isdecimal() or int(number) >= count or not key:
+        raise ArtifactError(f"the checkpoint is of another model: it has optimizer/{name}")
+    return int(number), key
+
+
+def _entry(part: Path) -> dict[str, object]:
+    """Size and hash of a file, as the manifest has them."""
     return {"bytes": part.stat().st_size, "sha256": files.sha256(part)}
 
 
@@ -163,8 +200,9 @@ def _step(path: Path) -> int:
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    """The tensors whose names begin with a prefix, without it."""
+    found_tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            found_tensors[name.removeprefix(prefix)] = tensor
+    return found_tensors

@@ -1,5 +1,7 @@
-"""What a training step sees: a pure function of the seed and the step, so that a resumed run sees
-the same."""
+"""The examples that a training step sees: a pure function of the seed and the step.
+
+So a resumed run sees what it would have seen, and nothing of a data loader needs saving.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,31 @@ class Examples:
         """Whether they are images, not symbols."""
         return str(self.variants[0].dtype).removeprefix("torch.") == "uint8"
 
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """``(h, w, c)`` of images or symbols, ``(symbols,)`` of those of several grids."""
+        return tuple(self.variants[0].shape[1:])
+
+    @property
+    def example_bytes(self) -> int:
+        """Memory of one example as it lies in ``variants``."""
+        return math.prod(self.example_shape) * self.variants[0].dtype.itemsize
+
+    def order(self, batch: int, seed: int) -> Order:
+        """Which examples each step sees."""
+        return Order(len(self), batch, seed)
+
+    def sample(self) -> Examples:
+        """Examples that a baseline is fitted to: all of them."""
+        return self
+
     def first(self, n: int, most_bytes: int) -> Examples:
-        """The first ``n`` examples, fewer where they would take more than ``most_bytes``, in
-        memory."""
-        variant = self.variants[0]
-        size = math.prod(variant.shape[1:]) * variant.dtype.itemsize
-        n = min(n, max(1, most_bytes // size))
-        here: list[Variant] = [torch.as_tensor(variant[:n])]
-        return replace(self, variants=here, labels=None if self.labels is None else self.labels[:n])
+        """The first ``n`` examples in memory; fewer where they take more than ``most_bytes``."""
+        # One example at least, however large it is.
+        n = min(n, max(1, most_bytes // self.example_bytes))
+        here: list[Variant] = [torch.as_tensor(self.variants[0][:n])]
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, variants=here, labels=labels)
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:
         """Images or symbols at ``indices [b]`` as they are."""
@@ -63,34 +82,45 @@ class Examples:
     def batch(
         self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images or symbols at ``indices [b]``, with random changes drawn from ``generator``, and
-        their labels."""
+        """Images or symbols at ``indices [b]`` with random changes, and their labels ``[b]``.
+
+        Args:
+            generator: the changes are drawn from it.
+        """
         x = self.plain(indices)
         if len(self.variants) > 1:
+            # The codes of a mirrored image are no mirrored codes: they were made beforehand.
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
-            x = torch.where(
-                mirrored.view(-1, *[1] * (x.dim() - 1)), _at(self.variants[1], indices), x
-            )
+            chosen = mirrored.view(-1, *[1] * (x.dim() - 1))  # [b, 1, ...]
+            x = torch.where(chosen, _at(self.variants[1], indices), x)
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
+        # Symbols lie in small types; models take int64.
         if x.dtype != torch.uint8:
             x = x.long()
         if self.labels is None:
             return x.to(device), None
-        dropped = torch.rand(len(indices), generator=generator) < self.condition_dropout
-        return x.to(device), self.labels[indices].masked_fill(dropped, self.classes).to(device)
+        labels = drop_labels(self.labels[indices], self.classes, self.condition_dropout, generator)
+        return x.to(device), labels.to(device)
+
+
+def drop_labels(
+    labels: torch.Tensor, classes: int, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Labels ``[b]`` with a random ``share`` of them replaced by the null class ``classes``."""
+    dropped = torch.rand(len(labels), generator=generator) < share
+    return labels.masked_fill(dropped, classes)
 
 
 def _at(variant: Variant, indices: torch.Tensor) -> torch.Tensor:
-    return (
-        variant[indices]
-        if isinstance(variant, torch.Tensor)
-        else torch.from_numpy(variant[indices.numpy()])
-    )
+    if isinstance(variant, torch.Tensor):
+        return variant[indices]
+    # On disk: numpy reads just these.
+    return torch.from_numpy(variant[indices.numpy()])
 
 
 class Order:
-    """Which examples step ``step`` sees: passes over a new permutation of all of them each epoch.
+    """Which examples each step sees: passes over a new permutation of all of them each epoch.
 
     Args:
         n: examples.
@@ -99,27 +129,35 @@ class Order:
     """
 
     def __init__(self, n: int, batch: int, seed: int) -> None:
-        self.n, self.batch, self.seed = n, batch, seed
-        self._epochs: dict[int, torch.Tensor] = {}
+        self.n = n
+        self.batch = batch
+        self.seed = seed
+        self._permutations: dict[int, torch.Tensor] = {}
 
     def at(self, step: int) -> torch.Tensor:
-        """Indices ``int64 [batch]``."""
+        """Indices ``int64 [batch]`` of the examples of a step."""
+        # Places on a line on which the epochs follow each other.
         places = torch.arange(step * self.batch, (step + 1) * self.batch)
         epochs = places // self.n
-        return torch.cat(
-            [self._epoch(e)[places[epochs == e] % self.n] for e in epochs.unique().tolist()]
-        )
+        parts: list[torch.Tensor] = []
+        for epoch in epochs.unique().tolist():
+            parts.append(self._permutation(epoch)[places[epochs == epoch] % self.n])
+        return torch.cat(parts)
 
-    def _epoch(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._epochs:
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._permutations:
+            # A batch may reach into the next epoch, so the one before is kept too.
+            for old in list(self._permutations):
+                if old < epoch - 1:
+                    del self._permutations[old]
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._epochs = {e: p for e, p in self._epochs.items() if e >= epoch - 1}
-            self._epochs[epoch] = torch.randperm(self.n, generator=generator)
-        return self._epochs[epoch]
+            self._permutations[epoch] = torch.randperm(self.n, generator=generator)
+        return self._permutations[epoch]
 
 
 def mix(*numbers: int) -> int:
-    """One seed of several numbers (splitmix64 of each in turn)."""
+    """Make one seed of several numbers (splitmix64 of each in turn)."""
+    # Neighbouring seeds and steps must give unrelated generators.
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

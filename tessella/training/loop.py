@@ -1,23 +1,17 @@
 """The one training loop, for density models, tokenizers and priors: set up, main, fit, validate.
 
 Nothing of a data loader needs saving, since the data order, the augmentation and the dropout of a
-step are pure functions of the seed and the step. A run ends at the first of its limits; the share
-of it that has passed drives the learning rate.
+step are pure functions of the seed and the step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-import os
-import resource
-import shutil
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,260 +21,203 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import TrainConfig
 from tessella.errors import ArtifactError, ConfigError, TrainingError
-from tessella.pipeline import pick_device
-from tessella.training import checkpoint
+from tessella.training import checkpoint, schedule
 from tessella.training.averaging import Average, learned_buffers
+from tessella.training.engine import Fabric, cuda_devices, stop_signals
 from tessella.training.examples import Examples, Order, mix
-from tessella.training.run_directory import Progress, RunDirectory
+from tessella.training.progress import Progress
+from tessella.training.run_directory import RunDirectory
+from tessella.training.stream import NextInLine, Stream
 from tessella.training.tasks import Task
-
-try:
-    from lightning_fabric import Fabric
-except ImportError:  # the same engine as a part of the lightning package
-    from lightning.fabric import Fabric  # type: ignore[no-redef]
-
-VALIDATIONS = 20
-"""Validations of a run whose recipe does not say."""
-
-VALIDATING = 0.1
-"""Share of the time of a run of so many minutes that they take at most, the first and the last
-aside."""
-
-FINAL_RATE = 0.01
-"""Learning rate at the end, as a share of its peak."""
 
 LOG_EVERY = 10
 """Steps between lines of the log."""
 
+PACE_KNOWN = 20
+"""Steps of a sitting after which its pace is compared with the forecast."""
+
+PACE_DIFFERS = 1.5
+"""Ratio of pace and forecast from which on the difference is worth a line."""
+
 
 @dataclass
 class Session:
-    """What the loop works on, put together by :func:`setup`."""
+    """The parts of a run that the loop works with, put together by :func:`setup`."""
 
     fabric: Fabric
     task: Task
     wrapped: Any
-    optimizer: Any
+    """The task as the engine wraps it: same call, and gradients shared by all processes."""
+    optimizer: torch.optim.Optimizer
     average: Average
-    examples: Examples
+    examples: Examples | Stream
     valid: Examples
     config: TrainConfig
     run: RunDirectory
-    progress: Progress
-    stop: threading.Event
+    limits: schedule.Limits
+    say: Callable[[str], None] = print
+    progress: Progress = field(default_factory=Progress)
+    pace: schedule.Pace = field(default_factory=schedule.Pace)
+    stop: threading.Event = field(default_factory=threading.Event)
     checkpoints: list[int] = field(default_factory=list)
     """Steps of the checkpoints that are known to be whole: written, or resumed from."""
+    started: float = field(default_factory=time.monotonic)
+    """Reading of the clock when the run, over all sittings, had taken no time."""
+    forecast_seconds: float = 0.0
+    """Forecast of a step; 0 where none was made."""
 
+    @property
+    def share(self) -> float:
+        """Share of the run that has passed."""
+        return self.limits.passed(self.progress)
 
-UNDECAYED = ("bias", "hidden_bias", "gain")
-"""Parameters of more than one dimension that weight decay leaves alone, as it does all of one
-dimension."""
+    def read_clock(self) -> float:
+        """Seconds of the run by the clock of the first process, which all processes go by.
 
-
-def create_fabric(config: TrainConfig) -> Fabric:
-    """The engine: devices and precision.
-
-    Raises:
-        ConfigError: for a device or a precision that is not there.
-    """
-    device = pick_device(config.device).type
-    if device == "cuda" and config.devices > torch.cuda.device_count():
-        raise ConfigError(
-            f"devices={config.devices}, but this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    precisions = {"32": "32-true", "bf16": "bf16-mixed"}
-    if config.precision not in ("auto", *precisions):
-        raise ConfigError(f"precision must be auto, 32 or bf16, got {config.precision!r}")
-    fast = device == "cuda" and torch.cuda.is_bf16_supported()
-    half = config.precision == "bf16" or (config.precision == "auto" and fast)
-    return Fabric(
-        accelerator=device,
-        devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
-        precision="bf16-mixed" if half else "32-true",
-    )
+        With clocks of their own, one would end the run while another waits for its gradients.
+        """
+        seconds: float = self.fabric.broadcast(time.monotonic() - self.started)
+        return seconds
 
 
 def setup(
     fabric: Fabric,
     task: Task,
-    examples: Examples,
+    examples: Examples | Stream,
     valid: Examples,
     config: TrainConfig,
     run: RunDirectory,
+    say: Callable[[str], None] = print,
 ) -> Session:
-    """Move everything to its device and make the optimizer and the average."""
-    if config.batch % (config.accumulate * fabric.world_size):
+    """Move everything to its device and make the optimizer and the average.
+
+    Raises:
+        ConfigError: for a batch that cannot be divided over passes and devices.
+    """
+    parts = config.accumulate * fabric.world_size
+    if config.batch % parts:
         raise ConfigError(
-            f"batch={config.batch} must be divisible by accumulate x devices = {config.accumulate * fabric.world_size}"
+            f"batch={config.batch} must be divisible by accumulate x devices = {parts}"
         )
+    # The average is a copy, made before the engine wraps the task.
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
-    trained = [
-        (name.rpartition(".")[2], p) for name, p in task.named_parameters() if p.requires_grad
-    ]
-    matrices = [p for name, p in trained if p.dim() > 1 and name not in UNDECAYED]
-    others = [p for name, p in trained if p.dim() <= 1 or name in UNDECAYED]
+    decayed, undecayed = _parameter_groups(task)
     optimizer = torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
         betas=config.betas,
         fused=fabric.device.type in ("cpu", "cuda"),
     )
     wrapped, optimizer = fabric.setup(task, optimizer)
+    limits = schedule.limits_of(config, len(examples))
     return Session(
-        fabric,
-        task,
-        wrapped,
-        optimizer,
-        average,
-        examples,
-        valid,
-        config,
-        run,
-        Progress(),
-        threading.Event(),
+        fabric=fabric,
+        task=task,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        average=average,
+        examples=examples,
+        valid=valid,
+        config=config,
+        run=run,
+        limits=limits,
+        say=say,
     )
 
 
-@contextlib.contextmanager
-def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Within, these networks run compiled.
-
-    Raises:
-        ConfigError: where there is no compiler.
-    """
-    if device.type == "cpu" and not any(
-        shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")
-    ):
-        raise ConfigError(
-            "train.compile needs a C++ compiler (CXX names one), and there is none: leave it out"
-        )
-    for network in networks:
-        network.compile()
-    try:
-        yield
-    finally:
-        for network in networks:
-            network._compiled_call_impl = None
-
-
 def main(session: Session) -> Progress:
-    """Train from where the progress is to the end of the run, or to a signal; always leaves a
-    checkpoint behind.
+    """Train from where the progress is to the end of the run, or to a signal.
+
+    A checkpoint is always left behind.
 
     Raises:
         TrainingError: when the loss is not finite; the last good state is kept.
         ArtifactError: when something cannot be written; what was written before stays good.
     """
+    random_state = torch.random.fork_rng(devices=cuda_devices(session.fabric))
     try:
-        with _signals(session.stop), torch.random.fork_rng(devices=_cuda(session.fabric)):
+        with stop_signals(session.stop), random_state:
             fit(session)
-        share = passed(session.config, session.progress, len(session.examples))
         session.run.close()
-        _note(session, "finished" if share >= 1 else "interrupted")
+        _save_status(session, "finished" if session.share >= 1 else "interrupted")
     except (TrainingError, ArtifactError) as error:
         session.run.close()
-        with contextlib.suppress(
-            ArtifactError
-        ):  # a full disk takes this note no more than what came before
-            _note(session, "failed")
+        # A disk too full for what came before may be too full for this note.
+        with contextlib.suppress(ArtifactError):
+            _save_status(session, "failed")
         if isinstance(error, TrainingError):
             raise
-        last = session.checkpoints[-1] if session.checkpoints else 0
-        kept = (
-            f"goes on from the checkpoint of step {last}"
-            if last
-            else "starts again: there was no checkpoint yet"
-        )
-        raise ArtifactError(
-            f"training stopped after step {session.progress.step}: {error}. Make space (or put right what else is "
-            f"wrong); then tessella train --resume {session.run.path} {kept}"
-        ) from error
+        raise _with_advice(session, error) from error
     return session.progress
 
 
 def fit(session: Session) -> None:
-    """Steps, with a validation and a checkpoint now and then."""
-    config, progress, run = session.config, session.progress, session.run
-    order = Order(len(session.examples), config.batch, config.seed)
-    started = time.monotonic() - progress.seconds
-    bar = _bar(session)
-    share = passed(config, progress, len(session.examples))
-    while share < 1 and not _stopped(session):
-        rate = config.learning_rate * schedule(share, progress.step, config.warmup)
+    """Take steps, with a validation and a checkpoint now and then."""
+    config = session.config
+    progress = session.progress
+    order = session.examples.order(config.batch, config.seed)
+    session.started = time.monotonic() - progress.seconds
+    bar = _progress_bar(session)
+    while session.share < 1 and not _stopped(session):
+        # The rate follows the share of the run, so that every limit ends on a low rate.
+        factor = schedule.rate_factor(session.share, progress.step, config.warmup)
+        rate = config.learning_rate * factor
         figures = _step(session, order, rate)
         progress.step += 1
         session.average.update(session.task.module, progress.step - 1)
-        progress.seconds = time.monotonic() - started
-        if progress.step % LOG_EVERY == 1 or LOG_EVERY == 1:
-            run.log(
-                {
-                    "step": progress.step,
-                    "seconds": round(progress.seconds, 3),
-                    "learning_rate": rate,
-                    **figures,
-                }
-            )
-            bar.set_postfix_str(
-                f"{figures['loss']:.4f} {session.task.unit}, best valid {progress.best:.4f}"
-            )
-        # All processes go by the clock of the first, or they would part ways.
-        progress.seconds = session.fabric.broadcast(progress.seconds)
-        share = passed(config, progress, len(session.examples))
-        due, better, before = _due(config, progress, share), False, progress.seconds
-        if due or share >= 1:
-            better = validate(session)
-            progress.validations += 1
-            progress.seconds = time.monotonic() - started
-            progress.seconds = session.fabric.broadcast(progress.seconds)
-            progress.validating += progress.seconds - before
-            # A validation that took longer than the time between two of them is not made up for.
-            share_now = passed(config, progress, len(session.examples))
-            progress.validations = max(progress.validations, math.floor(share_now * VALIDATIONS))
-        if (
-            due
-            or share >= 1
-            or (config.checkpoint_every and progress.step % config.checkpoint_every == 0)
-        ):
+        before = progress.seconds
+        progress.seconds = session.read_clock()
+        session.pace.update(progress.seconds - before)
+        _report_step(session, bar, figures, rate)
+        share = session.share
+        if share >= 1 or schedule.validation_due(config, progress, share):
+            _validate_and_save(session)
+        elif schedule.checkpoint_due(config, progress):
             _save_checkpoint(session)
-            if better:
-                keep(session)
-            progress.seconds = time.monotonic() - started
-        bar.update(round(share * 1000) - bar.n)
-    if share < 1 or not progress.best_step:
+            progress.seconds = session.read_clock()
+        # The bar counts thousandths of the run, whichever limit drives it.
+        bar.update(round(session.share * 1000) - bar.n)
+    if session.share < 1 or not progress.best_step:
         _save_checkpoint(session)
+        # A model to load must be there, even after an early signal. A resumed run knows nothing of
+        # this validation and makes those that are due.
         if not progress.validations and validate(session, log=False):
-            keep(
-                session
-            )  # so that there is a model to load; a resumed run knows nothing of it, and makes its own
+            keep(session)
     bar.close()
 
 
 def validate(session: Session, log: bool = True) -> bool:
-    """Measure the averaged weights on held-out examples. Returns whether they are the best so
-    far."""
-    progress, task, figures = session.progress, session.task, {}
+    """Measure the averaged weights on held-out examples. Returns whether they are the best so far.
+
+    Raises:
+        TrainingError: when the figure that ranks them is not finite.
+    """
+    progress = session.progress
+    task = session.task
+    found = None
     if session.fabric.is_global_zero:
-        figures = task.validate(session.average.module, session.valid, session.config.batch)
-    figures = session.fabric.broadcast(figures)
+        averaged = session.average.module
+        figures = task.validate(averaged, session.valid, session.config.batch)
+        found = task.judge(averaged, figures)
+    # The first process measures for all: they must agree on what is the best.
+    found = session.fabric.broadcast(found)
+    assert found is not None
+    finite = math.isfinite(found.rank.value)
+    metric = found.figures[task.metric]
+    better = finite and progress.record(found.rank, metric, found.figures)
     if log:
-        told = {f"valid/{name}": value for name, value in figures.items()}
-        session.run.log({"step": progress.step, "seconds": round(progress.seconds, 3), **told})
-    if not math.isfinite(figures[task.metric]):
-        raise TrainingError(
-            f"validation gives {task.metric} = {figures[task.metric]} at step {progress.step}"
-        )
-    better: bool = figures[task.metric] < progress.best
-    if better:
-        progress.best, progress.best_step, progress.figures = (
-            figures[task.metric],
-            progress.step,
-            figures,
-        )
+        entry: dict[str, object] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+        for name, value in found.figures.items():
+            entry[f"valid/{name}"] = value
+        if better:
+            entry["kept"] = found.rank.reason
+        session.run.log(entry)
+    if not finite:
+        raise TrainingError(f"validation gives {task.metric} = {metric} at step {progress.step}")
     return better
 
 
@@ -292,204 +229,239 @@ def keep(session: Session) -> None:
     no checkpoint knows of.
     """
     progress = session.progress
-    facts = {"training": {"steps": progress.step, "seconds": round(progress.seconds, 1)}}
     if session.fabric.is_global_zero:
-        session.task.save(
-            session.average.module, session.run.path, {"validation": progress.figures, **facts}
-        )
+        facts: dict[str, object] = {
+            "validation": progress.figures,
+            "training": {"steps": progress.step, "seconds": round(progress.seconds, 1)},
+        }
+        session.task.save(session.average.module, session.run.path, facts)
     session.fabric.barrier()
 
 
-def passed(config: TrainConfig, progress: Progress, n: int) -> float:
-    """Share of the run that has passed: the largest over its limits."""
-    shares = [0.0]
-    if config.steps:
-        shares.append(progress.step / config.steps)
-    if config.epochs:
-        shares.append(progress.step * config.batch / (config.epochs * n))
-    if config.minutes:
-        shares.append(progress.seconds / (60 * config.minutes))
-    return min(1.0, max(shares))
+def _parameter_groups(task: Task) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that weight decay shrinks, and those that it leaves alone.
+
+    Vectors and numbers (biases, gains of norms) are left alone, and what a module lists in its
+    attribute ``undecayed``, because its bias has a row for each class, for instance.
+    """
+    spared: set[nn.Parameter] = set()
+    for part in task.modules():
+        for name in getattr(part, "undecayed", ()):
+            parameter = getattr(part, name)
+            if parameter is not None:
+                spared.add(parameter)
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for parameter in task.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() > 1 and parameter not in spared:
+            decayed.append(parameter)
+        else:
+            undecayed.append(parameter)
+    return decayed, undecayed
 
 
-def schedule(share: float, step: int, warmup: int) -> float:
-    """Learning rate as a share of its peak: linear warm-up over steps, half a cosine over the
-    run."""
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * share))
-    return cosine * min(1.0, (step + 1) / warmup) if warmup else cosine
+def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str, float]:
+    """Take one optimizer step. Returns its scalars.
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run will take, measured on a copy before it starts."""
-
-    parameters: int
-    step_seconds: float
-    epoch_seconds: float
-    memory_bytes: int
-    """Peak of the process (CPU) or of the device."""
-
-
-def forecast(session: Session) -> Forecast:
-    """Time two steps forward and backward on a copy of the task, which leaves the run untouched."""
-    import copy
-
-    config, device = session.config, session.fabric.device
-    with torch.random.fork_rng(devices=_cuda(session.fabric)):
-        trial = copy.deepcopy(session.task).train()
-        indices = torch.arange(
-            config.batch // config.accumulate // session.fabric.world_size
-        ) % len(session.examples)
-        times = []
-        for _ in range(2):
-            started = time.monotonic()
-            x, labels = session.examples.batch(indices, torch.Generator().manual_seed(0), device)
-            with session.fabric.autocast():
-                loss = trial(x, labels)["loss"]
-            loss.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.monotonic() - started)
-    seconds = min(times) * config.accumulate
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak
-    parameters = sum(p.numel() for p in session.task.parameters())
-    return Forecast(parameters, seconds, seconds * len(session.examples) / config.batch, memory)
-
-
-def _step(session: Session, order: Order, rate: float) -> dict[str, float]:
-    """One optimizer step. Returns its scalars."""
-    fabric, config, step = session.fabric, session.config, session.progress.step
+    Raises:
+        TrainingError: when the gradient is not finite; the state before the step is saved.
+    """
+    fabric = session.fabric
+    config = session.config
+    # No scheduler: the rate is a function of the progress, which checkpoints hold.
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.wrapped.train()
-    rank, world = fabric.global_rank, fabric.world_size
     # Each process draws its own augmentation and dropout, and sees its own part of the batch.
-    seed = mix(config.seed, step, rank)
+    seed = mix(config.seed, session.progress.step, fabric.global_rank)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(mix(seed, 1))
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
     buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
+    mine = order.at(session.progress.step).chunk(fabric.world_size)[fabric.global_rank]
     totals: dict[str, float] = {}
-    for count, part in enumerate(
-        order.at(step).chunk(world)[rank].chunk(config.accumulate), start=1
-    ):
+    for count, part in enumerate(mine.chunk(config.accumulate), start=1):
         x, labels = session.examples.batch(part, generator, fabric.device)
-        with fabric.no_backward_sync(session.wrapped, enabled=count < config.accumulate):
+        # Gradients are shared between processes once, after the last pass.
+        more_passes = count < config.accumulate
+        with fabric.no_backward_sync(session.wrapped, enabled=more_passes):
             figures = session.wrapped(x, labels)
             fabric.backward(figures["loss"] / config.accumulate)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
-    _penalize(session)
+    _add_penalty(session)
     norm = _clip(session)
-    if not math.isfinite(
-        norm
-    ):  # the gradient is shared by all processes, the loss is each one's own
-        session.optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
-                buffer.copy_(before)
-        _save_checkpoint(session)
+    # The gradient is shared by all processes, the loss is each one's own.
+    if not math.isfinite(norm):
+        _undo_step(session, buffers)
         raise TrainingError(
-            f"the loss became {totals['loss']} (gradient norm {norm}) at step {step + 1}; "
-            "the state before it is saved. "
-            f"Resume with a lower rate, for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
+            f"the loss became {totals['loss']} (gradient norm {norm}) at step"
+            f" {session.progress.step + 1}; the state before it is saved. Resume with a lower rate,"
+            f" for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
         )
     session.optimizer.step()
     session.optimizer.zero_grad()
     return {**totals, "gradient_norm": norm}
 
 
-def _penalize(session: Session) -> None:
-    """Add the gradient of the L2 penalty, which every process has alike."""
-    if session.config.l2:
-        for parameter in session.optimizer.param_groups[0]["params"]:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach(), alpha=session.config.l2)
+def _add_penalty(session: Session) -> None:
+    """Add the gradient of the L2 penalty, which is alike in every process."""
+    if not session.config.l2:
+        return
+    for parameter in session.optimizer.param_groups[0]["params"]:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach(), alpha=session.config.l2)
 
 
 def _clip(session: Session) -> float:
+    """Scale the gradient down to the largest norm that is allowed. Returns the norm before."""
+    # The norm is wanted in any case: it shows a gradient that is not finite.
     if not session.config.clip:
-        grads = [p.grad for p in session.task.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(grads))
+        gradients = [p.grad for p in session.task.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
     norm = session.fabric.clip_gradients(
         session.wrapped, session.optimizer, max_norm=session.config.clip, error_if_nonfinite=False
     )
     return float(norm)  # type: ignore[arg-type]
 
 
+def _undo_step(session: Session, buffers: list[torch.Tensor]) -> None:
+    """Drop the gradient of a bad step and what it taught the codebooks, and save a checkpoint."""
+    session.optimizer.zero_grad()
+    with torch.no_grad():
+        for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
+            buffer.copy_(before)
+    _save_checkpoint(session)
+
+
+def _validate_and_save(session: Session) -> None:
+    """Validate, write a checkpoint, save the model if it is the best; count the time of all that.
+
+    The first process decides whether the model is the best, so all reach the same barriers.
+    """
+    progress = session.progress
+    ending = session.share >= 1
+    before = progress.seconds
+    better = validate(session)
+    progress.validations += 1
+    progress.seconds = session.read_clock()
+    progress.validating += progress.seconds - before
+    # A validation that took longer than the time between two of them is not made up for.
+    progress.validations = max(
+        progress.validations, math.floor(session.share * schedule.VALIDATIONS)
+    )
+    _save_checkpoint(session)
+    if better:
+        keep(session)
+    progress.seconds = session.read_clock()
+    if not ending:
+        # The end of the run will take a validation and a save like this one.
+        took = progress.seconds - before
+        progress.reserve = session.limits.reserve(took, session.pace.step_seconds)
+
+
 def _save_checkpoint(session: Session) -> None:
     if session.fabric.is_global_zero:
-        state = {"progress": dataclasses.asdict(session.progress), "task": session.task.describe()}
-        state["memory"] = session.task.memory()
-        task, average, out = session.task.module, session.average.module, session.run.path
+        state = {
+            "progress": session.progress.to_json(),
+            "task": session.task.describe(),
+            "memory": session.task.memory(),
+        }
+        step = session.progress.step
+        # The log must be on disk before the checkpoint that counts on it.
         session.run.flush()
-        checkpoint.save(out, session.progress.step, task, average, session.optimizer, state)
-        session.checkpoints = [
-            *(s for s in session.checkpoints if s < session.progress.step),
-            session.progress.step,
-        ]
-        checkpoint.drop(out, session.checkpoints)
+        checkpoint.save(
+            session.run.path,
+            step,
+            session.task.module,
+            session.average.module,
+            session.optimizer,
+            state,
+        )
+        session.checkpoints = [earlier for earlier in session.checkpoints if earlier < step]
+        session.checkpoints.append(step)
+        checkpoint.drop(session.run.path, session.checkpoints)
     session.fabric.barrier()
 
 
-def _note(session: Session, status: str) -> None:
+def _save_status(session: Session, status: str) -> None:
     """Write to ``run.json`` how the run stands."""
-    session.run.update(status=status, progress=dataclasses.asdict(session.progress))
+    session.run.update(status=status, progress=session.progress.to_json())
+
+
+def _with_advice(session: Session, error: ArtifactError) -> ArtifactError:
+    """An error of writing, with what to do about it."""
+    restart = "starts again: there was no checkpoint yet"
+    if session.checkpoints:
+        restart = f"goes on from the checkpoint of step {session.checkpoints[-1]}"
+    return ArtifactError(
+        f"training stopped after step {session.progress.step}: {error}. Make space (or put right"
+        f" what else is wrong); then tessella train --resume {session.run.path} {restart}"
+    )
 
 
 def _stopped(session: Session) -> bool:
-    """Whether any process was told to stop."""
+    """Whether any process got a signal to stop."""
     if session.fabric.world_size == 1:
         return session.stop.is_set()
+    # A signal may reach one process only, and all must leave the loop at the same step.
     flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
     total = session.fabric.all_reduce(flag, reduce_op="sum")
     assert isinstance(total, torch.Tensor)
     return bool(total > 0)
 
 
-def _due(config: TrainConfig, progress: Progress, share: float) -> bool:
-    """Whether it is time to validate."""
-    if config.validate_every:
-        return progress.step % config.validate_every == 0
-    if config.minutes and progress.validating > VALIDATING * progress.seconds:
-        return False
-    return share * VALIDATIONS >= progress.validations + 1
+def _report_step(session: Session, bar: tqdm, figures: dict[str, float], rate: float) -> None:
+    """Log every tenth step, and show loss and remaining time."""
+    progress = session.progress
+    if session.pace.steps == PACE_KNOWN:
+        _correct_forecast(session)
+    if progress.step % LOG_EVERY != 1 and LOG_EVERY > 1:
+        return
+    entry: dict[str, object] = {
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "learning_rate": rate,
+    }
+    session.run.log(entry | figures)
+    bar.set_postfix_str(_bar_text(session, figures["loss"]))
 
 
-def _bar(session: Session) -> Any:
-    shown = session.fabric.is_global_zero and sys.stderr.isatty()
-    progress = passed(session.config, session.progress, len(session.examples))
-    return tqdm(
-        total=1000,
-        initial=round(progress * 1000),
-        disable=not shown,
-        bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}",
+def _bar_text(session: Session, loss: float) -> str:
+    """Remaining time, loss and best validation, for the progress bar."""
+    best = "no validation yet"
+    if session.progress.best_step:
+        best = f"best valid {session.task.metric} {session.progress.best:.4f}"
+    left = schedule.duration(_seconds_left(session))
+    return f"{left} left, {loss:.4f} {session.task.unit}, {best}"
+
+
+def _correct_forecast(session: Session) -> None:
+    """Say so where steps take much longer, or much less time, than the forecast said."""
+    measured = session.pace.step_seconds
+    if not session.forecast_seconds or not measured or not session.fabric.is_global_zero:
+        return
+    # Small differences are of no interest to anybody.
+    ratio = measured / session.forecast_seconds
+    if 1 / PACE_DIFFERS <= ratio <= PACE_DIFFERS:
+        return
+    session.say(
+        f"steps take {measured:.2g} s, not {session.forecast_seconds:.2g} s as forecast:"
+        f" about {schedule.duration(_seconds_left(session))} left"
     )
 
 
-def _cuda(fabric: Fabric) -> list[torch.device]:
-    return [fabric.device] if fabric.device.type == "cuda" else []
+def _seconds_left(session: Session) -> float:
+    return session.limits.seconds_left(session.progress, session.pace.step_seconds)
 
 
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C is
-    not waited for."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _progress_bar(session: Session) -> tqdm:
+    shown = session.fabric.is_global_zero and sys.stderr.isatty()
+    return tqdm(
+        total=1000,
+        initial=round(session.share * 1000),
+        disable=not shown,
+        bar_format="{percentage:3.0f}% |{bar}| {elapsed}{postfix}",
+    )

@@ -1,4 +1,4 @@
-"""A run directory while it is trained: the log, the facts, the best model, the checkpoints."""
+"""A run directory while it is trained: the log, the record ``run.json``, the lock."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,37 +20,29 @@ import tessella
 from tessella import files
 from tessella.errors import ArtifactError, TrainingError
 from tessella.pipeline import FORMAT
+from tessella.pipeline.run_record import check_record
 
 FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
-"""Folders of a run that something is written to."""
+"""Folders of a run, which a killed process may leave half-written files in."""
 
 LOCK = ".lock"
 """Held by the process that trains."""
 
 EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
-"""What a run has before its first checkpoint; the last one makes the directory a run."""
+"""Files and folders of a run before its first checkpoint; run.json makes the directory a run."""
 
 
-@dataclass
-class Progress:
-    """How far a run is; kept in every checkpoint."""
+@runtime_checkable
+class Board(Protocol):
+    """The writer of TensorBoard, which is an extra."""
 
-    step: int = 0
-    """Optimizer steps done."""
-    seconds: float = 0.0
-    """Wall-clock seconds of training, validation and saving, over all sittings."""
-    validations: int = 0
-    validating: float = 0.0
-    """Seconds of them that validations took."""
-    best: float = float("inf")
-    """Least value of the task's metric so far."""
-    best_step: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    """All validation figures of the best weights."""
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunDirectory:
-    """Writes what a run leaves behind. Only the first process of several writes.
+    """Writes the files of a run. Only the first process of several writes.
 
     Args:
         path: the directory.
@@ -59,8 +50,10 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path | str, writes: bool = True) -> None:
-        self.path, self.writes = Path(path), writes
-        self._board: Any = None
+        self.path = Path(path)
+        self.writes = writes
+        self._board: Board | None = None
+        self._without_board = False
         self._lock = FileLock(self.path / LOCK)
 
     def lock(self) -> None:
@@ -77,10 +70,11 @@ class RunDirectory:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise TrainingError(
-                f"another process is training in {self.path}: wait until it has ended, or give another --out"
+                f"another process is training in {self.path}: wait until it has ended,"
+                " or give another --out"
             ) from None
-        except (OSError, NotImplementedError):  # a file system without locks
-            pass
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks
 
     def refuse_taken(self) -> None:
         """Check that a new run can begin here.
@@ -92,22 +86,23 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise TrainingError(f"{self.path} is a file: give another --out")
+        # A run that was stopped before it had anything to keep may be begun anew.
         there = {item.name for item in self.path.iterdir()} - {LOCK}
-        begun = [
-            name for name in there if name.startswith((".run.json.", ".probe."))
-        ]  # a start that was killed
-        if "run.json" in there and not there <= {*EARLY, *begun}:
-            raise TrainingError(
-                f"{self.path} holds a run already: resume it with --resume, or give another --out"
-            )
-        if "run.json" not in there and there - {*begun}:
+        # A start that was killed leaves these.
+        begun = {name for name in there if name.startswith((".run.json.", ".probe."))}
+        if "run.json" in there:
+            if not there <= {*EARLY, *begun}:
+                raise TrainingError(
+                    f"{self.path} holds a run already: resume it with --resume,"
+                    " or give another --out"
+                )
+        elif there - begun:
             raise TrainingError(
                 f"{self.path} exists and is not an empty directory: give another --out"
             )
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        """Begin in a new directory, or in that of a run which was stopped before it had anything to
-        keep.
+    def start(self, record: Mapping[str, object]) -> None:
+        """Begin in a new directory, or in that of a run that was stopped before it kept anything.
 
         Raises:
             TrainingError: when there is a run in it already, or another process trains there.
@@ -117,57 +112,66 @@ class RunDirectory:
             return
         self.refuse_taken()
         self.lock()
-        self.refuse_taken()  # another process may have trained in between
+        # Another process may have trained here before the lock was ours.
+        self.refuse_taken()
         for name in ("run.json", "probe"):
             files.sweep(self.path, name)
         self._clear()
-        files.write_json(self.path / "run.json", {"format": FORMAT, **facts, "status": "running"})
+        files.write_json(self.path / "run.json", {"format": FORMAT, **record, "status": "running"})
 
     def facts(self) -> dict[str, Any]:
-        """The contents of ``run.json``.
+        """Read ``run.json`` and check its entries.
 
         Raises:
-            ArtifactError: when there is no run here, or one of another format.
+            ArtifactError: when there is no run here, one of another format, or a damaged record.
         """
-        if not (self.path / "run.json").exists():
+        path = self.path / "run.json"
+        if not path.exists():
             raise ArtifactError(f"{self.path} holds no run: it has no run.json")
-        facts: dict[str, Any] = files.read_json(self.path / "run.json")
-        if not isinstance(facts, dict):
-            raise ArtifactError(f"{self.path}/run.json was not written by tessella")
-        if facts.get("format") != FORMAT:
+        # Another version's record may have other entries; what is read of it must have our types.
+        record = check_record(files.read_json(path), path)
+        if record.get("format") != FORMAT:
             raise ArtifactError(
-                f"{self.path} has format {facts.get('format')}; tessella {tessella.__version__} reads format {FORMAT}"
+                f"{self.path} has format {record.get('format')}; tessella {tessella.__version__}"
+                f" reads format {FORMAT}"
             )
-        return facts
+        return record
 
-    def update(self, **changes: Any) -> None:
+    def update(self, **changes: object) -> None:
         """Change entries of ``run.json``."""
         if self.writes:
             files.write_json(self.path / "run.json", self.facts() | changes)
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log(self, entry: Mapping[str, object]) -> None:
         """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed.
+
+        Figures that are not finite become null: JSON has no word for them.
 
         Raises:
             ArtifactError: when it cannot be written.
         """
         if not self.writes:
             return
-        files.append_line(self.path / "log.jsonl", json.dumps(entry))
+        # One write of one line: a reader never sees half of it but at the very end.
+        files.append_line(self.path / "log.jsonl", files.json_text(entry, indent=None))
         board = self._tensorboard()
-        if board:
-            for name, value in entry.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    board.add_scalar(name, value, entry["step"])
+        step = entry["step"]
+        if board is None or not isinstance(step, int):
+            return
+        for name, value in entry.items():
+            if isinstance(value, (int, float)) and name != "step":
+                board.add_scalar(name, value, step)
 
     def cut_log(self, step: int) -> None:
-        """Drop what was logged after ``step``: it will be trained, and logged, again."""
+        """Drop the lines after ``step``: these steps will be trained, and logged, again."""
         log = self.path / "log.jsonl"
-        if self.writes and log.exists():
-            lines = log.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= step]
-            if kept != lines:
-                files.write_bytes(log, b"".join(kept))
+        if not self.writes or not log.exists():
+            return
+        # As bytes: a crash can leave half a character.
+        lines = log.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of_line(line) <= step]
+        if kept != lines:
+            files.write_bytes(log, b"".join(kept))
 
     def flush(self) -> None:
         """Wait until the log is on disk: a checkpoint must not be ahead of it.
@@ -179,7 +183,7 @@ class RunDirectory:
             files.flush(self.path / "log.jsonl")
 
     def sweep(self) -> None:
-        """Clear away what a killed process left half written.
+        """Clear away what a killed process left unfinished.
 
         Raises:
             ArtifactError: when it cannot be removed.
@@ -191,49 +195,73 @@ class RunDirectory:
     def close(self) -> None:
         """Flush what is buffered, and let others train here."""
         self._lock.release()
-        if self._board:
-            with contextlib.suppress(OSError):  # the same figures are in the log
+        if self._board is not None:
+            # The figures are in the log as well.
+            with contextlib.suppress(OSError):
                 self._board.close()
 
     def _clear(self) -> None:
-        """Remove what a run has that was stopped before it had anything to keep."""
+        """Remove the files of a run that was stopped before it had anything to keep."""
         try:
-            for item in [self.path / name for name in EARLY]:
-                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+            for name in EARLY:
+                item = self.path / name
+                if item.is_dir():
+                    shutil.rmtree(item)
+                else:
+                    item.unlink(missing_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
+    def _tensorboard(self) -> Board | None:
+        if self._board is None and not self._without_board:
+            # Imported late, and only where it is installed: it takes a second.
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(str(self.path / "tensorboard"))
             except ImportError:
-                self._board = False
+                self._without_board = True
         return self._board
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What the run was made with: versions, machine, threads. A resumed run is exact only in the
-    same one."""
+def environment(device: torch.device, world_size: int) -> dict[str, object]:
+    """Versions, machine and command of a run. A resumed run is exact only in an equal one."""
+    name = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
         "tessella": tessella.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": world_size,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(sys.argv),
     }
 
 
-def _step(line: bytes) -> int:
+def command_line(argv: Sequence[str]) -> list[str]:
+    """The command that started this process, in words that start another one.
+
+    >>> command_line(["/lib/tessella/__main__.py", "train", "digits"])
+    ['tessella', 'train', 'digits']
+    """
+    program = Path(argv[0])
+    name = program.name
+    if name == "__main__.py":
+        # python -m PACKAGE
+        name = program.parent.name
+    return [name, *argv[1:]]
+
+
+def _step_of_line(line: bytes) -> int:
     """The step of a log line; a line cut short by a crash counts as late."""
+    if not line.endswith(b"\n"):
+        return sys.maxsize
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
-    except (ValueError, KeyError, TypeError):
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return sys.maxsize

@@ -1,17 +1,23 @@
-"""What is trained: a density model on pixels or codes, or a tokenizer. A task is the loss, its
-unit, and how to validate it."""
+"""Tasks: a module in training, its loss with a unit, and how it is validated and saved.
+
+Here are the tasks of density models and tokenizers; :mod:`tessella.training.vae_task` and
+:mod:`tessella.training.adversarial` hold the others.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from tessella import files
+from tessella.errors import ArtifactError, ConfigError
 from tessella.evaluation.metrics import mean_squared_error, psnr
 from tessella.grid import LN2, Grid
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
@@ -23,13 +29,25 @@ from tessella.tokenizers.codebook_health import Watch
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
 from tessella.tokenizers.tokenizer import channels
 from tessella.training.examples import Examples
+from tessella.training.progress import Rank
+
+BASELINE_BATCH = 1024
+"""Images that a baseline is fitted to at a time."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Figures of a validation, and its rank among those of the run."""
+
+    figures: dict[str, float]
+    rank: Rank
 
 
 class Task(nn.Module, ABC):
     """A module in training.
 
     Args:
-        module: what is trained.
+        module: the model or tokenizer that is trained.
     """
 
     unit: ClassVar[str]
@@ -42,37 +60,106 @@ class Task(nn.Module, ABC):
         self.module = module
 
     def networks(self) -> list[nn.Module]:
-        """What torch.compile gets, each on its own."""
+        """The parts that torch.compile gets, each by itself."""
         return [self.module]
+
+    @contextlib.contextmanager
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
+        """Apply the options of training that concern the model, until the end of the block.
+
+        Args:
+            checkpointing: keep less for the gradient, and compute it again.
+            condition_dropout: share of labels that the null class replaces.
+
+        Raises:
+            ConfigError: for an option that this kind of model does not have.
+        """
+        if checkpointing:
+            raise ConfigError(
+                "train.checkpointing serves density models: leave it out for a tokenizer or a VAE"
+            )
+        yield
 
     @abstractmethod
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Scalars of a batch; ``loss`` is what is minimized."""
+        """Scalars of a batch; ``loss`` is minimized."""
 
     @abstractmethod
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
-        """Figures of ``module`` (a copy with averaged weights) on held-out examples, ``metric``
-        among them."""
+        """Figures of ``module``, a copy with averaged weights, on held-out examples.
+
+        ``metric`` is among them.
+        """
+
+    def judge(self, module: nn.Module, figures: dict[str, float]) -> Validation:
+        """Rank a validation among those of the run.
+
+        Args:
+            module: the copy that was validated.
+            figures: what :meth:`validate` gave.
+        """
+        return Validation(figures, Rank(0, figures[self.metric], f"least {self.metric}"))
 
     @abstractmethod
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         """Save ``module`` as the model of the run directory ``out``."""
 
     @abstractmethod
     def save_baseline(self, examples: Examples, out: Path) -> None:
         """Keep with the run what its figures are compared to."""
 
-    def memory(self) -> dict[str, Any]:
-        """What validations remember of the ones before, as JSON values; it goes into every
-        checkpoint."""
+    def memory(self) -> dict[str, object]:
+        """JSON values that validations remember of earlier ones; they go into every checkpoint."""
         return {}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take up what :meth:`memory` gave, in a resumed run."""
+    def recall(self, memory: Mapping[str, object]) -> None:
+        """Restore what :meth:`memory` gave, in a resumed run.
+
+        Raises:
+            ArtifactError: when it is not what :meth:`memory` gives.
+        """
+
+    def summary(self) -> str | None:
+        """A line about the terms of the loss that is printed before training; None for no line."""
+        return None
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What is trained, as JSON values; a resumed run must be of the same."""
+    def describe(self) -> dict[str, object]:
+        """The model as JSON values; a resumed run must be of an equal one."""
+
+
+class SymbolEncoder:
+    """Turns what a step sees into symbols, with a tokenizer that is not trained.
+
+    It is no module: the tokenizer is neither trained, moved nor saved in checkpoints with the task.
+
+    Args:
+        tokenizer: the identity for pixels, a trained one for codes; None where examples are symbols
+            already.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Symbols ``int64 [b, h, w, c]`` of uint8 images; symbols of other types as they are.
+
+        Those of several grids come packed, ``[b, symbols]``.
+        """
+        if x.dtype != torch.uint8:
+            return x.long()
+        assert self.tokenizer is not None
+        # A tokenizer of several grids gives one tensor for each.
+        symbols = self.tokenizer.encode(x)
+        if isinstance(symbols, tuple):
+            symbols = pack(symbols)
+        return symbols.to(x.device)
+
+    def fingerprint(self) -> str | None:
+        """Which trained tokenizer this is; None for the identity or none."""
+        if self.tokenizer is None or self.tokenizer.of_pixels:
+            return None
+        return fingerprint(self.tokenizer)
 
 
 class DensityTask(Task):
@@ -90,107 +177,120 @@ class DensityTask(Task):
 
     def __init__(self, model: Prior, tokenizer: Tokenizer | None) -> None:
         super().__init__(model)
-        # Kept out of the module tree: it is neither trained nor saved in checkpoints.
-        self.__dict__["tokenizer"] = tokenizer
+        self.symbols_of = SymbolEncoder(tokenizer)
         if tokenizer is not None:
             warn_of_order(tokenizer, model)
 
-    def networks(self) -> list[nn.Module]:
-        return list(self._priors(self.module))
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer whose symbols are modelled."""
+        return self.symbols_of.tokenizer
 
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        x = self._symbols(x)
-        bits = []
-        whole = unpack(x, self.grids) if len(self.grids) > 1 else (x,)
-        for level, model in enumerate(self._priors(self.module)):
-            condition = Condition(
-                labels, None if model.conditioning.codes is None else whole[level - 1]
-            )
-            log_prob = model.distribution(whole[level], condition).log_prob(whole[level])
-            bits.append(-log_prob.flatten(1).sum(1).mean() / LN2)
-        losses = {"loss": torch.stack(bits).sum() / sum(grid.symbols for grid in self.grids)}
-        if len(bits) > 1:
-            pairs = enumerate(zip(bits, self.grids, strict=True))
-            losses |= {
-                f"bits_per_code/{level}": part.detach() / grid.symbols
-                for level, (part, grid) in pairs
-            }
-        return losses
-
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
-        assert isinstance(module, (DensityModel, Hierarchy))
-        nats: list[float] = []
-        with torch.no_grad():
-            for part in torch.arange(len(examples)).split(batch):
-                cond = None if examples.labels is None else examples.labels[part]
-                symbols: Any = self._symbols(examples.plain(part).to(module.device))
-                if isinstance(module, Hierarchy):
-                    symbols = unpack(symbols, self.grids)
-                nats += (-module.log_prob(symbols, cond)).tolist()
-        mean = float(torch.tensor(nats, dtype=torch.float64).mean())
-        return {"bits_per_dim": mean / LN2 / sum(grid.symbols for grid in self.grids)}
-
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
-        assert isinstance(module, (DensityModel, Hierarchy))
-        self._save(module, out, figures)
-
-    def save_baseline(self, examples: Examples, out: Path) -> None:
-        generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
-
-        def symbols(level: int) -> Iterator[torch.Tensor]:
-            for part in torch.arange(len(examples)).split(1024):
-                # Images that are binarized anew each time are drawn once here.
-                x = (
-                    examples.batch(part, generator, cpu)[0]
-                    if examples.binarize
-                    else examples.plain(part)
-                )
-                x = self._symbols(x)
-                yield unpack(x, self.grids)[level] if len(self.grids) > 1 else x
-
-        for level, grid in enumerate(self.grids):
-            baseline = create("independent", grid)
-            assert isinstance(baseline, Independent)
-            baseline.fit(symbols(level))
-            save_model(
-                baseline, out / "baseline" / (f"grid-{level}" if len(self.grids) > 1 else "")
-            )
-
-    def describe(self) -> dict[str, Any]:
-        assert isinstance(self.module, (DensityModel, Hierarchy))
-        tokenizer: Any = self.tokenizer
-        learned = tokenizer is not None and not tokenizer.of_pixels
-        return {
-            "kind": "density-model",
-            "model": self.module.config(),
-            "tokenizer": fingerprint(tokenizer) if learned else None,
-        }
-
-    def _save(self, model: Prior, out: Path, figures: dict[str, Any] | None = None) -> None:
-        if isinstance(self.tokenizer, Tokenizer):
-            save_generator(self.tokenizer, model, out, figures)
-        else:
-            save_model(model, out, figures)
-
-    def _symbols(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.uint8:
-            return x.long()
-        tokenizer = self.tokenizer
-        assert isinstance(tokenizer, Tokenizer)
-        symbols = tokenizer.encode(x)
-        return (pack(symbols) if isinstance(symbols, tuple) else symbols).to(x.device)
+    @property
+    def prior(self) -> Prior:
+        """The model that is trained."""
+        return _as_prior(self.module)
 
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The grids that are modelled."""
-        return tuple(model.grid for model in self._priors(self.module))
+        return tuple(model.grid for model in _levels(self.prior))
 
-    @staticmethod
-    def _priors(module: nn.Module) -> tuple[DensityModel, ...]:
-        if isinstance(module, Hierarchy):
-            return tuple(module)
-        assert isinstance(module, DensityModel)
-        return (module,)
+    @property
+    def symbols(self) -> int:
+        """Symbols of an image, over all grids."""
+        return sum(grid.symbols for grid in self.grids)
+
+    def networks(self) -> list[nn.Module]:
+        return list(_levels(self.prior))
+
+    @contextlib.contextmanager
+    def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
+        model = self.prior
+        if model.classes and not condition_dropout:
+            # The null class has never been seen, so it must not be asked for later.
+            model.null_class = False
+        before = model.checkpointing
+        model.checkpointing = before or checkpointing
+        try:
+            yield
+        finally:
+            model.checkpointing = before
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        grids = self._unpacked(self.symbols_of(x))
+        bits: list[torch.Tensor] = []
+        for level, model in enumerate(_levels(self.prior)):
+            # The prior of a finer grid sees the codes of the grid above it.
+            coarser = None if model.conditioning.codes is None else grids[level - 1]
+            symbols = grids[level]  # [b, h, w, c]
+            distribution = model.distribution(symbols, Condition(labels, coarser))
+            nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
+            bits.append(nats.mean() / LN2)
+        # Bits of all grids over the symbols of all grids.
+        figures = {"loss": torch.stack(bits).sum() / self.symbols}
+        if len(bits) > 1:
+            for level, grid in enumerate(self.grids):
+                figures[f"bits_per_code/{level}"] = bits[level].detach() / grid.symbols
+        return figures
+
+    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+        model = _as_prior(module)
+        # float64 and one number for each image: the mean must not depend on the batch.
+        nats: list[float] = []
+        with torch.no_grad():
+            for part in torch.arange(len(examples)).split(batch):
+                cond = None if examples.labels is None else examples.labels[part]
+                symbols = self.symbols_of(examples.plain(part).to(model.device))
+                if isinstance(model, Hierarchy):
+                    nats += (-model.log_prob(unpack(symbols, self.grids), cond)).tolist()
+                else:
+                    nats += (-model.log_prob(symbols, cond)).tolist()
+        mean = float(torch.tensor(nats, dtype=torch.float64).mean())
+        return {"bits_per_dim": mean / LN2 / self.symbols}
+
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
+        model = _as_prior(module)
+        if self.tokenizer is None:
+            save_model(model, out, figures)
+        else:
+            save_generator(self.tokenizer, model, out, figures)
+
+    def save_baseline(self, examples: Examples, out: Path) -> None:
+        for level, grid in enumerate(self.grids):
+            # Histograms of each place: what a model without any dependence would reach.
+            baseline = create("independent", grid)
+            assert isinstance(baseline, Independent)
+            baseline.fit(self._baseline_symbols(examples, level))
+            folder = out / "baseline"
+            if len(self.grids) > 1:
+                folder = folder / f"grid-{level}"
+            save_model(baseline, folder)
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "kind": "density-model",
+            "model": self.prior.config(),
+            "tokenizer": self.symbols_of.fingerprint(),
+        }
+
+    def _baseline_symbols(self, examples: Examples, level: int) -> Iterator[torch.Tensor]:
+        """Symbols of one grid, a batch at a time."""
+        generator = torch.Generator().manual_seed(0)
+        cpu = torch.device("cpu")
+        for part in torch.arange(len(examples)).split(BASELINE_BATCH):
+            if examples.binarize:
+                # Images that are binarized anew each time are drawn once here.
+                x, _ = examples.batch(part, generator, cpu)
+            else:
+                x = examples.plain(part)
+            yield self._unpacked(self.symbols_of(x))[level]
+
+    def _unpacked(self, symbols: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The symbols of each grid, ``[b, h, w, c]``."""
+        if len(self.grids) == 1:
+            return (symbols,)
+        return unpack(symbols, self.grids)
 
 
 class TokenizerTask(Task):
@@ -203,11 +303,12 @@ class TokenizerTask(Task):
         super().__init__(module)
         self.watch = Watch(drift=True)
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        self.watch.before = memory.get("counts", [])
+    def recall(self, memory: Mapping[str, object]) -> None:
+        counts = memory.get("counts", [])
+        self.watch.before = _checked_counts(counts)
 
     def networks(self) -> list[nn.Module]:
         # A quantizer keeps running counts and reads them: nothing of it would stay in one graph.
@@ -219,37 +320,67 @@ class TokenizerTask(Task):
 
     def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
-        books = [CodeUsage(grid.levels) for grid in module.grids() for _ in range(grid.channels)]
+        books: list[CodeUsage] = []
+        for grid in module.grids():
+            # One codebook for each channel, which is a depth of a residual code.
+            books += [CodeUsage(grid.levels) for _ in range(grid.channels)]
         errors: list[float] = []
         for places in torch.arange(len(examples)).split(batch):
-            part = examples.plain(places)
-            symbols = module.encode(part)
+            images = examples.plain(places)  # uint8 [b, h, w, c]
+            symbols = module.encode(images)
             for book, codes in zip(books, channels(symbols), strict=True):
                 book.update(codes)
-            errors += mean_squared_error(
-                part, module.decode(symbols, (part.shape[1], part.shape[2])).cpu()
-            ).tolist()
+            made = module.decode(symbols, (images.shape[1], images.shape[2])).cpu()
+            errors += mean_squared_error(images, made).tolist()
         mse = torch.tensor(errors, dtype=torch.float64)
+        # The mean over images of the PSNR, not the PSNR of the mean error.
         figures = {"mse": float(mse.mean()), "psnr_db": float(psnr(mse).mean())}
         for number, book in enumerate(books):
-            of = f"/{number}" if len(books) > 1 else ""
-            figures |= {
-                f"codebook_used{of}": float(book.used),
-                f"code_perplexity{of}": book.perplexity,
-            }
+            suffix = f"/{number}" if len(books) > 1 else ""
+            figures[f"codebook_used{suffix}"] = float(book.used)
+            figures[f"code_perplexity{suffix}"] = book.perplexity
         return figures | self.watch.figures(module, [book.counts for book in books])
 
-    def save(self, module: nn.Module, out: Path, figures: dict[str, Any]) -> None:
+    def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Tokenizer)
         save_model(module, out, figures)
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
-        total = torch.zeros(examples.variants[0].shape[1:], dtype=torch.int64)
+        total = torch.zeros(examples.example_shape, dtype=torch.int64)  # [h, w, c]
         for part in torch.arange(len(examples)).split(64):
             total += examples.plain(part).sum(0, dtype=torch.int64)
+        # The mean image: what a tokenizer must beat to be of any use.
         mean = (total.double() / len(examples)).float()
         files.write_tensors(out / "baseline" / "mean.safetensors", {"mean": mean})
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         assert isinstance(self.module, Tokenizer)
         return {"kind": "tokenizer", "model": {"name": self.module.name} | self.module.config()}
+
+
+def _as_prior(module: nn.Module) -> Prior:
+    assert isinstance(module, (DensityModel, Hierarchy))
+    return module
+
+
+def _levels(model: Prior) -> tuple[DensityModel, ...]:
+    """The density models of a prior, coarse to fine."""
+    if isinstance(model, Hierarchy):
+        return tuple(model)
+    return (model,)
+
+
+def _checked_counts(value: object) -> list[list[int]]:
+    """Counts of codes, by codebook, as a checkpoint holds them.
+
+    Raises:
+        ArtifactError: for anything else.
+    """
+    problem = ArtifactError(f"counts of codes must be lists of whole numbers, got {value!r}")
+    if not isinstance(value, list):
+        raise problem
+    for counts in value:
+        # type(), as True is an int too.
+        if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+            raise problem
+    return value

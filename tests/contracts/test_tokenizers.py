@@ -14,8 +14,15 @@ import torch
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
-from tessella.tokenizers import TOKENIZERS, Tokenizer, TokenizerOutput, create_tokenizer
+from tessella.tokenizers import (
+    TOKENIZERS,
+    Tokenizer,
+    TokenizerOutput,
+    create_tokenizer,
+    register_tokenizer,
+)
 from tessella.tokenizers import tokenizer as tokenizer_module
+from tessella.tokenizers.construction import arguments_of
 from tessella.tokenizers.identity import IdentityTokenizer
 from tessella.tokenizers.tokenizer import parts
 
@@ -219,7 +226,7 @@ def test_the_configuration_rebuilds_the_tokenizer(name: str) -> None:
     tokenizer = trained(name)
     config = json.loads(json.dumps(tokenizer.config()))
     assert config == tokenizer.config()
-    assert set(config) == set(inspect.signature(type(tokenizer)).parameters)
+    assert set(config) == {argument.name for argument in arguments_of(type(tokenizer))}
     again = create_tokenizer(name, seed=5, **config).double()
     again.load_state_dict(tokenizer.state_dict())
     images = some(7, seed=3)
@@ -407,6 +414,107 @@ def test_a_little_training_beats_the_mean_image(name: str) -> None:
     assert error < 0.1 * images.double().var(0, correction=0).mean()
 
 
+ABSURD = {
+    "image_size": [(2**31, 8), (8, 10**9)],
+    "channels": [2**31],
+    "levels": [10**9],
+    "codebook_size": [10**9, 2**31],
+    "code_dim": [2**31, 10**12],
+    "hidden": [2**31, 65536],
+    "downsample": [2**40],
+    "residual_blocks": [65537, 2**31],
+    "residual_hidden": [2**31, 65536],
+    "multipliers": [(1,) * 1000, (2**31,), (65536, 1)],
+    "latent": [2**31, 65536],
+}
+"""Values of the numbers that tokenizers take, none of which is meant."""
+
+
+@every
+def test_absurd_sizes_are_refused_before_memory_is_taken(name: str) -> None:
+    for argument in arguments_of(TOKENIZERS[name]):
+        for value in ABSURD.get(argument.name, []):
+            with pytest.raises(ConfigError) as raised:
+                create_tokenizer(name, **{argument.name: value})
+            message = str(raised.value)
+            assert argument.name in message or "take fewer channels or blocks" in message
+
+
+@every
+def test_every_number_of_a_tokenizer_has_an_absurd_value_in_this_test(name: str) -> None:
+    for argument in arguments_of(TOKENIZERS[name]):
+        if isinstance(argument.default, (int, tuple)):
+            assert argument.name in ABSURD
+
+
+@every
+def test_a_constructor_takes_at_most_eight_arguments(name: str) -> None:
+    assert len(inspect.signature(TOKENIZERS[name]).parameters) <= 8
+
+
+@every
+def test_help_lists_the_arguments_with_their_defaults(name: str) -> None:
+    listed = inspect.getdoc(create_tokenizer)
+    assert listed is not None
+    words = " ".join(listed.split())
+    for argument in arguments_of(TOKENIZERS[name]):
+        assert str(argument) in words
+
+
+@every
+def test_a_tokenizer_shows_its_sizes_in_one_line(name: str) -> None:
+    shown = repr(tiny(name))
+    assert "\n" not in shown
+    assert "6x5x2 images" in shown
+
+
+def test_a_tokenizer_from_outside_is_built_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOKENIZERS, "_entries", dict(TOKENIZERS._entries))
+
+    @register_tokenizer("negative")
+    class Negative(IdentityTokenizer):
+        def _encode(self, images: torch.Tensor) -> torch.Tensor:
+            return self.levels - 1 - super()._encode(images)
+
+        def _decode(self, symbols: torch.Tensor) -> torch.Tensor:
+            return super()._decode(self.levels - 1 - symbols)
+
+    built = create_tokenizer("negative", image_size=(2, 2), channels=1)
+    assert isinstance(built, Negative)
+    assert built.name == "negative"
+    assert built.encode(np.zeros((1, 2, 2, 1), np.uint8)).unique().tolist() == [255]
+
+
+OLD_CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
+    ("vqvae", {"image_size": [8, 8], "channels": 1, "codebook_size": 64, "hidden": 32}),
+    (
+        "vqvae",
+        {"code_dim": 16, "downsample": 2, "residual_blocks": 1, "beta": 0.25}
+        | {"quantizer": "vq-ema", "options": {}, "likelihood": ""},
+    ),
+    (
+        "vqvae2",
+        {"image_size": [8, 8], "channels": 1, "codebook_size": 16, "hidden": 8, "code_dim": 4}
+        | {"downsample": 2, "residual_blocks": 1, "residual_hidden": 4}
+        | {"quantizer": "vq", "options": {"cosine": True}, "likelihood": "mse"},
+    ),
+    (
+        "vqgan",
+        {"image_size": [8, 8], "channels": 1, "codebook_size": 16, "hidden": 8}
+        | {"multipliers": [1, 2], "residual_blocks": 1, "latent": 4, "code_dim": 4}
+        | {"quantizer": "vq-ema", "options": {"beta": 0.2}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), OLD_CONFIGURATIONS)
+def test_configurations_saved_earlier_are_read_and_written_unchanged(
+    name: str, config: dict[str, Any]
+) -> None:
+    written = create_tokenizer(name, **config).config()
+    assert {key: written[key] for key in config} == config
+
+
 @pytest.mark.parametrize("levels", range(2, 257))
 def test_the_identity_keeps_every_symbol_of_any_number_of_levels(levels: int) -> None:
     tokenizer = IdentityTokenizer((levels, 1), 1, levels)
@@ -454,8 +562,8 @@ def test_digits_on_their_17_levels_are_unchanged() -> None:
         ("vqvae", {"image_size": 32}, "image_size must be a list of 2 values"),
         ("vqvae", {"image_size": (0, 3)}, "image_size must be a height and a width"),
         ("vqvae", {"downsample": 3}, "power of two, got 3"),
-        ("vqvae", {"hidden": 0}, "hidden must be at least 2"),
-        ("vqvae", {"codebook_size": 1}, "codebook_size at least 2"),
+        ("vqvae", {"hidden": 0}, "hidden must be an integer in 2..65536, got 0"),
+        ("vqvae", {"codebook_size": 1}, "codebook_size must be an integer in 2..16777216, got 1"),
         ("vqvae", {"quantizer": "vqq"}, "unknown quantizer 'vqq'.*vq-ema"),
         ("vqvae", {"beta": -1.0}, "beta must be at least 0"),
         ("identity", {"channels": 5}, "channels must be 1"),

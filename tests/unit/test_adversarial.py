@@ -25,9 +25,17 @@ from tessella.errors import ConfigError, TessellaWarning
 from tessella.files import read_tensors, write_tensors
 from tessella.tokenizers import create_tokenizer
 from tessella.training import loop, train_recipe
-from tessella.training.adversarial import AdversarialTask, Adversaries, Discriminator
+from tessella.training.adversarial import (
+    BEFORE_START,
+    GUARDED,
+    TAKEN_OVER,
+    AdversarialTask,
+    Adversaries,
+    Discriminator,
+)
 from tessella.training.examples import Examples
 from tessella.training.perceptual import STAGES
+from tessella.training.progress import Rank
 from tessella.training.tasks import TokenizerTask
 
 SIZES: dict[str, Any] = {
@@ -237,7 +245,8 @@ def test_the_guard_is_content_as_long_as_the_error_stays_within_its_tolerance() 
     after = [both.judge(averaged, 149.0, 0.5)]
     both.played.fill_(7)
     after += [both.judge(averaged, 120.0, 0.5)]
-    assert before[0] > before[1] > 1 > after[0] > after[1] > 0, "the later of good weights are kept"
+    assert before[0] > before[1] > after[0] > after[1], "the later of good weights are kept"
+    assert [rank.tier for rank in (*before, *after)] == [BEFORE_START] * 2 + [GUARDED] * 2
     assert int(both.takeovers) == 0
     assert float(both.least) == 100.0
 
@@ -249,17 +258,17 @@ def test_a_takeover_puts_back_the_last_good_weights_and_codes() -> None:
     averaged = copy.deepcopy(both)
     with torch.no_grad():
         next(averaged.tokenizer.parameters()).add_(1.0)  # averaged weights are not the trained ones
-    good = {name: tensor.clone() for name, tensor in averaged.learnt().items()}
-    assert both.judge(averaged, 100.0, 0.5) < 1
+    good = {name: tensor.clone() for name, tensor in averaged.learned().items()}
+    assert both.judge(averaged, 100.0, 0.5).tier == GUARDED
     for part in (both, averaged):
-        for tensor in part.learnt().values():
+        for tensor in part.learned().values():
             tensor.mul_(7)
     with pytest.warns(
         TessellaWarning, match="took over: .* from 100 to 151. .* weight is now 0.5 of"
     ):
-        assert both.judge(averaged, 151.0, 0.5) > 2
+        assert both.judge(averaged, 151.0, 0.5) == Rank(TAKEN_OVER, 151.0)
     for part in (both, averaged):
-        assert all(torch.equal(tensor, good[name]) for name, tensor in part.learnt().items())
+        assert all(torch.equal(tensor, good[name]) for name, tensor in part.learned().items())
     assert float(made(some(), None)["adversarial_weight"]) > 0
 
 
@@ -291,20 +300,22 @@ def test_a_discriminator_that_wrecks_a_validation_is_stopped(
     for _ in range(40):
         step()
     both = parts(made)
-    first = made.validate(both, examples, 16)
+    first = made.judge(both, made.validate(both, examples, 16))
     monkeypatch.setattr("tessella.training.adversarial.LARGEST_LAMBDA", 1e9)
     config, made.config = made.config, AdversarialConfig(**(TERMS | {"weight": 1e4, "start": 0}))
     for _ in range(10):
         step()
     made.config = config
     with pytest.warns(TessellaWarning, match="took over"):
-        wrecked = made.validate(both, examples, 16)
-    assert wrecked["mse"] > 1.5 * first["mse"]
-    assert (wrecked["takeovers"], wrecked["adversarial_strength"]) == (1.0, 0.5)
-    again = made.validate(both, examples, 16)
-    assert again["mse"] == pytest.approx(first["mse"])
-    assert first["precedence"] == pytest.approx(1 / 41)
-    assert again["precedence"] < first["precedence"] < wrecked["precedence"]
+        wrecked = made.judge(both, made.validate(both, examples, 16))
+    assert wrecked.figures["mse"] > 1.5 * first.figures["mse"]
+    assert wrecked.figures["takeovers"] == 1.0
+    assert wrecked.figures["adversarial_strength"] == 0.5
+    again = made.judge(both, made.validate(both, examples, 16))
+    assert again.figures["mse"] == pytest.approx(first.figures["mse"])
+    assert first.rank == Rank(GUARDED, -40.0)
+    assert again.rank < first.rank < wrecked.rank
+    assert "precedence" not in first.figures
 
 
 TWO = """
@@ -319,13 +330,15 @@ rank = int(sys.argv[1])
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-sizes = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1, "latent": 4, "code_dim": 4}
+sizes = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1}
+sizes |= {"latent": 4, "code_dim": 4}
 tokenizer = create_tokenizer("vqgan", image_size=(8, 8), channels=1, **sizes)
 terms, train = AdversarialConfig(start=1, layers=1, hidden=8), TrainConfig(steps=9)
 task = AdversarialTask(tokenizer, terms, train, 16, (8, 8)).train()
 both, wrapped = task.module, torch.nn.parallel.DistributedDataParallel(task)
 optimizer = torch.optim.SGD(task.parameters(), 0.01)
-images = torch.randint(0, 256, (8, 8, 8, 1), generator=torch.Generator().manual_seed(rank), dtype=torch.uint8)
+generator = torch.Generator().manual_seed(rank)
+images = torch.randint(0, 256, (8, 8, 8, 1), generator=generator, dtype=torch.uint8)
 for step in range(4):
     optimizer.zero_grad()
     wrapped(images, None)["loss"].backward()
@@ -335,7 +348,7 @@ for step in range(4):
         both.judge(averaged, 1.0, 0.5)
     if step == 2 and rank == 0:
         both.judge(averaged, 2.0, 0.5)
-    mine = torch.cat([tensor.detach().double().flatten() for tensor in both.learnt().values()])
+    mine = torch.cat([tensor.detach().double().flatten() for tensor in both.learned().values()])
     first = mine.clone()
     dist.broadcast(first, 0)
     same = torch.equal(mine, first)

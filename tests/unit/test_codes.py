@@ -17,7 +17,6 @@ import torch
 
 import tessella as ts
 from tessella import files
-from tessella.config import TrainConfig
 from tessella.data import ImageSet
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.models.hierarchy import pack
@@ -211,10 +210,10 @@ def prior(made: Tokenizer) -> Any:
 @every
 def test_a_prior_sees_the_same_from_disk_as_from_images(kind: str, tmp_path: Path) -> None:
     made, given = tokenizer(kind), images()
-    model, config = prior(made), TrainConfig(steps=1)
+    model = prior(made)
     stored = code_store.tokenize(made, given, tmp_path, mirrored=True)
-    plain = prepare(model, given.images, None, made, config, flip=True)
-    from_disk = prepare(model, stored, None, made, config, flip=True)
+    plain = prepare(model, given.images, None, made, flip=True)
+    from_disk = prepare(model, stored, None, made, flip=True)
     for one, other in zip(plain.variants, from_disk.variants, strict=True):
         assert isinstance(one, torch.Tensor)
         assert isinstance(other, torch.Tensor)
@@ -243,13 +242,12 @@ def test_many_codes_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_training_refuses_codes_that_do_not_fit(tmp_path: Path) -> None:
     made = tokenizer()
     stored = code_store.tokenize(made, images(), tmp_path)
-    config = TrainConfig(steps=1)
     with pytest.raises(InputError, match="do not mix"):
-        prepare(prior(made), stored, None, tokenizer(seed=1), config)
+        prepare(prior(made), stored, None, tokenizer(seed=1))
     with pytest.raises(ConfigError, match="--mirrored"):
-        prepare(prior(made), stored, None, made, config, flip=True)
+        prepare(prior(made), stored, None, made, flip=True)
     with pytest.raises(InputError, match="give the tokenizer that made them"):
-        prepare(prior(made), stored, None, None, config)
+        prepare(prior(made), stored, None, None)
 
 
 def test_codes_made_for_a_prior_are_kept_in_the_cache(
@@ -258,11 +256,10 @@ def test_codes_made_for_a_prior_are_kept_in_the_cache(
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     monkeypatch.setattr(code_store, "LEAST", 50)
     made, given = tokenizer(), images()
-    config = TrainConfig(steps=1)
-    first = prepare(prior(made), given.images, None, made, config)
+    first = prepare(prior(made), given.images, None, made)
     assert len(list((tmp_path / "codes").iterdir())) == 1
     monkeypatch.setattr(code_store, "_shard", None)  # nothing may be encoded again
-    second = prepare(prior(made), given.images, None, made, config)
+    second = prepare(prior(made), given.images, None, made)
     assert torch.equal(
         torch.as_tensor(first.variants[0][:]), torch.as_tensor(second.variants[0][:])
     )

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from tessella.config import DataConfig
 from tessella.data import SPLITS, ImageSet, decode, folder, load
+from tessella.data.folder_layouts import HASH_RULE, Division, by_sub_folders
 from tessella.data.splits import by_hash
 from tessella.errors import DataError, InputError
 
@@ -37,6 +38,11 @@ def zipped(root: Path, target: Path) -> Path:
         for file in sorted(root.rglob("*"), reverse=True):
             archive.write(file, file.relative_to(root).as_posix())
     return target
+
+
+def division_of(names: list[str]) -> Division:
+    """How sub-folders divide images of these names."""
+    return by_sub_folders(names, folder._unreadable(names))
 
 
 def every(root: Path, **options: Any) -> list[ImageSet]:
@@ -90,11 +96,11 @@ def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_sub_folders_are_labels(names: list[str], labels: tuple[str, ...]) -> None:
-    assert folder._division(names).label_names == labels
+    assert division_of(names).label_names == labels
 
 
 def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() -> None:
-    division = folder._division(["test/1.png", "train/a/2.png", "train/b/3.png", "valid/b/4.png"])
+    division = division_of(["test/1.png", "train/a/2.png", "train/b/3.png", "valid/b/4.png"])
     assert division.splits == ["test", "train", "train", "valid"]
     assert division.labels("test") is None
     assert division.labels("all") is None
@@ -103,8 +109,8 @@ def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() ->
 
 def test_images_beside_folders_that_are_splits_are_refused() -> None:
     with pytest.raises(DataError, match=r"preview\.png lies beside"):
-        folder._division(["test/1.png", "train/2.png", "preview.png"])
-    assert folder._division(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == [
+        division_of(["test/1.png", "train/2.png", "preview.png"])
+    assert division_of(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == [
         "test",
         "train",
     ]
@@ -137,7 +143,7 @@ def test_where_only_some_folders_are_named_like_splits_they_are_classes(tmp_path
     fill(tmp_path, [f"{folder}/{i}.png" for folder in ("train", "test", "cat") for i in range(20)])
     parts = every(tmp_path)
     assert parts[0].label_names == ("cat", "test", "train")
-    assert parts[0].recipe["split_rule"].startswith(folder.RULE)
+    assert parts[0].recipe["split_rule"].startswith(HASH_RULE)
     assert (
         "test, train are not splits but classes, since cat lies beside"
         in parts[0].recipe["split_rule"]

@@ -11,7 +11,7 @@ import pytest
 
 from tessella.config import DataConfig
 from tessella.data import load
-from tessella.errors import DataError
+from tessella.errors import DataError, InputError
 
 RANDOM = np.random.default_rng(2)
 TRAIN, TEST = (
@@ -125,3 +125,12 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load(DataConfig(f"mnist:{tmp_path / 'train-images-idx3-ubyte'}"), "train")
     with pytest.raises(DataError, match="there is no file or folder"):
         load(DataConfig(f"mnist:{tmp_path / 'missing'}"), "train")
+
+
+def test_binary_images_stored_as_0_and_1_are_refused(tmp_path: Path) -> None:
+    binary = RANDOM.integers(0, 2, (40, 5, 6), dtype=np.uint8)
+    config = write(tmp_path, files() | {"train-images-idx3-ubyte": idx(binary)})
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte is uint8 with values 0\.\.1"):
+        load(config, "train")
+    meant = DataConfig(config.source, levels=256)
+    np.testing.assert_array_equal(load(meant, "valid").images, binary[36:, ..., None])

@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ import tessella as ts
 from tessella.errors import TessellaWarning
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.codebook_health import Facts
-from tessella.tokenizers.quantizers import Quantizer
+from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, QuantizerOutput, Remedies
 
 HEALTHY = Facts(
     grid=0,
@@ -168,19 +170,162 @@ def test_a_top_grid_that_is_not_used_is_put_down_to_the_finer_one() -> None:
     assert not any("carry all" in line for line in both)
 
 
+BAD = torch.tensor([5000, 1, 0, 0, 0, 0, 0, 0])
+"""Counts of a collapsed codebook of 8."""
+GOOD = torch.full((8,), 100)
+
+
+def trained_for(steps: int, vectors: float = 1000.0, quantizer: str = "vq-ema") -> Tokenizer:
+    """A tokenizer that says it has learned from so many batches of so many vectors."""
+    options = {"levels": [8]} if quantizer == "fsq" else {}
+    model = tokenizer(quantizer=quantizer, options=options)
+    for name, buffer in model.named_buffers():
+        if name.endswith("counts"):
+            buffer.fill_(vectors / len(buffer))
+        if name.endswith("steps"):
+            buffer.fill_(steps)
+    return model
+
+
+def warned(watch: codebook_health.Watch, model: Tokenizer, counts: torch.Tensor) -> list[str]:
+    """The warnings of a look at a codebook."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch.figures(model, [counts])
+    return [str(warning.message) for warning in caught if warning.category is TessellaWarning]
+
+
 def test_a_codebook_that_stays_collapsed_is_warned_of_once() -> None:
-    model, watch = tokenizer(), codebook_health.Watch()
-    collapsed, well = torch.tensor([5000, 1, 0, 0, 0, 0, 0, 0]), torch.full((8,), 100)
-    told = []
-    for counts in (collapsed, well, collapsed, collapsed, collapsed, well, collapsed, collapsed):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            watch.figures(model, [counts])
-        told.append(
-            [str(warning.message) for warning in caught if warning.category is TessellaWarning]
-        )
-    assert [len(lines) for lines in told] == [0, 0, 0, 1, 0, 0, 0, 1]
-    assert told[3][0].startswith("codebook collapsed: one code takes 100% of the vectors")
+    model = trained_for(10_000)
+    watch = codebook_health.Watch()
+    looks = (BAD, GOOD, BAD, BAD, BAD, GOOD, BAD, BAD)
+    lines = [warned(watch, model, counts) for counts in looks]
+    assert [len(found) for found in lines] == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert lines[3][0].startswith("codebook collapsed: one code takes 100% of the vectors")
+
+
+def test_no_collapse_is_warned_of_while_training_has_just_begun() -> None:
+    watch = codebook_health.Watch()
+    assert [warned(watch, trained_for(15), BAD) for _ in range(4)] == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_share": 0.93, "used": 9, "entropy_bits": 0.5},
+        {"used": 300},
+        {"twins": 100},
+        {"entropy_bits": 5.0, "top_share": 0.4},
+        {"usage_drift": 0.5},
+        {"depth": 2, "depths": 3, "variance_share": 0.001},
+    ],
+)
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"steps": 15}, "learned from 15 batches only"),
+        ({"steps": 1}, "learned from 1 batch only"),
+        ({"steps": 500, "vectors_seen": 1000.0}, "learned from about 1,000 vectors only"),
+    ],
+)
+def test_a_codebook_of_a_run_just_begun_is_called_undertrained_and_nothing_else_is_advised(
+    changes: dict[str, object], training: dict[str, object], words: str
+) -> None:
+    facts = replace(HEALTHY, **{**changes, **training})  # type: ignore[arg-type]
+    lines = codebook_health.diagnose([facts])
+    assert len(lines) == 1
+    assert "undertrained: " in lines[0]
+    assert words in lines[0]
+    for advice in ("take ", "learning rate", "revive", "beta", "collapsed", "dead"):
+        assert advice not in lines[0]
+
+
+@pytest.mark.parametrize("steps", [None, codebook_health.STEPS, 10_000])
+def test_a_fault_is_named_where_training_was_long_or_its_length_is_unknown(
+    steps: int | None,
+) -> None:
+    facts = replace(HEALTHY, used=300, steps=steps, vectors_seen=1e6)
+    assert "codes are dead" in codebook_health.diagnose([facts])[0]
+
+
+def test_good_codes_are_called_healthy_however_short_the_training() -> None:
+    assert "healthy" in codebook_health.diagnose([replace(HEALTHY, steps=15)])[0]
+
+
+@pytest.mark.parametrize("quantizer", ["vq-ema", "rotation", "vq", "simvq"])
+def test_a_quantizer_says_itself_how_long_it_learned(quantizer: str) -> None:
+    (facts,) = codebook_health.examine(trained_for(15, quantizer=quantizer), [BAD], steps=7)
+    assert facts.steps == 15
+    assert facts.vectors_seen == pytest.approx(15_000)
+
+
+def test_the_caller_says_how_long_a_quantizer_without_steps_learned() -> None:
+    model = trained_for(15, quantizer="fsq")
+    (facts,) = codebook_health.examine(model, [BAD], steps=7)
+    assert facts.steps == 7
+    (facts,) = codebook_health.examine(model, [BAD])
+    assert facts.steps is None
+
+
+def test_codes_that_were_converted_do_not_count_as_undertrained() -> None:
+    (facts,) = codebook_health.examine(trained_for(1, vectors=0), [BAD])
+    assert facts.steps is None
+    assert "collapsed" in codebook_health.diagnose([facts])[0]
+
+
+@pytest.mark.parametrize("quantizer", ["vq-ema", "fsq"])
+def test_an_evaluation_of_a_run_of_few_steps_says_that_it_is_undertrained(
+    quantizer: str, tmp_path: Path
+) -> None:
+    options = {"levels": [32]} if quantizer == "fsq" else {}
+    model = tokenizer(quantizer=quantizer, options=options, codebook_size=32)
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    ts.train(model, images, out=tmp_path / "run", steps=3, batch=8, say=lambda _: None)
+    # Black images have one code, which looks like a collapse.
+    figures = ts.evaluate(tmp_path / "run", np.zeros((400, 8, 8, 1), np.uint8))
+    assert len(figures["diagnosis"]) == 1
+    assert "undertrained: the codes learned from 3 batches only" in figures["diagnosis"][0]
+
+
+class OneCode(Quantizer):
+    """A quantizer from outside, which brings its advice along."""
+
+    depth = 1
+    remedies = Remedies(collapse="pray", dead_codes="sing, or {fewer}")
+    healthy_perplexity = 0.9
+
+    def __init__(self, dim: int = 4, codebook_size: int = 8) -> None:
+        super().__init__()
+        self.dim = dim
+        self.levels = codebook_size
+
+    def forward(self, z: torch.Tensor) -> QuantizerOutput:
+        symbols = self.encode(z)
+        return QuantizerOutput(symbols, 0 * z, {}, {})
+
+    def encode(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*z.shape[:-1], 1, dtype=torch.int64)
+
+    def decode(self, symbols: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*symbols.shape[:-1], self.dim)
+
+
+def test_a_quantizer_from_outside_brings_its_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests build every registered quantizer, so this one is taken out again.
+    monkeypatch.setattr(QUANTIZERS, "_entries", dict(QUANTIZERS._entries))
+    ts.register_quantizer("one-code")(OneCode)
+    assert tokenizer(quantizer="one-code").grid().levels == 8
+    outside = replace(HEALTHY, quantizer="one-code")
+    lines = codebook_health.diagnose(
+        [
+            replace(outside, top_share=0.9),
+            replace(outside, used=200),
+            replace(outside, entropy_bits=8.0),
+        ]
+    )
+    assert "pray" in lines[0]
+    assert "sing, or take about 256 codes" in lines[1]
+    assert "use is uneven" in lines[2]
 
 
 def test_logged_figures_are_finite_numbers_with_known_names() -> None:

@@ -6,22 +6,29 @@ import csv
 import hashlib
 import io
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import tessella as ts
+from tessella.config import DataConfig, load_recipe
 from tessella.data import ImageSet
-from tessella.errors import InputError
+from tessella.data import load as load_images
+from tessella.errors import DataError, InputError
+from tessella.evaluation import check_comparable, check_fit
 from tessella.evaluation.metrics import mean_squared_error, psnr, ssim, standard_error
 from tessella.files import read_json
 from tessella.models import DensityModel
 from tessella.models.independent import Independent
 from tessella.pipeline import Generator, fingerprint, pixel_generator
+from tessella.report.figure_text import figure_rows, shown
+from tessella.training import train_recipe
 
 
 def pictures(n: int, height: int, width: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -77,6 +84,33 @@ def test_the_standard_error_is_that_of_the_mean() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
     assert standard_error(values) == pytest.approx(np.std(values.numpy(), ddof=1) / 2)
     assert math.isnan(standard_error(values[:1]))
+
+
+@pytest.mark.parametrize("n", [2, 49, 50, 51, 1000])
+@pytest.mark.parametrize("value", [46.4613248125209992, 1e-9, -3.3e12, 0.0])
+def test_equal_values_have_no_error(n: int, value: float) -> None:
+    assert standard_error(torch.full((n,), value, dtype=torch.float64)) == 0
+    assert standard_error(psnr(torch.full((n,), 1.46875, dtype=torch.float64))) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (46.4613248125209992, 1e-15, "46.46132 ± 0.00000"),
+        (46.4613248125209992, 0.0, "46.46 ± 0"),
+        (84.8512, 0.2013, "84.85 ± 0.20"),
+        (0.0, 1e-12, "0.0000000 ± 0.0000000"),
+        (0.0001, 0.02, "0.000 ± 0.020"),
+        (123456.7, 1e-9, "123,456.7 ± 0.0"),
+        (5e12, 1e-3, "5,000,000,000,000 ± 0"),
+        (3.25, math.nan, "3.25"),
+        (3.25, None, "3.25"),
+    ],
+)
+def test_figures_have_the_digits_that_their_errors_allow(
+    value: float, error: float | None, text: str
+) -> None:
+    assert shown(value, error) == text
 
 
 def test_the_baseline_is_a_histogram_with_one_added() -> None:
@@ -199,6 +233,69 @@ def test_bits_of_different_things_are_not_compared() -> None:
     assert "psnr_db" in other_codes
     with pytest.raises(InputError, match="levels"):
         ts.compare(*(ts.assess(pixel_model(levels=n), pictures(4, 3, 4, 1)) for n in (16, 17)))
+
+
+def test_a_comparison_says_when_only_one_model_is_given_the_class() -> None:
+    images, labels = pictures(6, 3, 4, 1), np.array([0, 1, 1, 0, 1, 0])
+    grid = ts.Grid(3, 4, 1, 17)
+    conditional = ts.create("gated-pixelcnn", grid, classes=2, layers=1, hidden=4)
+    given = ts.assess(conditional, images, labels)
+    plain = ts.assess(pixel_model(), images)
+    figures = ts.compare(given, plain)
+    assert "p(image given its class)" in figures["conditions"]
+    assert "as it has no classes" in figures["conditions"]
+    rows_of_it = [row for row in figure_rows({"against": figures}) if row[0] == "conditions"]
+    assert rows_of_it == [("conditions", "not the same", f"({figures['conditions']})")]
+    assert "conditions" in ts.compare(given, ts.assess(conditional, images))
+    assert "conditions" not in ts.compare(given, given)
+    assert "conditions" not in ts.compare(ts.assess(conditional, images), plain)
+
+
+def test_models_of_images_of_other_sizes_are_not_compared() -> None:
+    other = ts.create("gated-pixelcnn", ts.Grid(4, 4, 1, 17), layers=1, hidden=4)
+    with pytest.raises(InputError, match="one takes images of 3x4x1, the other of 4x4x1"):
+        check_comparable(pixel_generator(pixel_model()), pixel_generator(other))
+    vae = ts.create_vae(image_size=(3, 4), channels=1, levels=17, hidden=4, latent=2)
+    with pytest.raises(InputError, match="a VAE gives no exact bits"):
+        check_comparable(pixel_generator(pixel_model()), vae)
+    assert check_comparable(vae, vae)
+
+
+def test_images_that_do_not_fit_are_refused_with_what_converts_them() -> None:
+    model = pixel_generator(pixel_model())
+    images = ImageSet(np.zeros((2, 5, 4, 3), np.uint8), levels=256)
+    with pytest.raises(InputError) as refusal:
+        check_fit(model, "runs/x", images)
+    for words in ("runs/x", "3x4x1 with 17 levels", "5x4x3 with 256 levels", "data.size=3x4",
+                  "data.channels=1", "data.levels=17"):  # fmt: skip
+        assert words in str(refusal.value)
+    right_size = ImageSet(np.zeros((2, 3, 4, 1), np.uint8), levels=256)
+    check_fit(model, "runs/x", right_size)
+    with pytest.raises(InputError, match="add data.levels=17"):
+        check_fit(model, "runs/x", right_size, check_levels=True)
+    check_fit(two_stage().tokenizer, "runs/x", ImageSet(np.zeros((2, 5, 9, 1), np.uint8)))
+
+
+def test_a_prior_on_stored_codes_is_measured_on_the_images_of_its_tokenizer(
+    tmp_path: Path,
+) -> None:
+    silent: Any = lambda line: None  # noqa: E731
+    small = ["train.minutes=0", "train.steps=2", "train.batch=8"]
+    tokenizer = load_recipe("digits-vqvae", [*small, "tokenizer.hidden=8", "tokenizer.code_dim=4"])
+    train_recipe(tokenizer, tmp_path / "vqvae", say=silent)
+    for split in ("train", "valid"):
+        images = load_images(DataConfig("digits"), split)
+        ts.tokenize(ts.load(tmp_path / "vqvae"), images, tmp_path / "codes" / split)
+    changes = ["model.layers=1", "model.hidden=4", f"prior_of={tmp_path / 'vqvae'}"]
+    changes.append(f"data.source=codes:{tmp_path / 'codes'}")
+    prior = load_recipe("digits-prior", [*small, *changes])
+    run = train_recipe(prior, tmp_path / "prior", say=silent).path
+    figures = ts.evaluate(run)
+    assert figures["images"] == 297
+    assert figures["data"]["source"] == "digits"
+    shutil.rmtree(tmp_path / "vqvae")
+    with pytest.raises(DataError, match=r"stored codes .*'digits': name these images with --data"):
+        ts.evaluate(run)
 
 
 def test_a_comparison_needs_the_same_images() -> None:

@@ -17,6 +17,7 @@ from tessella.models.hierarchy import pack, unpack
 from tessella.noise import Noise
 from tessella.sampling import Sampler
 from tessella.tokenizers import TOKENIZERS, Tokenizer
+from tessella.training import loop
 from tessella.training.tasks import DensityTask
 
 TOP, BOTTOM = ts.Grid(1, 2, 1, 2), ts.Grid(2, 4, 1, 3)
@@ -192,12 +193,14 @@ def test_the_loss_of_training_is_the_exact_figure_in_bits_per_code() -> None:
     torch.testing.assert_close(task(pack(tokenizer.encode(x)), None)["loss"], expected)
 
 
-def test_a_run_trains_resumes_and_is_measured(tmp_path: Path) -> None:
-    def train(steps: int, out: str, resume: bool = False) -> Any:
+def test_a_run_trains_resumes_and_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(out: str, resume: bool = False) -> Any:
         model = ts.create_prior(
             "gated-pixelcnn", (TOP, BOTTOM), layers=1, hidden=8, finer={"layers": 2}
         )
-        options = {"steps": steps, "batch": 16, "validate_every": 4, "learning_rate": 1e-2}
+        options = {"steps": 12, "batch": 16, "validate_every": 4, "learning_rate": 1e-2}
         say: Any = lambda line: None  # noqa: E731
         return ts.train(
             model,
@@ -209,9 +212,18 @@ def test_a_run_trains_resumes_and_is_measured(tmp_path: Path) -> None:
             **options,
         )
 
-    whole = train(12, "whole").load()
-    train(4, "halves")
-    parts = train(12, "halves", resume=True).load()
+    step = loop._step
+
+    def last_before_a_signal(session: loop.Session, *rest: Any) -> dict[str, float]:
+        if session.progress.step == 3:
+            session.stop.set()
+        return step(session, *rest)
+
+    whole = train("whole").load()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", last_before_a_signal)
+        assert train("halves").interrupted
+    parts = train("halves", resume=True).load()
     assert isinstance(whole, ts.Generator)
     assert whole.prior.config()["priors"][1]["sizes"]["layers"] == 2
     assert torch.equal(whole.sample(5), parts.sample(5))

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry"}
+VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry", "names"}
 LAYERS = (
     VOCABULARY,
     {"kernel", "distributed"},

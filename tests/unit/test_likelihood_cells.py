@@ -20,7 +20,7 @@ import tessella as ts
 from tessella.config import Recipe, from_dict
 from tessella.errors import ConfigError
 from tessella.pipeline import pixel_generator
-from tessella.training.api import train_recipe
+from tessella.training import train_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

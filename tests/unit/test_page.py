@@ -194,14 +194,27 @@ def test_without_weights_a_run_has_a_page_that_says_so(run: Path, tmp_path: Path
     assert not pictures(text)
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
-def test_a_missing_library_is_told_with_its_installation(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+def test_without_matplotlib_a_page_is_written_that_says_what_is_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf'{module}: pip install "tessella\[plots\]"'):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said: list[str] = []
+    out = page.write_report(run, tmp_path / "x.html", samples=1, say=said.append)
+    text = out.read_text(encoding="utf-8")
+    assert "<svg" not in text
+    assert "no plots" in text
+    assert any('pip install "tessella[plots]"' in line for line in said)
+    assert "Samples" in Seen(text).texts
+    assert "Codebook" in Seen(text).texts
+
+
+def test_a_page_replaces_pages_but_no_other_file(run: Path, tmp_path: Path) -> None:
+    write(run, tmp_path)
+    write(run, tmp_path)
+    (tmp_path / "x.html").write_text("<p>mine</p>")
+    with pytest.raises(InputError, match="was not made by tessella"):
         write(run, tmp_path)
-    assert not list(tmp_path.iterdir())
+    write(run, tmp_path, force=True)
 
 
 @pytest.mark.parametrize(

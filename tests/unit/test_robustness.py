@@ -129,8 +129,8 @@ def train(out: Path, kind: str = "density", **options: Any) -> list[str]:
     if kind == "tokenizer":
         ts.train(tokenizer(), images(), **options)
     elif kind == "prior":
-        ts.train(ts.create("gated-pixelcnn", tokenizer().grid(), layers=1, hidden=4), images(), tokenizer=tokenizer(),
-                 **options)  # fmt: skip
+        prior = ts.create("gated-pixelcnn", tokenizer().grid(), layers=1, hidden=4)
+        ts.train(prior, images(), tokenizer=tokenizer(), **options)
     else:
         ts.train(
             ts.create("gated-pixelcnn", GRID, layers=1, hidden=4, dropout=0.2), images(), **options
@@ -365,8 +365,12 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(straight: Path, tmp_pa
         run / "x.partial",
         run / "checkpoints" / "notes.old",
     ]
-    gone = [run / ".model.safetensors.123.partial", run / "checkpoints" / ".step-00000009.partial",
-            run / "checkpoints" / ".step-00000006.old", run / "baseline" / ".config.json.9.partial"]  # fmt: skip
+    gone = [
+        run / ".model.safetensors.123.partial",
+        run / "checkpoints" / ".step-00000009.partial",
+        run / "checkpoints" / ".step-00000006.old",
+        run / "baseline" / ".config.json.9.partial",
+    ]
     for path in [*mine, *gone[:1]]:
         path.write_text("x")
     for path in gone[1:]:

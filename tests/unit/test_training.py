@@ -22,10 +22,10 @@ from tessella import data
 from tessella.config import DataConfig, Recipe, TrainConfig, from_dict
 from tessella.errors import ArtifactError, ConfigError, InputError, TrainingError
 from tessella.files import read_json
-from tessella.training import checkpoint, loop, train_recipe
+from tessella.training import checkpoint, loop, schedule, train_recipe
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
-from tessella.training.run_directory import Progress
+from tessella.training.progress import Progress
 
 GRID = ts.Grid(4, 4, 1, 4)
 OPTIONS: dict[str, Any] = {
@@ -109,25 +109,27 @@ def test_a_batch_is_a_function_of_its_generator() -> None:
 
 
 def test_the_schedule_warms_up_and_ends_at_a_hundredth() -> None:
-    assert [loop.schedule(0.0, step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
-    assert loop.schedule(1.0, 99, 4) == pytest.approx(0.01)
-    assert loop.schedule(0.5, 99, 4) == pytest.approx(0.505)
+    assert [schedule.rate_factor(0.0, step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert schedule.rate_factor(1.0, 99, 4) == pytest.approx(0.01)
+    assert schedule.rate_factor(0.5, 99, 4) == pytest.approx(0.505)
 
 
 def test_a_run_ends_at_the_first_of_its_limits() -> None:
     progress = Progress(step=30, seconds=60)
-    assert loop.passed(TrainConfig(steps=60), progress, 100) == 0.5
-    assert loop.passed(TrainConfig(steps=60, minutes=1.25), progress, 100) == 0.8
-    assert loop.passed(TrainConfig(epochs=3, batch=10), progress, 100) == 1.0
+    assert schedule.limits_of(TrainConfig(steps=60), 100).passed(progress) == 0.5
+    assert schedule.limits_of(TrainConfig(steps=60, minutes=1.25), 100).passed(progress) == 0.8
+    assert schedule.limits_of(TrainConfig(epochs=3, batch=10), 100).passed(progress) == 1.0
 
 
 def test_validations_take_a_tenth_of_the_minutes_at_most() -> None:
     slow = {"validations": 1, "validating": 6.0}
-    assert not loop._due(TrainConfig(minutes=2), Progress(seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
-    assert loop._due(TrainConfig(minutes=2), Progress(seconds=60, **slow), 60 / 120)  # type: ignore[arg-type]
-    assert loop._due(TrainConfig(steps=100), Progress(seconds=59, **slow), 0.1)  # type: ignore[arg-type]
+    assert not schedule.validation_due(
+        TrainConfig(minutes=2), Progress(seconds=59, **slow), 59 / 120
+    )  # type: ignore[arg-type]
+    assert schedule.validation_due(TrainConfig(minutes=2), Progress(seconds=60, **slow), 60 / 120)  # type: ignore[arg-type]
+    assert schedule.validation_due(TrainConfig(steps=100), Progress(seconds=59, **slow), 0.1)  # type: ignore[arg-type]
     asked = TrainConfig(minutes=2, validate_every=5)
-    assert loop._due(asked, Progress(step=10, seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
+    assert schedule.validation_due(asked, Progress(step=10, seconds=59, **slow), 59 / 120)  # type: ignore[arg-type]
 
 
 def test_the_time_of_validations_is_counted(
@@ -150,7 +152,8 @@ def test_the_time_of_validations_is_counted(
         model(), images(), out=tmp_path / "run", minutes=5, say=lambda line: None, device="cpu"
     )
     seen = [line["step"] for line in log(tmp_path / "run") if "valid/bits_per_dim" in line]
-    assert seen == [15, 90, 180, 270]  # at 15, 100, 200 and 300 seconds
+    # At 15, 100, 200 and 290 seconds; the last one ends with the run.
+    assert seen == [15, 90, 180, 260]
     assert run.progress.validating == 40
 
 
@@ -371,9 +374,9 @@ def test_processes_that_begin_at_different_times_stay_together(tmp_path: Path) -
     script = tmp_path / "late.py"
     script.write_text(
         "import sys, time\n"
-        "from tessella.training import api\n"
-        "keep = api._save_baseline\n"
-        "api._save_baseline = lambda *given: (time.sleep(1.5), keep(*given))\n"
+        "from tessella.training import trainer\n"
+        "keep = trainer._save_baseline\n"
+        "trainer._save_baseline = lambda *given: (time.sleep(1.5), keep(*given))\n"
         "from tessella.cli.entry import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -15,7 +15,7 @@ from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.files import read_json, write_json
 from tessella.grid import LN2
 from tessella.pipeline import CompletesImages, load, require, save_model
-from tessella.training.api import train
+from tessella.training import train
 from tessella.training.vae_task import VAETask
 from tessella.vae import VAE, create_vae
 

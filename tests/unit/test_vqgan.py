@@ -93,7 +93,7 @@ def test_what_only_training_needs_is_left_out(taming: tuple[Tensors, Tensors]) -
             r"1 unknown \(decoder.up.0.attn.0.q.weight\)",
         ),
         ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias would be \[3\]"),
-        ({"quant_conv.weight": None}, "quant_conv.weight.* tells a size and is not there"),
+        ({"quant_conv.weight": None}, "quant_conv.weight.* gives a size and is missing"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(

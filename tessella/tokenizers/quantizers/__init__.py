@@ -81,10 +81,12 @@ class QuantizerArguments(TypedDict, total=False):
 
     dim: int
     codebook_size: int
+    # Losses, moving averages and revival
     beta: float
     decay: float
     revive: float
     seed: int
+    # Of one quantizer each: vq, fsq, lfq, residual-vq
     code_dim: int
     cosine: bool
     levels: tuple[int, ...] | list[int]
@@ -109,7 +111,14 @@ def create_quantizer(name: str, **arguments: Unpack[QuantizerArguments]) -> Quan
     return construct("quantizer", QUANTIZERS, name, arguments)
 
 
-create_quantizer.__doc__ = f"{inspect.cleandoc(create_quantizer.__doc__ or '')}\n\nArguments by name:\n\n{describe_arguments(QUANTIZERS)}\n"
+# The list is made of the classes, so that help(ts.create_quantizer) is never out of date.
+create_quantizer.__doc__ = "\n\n".join(
+    [
+        inspect.cleandoc(create_quantizer.__doc__ or ""),
+        "Arguments by name:",
+        describe_arguments(QUANTIZERS),
+    ]
+)
 
 
 def quantizer_arguments(name: str) -> tuple[str, ...]:

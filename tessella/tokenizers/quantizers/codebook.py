@@ -47,6 +47,7 @@ def check_sizes(dim: int, codebook_size: int, beta: float = 0.0) -> None:
             f"codebook_size times dim must be at most {MOST_VALUES:,}, got {codebook_size:,} codes "
             f"of {dim:,} numbers; take fewer or shorter codes"
         )
+    # Written so that NaN is refused too.
     if not beta >= 0:
         raise ConfigError(f"beta must be at least 0, got {beta}")
 
@@ -102,7 +103,9 @@ def first_codes(
     Returns:
         ``[codes, dim]``, equal in all processes.
     """
+    # A sample is enough to find clusters, and bounds the time that a large first batch takes.
     most = min(VECTORS_PER_CODE * codes, MOST_SEEDED)
+    # All processes draw the same places, and fetch the vectors from those that have them.
     chosen = torch.randperm(batch.total, generator=generator)[:most]
     codebook = kmeans(joined_rows(vectors, chosen, batch.start), codes, generator)
     if processes() > 1:
@@ -126,6 +129,7 @@ def update_counts(
 
     The first batch counts in full; one that teaches nothing does not count.
     """
+    # Every process must take part in the sum, whatever it will do with it.
     counts = torch.bincount(symbols.flatten(), minlength=len(running)).to(running.dtype)
     joined_sum(counts)
     if not batch.teaches:
@@ -147,7 +151,7 @@ def flagged(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, to
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        return codes.to(z.dtype)
+        return codes.to(z.dtype)  # [..., dim]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -174,7 +178,7 @@ class _MeanSquare(torch.autograd.Function):
         total = z.new_zeros(())
         for a, b in zip(z.flatten().split(size), codes.flatten().split(size), strict=True):
             difference = torch.sub(a, b, out=buffer[: len(a)])
-            total += difference.dot(difference)
+            total += difference.dot(difference)  # |a - b|^2
         return total / max(1, z.numel())
 
     @staticmethod

@@ -106,6 +106,8 @@ class EMAVectorQuantizer(Quantizer):
             wide = z.to(self.codebook.dtype)
             vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
             batch = join(vectors) if self.training else None
+            # Random codes far from all vectors would share the batch unevenly, so they are moved
+            # before the first search.
             if batch is not None and batch.teaches and int(self.steps) == 0:
                 self._place(vectors, batch)
             symbols, _ = nearest(vectors, self.codebook)  # [n]
@@ -153,7 +155,7 @@ class EMAVectorQuantizer(Quantizer):
         Returns:
             The number of codes revived.
         """
-        counts, sums = cluster(vectors, symbols, self.levels)
+        counts, sums = cluster(vectors, symbols, self.levels)  # n_k [codes], m_k [codes, dim]
         joined_sum(counts)
         joined_sum(sums)
         if not batch.teaches:
@@ -175,6 +177,7 @@ class EMAVectorQuantizer(Quantizer):
         code."""
         generator = generator_at(self.seed, int(self.steps) + 1)
         rows = random_vectors(vectors, batch, self.levels, generator)
+        # With a smaller count a code would be dead again before it could attract vectors.
         mean = self.counts.mean()
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.sums.copy_(torch.where(dead.unsqueeze(1), rows * mean, self.sums))

@@ -84,6 +84,7 @@ class FSQ(Quantizer):
         check_count("dim", dim, 1, MOST_DIMENSIONS)
         check_count("codebook_size", codebook_size, 2, MOST_CODES)
         self.sizes = tuple(levels) or _published(codebook_size)
+        # With two levels the shift artanh(o / h) is so large that the tanh hardly responds.
         if min(self.sizes) < 3:
             raise ConfigError(
                 f"levels must be at least 3 each, got {list(levels)}; for two each take lfq"
@@ -111,10 +112,10 @@ class FSQ(Quantizer):
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         with without_autocast(z):
             bounded = self._bounded(z)  # [..., dimensions]
-            digits = self._digits(bounded)
+            digits = self._digits(bounded)  # integers in [0, L_i)
             middle = self.sides // 2
             inner = straight_through(bounded / middle, self._codes(digits))
-            symbols = (digits * self.places).sum(dim=-1, keepdim=True)
+            symbols = (digits * self.places).sum(dim=-1, keepdim=True)  # mixed radix
             if self.training:
                 # The rounding hides a value that is not finite; there is no loss to show it.
                 finite = z.isfinite().all(dim=-1, keepdim=True) & bounded.isfinite()
@@ -122,6 +123,7 @@ class FSQ(Quantizer):
                 with torch.no_grad():
                     batch = join(inner.detach().reshape(-1, len(self.sizes)))
                     update_counts(self.counts, symbols, batch)
+                # Another process may have such a value; all must notice.
                 if not batch.finite:
                     inner = inner * torch.nan
             codes = self.widen(inner)
@@ -135,6 +137,7 @@ class FSQ(Quantizer):
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         with without_autocast(symbols):
+            # Digit i of the symbol is symbol // (L_0 ... L_{i-1}) mod L_i.
             return self.widen(self._codes(symbols // self.places % self.sides))
 
     def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
@@ -144,6 +147,7 @@ class FSQ(Quantizer):
         inside.
         """
         half, offset, shift = self._bound()
+        # The inverse of f: z = artanh((v + o) / h) - s
         values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
         outermost = (self.sides - 1) / 2 - 0.25
         return torch.atanh(values.clamp(-outermost, outermost) / half) - shift

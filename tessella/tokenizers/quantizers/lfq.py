@@ -121,9 +121,10 @@ class LFQ(Quantizer):
             if self.training:
                 given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
                 batch = join(vectors.detach(), given)
-            bits = (inner.detach() > 0).long()
+            bits = (inner.detach() > 0).long()  # [..., bits], 0 or 1
             signs = self._signs(bits)
             symbols = (bits * self.places).sum(dim=-1, keepdim=True)
+            # |z + 1|^2 - |z - 1|^2 = 4 z is the difference of squared distances of a bit.
             logits = 4 / self.temperature * vectors
             spread = mean_entropy(logits) - entropy_of_mean(logits, batch)
             losses = {
@@ -179,7 +180,7 @@ def entropy_of_mean(logits: torch.Tensor, batch: JoinedBatch | None = None) -> t
     vectors = len(logits) if batch is None else batch.total
     total = logits.new_zeros(())
     if vectors == 0:
-        return total + logits.sum()
+        return total + logits.sum()  # 0, with a gradient of 0
     for group in logits.tensor_split(-(-logits.shape[1] // GROUP), dim=1):
         first_half, second_half = group.tensor_split(2, dim=1)
         first = _joint(first_half)  # [n, 2^a]
@@ -187,6 +188,7 @@ def entropy_of_mean(logits: torch.Tensor, batch: JoinedBatch | None = None) -> t
         mean = first.t() @ second / vectors  # [2^a, 2^b]
         if batch is not None and processes() > 1:
             mean = _over_processes(mean)
+        # The entropy's gradient is infinite at 0, which a product of small numbers may reach.
         total = total + torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
     return total
 

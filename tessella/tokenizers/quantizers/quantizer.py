@@ -100,6 +100,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def batches_seen(self) -> int | None:
         """Number of batches that the codes were learned from; None where that is not known."""
+        # A buffer of this name is saved with the codes, so that resumed training goes on from it.
         steps = getattr(self, "steps", None)
         if not isinstance(steps, torch.Tensor):
             return None
@@ -110,6 +111,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def vectors_a_batch(self) -> float | None:
         """Number of vectors of a training batch, on average; None where that is not known."""
+        # Running counts of each code add up to the size of a batch.
         counts = getattr(self, "counts", None)
         return float(counts.sum()) if isinstance(counts, torch.Tensor) else None
 
@@ -117,5 +119,6 @@ class Quantizer(nn.Module, ABC):
         text = f"dim={self.dim}, levels={self.levels}"
         return text if self.depth == 1 else f"{text}, depth={self.depth}"
 
+    # One line: parts such as the stages of a residual quantizer are not of interest.
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

@@ -97,18 +97,20 @@ class ResidualVectorQuantizer(Quantizer):
         outputs: list[QuantizerOutput] = []
         with without_autocast(z):
             wide = z.to(self._quantizers[0].codebook.dtype)
-            left = wide
+            left = wide  # [..., dim], what the codes so far leave
             total = torch.zeros_like(wide)
             for quantizer in self._quantizers:
                 out = quantizer(left)
+                # Each level sees its input as given: no gradient passes from level to level.
                 code = out.z.detach()
                 left = left - code
                 total = total + code
                 outputs.append(out)
+            # The encoder gets the gradient of the sum, as if it were one code.
             passed = straight_through(wide, total.detach()).to(z.dtype)
         commitments = [out.losses["commitment"] for out in outputs]
         losses = {"commitment": torch.stack(commitments).mean()}
-        symbols = torch.cat([out.symbols for out in outputs], dim=-1)
+        symbols = torch.cat([out.symbols for out in outputs], dim=-1)  # [..., depth]
         return QuantizerOutput(symbols, passed, losses, _by_level(outputs))
 
     @torch.no_grad()
@@ -122,7 +124,7 @@ class ResidualVectorQuantizer(Quantizer):
         return torch.cat(symbols, dim=-1)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
-        levels = symbols.split(1, dim=-1)
+        levels = symbols.split(1, dim=-1)  # [..., 1] each
         # Added from the first level on, as forward does: another order would round differently.
         total = self._quantizers[0].decode(levels[0])
         for quantizer, level in zip(self._quantizers[1:], levels[1:], strict=True):
@@ -142,7 +144,7 @@ def _by_level(outputs: list[QuantizerOutput]) -> dict[str, torch.Tensor]:
     together: dict[str, torch.Tensor] = {}
     each: dict[str, torch.Tensor] = {}
     for name in outputs[0].stats:
-        values = torch.stack([out.stats[name] for out in outputs])
+        values = torch.stack([out.stats[name] for out in outputs])  # [depth]
         together[name] = values.sum() if name == "revived" else values.mean()
         for level, value in enumerate(values):
             each[f"{name}/{level}"] = value

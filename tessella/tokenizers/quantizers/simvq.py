@@ -117,6 +117,7 @@ class SimVQ(Quantizer):
         centred = vectors - mean
         covariance = joined_sum(centred.t() @ centred) / batch.total  # [dim, dim]
         # The symmetric root V sqrt(D) V^T of the covariance V D V^T.
+        # On the CPU in float64: covariances of few vectors are singular.
         values, axes = torch.linalg.eigh(covariance.cpu().double())
         root = ((axes * values.clamp_min(0).sqrt()) @ axes.t()).to(self.weight)
         if processes() > 1:

@@ -15,6 +15,7 @@ def perplexity(counts: torch.Tensor) -> torch.Tensor:
 
     It is 1 where nothing was counted.
     """
+    # The least float keeps 0/0 out; it changes no other quotient.
     shares = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return torch.special.entr(shares).sum().exp()
 
@@ -51,6 +52,7 @@ class CodeUsage:
         Raises:
             InputError: when a symbol is not a code.
         """
+        # uint16 symbols of stored codes have no minimum in torch, so all become int64.
         flat = symbols.detach().flatten().long().cpu()
         if flat.numel() == 0:
             return
@@ -73,6 +75,7 @@ class CodeUsage:
     @property
     def entropy_bits(self) -> float:
         """Entropy of the codes' frequencies in bits: the price of a code that is coded by them."""
+        # float64, as counts of a large data set exceed the integers of float32.
         return float(perplexity(self.counts.double()).log2())
 
     @property

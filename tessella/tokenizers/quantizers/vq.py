@@ -89,6 +89,7 @@ class GradientVectorQuantizer(Quantizer):
         super().__init__()
         check_count("code_dim (0 for dim)", code_dim, 0, MOST_DIMENSIONS)
         check_sizes(dim, codebook_size, beta)
+        # Codes may be longer than vectors, so their size is checked by itself.
         check_sizes(code_dim or dim, codebook_size)
         check_averages(decay, revive)
         self.dim = dim
@@ -135,6 +136,7 @@ class GradientVectorQuantizer(Quantizer):
                 "codebook": mean_square_of_both(codes, inner.detach()),
                 "commitment": self.beta * mean_square_of_both(inner, codes.detach()),
             }
+            # The codebook learns from its loss alone; the widening layer learns from this.
             passed = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
             if batch is not None:
                 losses = flagged(losses, batch)
@@ -187,6 +189,7 @@ class GradientVectorQuantizer(Quantizer):
         elif bool(dead.any()):
             rows = random_vectors(vectors, batch, self.levels, generator)
             self.codebook.copy_(torch.where(dead.unsqueeze(1), rows, self.codebook))
+            # An average count spares a code the next revival until it could attract vectors.
             self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
         self.steps += 1
         return dead.sum().to(self.counts.dtype)

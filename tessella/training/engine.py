@@ -1,0 +1,131 @@
+"""The surroundings of the loop: devices and precision, compilation, threads, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import torch
+from torch import nn
+
+from tessella.errors import ConfigError
+from tessella.pipeline import pick_device
+
+try:
+    from lightning_fabric import Fabric
+except ImportError:  # the same engine as a part of the lightning package
+    from lightning.fabric import Fabric  # type: ignore[no-redef]
+
+__all__ = ["Fabric", "compiled", "create_fabric", "cuda_devices", "stop_signals", "threads"]
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals that end a run with a checkpoint; SIGHUP comes when a terminal is closed."""
+
+
+def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fabric:
+    """Start the engine on these devices.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes, each with a device.
+        precision: ``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere.
+
+    Raises:
+        ConfigError: for a device or a precision that is not there.
+    """
+    # "auto" becomes the device that is there.
+    kind = pick_device(device).type
+    if kind == "cuda" and devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"devices={devices}, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    if precision not in ("auto", "32", "bf16"):
+        raise ConfigError(f"precision must be auto, 32 or bf16, got {precision!r}")
+    half = precision == "bf16"
+    if precision == "auto":
+        half = kind == "cuda" and torch.cuda.is_bf16_supported()
+    # bf16-mixed keeps the weights in float32 and multiplies in bfloat16.
+    return Fabric(
+        accelerator=kind,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="bf16-mixed" if half else "32-true",
+    )
+
+
+def cuda_devices(fabric: Fabric) -> list[torch.device]:
+    """The GPU of this process, whose random generator must be kept; none on the CPU."""
+    return [fabric.device] if fabric.device.type == "cuda" else []
+
+
+@contextlib.contextmanager
+def compiled(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Run these networks compiled until the end of the block.
+
+    Raises:
+        ConfigError: where there is no compiler.
+    """
+    if device.type == "cpu" and not _has_compiler():
+        raise ConfigError(
+            "train.compile needs a C++ compiler (CXX names one), and there is none: leave it out"
+        )
+    # In place: parameters, hooks and names of the network stay as they are.
+    for network in networks:
+        network.compile()
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Use this many CPU threads until the end of the block; 0 keeps torch's choice."""
+    # The number is one of the process, so it is put back.
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def stop_signals(stop: threading.Event) -> Iterator[None]:
+    """Have Ctrl-C, SIGTERM and SIGHUP set ``stop``; the run ends after the current step.
+
+    A second Ctrl-C is not waited for. Outside the main thread signals are left alone, as Python
+    demands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {}
+    for name in STOPPING:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # A run under nohup ignores SIGHUP, and is to go on ignoring it.
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    return any(shutil.which(name) for name in names)

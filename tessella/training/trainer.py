@@ -1,0 +1,539 @@
+"""``ts.train`` on arrays, and ``tessella train`` on recipes: two doors to one loop.
+
+The story of a run, top to bottom: :func:`train` or :func:`train_recipe` makes a :class:`Job` of a
+model and its images; :func:`_run` sets it up, starts or resumes it, trains, and leaves the best
+weights in the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from tessella import config as configs
+from tessella import data, files
+from tessella.config import Recipe, TrainConfig, TrainOptions
+from tessella.errors import ConfigError, DataError, InputError, unknown
+from tessella.evaluation import save_seen, trained_on
+from tessella.pipeline import class_count, load, load_model, load_weights, locate
+from tessella.tokenizers import Tokenizer
+from tessella.training import build, loop, prepare, schedule
+from tessella.training.engine import compiled, create_fabric, threads
+from tessella.training.forecast import Forecast, forecast
+from tessella.training.prepare import Trainable, TrainingData
+from tessella.training.progress import Progress
+from tessella.training.resume import resume as resume_run
+from tessella.training.run_directory import RunDirectory, environment
+from tessella.training.stream import Stream, is_stream
+from tessella.training.tasks import Task
+
+VALID_LIMIT = 1000
+"""Held-out images that a validation during training looks at, at most."""
+
+VALID_BYTES = 1 << 28
+"""Bytes of memory that they take, at most."""
+
+PREPARATION_SHARE = 0.5
+"""Share of the minutes of a run that reading and encoding its images may use up."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run."""
+
+    path: Path
+    progress: Progress
+    interrupted: bool
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Validation figures of the weights that were kept."""
+        return self.progress.figures
+
+    def load(self) -> Any:
+        """The trained model; see :func:`tessella.load`."""
+        return load(self.path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made: which model, on which images, how, and where."""
+
+    model: Trainable
+    tokenizer: Tokenizer | None
+    """Of a prior: makes its codes."""
+    train: TrainingData
+    valid: TrainingData
+    config: TrainConfig
+    recipe: Recipe | None
+    """None for a run that was started on arrays."""
+    out: Path
+    resume: bool
+    say: Say
+    asked: float
+    """Reading of the clock when the run was asked for; its minutes count from there."""
+
+    def record(self) -> dict[str, Any]:
+        """The part of ``run.json`` that is known before training: recipe and data."""
+        recipe = {"train": configs.to_dict(self.config)}
+        if self.recipe is not None:
+            recipe = configs.to_dict(self.recipe)
+        return {
+            "recipe": recipe,
+            "data": {"train": self.train.identity, "valid": self.valid.identity},
+            "overlap": _overlap(self.train, self.valid),
+        }
+
+
+def train(
+    model: Trainable,
+    images: Any,
+    *,
+    out: Path | str,
+    labels: object = None,
+    valid: Any = None,
+    valid_labels: object = None,
+    tokenizer: Tokenizer | None = None,
+    resume: bool = False,
+    say: Say = print,
+    **options: Unpack[TrainOptions],
+) -> Run:
+    """Train a density model, a tokenizer, a prior on a tokenizer's codes, or a VAE.
+
+    Args:
+        model: trained in place: afterwards it holds the averaged weights of the best validation, in
+            eval mode.
+        images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`; for
+            a density model also symbols of another integer type on its grid (for a hierarchy a
+            tuple of them). An iterable that can be read again and again, such as a
+            ``torch.utils.data.DataLoader``, gives batches of such images, or pairs of images and
+            labels, in its own order; then ``valid`` is needed, and the run cannot be resumed.
+        out: the run directory; it must not hold a run yet, unless ``resume`` is set.
+        labels: class of each image ``[n]``, for a density model with classes.
+        valid: held-out images; without them a tenth of ``images``, chosen by the seed, is held out.
+        valid_labels: their classes.
+        tokenizer: of a prior: images are encoded by it once, and the run saves both.
+        resume: go on from the newest whole checkpoint in ``out``; where there is none, start again
+            (``model`` must then be as it was).
+        say: gets each line about size and time, and about the end.
+        options: fields of :class:`tessella.config.TrainConfig`: ``minutes=``, ``steps=``,
+            ``batch=``, ``learning_rate=``, ... Minutes count from this call, and include reading
+            and encoding the images, validation and saving.
+
+    Raises:
+        InputError, ConfigError: for arguments that do not fit each other.
+        TrainingError: when ``out`` holds a run already, or the loss is not finite (the last good
+            state is kept).
+        ArtifactError: when something cannot be written, or there is no run to resume.
+    """
+    asked = time.monotonic()
+    config = _options(dict(options))
+    _check_arguments(model, tokenizer, out, resume, say)
+    prepare.check_images_argument(images)
+    if valid is not None:
+        prepare.check_images_argument(valid, "valid")
+    out = Path(out)
+    # All that can be refused is refused before images are encoded, which may take minutes.
+    _refuse_taken(out, resume)
+    train_data, valid_data = _given_data(
+        model, tokenizer, config, (images, labels), (valid, valid_labels), resume
+    )
+    job = Job(
+        model=model,
+        tokenizer=tokenizer,
+        train=train_data,
+        valid=valid_data,
+        config=config,
+        recipe=None,
+        out=out,
+        resume=resume,
+        say=say,
+        asked=asked,
+    )
+    return _run(job)
+
+
+def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say = print) -> Run:
+    """Train the model that a recipe describes, on the data it names.
+
+    Args:
+        recipe: see :func:`tessella.config.load_recipe`.
+        out: the run directory.
+        resume: go on from its newest whole checkpoint.
+        say: gets each line about data, size and time, and about the end.
+
+    Raises:
+        ConfigError, DataError, InputError, TrainingError, ArtifactError: see :func:`train`.
+    """
+    asked = time.monotonic()
+    out = Path(out)
+    # First what takes no time, then the images, then the model that must fit them.
+    build.check_recipe(recipe)
+    _refuse_taken(out, resume)
+    # A resumed prior goes on with the tokenizer that its run holds.
+    held = build.held_tokenizer(out, resume)
+    if recipe.prior_of and not held:
+        locate(recipe.prior_of)  # refuses a run that is not there before images are read
+    images = build.load_split(recipe, "train")
+    held_out = build.load_split(recipe, "valid")
+    prepare.check_classes(images, held_out)
+    if not len(held_out):
+        raise DataError(f"{recipe.data.source} has no validation images")
+    _report_data(images, held_out, out, say)
+    tokenizer = None
+    seen = None
+    if recipe.prior_of:
+        tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe, images)
+        # A resumed run has these hashes already, and the run of the tokenizer may be gone.
+        seen = None if held else trained_on(recipe.prior_of)
+    model = build.build_model(recipe, images, tokenizer)
+    drawn_anew = recipe.data.binarize == "dynamic"
+    job = Job(
+        model=model,
+        tokenizer=tokenizer,
+        train=_split_data(
+            model,
+            images,
+            tokenizer,
+            condition_dropout=recipe.train.condition_dropout,
+            flip=recipe.data.flip,
+            binarize=drawn_anew,
+            seen=seen,
+        ),
+        valid=_split_data(model, held_out, tokenizer, hashed=not drawn_anew),
+        config=recipe.train,
+        recipe=recipe,
+        out=out,
+        resume=resume,
+        say=say,
+        asked=asked,
+    )
+    return _run(job)
+
+
+def _run(job: Job) -> Run:
+    """Set up, start or resume, train, and leave the best weights in the model."""
+    config = job.config
+    record = job.record()
+    if job.recipe and job.recipe.adversarial:
+        terms = job.recipe.adversarial
+        task = build.build_adversarial_task(job.model, terms, config, job.train)
+    else:
+        task = build.build_task(job.model, job.tokenizer, job.train)
+    _check_batch(job.train, config.batch)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threads(config.threads))
+        stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
+        fabric = create_fabric(config.device, config.devices, config.precision)
+        # From here on there may be several processes; all go through the same lines, and only the
+        # first one writes and speaks.
+        if config.devices > 1:
+            fabric.launch()
+        run = RunDirectory(job.out, writes=fabric.is_global_zero)
+        stack.callback(run.close)
+        # A validation during training looks at a part; eval measures all of it.
+        valid = job.valid.examples
+        assert not isinstance(valid, Stream)
+        valid = valid.first(VALID_LIMIT, VALID_BYTES)
+        session = loop.setup(fabric, task, job.train.examples, valid, config, run, job.say)
+        if job.resume:
+            restored = resume_run(session, record, job.say)
+        else:
+            made = environment(fabric.device, fabric.world_size)
+            run.start({**record, "task": task.describe(), "environment": made})
+            restored = False
+        if fabric.is_global_zero and not restored:
+            _save_baseline(task, job)
+        fabric.barrier()
+        # Of a finished run that is resumed there is nothing to forecast.
+        if session.share < 1:
+            expected = forecast(fabric, task, session.examples, config.batch, config.accumulate)
+            session.forecast_seconds = expected.step_seconds
+            if fabric.is_global_zero:
+                _announce(job, session, record, expected)
+        if config.compile:
+            stack.enter_context(compiled(task.networks(), fabric.device))
+        # A run that goes on has counted its preparation the first time.
+        if not restored:
+            _count_preparation(session, job)
+        progress = loop.main(session)
+        stopped = session.share < 1
+        first = fabric.is_global_zero
+    _take_best(job.model, job.out)
+    if first:
+        job.say(_ending(task, progress, job.out, stopped))
+    return Run(job.out, progress, stopped)
+
+
+def _options(options: dict[str, object]) -> TrainConfig:
+    """The configuration of keywords, which must all be known."""
+    # Names of both kinds, so that a misspelt one finds its neighbour.
+    others = {"images", "labels", "valid", "valid_labels", "tokenizer", "resume", "say", "out"}
+    known = set(TrainOptions.__annotations__)
+    for name in options:
+        if name not in known:
+            raise ConfigError(unknown("argument of train:", name, known | others))
+    config: TrainConfig = configs.from_dict(TrainConfig, options, "train")
+    if not (config.steps or config.epochs or config.minutes):
+        raise ConfigError("training needs a limit: give steps=, epochs= or minutes=")
+    return config
+
+
+def _check_arguments(
+    model: object, tokenizer: object, out: object, resume: object, say: object
+) -> None:
+    """Refuse arguments of wrong types before anything is done."""
+    # The annotations say the same; at run time nothing enforces them.
+    if getattr(model, "kind", None) not in build.TASKS:
+        raise InputError(
+            "train takes a density model, a tokenizer or a VAE (ts.create, ts.create_tokenizer,"
+            f" ts.create_vae), got {type(model).__name__}"
+        )
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise InputError(
+            f"tokenizer must be a Tokenizer, such as ts.load(run), got {type(tokenizer).__name__}"
+        )
+    if not isinstance(out, (str, Path)) or not str(out):
+        raise InputError(f"out must be the path of a run directory, got {out!r}")
+    if not isinstance(resume, bool):
+        raise InputError(f"resume must be True or False, got {resume!r}")
+    if not callable(say):
+        raise InputError(f"say must be a function of a line, got {say!r}")
+
+
+def _refuse_taken(out: Path, resume: bool) -> None:
+    """Check that a new run can begin, before images are decoded and other processes are started."""
+    # LOCAL_RANK: this is one of the other processes, and the first one has begun the run.
+    if not resume and "LOCAL_RANK" not in os.environ:
+        RunDirectory(out).refuse_taken()
+
+
+def _given_data(
+    model: Trainable,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
+    given: tuple[Any, object],
+    held_out: tuple[Any, object],
+    resume: bool,
+) -> tuple[TrainingData, TrainingData]:
+    """Both splits of what a caller gave, as pairs of images and labels.
+
+    Without held-out images a tenth of the training images is held out.
+    """
+    images, labels = given
+    valid, valid_labels = held_out
+    if is_stream(images):
+        train_data = _stream_data(model, images, labels, valid, resume, config)
+    else:
+        if isinstance(images, data.ImageSet) and isinstance(valid, data.ImageSet):
+            prepare.check_classes(images, valid)
+        if valid is None:
+            images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
+        train_data = _array_data(model, images, labels, tokenizer, config)
+    return train_data, _array_data(model, valid, valid_labels, tokenizer, config)
+
+
+def _array_data(
+    model: Trainable, images: Any, labels: object, tokenizer: Tokenizer | None, config: TrainConfig
+) -> TrainingData:
+    """One split of arrays or of an image set, checked and encoded."""
+    if is_stream(images):
+        raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
+    pixels, tags = prepare.own_labels(model, images, labels)
+    examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
+    return prepare.describe_data(examples, images)
+
+
+def _stream_data(
+    model: Trainable, images: Any, labels: object, valid: object, resume: bool, config: TrainConfig
+) -> TrainingData:
+    """Training data of somebody else's iterable."""
+    if resume:
+        raise InputError(
+            "a run on an iterable cannot be resumed: the iterable decides the order of its images,"
+            " so the steps to come would not be those of an uninterrupted run;"
+            " to be able to resume, give an array"
+        )
+    if valid is None:
+        raise InputError(
+            "give valid= too: no images can be held out of an iterable, which decides their order"
+        )
+    return prepare.prepare_stream(model, images, labels, config)
+
+
+def _split_data(
+    model: Trainable,
+    images: data.ImageSet,
+    tokenizer: Tokenizer | None,
+    *,
+    condition_dropout: float = 0.0,
+    flip: bool = False,
+    binarize: bool = False,
+    hashed: bool = True,
+    seen: np.ndarray | None = None,
+) -> TrainingData:
+    """One split of a recipe's images, checked and encoded.
+
+    Args:
+        condition_dropout, flip, binarize: random changes, of the training split.
+        hashed: whether the images are what a model sees; False where pixels are drawn anew.
+        seen: hashes of the images that the tokenizer was trained on.
+    """
+    # Labels that the model has no use for are left out, so that none are refused.
+    labels = images.labels if class_count(model) else None
+    examples = prepare.prepare(
+        model, images.images, labels, tokenizer, condition_dropout, flip, binarize
+    )
+    hashes = images.hashes() if hashed and not binarize else None
+    return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
+
+
+def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Say) -> None:
+    """Say which files were left out, and how the images are divided."""
+    skipped = sorted({*images.skipped, *held_out.skipped})
+    # Three are shown; all are in a file of the run.
+    if skipped:
+        noun = "file" if len(skipped) == 1 else "files"
+        more = ""
+        if len(skipped) > 3:
+            more = f"; {len(skipped) - 3} more, all in {out / 'skipped.txt'}"
+        say(f"{len(skipped)} {noun} skipped: {'; '.join(skipped[:3])}{more}")
+    say(f"split: {images.recipe['split_rule']}")
+
+
+def _check_batch(train: TrainingData, batch: int) -> None:
+    """Refuse a batch that does not fit into this machine's memory.
+
+    Raises:
+        ConfigError: naming what it takes and what there is.
+    """
+    # Symbols become int64, and an index stands beside each example.
+    itemsize = 1 if train.examples.pixels else 8
+    bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
+    needed = batch * bytes_each
+    memory = build.machine_memory()
+    if needed > memory // 4:
+        raise ConfigError(
+            f"train.batch={batch} examples take {files.byte_count(needed)} before the"
+            f" network sees them, and this machine has {files.byte_count(memory)}; there are"
+            f" {len(train.examples)} training images: take a smaller batch"
+        )
+
+
+def _overlap(train: TrainingData, valid: TrainingData) -> int | None:
+    """Held-out images that are among the training images; None where those vary."""
+    if train.hashes is None or valid.hashes is None:
+        return None
+    return int(np.isin(valid.hashes, train.hashes).sum())
+
+
+def _save_baseline(task: Task, job: Job) -> None:
+    """Keep with the run what its figures are compared to, and which images it has seen."""
+    task.save_baseline(job.train.examples.sample(), job.out)
+    hashes = job.train.hashes
+    # A prior has seen, through its tokenizer, the images of both.
+    seen = job.train.seen_by_tokenizer
+    if seen is not None and hashes is not None:
+        hashes = np.union1d(hashes, seen)
+    # Of a prior whose tokenizer does not say what it has seen, nothing can be promised.
+    unknown_to_us = task.describe().get("tokenizer") is not None and seen is None
+    if hashes is not None and not unknown_to_us:
+        save_seen(job.out, hashes)
+    skipped = sorted({*job.train.skipped, *job.valid.skipped})
+    if skipped:
+        files.write_text(job.out / "skipped.txt", "\n".join([*skipped, ""]))
+
+
+def _announce(job: Job, session: loop.Session, record: dict[str, Any], expected: Forecast) -> None:
+    """Say what is about to happen: overlap, size and time, terms of the loss."""
+    if record["overlap"]:
+        job.say(
+            f"note: {record['overlap']} validation images are, pixel for pixel, training images too"
+        )
+    job.say(_size_and_time(session, expected))
+    warning = session.limits.few_steps_warning(session.progress, expected.step_seconds)
+    if warning:
+        job.say(warning)
+    terms = session.task.summary()
+    if terms:
+        job.say(terms)
+
+
+def _size_and_time(session: loop.Session, expected: Forecast) -> str:
+    """One line on what the run will take."""
+    config = session.config
+    n = len(session.examples)
+    limits: list[str] = []
+    for name, value in (
+        ("steps", config.steps),
+        ("epochs", config.epochs),
+        ("minutes", config.minutes),
+    ):
+        if value:
+            limits.append(f"{value:g} {name}")
+    resuming = ""
+    if session.progress.step:
+        resuming = f"resuming at step {session.progress.step}, "
+    left = session.limits.seconds_left(session.progress, expected.step_seconds)
+    return (
+        f"{expected.parameters / 1e6:.3g} M parameters, {n} training images,"
+        f" {expected.memory_bytes / 2**20:.0f} MiB, {expected.step_seconds:.3g} s a step,"
+        f" about {expected.epoch_seconds:.3g} s an epoch of {-(-n // config.batch)} steps;"
+        f" {resuming}until {', '.join(limits)} (about {schedule.duration(left)})"
+    )
+
+
+def _count_preparation(session: loop.Session, job: Job) -> None:
+    """Count the time from the call to here towards the minutes of a run.
+
+    At most half of the minutes: a run must not end before it has begun.
+    """
+    took = time.monotonic() - job.asked
+    # 0 where the run is not limited by time.
+    limit = 60 * job.config.minutes
+    if limit and took > PREPARATION_SHARE * limit:
+        if session.fabric.is_global_zero:
+            job.say(
+                f"note: preparing the images took {schedule.duration(took)} of the"
+                f" {schedule.duration(limit)}: training gets {schedule.duration(limit / 2)}"
+            )
+        took = PREPARATION_SHARE * limit
+    # One value for all processes: it drives the learning rate of the first step.
+    session.progress.seconds = session.fabric.broadcast(took)
+
+
+def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
+    """The last line of a run."""
+    # The reason is worth a word where the best is not simply the least of the metric.
+    reason = ""
+    if progress.rank is not None and progress.rank.reason not in ("", f"least {task.metric}"):
+        reason = f" ({progress.rank.reason})"
+    ending = f"saved to {out}"
+    if stopped:
+        ending = f"interrupted: tessella train --resume {out} goes on"
+    return (
+        f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f}"
+        f" at step {progress.best_step}{reason}; {ending}"
+    )
+
+
+def _take_best(model: Trainable, out: Path) -> None:
+    """Put the best weights, which are saved, into the model."""
+    path = locate(out)
+    # Of two stages the prior is what was trained.
+    if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
+        path = path / "prior"
+    # They are read back rather than kept in memory: so what was saved is what the caller gets.
+    best = load_model(path)
+    load_weights(model, best.state_dict(), str(path))
+    model.eval().to(torch.device("cpu"))
