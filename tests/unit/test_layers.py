@@ -33,7 +33,7 @@ LAYERS = (
     {"pipeline"},
     {"storage"},
     {"evaluation"},
-    {"training", "report"},
+    {"training", "report", "contracts"},
     {"serve"},
     {"cli"},
     {"__init__", "__main__"},
@@ -50,7 +50,7 @@ TORCH_FREE += [
     f"tessella.{name}"
     for name in (
         "cli",
-        "cli.options",
+        "cli.verb_options",
         "config",
         "data",
         "errors",
