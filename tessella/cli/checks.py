@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from tessella import config, files
-from tessella.cli import options, recipes
+from tessella.cli import recipes
+from tessella.cli import verb_options as options
 from tessella.cli.flags import Flag, Output, Within, flags
 from tessella.config import DataConfig
 from tessella.errors import ArtifactError, ConfigError, InputError, unknown

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tessella.cli.options import Drawing
+from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
 from tessella.pipeline import CompletesImages, DrawsImages, SavedModel, require
 from tessella.sampling import Rule, SamplingKeywords

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import tyro
 
 from tessella.cli.flags import OPTIONAL, Flag, flags
-from tessella.cli.options import VERBS, Common
+from tessella.cli.verb_options import VERBS, Common
 from tessella.errors import InputError, nearest
 
 ABOUT = (

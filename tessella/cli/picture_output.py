@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import tessella
-from tessella.cli.options import Drawing
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
 from tessella.pipeline import SavedModel, fingerprint
 from tessella.storage import image_writer, pictures

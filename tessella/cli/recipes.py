@@ -8,7 +8,7 @@ from typing import Any
 
 from tessella import config, files
 from tessella.cli.flags import given_fields
-from tessella.cli.options import Train
+from tessella.cli.verb_options import Train
 from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError
 

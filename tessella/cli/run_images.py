@@ -9,7 +9,7 @@ from typing import Any
 
 from tessella import config, data, files
 from tessella.cli.checks import data_overrides
-from tessella.cli.options import Complete, Eval, Tokenize
+from tessella.cli.verb_options import Complete, Eval, Tokenize
 from tessella.config import DataConfig
 from tessella.errors import DataError, InputError
 from tessella.evaluation.image_source import as_scored, data_config

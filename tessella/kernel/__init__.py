@@ -50,6 +50,9 @@ _notes: list[str] = []
 """What a user may want to know of the library of this process."""
 
 
+Arguments = list[type[ctypes.c_void_p] | type[ctypes.c_int64]]
+
+
 class BuildError(Exception):
     """The library cannot be built here; the message says why."""
 
@@ -225,9 +228,10 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """
     pointer = ctypes.c_void_p
     number = ctypes.c_int64
-    run_arguments = [pointer, number, number, number, pointer, number, number]
-    nearest_arguments = [pointer, pointer, number, number, number, *[pointer] * 4, number]
-    cluster_arguments = [pointer, pointer, number, number, pointer, pointer, number]
+    run_arguments: Arguments = [pointer, number, number, number, pointer, number, number]
+    nearest_arguments: Arguments = [pointer, pointer, number, number, number]
+    nearest_arguments += [pointer, pointer, pointer, pointer, number]
+    cluster_arguments: Arguments = [pointer, pointer, number, number, pointer, pointer, number]
     loaded.tessella_run.argtypes = run_arguments
     loaded.tessella_run.restype = number
     loaded.tessella_record_bytes.restype = number

@@ -215,7 +215,9 @@ class CodeSet:
         A hash finds damage; this finds a file that was made wrong, and guards codes without hashes.
         """
         images = min(self.shard_images, self.count - number * self.shard_images)
-        expected = {"hashes": ((images,), np.dtype("<i8"))}
+        expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "hashes": ((images,), np.dtype("<i8"))
+        }
         if self._labelled:
             expected["labels"] = ((images,), np.dtype("<i8"))
         kinds = ("codes", "mirrored") if self.mirrored else ("codes",)

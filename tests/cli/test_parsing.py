@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tessella.cli import checks, options
+from tessella.cli import checks
+from tessella.cli import verb_options as options
 from tessella.cli.entry import main
 from tessella.cli.flags import Within, flags, given_fields
 from tessella.cli.parsing import parse

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tessella.cli.entry import main
-from tessella.cli.options import Train
 from tessella.cli.parsing import parse
+from tessella.cli.verb_options import Train
 from tessella.config import load_recipe
 from tessella.pipeline import bundled
 

@@ -50,7 +50,7 @@ TORCH_FREE += [
     f"tessella.{name}"
     for name in (
         "cli",
-        "cli.options",
+        "cli.verb_options",
         "config",
         "data",
         "errors",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tessella import config
-from tessella.cli.options import Check
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Check
 from tessella.contracts import Outcome, check
 from tessella.errors import ArtifactError, ConfigError
 from tessella.storage import code_set

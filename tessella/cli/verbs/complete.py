@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
-from tessella.cli.options import Complete
 from tessella.cli.picture_output import check_sheet, provenance
 from tessella.cli.run_images import load_images
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Complete
 from tessella.pipeline import CompletesImages, load_saved, pick_device, require
 from tessella.pipeline.saved_model import learned_tokenizer
 from tessella.storage import image_writer, pictures

@@ -16,9 +16,9 @@ import numpy as np
 
 import tessella
 from tessella import config, data, files
-from tessella.cli.options import Demo
 from tessella.cli.processes import set_threads
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Demo
 from tessella.errors import InputError
 from tessella.evaluation import evaluate
 from tessella.grid import LN2

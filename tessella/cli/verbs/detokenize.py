@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tessella.cli.options import Detokenize
 from tessella.cli.picture_output import write_images
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Detokenize
 from tessella.errors import InputError
 from tessella.pipeline import load_saved, pick_device, require_codes
 from tessella.storage import code_store

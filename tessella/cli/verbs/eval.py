@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tessella import data, files
-from tessella.cli.options import Eval
 from tessella.cli.processes import set_threads, start_processes
 from tessella.cli.run_images import load_images
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Eval
 from tessella.errors import ArtifactError
 from tessella.evaluation import Evaluation, assess, check_comparable, compare
 from tessella.pipeline import is_bundled, load_saved, locate, write_card

@@ -14,8 +14,8 @@ import torch
 import tessella
 from tessella import config, data, files, kernel
 from tessella.cli.checks import check_output
-from tessella.cli.options import Info
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Info
 from tessella.errors import InputError
 from tessella.models import MODELS
 from tessella.pipeline import bundled

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from tessella.cli.drawing import check_drawing, draw
-from tessella.cli.options import Sample
 from tessella.cli.picture_output import provenance, write_images
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Sample
 from tessella.pipeline import DrawsImages, load_saved, pick_device, require
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessella.cli.options import Tokenize
 from tessella.cli.run_images import load_images
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Tokenize
 from tessella.pipeline import load_saved, pick_device, require_codes
 from tessella.storage import code_store, image_writer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tessella.cli import recipes
-from tessella.cli.options import Train
 from tessella.cli.run_images import or_name_the_data
 from tessella.cli.terminal import say
+from tessella.cli.verb_options import Train
 from tessella.models import MODELS
 from tessella.training import train_recipe
 
