@@ -24,7 +24,7 @@ from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
 from tessella.tokenizers.identity import IdentityTokenizer
 from tessella.tokenizers.likelihood import START, discretized_logistic
-from tessella.tokenizers.reconstruction import pad_images
+from tessella.tokenizers.reconstructing import pad_images
 from tessella.tokenizers.tokenizer import check_images, evaluating, images_at_once
 
 SAMPLES = 16

@@ -11,7 +11,7 @@ from tessella.evaluation.metrics import mean_squared_error, psnr, ssim, standard
 from tessella.pipeline import SavedModel, learned_tokenizer
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.quantizers import CodeUsage
-from tessella.tokenizers.reconstruction import ReconstructingTokenizer
+from tessella.tokenizers.reconstructing import ReconstructingTokenizer
 from tessella.tokenizers.tokenizer import channels
 
 

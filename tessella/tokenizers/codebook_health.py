@@ -1,8 +1,6 @@
-"""The codebook doctor: how the codes of a tokenizer are used, what is wrong, and what to change.
+"""The codebook doctor: what is wrong with the codes of a tokenizer, and what to change.
 
-One channel of one grid is written with one codebook: residual codes have a codebook for each depth,
-several grids at least one each. Figures are those of a whole set of images, never of a batch, which
-cannot use many codes.
+Figures are those of a whole set of images, never of a batch, which cannot use many codes.
 
 Nothing here depends on a certain quantizer: each class says for itself whether its codes are
 learned, how evenly they should be used, and what helps when they are not
@@ -11,33 +9,41 @@ learned, how evenly they should be used, and what helps when they are not
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tessella.errors import TessellaWarning
-from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, perplexity
-from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
+from tessella.tokenizers.codebook_facts import (
+    COLLAPSED,
+    FEW,
+    STEPS,
+    SURE,
+    Facts,
+    examine,
+    quantizers_of,
+    twins,
+)
 from tessella.tokenizers.tokenizer import Tokenizer
 
-FEW = 10
-"""Vectors for each code below which nothing is said of a codebook: a healthy one too would leave
-codes unused. As many must have been seen in training."""
-
-STEPS = 200
-"""Batches learned from, below which codes and encoder are still far from settled: a moving average
-with the usual decay of 0.98 has a memory of 50 batches."""
-
-COLLAPSED = 0.8
-"""Share of the vectors that one code takes from which a codebook has collapsed. A plain background
-may take a half."""
-
-SURE = 1000
-"""Vectors from which a collapse is one, also where there are few for each code."""
+__all__ = [
+    "COLLAPSED",
+    "FEW",
+    "STEPS",
+    "SURE",
+    "UNITS",
+    "Facts",
+    "Watch",
+    "diagnose",
+    "examine",
+    "quantizers_of",
+    "summarize",
+    "twins",
+    "usage_drift",
+]
 
 USED = 0.9
 """Share of the codes that a healthy codebook uses."""
@@ -45,22 +51,11 @@ USED = 0.9
 TWINS = 0.05
 """Share of the codes that may have a twin."""
 
-NEAR = 0.01
-"""Two codes are twins when nearer than this share of the distance from a code to its nearest other
-one (the upper quartile over the codes), or than a hundredth of this share of the spread of all
-codes."""
-
 RESTLESS = 0.3
 """Change of usage between two validations (total variation) from which codes are not settled."""
 
 IDLE = 0.01
 """Share of the variance below which a depth of residual codes adds nothing."""
-
-MOST_COMPARED = 2**14
-"""Codes of larger codebooks are not compared with each other."""
-
-COMPARED_AT_ONCE = 256
-"""Codes that are compared with all others at a time."""
 
 UNITS = {
     "codebook_used": ("codes used", ""),
@@ -79,273 +74,6 @@ UNITS = {
 
 COUNTED = ("codes_dead", "codes_twin")
 """Figures that are numbers of codes."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """How one codebook is used.
-
-    Args:
-        grid, depth: which codebook: grid (coarse to fine) and channel of it, from 0.
-        grids, depths: how many there are.
-        codes: in the codebook.
-        vectors: that were counted.
-        used: codes used at least once.
-        entropy_bits: of the codes' frequencies.
-        top_share: share of the vectors that the most frequent code takes.
-        quantizer: its name; empty where it is not known.
-        twins: codes that have another one so near (see :data:`NEAR`) that they say the same; None
-            where unknown.
-        variance_share: of the variance of the quantized vectors, the part that this depth carries;
-            None where the depth is 1. The depths are taken as uncorrelated.
-        usage_drift: half the sum of the absolute changes of the codes' frequencies since the last
-            look, 0 to 1.
-        reviving: whether dead codes are revived in training; None where the quantizer has no such
-            thing.
-        steps: batches that the codebook has learned from; None where unknown.
-        vectors_seen: vectors in those batches, about; None where unknown.
-    """
-
-    grid: int
-    depth: int
-    grids: int
-    depths: int
-    codes: int
-    vectors: int
-    used: int
-    entropy_bits: float
-    top_share: float
-    quantizer: str = ""
-    twins: int | None = None
-    variance_share: float | None = None
-    usage_drift: float | None = None
-    reviving: bool | None = None
-    steps: int | None = None
-    vectors_seen: float | None = None
-
-    @property
-    def used_share(self) -> float:
-        """Share of the codes used at least once."""
-        return self.used / self.codes
-
-    @property
-    def dead(self) -> int:
-        """Codes never used."""
-        return self.codes - self.used
-
-    @property
-    def perplexity(self) -> float:
-        """``2 ** entropy_bits``, in codes."""
-        return float(2**self.entropy_bits)
-
-    @property
-    def few(self) -> bool:
-        """Whether there were too few vectors to judge the codebook."""
-        return self.vectors < FEW * self.codes
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether nearly all vectors get one code, and there are too many of them for chance."""
-        return self.vectors >= SURE and self.top_share >= COLLAPSED
-
-    @property
-    def undertrained(self) -> bool:
-        """Whether training was too short to judge the codebook; false where that is unknown."""
-        if self.steps is None:
-            return False
-        if self.steps < STEPS:
-            return True
-        return self.vectors_seen is not None and self.vectors_seen < FEW * self.codes
-
-    @property
-    def name(self) -> str:
-        """Which codebook, in words, where there are several; else empty.
-
-        >>> Facts(0, 1, 2, 3, 512, 0, 0, 0.0, 0.0).name
-        'grid 0, depth 1'
-        """
-        words = []
-        if self.grids > 1:
-            words.append(f"grid {self.grid}")
-        if self.depths > 1:
-            words.append(f"depth {self.depth}")
-        return ", ".join(words)
-
-    @property
-    def quantizer_class(self) -> type[Quantizer]:
-        """The class that knows what to expect of the codes and what helps.
-
-        It is that of the default where the quantizer is not known.
-        """
-        known = QUANTIZERS.get(self.quantizer) if self.quantizer else None
-        return EMAVectorQuantizer if known is None else known
-
-
-def examine(
-    tokenizer: Tokenizer, counts: Sequence[torch.Tensor], steps: int | None = None
-) -> list[Facts]:
-    """The facts of every codebook of a tokenizer.
-
-    Args:
-        counts: how often each code was used, ``[codes]`` for each channel of each grid, coarse to
-            fine.
-        steps: batches that the tokenizer was trained on, where the caller knows; quantizers that
-            count them say it themselves.
-    """
-    grids = tokenizer.grids()
-    # Codebooks come one after the other: the depths of the first grid, then those of the next.
-    books = iter(counts)
-    facts: list[Facts] = []
-    for number, (grid, quantizer) in enumerate(zip(grids, quantizers_of(tokenizer), strict=True)):
-        counts_of_grid = [count.double().cpu() for count in itertools.islice(books, grid.channels)]
-        # Codes that were learned, [codes, dim] for each depth, to compare with each other.
-        tables: list[torch.Tensor | None] = [None] * grid.channels
-        if quantizer is not None:
-            tables = [_codes(quantizer, depth) for depth in range(grid.channels)]
-        shares = _variance_shares(counts_of_grid, tables)
-        for depth in range(grid.channels):
-            facts.append(
-                Facts(
-                    grid=number,
-                    depth=depth,
-                    grids=len(grids),
-                    depths=grid.channels,
-                    **_usage_of(counts_of_grid[depth]),
-                    **_training_of(quantizer, steps),
-                    twins=_twins_or_none(tables[depth]),
-                    variance_share=shares[depth],
-                )
-            )
-    return facts
-
-
-def _usage_of(count: torch.Tensor) -> dict[str, Any]:
-    """Those facts that follow from counts ``[codes]`` of one codebook."""
-    total = float(count.sum())
-    return {
-        "codes": len(count),
-        "vectors": int(total),
-        "used": int((count > 0).sum()),
-        "entropy_bits": float(perplexity(count).log2()),
-        "top_share": float(count.max()) / total if total else 0.0,
-    }
-
-
-def _training_of(quantizer: Quantizer | None, steps: int | None) -> dict[str, Any]:
-    """Those facts that a quantizer knows about its training."""
-    if quantizer is None:
-        return {"steps": steps}
-    # A count that is kept with the codes is right also for a model taken out of its run.
-    counted = quantizer.batches_seen
-    if counted is not None:
-        steps = counted
-    vectors = quantizer.vectors_a_batch
-    vectors_seen: float | None = None
-    if steps is not None and vectors:
-        vectors_seen = steps * vectors
-    return {
-        "quantizer": quantizer.name,
-        "reviving": _reviving(quantizer),
-        "steps": steps,
-        "vectors_seen": vectors_seen,
-    }
-
-
-def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
-    """The quantizer of each grid, coarse to fine.
-
-    They are None where the tokenizer does not have one for each. A tokenizer with several grids
-    must hold their quantizers in the order of the grids.
-    """
-    inside: set[int] = set()
-    outermost: list[Quantizer] = []
-    # Parts of a quantizer come after it, and are not quantizers of a grid themselves.
-    for module in tokenizer.modules():
-        if isinstance(module, Quantizer) and id(module) not in inside:
-            outermost.append(module)
-            inside.update(id(part) for part in module.modules())
-    grids = tokenizer.grids()
-    found = [(quantizer.levels, quantizer.depth) for quantizer in outermost]
-    wanted = [(grid.levels, grid.channels) for grid in grids]
-    if found != wanted:
-        return [None] * len(grids)
-    return list(outermost)
-
-
-def _reviving(quantizer: Quantizer) -> bool | None:
-    """Whether a quantizer, or the first part of it that could, revives dead codes."""
-    for module in quantizer.modules():
-        share = getattr(module, "revive", None)
-        if share is not None:
-            return bool(share)
-    return None
-
-
-@torch.no_grad()
-def _codes(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
-    """The codes of one depth, float64 ``[codes, dim]``, up to a shift that all share.
-
-    They are None where they are not compared.
-    """
-    if not quantizer.learns_codes or quantizer.levels > MOST_COMPARED:
-        return None
-    device = torch.device("cpu")
-    for tensor in itertools.chain(quantizer.parameters(), quantizer.buffers()):
-        device = tensor.device
-        break
-    # All codes of this depth, each with the first codes of the others.
-    symbols = torch.zeros(quantizer.levels, quantizer.depth, dtype=torch.int64, device=device)
-    symbols[:, depth] = torch.arange(quantizer.levels, device=device)
-    return quantizer.decode(symbols).double().cpu()
-
-
-def _spread(codes: torch.Tensor) -> float:
-    """Root mean square distance of codes ``[codes, dim]`` from their mean."""
-    return float((codes - codes.mean(0)).square().sum(1).mean().sqrt())
-
-
-def twins(codes: torch.Tensor) -> int:
-    """How many of the codes ``[codes, dim]`` have a twin; see :data:`NEAR`.
-
-    >>> twins(torch.tensor([[0.0], [0.001], [1.0], [2.0], [3.0]]))
-    2
-    """
-    centred = codes.double() - codes.double().mean(0)
-    squares = centred.square().sum(1)
-    distances = torch.empty(len(codes), dtype=torch.float64)
-    for rows in torch.arange(len(codes)).split(COMPARED_AT_ONCE):
-        # |a - b|^2 = a^2 + b^2 - 2 a.b, where a code is not compared with itself
-        found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
-        found[torch.arange(len(rows)), rows] = torch.inf
-        distances[rows] = found.min(1).values.clamp_min(0).sqrt()
-    # The quartile is 0 where most codes have a twin; then the spread of all sets the scale.
-    near = max(NEAR * float(distances.quantile(0.75)), 0.01 * NEAR * _spread(centred))
-    return int((distances <= near).sum())
-
-
-def _twins_or_none(codes: torch.Tensor | None) -> int | None:
-    return None if codes is None else twins(codes)
-
-
-def _variance_shares(
-    counts: Sequence[torch.Tensor], tables: Sequence[torch.Tensor | None]
-) -> list[float | None]:
-    """The share of each depth in the variance of the quantized vectors.
-
-    It is that of the depth's codes, weighted by use, in the sum over depths.
-    """
-    unknown: list[float | None] = [None] * len(counts)
-    if len(counts) < 2:
-        return unknown
-    variances: list[float] = []
-    for count, table in zip(counts, tables, strict=True):
-        if table is None:
-            return unknown
-        weights = (count / count.sum().clamp_min(1)).unsqueeze(1)  # [codes, 1]
-        mean = (weights * table).sum(0)  # [dim]
-        variances.append(float((weights * (table - mean).square()).sum()))
-    total = sum(variances)
-    return [part / total if total > 0 else 0.0 for part in variances]
 
 
 class Watch:

@@ -8,7 +8,7 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
-from tessella.tokenizers.reconstruction import (
+from tessella.tokenizers.reconstructing import (
     MOST_BLOCKS,
     MOST_DOWNSAMPLE,
     MOST_WIDTH,

@@ -8,7 +8,7 @@ import torch
 
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import PlainValues, check_count
-from tessella.tokenizers.reconstruction import (
+from tessella.tokenizers.reconstructing import (
     MOST_BLOCKS,
     MOST_WIDTH,
     CodebookOptions,
@@ -42,7 +42,7 @@ class VQVAE(SingleGridTokenizer):
         codes: number and length of the codes, and the quantizer;
             :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
         likelihood: ``mse`` or ``logistic`` to state probabilities of pixels, see
-            :meth:`~tessella.tokenizers.reconstruction.ReconstructingTokenizer.log_likelihood`.
+            :meth:`~tessella.tokenizers.reconstructing.ReconstructingTokenizer.log_likelihood`.
 
     Raises:
         ConfigError: when an argument is out of range.

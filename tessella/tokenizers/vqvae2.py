@@ -16,7 +16,7 @@ from tessella.grid import Grid
 from tessella.tokenizers.autoencoder import AutoencoderBlock, Decoder
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.quantizers import QuantizerOutput
-from tessella.tokenizers.reconstruction import (
+from tessella.tokenizers.reconstructing import (
     MOST_BLOCKS,
     MOST_WIDTH,
     CodebookOptions,

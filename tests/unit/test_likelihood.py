@@ -12,7 +12,7 @@ from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2
 from tessella.tokenizers import create_tokenizer
 from tessella.tokenizers.likelihood import PixelLikelihood, discretized_logistic
-from tessella.tokenizers.reconstruction import ReconstructingTokenizer
+from tessella.tokenizers.reconstructing import ReconstructingTokenizer
 
 VALUES = torch.arange(256)
 KINDS = ["mse", "logistic"]

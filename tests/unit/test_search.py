@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -171,3 +173,19 @@ def test_torch_compile_leaves_search_and_sums_alone() -> None:
         return total + 1
 
     torch.testing.assert_close(torch.compile(sums, backend="aot_eager")(vectors), sums(vectors))
+
+
+def test_importing_the_search_does_not_import_the_compiler_of_torch() -> None:
+    code = "import sys, tessella.tokenizers; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_compiled_search_is_one_graph() -> None:
+    vectors = some(100, 6)
+    codebook = some(20, 6, seed=1)
+
+    def symbols(vectors: torch.Tensor) -> torch.Tensor:
+        return search.nearest(2 * vectors, codebook)[0] + 1
+
+    compiled = torch.compile(symbols, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(vectors), symbols(vectors))
