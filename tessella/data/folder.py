@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tessella.config import DataConfig
+from tessella.data.archive import open_archive
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
 from tessella.data.decoded_cache import Writer, digest, stored
 from tessella.data.image_files import Files, decode_files
@@ -168,7 +169,7 @@ def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
     if place.is_dir():
         return nullcontext()
     try:
-        return zipfile.ZipFile(place)
+        return open_archive(place)
     except READ_ERRORS as error:
         raise DataError(
             f"folder:PATH takes a folder or a .zip file, and {place} is neither: {one_line(error)}"

@@ -11,8 +11,8 @@ import PIL
 from PIL import Image, ImageOps
 
 from tessella.config import DataConfig
-from tessella.data.decode import with_channels
 from tessella.data.image_set import Images
+from tessella.data.pixel_conversion import with_channels
 from tessella.data.splits import ALL, SPLITS
 from tessella.errors import ConfigError, InputError
 
