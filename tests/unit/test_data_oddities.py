@@ -20,9 +20,10 @@ from handmade import png, tiff
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data import ImageSet, image_files, load
+from tessella.data import ImageSet, image_files, load, pixel_conversion
 from tessella.data import decode as decode_module
 from tessella.data.decode import UnusableImage, begin, decode
+from tessella.data.formats import jpeg
 from tessella.errors import DataError, InputError
 
 RANDOM = np.random.default_rng(8)
@@ -34,7 +35,7 @@ INDEX = RANDOM.integers(0, 4, (6, 8), dtype=np.uint8)
 WHITE = np.full((6, 8, 3), 255, np.uint8)
 BIG = Image.fromarray(RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8))
 needs_simplejpeg = pytest.mark.skipif(
-    decode_module.simplejpeg is None, reason="simplejpeg is not installed"
+    jpeg.simplejpeg is None, reason="simplejpeg is not installed"
 )
 
 
@@ -234,7 +235,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
 }
 """Content, and the reason it is skipped for."""
-if decode_module.simplejpeg is not None:
+if jpeg.simplejpeg is not None:
     BAD["closed.jpg"] = (
         LARGE_JPEG[:-1500] + b"\xff\xd9",
         "damaged: Corrupt JPEG data: premature end",
@@ -514,10 +515,10 @@ def test_images_are_rebuilt_in_bands_to_the_same_pixels(
     monkeypatch: pytest.MonkeyPatch, spooled: bool
 ) -> None:
     whole = {name: np.asarray(decode(io.BytesIO(case[0]), 3)) for name, case in GOOD.items()}
-    monkeypatch.setattr(decode_module, "_BAND", 11)
+    monkeypatch.setattr(pixel_conversion, "BAND", 11)
     if spooled:
         monkeypatch.setattr(decode_module, "MAX_MEMORY", 2)
-        monkeypatch.setattr(decode_module, "_check_memory", lambda image, size: None)
+        monkeypatch.setattr(decode_module, "_check_memory", lambda image, need: None)
     for name, expected in whole.items():
         np.testing.assert_array_equal(
             np.asarray(decode(io.BytesIO(GOOD[name][0]), 3)), expected, err_msg=name
@@ -536,7 +537,8 @@ def test_photographs_of_50_megapixels_fit_where_the_format_allows(kind: str, fit
         )
     )
     image._size = (8688, 5792)  # type: ignore[attr-defined]
-    check = functools.partial(decode_module._check_memory, image, 25_000_000)
+    need = decode_module._memory(image, 25_000_000, None)
+    check = functools.partial(decode_module._check_memory, image, need)
     if fits:
         return check()
     with pytest.raises(UnusableImage, match="8688x5792 pixels of this .* MB to decode"):
@@ -558,7 +560,7 @@ def test_pillow_warns_of_nothing(tmp_path: Path) -> None:
 
 
 def test_jpeg_files_are_read_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     np.testing.assert_array_equal(np.asarray(decode(io.BytesIO(JPEG), 3)), JPEG_PIXELS)
 
 
@@ -571,7 +573,7 @@ def test_complaints_of_simplejpeg_about_anything_but_damage_are_left_to_pillow(
         def decode_jpeg(*_: Any, **__: Any) -> None:
             raise ValueError("Unsupported JPEG process: SOF type 0xc9")
 
-    monkeypatch.setattr(decode_module, "simplejpeg", Refusing)
+    monkeypatch.setattr(jpeg, "simplejpeg", Refusing)
     np.testing.assert_array_equal(np.asarray(decode(io.BytesIO(JPEG), 3)), JPEG_PIXELS)
 
 
