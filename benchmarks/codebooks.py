@@ -1,8 +1,8 @@
 """Every quantizer in one VQ-VAE at equal bits, and the health of ``vq-ema`` codebooks, on CIFAR-10.
 
-    python benchmarks/codebooks.py --minutes 10                  # the table, and
-    results/codebooks.json python benchmarks/codebooks.py --steps 2000 --only fsq       # one row
-    python benchmarks/codebooks.py --health --minutes 20         # vq-ema with 512 and 4096 codes
+    python benchmarks/codebooks.py --minutes 10            # the table: results/codebooks.json
+    python benchmarks/codebooks.py --steps 2000 --only fsq # one row
+    python benchmarks/codebooks.py --health --minutes 20   # vq-ema with 512 and 4096 codes
 
 Each row is trained in a process of its own: the same encoder and decoder (the sizes and training
 options of the recipe ``cifar10-vqvae``), the same images and seed, the same steps or minutes, 64
@@ -221,8 +221,10 @@ def shown(row: Mapping[str, Any]) -> str:
         return f"{row['name']:36} failed: {row['failed']}"
     error = row["psnr_db_se"]
     return (
-        f"{row['name']:36} {row['psnr_db']:.3f} ± {error:.3f} dB, {row['usage']:6.1%} used, perplexity "
-        f"{_mean(row['code_perplexity']):7.1f} ({_mean(row['code_perplexity_share']):.3f} of the codes), "
+        f"{row['name']:36} {row['psnr_db']:.3f} ± {error:.3f} dB, {row['usage']:6.1%} used, "
+        "perplexity "
+        f"{_mean(row['code_perplexity']):7.1f} ({_mean(row['code_perplexity_share']):.3f} of the "
+        "codes), "
         f"{row['seconds_a_step']:.4f} s a step, {row['steps']} steps"
     )
 

@@ -276,7 +276,8 @@ def main() -> None:
     for kind, counts in row["formats"].items():
         print(f"{kind:17}", ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     print(
-        f"slowest {row['slowest']['seconds']:.3f} s CPU, greatest memory {row['greatest']['peak_mb']:.0f} MB"
+        f"slowest {row['slowest']['seconds']:.3f} s CPU, greatest memory "
+        f"{row['greatest']['peak_mb']:.0f} MB"
     )
     print(
         f"crashes {row['crashes']}, unreported {row['unreported']}; as one folder: {row['folder']}"

@@ -1,9 +1,7 @@
-"""Every registered density model, small: what a minute on the digits gives, and what a training
-step costs.
+"""Every registered density model, small: what a minute of training gives, what a step costs.
 
-    python benchmarks/families.py smoke [--minutes 1] [--models made lstm]    #
-    results/families.json, pictures python benchmarks/families.py cost [--models transformer]
-    # results/cost.json
+    python benchmarks/families.py smoke [--minutes 1] [--models made lstm]  # results/families.json
+    python benchmarks/families.py cost [--models transformer]               # results/cost.json
 
 ``smoke`` trains each model at its default sizes for the same minutes on the 8x8 digits with the
 same options, scores the test digits, draws samples, and times cached steps. It is a smoke test, no

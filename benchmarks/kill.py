@@ -153,7 +153,8 @@ def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict
     seconds = time.perf_counter() - started
     expected, rows = left(folder / "straight"), []
     print(
-        f"{variant}: {len(expected['log'])} log lines, {len(expected['checkpoint'])} tensors, {seconds:.1f} s a run"
+        f"{variant}: {len(expected['log'])} log lines, {len(expected['checkpoint'])} tensors, "
+        f"{seconds:.1f} s a run"
     )
     print(f"{'trial':>5} {'kills':>5} {'inside a write':>14} {'before a checkpoint':>19}  same")
     for trial in range(chosen.trials):
@@ -171,7 +172,10 @@ def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict
                 "differs": differs,
             }
         )
-        cells = f"{counted['kills']:5} {counted['inside_a_write']:14} {counted['before_the_first_checkpoint']:19}"
+        cells = (
+            f"{counted['kills']:5} {counted['inside_a_write']:14} "
+            f"{counted['before_the_first_checkpoint']:19}"
+        )
         print(
             f"{trial:5} {cells}  {'differs: ' + ', '.join(differs) if differs else 'yes'}",
             flush=True,

@@ -1,9 +1,8 @@
 """Models on named data: cells of model, data and budget, each trained once, scored and timed.
 
-    python benchmarks/likelihood.py list                       # which cells are done, begun, to do
-    python benchmarks/likelihood.py run 'binary-mnist/*'       # in turn; interrupt at will and run
-    again to go on python benchmarks/likelihood.py probe binary-mnist/made
-    train.learning_rate=1e-3,3e-3 --minutes 2
+    python benchmarks/likelihood.py list                  # which cells are done, begun, to do
+    python benchmarks/likelihood.py run 'binary-mnist/*'  # in turn; continues after an interruption
+    python benchmarks/likelihood.py probe binary-mnist/made train.learning_rate=1e-3,3e-3
 
 ``benchmarks/likelihood.toml`` lists the cells. Each trains in ``runs/likelihood/TABLE/CELL``, goes
 on there from its last checkpoint, and writes ``results/likelihood/TABLE/CELL.json`` when it is

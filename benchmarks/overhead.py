@@ -186,7 +186,8 @@ def main() -> None:
         row = measure(chosen, Path(folder))
     print(
         f"bare {row['bare_ms_a_step']:.2f} ms a step, ours {row['ours_ms_a_step']:.2f} ms: "
-        f"overhead {row['overhead']:+.2%}, with the validation's evaluation {row['overhead_with_validation']:+.2%}"
+        f"overhead {row['overhead']:+.2%}, with the validation's evaluation "
+        f"{row['overhead_with_validation']:+.2%}"
     )
     print(
         ", ".join(f"{name} {value:.1f} ms" for name, value in row["ms_a_round"].items()), "a round"

@@ -120,7 +120,8 @@ def main() -> None:
         wide, passes = row["float64"], row["float64"]["passes_share_of_symbols"]
         print(
             f"{row['run']}: {wide['symbols_that_differ']} symbols differ in float64, "
-            f"{row['float32']['symbols_that_differ']} in float32; {wide['passes_mean']:.1f} passes, {passes:.1%} of "
+            f"{row['float32']['symbols_that_differ']} in float32; {wide['passes_mean']:.1f} "
+            f"passes, {passes:.1%} of "
             f"{row['symbols']} symbols; "
             + "; ".join(
                 f"batch {b}: {row[f'batch_{b}']['parallel_over_cached']:.1f} times the seconds"

@@ -1,12 +1,13 @@
-"""Exact sampling of every family: naive, cached, with the compiled kernel; peers; and how far it is
-from the floor.
+"""Exact sampling of every family: naive, cached and compiled, peers, and the distance to the floor.
 
-    python benchmarks/sampling.py                                  # everything; hours. Rows go to
-    results/sampling.json python benchmarks/sampling.py --work transformer --batches 1 8 --rounds 3
-    # a part: its rows are replaced PEERS_DIR=checkouts python benchmarks/sampling.py --work
-    gated-pixelcnn          # with the samplers of others python benchmarks/sampling.py --growth
-    # results/growth.json: from 16x16 to 256x256 python benchmarks/sampling.py --big
-    # one 256x256x3 image, proven by a replay
+    python benchmarks/sampling.py                                  # everything: hours
+    python benchmarks/sampling.py --work transformer --batches 1  # a part; replaces its rows
+    PEERS_DIR=checkouts python benchmarks/sampling.py              # with the samplers of others
+    python benchmarks/sampling.py --growth                         # from 16x16 to 256x256
+    python benchmarks/sampling.py --big                            # one 256x256x3 image, replayed
+
+Rows go to ``results/sampling.json``, those of ``--growth`` and ``--big`` to another file,
+``results/growth.json``.
 
 A *step* is one symbol of the whole batch, its draw included. All ways of sampling are timed in turn
 and reported by medians. Whole images are drawn where the cached steps of one take less than
@@ -253,7 +254,8 @@ def line(row: dict[str, Any]) -> str:
         f"; {p['name']} {p['ms_a_step']:.1f} ms, {p['over_ours']:.1f}x ours" for p in row["peers"]
     )
     return (
-        f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is {row['naive_over_ours']:.0f}x; "
+        f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is "
+        f"{row['naive_over_ours']:.0f}x; "
         f"{row['pixels_a_second']:.0f} pixels/s; of the floor {shares}{others}; "
         f"{row['symbols_that_differ']} of {row['symbols_replayed']} symbols differ"
         + "".join(f"; no peer ({why})" for why in row["peers_missing"])

@@ -33,9 +33,15 @@ from harness import importing
 from torch import nn
 
 ABSENT = (
-    "torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.datasets.vision",
-    "torchvision.transforms", "sklearn", "sklearn.datasets", "torch.utils.tensorboard",
-)  # fmt: skip
+    "torchvision",
+    "torchvision.datasets",
+    "torchvision.datasets.utils",
+    "torchvision.datasets.vision",
+    "torchvision.transforms",
+    "sklearn",
+    "sklearn.datasets",
+    "torch.utils.tensorboard",
+)
 
 
 @dataclass
@@ -192,7 +198,10 @@ def pixelsnail(folder: Path) -> Callable[[int], Peer]:
                 ).squeeze(-1)
 
         places = ", ".join(map(str, rows))
-        what = f"PixelSNAIL, 256 channels, a pass over the rows so far for every code; codes of rows {places} timed"
+        what = (
+            "PixelSNAIL, 256 channels, a pass over the rows so far for every code; codes of rows "
+            f"{places} timed"
+        )
         return Peer("vq-vae-2-pytorch", what, act, len(rows), 1024, _size(model))
 
     return peer

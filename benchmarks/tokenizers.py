@@ -85,9 +85,15 @@ def step_of(model: nn.Module, loss: Callable[[], torch.Tensor], fused: bool) -> 
 
 def our_vqvae(x: torch.Tensor, compiled: bool = False, bf16: bool = False) -> tuple[nn.Module, Act]:
     model = ts.create_tokenizer(
-        "vqvae", image_size=(32, 32), channels=3, codebook_size=CODES, hidden=HIDDEN, code_dim=CODE_DIM,
-        downsample=2**STAGES, residual_blocks=BLOCKS,
-    )  # fmt: skip
+        "vqvae",
+        image_size=(32, 32),
+        channels=3,
+        codebook_size=CODES,
+        hidden=HIDDEN,
+        code_dim=CODE_DIM,
+        downsample=2**STAGES,
+        residual_blocks=BLOCKS,
+    )
     if compiled:
         for net in TokenizerTask(model).networks():
             net.compile()
@@ -173,7 +179,7 @@ def vqvae(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 # ---- a VQGAN
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def our_vqgan(image: torch.Tensor) -> tuple[nn.Module, Act, Act]:
@@ -202,11 +208,17 @@ def taming(folder: Path, image: torch.Tensor) -> tuple[nn.Module, Act, Act]:
         "attn_resolutions": [16],
         "dropout": 0.0,
     }
-    model = nn.ModuleDict({
-        "encoder": parts.Encoder(**sizes), "decoder": parts.Decoder(**sizes), "to_code": nn.Conv2d(256, 256, 1),
-        "from_code": nn.Conv2d(256, 256, 1),
-        "quantizer": quantizer(1024, 256, 0.25, remap=None, sane_index_shape=True, legacy=False),
-    }).eval()  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "encoder": parts.Encoder(**sizes),
+            "decoder": parts.Decoder(**sizes),
+            "to_code": nn.Conv2d(256, 256, 1),
+            "from_code": nn.Conv2d(256, 256, 1),
+            "quantizer": quantizer(
+                1024, 256, 0.25, remap=None, sane_index_shape=True, legacy=False
+            ),
+        }
+    ).eval()
 
     def encode() -> torch.Tensor:
         codes = model["quantizer"](model["to_code"](model["encoder"](2 * image - 1)))
@@ -272,7 +284,7 @@ def vqgan(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 # ---- both
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def timed(
@@ -296,7 +308,8 @@ def timed(
             else ""
         )
         print(
-            f"{what:14} {name:24} {times['median']:7.3f} s ({times['least']:.3f} to {times['greatest']:.3f}) {speed}"
+            f"{what:14} {name:24} {times['median']:7.3f} s ({times['least']:.3f} to "
+            f"{times['greatest']:.3f}) {speed}"
         )
     return rows
 

@@ -52,9 +52,15 @@ def _format(model: nn.Module) -> torch.memory_format:
 def peer(folder: Path) -> Callable[[], nn.Module]:
     """The peer's class, with stand-ins for what its package imports and this work does not use."""
     for name in (
-        "torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.datasets.vision",
-        "torchvision.transforms", "sklearn", "sklearn.datasets", "torch.utils.tensorboard",
-    ):  # fmt: skip
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.datasets.utils",
+        "torchvision.datasets.vision",
+        "torchvision.transforms",
+        "sklearn",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+    ):
         sys.modules.setdefault(name, StandIn(name))
     sys.path.insert(0, str(folder))
     from pytorch_generative import models

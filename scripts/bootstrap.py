@@ -51,7 +51,8 @@ try:
     found["home"] = os.path.dirname(os.path.dirname(os.path.abspath(torch.__file__)))
 except Exception as error:
     found["error"] = "%s: %s" % (type(error).__name__, error)
-folders = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)]
+names = ("site-packages", "dist-packages")
+folders = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
 found["folders"] = sorted(set(folders), key=folders.index)
 print(json.dumps(found))
 """
@@ -66,9 +67,10 @@ def python_problem(version: "tuple[int, ...]") -> str:
     """Why this Python cannot run Tessella, in one line; empty if it can."""
     if version >= LEAST_PYTHON:
         return ""
-    return "Tessella needs Python {}.{} or newer and this is {}; give another one: make demo PYTHON=python3.12".format(
-        *LEAST_PYTHON, ".".join(str(part) for part in version[:3])
-    )
+    least = ".".join(str(part) for part in LEAST_PYTHON)
+    found = ".".join(str(part) for part in version[:3])
+    way_out = "give another one: make demo PYTHON=python3.12"
+    return f"Tessella needs Python {least} or newer and this is {found}; {way_out}"
 
 
 def recent_enough(torch: str) -> bool:
@@ -232,9 +234,8 @@ def install(group: str) -> None:
     if (after["torch"], after["home"]) != (before["torch"], before["home"]):
         raise SetupError(
             "installing the dependencies changed torch from {torch} in {home}".format(**before)
-            + " to {torch} in {home} {error}\nDelete .venv and report which package asked for it.".format(
-                **after
-            )
+            + " to {torch} in {home} {error}\n".format(**after)
+            + "Delete .venv and report which package asked for it."
         )
 
 
@@ -249,7 +250,8 @@ def install_torch() -> None:
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
     if sys.platform == "linux" and not nvidia and not index:
         say(
-            "  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without CUDA, which is smaller"
+            "  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without "
+            "CUDA, which is smaller"
         )
     pip(f"torch {TORCH}", *(["--extra-index-url", index] if index else []), f"torch=={TORCH}")
 
@@ -262,7 +264,8 @@ def link_package() -> None:
     except SetupError:
         (packages() / "tessella.pth").write_text(f"{ROOT}\n", encoding="utf-8")
         say(
-            f"  pip cannot build the package here, so there is no `tessella` command: use `{PYTHON} -m tessella`"
+            "  pip cannot build the package here, so there is no `tessella` command: use "
+            f"`{PYTHON} -m tessella`"
         )
 
 
@@ -271,7 +274,10 @@ def pip(what: str, *arguments: str) -> None:
     command = [str(PYTHON), "-m", "pip"]
     if not works([*command, "--version"]):
         command = [sys.executable, "-m", "pip", "--python", str(PYTHON)]
-    hint = "Without a package index, `PYTHONPATH=. python3 -m tessella` runs on what that Python already has."
+    hint = (
+        "Without a package index, `PYTHONPATH=. python3 -m tessella` runs on what that Python "
+        "already has."
+    )
     run([*command, "install", *arguments], f"pip could not install {what}", hint)
 
 

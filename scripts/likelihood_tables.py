@@ -65,17 +65,19 @@ def binary_mnist() -> str:
     cells = []
     for row in there:
         test, drawn = row["test"], row["seconds_an_image"]
-        cells.append([
-            f"`{row['cell']}`",
-            sizes(row),
-            f"{row['parameters']:,}",
-            f"{row['minutes']:.0f}",
-            f"{row['machine_gigaflops']:.0f}" if "machine_gigaflops" in row else "–",
-            epochs(row),
-            f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f}",
-            PUBLISHED.get(row["cell"], "–"),
-            f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
-        ])  # fmt: skip
+        cells.append(
+            [
+                f"`{row['cell']}`",
+                sizes(row),
+                f"{row['parameters']:,}",
+                f"{row['minutes']:.0f}",
+                f"{row['machine_gigaflops']:.0f}" if "machine_gigaflops" in row else "–",
+                epochs(row),
+                f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f}",
+                PUBLISHED.get(row["cell"], "–"),
+                f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
+            ]
+        )
     titles = [
         "cell",
         "sizes",
@@ -120,8 +122,15 @@ def minutes() -> str:
             for m in budgets
         ]
         drawn = last["seconds_an_image"]
-        cells.append([f"`{name}`", f"{last['parameters']:,}", *bits, f"{last['epochs']:,.0f}",
-                      *(short(1000 * drawn[n]) for n in ("1", "16"))])  # fmt: skip
+        cells.append(
+            [
+                f"`{name}`",
+                f"{last['parameters']:,}",
+                *bits,
+                f"{last['epochs']:,.0f}",
+                *(short(1000 * drawn[n]) for n in ("1", "16")),
+            ]
+        )
     titles = [
         "model",
         "parameters",
@@ -129,7 +138,10 @@ def minutes() -> str:
         f"epochs in {budgets[-1]:g} min",
     ]
     titles += ["ms an image, 1 at a time", "16 at a time"]
-    return f"{table(titles, cells)}\n\n*Test bits/dim ± se of {there[0]['test']['images']} digits; {origin(there)}*"
+    return (
+        f"{table(titles, cells)}\n\n*Test bits/dim ± se of {there[0]['test']['images']} digits; "
+        f"{origin(there)}*"
+    )
 
 
 def heads() -> str:
@@ -145,12 +157,19 @@ def heads() -> str:
             if base and name != "categorical":
                 mean, error = paired(row, base)
                 difference = f"{mean:+.4f} ± {error:.4f}"
-            cells.append([
-                data, f"{row['train_images']:,}", f"`{name}`", epochs(row),
-                f"{test['bits_per_dim']:.3f} ± {mean_of(row['each_image'])[1]:.3f}", difference,
-                f"{100 * near[middle]:.2f} %", f"{100 * (near[middle - 1] + near[middle + 1]):.2f} %",
-                f"{100 * (sum(near[middle - 4 : middle + 5]) - near[middle]):.1f} %",
-            ])  # fmt: skip
+            cells.append(
+                [
+                    data,
+                    f"{row['train_images']:,}",
+                    f"`{name}`",
+                    epochs(row),
+                    f"{test['bits_per_dim']:.3f} ± {mean_of(row['each_image'])[1]:.3f}",
+                    difference,
+                    f"{100 * near[middle]:.2f} %",
+                    f"{100 * (near[middle - 1] + near[middle + 1]):.2f} %",
+                    f"{100 * (sum(near[middle - 4 : middle + 5]) - near[middle]):.1f} %",
+                ]
+            )
     if not cells:
         return NOTHING
     titles = [
@@ -166,7 +185,10 @@ def heads() -> str:
         dict.fromkeys(f"{row['settings']['train']['minutes']:g} minutes" for row in there)
     )
     tests = " and ".join(dict.fromkeys(_tests(row) for row in there))
-    return f"{table(titles, cells)}\n\n*{each} each, batch and rate the same; tested on {tests}; {origin(there)}*"
+    return (
+        f"{table(titles, cells)}\n\n*{each} each, batch and rate the same; tested on {tests}; "
+        f"{origin(there)}*"
+    )
 
 
 def _tests(row: Row) -> str:
@@ -185,13 +207,22 @@ def codes() -> str:
         for row in (of[cell] for cell in ("pixels", "codes") if cell in of):
             there.append(row)
             drawn = row["seconds_an_image"]
-            cells.append([
-                f"{title}, {row['images']:,}", row["cell"], row["model"].replace(" + ", ", "), f"{row['symbols']:,}",
-                f"{row['all_minutes']:.1f}", f"{row['parameters']:,}",
-                f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± {row['bits_per_dim_se']:.3f}",
-                short(row["code_bits"]), short(row["pixel_bits"]), short(row["psnr_db"]),
-                f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
-            ])  # fmt: skip
+            cells.append(
+                [
+                    f"{title}, {row['images']:,}",
+                    row["cell"],
+                    row["model"].replace(" + ", ", "),
+                    f"{row['symbols']:,}",
+                    f"{row['all_minutes']:.1f}",
+                    f"{row['parameters']:,}",
+                    f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± "
+                    f"{row['bits_per_dim_se']:.3f}",
+                    short(row["code_bits"]),
+                    short(row["pixel_bits"]),
+                    short(row["psnr_db"]),
+                    f"{1000 * drawn['1']:.3g}, {1000 * drawn['16']:.3g}",
+                ]
+            )
     if not cells:
         return NOTHING
     titles = [
@@ -272,7 +303,10 @@ def _machine(hardware: dict[str, Any]) -> str:
         hardware["threads"],
         f" with {hardware['instructions']}" if "instructions" in hardware else "",
     )
-    return f"{threads} thread{'s' * (threads > 1)} of {hardware['cpu']}{with_}, torch {hardware['torch']}"
+    return (
+        f"{threads} thread{'s' * (threads > 1)} of {hardware['cpu']}{with_}, torch "
+        f"{hardware['torch']}"
+    )
 
 
 def _bits(row: Row) -> float:

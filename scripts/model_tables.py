@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def families(found: dict[str, Any]) -> str:
     """A minute of every family on the digits."""
     lines = [
-        "| model | parameters | s an epoch, all in | test bits/dim ± se | steps/s, 1 image | steps/s, 64 images |"
+        "| model | parameters | s an epoch, all in | test bits/dim ± se | steps/s, 1 image | "
+        "steps/s, 64 images |"
     ]
     lines += ["|---|---|---|---|---|---|"]
     for row in found["rows"]:
@@ -82,7 +83,8 @@ def training(found: dict[str, Any]) -> str:
         t = row["seconds"]
         counts = [f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "gflop")]
         lines.append(
-            f"| {row['name']} | {t['median']:.2f} ({t['least']:.2f} to {t['greatest']:.2f}) | {' | '.join(counts)} |"
+            f"| {row['name']} | {t['median']:.2f} ({t['least']:.2f} to {t['greatest']:.2f}) | "
+            f"{' | '.join(counts)} |"
         )
     names = {"compiled": "the peer's time where both are compiled"}
     against = ", ".join(
@@ -105,7 +107,10 @@ def _origin(found: dict[str, Any]) -> str:
     commits = dict.fromkeys(
         [*(row["commit"] for row in found["rows"] if "commit" in row), found["commit"]]
     )
-    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {', '.join(commits)}"
+    return (
+        f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit "
+        f"{', '.join(commits)}"
+    )
 
 
 TABLES = {"families": families, "cost": cost, "training": training}

@@ -52,7 +52,10 @@ def origin(found: Found, rows: Sequence[Found]) -> str:
     """What the figures were measured with."""
     hardware = found["hardware"]
     commits = dict.fromkeys(str(row.get("commit", found["commit"])) for row in rows)
-    return f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit {', '.join(commits)}"
+    return (
+        f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit "
+        f"{', '.join(commits)}"
+    )
 
 
 def measured(found: Found) -> list[Found]:
@@ -72,8 +75,10 @@ def machine(found: Found) -> str:
                 [["GB/s read", *(f"{speed:.0f}" for speed in speeds.values())]],
             )
             facts = (
-                f"Products of matrices: {row['gigaflops']:.0f} GFLOP/s in float32. A small product takes "
-                f"{row['product_us']:.1f} µs, a small elementwise call {row['elementwise_us']:.1f} µs."
+                f"Products of matrices: {row['gigaflops']:.0f} GFLOP/s in float32. A small "
+                "product takes "
+                f"{row['product_us']:.1f} µs, a small elementwise call "
+                f"{row['elementwise_us']:.1f} µs."
             )
             return f"{text}\n\n{facts}\n\n*{origin(found, [row])}*"
     return NOTHING
@@ -206,7 +211,10 @@ def growth(found: Found) -> str:
     cells = [
         [str(row["side"]), str(row["batch"]), *(_pixel(row, name) for name in WAYS)] for row in rows
     ]
-    sizes = f"{rows[0]['model']} {_sizes(rows[0] | {'work': rows[0]['model'], 'head': 'categorical'})}, 256 levels"
+    sizes = (
+        f"{rows[0]['model']} "
+        f"{_sizes(rows[0] | {'work': rows[0]['model'], 'head': 'categorical'})}, 256 levels"
+    )
     return f"{table(titles, cells)}\n\n*{sizes}; {origin(found, rows)}*"
 
 
@@ -229,7 +237,8 @@ def big(found: Found) -> str:
             proof = "It was not replayed: memory."
             if "symbols_that_differ" in row:
                 proof = (
-                    f"Of its symbols {row['symbols_that_differ']:,} differ in a replay, one pass of "
+                    f"Of its symbols {row['symbols_that_differ']:,} differ in a replay, one pass "
+                    "of "
                     f"{short(row['replay_seconds'])} s."
                 )
             sentences.append(f"{drawn} {proof} *{origin(found, [row])}*")
@@ -254,7 +263,10 @@ def parallel(found: Found) -> str:
     cells = []
     for row in rows:
         wide, single = row["float64"], row["float32"]
-        passes = f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}, at most {wide['passes_greatest']}"
+        passes = (
+            f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}, at most "
+            f"{wide['passes_greatest']}"
+        )
         cell = [
             row["run"],
             row["model"],
@@ -269,9 +281,12 @@ def parallel(found: Found) -> str:
             cell += [short(row[batch][name]) for name in ("cached_s", "parallel_s")]
         cells.append([*cell, row["auto"]])
     text = (
-        "The noise of every symbol is fixed beforehand, so that whole passes over the grid, each from what the one "
-        'before has drawn, end where the walk would: a sample of `method="parallel"` is that of `method="cached"`. '
-        "Passes are counted in float64. On a CPU a pass costs too much for most families; `auto` therefore takes "
+        "The noise of every symbol is fixed beforehand, so that whole passes over the grid, each "
+        "from what the one "
+        'before has drawn, end where the walk would: a sample of `method="parallel"` is that of '
+        '`method="cached"`. '
+        "Passes are counted in float64. On a CPU a pass costs too much for most families; `auto` "
+        "therefore takes "
         "cached steps, but for MADE on two levels, whose step costs a good part of a pass."
     )
     return f"## Parallel decoding\n\n{text}\n\n{table(titles, cells)}\n\n*{origin(found, rows)}*"

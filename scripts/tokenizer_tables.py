@@ -51,7 +51,10 @@ def quantizers() -> str:
     ours = [row for row in rows if "differ" in row]
     differ, checked = sum(row["differ"] for row in ours), sum(row["checked"] for row in ours)
     note = f"Of {checked:,} codes checked against a search in float64, {differ} differ (near-ties)."
-    made = f"*{origin(results, rows)}; `benchmarks/quantizers.py`; memory is beyond what the vectors take.*"
+    made = (
+        f"*{origin(results, rows)}; `benchmarks/quantizers.py`; memory is beyond what the vectors "
+        "take.*"
+    )
     return f"{body}\n\n{note}\n\n{made}"
 
 
@@ -105,7 +108,8 @@ def bounds() -> str:
                 row["model"],
                 short(row.get("minutes")),
                 str(row.get("symbols") or "–"),
-                f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± {row['bits_per_dim_se']:.3f}",
+                f"{'' if row['exact'] else '≤ '}{row['bits_per_dim']:.3f} ± "
+                f"{row['bits_per_dim_se']:.3f}",
                 short(row["code_bits"]),
                 short(row["pixel_bits"]),
                 short(row["psnr_db"]),
@@ -125,7 +129,8 @@ def bounds() -> str:
             "ms an image",
         ]
         texts.append(
-            f"**{title}, {rows[0]['images']:,} images.** *{origin(results, rows)}*\n\n{table(titles, cells)}"
+            f"**{title}, {rows[0]['images']:,} images.** "
+            f"*{origin(results, rows)}*\n\n{table(titles, cells)}"
         )
     return "\n\n".join(texts) or NOTHING
 
@@ -147,7 +152,10 @@ def speed() -> str:
         for row in rows
     ]
     titles = ["work", "by", "seconds", "GFLOP/s", "images/s"]
-    product = f"A product of 2048x2048 matrices gave {rows[0]['product_gflop_s']:.0f} GFLOP/s in the same run."
+    product = (
+        f"A product of 2048x2048 matrices gave {rows[0]['product_gflop_s']:.0f} GFLOP/s in the "
+        "same run."
+    )
     return (
         f"{table(titles, cells)}\n\n{product} *{origin(results, rows)}; `benchmarks/tokenizers.py`*"
     )
@@ -161,8 +169,10 @@ def encoding() -> str:
     row = rows[0]
     peaks = ", ".join(f"{mib} MiB ({name})" for name, mib in row["peak_mib"].items())
     return (
-        f"{row['images']:,} pictures of {'x'.join(map(str, row['shape']))}: peak memory {peaks}; killed {row['kills']} "
-        f"times, {len(row['differs'])} files differ from those of an undisturbed run; another tokenizer is refused "
+        f"{row['images']:,} pictures of {'x'.join(map(str, row['shape']))}: peak memory {peaks}; "
+        f"killed {row['kills']} "
+        f"times, {len(row['differs'])} files differ from those of an undisturbed run; another "
+        "tokenizer is refused "
         "(`benchmarks/encoding.py`)."
     )
 

@@ -1,5 +1,4 @@
-"""The README does what it says: its commands parse, its Python runs (with three steps in place of a
-minute)."""
+"""README and guide do what they say: commands parse, the Python runs (three steps for a minute)."""
 
 from __future__ import annotations
 
@@ -14,24 +13,32 @@ from tessella.cli.options import Train, parse
 from tessella.config import load_recipe
 from tessella.pipeline import bundled
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/guide.md")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tessella ")]
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.splitlines():
+                if line.startswith("tessella "):
+                    found.append(shlex.split(line, comments=True)[1:])
+    return found
 
 
 def test_every_command_parses_and_names_what_exists() -> None:
-    assert len(commands()) >= 8
-    assert not re.search(r"@[A-Z]+@", README), "a place is still to be filled"
+    assert len(commands()) >= 20
     for words in commands():
         command = parse(words)
-        if isinstance(command, Train):
+        if isinstance(command, Train) and command.resume:
+            assert command.resume.startswith("runs/")
+        elif isinstance(command, Train):
             load_recipe(command.recipe, command.overrides)
         elif not getattr(command, "models", 0):
             assert command.run in bundled() or command.run.startswith("runs/")
@@ -47,15 +54,19 @@ def test_commands_on_bundled_models_run(
     assert main(words) == 0
 
 
-def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = blocks("python")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(page, "python")
     assert "minutes=1," in block
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(block.replace("minutes=1,", "steps=3,"), scope)
-    assert tuple(scope["completed"].shape) == (16, 8, 8, 1)  # type: ignore[attr-defined]
+    assert tuple(scope["images"].shape) == (16, 8, 8, 1)  # type: ignore[attr-defined]
 
 
-def test_pictures_and_pages_it_shows_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[2] / target).exists(), target
+@pytest.mark.parametrize("page", [*PAGES, "docs/results.md"])
+def test_pictures_and_pages_it_shows_are_there(page: str) -> None:
+    folder = (ROOT / page).parent
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", text):
+        assert (folder / target).exists(), target
