@@ -54,7 +54,11 @@ def check_before_opening(data: bytes) -> PngFacts | None:
 
 def why_not_opened(data: bytes) -> str:
     """The reason why Pillow finds no image in a file."""
-    return why_not_read(data) if data.startswith(MAGIC) else "not an image"
+    if data.startswith(MAGIC):
+        return why_not_read(data)
+    if data.startswith(SIGNATURE):
+        return "damaged: a chunk of this PNG cannot be read"
+    return "not an image"
 
 
 def check_opened(image: ImageFile.ImageFile, data: bytes, png: PngFacts | None) -> FormatFacts:

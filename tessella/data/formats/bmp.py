@@ -49,7 +49,8 @@ def check_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
         raise UnusableImage("damaged: its pixels begin within its header")
     assert isinstance(tile.args, tuple)
     if tile.codec_name == "bmp_rle":
-        if not _all_coded(data, tile.offset, image.size, four_bits=bits == 4):
+        # Pillow pads literals to even places of the file, the format to even lengths.
+        if tile.offset % 2 or not _all_coded(data, tile.offset, image.size, four_bits=bits == 4):
             raise UnusableImage(
                 "its run-length codes leave pixels out, and BMP does not say what these are;"
                 " save it without compression"
@@ -116,8 +117,8 @@ def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: boo
             column += code  # ``code`` pixels follow, padded to two bytes
             length = (code + 1) // 2 if four_bits else code
             place += length + length % 2
-            if place > len(data):
-                return False
+            if place > len(data) or column > width:
+                return False  # Pillow would put what is too much into the next line
         if row == height - 1 and column >= width:
             return True  # the marks at the end are often missing
     return False
