@@ -1,0 +1,184 @@
+"""Which outputs may replace what stands under their name.
+
+What this package made may be replaced, anything else only with ``force``; links are never written
+through.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tessella.errors import ArtifactError, InputError
+from tessella.files.reading import byte_count, parse_json, read_json
+
+HTML_MARK = '<meta name="generator" content="tessella'
+"""Begins the tag by which a page that the package wrote is recognised."""
+
+PNG_KEY = "tessella"
+"""Key of the PNG text that says how a picture was made."""
+
+
+def check_replaceable(path: Path | str, force: bool = False) -> None:
+    """Refuse an output that would destroy what this package did not make.
+
+    The rule for all outputs: a free name is taken; what this package made is replaced; anything
+    else is refused, unless ``force`` is given. A link is always refused, because writing replaces
+    the link and not the file that it points to. A file never replaces a directory, nor a directory
+    a file. Nothing is created here.
+
+    Args:
+        path: of the file or the saved model that is to be written.
+        force: replace a foreign file, or write into a foreign directory.
+
+    Raises:
+        InputError: when something is there that must not be replaced.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        target = path.readlink()
+        raise InputError(f"{path} is a link, which would be replaced: name {target}, or a new file")
+    if not path.exists():
+        return
+    if not path.is_dir() and not path.is_file():
+        raise InputError(f"{path} is no regular file: name another output")
+    if force or made_here(path):
+        return
+    raise InputError(
+        f"{path} exists and was not made by tessella: name another output, or give --force"
+        " (in Python force=True) to replace it"
+    )
+
+
+def made_here(path: Path | str) -> bool:
+    """Return whether this package made a file or a directory, going by what it holds.
+
+    PNG files carry a text chunk, ``.npz`` files a comment of the archive, pages a ``generator``
+    tag, JSON files the environment or the format of the package, tables of images their columns.
+    A directory counts when it is empty, or holds a saved model, a run, codes, drawn images or a
+    demo.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _made_directory(path)
+    recognise = _RECOGNISERS.get(path.suffix.lower())
+    if recognise is None:
+        return False
+    try:
+        return recognise(path)
+    except (OSError, ArtifactError, zipfile.BadZipFile):
+        return False
+
+
+def _made_directory(path: Path) -> bool:
+    records = ("config.json", "run.json", "made.json", "demo.json")
+    if not any(path.iterdir()):
+        return True
+    return any(_made_json(path / name) for name in records if (path / name).is_file())
+
+
+def _made_png(path: Path) -> bool:
+    """Walk the chunks before the pixels; the text comes there."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return False
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[:4], "big")
+            kind = head[4:]
+            if kind == b"IDAT":
+                return False
+            if kind in (b"tEXt", b"iTXt", b"zTXt"):
+                key = file.read(min(length, len(PNG_KEY) + 1))
+                if key == PNG_KEY.encode() + b"\0":
+                    return True
+                length -= len(key)
+            file.seek(length + 4, os.SEEK_CUR)  # the rest of the chunk and its checksum
+    return False
+
+
+def _made_archive(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        record = parse_json(archive.comment, str(path))
+    return isinstance(record, dict) and {"model", "seed", "n"} <= record.keys()
+
+
+def _made_json(path: Path) -> bool:
+    record = read_json(path)
+    if not isinstance(record, dict):
+        return False
+    is_saved_model = {"format", "kind"} <= record.keys()
+    is_run = {"format", "status"} <= record.keys()
+    is_series = {"model", "seed", "n"} <= record.keys()
+    is_demo = path.name == "demo.json" and "status" in record
+    environment = record.get("made")
+    is_measurement = isinstance(environment, dict) and "tessella" in environment
+    return is_saved_model or is_run or is_series or is_demo or is_measurement
+
+
+def _made_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return HTML_MARK.encode() in file.read(4096)
+
+
+def _made_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        columns = file.read(4096).split(b"\n")[0].strip().split(b",")
+    return columns[:1] == [b"index"] and {b"hash", b"in_training"} <= set(columns)
+
+
+_RECOGNISERS: dict[str, Callable[[Path], bool]] = {
+    ".png": _made_png,
+    ".npz": _made_archive,
+    ".json": _made_json,
+    ".html": _made_page,
+    ".csv": _made_table,
+}
+
+
+def check_free_space(path: Path | str, needed: int, what: str) -> None:
+    """Refuse an output that the disk cannot hold.
+
+    Args:
+        path: of the output; it, and folders above it, may be missing.
+        needed: bytes.
+        what: is to be written, for the message.
+
+    Raises:
+        ArtifactError: when the file system of ``path`` has less space.
+    """
+    folder = existing_parent(path)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # a file system that does not say; the writer will find out
+    if needed > free:
+        raise ArtifactError(
+            f"{what} takes about {byte_count(needed)}, and {folder} has {byte_count(free)} free:"
+            " ask for less, or name an output on another disk"
+        )
+
+
+def existing_parent(path: Path | str) -> Path:
+    """Return the nearest directory above a path that exists."""
+    folder = Path(path).absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def check_writable(path: Path | str) -> None:
+    """Refuse an output whose folder cannot be written to, without creating anything.
+
+    Raises:
+        ArtifactError: when it cannot.
+    """
+    path = Path(path)
+    folder = existing_parent(path.parent)
+    blocked = [part for part in path.parents if part.exists() and not part.is_dir()]
+    if blocked:
+        raise ArtifactError(f"cannot write to {path.parent}: {blocked[0]} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write to {path.parent}: no permission to write in {folder}")

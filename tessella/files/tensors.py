@@ -1,0 +1,155 @@
+"""Named tensors in safetensors files, with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tessella.errors import ArtifactError
+from tessella.files.reading import parse_json, read_beginning
+from tessella.files.writing import atomic_file
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_BYTES = 1 << 26
+"""Largest header that is read. The format itself allows 100 MB."""
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors with their SHA-256 in its metadata, atomically.
+
+    See :func:`write_bytes`.
+    """
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt", "sha256": _digest(contiguous)}
+    with atomic_file(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+        _sort_metadata(temporary)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Type and shape of a tensor in a safetensors file, as its header states them.
+
+    Args:
+        dtype: in the format's words: ``F32``, ``BF16``, ``I64``, ``U8``, ...
+        shape: as many sizes as dimensions.
+        start, stop: place of its bytes in the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TensorsHeader:
+    """The header of a safetensors file: metadata, and every tensor by name."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, StoredTensor]
+
+
+ITEM_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16,
+    "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+}  # fmt: skip
+
+
+def read_tensors_header(path: Path | str) -> TensorsHeader:
+    """Read the names, types and shapes of a safetensors file; no tensor is read.
+
+    Every shape is checked against the bytes that the file holds for it, so that what the header
+    says is in proportion to the file.
+
+    Raises:
+        ArtifactError: when it is missing, no regular file, or its header does not fit the file.
+    """
+    beginning = read_beginning(path, 8)
+    length = int.from_bytes(beginning, "little")
+    size = Path(path).stat().st_size
+    if len(beginning) < 8 or length > min(size - 8, HEADER_BYTES):
+        raise ArtifactError(f"{path} is damaged, or no safetensors file: its header does not fit")
+    header = parse_json(read_beginning(path, 8 + length)[8:], f"the header of {path}")
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{path} is damaged: its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ArtifactError(f"{path} is damaged: the metadata of its header are no JSON object")
+    tensors = {}
+    for name, entry in header.items():
+        tensors[name] = _stored_tensor(entry, 8 + length, size, f"{path}: the tensor {name!r}")
+    return TensorsHeader(metadata, tensors)
+
+
+def _stored_tensor(entry: object, begin: int, size: int, where: str) -> StoredTensor:
+    """One entry of a header, checked; ``begin`` is where the tensors begin in the file."""
+    try:
+        assert isinstance(entry, dict)
+        dtype = entry["dtype"]
+        shape = tuple(entry["shape"])
+        first, last = entry["data_offsets"]
+        bits = ITEM_BITS[dtype] * math.prod(shape)
+        is_whole = all(isinstance(number, int) and number >= 0 for number in (*shape, first, last))
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{where} has no readable entry in the header") from error
+    if not is_whole or begin + last > size or (last - first) * 8 != bits:
+        raise ArtifactError(f"{where} does not have as many bytes in the file as its shape needs")
+    return StoredTensor(dtype, shape, begin + first, begin + last)
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, and check it where :func:`write_tensors` wrote it.
+
+    Raises:
+        ArtifactError: when it is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    read_beginning(path, 0)  # a device or a pipe would be read without end
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, torch.Tensor] = file.get_tensors()
+    except Exception as error:
+        # Readers built on native code report a damaged header as errors of several kinds.
+        raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error
+    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+        raise ArtifactError(f"{path} is damaged: its tensors are not the ones that were written")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of contiguous tensors; nothing is copied."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        facts = [name, str(tensor.dtype), list(tensor.shape)]
+        digest.update(json.dumps(facts).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata of a safetensors file, so that equal tensors make equal files.
+
+    Its writer shuffles them.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
