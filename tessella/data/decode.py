@@ -45,7 +45,7 @@ from tessella.data.formats import (
     why_not_opened,
 )
 from tessella.data.formats.png import PngFacts, check_significant_bits, opacity
-from tessella.data.formats.tiff import TiffTags, piece_bytes
+from tessella.data.formats.tiff import TiffDirectory, piece_bytes
 from tessella.data.paths import one_line, passing
 from tessella.data.pixel_conversion import BAND, Conversion, convert, is_wide_grey, stride
 from tessella.data.unusable_image import UnusableImage
@@ -250,7 +250,7 @@ def _memory(image: Image.Image, size: int, facts: FormatFacts) -> int:
         held += 1 + (4 if facts.depth == 16 and len(facts.key) == 3 else 0)
     total = size + pixels * (stride(image.mode) + held)
     # libtiff decodes a strip or tile at a time: up to the whole image, of a tile even more.
-    if isinstance(facts, TiffTags) and image.tile and image.tile[0].codec_name == "libtiff":
+    if isinstance(facts, TiffDirectory) and image.tile and image.tile[0].codec_name == "libtiff":
         total += piece_bytes(facts)
     return total
 
@@ -275,7 +275,7 @@ def _pixels(opened: Opened, channels: int) -> Image.Image:
     inverted = False
     if is_wide_grey(image):
         grey_bits = 16
-        if isinstance(facts, TiffTags):
+        if isinstance(facts, TiffDirectory):
             grey_bits = facts.bits[0]
             inverted = facts.white_is_zero
     how = Conversion(channels, orientation, grey_bits, inverted, alpha)

@@ -18,7 +18,7 @@ from tessella.data.formats.qoi import check_qoi_end
 from tessella.data.formats.tga import check_tga
 from tessella.data.formats.tiff import (
     MAGIC,
-    TiffTags,
+    TiffDirectory,
     check_counts,
     check_kind,
     check_packed_data,
@@ -29,7 +29,7 @@ from tessella.data.formats.tiff import (
 from tessella.data.formats.webp import check_webp
 from tessella.data.unusable_image import UnusableImage
 
-FormatFacts = PngFacts | TiffTags | None
+FormatFacts = PngFacts | TiffDirectory | None
 """What a format says that Pillow does not pass on; None for formats that say no such thing."""
 
 _REFUSED = {
@@ -97,7 +97,7 @@ def check_data(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts) -> N
     """
     if isinstance(facts, PngFacts):
         check_image_data(facts, data)
-    elif isinstance(facts, TiffTags):
+    elif isinstance(facts, TiffDirectory):
         check_pieces(facts, data)
         check_packed_data(facts, data)
     elif image.format in ("JPEG", "MPO"):

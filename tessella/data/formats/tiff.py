@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from PIL import TiffImagePlugin
 
@@ -21,18 +22,46 @@ from tessella.data.unusable_image import UnusableImage
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of TIFF and BigTIFF files, in both byte orders."""
 
-WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-FILL_ORDER, STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_LENGTHS = 266, 273, 277, 278, 279
-MAX_SAMPLE, PLANAR, COLOUR_MAP = 281, 284, 320
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_LENGTHS = 322, 323, 324, 325
-SAMPLE_FORMAT, JPEG_TABLES, CHROMA_SUBSAMPLING = 339, 347, 530
 
-_RAW, _LZW, _JPEG, _ADOBE_DEFLATE, _PACKBITS = 1, 5, 7, 8, 32773
-_DEFLATE, _LZMA, _ZSTD = 32946, 34925, 50000
+class TiffTag(IntEnum):
+    """Numbers of the tags that are read here (section 8 and those behind it)."""
+
+    WIDTH = 256
+    HEIGHT = 257
+    BITS_PER_SAMPLE = 258
+    COMPRESSION = 259
+    PHOTOMETRIC = 262
+    FILL_ORDER = 266
+    STRIP_OFFSETS = 273
+    SAMPLES = 277
+    ROWS_PER_STRIP = 278
+    STRIP_LENGTHS = 279
+    MAX_SAMPLE = 281
+    PLANAR = 284
+    COLOUR_MAP = 320
+    TILE_WIDTH = 322
+    TILE_HEIGHT = 323
+    TILE_OFFSETS = 324
+    TILE_LENGTHS = 325
+    SAMPLE_FORMAT = 339
+    JPEG_TABLES = 347
+    CHROMA_SUBSAMPLING = 530
+
+
+_RAW = 1
+_LZW = 5
+_JPEG = 7
+_ADOBE_DEFLATE = 8
+_PACKBITS = 32773
+_DEFLATE = 32946
+_LZMA = 34925
+_ZSTD = 50000
 _COMPRESSIONS = (_RAW, _LZW, _JPEG, _ADOBE_DEFLATE, _PACKBITS, _DEFLATE, _LZMA, _ZSTD)
 """Compressions whose missing data are noticed, by libtiff or here; fax codes are not among them."""
-_CHUNKY, _SEPARATE = 1, 2  # values of PLANAR
-_WHITE_IS_ZERO, _YCBCR = 0, 6  # values of PHOTOMETRIC
+_CHUNKY = 1  # values of PLANAR: samples of a pixel lie together, or in planes of their own
+_SEPARATE = 2
+_WHITE_IS_ZERO = 0  # values of PHOTOMETRIC
+_YCBCR = 6
 _UNSIGNED = 1  # the value of SAMPLE_FORMAT for whole numbers without a sign
 _BYTE_TYPES = (1, 2, 6, 7)  # types of tags that Pillow keeps as bytes (section 2)
 _PIECE = 1 << 18  # bytes that are unpacked at a time
@@ -54,7 +83,7 @@ class _Piece:
     bytes: int
 
 
-class TiffTags:
+class TiffDirectory:
     """The tags of an image file directory, with the defaults of the specification.
 
     Args:
@@ -86,13 +115,13 @@ class TiffTags:
     @property
     def bits(self) -> tuple[int, ...]:
         """Bits of each sample of a pixel. A single number stands for all samples."""
-        bits = self.numbers(BITS_PER_SAMPLE, (1,))
-        samples = self.number(SAMPLES, len(bits))
+        bits = self.numbers(TiffTag.BITS_PER_SAMPLE, (1,))
+        samples = self.number(TiffTag.SAMPLES, len(bits))
         return bits * samples if len(bits) == 1 else bits[:samples]
 
     @property
     def white_is_zero(self) -> bool:
-        return self.number(PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+        return self.number(TiffTag.PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
 
 
 def check_counts(data: bytes) -> None:
@@ -119,13 +148,13 @@ def check_counts(data: bytes) -> None:
         raise UnusableImage("damaged: its directory is cut") from error
 
 
-def read_tags(data: bytes) -> TiffTags:
+def read_tags(data: bytes) -> TiffDirectory:
     """The tags of the first image of a TIFF file."""
     directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if _is_big(data) else 8])
     file = io.BytesIO(data)
     file.seek(directory.next)
     directory.load(file)
-    return TiffTags(directory)
+    return TiffDirectory(directory)
 
 
 def _is_big(data: bytes) -> bool:
@@ -138,7 +167,7 @@ def why_not_read(data: bytes) -> str:
     try:
         tags = read_tags(data)
         bits = tags.bits
-        photometric = tags.number(PHOTOMETRIC, _WHITE_IS_ZERO)
+        photometric = tags.number(TiffTag.PHOTOMETRIC, _WHITE_IS_ZERO)
         samples = "grey" if len(bits) == 1 else f"{len(bits)} samples"
     except Exception:  # noqa: BLE001 - damaged directories end in errors of every class
         return "damaged: its directory cannot be read"
@@ -149,38 +178,42 @@ def why_not_read(data: bytes) -> str:
     )
 
 
-def check_kind(tags: TiffTags) -> None:
+def check_kind(tags: TiffDirectory) -> None:
     """Refuse kinds of TIFF that are decoded to wrong pixels, or whose completeness nobody checks.
 
     Raises:
         UnusableImage: with the reason and what to do.
     """
-    compression = tags.number(COMPRESSION, _RAW)
+    compression = tags.number(TiffTag.COMPRESSION, _RAW)
     if compression not in _COMPRESSIONS:
         raise UnusableImage(
             f"packed in a way (number {compression}) in which missing data go unnoticed; {_ADVICE}"
         )
-    if any(each != _UNSIGNED for each in tags.numbers(SAMPLE_FORMAT, (_UNSIGNED,))):
+    if any(each != _UNSIGNED for each in tags.numbers(TiffTag.SAMPLE_FORMAT, (_UNSIGNED,))):
         raise UnusableImage(
             "floating-point, 32-bit or signed integer pixels; scale them to 8 bits first"
         )
-    planes_apart = tags.number(PLANAR, _CHUNKY) == _SEPARATE and len(tags.bits) > 1
+    planes_apart = tags.number(TiffTag.PLANAR, _CHUNKY) == _SEPARATE and len(tags.bits) > 1
     if planes_apart and compression == _RAW and max(tags.bits) > 8:
         raise UnusableImage(f"colour planes of more than 8 bits, stored apart; {_ADVICE}")
-    subsampling = tags.numbers(CHROMA_SUBSAMPLING, (2, 2))
-    if tags.number(PHOTOMETRIC, 1) == _YCBCR and compression != _JPEG and subsampling != (1, 1):
+    subsampling = tags.numbers(TiffTag.CHROMA_SUBSAMPLING, (2, 2))
+    if (
+        tags.number(TiffTag.PHOTOMETRIC, 1) == _YCBCR
+        and compression != _JPEG
+        and subsampling != (1, 1)
+    ):
         raise UnusableImage(f"YCbCr with colours at a lower resolution; {_ADVICE}")
     _check_maximum(tags)
     _check_colour_map(tags)
 
 
-def check_pieces(tags: TiffTags, data: bytes) -> None:
+def check_pieces(tags: TiffDirectory, data: bytes) -> None:
     """Check that all strips or tiles of all planes lie in the file and are long enough.
 
     Raises:
         UnusableImage: when one is missing or short.
     """
-    compression = tags.number(COMPRESSION, _RAW)
+    compression = tags.number(TiffTag.COMPRESSION, _RAW)
     for piece in _pieces(tags):
         # A raw piece may claim more than it needs, past the end of the file; some writers round.
         last = piece.start + (piece.bytes if compression == _RAW else piece.length)
@@ -191,52 +224,52 @@ def check_pieces(tags: TiffTags, data: bytes) -> None:
             )
 
 
-def check_packed_data(tags: TiffTags, data: bytes) -> None:
+def check_packed_data(tags: TiffDirectory, data: bytes) -> None:
     """Check what libtiff does not: checksums and lengths of deflate, and JPEG data.
 
     Raises:
         UnusableImage: when a strip or tile is damaged or has too few rows.
     """
-    compression = tags.number(COMPRESSION, _RAW)
+    compression = tags.number(TiffTag.COMPRESSION, _RAW)
     # Deflate with its bits in reverse order occurs in theory; libtiff then checks lengths alone.
-    if compression in (_ADOBE_DEFLATE, _DEFLATE) and tags.number(FILL_ORDER, 1) == 1:
+    if compression in (_ADOBE_DEFLATE, _DEFLATE) and tags.number(TiffTag.FILL_ORDER, 1) == 1:
         _check_deflate(_pieces(tags), data)
     elif compression == _JPEG:
-        tables = tags.raw(JPEG_TABLES)
+        tables = tags.raw(TiffTag.JPEG_TABLES)
         for piece in _pieces(tags):
             _check_jpeg_piece(piece, tables, data)
 
 
-def piece_bytes(tags: TiffTags) -> int:
+def piece_bytes(tags: TiffDirectory) -> int:
     """Bytes of the largest unpacked strip or tile, which libtiff holds while it decodes."""
     width, height = _piece_size(tags)
     return width * height * max(4, sum(tags.bits) // 8)
 
 
-def _piece_size(tags: TiffTags) -> tuple[int, int]:
+def _piece_size(tags: TiffDirectory) -> tuple[int, int]:
     """(width, height) of a strip or tile, in pixels (sections 8 and 15)."""
-    if TILE_WIDTH in tags:
-        return tags.number(TILE_WIDTH, 0), tags.number(TILE_HEIGHT, 0)
-    height = tags.number(HEIGHT, 0)
-    return tags.number(WIDTH, 0), min(height, tags.number(ROWS_PER_STRIP, height))
+    if TiffTag.TILE_WIDTH in tags:
+        return tags.number(TiffTag.TILE_WIDTH, 0), tags.number(TiffTag.TILE_HEIGHT, 0)
+    height = tags.number(TiffTag.HEIGHT, 0)
+    return tags.number(TiffTag.WIDTH, 0), min(height, tags.number(TiffTag.ROWS_PER_STRIP, height))
 
 
-def _pieces(tags: TiffTags) -> Iterator[_Piece]:
+def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
     """All strips or tiles that the image needs, plane by plane, row by row.
 
     Raises:
         UnusableImage: when the file names fewer.
     """
-    tiled = TILE_WIDTH in tags
-    offsets = tags.numbers(TILE_OFFSETS if tiled else STRIP_OFFSETS)
-    lengths = tags.numbers(TILE_LENGTHS if tiled else STRIP_LENGTHS)
-    image_width, image_height = tags.number(WIDTH, 0), tags.number(HEIGHT, 0)
+    tiled = TiffTag.TILE_WIDTH in tags
+    offsets = tags.numbers(TiffTag.TILE_OFFSETS if tiled else TiffTag.STRIP_OFFSETS)
+    lengths = tags.numbers(TiffTag.TILE_LENGTHS if tiled else TiffTag.STRIP_LENGTHS)
+    image_width, image_height = tags.number(TiffTag.WIDTH, 0), tags.number(TiffTag.HEIGHT, 0)
     width, height = _piece_size(tags)
     if width <= 0 or height <= 0:
         raise UnusableImage("damaged: strips or tiles without pixels")
     across = -(-image_width // width)
     down = -(-image_height // height)
-    separate = tags.number(PLANAR, _CHUNKY) == _SEPARATE
+    separate = tags.number(TiffTag.PLANAR, _CHUNKY) == _SEPARATE
     # Separate planes have one sample a pixel each, otherwise a pixel's samples lie together.
     pixel_bits = list(tags.bits) if separate else [sum(tags.bits)]
     if min(len(offsets), len(lengths)) < across * down * len(pixel_bits):
@@ -252,13 +285,13 @@ def _pieces(tags: TiffTags) -> Iterator[_Piece]:
                 place += 1
 
 
-def _check_maximum(tags: TiffTags) -> None:
+def _check_maximum(tags: TiffDirectory) -> None:
     """Refuse 16-bit samples that hold fewer bits, as cameras of 10 to 14 bits write them.
 
     MaxSampleValue is a mere statistic (section 8); but where it is the largest value of 9 to 15
     bits, the high bytes would be nearly black.
     """
-    maximum = tags.number(MAX_SAMPLE, 0xFFFF)
+    maximum = tags.number(TiffTag.MAX_SAMPLE, 0xFFFF)
     bits = maximum.bit_length()
     if max(tags.bits) == 16 and 8 < bits < 16 and maximum == (1 << bits) - 1:
         raise UnusableImage(
@@ -267,11 +300,11 @@ def _check_maximum(tags: TiffTags) -> None:
         )
 
 
-def _check_colour_map(tags: TiffTags) -> None:
+def _check_colour_map(tags: TiffDirectory) -> None:
     """Check the palette: 2^bits reds, as many greens and blues, each of 16 bits (section 5)."""
-    if COLOUR_MAP not in tags:
+    if TiffTag.COLOUR_MAP not in tags:
         return
-    colours = tags.numbers(COLOUR_MAP)
+    colours = tags.numbers(TiffTag.COLOUR_MAP)
     if len(colours) < 3 << tags.bits[0]:
         raise UnusableImage("damaged: its palette is too short")
     if 0 < max(colours) < 256:
