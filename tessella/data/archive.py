@@ -25,7 +25,8 @@ _END64_LENGTH = 56
 _LOCAL = b"PK\3\4"
 _LOCAL_LENGTH = 30
 _MOST_COMMENT = 0xFFFF
-_IN_END64_2, _IN_END64_4 = 0xFFFF, 0xFFFFFFFF  # "see the Zip64 record"
+_IN_END64_2 = 0xFFFF  # "see the Zip64 record", in fields of two and of four bytes
+_IN_END64_4 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _problem(file: BinaryIO, members: list[zipfile.ZipInfo]) -> str:
 def _find_directory(file: BinaryIO) -> _Directory | None:
     """The description of the directory at the very end of a file (sections 4.3.14 to 4.3.16)."""
     size = file.seek(0, 2)
+    # No further back than the longest comment reaches.
     start = max(0, size - _END_LENGTH - _MOST_COMMENT)
     file.seek(start)
     tail = file.read()
@@ -123,9 +125,9 @@ def _read_end64(file: BinaryIO, end: int) -> _Directory | None:
         return None
     file.seek(place)
     fields = struct.unpack("<4sQ2H2L4Q", file.read(_END64_LENGTH))
-    mark, entries, length, start = fields[0], fields[7], fields[8], fields[9]
-    if mark != _END64:
+    if fields[0] != _END64:
         return None
+    entries, length, start = fields[7:]
     return _Directory(start, length, entries, place)
 
 

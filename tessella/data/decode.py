@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
+import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -79,6 +80,9 @@ recognized to be refused with their reasons."""
 _DECODER = {"PNG": 0, "JPEG": 0, "MPO": 0, "BMP": 0, "PPM": 0, "TGA": 0, "GIF": 4, "TIFF": 0}
 """Bytes a pixel that a decoder holds besides the image; 16 for the others, which hold several whole
 copies."""
+LARGEST_OF_16_BITS = "tessella:largest"
+"""Key in the ``info`` of a decoded image whose file has 16 bits a value: the largest value. Of
+colours it is known to a multiple of 256."""
 _ORIENTATION = 274  # the EXIF tag
 _HEADER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, struct.error, zlib.error)
 """What headers that say the impossible end in."""
@@ -257,16 +261,22 @@ def _memory(image: Image.Image, size: int, facts: FormatFacts) -> int:
 
 def _pixels(opened: Opened, channels: int) -> Image.Image:
     """Decode, turn upright, reduce to 8 bits, convert."""
-    image, data, facts = opened.image, opened.data, opened.facts
+    image = opened.image
+    data = opened.data
+    facts = opened.facts
+    # Before anything is allocated: a header may announce millions of pixels that are not there.
     check_data(image, data, facts)
     stream = image.fp
+    # Values of PGM and PPM files are scaled by the largest that the header allows.
+    scaled = image.format == "PPM" and image.tile[0].codec_name != "raw"
     image.load()
     check_decoded(image, data, facts, stream.tell() if stream else 0)
     orientation = int(image.getexif().get(_ORIENTATION, 1))
     alpha = None
+    largest = None if scaled else _largest_of_16_bits(image, facts)
     if isinstance(facts, PngFacts):
-        if facts.depth == 16 and is_wide_grey(image):
-            check_significant_bits(facts, _largest(image))
+        if largest is not None and is_wide_grey(image):
+            check_significant_bits(facts, largest)
         if facts.key:
             # Pillow would compare the key with values that it has already scaled.
             image.info.pop("transparency", None)
@@ -279,11 +289,30 @@ def _pixels(opened: Opened, channels: int) -> Image.Image:
             grey_bits = facts.bits[0]
             inverted = facts.white_is_zero
     how = Conversion(channels, orientation, grey_bits, inverted, alpha)
-    return convert(image, how, MAX_MEMORY // 2)
+    result = convert(image, how, MAX_MEMORY // 2)
+    if largest is not None:
+        result.info[LARGEST_OF_16_BITS] = largest
+    return result
 
 
-def _largest(image: Image.Image) -> int:
-    """The largest value of an image of one channel."""
-    largest = image.getextrema()[1]
-    assert isinstance(largest, (int, float))
-    return int(largest)
+def _largest_of_16_bits(image: Image.Image, facts: FormatFacts) -> int | None:
+    """The largest value of a decoded image whose file has 16 bits a value; None for others."""
+    depth = 16 if is_wide_grey(image) else 8
+    if isinstance(facts, PngFacts):
+        depth = facts.depth
+    elif isinstance(facts, TiffDirectory):
+        depth = max(facts.bits)
+        if facts.white_is_zero:
+            return None  # in which few bits are bright
+    if depth != 16:
+        return None
+    if not is_wide_grey(image):
+        # Pillow keeps the high bytes of colours; of their low bytes the worst is assumed.
+        high_bytes = np.array(image.getextrema()).reshape(-1, 2)[:3, 1]  # [bands], alpha left out
+        return int(high_bytes.max()) << 8 | 255
+    largest = 0
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        largest = max(largest, int(np.asarray(band).max()))
+    return largest

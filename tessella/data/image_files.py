@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +22,12 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
-from tessella.data.decode import Opened, begin, finish, quiet
+from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, quiet
 from tessella.data.memory_budget import Budget
 from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
 from tessella.data.transform import Part, cut, parse_size
 from tessella.data.unusable_image import UnusableImage
-from tessella.errors import DataError, InputError
+from tessella.errors import DataError, InputError, TessellaWarning
 
 MOST_FAILURES = 0.2
 """Share of unusable files above which a folder is refused."""
@@ -39,6 +40,7 @@ MANY_FILES = 300
 """From so many files on, a line is printed where there is no terminal for a progress bar."""
 PATIENCE = 5.0
 """From so many seconds on, that line is printed too."""
+_FEW_BITS = 14  # as many or fewer in samples of 16 bits come out dark
 
 _Result = TypeVar("_Result")
 
@@ -85,10 +87,12 @@ class _Pieces:
     Args:
         cut: of each image, the suffix of its name and its pixels.
         size: (height, width) of the file's own image.
+        largest: the largest value of a file of 16 bits a value, else None.
     """
 
     cut: list[tuple[str, np.ndarray]]
     size: tuple[int, int]
+    largest: int | None
 
     @property
     def bytes(self) -> int:
@@ -179,6 +183,7 @@ def decode_files(
             if collector.full:
                 break
     collector.check_failures(collector.tried)
+    collector.warn_of_few_bits()
     return collector.decoded
 
 
@@ -209,6 +214,7 @@ class _Collector:
         self._keep = keep
         self._place = place
         self._failures = 0
+        self._largest: list[int | None] = []  # of each file
         self._first: tuple[str, tuple[int, int]] | None = None
 
     @property
@@ -230,6 +236,7 @@ class _Collector:
     def add(self, index: int, pieces: _Pieces) -> None:
         """Keep the images of one file, up to the limit, and let go of them."""
         self.tried = index + 1
+        self._largest.append(pieces.largest)
         name = self._files.names[index]
         if self._wanted.size is None:
             self._check_same_size(name, pieces.size)
@@ -256,6 +263,25 @@ class _Collector:
             f"{at_least}{self._failures} of {count} files of {self._place} are unusable (more than"
             f" 20 %); repair, convert or remove them; the first: {self.decoded.skipped[0]}"
         )
+
+    def warn_of_few_bits(self) -> None:
+        """Warn where all files have 16 bits a value and no value needs as many.
+
+        One such file may be a dark image; where all are, they hold the 10 to 14 bits of a camera as
+        they came, and their high bytes are nearly black.
+        """
+        known = [largest for largest in self._largest if largest is not None]
+        if not known or len(known) < len(self._largest):
+            return
+        largest = max(known)
+        if 0 < largest < 1 << _FEW_BITS:
+            factor = 1 << (16 - max(8, largest.bit_length()))
+            warnings.warn(
+                f"{self._place}: no image of 16 bits a value has a value above {largest}, so that"
+                f" they come out nearly black; multiply all values by {factor}, or save 8 bits",
+                TessellaWarning,
+                stacklevel=3,
+            )
 
     def _check_same_size(self, name: str, size: tuple[int, int]) -> None:
         if self._first is None:
@@ -379,7 +405,11 @@ def _begun(files: Files, index: int) -> Opened:
 def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
     """Decode the pixels of a file and cut them."""
     image = finish(opened, wanted.channels)
-    return _Pieces(list(cut(image, wanted.size, wanted.crop)), (image.height, image.width))
+    return _Pieces(
+        list(cut(image, wanted.size, wanted.crop)),
+        (image.height, image.width),
+        image.info.get(LARGEST_OF_16_BITS),
+    )
 
 
 def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:

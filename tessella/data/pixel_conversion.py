@@ -75,6 +75,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     if channels == 4:
         return image.convert("RGBA")
     if image.has_transparency_data:
+        # An alpha channel, or a transparent palette entry, which RGBA makes one.
         alpha = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", alpha.size, "white"), alpha)
     grey = channels == 1 or (channels == 0 and image.mode in ("1", "L"))
@@ -107,21 +108,29 @@ def _rebuilt(image: Image.Image, how: Conversion, memory: int) -> Image.Image:
     rows = max(1, BAND // width)
     # The mode of the result is known once a single pixel is converted.
     mode = _convert_band(image, how, (0, 0, 1, 1)).mode
-    edges = [(top, min(top + rows, height)) for top in range(0, height, rows)]
-    bands: Iterator[Image.Image] = (
-        _convert_band(image, how, (0, top, width, bottom)) for top, bottom in edges
-    )
+    edges = []
+    for top in range(0, height, rows):
+        edges.append((top, min(top + rows, height)))
+    bands = _convert_bands(image, how, edges)
     with contextlib.ExitStack() as stack:
         if width * height * (stride(image.mode) + stride(mode)) > memory:
             waiting = stack.enter_context(tempfile.TemporaryFile())
             for band in bands:
                 waiting.write(band.tobytes())
-            image.close()
+            image.close()  # makes room for the result
             waiting.seek(0)
             bands = _from_file(waiting, mode, width, edges)
         result = _assemble(bands, edges, mode, image.size, how.orientation)
     image.close()
     return result
+
+
+def _convert_bands(
+    image: Image.Image, how: Conversion, edges: Sequence[tuple[int, int]]
+) -> Iterator[Image.Image]:
+    """The bands between ``edges``, converted one at a time."""
+    for top, bottom in edges:
+        yield _convert_band(image, how, (0, top, image.width, bottom))
 
 
 def _convert_band(
@@ -132,7 +141,8 @@ def _convert_band(
     if how.grey_bits:
         band = _reduce_grey(band, how.grey_bits, how.inverted)
     if how.alpha is not None:
-        band = band.convert("L" if band.mode in ("1", "L") else "RGB")
+        if band.mode == "1":
+            band = band.convert("L")  # two values leave no room for an alpha channel
         band.putalpha(how.alpha.crop(box))
     return with_channels(band, how.channels)
 
@@ -141,6 +151,7 @@ def _reduce_grey(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     """Grey of 9 to 16 bits as its 8 highest bits."""
     values = np.asarray(image)  # [rows, width]
     if inverted:
+        # At the depth of the file, where the largest value is known.
         values = (1 << bits) - 1 - values
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
@@ -164,9 +175,14 @@ def _assemble(
     width, height = size
     sideways = orientation in _SIDEWAYS
     result = Image.new(mode, (height, width) if sideways else (width, height))
-    for (top, bottom), band in zip(edges, bands, strict=True):
-        start = height - bottom if orientation in _FROM_THE_END else top
-        turned = band.transpose(_TURNS[orientation]) if orientation in _TURNS else band
+    for (top, bottom), piece in zip(edges, bands, strict=True):
+        # Rows of the file become rows or columns of the result, from its start or from its end.
+        start = top
+        if orientation in _FROM_THE_END:
+            start = height - bottom
+        turned = piece
+        if orientation in _TURNS:
+            turned = piece.transpose(_TURNS[orientation])
         result.paste(turned, (start, 0) if sideways else (0, start))
     return result
 

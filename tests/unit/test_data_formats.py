@@ -1,4 +1,4 @@
-"""Files of all other formats, written byte by byte, that hold fewer pixels than their header says."""
+"""Files of all other formats, written byte by byte: fewer pixels than their header says."""
 
 from __future__ import annotations
 

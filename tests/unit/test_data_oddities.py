@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from tessella.data import ImageSet, image_files, load, pixel_conversion
 from tessella.data import decode as decode_module
 from tessella.data.decode import UnusableImage, begin, decode
 from tessella.data.formats import jpeg
-from tessella.errors import DataError, InputError
+from tessella.errors import DataError, InputError, TessellaWarning
 
 RANDOM = np.random.default_rng(8)
 RGB = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -34,9 +35,7 @@ PALETTE = np.array([[10, 20, 30], [200, 0, 90], [0, 255, 7], [66, 77, 88]], np.u
 INDEX = RANDOM.integers(0, 4, (6, 8), dtype=np.uint8)
 WHITE = np.full((6, 8, 3), 255, np.uint8)
 BIG = Image.fromarray(RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-needs_simplejpeg = pytest.mark.skipif(
-    jpeg.simplejpeg is None, reason="simplejpeg is not installed"
-)
+needs_simplejpeg = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -355,6 +354,32 @@ def test_photographs_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Pa
         DataError,
         match=r"of 330 files .*000\.heic: HEIC is not read here; convert it to JPEG or PNG",
     ):
+        of(tmp_path)
+
+
+def wide_grey(top: int) -> bytes:
+    rows = [np.linspace(0, top, 8).astype(">u2").tobytes()] * 6
+    return png(8, 6, 16, 0, rows).read()
+
+
+@pytest.mark.parametrize(("top", "factor"), [(200, 256), (1023, 64), (4095, 16), (16383, 4)])
+def test_16_bits_that_hold_few_in_all_files_are_warned_of(
+    tmp_path: Path, top: int, factor: int
+) -> None:
+    """Each alone may be a dark image; that all are makes a camera's 10 to 14 bits likely."""
+    fill(tmp_path / "a", {f"{i}.png": wide_grey(top) for i in range(4)})
+    with pytest.warns(TessellaWarning, match=rf"above {top}, .*multiply all values by {factor},"):
+        of(tmp_path / "a")
+    fill(tmp_path / "a", {"4.png": wide_grey(65535)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TessellaWarning)
+        assert len(of(tmp_path / "a")) == 5
+
+
+def test_colours_of_16_bits_that_hold_few_are_warned_of(tmp_path: Path) -> None:
+    rows = [np.linspace(0, 4095, 24).astype(">u2").tobytes()] * 6
+    fill(tmp_path, {"a.png": png(8, 6, 16, 2, rows).read()})
+    with pytest.warns(TessellaWarning, match="above 4095, .*multiply all values by 16,"):
         of(tmp_path)
 
 

@@ -15,7 +15,9 @@ from tessella.data.unusable_image import UnusableImage
 
 _FILE_HEADER = 14
 _V5_HEADER = 124
-_LINE_END, _BITMAP_END, _DELTA = 0, 1, 2  # what the byte after a zero means in run-length codes
+_LINE_END = 0  # meanings of the byte after a zero in run-length codes
+_BITMAP_END = 1
+_DELTA = 2
 _PIXEL_BITS = {
     "1": 1,
     "P;1": 1,
@@ -69,15 +71,18 @@ def palette_length(data: bytes) -> int:
     header, bits = _header(data)
     if bits > 8:
         return 0
-    used = struct.unpack_from("<I", data, 46)[0] if header >= 40 else 0
-    return int(used) or 1 << bits
+    used = 0
+    if header >= 40:
+        (used,) = struct.unpack_from("<I", data, 46)  # biClrUsed
+    return used or 1 << bits  # 0 stands for all that the bits can name
 
 
 def _header(data: bytes) -> tuple[int, int]:
     """Length of the information header, and bits of a pixel."""
     (header,) = struct.unpack_from("<I", data, _FILE_HEADER)
     # The header of OS/2 1.x has sizes of 16 bits, all later ones of 32.
-    (bits,) = struct.unpack_from("<H", data, 24 if header == 12 else 28)
+    place = 24 if header == 12 else 28
+    (bits,) = struct.unpack_from("<H", data, place)
     return header, bits
 
 
@@ -87,7 +92,9 @@ def _end_of_pixels(data: bytes, header: int, start: int) -> int:
         return len(data)
     offset, size = struct.unpack_from("<II", data, _FILE_HEADER + 112)  # bV5ProfileData, -Size
     profile = _FILE_HEADER + int(offset)
-    return profile if size and start < profile < len(data) else len(data)
+    if size and start < profile < len(data):
+        return profile
+    return len(data)
 
 
 def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: bool) -> bool:
@@ -115,7 +122,9 @@ def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: boo
             return False
         else:
             column += code  # ``code`` pixels follow, padded to two bytes
-            length = (code + 1) // 2 if four_bits else code
+            length = code
+            if four_bits:
+                length = (code + 1) // 2
             place += length + length % 2
             if place > len(data) or column > width:
                 return False  # Pillow would put what is too much into the next line

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from tessella.data.unusable_image import UnusableImage
 
-_EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
+_EXTENSION = 0x21  # first bytes of blocks
+_IMAGE = 0x2C
+_TRAILER = 0x3B
 _MOST_BITS = 12  # the longest code (appendix F)
 
 
@@ -50,7 +52,10 @@ def palette_length(data: bytes) -> int:
 
 def _table_length(flags: int) -> int:
     """Bytes of the colour table that the flags of a descriptor announce (sections 18, 20)."""
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+    if not flags & 0x80:
+        return 0
+    colours = 2 << (flags & 7)
+    return 3 * colours
 
 
 def _skip_blocks(data: bytes, place: int) -> int:

@@ -23,7 +23,8 @@ MAX_SCANS = 100
 """Scans of a progressive JPEG; encoders write about ten, and each costs a pass over the whole
 image."""
 
-_EOI, _SOS = 0xD9, 0xDA
+_EOI = 0xD9  # markers: end of image, start of scan
+_SOS = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn, without DHT, JPG and DAC
 _PROGRESSIVE = (0xC2, 0xCA)  # with Huffman and with arithmetic codes
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length: TEM, RSTn, SOI
@@ -80,7 +81,7 @@ def _check_scans(data: bytes) -> None:
             if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
                 raise UnusableImage("damaged: its frame header is cut")
             progressive = marker in _PROGRESSIVE
-            for i in range(segment[5]):
+            for i in range(segment[5]):  # identifier, sampling factors and table of each
                 missing_bits[segment[6 + 3 * i]] = [None] * 64
         elif marker == _SOS:
             scans += 1
@@ -88,17 +89,23 @@ def _check_scans(data: bytes) -> None:
             if len(segment) < 4 + 2 * components:
                 raise UnusableImage("damaged: the header of a scan is cut")
             first, last, precision = segment[1 + 2 * components : 4 + 2 * components]
+            low_bits = precision & 15  # Al; the high half is Ah, of the scan before
             if not progressive:
-                first, last, precision = 0, 63, 0
+                # The fields say other things here, or nothing: a scan sends all there is.
+                first = 0
+                last = 63
+                low_bits = 0
             for i in range(components):
                 coefficients = missing_bits.get(segment[1 + 2 * i])
                 if coefficients is None:
                     raise UnusableImage("damaged: a scan of a component that it does not have")
                 for k in range(first, min(last, 63) + 1):
-                    coefficients[k] = precision & 15  # Al; the high half is Ah
-    # Without a scan there is nothing to decode, which Pillow reports.
-    if scans and any(bits != 0 for each in missing_bits.values() for bits in each):
-        raise UnusableImage("damaged: scans are missing, so that the image is not complete")
+                    coefficients[k] = low_bits
+    if not scans:
+        return  # nothing to decode, which Pillow reports
+    for coefficients in missing_bits.values():
+        if set(coefficients) != {0}:
+            raise UnusableImage("damaged: scans are missing, so that the image is not complete")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

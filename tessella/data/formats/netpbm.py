@@ -31,8 +31,12 @@ def check_netpbm(image: ImageFile.ImageFile, data: bytes) -> None:
         return  # 255 and 65535 are the largest values of their bytes; plain files Pillow checks
     assert isinstance(tile.args, tuple)
     maximum = int(tile.args[1])
-    kind = np.dtype(np.uint8) if maximum < 256 else np.dtype(">u2")  # high byte first
+    # One byte a value, or two of which the high one comes first.
+    kind = np.dtype("u1")
+    if maximum > 255:
+        kind = np.dtype(">u2")
     channels = 3 if data[:2] == b"P6" else 1
+    # A file with values missing is refused by Pillow later.
     count = min(image.width * image.height * channels, (len(data) - tile.offset) // kind.itemsize)
     values = np.frombuffer(data, kind, count, tile.offset)
     for start in range(0, count, _PIECE):

@@ -9,6 +9,7 @@ are read here first. Section numbers are those of the PNG specification, third e
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -32,7 +33,11 @@ _INPUT = 1 << 16  # bytes that are given to zlib at a time
 _MARGIN = 1 << 20  # bytes that are unpacked beyond the image, to reach the checksum behind it
 
 # Table 8 (section 11.2.1): channels and allowed bit depths of each colour type.
-_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_GREY = 0
+_RGB = 2
+_PALETTE = 3
+_GREY_ALPHA = 4
+_RGBA = 6
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 _DEPTHS = {
     _GREY: (1, 2, 4, 8, 16),
@@ -89,8 +94,8 @@ class PngFacts:
             return self.height * (1 + (self.width * bits + 7) // 8)
         total = 0
         for left, top, across, down in _ADAM7:
-            columns = (self.width - left + across - 1) // across
-            rows = (self.height - top + down - 1) // down
+            columns = math.ceil((self.width - left) / across)
+            rows = math.ceil((self.height - top) / down)
             # A pass without columns has no rows either, not even their filter types.
             if columns > 0 and rows > 0:
                 total += rows * (1 + (columns * bits + 7) // 8)
@@ -127,6 +132,10 @@ def read_png(data: bytes) -> PngFacts:
     palette = len(found.get(b"PLTE", b""))
     if palette % 3 or palette > 3 * 256 or (colour == _PALETTE and not palette):
         raise UnusableImage("damaged: its palette is missing or has a wrong length")
+    image_data = []
+    for chunk in chunks:
+        if chunk.kind == b"IDAT":
+            image_data.append((chunk.start, chunk.start + len(chunk.data)))
     return PngFacts(
         width,
         height,
@@ -136,11 +145,7 @@ def read_png(data: bytes) -> PngFacts:
         palette // 3,
         _key(found.get(b"tRNS"), colour, depth, palette // 3),
         _significant(found.get(b"sBIT"), colour, depth),
-        tuple(
-            (chunk.start, chunk.start + len(chunk.data))
-            for chunk in chunks
-            if chunk.kind == b"IDAT"
-        ),
+        tuple(image_data),
     )
 
 
@@ -190,7 +195,9 @@ def opacity(facts: PngFacts, image: Image.Image, data: bytes, rows: int) -> Imag
     if not facts.key:
         return None
     alpha = Image.new("L", image.size, 255)
-    low_bytes = _low_bytes(data) if facts.colour == _RGB and facts.depth == 16 else None
+    low_bytes = None
+    if facts.colour == _RGB and facts.depth == 16:
+        low_bytes = _low_bytes(data)
     key = np.array(facts.key)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
@@ -316,13 +323,16 @@ def _key(chunk: memoryview | None, colour: int, depth: int, palette: int) -> tup
     channels = _CHANNELS[colour]
     if len(chunk) != 2 * channels:
         raise UnusableImage("damaged: its transparent colour has a wrong length")
-    return tuple(value & ((1 << depth) - 1) for value in struct.unpack(f">{channels}H", chunk))
+    values = np.array(struct.unpack(f">{channels}H", chunk)) & ((1 << depth) - 1)
+    return tuple(values.tolist())
 
 
 def _significant(chunk: memoryview | None, colour: int, depth: int) -> int:
     if chunk is None or colour not in (_GREY, _GREY_ALPHA) or not len(chunk):
         return depth
-    return chunk[0] if 0 < chunk[0] <= depth else depth
+    if 0 < chunk[0] <= depth:
+        return chunk[0]
+    return depth  # says the impossible, so that it says nothing
 
 
 def _low_bytes(data: bytes) -> Image.Image:

@@ -24,11 +24,12 @@ def check_tga(image: ImageFile.ImageFile, data: bytes) -> None:
         UnusableImage: when they run into the footer, the areas that it names, or the end.
     """
     tile = image.tile[0]
-    pixel = (data[16] + 7) // 8  # field 5.5, bits a pixel, in whole bytes but for 1 bit
-    if data[16] < 8:
-        length = (image.width * data[16] + 7) // 8 * image.height
-    else:
-        length = image.width * image.height * pixel
+    bits = data[16]  # of a pixel (field 5.5)
+    pixel = (bits + 7) // 8
+    row = image.width * pixel
+    if bits < 8:
+        row = (image.width * bits + 7) // 8  # 1 bit: eight pixels a byte, rows of whole bytes
+    length = row * image.height
     end = _end_of_pixels(data, tile.offset)
     if tile.codec_name == "tga_rle":
         whole = _runs_reach(data, tile.offset, end, pixel, image.width * image.height)
@@ -48,9 +49,12 @@ def _end_of_pixels(data: bytes, start: int) -> int:
     """Where the pixels end at the latest: at the footer or at an area that it names."""
     if not data.endswith(_FOOTER):
         return len(data)
-    footer = len(data) - _FOOTER_LENGTH
-    areas = struct.unpack_from("<II", data, footer)  # extension and developer area, 0 where absent
-    return min([footer, *(area for area in areas if start < area < footer)])
+    end = len(data) - _FOOTER_LENGTH
+    # The places of the extension area and the developer area, 0 where there is none.
+    for area in struct.unpack_from("<II", data, end):
+        if start < area < end:
+            end = area
+    return end
 
 
 def _runs_reach(data: bytes, place: int, end: int, pixel: int, needed: int) -> bool:
@@ -60,6 +64,8 @@ def _runs_reach(data: bytes, place: int, end: int, pixel: int, needed: int) -> b
         if place >= end:
             return False
         count = (data[place] & 0x7F) + 1
-        place += 1 + (pixel if data[place] & _RUN else pixel * count)
+        # A run stores its colour once, any other packet stores each of its pixels.
+        stored = 1 if data[place] & _RUN else count
+        place += 1 + stored * pixel
         made += count
     return place <= end

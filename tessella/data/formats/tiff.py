@@ -8,6 +8,7 @@ misreads a few kinds without a word. Section numbers are those of the TIFF 6.0 s
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,7 @@ class TiffDirectory:
         value = self._directory.get(tag, default)
         if isinstance(value, (int, float)):
             return (int(value),)
-        return tuple(int(each) for each in value)
+        return tuple(map(int, value))
 
     def number(self, tag: int, default: int) -> int:
         """The first value of a tag."""
@@ -110,14 +111,18 @@ class TiffDirectory:
     def raw(self, tag: int) -> bytes:
         """The bytes of a tag without a type of its own."""
         value = self._directory.get(tag, b"")
-        return value if isinstance(value, bytes) else b""
+        if isinstance(value, bytes):
+            return value
+        return b""
 
     @property
     def bits(self) -> tuple[int, ...]:
         """Bits of each sample of a pixel. A single number stands for all samples."""
         bits = self.numbers(TiffTag.BITS_PER_SAMPLE, (1,))
         samples = self.number(TiffTag.SAMPLES, len(bits))
-        return bits * samples if len(bits) == 1 else bits[:samples]
+        if len(bits) == 1:
+            return bits * samples
+        return bits[:samples]
 
     @property
     def white_is_zero(self) -> bool:
@@ -133,15 +138,20 @@ def check_counts(data: bytes) -> None:
         UnusableImage: when a tag has more than :data:`MAX_NUMBERS`, or the directory is cut.
     """
     order = "<" if data[:2] == b"II" else ">"
-    big = _is_big(data)
-    count_format, entry_format = ("Q", "HHQ8x") if big else ("H", "HHI4x")
+    start = struct.Struct(order + "4xI")  # of the first directory
+    number = struct.Struct(order + "H")  # of its entries
+    entry = struct.Struct(order + "HHI4x")  # tag, type, count; and the values or their place
+    if _is_big(data):
+        start = struct.Struct(order + "8xQ")
+        number = struct.Struct(order + "Q")
+        entry = struct.Struct(order + "HHQ8x")
     try:
-        (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-        (entries,) = struct.unpack_from(order + count_format, data, place)
-        place += struct.calcsize(order + count_format)
+        (place,) = start.unpack_from(data)
+        (entries,) = number.unpack_from(data, place)
+        place += number.size
         for _ in range(entries):
-            tag, kind, count = struct.unpack_from(order + entry_format, data, place)
-            place += struct.calcsize(order + entry_format)
+            tag, kind, count = entry.unpack_from(data, place)
+            place += entry.size
             if kind not in _BYTE_TYPES and count > MAX_NUMBERS:
                 raise UnusableImage(f"its tag {tag} has {count:,} values; save it anew")
     except (struct.error, OverflowError) as error:
@@ -150,7 +160,8 @@ def check_counts(data: bytes) -> None:
 
 def read_tags(data: bytes) -> TiffDirectory:
     """The tags of the first image of a TIFF file."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if _is_big(data) else 8])
+    header = data[:16] if _is_big(data) else data[:8]
+    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
     file = io.BytesIO(data)
     file.seek(directory.next)
     directory.load(file)
@@ -168,11 +179,13 @@ def why_not_read(data: bytes) -> str:
         tags = read_tags(data)
         bits = tags.bits
         photometric = tags.number(TiffTag.PHOTOMETRIC, _WHITE_IS_ZERO)
-        samples = "grey" if len(bits) == 1 else f"{len(bits)} samples"
+        samples = "grey"
+        if len(bits) > 1:
+            samples = f"{len(bits)} samples"
     except Exception:  # noqa: BLE001 - damaged directories end in errors of every class
         return "damaged: its directory cannot be read"
     return (
-        f"a TIFF of {samples} of {'+'.join(str(each) for each in sorted(set(bits)))} bits"
+        f"a TIFF of {samples} of {'+'.join(map(str, sorted(set(bits))))} bits"
         f" (photometric interpretation {photometric}), which is not read;"
         " scale its values to 8 or 16 bits, black at 0, and save it as PNG"
     )
@@ -189,7 +202,7 @@ def check_kind(tags: TiffDirectory) -> None:
         raise UnusableImage(
             f"packed in a way (number {compression}) in which missing data go unnoticed; {_ADVICE}"
         )
-    if any(each != _UNSIGNED for each in tags.numbers(TiffTag.SAMPLE_FORMAT, (_UNSIGNED,))):
+    if set(tags.numbers(TiffTag.SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:
         raise UnusableImage(
             "floating-point, 32-bit or signed integer pixels; scale them to 8 bits first"
         )
@@ -261,17 +274,23 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
         UnusableImage: when the file names fewer.
     """
     tiled = TiffTag.TILE_WIDTH in tags
-    offsets = tags.numbers(TiffTag.TILE_OFFSETS if tiled else TiffTag.STRIP_OFFSETS)
-    lengths = tags.numbers(TiffTag.TILE_LENGTHS if tiled else TiffTag.STRIP_LENGTHS)
-    image_width, image_height = tags.number(TiffTag.WIDTH, 0), tags.number(TiffTag.HEIGHT, 0)
+    if tiled:
+        offsets = tags.numbers(TiffTag.TILE_OFFSETS)
+        lengths = tags.numbers(TiffTag.TILE_LENGTHS)
+    else:
+        offsets = tags.numbers(TiffTag.STRIP_OFFSETS)
+        lengths = tags.numbers(TiffTag.STRIP_LENGTHS)
+    image_width = tags.number(TiffTag.WIDTH, 0)
+    image_height = tags.number(TiffTag.HEIGHT, 0)
     width, height = _piece_size(tags)
     if width <= 0 or height <= 0:
         raise UnusableImage("damaged: strips or tiles without pixels")
-    across = -(-image_width // width)
-    down = -(-image_height // height)
-    separate = tags.number(TiffTag.PLANAR, _CHUNKY) == _SEPARATE
-    # Separate planes have one sample a pixel each, otherwise a pixel's samples lie together.
-    pixel_bits = list(tags.bits) if separate else [sum(tags.bits)]
+    across = math.ceil(image_width / width)
+    down = math.ceil(image_height / height)
+    # Bits of a pixel in each plane: all samples lie together, or each plane has one of them.
+    pixel_bits = [sum(tags.bits)]
+    if tags.number(TiffTag.PLANAR, _CHUNKY) == _SEPARATE:
+        pixel_bits = list(tags.bits)
     if min(len(offsets), len(lengths)) < across * down * len(pixel_bits):
         raise UnusableImage("damaged: its strips do not cover the image")
     place = 0
@@ -279,7 +298,9 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
         row_bytes = (width * bits + 7) // 8
         for row in range(down):
             # The last strip holds what is left of the image; tiles are always whole.
-            rows = height if tiled else min(height, image_height - row * height)
+            rows = height
+            if not tiled:
+                rows = min(height, image_height - row * height)
             for _ in range(across):
                 yield _Piece(offsets[place], lengths[place], width, rows, rows * row_bytes)
                 place += 1

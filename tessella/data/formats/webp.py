@@ -29,13 +29,16 @@ def check_webp(data: bytes) -> None:
             canvas = (1 + _three_bytes(data, place + 12), 1 + _three_bytes(data, place + 15))
         if kind == b"ANMF":
             # Frame X and Y (halved), width and height (less one), 3 bytes each.
-            left, top, width, height = (_three_bytes(data, place + 8 + 3 * i) for i in range(4))
-            if canvas and (left or top or (width + 1, height + 1) != canvas):
+            left = _three_bytes(data, place + 8)
+            top = _three_bytes(data, place + 11)
+            width = 1 + _three_bytes(data, place + 14)
+            height = 1 + _three_bytes(data, place + 17)
+            if canvas and (left or top or (width, height) != canvas):
                 raise UnusableImage(
-                    f"its first frame covers {width + 1}x{height + 1} pixels of"
+                    f"its first frame covers {width}x{height} pixels of"
                     f" {canvas[0]}x{canvas[1]}; save it as PNG"
                 )
-            return
+            return  # later frames are not read
         place += 8 + size + size % 2
 
 
