@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -291,6 +292,13 @@ def test_a_tag_of_a_million_values_is_refused_before_it_is_read() -> None:
     bomb += content[entry + 12 :] + bytes(4 * len(places))
     with pytest.raises(UnusableImage, match="its tag 273 has 524,289 values"):
         pixels(bomb)
+
+
+def test_billions_of_samples_a_pixel_are_refused_at_once() -> None:
+    started = time.process_time()
+    with pytest.raises(UnusableImage, match="damaged"):
+        pixels(tiff_of(tags_of() | {277: 0x7F000000}, [SMALL.tobytes()]))
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("place", [4, 8, 10, 12, 22])

@@ -68,6 +68,8 @@ _BYTE_TYPES = (1, 2, 6, 7)  # types of tags that Pillow keeps as bytes (section 
 _PIECE = 1 << 18  # bytes that are unpacked at a time
 _MOST_UNPACKED = 1 << 30
 """Bytes of all pieces of an image: more than any image that is decoded at all has."""
+MAX_SAMPLES = 64
+"""Samples of a pixel; Pillow reads 6."""
 MAX_NUMBERS = 1 << 19
 """Numbers in one tag: 100 megapixels in tiles of 16x16 have 390,625 places."""
 _ADVICE = "save it anew as TIFF with LZW or deflate, or as PNG"
@@ -117,9 +119,15 @@ class TiffDirectory:
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Bits of each sample of a pixel. A single number stands for all samples."""
+        """Bits of each sample of a pixel. A single number stands for all samples.
+
+        Raises:
+            ValueError: for more samples than any image has.
+        """
         bits = self.numbers(TiffTag.BITS_PER_SAMPLE, (1,))
         samples = self.number(TiffTag.SAMPLES, len(bits))
+        if samples > MAX_SAMPLES:
+            raise ValueError(f"{samples:,} samples a pixel")
         if len(bits) == 1:
             return bits * samples
         return bits[:samples]
