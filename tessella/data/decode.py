@@ -42,15 +42,31 @@ from tessella.data.formats import (
     check_data,
     check_decoded,
     check_opened,
-    jpeg,
     why_not_opened,
 )
+from tessella.data.formats.jpeg import simplejpeg_version
 from tessella.data.formats.png import PngFacts, check_significant_bits, opacity
 from tessella.data.formats.tiff import TiffDirectory, piece_bytes
 from tessella.data.paths import one_line, passing
 from tessella.data.pixel_conversion import BAND, Conversion, convert, is_wide_grey, stride
 from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError
+
+__all__ = [
+    "KINDS",
+    "MAX_BYTES",
+    "MAX_MEMORY",
+    "MAX_PIXELS",
+    "Opened",
+    "UnusableImage",
+    "begin",
+    "decode",
+    "finish",
+    "is_image",
+    "known_kinds",
+    "libraries",
+    "quiet",
+]
 
 MAX_BYTES = 128 << 20
 """Largest image file that is read."""
@@ -187,11 +203,7 @@ def quiet() -> Iterator[None]:
 
 def libraries() -> list[str]:
     """The libraries that pixels depend on besides the files, with their versions."""
-    simplejpeg = jpeg.simplejpeg
-    version = None
-    if simplejpeg is not None:
-        version = getattr(simplejpeg, "__version__", "here")
-    return [f"Pillow {PIL.__version__}", f"simplejpeg {version}"]
+    return [f"Pillow {PIL.__version__}", f"simplejpeg {simplejpeg_version()}"]
 
 
 @functools.cache
@@ -213,7 +225,7 @@ def _open(file: io.BufferedIOBase, data: bytes) -> ImageFile.ImageFile:
         if passing(error):
             raise
         raise UnusableImage(f"damaged: {one_line(error)}") from error
-    return cast(ImageFile.ImageFile, image)
+    return image
 
 
 def _check_header(image: Image.Image) -> None:
@@ -240,7 +252,7 @@ def _check_memory(image: Image.Image, need: int) -> None:
         )
 
 
-def _memory(image: Image.Image, size: int, facts: FormatFacts) -> int:
+def _memory(image: ImageFile.ImageFile, size: int, facts: FormatFacts) -> int:
     """Most bytes that decoding an image takes, its file of ``size`` bytes included."""
     pixels = image.width * image.height
     held = _DECODER.get(image.format or "", 16)

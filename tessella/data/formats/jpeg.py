@@ -55,6 +55,13 @@ def check_jpeg(data: bytes) -> None:
             raise UnusableImage(f"damaged: {one_line(error)}") from error
 
 
+def simplejpeg_version() -> str | None:
+    """The version of the package ``simplejpeg``; None where it is not installed."""
+    if simplejpeg is None:
+        return None
+    return getattr(simplejpeg, "__version__", "here")
+
+
 def frame_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) that the frame header of a JPEG stream says; None where there is none."""
     for marker, segment in _segments(data):

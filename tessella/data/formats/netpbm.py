@@ -32,9 +32,7 @@ def check_netpbm(image: ImageFile.ImageFile, data: bytes) -> None:
     assert isinstance(tile.args, tuple)
     maximum = int(tile.args[1])
     # One byte a value, or two of which the high one comes first.
-    kind = np.dtype("u1")
-    if maximum > 255:
-        kind = np.dtype(">u2")
+    kind = np.dtype("u1" if maximum < 256 else ">u2")
     channels = 3 if data[:2] == b"P6" else 1
     # A file with values missing is refused by Pillow later.
     count = min(image.width * image.height * channels, (len(data) - tile.offset) // kind.itemsize)

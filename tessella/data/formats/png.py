@@ -342,6 +342,6 @@ def _low_bytes(data: bytes) -> Image.Image:
     little-endian, it keeps what it takes for the high byte: the low one.
     """
     image = Image.open(io.BytesIO(data), formats=("PNG",))
-    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
     image.load()
     return image
