@@ -134,6 +134,7 @@ def damaged(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
     kinds = list(FORMATS)
     ways = list(DAMAGES)
     for number in range(count):
+        # Every pair of format and damage comes equally often.
         kind = kinds[number % len(kinds)]
         how = ways[number // len(kinds) % len(ways)]
         yield kind, how, bytes(DAMAGES[how](bytearray(files[kind]), random))
@@ -181,6 +182,7 @@ def decode_each(folder: Path) -> None:
             image = decode(file, 3)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
+    # One line a file, at once: after a crash the last line names the file before.
     with quiet():
         before = {path.name: pixels(path) for path in (folder / "original").iterdir()}
         for row in json.loads((folder / "rows.json").read_text()):
@@ -239,6 +241,7 @@ def measure(count: int, seed: int, folder: Path) -> Row:
     rows = write_files(folder, count, seed)
     (folder / "rows.json").write_text(json.dumps(rows))
     reports, status, messages = child("decode", folder)
+    # The folder is loaded with the same damaged files, and enough intact ones to be accepted.
     kinds = list(FORMATS)
     for number in range(INTACT * count):
         kind = kinds[number % len(kinds)]

@@ -72,7 +72,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def _problem(file: BinaryIO, members: list[zipfile.ZipInfo]) -> str:
-    """What is wrong with an archive; empty where all fits."""
+    """The reason why an archive is refused; empty where all fits."""
     directory = _find_directory(file)
     if directory is None:
         return "it does not end with the directory of an archive"
@@ -132,7 +132,7 @@ def _read_end64(file: BinaryIO, end: int) -> _Directory | None:
 
 
 def _check_members(file: BinaryIO, members: list[zipfile.ZipInfo], directory: _Directory) -> str:
-    """What is wrong with the places of the files in an archive.
+    """The reason why the places of the files in an archive are impossible, or nothing.
 
     Their headers must be there, in a row from the start of the file, none within another file.
     """

@@ -101,7 +101,7 @@ LARGEST_OF_16_BITS = "tessella:largest"
 colours it is known to a multiple of 256."""
 _ORIENTATION = 274  # the EXIF tag
 _HEADER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, struct.error, zlib.error)
-"""What headers that say the impossible end in."""
+"""Errors that headers which say the impossible end in."""
 
 
 def decode(file: io.BufferedIOBase, channels: int) -> Image.Image:

@@ -77,6 +77,7 @@ class StoredImages:
             raise DataError(
                 f"the decoded images {path} cannot be read: {one_line(error)}; load them again"
             ) from error
+        # Open from now on: the images can be read even if another process replaces the entry.
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != len(self) * (self._image_bytes + _HASH_BYTES):
             raise DataError(self._wrong_length())
@@ -94,6 +95,7 @@ class StoredImages:
         if isinstance(index, slice):
             return self._read(np.arange(*index.indices(len(self))))
         places = self._places(index)
+        # [*index shape, height, width, channels], as numpy has it
         return self._read(places.ravel()).reshape(*places.shape, *self.shape[1:])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
@@ -290,9 +292,9 @@ def _make(
     folder: Path, place: str, listing: str, make: Callable[[Writer], Mapping[str, object]]
 ) -> None:
     """Write an entry and delete the others of its place; the caller holds the lock."""
+    # The JSON file goes first and comes last: an entry without it does not count.
     name = f"{place}-{listing}"
     files.sweep(folder, f"{place}-*")  # what a killed process left
-    # First, so that new pixels never stand beside old facts.
     (folder / f"{name}.json").unlink(missing_ok=True)
     failure: Exception | None = None
     try:

@@ -123,7 +123,7 @@ class _Wanted:
 def fit_files(
     files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False
 ) -> Part:
-    """:func:`decode_files` into one array in memory."""
+    """:func:`decode_files` into one array in memory, ``uint8 [n, height, width, channels]``."""
     images: list[np.ndarray] = []
     decoded = decode_files(
         files, config, images.append, channels=channels, place=place, strict=strict
@@ -170,6 +170,7 @@ def decode_files(
             reason outside of it.
         InputError: when the images differ in size and none is asked for.
     """
+    # Filters of warnings belong to all threads, so they are set around the whole loop.
     with quiet():
         wanted = _Wanted(
             channels or _first_channels(files), parse_size(config.size, "size"), config.crop
@@ -181,7 +182,8 @@ def decode_files(
             else:
                 collector.add(index, outcome)
             if collector.full:
-                break
+                break  # ends the generator, which leaves the other files alone
+    # Now against the files that were looked at: the limit may have left out the good ones.
     collector.check_failures(collector.tried)
     collector.warn_of_few_bits()
     return collector.decoded
@@ -237,6 +239,7 @@ class _Collector:
         """Keep the images of one file, up to the limit, and let go of them."""
         self.tried = index + 1
         self._largest.append(pieces.largest)
+        # Without a size all images must agree, for they become one array.
         name = self._files.names[index]
         if self._wanted.size is None:
             self._check_same_size(name, pieces.size)
@@ -327,6 +330,7 @@ def _in_order(
                 begun += 1
             if not waiting:
                 return
+            # The oldest first, whichever is done: images come in the order of the files.
             index, future = waiting.popleft()
             outcome, held = future.result()
             del future  # it holds the outcome
@@ -390,7 +394,7 @@ def _attempt(
         else:
             taken = budget.take(index, 0)
             outcome = opened
-    del opened
+    del opened  # the file and Pillow's image go; the pieces stay until they are taken over
     held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
     budget.give_back(taken - held)
     return outcome, held

@@ -36,6 +36,7 @@ class Budget:
         Raises:
             Closed: when the budget is closed, before or meanwhile.
         """
+        # More than everything will never be free.
         amount = min(amount, self._total)
         with self._changed:
             while not self._closed and (turn != self._turn or amount > self._free):

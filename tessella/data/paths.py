@@ -1,4 +1,4 @@
-"""Opening what a source names, with an error of our own where that fails."""
+"""Paths that data sources name: finding them, and errors that say why they cannot be read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
-"""What reading damaged, cut or encrypted files and archives raises."""
+"""Errors that reading damaged, cut or encrypted files and archives ends in."""
 
 _CAUSED_BY_THE_FILE = (
     errno.ENOENT,

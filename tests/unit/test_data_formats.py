@@ -372,6 +372,14 @@ def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
             pixels(content[:scan] + b"\xff\xd9")
 
 
+def test_thousands_of_segments_are_refused() -> None:
+    content = saved(RGB, "JPEG")
+    frame = content.index(b"\xff\xc0")
+    bomb = content[:frame] + b"\xff\xee\0\2" * 10_001 + content[frame:]
+    with pytest.raises(UnusableImage, match="more than 10,000 segments"):
+        pixels(bomb)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str

@@ -294,6 +294,12 @@ def test_a_tag_of_a_million_values_is_refused_before_it_is_read() -> None:
         pixels(bomb)
 
 
+def test_thousands_of_tags_are_refused() -> None:
+    entries = struct.pack("<HHII", 65000, 3, 1, 0) * 5000
+    with pytest.raises(UnusableImage, match="its directory has 5,000 tags"):
+        pixels(b"II*\0" + struct.pack("<IH", 8, 5000) + entries + bytes(4))
+
+
 def test_billions_of_samples_a_pixel_are_refused_at_once() -> None:
     started = time.process_time()
     with pytest.raises(UnusableImage, match="damaged"):

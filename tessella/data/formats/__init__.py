@@ -30,7 +30,7 @@ from tessella.data.formats.webp import check_webp
 from tessella.data.unusable_image import UnusableImage
 
 FormatFacts = PngFacts | TiffDirectory | None
-"""What a format says that Pillow does not pass on; None for formats that say no such thing."""
+"""Facts about a file that Pillow does not pass on; None for formats that have none."""
 
 _REFUSED = {
     "EPS": "a PostScript program, not pixels; convert it to JPEG or PNG",
@@ -126,9 +126,11 @@ def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, p
     Raises:
         UnusableImage: when one has, or when the decoder stopped at a wrong place.
     """
+    # Only the decoder of QOI knows where the pixels end; all other formats say so themselves.
     if image.format == "QOI":
         check_qoi_end(data, place)
     colours = _palette_length(image, data, facts)
+    # Pillow turns a palette of greys into grey (mode L), in which colour numbers are the values.
     if colours and image.mode in ("P", "L"):
         largest = image.getextrema()[1]
         assert isinstance(largest, (int, float))
@@ -145,6 +147,7 @@ def _palette_length(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts)
     A TIFF palette was already checked to have all colours that its bits can name.
     """
     if isinstance(facts, PngFacts):
+        # A palette beside RGB is a mere suggestion (section 11.2.2).
         return facts.palette if image.mode == "P" else 0
     if image.format == "BMP":
         return bmp.palette_length(data)

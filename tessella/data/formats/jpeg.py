@@ -23,6 +23,9 @@ MAX_SCANS = 100
 """Scans of a progressive JPEG; encoders write about ten, and each costs a pass over the whole
 image."""
 
+MAX_SEGMENTS = 10_000
+"""Segments between the scans, such as tables and metadata; a file has a few hundred at most."""
+
 _EOI = 0xD9  # markers: end of image, start of scan
 _SOS = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn, without DHT, JPG and DAC
@@ -118,7 +121,9 @@ def _check_scans(data: bytes) -> None:
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The marker segments up to the end of the first image; coded data are passed over (B.1.1)."""
     place = 2  # after SOI
-    while place + 4 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if place + 4 > len(data):
+            return
         if data[place] != 0xFF:
             found = _NEXT_MARKER.search(data, place)
             if found is None:
@@ -140,3 +145,4 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
                 if found is None:
                     return
                 place = found.start()
+    raise UnusableImage(f"more than {MAX_SEGMENTS:,} segments; save it anew")

@@ -60,7 +60,7 @@ _ADAM7 = (
 
 @dataclass(frozen=True)
 class PngFacts:
-    """What the chunks of a PNG file say, beside its pixels.
+    """Facts in the chunks of a PNG file, beside its pixels.
 
     Args:
         width: in pixels.

@@ -17,5 +17,6 @@ def check_qoi_end(data: bytes, place: int) -> None:
     Raises:
         UnusableImage: when it does not begin with the end mark.
     """
+    # Seven zeros and a one, the last eight bytes of the file.
     if data[place : place + len(_END)] != _END:
         raise UnusableImage("damaged: its pixels do not end where its end mark begins")

@@ -70,6 +70,8 @@ _MOST_UNPACKED = 1 << 30
 """Bytes of all pieces of an image: more than any image that is decoded at all has."""
 MAX_SAMPLES = 64
 """Samples of a pixel; Pillow reads 6."""
+MAX_TAGS = 4096
+"""Tags of one image; there are about a hundred kinds."""
 MAX_NUMBERS = 1 << 19
 """Numbers in one tag: 100 megapixels in tiles of 16x16 have 390,625 places."""
 _ADVICE = "save it anew as TIFF with LZW or deflate, or as PNG"
@@ -157,6 +159,8 @@ def check_counts(data: bytes) -> None:
         (place,) = start.unpack_from(data)
         (entries,) = number.unpack_from(data, place)
         place += number.size
+        if entries > MAX_TAGS:
+            raise UnusableImage(f"its directory has {entries:,} tags; save it anew")
         for _ in range(entries):
             tag, kind, count = entry.unpack_from(data, place)
             place += entry.size
