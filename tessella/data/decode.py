@@ -320,7 +320,8 @@ def _largest_of_16_bits(image: Image.Image, facts: FormatFacts) -> int | None:
         return None
     if not is_wide_grey(image):
         # Pillow keeps the high bytes of colours; of their low bytes the worst is assumed.
-        high_bytes = np.array(image.getextrema()).reshape(-1, 2)[:3, 1]  # [bands], alpha left out
+        colours = [band not in ("A", "a") for band in image.getbands()]
+        high_bytes = np.array(image.getextrema()).reshape(-1, 2)[colours, 1]  # [bands]
         return int(high_bytes.max()) << 8 | 255
     largest = 0
     rows = max(1, BAND // image.width)

@@ -22,8 +22,7 @@ import pytest
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data import ImageSet, load
-from tessella.data import decoded_cache as store_module
+from tessella.data import ImageSet, decoded_cache, load
 from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, digest, stored
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError
@@ -141,7 +140,7 @@ def test_neighbours_are_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reads_of_any_length_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK", 7)
+    monkeypatch.setattr(decoded_cache, "CHUNK", 7)
     np.testing.assert_array_equal(images()[[3, 4, 9]], IMAGES[[3, 4, 9]])
 
 
