@@ -109,6 +109,17 @@ def test_missing_or_short_strips_are_refused(order: str, compression: int) -> No
 
 
 @pytest.mark.parametrize("compression", PACKERS)
+def test_strips_that_share_their_data_are_refused(compression: int) -> None:
+    strip = PACKERS[compression](SMALL[:4].tobytes())
+    content = tiff_of(tags_of(compression=compression, t278=4), [strip, strip])
+    assert pixels(content).shape == (8, 8)
+    second = struct.pack("<I", content.rindex(strip))
+    first = struct.pack("<I", content.index(strip))
+    with pytest.raises(UnusableImage, match="share the same data"):
+        pixels(content.replace(second, first, 1))
+
+
+@pytest.mark.parametrize("compression", PACKERS)
 def test_a_single_strip_with_half_of_the_rows_is_refused(compression: int) -> None:
     half = PACKERS[compression](SMALL[:4].tobytes())
     tags = tags_of(compression=compression)

@@ -236,9 +236,10 @@ def check_pieces(tags: TiffDirectory, data: bytes) -> None:
     """Check that all strips or tiles of all planes lie in the file and are long enough.
 
     Raises:
-        UnusableImage: when one is missing or short.
+        UnusableImage: when one is missing or short, or when two are the same.
     """
     compression = tags.number(TiffTag.COMPRESSION, _RAW)
+    spans = []
     for piece in _pieces(tags):
         # A raw piece may claim more than it needs, past the end of the file; some writers round.
         last = piece.start + (piece.bytes if compression == _RAW else piece.length)
@@ -247,6 +248,13 @@ def check_pieces(tags: TiffDirectory, data: bytes) -> None:
             raise UnusableImage(
                 "damaged: its strips are shorter than its pixels, or lie outside of the file"
             )
+        # Packed pieces that reach a little into the next one occur, with lengths that are rounded.
+        spans.append((piece.start, last if compression == _RAW else piece.start + 1))
+    reached = 0
+    for start, end in sorted(spans):
+        if start < reached:
+            raise UnusableImage("damaged: its strips share the same data")
+        reached = end
 
 
 def check_packed_data(tags: TiffDirectory, data: bytes) -> None:
