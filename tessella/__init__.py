@@ -14,11 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tessella.data import SOURCES, Source, register_source
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
-    from tessella.heads import HEADS
-    from tessella.models import MODELS, DensityModel, Hierarchy, create, create_prior
+    from tessella.heads import HEADS, register_head
+    from tessella.models import (
+        MODELS,
+        DensityModel,
+        Hierarchy,
+        create,
+        create_prior,
+        register_model,
+    )
     from tessella.pipeline import Generator, load
+    from tessella.registry import load_plugin
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer
@@ -30,13 +39,18 @@ __version__ = "0.1.0"
 
 # Names load on first use: the command line shows its help without importing torch.
 _HOMES = {
+    "SOURCES": "data",
+    "Source": "data",
+    "register_source": "data",
     "Grid": "grid",
     "HEADS": "heads",
+    "register_head": "heads",
     "MODELS": "models",
     "DensityModel": "models",
     "Hierarchy": "models",
     "create_prior": "models",
     "create": "models",
+    "register_model": "models",
     "complete": "sampling",
     "replay": "sampling",
     "sample": "sampling",
@@ -53,6 +67,7 @@ _HOMES = {
     "tokenize": "storage.code_store",
     "Generator": "pipeline",
     "load": "pipeline",
+    "load_plugin": "registry",
     "train": "training",
     "assess": "evaluation",
     "compare": "evaluation",
@@ -85,12 +100,15 @@ __all__ += [
     "create_vae",
     "evaluate",
     "load",
+    "load_plugin",
     "open_codes",
+    "register_head",
+    "register_model",
     "replay",
     "sample",
     "stream",
 ]
-__all__ += ["tokenize", "train"]
+__all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,10 +36,15 @@ from tessella.errors import ConfigError, unknown
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and what is done to them before they are symbols."""
+    """The source of the images, and what is done to them before they are symbols.
+
+    Raises:
+        ConfigError: for a value that no source can honour.
+    """
 
     source: str = "digits"
-    """``digits``, ``mnist:PATH``, ``cifar10:PATH``, ``npz:PATH`` or ``folder:PATH``."""
+    """A registered data source, ``NAME`` or ``NAME:PATH``, such as ``digits`` or ``folder:photos``
+    (:data:`tessella.data.SOURCES` lists them)."""
     size: str = ""
     """Output size ``64`` or ``HEIGHTxWIDTH``; empty keeps the size of the source (folders need
     one)."""
@@ -49,7 +55,7 @@ class DataConfig:
     """1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps what the source has (RGB for folders)."""
     levels: int = 0
     """Values a pixel can take in the model; 0 means the source's own (17 for digits, 2 when
-    binarized, else 256)."""
+    binarized, else 256). 256 also says that small values in an array are meant as they are."""
     binarize: Literal["", "fixed", "dynamic"] = ""
     """One Bernoulli(v/255) draw for good, or a new draw each epoch (training split only)."""
     binarize_seed: int = 0
@@ -64,6 +70,49 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(self.size))  # 64 is a size as well as "64"
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for a value that no source can honour."""
+        if not isinstance(self.source, str):
+            raise ConfigError(
+                f"data.source must be text such as 'digits' or 'folder:photos', got {self.source!r}"
+            )
+        for key in ("channels", "levels", "binarize_seed", "limit"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"data.{key} must be a whole number, got {value!r}")
+        self._check_choice("crop", ("center", "squash", "tiles"))
+        self._check_choice("binarize", ("", "fixed", "dynamic"))
+        self._check_choice("channels", (0, 1, 3, 4))
+        if self.levels != 0 and not 2 <= self.levels <= 256:
+            raise ConfigError(
+                f"data.levels must be 0 (the source's own) or a number of 2..256, got {self.levels}"
+            )
+        if self.limit < 0 or self.binarize_seed < 0:
+            raise ConfigError("data.limit and data.binarize_seed must not be negative")
+        for key in ("size", "bits"):
+            # The same form is read in tessella.data, which comes after this in a run.
+            text = getattr(self, key)
+            if not isinstance(text, str) or not _SIZE.fullmatch(text.strip()):
+                raise ConfigError(
+                    f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, "
+                    f"got {text!r}"
+                )
+        if not self.size and self.crop == "tiles":
+            raise ConfigError(
+                "data.crop=tiles needs data.size, the size of a tile, for example data.size=64"
+            )
+
+    def _check_choice(self, key: str, allowed: tuple[object, ...]) -> None:
+        value = getattr(self, key)
+        if value not in allowed:
+            choices = ", ".join(repr(choice) for choice in allowed)
+            raise ConfigError(f"data.{key} must be one of {choices}, got {value!r}")
+
+
+_SIZE = re.compile(r"([1-9]\d{0,9}(x[1-9]\d{0,9})?)?")
+"""A number of pixels, HEIGHTxWIDTH, or nothing; ten digits are more than any image has."""
 
 
 @dataclass(frozen=True)

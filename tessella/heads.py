@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from tessella.errors import ConfigError, InputError, unknown
+from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.nn.stepping.state import State
+from tessella.registry import Registry
 
 
 class Distribution(ABC):
@@ -419,9 +420,14 @@ class PixelMixture(Distribution):
         return torch.stack(modes, dim=-1)
 
 
-HEADS: dict[str, type[Head]] = {
-    head.name: head for head in (CategoricalHead, OrdinalHead, LogisticMixtureHead)
-}
+HEADS: Registry[type[Head]] = Registry("head", base=Head)
+"""Every head that :func:`create_head` can build."""
+
+for _head in (CategoricalHead, OrdinalHead, LogisticMixtureHead):
+    HEADS.register(_head.name)(_head)
+
+register_head = HEADS.register
+"""Decorator that adds a head from outside: ``@ts.register_head("mine")``."""
 
 
 def create_head(name: str, grid: Grid, **sizes: object) -> Head:
@@ -431,10 +437,9 @@ def create_head(name: str, grid: Grid, **sizes: object) -> Head:
         ConfigError: for an unknown name (the known ones are listed) or a size the head does not
             take.
     """
-    if name not in HEADS:
-        raise ConfigError(unknown("head", name, HEADS))
+    head = HEADS.get_or_explain(name)
     try:
-        return HEADS[name](grid, **sizes)
+        return head(grid, **sizes)
     except TypeError as error:
         raise ConfigError(f"head {name!r} does not take these sizes: {sizes} ({error})") from error
 

@@ -1,10 +1,11 @@
 """Images in, ``uint8 [n, height, width, channels]`` out, always 0..255.
 
 A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``, ``cifar10:PATH``,
-``npz:PATH``, ``folder:PATH``. :func:`load` reads one split of it and does what the
-:class:`~tessella.config.DataConfig` asks; :func:`augment` makes the random changes that are drawn
-anew each epoch. Images of a folder stay in a file (:class:`StoredImages`), those of other sources
-in memory. Importing this package does not import torch.
+``npz:PATH``, ``folder:PATH``, or one that a plugin added (:func:`register_source`). :func:`load`
+reads one split of it and does what the :class:`~tessella.config.DataConfig` asks; :func:`augment`
+makes the random changes that are drawn anew each epoch. Images of a folder stay in a file
+(:class:`StoredImages`), those of other sources in memory. Importing this package does not import
+torch.
 
 >>> from tessella.config import DataConfig
 >>> train = load(DataConfig("digits"), "train")
@@ -18,17 +19,26 @@ from tessella.data.augmentation import augment
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
 from tessella.data.image_set import Images, ImageSet
-from tessella.data.sources import SOURCES, Source, load
+from tessella.data.source_kinds import SOURCES, Source, register_source, source_forms
+from tessella.data.sources import find_source, load
 from tessella.data.splits import SPLITS
+from tessella.data.transform import Part
+
+# Each of these modules registers its source, in the order in which help texts list them.
+from tessella.data import digits, idx, cifar, npz, folder, stored_codes  # isort: skip  # noqa: F401
 
 __all__ = [
     "SOURCES",
     "SPLITS",
     "Images",
     "ImageSet",
+    "Part",
     "Source",
     "StoredImages",
     "augment",
+    "find_source",
     "image_hashes",
     "load",
+    "register_source",
+    "source_forms",
 ]

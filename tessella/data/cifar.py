@@ -8,50 +8,86 @@ dict of ``data`` (uint8 [10000, 3072]: 1,024 red, then green, then blue values, 
 
 from __future__ import annotations
 
-import io
-import pickle
+import gzip
 import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, cast
 
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.paths import READ_ERRORS, existing, listing, one_line
+from tessella.data.cifar_pickle import PickledArray, unpickle
+from tessella.data.in_memory import fit_in_memory
+from tessella.data.limits import PIECE, BinaryReader
+from tessella.data.other_formats import describe, with_way_out
+from tessella.data.paths import READ_ERRORS, listing, one_line
+from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
-from tessella.data.transform import Part, fit_arrays
+from tessella.data.transform import Part
 from tessella.errors import DataError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
+TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 FOLDER = "cifar-10-batches-py"
-MAX_BATCH_BYTES = 1 << 28
+MAX_BATCH_BYTES = 1 << 26
+"""Bytes of a batch file; the official ones have 31 million."""
+MAX_ARCHIVE_BYTES = 1 << 29
+"""Bytes of a decompressed archive; the official one has 186 million."""
 
 
-def read_cifar10(path: str, split: str, config: DataConfig) -> Part:
-    """One split of CIFAR-10, as ``uint8 [n, 32, 32, 3]`` with labels.
+@register_source("cifar10")
+class Cifar10Source(Source):
+    """The python version of CIFAR-10."""
 
-    ``path`` is the folder ``cifar-10-batches-py``, the folder that holds it, or
-    ``cifar-10-python.tar.gz``. The last 5,000 images of the five training batches are valid (of
-    fewer than 50,000: the last tenth).
+    about = "the python batches of CIFAR-10, a folder or the .tar.gz"
 
-    Raises:
-        DataError: when a batch is missing, damaged, or holds anything but arrays, lists, text and
-            numbers.
-    """
-    place = existing(path, "cifar10:PATH")
-    wanted = ("test_batch",) if split == "test" else TRAIN_FILES
-    contents = _from_folder(place, wanted) if place.is_dir() else _from_archive(place, wanted)
-    batches = [read_batch(contents[name], name) for name in wanted]
-    images = np.concatenate([images for images, _ in batches])
-    labels = np.concatenate([labels for _, labels in batches])
-    part = slice(None) if split == "test" else with_tail(len(images), split)
-    rule = (
-        "test_batch"
-        if split == "test"
-        else "the last 5,000 (or tenth) of data_batch_1 to 5 are valid"
-    )
-    return fit_arrays(Part(images[part], labels[part], NAMES, levels=256, split_rule=rule), config)
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether a path is the official archive, or its folder, or holds that folder."""
+        if path.name == "cifar-10-python.tar.gz":
+            return True
+        for folder in (path, path / FOLDER):
+            if (folder / TRAIN_FILES[0]).is_file() or (folder / "test_batch").is_file():
+                return True
+        return False
+
+    def read(self, path: str, split: str, config: DataConfig) -> Part:
+        """One split of CIFAR-10, as ``uint8 [n, 32, 32, 3]`` with labels.
+
+        ``path`` is the folder ``cifar-10-batches-py``, the folder that holds it, or
+        ``cifar-10-python.tar.gz``. The last 5,000 images of the five training batches are valid (of
+        fewer than 50,000: the last tenth).
+
+        Raises:
+            DataError: when a batch is missing, damaged, or holds anything but arrays, lists, text
+                and numbers.
+        """
+        place = self.locate(path)
+        wanted = ("test_batch",) if split == "test" else TRAIN_FILES
+        # Bytes of the batches by name; only those of the split are read.
+        if place.is_dir():
+            contents = _from_folder(place, wanted)
+        else:
+            contents = _from_archive(place, wanted)
+        all_images = []
+        all_labels = []
+        for name in wanted:
+            batch_images, batch_labels = read_batch(contents[name], name)
+            all_images.append(batch_images)
+            all_labels.append(batch_labels)
+        images = np.concatenate(all_images)
+        labels = np.concatenate(all_labels)
+        # The batches of the training set have no order that matters: the last images of the
+        # fifth become the validation set.
+        index = slice(None)
+        rule = "test_batch"
+        if split != "test":
+            index = with_tail(len(images), split)
+            rule = "the last 5,000 (or tenth) of data_batch_1 to 5 are valid"
+        part = Part(images[index], labels[index], NAMES, levels=256, split_rule=rule)
+        return fit_in_memory(part, config)
 
 
 def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -64,116 +100,56 @@ def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: when it is not such a batch.
     """
-    batch = _unpickle(content, name)
+    batch = unpickle(content, name)
     if not isinstance(batch, dict):
         raise DataError(
             f"{name} is no CIFAR-10 batch: it holds a {type(batch).__name__}, not a dict"
         )
-    fields = {
-        key.decode("latin-1") if isinstance(key, bytes) else str(key): value
-        for key, value in batch.items()
-    }
-    data, labels = fields.get("data"), fields.get("labels")
-    if data is None or labels is None:
+    fields: dict[str, object] = {}
+    for key, value in batch.items():
+        # Python 2 wrote the keys as bytes.
+        fields[key.decode("latin-1") if isinstance(key, bytes) else str(key)] = value
+    stored = fields.get("data")
+    labels = fields.get("labels")
+    if stored is None or labels is None:
         raise DataError(
-            f"{name} is no CIFAR-10 batch: it needs the keys data and labels, and has {listing(list(fields))}"
+            f"{name} is no CIFAR-10 batch: it needs the keys data and labels, and has "
+            f"{listing(list(fields))}"
         )
-    pixels = data.array(name) if isinstance(data, _Array) else None
-    if pixels is None or pixels.ndim != 2 or pixels.shape[1] != 3072:
+    if not isinstance(stored, PickledArray):
         raise DataError(f"{name}: data must be a uint8 array of shape [n, 3072]")
-    if (
-        not isinstance(labels, list)
-        or len(labels) != len(pixels)
-        or not all(_is_label(label) for label in labels)
-    ):
-        raise DataError(f"{name}: labels must be a list of {len(pixels)} whole numbers of 0..9")
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
+    pixels = stored.as_bytes(name)
+    if pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise DataError(f"{name}: data must be a uint8 array of shape [n, 3072]")
+    numbers = _labels(labels, len(pixels), name)
+    # [n, channel, row, column] to [n, row, column, channel]
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), numbers
 
 
-def _is_label(value: Any) -> bool:
-    return type(value) is int and 0 <= value < len(NAMES)
-
-
-class _Dtype:
-    """Stands in for ``numpy.dtype``: remembers the name of the type and ignores the rest."""
-
-    def __init__(self, name: str | bytes = "", *flags: Any) -> None:
-        self.name = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray``, so that no state out of a file ever reaches numpy's own
-    unpickling."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self, name: str) -> np.ndarray:
-        """The array, when it is one of unsigned bytes in row-major order."""
-        try:
-            _, shape, dtype, fortran, raw = self.state
-            if dtype.name not in ("u1", "|u1", "uint8") or fortran or not isinstance(raw, bytes):
-                raise ValueError
-            return np.frombuffer(raw, np.uint8).reshape(shape)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{name}: data is not a row-major array of unsigned bytes") from error
-
-
-def _encode(text: str, encoding: str | bytes) -> bytes:
-    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old protocols:
-    latin-1 only."""
-    if encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
-    return text.encode("latin-1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, text, numbers and the stand-ins above; refuses every other name before
-    anything runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which a CIFAR-10 batch does not need"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
-
-
-def _unpickle(content: bytes, name: str) -> Any:
-    try:
-        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle can fail with an error of any class
-        raise DataError(f"{name} is refused or damaged: {one_line(error)}") from error
+def _labels(labels: object, count: int, name: str) -> np.ndarray:
+    message = f"{name}: labels must be a list of {count} whole numbers of 0..9"
+    if not isinstance(labels, list) or len(labels) != count:
+        raise DataError(message)
+    for label in labels:
+        # bool is an int in Python, and no label.
+        if type(label) is not int or not 0 <= label < len(NAMES):
+            raise DataError(message)
+    return np.array(labels, np.int64)
 
 
 def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    missing = [name for name in wanted if not (inside / name).is_file()]
+    inside = folder / FOLDER
+    if not inside.is_dir():
+        inside = folder
+    missing = _without(wanted, [name for name in wanted if (inside / name).is_file()])
     if missing:
+        refuse_other_kind(inside, Cifar10Source)
         there = listing([file.name for file in inside.iterdir()])
-        raise DataError(f"cifar10:PATH: {inside} has no {', '.join(missing)}; it holds {there}")
+        raise DataError(f"cifar10:PATH: {inside} has no {missing}; it holds {there}")
     contents: dict[str, bytes] = {}
     try:
         for name in wanted:
+            # Checked first: a file of any length can bear the name of a batch.
             _check_length((inside / name).stat().st_size, name)
             contents[name] = (inside / name).read_bytes()
     except OSError as error:
@@ -183,8 +159,11 @@ def _from_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
+    # An .npz or a zip of images would only be called damaged below.
+    refuse_other_kind(file, Cifar10Source)
     try:
-        with tarfile.open(file, "r:*") as archive:
+        with _tar_stream(file) as archive:
+            # The stream does not go back, so each member is read as it comes.
             for member in archive:
                 name = Path(member.name).name
                 if name in wanted and member.isfile():
@@ -193,15 +172,53 @@ def _from_archive(file: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     assert opened is not None  # it is a regular file
                     contents[name] = opened.read()
     except READ_ERRORS as error:
-        raise DataError(
-            f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
-        ) from error
-    missing = [name for name in wanted if name not in contents]
+        message = f"cifar10:PATH: {file} is no intact .tar.gz archive: {one_line(error)}"
+        # Of a damaged .tar.gz no more is to be said.
+        described = "" if file.suffix == ".gz" else describe(file)
+        raise DataError(with_way_out(message, described)) from error
+    missing = _without(wanted, contents)
     if missing:
-        raise DataError(
-            f"cifar10:PATH: {file} holds no {', '.join(missing)}; is it cifar-10-python.tar.gz?"
-        )
+        raise DataError(f"cifar10:PATH: {file} holds no {missing}; is it cifar-10-python.tar.gz?")
     return contents
+
+
+def _without(wanted: tuple[str, ...], found: Iterable[str]) -> str:
+    """The names that were not found, in words."""
+    there = set(found)
+    return ", ".join(name for name in wanted if name not in there)
+
+
+class _LimitedReader:
+    """The decompressed bytes of an archive, up to :data:`MAX_ARCHIVE_BYTES`.
+
+    A header of a tar file can ask for a name of gigabytes, and a few megabytes of gzip hold them.
+    """
+
+    def __init__(self, file: BinaryReader) -> None:
+        self._file = file
+        self._total = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes; ValueError once there were too many."""
+        piece = self._file.read(min(size, PIECE) if size >= 0 else PIECE)
+        self._total += len(piece)
+        if self._total > MAX_ARCHIVE_BYTES:
+            raise ValueError(
+                f"it holds more than {MAX_ARCHIVE_BYTES:,} bytes, too many for CIFAR-10"
+            )
+        return piece
+
+
+@contextmanager
+def _tar_stream(file: Path) -> Iterator[tarfile.TarFile]:
+    """An archive, gzipped or not compressed at all, read once from front to back."""
+    with file.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(file, "rb") if zipped else file.open("rb") as opened:
+        # tarfile asks of a stream nothing but read().
+        stream = cast(IO[bytes], _LimitedReader(opened))
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            yield archive
 
 
 def _check_length(size: int, name: str) -> None:

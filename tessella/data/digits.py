@@ -8,36 +8,49 @@ from importlib import resources
 import numpy as np
 
 from tessella.config import DataConfig
+from tessella.data.in_memory import fit_in_memory
+from tessella.data.source_kinds import Source, register_source
 from tessella.data.splits import permuted
-from tessella.data.transform import Part, fit_arrays
+from tessella.data.transform import Part
 from tessella.errors import DataError
 
-VALID, TEST = 150, 297
+VALID = 150
+TEST = 297
 
 
-def read_digits(path: str, split: str, config: DataConfig) -> Part:
-    """One split of the 1,797 images ``uint8 [n, 8, 8, 1]``: 1,350 train, 150 valid, 297 test.
+@register_source("digits")
+class DigitsSource(Source):
+    """The bundled digits."""
 
-    The splits are consecutive parts of ``numpy.random.default_rng(0).permutation(1797)``. Ink of
-    0..16 is stored as ``round(255 v / 16)``. Source: E. Alpaydin and C. Kaynak, UCI Optical
-    Recognition of Handwritten Digits, CC BY 4.0.
+    about = "the bundled 8x8 handwritten digits"
+    argument = ""
 
-    Raises:
-        DataError: when a path is given.
-    """
-    if path:
-        raise DataError(f"digits come with the package and take no path, got digits:{path}")
-    with (
-        (resources.files("tessella.data") / "digits.npz").open("rb") as file,
-        np.load(file, allow_pickle=False) as arrays,
-    ):
-        images, labels = arrays["images"], arrays["labels"]
-    index = permuted(len(images), split, valid=VALID, test=TEST)
-    part = Part(
-        images=images[index][..., None],
-        labels=labels[index].astype(np.int64),
-        label_names=tuple("0123456789"),
-        levels=17,
-        split_rule="numpy default_rng(0).permutation(1797), parts of 1350, 150 and 297",
-    )
-    return fit_arrays(part, config)
+    def read(self, path: str, split: str, config: DataConfig) -> Part:
+        """One split of the 1,797 images ``uint8 [n, 8, 8, 1]``: 1,350 train, 150 valid, 297 test.
+
+        The splits are consecutive parts of ``numpy.random.default_rng(0).permutation(1797)``. Ink
+        of 0..16 is stored as ``round(255 v / 16)``. Source: E. Alpaydin and C. Kaynak, UCI Optical
+        Recognition of Handwritten Digits, CC BY 4.0.
+
+        Raises:
+            DataError: when a path is given.
+        """
+        if path:
+            raise DataError(f"digits come with the package and take no path, got digits:{path}")
+        with (
+            (resources.files("tessella.data") / "digits.npz").open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            images = arrays["images"]  # [1797, 8, 8]
+            labels = arrays["labels"]  # [1797]
+        # Writers come one after the other in the original, so its order says something about an
+        # image; a permutation does not.
+        index = permuted(len(images), split, valid=VALID, test=TEST)
+        part = Part(
+            images=images[index][..., None],
+            labels=labels[index].astype(np.int64),
+            label_names=tuple("0123456789"),
+            levels=17,  # shades of ink, which the 8-bit values keep apart
+            split_rule="numpy default_rng(0).permutation(1797), parts of 1350, 150 and 297",
+        )
+        return fit_in_memory(part, config)

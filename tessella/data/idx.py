@@ -10,87 +10,139 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
+from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.paths import READ_ERRORS, existing, listing, one_line
+from tessella.data.array_checks import check_values
+from tessella.data.in_memory import fit_in_memory
+from tessella.data.limits import check_content, read_up_to
+from tessella.data.other_formats import describe, with_way_out
+from tessella.data.paths import READ_ERRORS, listing, one_line
+from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
-from tessella.data.transform import Part, fit_arrays
+from tessella.data.transform import Part
 from tessella.errors import DataError
 
 _PREFIX = {"train": "train", "valid": "train", "test": "t10k"}
+_GZIP = b"\x1f\x8b"
 
 
-def read_mnist(path: str, split: str, config: DataConfig) -> Part:
-    """One split of a folder of idx files, as ``uint8 [n, height, width, 1]`` with labels.
+@register_source("mnist")
+class MnistSource(Source):
+    """The four idx files of MNIST, EMNIST, Fashion-MNIST and others."""
 
-    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
-    ``t10k``; ``.idx3-ubyte`` for ``-idx3-ubyte`` and a further ``.gz`` are accepted. The last 5,000
-    training images are valid (of fewer than 50,000: the last tenth), the files ``t10k`` are test.
+    about = "a folder of idx files, gzipped or not"
 
-    Raises:
-        DataError: when the folder or a file is missing, is not in the idx format, is cut short or
-            too long, or when images and labels differ in number.
-    """
-    folder = existing(path, "mnist:PATH")
-    if not folder.is_dir():
-        raise DataError(f"mnist:PATH takes the folder of the four idx files, got the file {path}")
-    images = read_idx(_find(folder, f"{_PREFIX[split]}-images", 3), 3)
-    labels = read_idx(_find(folder, f"{_PREFIX[split]}-labels", 1), 1)
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} {_PREFIX[split]} images have {len(labels)} labels")
-    part = slice(None) if split == "test" else with_tail(len(images), split)
-    classes = max(10, int(labels.max(initial=0)) + 1)
-    return fit_arrays(
-        Part(
-            images=images[part][..., None],
-            labels=labels[part].astype(np.int64),
-            label_names=tuple(str(label) for label in range(classes)),
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether a folder holds a file named like one of the four."""
+        if not path.is_dir():
+            return False
+        return any(re.search(r"[.-]idx[13]-ubyte(\.gz)?$", file.name) for file in path.iterdir())
+
+    def read(self, path: str, split: str, config: DataConfig) -> Part:
+        """One split of a folder of idx files, as ``uint8 [n, height, width, 1]`` with labels.
+
+        The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
+        ``t10k``; ``.idx3-ubyte`` for ``-idx3-ubyte`` and a further ``.gz`` are accepted. The last
+        5,000 training images are valid (of fewer than 50,000: the last tenth), the files ``t10k``
+        are test.
+
+        Raises:
+            DataError: when the folder or a file is missing, is not in the idx format, is cut short
+                or too long, or when images and labels differ in number.
+            InputError: when the values are not of 0..255, but of 0 and 1, for example.
+        """
+        folder = self.locate(path)
+        # The four files belong together, so the folder is named and never one of them.
+        if not folder.is_dir():
+            refuse_other_kind(folder, MnistSource)
+            message = f"mnist:PATH takes the folder of the four idx files, got the file {path}"
+            raise DataError(with_way_out(message, describe(folder)))
+        prefix = _PREFIX[split]
+        images_file = _find(folder, f"{prefix}-images", 3)
+        images = read_idx(images_file, 3)  # [n, height, width]
+        labels = read_idx(_find(folder, f"{prefix}-labels", 1), 1)  # [n]
+        if len(images) != len(labels):
+            raise DataError(f"{path}: {len(images)} {prefix} images have {len(labels)} labels")
+        check_values(images, images_file.name, config.levels)
+        # Every label of the file counts, so that train and valid have the same classes.
+        classes = max(10, int(labels.max(initial=0)) + 1)
+        index = slice(None)
+        rule = "the files t10k"
+        if split != "test":
+            index = with_tail(len(images), split)
+            rule = "the last 5,000 (or tenth) of the files train are valid"
+        part = Part(
+            images=images[index][..., None],
+            labels=labels[index].astype(np.int64),
+            label_names=tuple(map(str, range(classes))),
             levels=256,
-            split_rule="the files t10k"
-            if split == "test"
-            else "the last 5,000 (or tenth) of the files train are valid",
-        ),
-        config,
-    )
+            split_rule=rule,
+        )
+        return fit_in_memory(part, config)
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
     """An idx file of unsigned bytes, gzipped or not.
+
+    Memory is taken for the values that are there, never for those that a header promises.
 
     Args:
         file: the file.
         dimensions: how many dimensions the array must have.
 
     Raises:
-        DataError: when the magic number or the length is wrong, or the file cannot be read.
+        DataError: when the magic number or the length is wrong, the content is out of proportion to
+            the file, or it cannot be read.
     """
+    header_bytes = 4 + 4 * dimensions
     try:
-        with file.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(file, "rb") if zipped else file.open("rb") as opened:
-            header = opened.read(4 + 4 * dimensions)
-            shape = _shape(header, dimensions, file)
+        on_disk = file.stat().st_size
+        with _opened(file) as opened:
+            shape = _shape(opened.read(header_bytes), dimensions, file)
             count = math.prod(shape)
-            values = opened.read(count + 1)
+            if isinstance(opened, gzip.GzipFile):
+                check_content(count, on_disk, f"the content of {file.name}")
+                # One byte more shows a file that is too long.
+                values = read_up_to(opened, count + 1)
+                found = len(values)
+            else:
+                # The size on disk tells at once whether the header is true.
+                found = on_disk - header_bytes
+                values = read_up_to(opened, count) if found == count else bytearray()
     except READ_ERRORS as error:
         raise DataError(f"{file.name} is damaged or cannot be read: {one_line(error)}") from error
-    if len(values) != count:
-        more = "more" if len(values) > count else f"only {len(values):,}"
-        sizes = "x".join(map(str, shape))
+    if found != count or len(values) != count:
+        more = "more" if found > count else f"only {min(found, len(values) or found):,}"
         raise DataError(
-            f"{file.name} should hold {count:,} values ({sizes}) after its header, but has {more}"
+            f"{file.name} should hold {count:,} values ({_in_words(shape)}) after its header, but "
+            f"has {more}"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
+def _opened(file: Path) -> gzip.GzipFile | BufferedReader:
+    """The file, decompressed on the way where it begins as gzip files do, whatever its name."""
+    with file.open("rb") as raw:
+        zipped = raw.read(2) == _GZIP
+    if zipped:
+        return gzip.open(file, "rb")
+    return file.open("rb")
+
+
 def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
+    """The sizes in a header, ``[dimensions]``."""
     expected = 0x0800 + dimensions
     if len(header) != 4 + 4 * dimensions:
         raise DataError(f"{file.name} is cut short: {len(header)} bytes do not hold an idx header")
+    # Big-endian: 0, 0, type (8: unsigned byte), number of dimensions; then one size for each.
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     if magic != expected:
         kind = {0x0801: "labels", 0x0803: "images"}.get(magic, "no idx file of bytes")
@@ -98,15 +150,23 @@ def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
             f"{file.name} has the magic number {magic:#010x} ({kind}), expected {expected:#010x}"
         )
     if dimensions > 1 and 0 in shape[1:]:
-        raise DataError(f"{file.name} declares images without pixels ({'x'.join(map(str, shape))})")
+        raise DataError(f"{file.name} declares images without pixels ({_in_words(shape)})")
     return tuple(shape)
 
 
+def _in_words(shape: Sequence[int]) -> str:
+    """``60000x28x28``."""
+    return "x".join(str(size) for size in shape)
+
+
 def _find(folder: Path, name: str, dimensions: int) -> Path:
-    for join in "-.":
+    # The files as published have a hyphen; unpacking programs of old made it a dot.
+    for separator in "-.":
         for end in ("", ".gz"):
-            file = folder / f"{name}{join}idx{dimensions}-ubyte{end}"
+            file = folder / f"{name}{separator}idx{dimensions}-ubyte{end}"
             if file.is_file():
                 return file
+    refuse_other_kind(folder, MnistSource)
     there = listing([file.name for file in folder.iterdir()])
-    raise DataError(f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}")
+    message = f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"
+    raise DataError(with_way_out(message, describe(folder)))

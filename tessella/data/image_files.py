@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +21,13 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
+from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, quiet
 from tessella.data.memory_budget import Budget
 from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
 from tessella.data.transform import Part, cut, parse_size
 from tessella.data.unusable_image import UnusableImage
-from tessella.errors import DataError, InputError, TessellaWarning
+from tessella.errors import DataError, InputError
 
 MOST_FAILURES = 0.2
 """Share of unusable files above which a folder is refused."""
@@ -279,11 +279,9 @@ class _Collector:
         largest = max(known)
         if 0 < largest < 1 << _FEW_BITS:
             factor = 1 << (16 - max(8, largest.bit_length()))
-            warnings.warn(
+            warn_caller(
                 f"{self._place}: no image of 16 bits a value has a value above {largest}, so that"
-                f" they come out nearly black; multiply all values by {factor}, or save 8 bits",
-                TessellaWarning,
-                stacklevel=3,
+                f" they come out nearly black; multiply all values by {factor}, or save 8 bits"
             )
 
     def _check_same_size(self, name: str, size: tuple[int, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class ImageSet:
             :class:`StoredImages`, which lie in a file (binarized ones excepted); ``images[i:j]``
             gives a numpy array of either.
         labels: ``int64 [n]``, or None.
-        label_names: names of the classes in the order of the labels; ``()`` when unknown.
+        label_names: names of the classes in the order of the labels; ``()`` when unknown. Where a
+            data set numbers its classes by sparse ids, the ids are the names.
         levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else
             17 for the digits, 2 for binarized, boolean or bit-packed images, 256 otherwise.
         name: the source with the last part of its path, such as ``npz:mnist.npz``.
@@ -56,42 +57,65 @@ class ImageSet:
         without labels."""
         if self.label_names:
             return len(self.label_names)
-        return 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
+        # Without names, every number up to the largest is a class, whether or not it occurs.
+        if self.labels is None or not len(self.labels):
+            return 0
+        return int(self.labels.max()) + 1
+
+    def numbered_by_ids(self) -> ImageSet:
+        """The same images with the labels that the data set itself gives, and no names.
+
+        Where labels are sparse ids, the names of the classes are the ids; other sets are returned
+        as they are.
+        """
+        if self.labels is None or not all(name.isdecimal() for name in self.label_names):
+            return self
+        # By way of Python integers, as text of any length can be a name.
+        ids = np.array(self.label_names, dtype=object).astype(np.int64)
+        if np.array_equal(ids, np.arange(len(ids))):
+            return self
+        return replace(self, labels=ids[self.labels], label_names=())
 
     def hashes(self) -> np.ndarray:
         """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal
         images."""
-        return (
-            self.images.hashes
-            if isinstance(self.images, StoredImages)
-            else image_hashes(self.images)
-        )
+        # Those of a file were computed when the images were stored, and reading all of it again
+        # would take as long as an epoch.
+        if isinstance(self.images, StoredImages):
+            return self.images.hashes
+        return image_hashes(self.images)
 
     def identity(self) -> dict[str, Any]:
-        """What these images are, as JSON values: equal identities mean equal pixels in equal order.
+        """JSON values that say what these images are: equal identities mean equal pixels in equal
+        order.
 
         Holds the source (without its directory), the split and how it was taken, the number and
         shape ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major
         order, the names of the classes, the preparation of the pixels, and the number of files
         skipped.
         """
-        recipe = dict(self.recipe)
+        # How the split was taken is said beside its name, not among what was done to the pixels.
+        preprocessing = dict(self.recipe)
+        split_rule = preprocessing.pop("split_rule", "")
+        preprocessing["levels"] = self.levels
         return {
             "source": self.name,
             "split": self.split,
-            "split_rule": recipe.pop("split_rule", ""),
+            "split_rule": split_rule,
             "count": len(self),
             "shape": list(self.images.shape[1:]),
             "sha256": _sha256(self.images),
             "classes": list(self.label_names),
-            "preprocessing": {**recipe, "levels": self.levels},
+            "preprocessing": preprocessing,
             "skipped": len(self.skipped),
         }
 
 
 def _sha256(images: Images) -> str:
-    """Of the pixels in row-major order; images in a file had theirs computed as they were
-    written."""
+    """Hexadecimal SHA-256 of the pixels in row-major order.
+
+    Images in a file had theirs computed as they were stored.
+    """
     if isinstance(images, StoredImages):
         return images.sha256
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

@@ -8,11 +8,14 @@ or for the file as a whole, with ``labels`` where there are labels:
 
 - ``jpeg`` and ``offsets``: image files end to end, file i at ``jpeg[offsets[i]:offsets[i + 1]]``;
 - ``images``;
-- ``arr_0``, as sample archives have it.
+- ``arr_0``, as sample archives have it;
+- ``data`` with ``labels``, the batches of downsampled ImageNet: ``uint8 [n, 3 side side]``, a plane
+  of red, of green and of blue, and labels from 1.
 
 A file as a whole is training data, or test data when the last word of its name is ``test``
-(``photos_test.npz``). A split that the file lacks is cut from its training data by a permutation of
-seed 0: 5 % for each, and at most 5,000 where the file does hold another split.
+(``photos_test.npz``), or validation data when it is ``val_data.npz``. A split that the file lacks
+is cut from its training data by a permutation of seed 0: 5 % for each, and at most 5,000 where the
+file does hold another split.
 """
 
 from __future__ import annotations
@@ -22,113 +25,228 @@ import math
 import re
 import zipfile
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tessella.config import DataConfig
+from tessella.data.array_checks import as_uint8, warn_if_constant
+from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
-from tessella.data.paths import READ_ERRORS, existing, listing, one_line
+from tessella.data.in_memory import fit_in_memory
+from tessella.data.limits import BinaryReader, check_content
+from tessella.data.other_formats import describe, with_way_out
+from tessella.data.paths import READ_ERRORS, listing, one_line
+from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
-from tessella.data.transform import Part, fit_arrays, parse_size
+from tessella.data.transform import Part, parse_size
 from tessella.errors import ConfigError, DataError, InputError
 
-_WORDS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
-_WHOLE = ("jpeg", "images", "arr_0")
-_LAYOUTS = "{split}_images, {split}, images, arr_0, or jpeg with offsets"
+_SPLIT_WORDS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+_WHOLE_FILE_KEYS = ("jpeg", "images", "arr_0", "data")
+_LAYOUTS = "{split}_images, {split}, images, arr_0, data with labels, or jpeg with offsets"
+_IMAGENET_IDS = np.arange(1, 1001)
+"""Labels of downsampled ImageNet: its 1,000 classes, from 1."""
 
 
-def read_npz(path: str, split: str, config: DataConfig) -> Part:
-    """One split of an ``.npz`` file, as ``uint8 [n, height, width, channels]``.
+@register_source("npz")
+class NpzSource(Source):
+    """Arrays of images in an ``.npz`` file."""
 
-    Boolean arrays become 0 and 255, integers of other types must lie in 0..255,
-    ``[n, height, width]`` gets one channel, and two-dimensional uint8 is unpacked by
-    ``config.bits``. Nothing pickled is read.
+    about = "arrays of images in an .npz file"
+    takes_bits = True
 
-    Raises:
-        DataError: when the file is missing, damaged, or has no array for this split; its keys are
-            listed.
-        InputError: when an array has another type, shape or range.
-    """
-    place = existing(path, "npz:PATH")
-    if not zipfile.is_zipfile(place):
-        raise DataError(
-            f"{path} is not an .npz file (a zip archive of arrays, as numpy.savez_compressed writes)"
-        )
-    try:
-        arrays = np.load(place, allow_pickle=False)
-    except READ_ERRORS as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-    with arrays:
-        return _read_split(_Arrays(arrays, place), split, config)
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether a path is a zip archive that holds arrays."""
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith(".npy") for name in archive.namelist())
+        except READ_ERRORS:
+            return False
+
+    def read(self, path: str, split: str, config: DataConfig) -> Part:
+        """One split of an ``.npz`` file, as ``uint8 [n, height, width, channels]``.
+
+        Boolean arrays become 0 and 255, integers of other types must lie in 0..255,
+        ``[n, height, width]`` gets one channel, and two-dimensional uint8 is unpacked by
+        ``config.bits``. Labels that are sparse ids are renumbered, and named by their ids. Nothing
+        pickled is read.
+
+        Raises:
+            DataError: when the file is missing, damaged, larger inside than it can justify, or has
+                no array for this split; its keys are listed.
+            InputError: when an array has another type, shape or range.
+        """
+        place = self.locate(path)
+        if not zipfile.is_zipfile(place):
+            refuse_other_kind(place, NpzSource)
+            message = (
+                f"{path} is not an .npz file (a zip archive of arrays, as "
+                "numpy.savez_compressed writes)"
+            )
+            raise DataError(with_way_out(message, describe(place)))
+        try:
+            archive = zipfile.ZipFile(place)
+        except READ_ERRORS as error:
+            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+        with archive:
+            arrays = _Arrays(archive, place)
+            if not arrays.keys:
+                # An archive of images, perhaps.
+                refuse_other_kind(place, NpzSource)
+            return _read_split(arrays, split, config)
 
 
 class _Arrays:
-    """The arrays of an open file, with errors that name the file and the key."""
+    """The arrays of an open archive, with errors that name the file and the key.
 
-    def __init__(self, arrays: Any, place: Path) -> None:
-        self._arrays = arrays
+    ``numpy.load`` takes memory for what a header declares; here the header is compared with the
+    archive first, and the archive with the size of its file.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, place: Path) -> None:
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                self._members[member.filename.removesuffix(".npy")] = member
+        self._archive = archive
+        self._bytes_on_disk = place.stat().st_size
         self.place = place
-        self.keys: list[str] = list(arrays.files)
+        self.keys = list(self._members)
 
     def __getitem__(self, key: str) -> np.ndarray:
         try:
-            array = self._arrays[key]
-        except (*READ_ERRORS, KeyError, MemoryError) as error:
+            return self._read(key)
+        except (*READ_ERRORS, NotImplementedError, KeyError, MemoryError) as error:
             raise DataError(
                 f"{self.place.name}: the array {key!r} cannot be read: {one_line(error)}"
             ) from error
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"{self.place.name}: {key!r} is not a numpy array")
-        return array
+
+    def _read(self, key: str) -> np.ndarray:
+        member = self._members[key]
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # Other methods take memory as their header says, and numpy does not write them.
+            raise DataError(
+                f"{self.title(key)} is compressed in a way that numpy does not write; save it "
+                "again with np.savez_compressed"
+            )
+        check_content(member.file_size, self._bytes_on_disk, self.title(key))
+        with self._archive.open(member) as file:
+            # The header of the array, which numpy would believe.
+            declared = _declared_bytes(file)
+            if declared > member.file_size:
+                raise DataError(
+                    f"{self.title(key)} is cut short: its header declares {declared:,} bytes, and "
+                    f"{member.file_size:,} are there"
+                )
+        # Opened anew, from its beginning. The checksum of the member is compared at its end.
+        with self._archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     def title(self, key: str) -> str:
+        """The key and the file, for messages."""
         return f"{key!r} of {self.place.name}"
+
+
+def _declared_bytes(file: BinaryReader) -> int:
+    """Bytes that an array takes by its header; 0 for one of Python objects, which is not read."""
+    version = np.lib.format.read_magic(file)
+    # Version 3 exists for arrays of records with names beyond latin-1.
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"an array of version {version}, which images do not need")
+    return 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _SplitKeys:
+    """The keys of a split's images and of its labels, which need not be there."""
+
+    images: str
+    labels: str
 
 
 def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
     found = _splits_in(arrays.keys, arrays.place)
     if split not in found and "train" not in found:
-        by_name = (
-            "" if "test" not in found or found["test"][0] not in _WHOLE else ", as its name says"
-        )
-        raise DataError(
-            f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} (keys: {listing(arrays.keys)});"
-            f" split {split!r} needs a file with training images"
-        )
-    image_key, label_key = found[split if split in found else "train"]
-    pixels = arrays[image_key]
-    bounds = _bounds(arrays, pixels) if image_key == "jpeg" else None
-    count = len(bounds) if bounds is not None else len(pixels) if pixels.ndim else 0
-    index, rule = _places(found, split, count, image_key)
-    labels = _labels(arrays, label_key, count)[index] if label_key in arrays.keys else None
+        raise DataError(_lacking(arrays, found, split))
+    keys = found.get(split) or found["train"]
+    pixels = arrays[keys.images]
+    planes = keys.images == "data" and pixels.ndim == 2
+    if planes:
+        pixels = _from_planes(pixels, arrays.title("data"))
+    bounds = None
+    count = 0
+    if keys.images == "jpeg":
+        bounds = _bounds(arrays, pixels)
+        count = len(bounds)
+    elif pixels.ndim:
+        count = len(pixels)
+    # Numbers of the split's images within the array.
+    index, rule = _places(found, split, count, keys.images)
+    labels = None
+    label_names: tuple[str, ...] = ()
+    if keys.labels in arrays.keys:
+        labels = check_labels(arrays[keys.labels], count, arrays.title(keys.labels))
+        if planes and len(labels) and labels.min() >= 1 and labels.max() <= len(_IMAGENET_IDS):
+            ids: np.ndarray | None = _IMAGENET_IDS
+        else:
+            ids = _sparse_ids_of_all(arrays, found, keys, labels)
+        if ids is not None:
+            labels = renumbered(labels, ids)
+            label_names = names_of_ids(ids)
+        labels = labels[index]
     if bounds is not None:
         part = _decoded(arrays, pixels, bounds[index], labels, config)
-        return replace(part, split_rule=rule)
-    images, levels = _as_images(pixels, index, arrays.title(image_key), config)
-    return fit_arrays(Part(images, labels, (), levels, rule), config)
+        return replace(part, split_rule=rule, label_names=label_names)
+    images, levels = _as_images(pixels, index, arrays.title(keys.images), config)
+    return fit_in_memory(Part(images, labels, label_names, levels, rule), config)
 
 
-def _splits_in(keys: Collection[str], place: Path) -> dict[str, tuple[str, str]]:
-    """The splits a file holds, each with the keys of its images and of its labels (which may not be
-    there)."""
-    found: dict[str, tuple[str, str]] = {}
+def _lacking(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:
+    """The message for a split that can be neither read nor cut from training images."""
+    whole = any(keys.images in _WHOLE_FILE_KEYS for keys in found.values())
+    by_name = ", as its name says" if whole else ""
+    return (
+        f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} "
+        f"(keys: {listing(arrays.keys)}); split {split!r} needs a file with training images"
+    )
+
+
+def _splits_in(keys: Collection[str], place: Path) -> dict[str, _SplitKeys]:
+    """The splits that a file holds, each with its keys."""
+    found: dict[str, _SplitKeys] = {}
     for split in SPLITS:
-        for word in _WORDS[split]:
+        for word in _SPLIT_WORDS[split]:
             for key in (f"{word}_images", word):
-                if key in keys:
-                    found.setdefault(split, (key, f"{word}_labels"))
+                if key in keys and split not in found:
+                    found[split] = _SplitKeys(key, f"{word}_labels")
     if found:
         return found
-    whole = "test" if re.split(r"[\W_]+", place.stem.lower())[-1] == "test" else "train"
-    for key in _WHOLE:
-        if key in keys and (key != "jpeg" or "offsets" in keys):
-            return {whole: (key, "labels")}
+    # Some other key has to say that the array is one of images: "data" alone can be anything.
+    companions = {"jpeg": "offsets", "data": "labels"}
+    for key in _WHOLE_FILE_KEYS:
+        if key in keys and companions.get(key, key) in keys:
+            return {_split_by_name(place): _SplitKeys(key, "labels")}
     raise DataError(
-        f"{place.name} has no images under a key we know ({_LAYOUTS}); its keys: {listing(list(keys))}"
+        f"{place.name} has no images under a key we know ({_LAYOUTS}); its keys: "
+        f"{listing(list(keys))}"
     )
+
+
+def _split_by_name(place: Path) -> str:
+    """The split that a file without named splits holds."""
+    words = re.split(r"[\W_]+", place.stem.lower())
+    if words[-1] == "test":
+        return "test"
+    return "valid" if words == ["val", "data"] else "train"
 
 
 def _places(
@@ -136,11 +254,16 @@ def _places(
 ) -> tuple[np.ndarray | slice, str]:
     """Which images of the array a split takes, and the rule in words."""
     missing = [name for name in ("valid", "test") if name not in found]
+    # Training images are divided only as far as other splits are missing; a split that is there is
+    # taken whole.
     if split in found and (split != "train" or not missing):
         return slice(None), f"all of {key!r}"
+    # Beside a test set that came with the data, 5,000 images are enough for validation.
     size = share(count, LARGEST_TAIL if len(found) > 1 else None)
-    sizes = {name: size if name in missing else 0 for name in ("valid", "test")}
-    parts = " and ".join(f"{sizes[name]} {name}" for name in missing)
+    sizes = {"valid": 0, "test": 0}
+    for name in missing:
+        sizes[name] = size
+    parts = " and ".join(f"{size} {name}" for name in missing)
     rule = f"{key!r} by numpy default_rng(0).permutation({count}), its last {parts}"
     return permuted(count, split, **sizes), rule
 
@@ -149,48 +272,28 @@ def _as_images(
     array: np.ndarray, index: np.ndarray | slice, title: str, config: DataConfig
 ) -> tuple[np.ndarray, int]:
     """The images of a split as ``uint8 [n, height, width, channels]``, with the number of values
-    their pixels take."""
+    their pixels take.
+
+    The whole array is judged, not the split, so that the splits of a file agree.
+    """
     bits = parse_size(config.bits, "bits")
     if bits:
         _check_packed(array, bits, title)
+        warn_if_constant(array, title)
         return _unpack(array[index], bits), 2
-    _check_type(array, title)
-    _check_shape(array, title)
-    images = array[index] if array.ndim == 4 else array[index][..., None]
-    if array.dtype == np.bool_:
-        return images.astype(np.uint8) * np.uint8(255), 2
-    return np.ascontiguousarray(images, dtype=np.uint8), 256
+    images, levels = as_uint8(array, title, config.levels)
+    return images[index], levels
 
 
-def _check_shape(array: np.ndarray, title: str) -> None:
-    shape = list(array.shape)
-    if array.ndim == 2:
+def _from_planes(array: np.ndarray, title: str) -> np.ndarray:
+    """``[n, 3 side side]``, plane after plane, as ``[n, side, side, 3]``."""
+    side = math.isqrt(array.shape[1] // 3)
+    if not side or 3 * side**2 != array.shape[1]:
         raise InputError(
-            f"{title} has the shape {shape}, not [n, height, width, channels]{_rows_hint(shape[1])}"
+            f"{title} has the shape {list(array.shape)}; rows of downsampled ImageNet have "
+            "3 x side x side values, such as 3072 for 32x32"
         )
-    if array.ndim not in (3, 4) or (array.ndim == 4 and shape[3] not in (1, 3, 4)) or 0 in shape:
-        planes = array.ndim == 4 and shape[1] in (1, 3, 4)
-        hint = "; np.moveaxis(x, 1, -1) puts the channels last" if planes else ""
-        raise InputError(
-            f"{title} has the shape {shape}; images are [n, height, width] or [n, height, width, channels]"
-            f" with 1, 3 or 4 channels{hint}"
-        )
-
-
-def _check_type(array: np.ndarray, title: str) -> None:
-    if array.dtype in (np.bool_, np.uint8):
-        return
-    low, high = (array.min(), array.max()) if array.size and array.dtype.kind in "iuf" else (0, 0)
-    if array.dtype.kind == "f":
-        scaled = "x" if high > 1 else "255 * x" if low >= 0 else "127.5 * (x + 1)"
-        raise InputError(
-            f"{title} is {array.dtype} with values {low:g}..{high:g}; images are uint8 of 0..255. Convert them with"
-            f' np.savez_compressed("new.npz", images=np.round({scaled}).astype(np.uint8))'
-        )
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{title} is of type {array.dtype}; images are uint8 of 0..255")
-    if low < 0 or high > 255:
-        raise InputError(f"{title} has values {low}..{high}; images are uint8 of 0..255")
+    return array.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
 
 
 def _check_packed(array: np.ndarray, size: tuple[int, int], title: str) -> None:
@@ -204,61 +307,48 @@ def _check_packed(array: np.ndarray, size: tuple[int, int], title: str) -> None:
 
 def _unpack(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bits, eight to a byte with the highest first, row by row, to 0 and 255."""
-    return np.unpackbits(array, axis=1, count=size[0] * size[1]).reshape(-1, *size, 1) * np.uint8(
-        255
-    )
+    bits = np.unpackbits(array, axis=1, count=size[0] * size[1])  # [n, height * width]
+    return bits.reshape(-1, *size, 1) * np.uint8(255)
 
 
-def _rows_hint(length: int) -> str:
-    """What two-dimensional data may be, judged by the length of its rows."""
-    packed, flat = math.isqrt(8 * length), math.isqrt(length)
-    if packed and math.ceil(packed**2 / 8) == length:
-        return f"; if a row is an image of packed bits, set data.bits={packed}x{packed}"
-    if flat and flat**2 == length:
-        return (
-            f"; if a row is an image of {flat}x{flat} pixels, store x.reshape(-1, {flat}, {flat})"
-        )
-    return "; if a row is an image of packed bits, set data.bits=HEIGHTxWIDTH"
+def _sparse_ids_of_all(
+    arrays: _Arrays, found: dict[str, _SplitKeys], keys: _SplitKeys, labels: np.ndarray
+) -> np.ndarray | None:
+    """The ids of *all* splits where labels are sparse ids, so that a number means one class in
+    every split; None where labels are numbers of classes."""
+    gathered = [labels]
+    for other in found.values():
+        if other.labels in arrays.keys and other.labels != keys.labels:
+            values = np.atleast_1d(arrays[other.labels])
+            # How many images these are of is checked when that split is read.
+            gathered.append(check_labels(values, values.shape[0], arrays.title(other.labels)))
+    return sparse_ids(gathered, arrays.title(keys.labels))
 
 
-def _labels(arrays: _Arrays, key: str, count: int) -> np.ndarray:
-    labels = arrays[key]
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{arrays.title(key)} is {labels.dtype} {list(labels.shape)}; labels are whole numbers [n]"
-        )
-    if len(labels) != count:
-        raise InputError(f"{arrays.title(key)} holds {len(labels)} labels for {count} images")
-    if count and int(labels.min()) < 0:
-        raise InputError(
-            f"{arrays.title(key)} has negative labels (down to {labels.min()}); classes count from 0"
-        )
-    return labels.astype(np.int64)
-
-
-def _bounds(arrays: _Arrays, data: np.ndarray) -> np.ndarray:
+def _bounds(arrays: _Arrays, content: np.ndarray) -> np.ndarray:
     """Number, start and end of each file in ``jpeg``: ``int64 [n, 3]``."""
     offsets = arrays["offsets"]
-    if data.dtype != np.uint8 or data.ndim != 1:
+    if content.dtype != np.uint8 or content.ndim != 1:
         raise InputError(
-            f"{arrays.title('jpeg')} must be uint8 bytes [length], got {data.dtype} {list(data.shape)}"
+            f"{arrays.title('jpeg')} must be uint8 bytes [length], got {content.dtype} "
+            f"{list(content.shape)}"
         )
     if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
         given = f"{offsets.dtype} {list(offsets.shape)}"
         raise InputError(f"{arrays.title('offsets')} must be whole numbers [n + 1], got {given}")
+    # Compared before the cast, by which a large uint64 would become negative.
+    within = offsets.min().item() >= 0 and offsets.max().item() <= len(content)
     offsets = offsets.astype(np.int64)
-    if offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) <= 0).any():
+    if not within or (np.diff(offsets) <= 0).any():
         raise InputError(
-            f"{arrays.title('offsets')} must rise within the {len(data)} bytes of 'jpeg'"
+            f"{arrays.title('offsets')} must rise within the {len(content)} bytes of 'jpeg'"
         )
     return np.stack([np.arange(len(offsets) - 1), offsets[:-1], offsets[1:]], axis=1)
 
 
 def _decoded(
     arrays: _Arrays,
-    data: np.ndarray,
+    content: np.ndarray,
     bounds: np.ndarray,
     labels: np.ndarray | None,
     config: DataConfig,
@@ -266,11 +356,18 @@ def _decoded(
     """Decode image files that lie end to end; all of them must be intact."""
     if config.bits:
         raise ConfigError(
-            f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it empty"
+            f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it "
+            "empty"
         )
+
+    # Called from several threads; each file is copied out of the array when its turn comes.
+    def open_file(index: int) -> io.BytesIO:
+        _, start, end = bounds[index]
+        return io.BytesIO(content[start:end].tobytes())
+
     files = Files(
-        [f"image {i}" for i in bounds[:, 0].tolist()],
-        lambda index: io.BytesIO(data[bounds[index, 1] : bounds[index, 2]].tobytes()),
+        [f"image {number}" for number in bounds[:, 0].tolist()],
+        open_file,
         None if labels is None else labels.tolist(),
     )
     part = fit_files(files, config, channels=config.channels, place=arrays.place.name, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import lzma
 import struct
@@ -83,8 +84,26 @@ def existing(path: str, form: str) -> Path:
         raise DataError(f"{form.partition(':')[0]} needs a path: {form}")
     place = find(path)
     if place is None:
-        raise DataError(f"{form}: there is no file or folder {path}")
+        raise DataError(f"{form}: there is no file or folder {path}{_near_name(path)}")
     return place
+
+
+def _near_name(path: str) -> str:
+    """The words for a file or folder of nearly the same name beside a missing one; empty where
+    there is none."""
+    wanted = Path(path)
+    folder = find(str(wanted.parent))
+    if folder is None or not folder.is_dir():
+        return ""
+    try:
+        names = [file.name for file in folder.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(wanted.name, names, n=1)
+    if not near:
+        # Letters of another case are far apart for the comparison above.
+        near = [name for name in names if name.lower() == wanted.name.lower()]
+    return f"; did you mean {wanted.parent / near[0]}?" if near else ""
 
 
 def find(path: str) -> Path | None:

@@ -1,52 +1,24 @@
-"""The table of data sources, and :func:`load`, which turns a :class:`~tessella.config.DataConfig`
-into images."""
+""":func:`load`, which turns a :class:`~tessella.config.DataConfig` into images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.cifar import read_cifar10
-from tessella.data.digits import read_digits
-from tessella.data.folder import RULE, read_folder
-from tessella.data.idx import read_mnist
+from tessella.data.array_checks import as_uint8
+from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
+from tessella.data.folder_layouts import HASH_RULE
 from tessella.data.image_set import ImageSet
-from tessella.data.npz import read_npz
+from tessella.data.in_memory import fit_in_memory
+from tessella.data.limits import check_image_size
+from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
+from tessella.data.source_kinds import SOURCES, Source, SourceImages
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
-
-
-@dataclass(frozen=True)
-class Source:
-    """A kind of data source.
-
-    Args:
-        form: how it is written.
-        about: what it reads, in a few words.
-        read: one split, from the path (empty when none is given), the split and the configuration.
-    """
-
-    form: str
-    about: str
-    read: Callable[[str, str, DataConfig], Part]
-
-
-SOURCES: dict[str, Source] = {
-    "digits": Source("digits", "the bundled 8x8 handwritten digits", read_digits),
-    "mnist": Source("mnist:PATH", "a folder of idx files, gzipped or not", read_mnist),
-    "cifar10": Source(
-        "cifar10:PATH", "the python batches of CIFAR-10, a folder or the .tar.gz", read_cifar10
-    ),
-    "npz": Source("npz:PATH", "arrays of images in an .npz file", read_npz),
-    "folder": Source("folder:PATH", "a folder or a .zip file of images", read_folder),
-}
 
 
 def load(config: DataConfig, split: str) -> ImageSet:
@@ -68,32 +40,30 @@ def load(config: DataConfig, split: str) -> ImageSet:
         DataError: when the source is unknown, missing, damaged, or has no images for this split.
         InputError: when its images do not fit what is asked.
     """
-    _check(config)
+    # Everything that needs no image is checked before the first one is read.
+    check_config(config)
     check_split(split)
-    kind, _, path = config.source.partition(":")
-    if kind not in SOURCES:
-        raise DataError(_unknown_source(config.source))
-    if split == ALL and kind != "folder":
-        raise DataError(
-            f"{kind} comes divided: take --split train, valid or test (all is for folders)"
-        )
-    if config.bits and kind != "npz":
-        raise ConfigError(
-            f"data.bits is for npz:PATH only, got {config.bits!r} with the source {kind}"
-        )
-    part = SOURCES[kind].read(path, split, config)
-    name = f"{kind}:{last_name(Path(path))}" if path else kind
+    source, path = find_source(config.source)
+    _check_fits(config, source, split)
+    part = _as_part(source().read(path, split, config), config, source)
+    # Only the last name of the path is kept: records of runs go to other machines and people.
+    name = source.name
+    if path:
+        name += f":{last_name(Path(path))}"
     if not len(part.images):
         raise DataError(_nothing(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
+    levels = config.levels
+    if not levels:
+        levels = 2 if config.binarize else part.levels
     return ImageSet(
         images=images,
         labels=part.labels,
         label_names=part.label_names,
-        levels=config.levels or (2 if config.binarize else part.levels),
+        levels=levels,
         name=name,
         split=split,
         names=part.names,
@@ -102,7 +72,88 @@ def load(config: DataConfig, split: str) -> ImageSet:
     )
 
 
-def _recipe(config: DataConfig, part: Part) -> dict[str, Any]:
+def find_source(source: str) -> tuple[type[Source], str]:
+    """The class of a source and the path in it, which is empty where none is given.
+
+    Sources of installed plugins are looked for where a name is unknown.
+
+    >>> kind, path = find_source("npz:mnist.npz")
+    >>> kind.name, path
+    ('npz', 'mnist.npz')
+
+    Args:
+        source: as it is written, ``NAME`` or ``NAME:PATH``.
+
+    Raises:
+        DataError: when no source has this name.
+    """
+    name, _, path = source.partition(":")
+    # Only the first colon counts: a path can hold others.
+    try:
+        return SOURCES[name], path
+    except KeyError:
+        raise DataError(_unknown_source(source)) from None
+
+
+def check_config(config: DataConfig) -> None:
+    """Check the options as far as that is possible without the data.
+
+    Raises:
+        ConfigError: for a value that no source can honour.
+    """
+    # Once more, although the configuration checked itself: it may have been changed since.
+    config.check()
+    for key in ("size", "bits"):
+        size = parse_size(getattr(config, key), key)
+        if size is not None:
+            check_image_size(size, key)
+
+
+def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
+    """Refuse what this source, unlike others, cannot do."""
+    if source.holds_codes:
+        raise DataError(
+            f"{config.source} holds the codes of a tokenizer and no images: train a prior on them, "
+            "with --tokenizer RUN; elsewhere name the images that they were made of"
+        )
+    if split == ALL and not source.allows_all:
+        able = [name for name, kind in SOURCES.items() if kind.allows_all]
+        raise DataError(
+            f"{source.name} comes divided: take --split train, valid or test (all is for "
+            f"{' and '.join(able)})"
+        )
+    if config.bits and not source.takes_bits:
+        able = [kind.form for kind in SOURCES.values() if kind.takes_bits]
+        raise ConfigError(
+            f"data.bits is for {' and '.join(able)} only, got {config.bits!r} with the source "
+            f"{source.name}"
+        )
+
+
+def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> Part:
+    """What a reader gave, as a part; bare arrays are checked and brought to the size asked for."""
+    if isinstance(result, Part):
+        return result
+    if isinstance(result, tuple):
+        images, labels = result
+    else:
+        images = result
+        labels = None
+    pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
+    names: tuple[str, ...] = ()
+    if labels is not None:
+        # Ids of this split alone are known here; a source whose splits differ in their labels
+        # returns a Part with names of its own.
+        title = f"the labels of {source.name}"
+        labels = check_labels(np.asarray(labels), len(pixels), title)
+        ids = sparse_ids([labels], title)
+        if ids is not None:
+            labels = renumbered(labels, ids)
+            names = names_of_ids(ids)
+    return fit_in_memory(Part(pixels, labels, names, levels, f"by {source.name}"), config)
+
+
+def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
     """How the split was taken and its pixels prepared, as JSON values."""
     return {
         "split_rule": part.split_rule,
@@ -117,43 +168,33 @@ def _recipe(config: DataConfig, part: Part) -> dict[str, Any]:
     }
 
 
-def _check(config: DataConfig) -> None:
-    """Raise :class:`ConfigError` for a value that no source can honour."""
-    hints = get_type_hints(DataConfig)
-    allowed: dict[str, tuple[object, ...]] = {
-        "crop": get_args(hints["crop"]),
-        "binarize": get_args(hints["binarize"]),
-        "channels": (0, 1, 3, 4),
-    }
-    for key, values in allowed.items():
-        if getattr(config, key) not in values:
-            raise ConfigError(
-                f"data.{key} must be one of {', '.join(map(repr, values))}, got {getattr(config, key)!r}"
-            )
-    if config.levels != 0 and not 2 <= config.levels <= 256:
-        raise ConfigError(
-            f"data.levels must be 0 (the source's own) or a number of 2..256, got {config.levels}"
-        )
-    if config.limit < 0 or config.binarize_seed < 0:
-        raise ConfigError("data.limit and data.binarize_seed must not be negative")
-    parse_size(config.bits, "bits")
-    if parse_size(config.size, "size") is None and config.crop == "tiles":
-        raise ConfigError(
-            "data.crop=tiles needs data.size, the size of a tile, for example data.size=64"
-        )
-
-
 def _unknown_source(source: str) -> str:
-    forms = ", ".join(f"{source.form} ({source.about})" for source in SOURCES.values())
-    hint = ""
-    if place := find(source):
-        kind = "npz" if place.suffix == ".npz" else "folder"
-        hint = f"; to read the path {source}, write {kind}:{source}"
-    return f"{unknown('data source', source.partition(':')[0], SOURCES)}{hint}. Written as: {forms}"
+    forms = ", ".join(f"{kind.form} ({kind.about})" for kind in SOURCES.values())
+    return (
+        f"{unknown('data source', source.partition(':')[0], SOURCES)}{_hint_for_path(source)}. "
+        f"Written as: {forms}"
+    )
+
+
+def _hint_for_path(source: str) -> str:
+    """How a path is written that was given without the name of a source."""
+    place = find(source) if source else None
+    if place is None:
+        return ""
+    for kind in SOURCES.values():
+        if kind.recognizes(place):
+            return f"; to read the path {source}, write {kind.name}:{source}"
+    described = describe(place)
+    if described:
+        return f"; {described}"
+    # Nothing recognizes it, so its name is all there is to go by.
+    kind_name = "npz" if place.suffix == ".npz" else "folder"
+    return f"; to read the path {source}, write {kind_name}:{source}"
 
 
 def _nothing(name: str, split: str, part: Part) -> str:
-    text = f"{name} has no images for split {split!r} ({part.split_rule or 'the source has none'})"
-    if part.split_rule == RULE:
+    rule = part.split_rule or "the source has none"
+    text = f"{name} has no images for split {split!r} ({rule})"
+    if part.split_rule == HASH_RULE:
         text += f"; folders of at least {EVERY_SPLIT_FROM} images have some for every split"
     return f"{text}; skipped: {part.skipped[0]}" if part.skipped else text

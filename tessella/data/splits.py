@@ -1,9 +1,10 @@
 """How images are divided into train, valid and test: four rules, each a pure function of the data.
 
-- :func:`permuted`: a permutation of seed 0, for one array. - :func:`with_tail`: the last images of
-the training set become ``valid``, for data sets that come with a test set. - :func:`by_hash`: by a
-hash of each image's relative path, for folders; - :func:`by_folders`: by the folders ``train``,
-``valid`` and ``test``, where a folder has them.
+- :func:`permuted`: a permutation of seed 0, for one array.
+- :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come
+  with a test set.
+- :func:`by_hash`: by a hash of each image's relative path, for folders.
+- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
 """
 
 from __future__ import annotations
@@ -46,13 +47,17 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
     """
     order = np.random.default_rng(0).permutation(count)
     train = count - valid - test
-    ends = {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, count)}
-    return order[slice(*ends[split])]
+    if split == "train":
+        return order[:train]
+    if split == "valid":
+        return order[train : train + valid]
+    return order[train + valid :]
 
 
 def share(count: int, largest: int | None = None) -> int:
     """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most
     ``largest``."""
+    # Of fewer than three, taking one for valid and one for test would leave nothing to train on.
     if count < 3:
         return 0
     size = max(1, round(SHARE * count))
@@ -79,16 +84,32 @@ def by_hash(names: Sequence[str]) -> list[str]:
     >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
     ['test', 'train', 'valid']
     """
-    places = [_place(name) for name in names]
-    splits = ["test" if p < SHARE else "valid" if p < 2 * SHARE else "train" for p in places]
+    # The hash is uniform on [0, 1), so its place alone makes shares of 5, 5 and 90 %.
+    places = []
+    splits = []
+    for name in names:
+        places.append(_place(name))
+        splits.append(_split_at(places[-1]))
     rising = sorted(range(len(names)), key=lambda i: (places[i], names[i]))
-    needed = SPLITS[::-1] if len(names) >= EVERY_SPLIT_FROM else SPLITS[:1] if names else ()
+    needed: tuple[str, ...] = ()
+    if len(names) >= EVERY_SPLIT_FROM:
+        needed = ("test", "valid", "train")
+    elif names:
+        needed = ("train",)
     for split in needed:
         if split not in splits:
+            # The largest split gives one of its images, the one nearest to the empty split.
             largest = max(SPLITS, key=splits.count)
             donors = [i for i in rising if splits[i] == largest]
-            splits[donors[-1 if split == "train" else 0]] = split
+            nearest = donors[-1] if split == "train" else donors[0]
+            splits[nearest] = split
     return splits
+
+
+def _split_at(place: float) -> str:
+    if place < SHARE:
+        return "test"
+    return "valid" if place < 2 * SHARE else "train"
 
 
 FOLDERS = {
@@ -106,16 +127,14 @@ FOLDERS = {
 def divide(folders: Iterable[str]) -> bool:
     """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two
     splits or more."""
-    splits = [FOLDERS.get(name.lower(), "") for name in folders]
-    return all(splits) and len({*splits}) > 1
+    splits = {FOLDERS.get(name.lower(), "") for name in folders}
+    return "" not in splits and len(splits) > 1
 
 
 def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
     """The split of each file of a folder that is divided into sub-folders, and the rule in words.
 
-    Where there are training files but no folder of one of the other splits, that one gets the
-    training files with the lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05
-    for test, and at least one of 20 files.
+    Splits that have no folder are cut from the training files (:func:`fill_missing`).
 
     Args:
         names: the relative path of each file.
@@ -124,23 +143,52 @@ def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str],
     >>> by_folders(["test/1.png", "train/2.png", "val/3.png"], ["test", "train", "val"])
     (['test', 'train', 'valid'], 'the folders test, train, val')
     """
-    splits, rule = (
-        [FOLDERS[name.lower()] for name in folders],
-        f"the folders {', '.join(sorted({*folders}))}",
-    )
-    rising = sorted((_place(name), name, i) for i, name in enumerate(names) if splits[i] == "train")
-    missing = [split for split in SPLITS if split not in splits]
-    if missing and rising:
-        edge = SHARE if missing == ["test"] else 2 * SHARE
-        taken = [i for place, _, i in rising if place < edge]
-        taken = taken[: len(rising) - 1]
-        for i in taken or [i for *_, i in rising[: len(rising) >= EVERY_SPLIT_FROM]]:
-            splits[i] = missing[0]
-        rule += f"; {missing[0]}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
-    return splits, rule
+    splits = [FOLDERS[name.lower()] for name in folders]
+    rule = f"the folders {', '.join(sorted(set(folders)))}"
+    return splits, rule + fill_missing(names, splits)
+
+
+def fill_missing(names: Sequence[str], splits: list[str]) -> str:
+    """Cut a split that a data set lacks from its training files, in place.
+
+    Where there are training files but none of one of the other splits, that one gets the training
+    files with the lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05 for test,
+    and at least one of 20 files.
+
+    Args:
+        names: the relative path of each file.
+        splits: the split of each file; changed where one was missing.
+
+    Returns:
+        what was done, to be added to the rule in words; empty where nothing was missing.
+    """
+    training = []
+    for number, name in enumerate(names):
+        if splits[number] == "train":
+            training.append((_place(name), name, number))
+    training.sort()
+    missing = ""
+    edge = 2 * SHARE
+    if "valid" not in splits:
+        missing = "valid"
+    elif "test" not in splits:
+        missing = "test"
+        edge = SHARE
+    if not missing or not training:
+        return ""
+    # The places are those of by_hash, and valid takes what there would be valid or test: an image
+    # that a folder without splits would hold out is never trained on here.
+    taken = 0
+    for place, _, number in training[:-1]:  # one at least stays for training
+        if place < edge or (taken == 0 and len(training) >= EVERY_SPLIT_FROM):
+            splits[number] = missing
+            taken += 1
+    return f"; {missing}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
 
 
 def _place(name: str) -> float:
+    # macOS writes names in another normal form than Linux; surrogates stand for bytes that are no
+    # UTF-8.
     text = "tessella split:" + unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

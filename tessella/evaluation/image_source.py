@@ -111,6 +111,13 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
         else {}
     )
     known = facts.get("data", {}).get("train", {}).get("classes") or []
+    if facts and not known:
+        # The run numbers its classes as its data does, so ids that were renumbered are taken back.
+        return images.numbered_by_ids()
+    if known and not images.label_names and images.labels is not None and _are_ids(known):
+        # Few of the ids that the run was trained on can look like plain numbers of classes.
+        ids, ranks = np.unique(images.labels, return_inverse=True)
+        images = replace(images, labels=ranks, label_names=tuple(str(i) for i in ids.tolist()))
     if (
         images.labels is None
         or not known
@@ -125,6 +132,11 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
         )
     number = np.array([known.index(name) for name in images.label_names])
     return replace(images, labels=number[images.labels], label_names=tuple(known))
+
+
+def _are_ids(names: list[str]) -> bool:
+    """Whether names of classes are whole numbers, and not simply 0, 1, 2, ..."""
+    return all(name.isdecimal() for name in names) and names != [str(i) for i in range(len(names))]
 
 
 def as_scored(config: DataConfig) -> DataConfig:

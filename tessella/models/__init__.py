@@ -27,24 +27,29 @@ from tessella.models.pixelcnn_pp import PixelCNNpp
 from tessella.models.pixelsnail import PixelSNAIL
 from tessella.models.row_lstm import RowLSTM
 from tessella.models.transformer import Transformer
+from tessella.registry import Registry
 
-MODELS: dict[str, type[DensityModel]] = {
-    model.name: model
-    for model in (
-        Independent,
-        GatedPixelCNN,
-        PixelCNN,
-        RowLSTM,
-        DiagonalBiLSTM,
-        PixelCNNpp,
-        PixelSNAIL,
-        Transformer,
-        FVSBN,
-        NADE,
-        LSTM,
-        MADE,
-    )
-}
+MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
+"""Every density model that :func:`create` can build."""
+
+for _model in (
+    Independent,
+    GatedPixelCNN,
+    PixelCNN,
+    RowLSTM,
+    DiagonalBiLSTM,
+    PixelCNNpp,
+    PixelSNAIL,
+    Transformer,
+    FVSBN,
+    NADE,
+    LSTM,
+    MADE,
+):
+    MODELS.register(_model.name)(_model)
+
+register_model = MODELS.register
+"""Decorator that adds a density model from outside: ``@ts.register_model("mine")``."""
 
 Prior = DensityModel | Hierarchy
 """What models the symbols of a tokenizer: one density model, or one for each of its grids."""
@@ -60,6 +65,7 @@ __all__ = [
     "create_prior",
     "from_config",
     "prior_from_config",
+    "register_model",
 ]
 
 
@@ -91,11 +97,9 @@ def create(
     >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
     torch.Size([3])
     """
-    if name not in MODELS:
-        raise ConfigError(unknown("model", name, MODELS))
-    if head not in HEADS:
-        raise ConfigError(unknown("head", head, HEADS))
-    of_model, of_head = _parameters(MODELS[name], 4), _parameters(HEADS[head], 2)
+    family = MODELS.get_or_explain(name)
+    of_model = _sizes_of(family, without=("grid", "head", "conditioning"))
+    of_head = _sizes_of(HEADS.get_or_explain(head), without=("grid",))
     for key in sizes:
         if key not in of_model and key not in of_head:
             raise ConfigError(
@@ -105,10 +109,10 @@ def create(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         built = create_head(head, grid, **{k: v for k, v in sizes.items() if k in of_head})
-        model = MODELS[name](
-            grid,
-            built,
-            Conditioning(classes, codes),
+        model = family(
+            grid=grid,
+            head=built,
+            conditioning=Conditioning(classes, codes),
             **{k: v for k, v in sizes.items() if k in of_model},
         )
     return model.eval()
@@ -172,9 +176,10 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     return model
 
 
-def _parameters(cls: type, skip: int) -> dict[str, inspect.Parameter]:
-    """Parameters of a constructor by name, after the first ``skip``."""
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[skip:])  # type: ignore[misc]
+def _sizes_of(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:
+    """Parameters of a class's constructor by name, without those that are no sizes."""
+    parameters = inspect.signature(cls).parameters
+    return {name: value for name, value in parameters.items() if name not in without}
 
 
 def _check_types(sizes: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:

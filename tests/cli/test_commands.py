@@ -437,7 +437,7 @@ def test_a_mistake_is_one_line_and_a_failure(
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.toml").write_text("[data\n")
     (tmp_path / "text.npz").write_text("this is no archive")
-    np.savez(tmp_path / "big.npz", images=np.zeros((40, 9, 9, 1), np.uint8))
+    np.savez(tmp_path / "big.npz", images=np.arange(40 * 81, dtype=np.uint8).reshape(40, 9, 9, 1))
     np.savez(tmp_path / "float.npz", images=np.zeros((40, 8, 8, 1)))
     monkeypatch.chdir(tmp_path)
     before = sorted(p for p in tmp_path.rglob("*"))

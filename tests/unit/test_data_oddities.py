@@ -274,7 +274,7 @@ def of(root: Path, **options: Any) -> ImageSet:
 
 @pytest.fixture(autouse=True)
 def one_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessella.data.folder.by_hash", all_train)
+    monkeypatch.setattr("tessella.data.folder_layouts.by_hash", all_train)
 
 
 @dataclass
@@ -298,7 +298,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (root / "loop").symlink_to(root, target_is_directory=True)
         (root / "self.png").symlink_to(root / "self.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tessella.data.folder.by_hash", all_train)
+        patch.setattr("tessella.data.folder_layouts.by_hash", all_train)
         part = of(root)
     return Outcome(
         dict(zip(part.names or (), part.images[:], strict=True)),

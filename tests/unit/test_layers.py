@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-VOCABULARY = {"errors", "grid", "config", "noise", "files"}
+VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry"}
 LAYERS = (
     VOCABULARY,
     {"kernel", "distributed"},
@@ -48,7 +48,7 @@ BASES_ONLY = {"sampling", "coding"}
 TORCH_FREE = ["tessella"]
 TORCH_FREE += [
     f"tessella.{name}"
-    for name in ("cli", "cli.options", "config", "data", "errors", "files", "grid")
+    for name in ("cli", "cli.options", "config", "data", "errors", "files", "grid", "registry")
 ]
 """What the command line needs before a verb runs."""
 

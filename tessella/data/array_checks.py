@@ -1,0 +1,275 @@
+"""Whether an array is what it is taken for: images ``[n, height, width, channels]`` of 0..255.
+
+Nothing in an array says which axis counts images or which value is white. A wrong guess trains
+without complaint and gives figures that mean nothing, so what is doubtful is refused, with the
+line of numpy that settles it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tessella.data.caller_warning import warn_caller
+from tessella.errors import InputError
+
+CHANNELS = (1, 3, 4)
+SMALL_RANGES = (1, 3, 7, 15, 16, 31, 63)
+"""Largest values of images of 1 to 6 bits, and of the 17 shades of the UCI digits."""
+SURELY_SMALL = 16
+"""Several images without a value above this are not images of 0..255."""
+SLIVER = 8
+"""Images so many times as long as they are wide are probably axes in a wrong order."""
+
+
+def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray, int]:
+    """Checked images with 8 bits a channel, and the number of values that a pixel takes.
+
+    Args:
+        array: bool or integers ``[n, height, width]`` or ``[n, height, width, channels]``.
+        title: what the array is called in messages.
+        levels: ``data.levels``; 256 says that small values are meant as they are.
+
+    Returns:
+        ``uint8 [n, height, width, channels]`` with 2 levels for bool (stored as 0 and 255), else
+        256.
+
+    Raises:
+        InputError: for another type, shape or range of values.
+    """
+    check_shape(array.shape, title)
+    check_values(array, title, levels)
+    images = array if array.ndim == 4 else array[..., None]
+    # Public images are always of 0..255, and two colours are its ends.
+    if array.dtype == np.bool_:
+        return images.astype(np.uint8) * np.uint8(255), 2
+    return np.ascontiguousarray(images, dtype=np.uint8), 256
+
+
+def check_shape(shape: Sequence[int], title: str) -> None:
+    """Raise :class:`InputError` unless a shape is that of images, beyond doubt."""
+    shape = list(shape)
+    # An axis of length 0 has no images or no pixels, and falls through to the last line.
+    if len(shape) == 3 and 0 not in shape:
+        _check_three_axes(shape, title)
+        return
+    if len(shape) == 4 and 0 not in shape:
+        _check_four_axes(shape, title)
+        return
+    if len(shape) == 2:
+        raise InputError(
+            f"{title} has the shape {shape}, not [n, height, width, channels]"
+            f"{_hint_for_rows(shape[0], shape[1])}"
+        )
+    raise InputError(f"{title} has the shape {shape}; {_ALLOWED}")
+
+
+_ALLOWED = "images are [n, height, width] or [n, height, width, channels] with 1, 3 or 4 channels"
+
+
+def _check_three_axes(shape: list[int], title: str) -> None:
+    first, middle, last = shape
+    grey = f"If they are {first} grey images of {middle}x{last}, store x[..., None]"
+    # Images 3 or 4 pixels wide exist only in tests, where they are square.
+    if last in (3, 4) and middle != last:
+        raise InputError(
+            f"{title} has the shape {shape}, which looks like one colour picture "
+            f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
+        )
+    # Three grey images are possible, so this is only spoken of.
+    if first in (3, 4) and middle > first and last > first:
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{middle}x{last}; if it is one colour picture with its channels first, store "
+            "x.transpose(1, 2, 0)[None]"
+        )
+    # The number of images is usually far larger than their sides, and square images have two equal
+    # sides: both tell where it stands.
+    counted_last = first == middle and last != middle
+    far_more_last = middle > 1 and last > 4 * first and last >= SLIVER * middle
+    if first > 1 and (counted_last or far_more_last):
+        raise InputError(
+            f"{title} has the shape {shape}, which looks like {last} images of {first}x{middle} "
+            f"with their number last, as MATLAB writes them; {_ALLOWED}. {grey}; to put the "
+            f"number first, {_save('x.transpose(2, 0, 1)')}"
+        )
+    if first > 1 and middle > 1 and last >= 2 * max(first, middle):
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{middle}x{last}; if it holds {last} images of {first}x{middle}, store "
+            "x.transpose(2, 0, 1)"
+        )
+
+
+def _check_four_axes(shape: list[int], title: str) -> None:
+    first, second, third, last = shape
+    number_last = (
+        f"{title} has the shape {shape}, which looks like {last} images of "
+        f"{first}x{second}x{third} with their number last, as MATLAB writes them; {_ALLOWED}. "
+        f"Put it first with {_save('x.transpose(3, 0, 1, 2)')}"
+    )
+    channels_first = (
+        f"{title} has the shape {shape}, which looks like images with their channels first, as "
+        f"PyTorch has them; {_ALLOWED}; np.moveaxis(x, 1, -1) puts the channels last"
+    )
+    # The last axis cannot be channels, so another one must be.
+    if last not in CHANNELS:
+        if third in CHANNELS and first >= second // SLIVER and second not in CHANNELS:
+            raise InputError(number_last)
+        if second in CHANNELS:
+            raise InputError(channels_first)
+        raise InputError(f"{title} has the shape {shape}; {_ALLOWED}")
+    # From here on the last axis can be channels, but may be a small number of images or of columns.
+    sliver = second >= SLIVER * third
+    if third in CHANNELS and second != third and (first == second or sliver):
+        # One channel is how grey images are marked as such, also where a refusal asked for it.
+        if last > 1:
+            raise InputError(number_last)
+        warn_caller(
+            f"{title} has the shape {shape} and is taken for {first} grey images of "
+            f"{second}x{third}; if it is one picture, store x[..., 0][None]"
+        )
+    if second in CHANNELS and third == last and second != third:
+        raise InputError(channels_first)
+
+
+def _hint_for_rows(count: int, length: int) -> str:
+    """What two-dimensional data may be, judged by the length of its rows."""
+    # The sides of a square image in each of the ways in which a row may hold one: packed bits, grey
+    # values, colours.
+    packed = math.isqrt(8 * length)
+    flat = math.isqrt(length)
+    colour = math.isqrt(length // 3)
+    if packed and math.ceil(packed**2 / 8) == length:
+        return f"; if a row is an image of packed bits, set data.bits={packed}x{packed}"
+    if flat and flat**2 == length:
+        return (
+            f"; if a row is an image of {flat}x{flat} pixels, store x.reshape(-1, {flat}, {flat})"
+        )
+    if colour and 3 * colour**2 == length:
+        return (
+            f"; if a row is an image of {colour}x{colour} pixels, store "
+            f"x.reshape(-1, 3, {colour}, {colour}).transpose(0, 2, 3, 1) where all red values come "
+            f"first, x.reshape(-1, {colour}, {colour}, 3) where red, green and blue alternate"
+        )
+    if count > 1:
+        return (
+            "; if a row is an image of packed bits, set data.bits=HEIGHTxWIDTH; if it is one grey "
+            "picture, store x[None]"
+        )
+    return "; if a row is an image of packed bits, set data.bits=HEIGHTxWIDTH"
+
+
+def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
+    """Raise :class:`InputError` unless the values of an array are those of 8-bit or bool images.
+
+    All values are judged together, so that every split of a file is judged alike and one dark
+    image among others does no harm.
+
+    Args:
+        array: ``[n, height, width(, channels)]``, of any type.
+        title: what it is called in messages.
+        levels: ``data.levels``; 256 says that small values are meant as they are.
+    """
+    kind = array.dtype.kind
+    if kind not in "biuf":
+        raise InputError(f"{title} is of type {array.dtype}; images are uint8 of 0..255")
+    if not array.size:
+        return
+    # As Python numbers, which do not overflow in the comparisons below.
+    low = array.min().item()
+    high = array.max().item()
+    if kind == "f":
+        raise InputError(_about_floats(array, low, high, title))
+    if low < 0 or high > 255:
+        raise InputError(
+            f"{title} is {array.dtype} with values {low}..{high}; images are uint8 of 0..255. "
+            f"{_line_for_wide(low, high)}"
+        )
+    if low == high:
+        warn_if_constant(array, title)
+        return
+    # bool says that there are two values, and data.levels=256 that all 256 are meant.
+    if kind == "b" or levels == 256:
+        return
+    if high == 1:
+        raise InputError(
+            f"{title} is {array.dtype} with values 0..1, which are nearly black among 0..255. "
+            "If they are meant as they are, set data.levels=256; if they are two colours, store "
+            f"x * 255, or say so by {_save('x.astype(bool)')}"
+        )
+    _check_small_range(array, high, title)
+
+
+def warn_if_constant(array: np.ndarray, title: str) -> None:
+    """Warn of an array that has the same value everywhere."""
+    if array.size and array.min() == array.max():
+        value = array.flat[0]
+        warn_caller(
+            f"every pixel of {title} has the value {value}: there is nothing to learn from it"
+        )
+
+
+def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
+    """Several images of 2 to 6 bits: surely wrong as they are up to 16, doubtful up to 63."""
+    # A single picture may well be as dark as this; a data set hardly ever is.
+    if len(array) < 2 or high > SMALL_RANGES[-1]:
+        return
+    largest = next(limit for limit in SMALL_RANGES if high <= limit)
+    line = _save(f"np.round(x * (255 / {largest})).astype(np.uint8)")
+    message = (
+        f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}; images are "
+        f"uint8 of 0..255. If they are so dark, set data.levels=256; if they have {largest + 1} "
+        f"shades, set data.levels={largest + 1} and convert them with {line}"
+    )
+    if high <= SURELY_SMALL:
+        raise InputError(message)
+    warn_caller(message)
+
+
+def _line_for_wide(low: int, high: int) -> str:
+    """The line that brings integers outside of 0..255 to 8 bits."""
+    if low == -1 and high <= 1:
+        line = _save("np.round(127.5 * (x + 1)).astype(np.uint8)")
+        return f"If -1 is black and 1 is white, convert them with {line}"
+    if -128 <= low < 0 and high <= 127:
+        line = _save("(x.astype(np.int16) + 128).astype(np.uint8)")
+        return f"If they are signed bytes, convert them with {line}"
+    if -32_768 <= low < 0 and high <= 32_767:
+        line = _save("((x.astype(np.int64) + 32768) >> 8).astype(np.uint8)")
+        return f"If they are signed values of 16 bits, convert them with {line}"
+    if low >= 0 and high <= 65_535:
+        # Cameras and scanners give 10, 12 or 14 bits in 16; the largest value tells which.
+        bits = next(bits for bits in (9, 10, 12, 14, 16) if high < 1 << bits)
+        line = _save(f"(x >> {bits - 8}).astype(np.uint8)")
+        return f"If they are values of {bits} bits, convert them with {line}"
+    line = _save("np.round((x - x.min()) * (255 / (x.max() - x.min()))).astype(np.uint8)")
+    return f"Say what is black and what is white, for example by {line}"
+
+
+def _about_floats(array: np.ndarray, low: float, high: float, title: str) -> str:
+    """The message for floating-point images, with the line that converts them."""
+    if not math.isfinite(low) or not math.isfinite(high):
+        return (
+            f"{title} is {array.dtype} and holds values that are not finite (NaN or infinity); "
+            "images are uint8 of 0..255"
+        )
+    says = f"{title} is {array.dtype} with values {low:g}..{high:g}; images are uint8 of 0..255. "
+    # Beyond both usual ranges, 0..255 and -1..1, which a little overshoot does not change.
+    if low < -1 or high > 256:
+        return says + (
+            "Undo what was done to them first (x * std + mean for a normalization), then "
+            + _save("np.round(255 * x).astype(np.uint8)")
+        )
+    scaled = "127.5 * (x + 1)"
+    if high > 1:
+        scaled = "x"
+    elif low >= 0:
+        scaled = "255 * x"
+    return f"{says}Convert them with {_save(f'np.round({scaled}).astype(np.uint8)')}"
+
+
+def _save(expression: str) -> str:
+    return f'np.savez_compressed("new.npz", images={expression})'

@@ -1,0 +1,186 @@
+"""The pickles of CIFAR-10, taken apart without trusting them.
+
+A pickle is a program. It can call any function, and even one that calls nothing can ask for
+gigabytes in six bytes. So two things stand between it and Python's unpickler: the instructions are
+read through first, within bounds, and every name they ask for is looked up in a table of harmless
+stand-ins.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections.abc import Callable
+from typing import NoReturn, cast
+
+import numpy as np
+
+from tessella.data.paths import one_line
+from tessella.errors import DataError
+
+MAX_INSTRUCTIONS = 1_000_000
+"""Instructions of one pickle; a batch of 10,000 images with names takes about 50,000."""
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_TWO_LINES = ("GLOBAL", "INST")
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+"""Bytes of the number that says how long an argument is."""
+
+
+class PickledDtype:
+    """Stands in for ``numpy.dtype``: remembers the name of the type and ignores the rest."""
+
+    def __init__(self, name: str | bytes = "", *flags: object) -> None:
+        self.name = name.decode("latin-1") if isinstance(name, bytes) else str(name)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class PickledArray:
+    """Stands in for ``numpy.ndarray``, so that no state out of a file ever reaches numpy's own
+    unpickling."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def as_bytes(self, name: str) -> np.ndarray:
+        """The array, which must be one of unsigned bytes in row-major order.
+
+        Args:
+            name: of the file, for messages.
+
+        Raises:
+            DataError: when it is of another type or order, or its shape does not fit its bytes.
+        """
+        try:
+            # What numpy.ndarray.__reduce__ gives; a damaged pickle can hold anything in its place.
+            state = cast(tuple[int, tuple[int, ...], PickledDtype, bool, object], self._state)
+            _, shape, dtype, by_columns, raw = state
+            if dtype.name not in ("u1", "|u1", "uint8") or by_columns or not isinstance(raw, bytes):
+                raise ValueError("another type or order")
+            return np.frombuffer(raw, np.uint8).reshape(shape)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{name}: data is not a row-major array of unsigned bytes") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, text, numbers and the stand-ins above; refuses every other name before
+    anything runs."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        # Text that is stored once can be encoded again and again; the copies together may not take
+        # more than the file.
+        self._encodable = len(content)
+        self._allowed: dict[tuple[str, str], Callable[..., object]] = {
+            ("numpy.core.multiarray", "_reconstruct"): PickledArray,
+            ("numpy._core.multiarray", "_reconstruct"): PickledArray,
+            ("numpy", "ndarray"): PickledArray,
+            ("numpy", "dtype"): PickledDtype,
+            ("_codecs", "encode"): self._encode,
+        }
+
+    def _encode(self, text: str, encoding: str | bytes) -> bytes:
+        """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old protocols:
+        latin-1 only."""
+        if encoding not in ("latin1", b"latin1"):
+            raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
+        self._encodable -= len(text)
+        if self._encodable < 0:
+            raise pickle.UnpicklingError("it encodes more text than the file holds")
+        return text.encode("latin-1")
+
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
+        try:
+            return self._allowed[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which a CIFAR-10 batch does not need"
+            ) from None
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def unpickle(content: bytes, name: str) -> object:
+    """The object that a pickle describes, of dicts, lists, text, numbers and the stand-ins.
+
+    Args:
+        content: the bytes of the pickle.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: when it is damaged, asks for anything else, or for memory out of proportion.
+    """
+    try:
+        check_instructions(content)
+        return _Unpickler(content).load()
+    except Exception as error:  # a damaged pickle can fail with an error of any class
+        raise DataError(f"{name} is refused or damaged: {one_line(error)}") from error
+
+
+def check_instructions(content: bytes) -> None:
+    """Read through a pickle's instructions without carrying any out.
+
+    The unpickler takes memory for the largest number of its memo and for the length of an argument
+    before it looks whether the bytes are there.
+
+    Raises:
+        pickle.UnpicklingError: for an unknown instruction, an argument beyond the end, a place in
+            the memo above :data:`MAX_INSTRUCTIONS`, or more instructions than that.
+    """
+    at = 0
+    # A loop with an end: a pickle of nothing but one-byte instructions is bounded as well.
+    for _ in range(MAX_INSTRUCTIONS):
+        if at >= len(content):
+            raise pickle.UnpicklingError("it ends without its last instruction")
+        opcode = _OPCODES.get(content[at])
+        if opcode is None:
+            raise pickle.UnpicklingError(f"byte {at} is no instruction of a pickle")
+        start = at + 1
+        at = _end_of_argument(content, start, opcode)
+        if at > len(content):
+            raise pickle.UnpicklingError("an argument is longer than the file")
+        # Places in the memo are handed out by pickle one after the other, so a high number is not
+        # honest in a short file. MEMOIZE takes the next free place and needs no check.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            argument = content[start:at]
+            if opcode.name == "PUT":
+                number = int(argument)  # decimal digits and a newline
+            else:
+                number = int.from_bytes(argument, "little")
+            if not 0 <= number <= MAX_INSTRUCTIONS:
+                raise pickle.UnpicklingError(f"it wants to remember {number:,} objects")
+        if opcode.name == "STOP":
+            return
+    raise pickle.UnpicklingError(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+
+
+def _end_of_argument(content: bytes, start: int, opcode: pickletools.OpcodeInfo) -> int:
+    """Where the argument of an instruction ends; beyond the content where it is cut short."""
+    if opcode.arg is None:
+        return start
+    size = opcode.arg.n
+    if size >= 0:
+        return start + size
+    if size == pickletools.UP_TO_NEWLINE:
+        end = start
+        lines = 2 if opcode.name in _TWO_LINES else 1
+        for _ in range(lines):
+            newline = content.find(b"\n", end)
+            end = newline + 1 if newline >= 0 else len(content) + 1
+        return end
+    # What is left begins with its own length. A negative one, of four bytes with a sign, reads as
+    # more than two billion here and ends beyond the file.
+    width = _LENGTH_BYTES[size]
+    length = int.from_bytes(content[start : start + width], "little")
+    return start + width + length

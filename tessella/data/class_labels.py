@@ -1,0 +1,120 @@
+"""Labels as classes 0, 1, 2, ... of a model, whatever numbers the data set gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tessella.errors import InputError
+
+MAX_CLASSES = 65_536
+"""Most classes that labels may have; a conditional model keeps an embedding for each."""
+DENSE_UP_TO = 100
+"""Labels below this are kept as they are, even where some numbers do not occur."""
+
+
+def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
+    """Labels of ``count`` images as ``int64 [count]``, as they are numbered in the data.
+
+    Args:
+        labels: whole numbers ``[count]`` or ``[count, 1]``.
+        count: number of images.
+        title: what the labels are called in messages.
+
+    Raises:
+        InputError: for another type, shape or number, and for values below 0 or above those of
+            int64.
+    """
+    # A column is how MATLAB and some archives of CIFAR-10 have them.
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{title} is {labels.dtype} {list(labels.shape)}; labels are whole numbers [n]"
+            f"{_way_out(labels)}"
+        )
+    if len(labels) != count:
+        raise InputError(f"{title} holds {len(labels)} labels for {count} images")
+    if not count:
+        return labels.astype(np.int64)
+    # Python numbers: a comparison within numpy would convert uint64 to a type that loses digits.
+    low = labels.min().item()
+    high = labels.max().item()
+    if low < 0:
+        raise InputError(f"{title} has negative labels (down to {low}); classes count from 0")
+    if high > np.iinfo(np.int64).max:
+        # A cast to int64 would wrap around to a negative number.
+        raise InputError(
+            f"{title} has the label {high}, which is beyond 64 bits with a sign; number the "
+            "classes 0, 1, 2, ... (np.unique(labels, return_inverse=True)[1] does)"
+        )
+    return labels.astype(np.int64)
+
+
+def _way_out(labels: np.ndarray) -> str:
+    """The line that makes whole numbers of labels of another kind."""
+    # Numpy's own words for each case stand before this; here is what to do about it.
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+        return "; if each row marks its class by a 1 or by scores, store labels.argmax(1)"
+    if labels.dtype.kind == "f":
+        if labels.size and not np.isfinite(labels).all():
+            return "; some are NaN or infinite: leave those images out"
+        if labels.size and (labels != np.floor(labels)).any():
+            return "; these have fractions, so they are measurements and no classes: leave them out"
+        return "; store labels.astype(np.int64)"
+    if labels.dtype.kind == "b":
+        return "; store labels.astype(np.int64)"
+    if labels.dtype.kind in "US":
+        return "; store np.unique(labels, return_inverse=True)[1]"
+    return ""
+
+
+def sparse_ids(labels: Sequence[np.ndarray], title: str) -> np.ndarray | None:
+    """The ids that labels consist of, where they are not simply numbers of classes.
+
+    A model has one class more than the largest label, so ids such as 7, 1300 and 90000 would give
+    it thousands of classes that never occur. They are renumbered by their rank instead where more
+    than half of the classes would be empty.
+
+    Args:
+        labels: checked labels of every split, so that all of them are numbered alike.
+        title: what the labels are called in messages.
+
+    Returns:
+        the ids, rising, ``int64 [classes]``; None where the labels can stay as they are.
+
+    Raises:
+        InputError: when there are more than :data:`MAX_CLASSES` classes.
+    """
+    distinct = np.unique(np.concatenate([np.empty(0, np.int64), *labels]))
+    if len(distinct) > MAX_CLASSES:
+        raise InputError(
+            f"{title} has {len(distinct):,} different labels, up to {distinct[-1]}; at most "
+            f"{MAX_CLASSES:,} classes are possible. Labels that number the images are none: leave "
+            "them out"
+        )
+    if not len(distinct):
+        return None
+    # A few of ten digits, or of CIFAR-100's classes, are numbers of classes all the same: a run
+    # that was trained on all of them must find them under their numbers.
+    classes = int(distinct[-1]) + 1
+    if classes <= DENSE_UP_TO:
+        return None
+    if classes > 2 * len(distinct) or classes > MAX_CLASSES:
+        return distinct
+    return None
+
+
+def renumbered(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The rank of each label among the rising ``ids``: ``int64 [n]``.
+
+    >>> renumbered(np.array([90000, 7, 7]), np.array([7, 1300, 90000])).tolist()
+    [2, 0, 0]
+    """
+    return np.searchsorted(ids, labels).astype(np.int64)
+
+
+def names_of_ids(ids: np.ndarray) -> tuple[str, ...]:
+    """The ids as names of classes, so that nothing about the data set's numbering is lost."""
+    return tuple(str(number) for number in ids.tolist())
