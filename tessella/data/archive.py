@@ -63,7 +63,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         if problem:
             raise DataError(
                 f"{path} is damaged, or not one whole zip archive: {problem};"
-                " copy or download it again, or unpack it and name the folder"
+                " copy or download it again"
             )
     except BaseException:
         archive.close()

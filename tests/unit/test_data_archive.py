@@ -98,6 +98,16 @@ def test_an_archive_cut_behind_an_inner_archive_is_refused(tmp_path: Path) -> No
         load(DataConfig(f"folder:{tmp_path / 'photos.zip'}"), "all")
 
 
+def test_arrays_of_an_inner_archive_are_not_taken_for_those_of_a_cut_one(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, images=IMAGE[None])
+    outer = packed({"first.npy": b"x", "inner.npz": buffer.getvalue(), "last.npy": b"x"})
+    cut = outer[: outer.index(buffer.getvalue()) + len(buffer.getvalue())]
+    (tmp_path / "a.npz").write_bytes(cut)
+    with pytest.raises(DataError, match="not one whole zip archive"):
+        load(DataConfig(f"npz:{tmp_path / 'a.npz'}"), "train")
+
+
 def test_a_cut_archive_that_begins_with_the_inner_one_is_refused(tmp_path: Path) -> None:
     outer = packed({"pack.zip": INNER, "last.png": image_file()})
     with pytest.raises(DataError, match="lost its beginning"):
