@@ -70,7 +70,7 @@ def check_opened(image: ImageFile.ImageFile, data: bytes, png: PngFacts | None) 
         png: the facts of :func:`check_before_opening`.
 
     Returns:
-        What decoding has to know of the format.
+        Facts about the file that decoding needs.
 
     Raises:
         UnusableImage: when the file cannot hold what its header says, or is of a kind that Pillow
