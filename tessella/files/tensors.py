@@ -119,7 +119,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors: dict[str, torch.Tensor] = file.get_tensors()
+            tensors = file.get_tensors()
     except Exception as error:
         # Readers built on native code report a damaged header as errors of several kinds.
         raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error
