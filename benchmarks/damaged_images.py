@@ -1,4 +1,4 @@
-"""Damaged image files: what the folder source does with thousands of them, in what time and memory.
+"""Thousands of damaged image files as a folder: outcomes, time and memory.
 
     python benchmarks/damaged_images.py                                 # 2,000 files
     python benchmarks/damaged_images.py --files 10000 --seed 1 --json results/damaged_images.json
@@ -41,63 +41,77 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiff": ("TIFF", {}),
     "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
     "tiff-deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "gif": ("GIF", {}),
+    "bmp": ("BMP", {}),
+    "ppm": ("PPM", {}),
+    "tga": ("TGA", {}),
+    "qoi": ("QOI", {}),
 }
 INTACT = 4  # intact files for each damaged one in the folder that is loaded whole
 
 Random = np.random.Generator
+Row = dict[str, Any]
+"""JSON values about one file, or about all of them."""
 
 
 def originals(seed: int) -> dict[str, bytes]:
-    """One image in each format: smooth colours with noise, so that every decoder has something to
-    do."""
+    """One image in each format: smooth colours with noise, so that every decoder has work to do."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    waves = [128 + 90 * np.sin(rows / a + columns / b) for a, b in ((9, 17), (23, 7), (13, 31))]
-    pixels = (
-        (np.stack(waves, axis=-1) + random.normal(0, 8, (HEIGHT, WIDTH, 3)))
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    waves = []
+    for down, across in ((9, 17), (23, 7), (13, 31)):
+        waves.append(128 + 90 * np.sin(rows / down + columns / across))
+    colours = np.stack(waves, axis=-1) + random.normal(0, 8, (HEIGHT, WIDTH, 3))
+    image = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
     files = {}
     for name, (kind, options) in FORMATS.items():
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, kind, **options)
+        # GIF takes palettes alone; the others would make colours of them.
+        saved = image.quantize(64) if kind == "GIF" else image
+        saved.save(buffer, kind, **options)
         files[name] = buffer.getvalue()
     return files
 
 
 def _flipped(data: bytearray, random: Random) -> bytearray:
+    """One to eight bits flipped anywhere."""
     for place in random.integers(0, len(data), random.integers(1, 9)):
         data[place] ^= 1 << int(random.integers(8))
     return data
 
 
 def _cut(data: bytearray, random: Random) -> bytearray:
-    return data[: int(random.integers(1, len(data)))]
+    """Cut short by more than a footer, so that pixels are missing."""
+    return data[: int(random.integers(1, len(data) - 40))]
 
 
 def _spliced(data: bytearray, random: Random) -> bytearray:
+    """A part of the file put in at another place."""
     start, end = sorted(random.integers(0, len(data), 2).tolist())
     place = int(random.integers(0, len(data)))
     return data[:place] + data[start:end] + data[place:]
 
 
 def _header(data: bytearray, random: Random) -> bytearray:
-    """Random bytes among the first 200, and among the last, where TIFF keeps what others keep in
-    front."""
-    low = 0 if random.random() < 0.7 else max(0, len(data) - 200)
+    """Odd bytes among the first 200, or the last, where TIFF keeps what others keep in front."""
+    low = 0
+    if random.random() >= 0.7:
+        low = max(0, len(data) - 200)
     for place in low + random.integers(0, min(200, len(data)), random.integers(1, 5)):
         data[place] = int(random.choice([0, 1, 127, 255, int(random.integers(256))]))
     return data
 
 
 def _inserted(data: bytearray, random: Random) -> bytearray:
+    """Up to 64 random bytes put in."""
     place = int(random.integers(0, len(data)))
     return data[:place] + random.bytes(int(random.integers(1, 65))) + data[place:]
 
 
 def _zeroed(data: bytearray, random: Random) -> bytearray:
-    place, length = int(random.integers(0, len(data))), int(random.integers(1, 1 + len(data) // 4))
+    """Up to a quarter of the file set to zero."""
+    place = int(random.integers(0, len(data)))
+    length = int(random.integers(1, 1 + len(data) // 4))
     length = min(length, len(data) - place)
     data[place : place + length] = bytes(length)
     return data
@@ -115,14 +129,18 @@ DAMAGES: dict[str, Callable[[bytearray, Random], bytearray]] = {
 
 def damaged(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
     """Format, damage and content of ``count`` files, all formats and damages in turn."""
-    files, random = originals(seed), np.random.default_rng([seed, 1])
+    files = originals(seed)
+    random = np.random.default_rng([seed, 1])
+    kinds = list(FORMATS)
+    ways = list(DAMAGES)
     for number in range(count):
-        kind = list(FORMATS)[number % len(FORMATS)]
-        how = list(DAMAGES)[number // len(FORMATS) % len(DAMAGES)]
+        # Every pair of format and damage comes equally often.
+        kind = kinds[number % len(kinds)]
+        how = ways[number // len(kinds) % len(ways)]
         yield kind, how, bytes(DAMAGES[how](bytearray(files[kind]), random))
 
 
-def write_files(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def write_files(folder: Path, count: int, seed: int) -> list[Row]:
     """Write the damaged files and the originals; returns a row for each damaged one."""
     (folder / "damaged").mkdir(parents=True)
     (folder / "original").mkdir()
@@ -137,12 +155,15 @@ def write_files(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def peak_mb() -> float:
-    """Greatest resident memory since :func:`forget_peak` (on Linux; elsewhere, of the process so
-    far)."""
+    """Greatest resident memory since :func:`forget_peak`, in MB.
+
+    Elsewhere than on Linux, that of the process so far.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -161,17 +182,22 @@ def decode_each(folder: Path) -> None:
             image = decode(file, 3)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
+    # One line a file, at once: after a crash the last line names the file before.
     with quiet():
         before = {path.name: pixels(path) for path in (folder / "original").iterdir()}
         for row in json.loads((folder / "rows.json").read_text()):
             forget_peak()
             started = time.process_time()
             try:
-                same = pixels(folder / "damaged" / row["name"]) == before[row["format"]]
-                row["outcome"] = "same pixels" if same else "other pixels"
+                found = pixels(folder / "damaged" / row["name"])
+                row["outcome"] = "other pixels"
+                if found == before[row["format"]]:
+                    row["outcome"] = "same pixels"
             except UnusableImage as error:
-                row |= {"outcome": "skipped", "reason": str(error)}
-            row |= {"seconds": time.process_time() - started, "peak_mb": peak_mb()}
+                row["outcome"] = "skipped"
+                row["reason"] = str(error)
+            row["seconds"] = time.process_time() - started
+            row["peak_mb"] = peak_mb()
             print(json.dumps(row), flush=True)
 
 
@@ -190,9 +216,12 @@ def load_folder(folder: Path) -> None:
     print(json.dumps({**facts, "peak_mb": peak_mb()}))
 
 
-def child(work: str, folder: Path) -> tuple[list[dict[str, Any]], int, str]:
-    """Run one of the two children: the lines it printed, its exit status, the end of its
-    messages."""
+def child(work: str, folder: Path) -> tuple[list[Row], int, str]:
+    """Run one of the two children.
+
+    Returns:
+        The lines it printed, its exit status, the end of its messages.
+    """
     settings = {
         **os.environ,
         "TESSELLA_CACHE": str(folder / "cache"),
@@ -207,13 +236,15 @@ def child(work: str, folder: Path) -> tuple[list[dict[str, Any]], int, str]:
     )
 
 
-def measure(count: int, seed: int, folder: Path) -> dict[str, Any]:
+def measure(count: int, seed: int, folder: Path) -> Row:
     """Both children over ``count`` files."""
     rows = write_files(folder, count, seed)
     (folder / "rows.json").write_text(json.dumps(rows))
     reports, status, messages = child("decode", folder)
+    # The folder is loaded with the same damaged files, and enough intact ones to be accepted.
+    kinds = list(FORMATS)
     for number in range(INTACT * count):
-        kind = list(FORMATS)[number % len(FORMATS)]
+        kind = kinds[number % len(kinds)]
         target = folder / "damaged" / f"intact-{number:06}.{FORMATS[kind][0].lower()}"
         target.write_bytes((folder / "original" / kind).read_bytes())
     whole, whole_status, whole_messages = child("load", folder)
@@ -228,9 +259,8 @@ def measure(count: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts by format and by damage, the slowest file, the greatest memory, the most frequent
-    reasons."""
+def summary(reports: list[Row]) -> Row:
+    """Counts by format and by damage, the slowest and the largest file, and frequent reasons."""
     slowest = max(reports, key=lambda row: row["seconds"])
     greatest = max(reports, key=lambda row: row["peak_mb"])
     reasons = Counter(row["reason"][:60] for row in reports if "reason" in row)
@@ -244,7 +274,7 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _outcomes(reports: list[dict[str, Any]], key: str, value: str) -> dict[str, int]:
+def _outcomes(reports: list[Row], key: str, value: str) -> dict[str, int]:
     counts = Counter(row["outcome"] for row in reports if row[key] == value)
     return {outcome: counts[outcome] for outcome in ("skipped", "same pixels", "other pixels")}
 

@@ -1,5 +1,7 @@
-"""Random changes of training images, drawn anew each epoch. The one part of this package that uses
-torch."""
+"""Random changes of training images, drawn anew each epoch.
+
+The one module of this folder that uses torch.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
 def augment(
     images: torch.Tensor, generator: torch.Generator, *, flip: bool, binarize: bool
 ) -> torch.Tensor:
-    """Mirror half of the images left to right, then draw each value v anew as 255 with probability
-    v/255, else 0.
+    """Mirror half of the images left to right, then draw each value anew as black or white.
+
+    A value v becomes 255 with probability v/255, else 0.
 
     Args:
         images: ``uint8 [batch, height, width, channels]``; not changed.
-        generator: the randomness; drawn on its own device, so that images on any device are changed
-            alike.
+        generator: the randomness. Numbers are drawn on the generator's device, so that images on
+            any device are changed alike.
         flip: mirror each image with probability 1/2.
         binarize: make the Bernoulli(v/255) draw.
 
@@ -34,13 +37,13 @@ def augment(
 
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise InputError(
-            f"augment takes a uint8 tensor [batch, height, width, channels], got {images.dtype} {list(images.shape)}"
+            "augment takes a uint8 tensor [batch, height, width, channels],"
+            f" got {images.dtype} {list(images.shape)}"
         )
     if flip:
         mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-        images = torch.where(
-            mirrored.to(images.device)[:, None, None, None], images.flip(2), images
-        )
+        mirrored = mirrored.to(images.device)[:, None, None, None]  # [batch, 1, 1, 1]
+        images = torch.where(mirrored, images.flip(2), images)  # dimension 2 is the width
     if binarize:
         # A whole number u of 0..254 is below v with probability exactly v/255.
         draw = torch.randint(

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tessella.config import DataConfig
+from tessella.data.archive import open_archive
 from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
 from tessella.data.decoded_cache import Writer, digest, stored
@@ -286,7 +287,7 @@ def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
     if place.is_dir():
         return nullcontext()
     try:
-        return zipfile.ZipFile(place)
+        return open_archive(place)
     except READ_ERRORS as error:
         message = (
             f"folder:PATH takes a folder or a .zip file, and {place} is neither: {one_line(error)}"

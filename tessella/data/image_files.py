@@ -1,5 +1,8 @@
-"""Many image files to images of one size: decoded by several threads, in order, within bounded
-memory."""
+"""Decode many image files into images of one size.
+
+Several threads decode, the images come in the order of the files, and memory stays bounded however
+many there are.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
-from tessella.data.decode import Opened, UnusableImage, begin, finish, quiet
+from tessella.data.caller_warning import warn_caller
+from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, quiet
 from tessella.data.memory_budget import Budget
 from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
 from tessella.data.transform import Part, cut, parse_size
+from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError, InputError
 
 MOST_FAILURES = 0.2
@@ -32,9 +37,10 @@ MAX_TOGETHER = 512 << 20
 """Bytes that all threads together may hold to decode images, finished ones that wait for their turn
 included. The files that are being read, one a thread, come on top until their headers are known."""
 MANY_FILES = 300
+"""From so many files on, a line is printed where there is no terminal for a progress bar."""
 PATIENCE = 5.0
-"""From so many files or seconds on, a line is printed where there is no terminal for a progress
-bar."""
+"""From so many seconds on, that line is printed too."""
+_FEW_BITS = 14  # as many or fewer in samples of 16 bits come out dark
 
 _Result = TypeVar("_Result")
 
@@ -44,7 +50,7 @@ class Files:
     """Image files of one split, in order.
 
     Args:
-        names: what they are called, in names of images and in messages.
+        names: their names, for names of images and for messages.
         open: opens the file of a number; called from several threads at once.
         labels: the class of each file, or None.
     """
@@ -59,7 +65,7 @@ class Files:
 
 @dataclass
 class Decoded:
-    """What is known of decoded images, beside their pixels.
+    """Facts about decoded images, beside their pixels.
 
     Args:
         names: of each image; a tile has the suffix ``#top,left``.
@@ -76,23 +82,30 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """The images that one file gives: suffixes of their names and their pixels, the file's (height,
-    width)."""
+    """The images that one file gives.
+
+    Args:
+        cut: of each image, the suffix of its name and its pixels.
+        size: (height, width) of the file's own image.
+        largest: the largest value of a file of 16 bits a value, else None.
+    """
 
     cut: list[tuple[str, np.ndarray]]
     size: tuple[int, int]
+    largest: int | None
 
     @property
     def bytes(self) -> int:
         return sum(image.nbytes for _, image in self.cut)
 
 
+# Of each file: its images, or the reason why it has none.
 _Outcome = _Pieces | UnusableImage
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What each file is made into."""
+    """The images asked for: their channels, (height, width) or None, and how they are cut."""
 
     channels: int
     size: tuple[int, int] | None
@@ -100,22 +113,27 @@ class _Wanted:
 
     @property
     def bytes(self) -> int:
-        """What an image of the wanted size takes while it is made: as Pillow keeps it, and as an
-        array."""
-        return 0 if self.size is None else self.size[0] * self.size[1] * (4 + self.channels)
+        """Bytes for an image of this size while it is made: as Pillow keeps it, and as an array."""
+        if self.size is None:
+            return 0
+        height, width = self.size
+        return height * width * (4 + self.channels)
 
 
 def fit_files(
     files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False
 ) -> Part:
-    """:func:`decode_files` into one array in memory."""
+    """:func:`decode_files` into one array in memory, ``uint8 [n, height, width, channels]``."""
     images: list[np.ndarray] = []
     decoded = decode_files(
         files, config, images.append, channels=channels, place=place, strict=strict
     )
+    labels = None
+    if files.labels is not None:
+        labels = np.array(decoded.labels, np.int64)
     return Part(
         images=np.stack(images) if images else np.empty((0, 0, 0, 0), np.uint8),
-        labels=None if files.labels is None else np.array(decoded.labels, np.int64),
+        labels=labels,
         label_names=(),
         levels=256,
         split_rule="",
@@ -134,14 +152,15 @@ def decode_files(
     place: str,
     strict: bool = False,
 ) -> Decoded:
-    """Decode files until ``config.limit`` images are there, in the size asked for; unusable ones
-    are skipped and named.
+    """Decode files until ``config.limit`` images of the size asked for are there.
+
+    Unusable files are skipped and named.
 
     Args:
         files: the files of one split, in order.
         config: size, crop and limit.
         keep: takes each image, ``uint8 [height, width, channels]``, in order.
-        channels: channels of the result; 0 keeps what the first image has.
+        channels: channels of the result; 0 keeps those of the first image.
         place: the source, for messages.
         strict: refuse a single unusable file.
 
@@ -151,154 +170,255 @@ def decode_files(
             reason outside of it.
         InputError: when the images differ in size and none is asked for.
     """
+    # Filters of warnings belong to all threads, so they are set around the whole loop.
     with quiet():
         wanted = _Wanted(
             channels or _first_channels(files), parse_size(config.size, "size"), config.crop
         )
-        limit, result, failures, tried = config.limit, Decoded(), 0, 0
-        first: tuple[str, tuple[int, int]] | None = None
-        for index, pieces in _in_order(files, wanted, limit, place):
-            tried, name = index + 1, files.names[index]
-            if isinstance(pieces, UnusableImage):
-                failures += 1
-                result.skipped.append(f"{printable(name)}: {pieces}")
-                if strict:
-                    raise DataError(f"{place}, {printable(name)}: {pieces}") from pieces
-                if failures > max(FEW_FAILURES, MOST_FAILURES * len(files)):
-                    raise DataError(
-                        _too_many(f"at least {failures} of {len(files)}", place, result.skipped)
-                    )
-                continue
-            if wanted.size is None:
-                first = first or (name, pieces.size)
-                _check_same_size(first, name, pieces.size)
-            _add(result, keep, files, index, pieces, limit)
-            result.resampled |= wanted.size not in (None, pieces.size) and config.crop != "tiles"
-            if limit and len(result.names) >= limit:
-                break
-    if failures > max(FEW_FAILURES, MOST_FAILURES * tried):
-        raise DataError(_too_many(f"{failures} of {tried}", place, result.skipped))
-    return result
+        collector = _Collector(files, wanted, config.limit, keep, place)
+        for index, outcome in _in_order(files, wanted, config.limit, place):
+            if isinstance(outcome, UnusableImage):
+                collector.skip(index, outcome, strict=strict)
+            else:
+                collector.add(index, outcome)
+            if collector.full:
+                break  # ends the generator, which leaves the other files alone
+    # Now against the files that were looked at: the limit may have left out the good ones.
+    collector.check_failures(collector.tried)
+    collector.warn_of_few_bits()
+    return collector.decoded
 
 
-def _add(
-    result: Decoded,
-    keep: Callable[[np.ndarray], None],
-    files: Files,
-    index: int,
-    pieces: _Pieces,
-    limit: int,
-) -> None:
-    """Take over the images of one file, up to ``limit`` in all, and let go of them."""
-    room = limit - len(result.names) if limit else None
-    for suffix, image in pieces.cut[:room]:
-        keep(image)
-        result.names.append(files.names[index] + suffix)
-        if files.labels is not None:
-            result.labels.append(int(files.labels[index]))
-    if not pieces.cut:
-        result.skipped.append(f"{printable(files.names[index])}: smaller than a tile")
-    pieces.cut.clear()
+class _Collector:
+    """Takes the outcomes of files in order, and stops where too many are unusable.
+
+    Args:
+        files: the files.
+        wanted: the images asked for.
+        limit: most images to keep, 0 for all.
+        keep: takes each image.
+        place: the source, for messages.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        wanted: _Wanted,
+        limit: int,
+        keep: Callable[[np.ndarray], None],
+        place: str,
+    ) -> None:
+        self.decoded = Decoded()
+        self.tried = 0
+        self._files = files
+        self._wanted = wanted
+        self._limit = limit
+        self._keep = keep
+        self._place = place
+        self._failures = 0
+        self._largest: list[int | None] = []  # of each file
+        self._first: tuple[str, tuple[int, int]] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether as many images are there as were asked for."""
+        return bool(self._limit) and len(self.decoded.names) >= self._limit
+
+    def skip(self, index: int, why: UnusableImage, *, strict: bool) -> None:
+        """Note an unusable file; refuse all of them once too many are."""
+        name = printable(self._files.names[index])
+        self.tried = index + 1
+        self._failures += 1
+        self.decoded.skipped.append(f"{name}: {why}")
+        if strict:
+            raise DataError(f"{self._place}, {name}: {why}") from why
+        # Measured against all files: so many failures are too many whatever comes after them.
+        self.check_failures(len(self._files), at_least="at least ")
+
+    def add(self, index: int, pieces: _Pieces) -> None:
+        """Keep the images of one file, up to the limit, and let go of them."""
+        self.tried = index + 1
+        self._largest.append(pieces.largest)
+        # Without a size all images must agree, for they become one array.
+        name = self._files.names[index]
+        if self._wanted.size is None:
+            self._check_same_size(name, pieces.size)
+        images = pieces.cut
+        if self._limit:
+            images = images[: self._limit - len(self.decoded.names)]
+        for suffix, image in images:
+            self._keep(image)
+            self.decoded.names.append(name + suffix)
+            if self._files.labels is not None:
+                self.decoded.labels.append(int(self._files.labels[index]))
+        if not pieces.cut:
+            self.decoded.skipped.append(f"{printable(name)}: smaller than a tile")
+        if self._wanted.size not in (None, pieces.size) and self._wanted.crop != "tiles":
+            self.decoded.resampled = True
+        # Whoever holds the outcome holds its pixels; its share of memory is given back next.
+        pieces.cut.clear()
+
+    def check_failures(self, count: int, at_least: str = "") -> None:
+        """Refuse where more than a fifth of ``count`` files, and more than two, are unusable."""
+        if self._failures <= max(FEW_FAILURES, MOST_FAILURES * count):
+            return
+        raise DataError(
+            f"{at_least}{self._failures} of {count} files of {self._place} are unusable (more than"
+            f" 20 %); repair, convert or remove them; the first: {self.decoded.skipped[0]}"
+        )
+
+    def warn_of_few_bits(self) -> None:
+        """Warn where all files have 16 bits a value and no value needs as many.
+
+        One such file may be a dark image; where all are, they hold the 10 to 14 bits of a camera as
+        they came, and their high bytes are nearly black.
+        """
+        known = [largest for largest in self._largest if largest is not None]
+        if not known or len(known) < len(self._largest):
+            return
+        largest = max(known)
+        if 0 < largest < 1 << _FEW_BITS:
+            factor = 1 << (16 - max(8, largest.bit_length()))
+            warn_caller(
+                f"{self._place}: no image of 16 bits a value has a value above {largest}, so that"
+                f" they come out nearly black; multiply all values by {factor}, or save 8 bits"
+            )
+
+    def _check_same_size(self, name: str, size: tuple[int, int]) -> None:
+        if self._first is None:
+            self._first = (name, size)
+        first, first_size = self._first
+        if size != first_size:
+            raise InputError(
+                f"images differ in size: {printable(first)} is {first_size[1]} pixels wide and"
+                f" {first_size[0]} high, {printable(name)} {size[1]} wide and {size[0]} high;"
+                " set data.size, for example data.size=64"
+            )
 
 
 def _in_order(
     files: Files, wanted: _Wanted, limit: int, place: str
 ) -> Iterator[tuple[int, _Outcome]]:
-    """The outcome of each file, in order, while threads decode a few files ahead, together within a
-    budget of memory.
+    """The outcome of each file, in order, while threads decode a few files ahead.
 
-    Whoever takes the outcomes may stop at any time; files that nobody began are then left alone.
-    Where a file gives at most one image and ``limit`` are wanted, no file is begun that may turn
-    out not to be needed.
+    Together they stay within a budget of memory. Whoever takes the outcomes may stop at any time;
+    files that nobody began are then left alone. Where a file gives at most one image and ``limit``
+    are wanted, no file is begun that may turn out not to be needed.
     """
-    threads, budget = workers(), Budget(MAX_TOGETHER)
+    threads = workers()
+    budget = Budget(MAX_TOGETHER)
     waiting: deque[tuple[int, Future[tuple[_Outcome, int]]]] = deque()
-    upcoming, found = iter(range(len(files))), 0
+    one_each = limit > 0 and wanted.crop != "tiles"
+    begun = 0
+    found = 0
     executor = ThreadPoolExecutor(threads, "decode")
     bar = tqdm(total=len(files), desc=f"decoding {place}", unit="file", disable=None, leave=False)
-    announce = (
-        _announcing(files, limit if wanted.crop != "tiles" else 0, place)
-        if bar.disable
-        else bar.update
-    )
+    announce: Callable[[], object] = bar.update
+    if bar.disable:  # there is no terminal
+        announce = _Announcement(files, limit if one_each else 0, place)
     try:
         while True:
-            ahead = (
-                2 * threads
-                if not limit or wanted.crop == "tiles"
-                else min(2 * threads, limit - found)
-            )
-            while len(waiting) < ahead and (index := next(upcoming, None)) is not None:
-                waiting.append(
-                    (index, executor.submit(_attempt, files, index, wanted, budget, place))
-                )
+            # Two files a thread: one that is decoded, and one that is read meanwhile.
+            ahead = 2 * threads
+            if one_each:
+                ahead = min(ahead, limit - found)
+            while len(waiting) < ahead and begun < len(files):
+                future = executor.submit(_attempt, files, begun, wanted, budget, place)
+                waiting.append((begun, future))
+                begun += 1
             if not waiting:
                 return
+            # The oldest first, whichever is done: images come in the order of the files.
             index, future = waiting.popleft()
             outcome, held = future.result()
             del future  # it holds the outcome
-            found += isinstance(outcome, _Pieces)
+            if isinstance(outcome, _Pieces):
+                found += 1
             announce()
             yield index, outcome
             budget.give_back(held)
     finally:
         bar.close()
+        # Threads that wait for memory would wait for ever.
         budget.close()
         executor.shutdown(cancel_futures=True)
 
 
 def workers() -> int:
     """Threads to decode with: one for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def _announcing(files: Files, limit: int, place: str) -> Callable[[], object]:
-    """What to call after each file: prints one line on stderr where there are many files or they
-    take long."""
-    count, started, said = min(limit or len(files), len(files)), time.monotonic(), False
+class _Announcement:
+    """Called after each file; prints one line on stderr where there are many or they take long.
 
-    def announce() -> None:
-        nonlocal said
-        if not said and (count > MANY_FILES or time.monotonic() - started > PATIENCE):
-            print(f"decoding {count} files of {place}", file=sys.stderr, flush=True)
-            said = True
+    Args:
+        files: all files.
+        limit: most files that will be decoded, 0 for all.
+        place: the source, for the message.
+    """
 
-    return announce
+    def __init__(self, files: Files, limit: int, place: str) -> None:
+        self._count = min(limit or len(files), len(files))
+        self._place = place
+        self._started = time.monotonic()
+        self._printed = False
+
+    def __call__(self) -> None:
+        long = time.monotonic() - self._started > PATIENCE
+        if not self._printed and (self._count > MANY_FILES or long):
+            print(f"decoding {self._count} files of {self._place}", file=sys.stderr, flush=True)
+            self._printed = True
 
 
 def _attempt(
     files: Files, index: int, wanted: _Wanted, budget: Budget, place: str
 ) -> tuple[_Outcome, int]:
-    """One file decoded and cut, or why not, and its share of the budget, to be given back with the
-    outcome."""
+    """Decode and cut one file, in a thread.
+
+    Returns:
+        Its images or the reason why there are none, and its share of the budget, to be given back
+        once the images are taken over.
+    """
     outcome: _Outcome
     with passing_ends(f"{place}, {printable(files.names[index])}"):
         opened = _tried(partial(_begun, files, index))
-        taken = budget.take(
-            index, opened.memory + wanted.bytes if isinstance(opened, Opened) else 0
-        )
-        outcome = (
-            _tried(partial(_finished, opened, wanted)) if isinstance(opened, Opened) else opened
-        )
-    del opened
+        # Every file takes its turn in the budget, or those after it would wait for ever.
+        if isinstance(opened, Opened):
+            taken = budget.take(index, opened.memory + wanted.bytes)
+            outcome = _tried(partial(_finished, opened, wanted))
+        else:
+            taken = budget.take(index, 0)
+            outcome = opened
+    del opened  # the file and Pillow's image go; the pieces stay until they are taken over
     held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
     budget.give_back(taken - held)
     return outcome, held
 
 
 def _begun(files: Files, index: int) -> Opened:
+    """Read a file and check its header."""
     with files.open(index) as file:
         return begin(file)
 
 
 def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
+    """Decode the pixels of a file and cut them."""
     image = finish(opened, wanted.channels)
-    return _Pieces(list(cut(image, wanted.size, wanted.crop)), (image.height, image.width))
+    return _Pieces(
+        list(cut(image, wanted.size, wanted.crop)),
+        (image.height, image.width),
+        image.info.get(LARGEST_OF_16_BITS),
+    )
 
 
 def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
-    """The result of a step, or why the file is to blame; without a traceback, which would keep the
-    image in memory."""
+    """The result of a step, or the reason where the file is to blame.
+
+    The error is a fresh one: a traceback would keep the image in memory.
+    """
     try:
         return step()
     except UnusableImage as error:
@@ -314,22 +434,9 @@ def _first_channels(files: Files) -> int:
     for index in range(len(files)):
         with passing_ends(printable(files.names[index])):
             opened = _tried(partial(_begun, files, index))
-            image = _tried(partial(finish, opened, 0)) if isinstance(opened, Opened) else opened
+            if not isinstance(opened, Opened):
+                continue
+            image = _tried(partial(finish, opened, 0))
         if not isinstance(image, UnusableImage):
             return len(image.getbands())
     return 3
-
-
-def _check_same_size(first: tuple[str, tuple[int, int]], name: str, size: tuple[int, int]) -> None:
-    if size != first[1]:
-        raise InputError(
-            f"images differ in size: {printable(first[0])} is {first[1][1]} pixels wide and {first[1][0]} high,"
-            f" {printable(name)} {size[1]} wide and {size[0]} high; set data.size, for example data.size=64"
-        )
-
-
-def _too_many(count: str, place: str, skipped: Sequence[str]) -> str:
-    return (
-        f"{count} files of {place} are unusable (more than 20 %); repair, convert or remove them;"
-        f" the first: {skipped[0]}"
-    )

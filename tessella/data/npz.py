@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from tessella.config import DataConfig
+from tessella.data.archive import open_archive
 from tessella.data.array_checks import as_uint8, warn_if_constant
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
@@ -90,7 +91,7 @@ class NpzSource(Source):
             )
             raise DataError(with_way_out(message, describe(place)))
         try:
-            archive = zipfile.ZipFile(place)
+            archive = open_archive(place)
         except READ_ERRORS as error:
             raise DataError(f"{path} cannot be read: {one_line(error)}") from error
         with archive:

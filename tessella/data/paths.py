@@ -1,4 +1,4 @@
-"""Opening what a source names, with an error of our own where that fails."""
+"""Paths that data sources name: finding them, and errors that say why they cannot be read."""
 
 from __future__ import annotations
 
@@ -27,18 +27,26 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
-"""What reading damaged, cut or encrypted files and archives raises."""
+"""Errors that reading damaged, cut or encrypted files and archives ends in."""
 
-_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
-"""Errors of the system that a file itself is the reason for; the last is a place that a damaged
-archive names."""
+_CAUSED_BY_THE_FILE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.EINVAL,  # seeking to an impossible place that a damaged archive names
+)
+"""Errors of the system for which a file itself is to blame."""
 
 
 def passing(error: BaseException) -> bool:
-    """Whether reading failed for want of memory, disk or open files, or by a fault of the device:
-    not by the file."""
+    """Whether reading failed for a reason outside of the file.
+
+    Such reasons are want of memory, disk or open files, and faults of the device.
+    """
     if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in _OF_THE_FILE
+        # Errors that Pillow raises about a file's content have no number.
+        return error.errno is not None and error.errno not in _CAUSED_BY_THE_FILE
     return isinstance(error, MemoryError)
 
 
@@ -56,7 +64,7 @@ def passing_ends(title: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be read, in the words of the system where it has some."""
+    """The reason why something could not be read, in the words of the system where it has any."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     return getattr(error, "strerror", None) or one_line(error)
@@ -99,23 +107,21 @@ def _near_name(path: str) -> str:
 
 
 def find(path: str) -> Path | None:
-    """The file or folder at a path as the user wrote it, or None when nothing can be found
-    there."""
+    """The file or folder at a path as the user wrote it, or None where there is none."""
     try:
         place = Path(path).expanduser()
-        return place if place.exists() else None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # no access, no such home folder, not a possible name
-        return None
+        if place.exists():
+            return place
+    except (OSError, RuntimeError, ValueError):
+        pass  # no access, no such home folder, not a possible name
+    return None
 
 
 def last_name(path: Path) -> str:
-    """The last part of a path as it is written; of ``.`` and ``..`` the name of the folder that is
-    meant."""
-    return path.name if path.name not in ("", "..") else path.resolve().name
+    """The last part of a path as it is written; for ``.`` and ``..`` the name of that folder."""
+    if path.name in ("", ".."):
+        return path.resolve().name
+    return path.name
 
 
 def one_line(error: BaseException) -> str:
@@ -125,12 +131,19 @@ def one_line(error: BaseException) -> str:
 
 def listing(names: list[str], most: int = 8) -> str:
     """Names on one line, sorted, the first few where there are many."""
+    if not names:
+        return "nothing"
     names = sorted(names)
     shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"
+    if len(names) > most:
+        shown += f" and {len(names) - most} more"
+    return shown
 
 
 def printable(name: str) -> str:
-    """A path as text that can be printed and written as UTF-8: bytes of other encodings as
-    ``\\xff``."""
+    """A path as text that can be printed and written as UTF-8.
+
+    Bytes of other encodings become escapes like ``\\xff``.
+    """
+    # Python keeps such bytes of file names as lone surrogates.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -11,14 +11,15 @@ import PIL
 from PIL import Image, ImageOps
 
 from tessella.config import DataConfig
-from tessella.data.decode import with_channels
 from tessella.data.image_set import Images
+from tessella.data.pixel_conversion import with_channels
 from tessella.data.splits import ALL, SPLITS
 from tessella.errors import ConfigError, InputError
 
 FILTER = Image.Resampling.LANCZOS
 FILTER_NAME = f"lanczos (Pillow {PIL.__version__})"
 """The resampling filter, recorded because it changes bits/dim by about 0.1."""
+_BAND = 1 << 20  # pixels that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -61,56 +62,71 @@ def parse_size(text: str, key: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
     if not match:
         raise ConfigError(
-            f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, got {text!r}"
+            f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64,"
+            f" got {text!r}"
         )
-    return int(match[1]), int(match[2] or match[1])
+    height = int(match[1])
+    width = int(match[2] or height)
+    return height, width
 
 
 def fit_arrays(part: Part, config: DataConfig) -> Part:
-    """The first ``config.limit`` images of an array in the size and channels asked for; for sources
-    held in memory.
+    """The first ``config.limit`` images of an array in the size and channels asked for.
+
+    For sources held in memory.
 
     Raises:
         InputError: when an image is smaller than the tiles to be cut from it.
     """
     if config.limit:
+        # Before anything is scaled: tiles of the first images are more than enough.
         part = replace(
-            part, images=part.images[: config.limit], labels=_take(part.labels, slice(config.limit))
+            part,
+            images=part.images[: config.limit],
+            labels=_take(part.labels, slice(config.limit)),
         )
-    size, arrays = parse_size(config.size, "size"), np.asarray(part.images)
+    size = parse_size(config.size, "size")
+    arrays = np.asarray(part.images)  # [n, height, width, channels]
     height, width, channels = arrays.shape[1:]
     if size in (None, (height, width)) and config.channels in (0, channels):
         return part
     if size and config.crop == "tiles" and (size[0] > height or size[1] > width):
         raise InputError(
-            f"images {width} pixels wide and {height} high are smaller than tiles {size[1]} wide and {size[0]} high"
+            f"images {width} pixels wide and {height} high are smaller than tiles"
+            f" {size[1]} wide and {size[0]} high"
         )
-    pieces = [
-        (piece, index)
-        for index, image in enumerate(arrays)
-        for _, piece in cut(
-            with_channels(_to_pillow(image), config.channels or channels), size, config.crop
-        )
-    ]
-    if config.limit:
-        pieces = pieces[: config.limit]
+    pieces, sources = _cut_all(arrays, config.channels or channels, size, config)
     resampled = bool(size) and size != (height, width) and config.crop != "tiles"
-    kept = [index for _, index in pieces]
-    images = np.stack([piece for piece, _ in pieces]) if pieces else arrays
+    images = np.stack(pieces) if pieces else arrays
     return replace(
         part,
         images=images,
-        labels=_take(part.labels, kept),
+        labels=_take(part.labels, sources),
         resampled=resampled,
         levels=_levels(part, channels, images, resampled),
     )
 
 
+def _cut_all(
+    arrays: np.ndarray, channels: int, size: tuple[int, int] | None, config: DataConfig
+) -> tuple[list[np.ndarray], list[int]]:
+    """The pieces that images give, up to the limit, and the number of the image of each."""
+    pieces: list[np.ndarray] = []
+    sources: list[int] = []
+    for index, array in enumerate(arrays):
+        image = with_channels(_to_pillow(array), channels)
+        for _, piece in cut(image, size, config.crop):
+            if config.limit and len(pieces) == config.limit:
+                return pieces, sources
+            pieces.append(piece)
+            sources.append(index)
+    return pieces, sources
+
+
 def cut(
     image: Image.Image, size: tuple[int, int] | None, crop: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays ``uint8 [height, width, channels]`` that an image gives, each with the suffix of
-    its name.
+    """The arrays ``uint8 [height, width, channels]`` that an image gives, with name suffixes.
 
     ``center`` scales the image to cover ``size`` and cuts the middle, ``squash`` scales both sides
     freely, ``tiles`` cuts tiles from the top left without scaling and drops what is left over at
@@ -128,10 +144,9 @@ def cut(
     if crop == "tiles":
         for top in range(0, image.height - height + 1, height):
             for left in range(0, image.width - width + 1, width):
-                yield (
-                    f"#{top},{left}",
-                    _to_array(image.crop((left, top, left + width, top + height))),
-                )
+                tile = image.crop((left, top, left + width, top + height))
+                yield f"#{top},{left}", _to_array(tile)
+        # Rows and columns left over at the bottom and the right are dropped.
     elif crop == "squash":
         yield "", _to_array(image.resize((width, height), FILTER))
     else:
@@ -152,25 +167,35 @@ def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
 
 
 def _levels(part: Part, channels: int, images: np.ndarray, resampled: bool) -> int:
-    """Interpolated pixels, and grey made from colours, can take any value."""
+    """Values that pixels take after images of ``channels`` channels became ``images``."""
     mixed = images.shape[-1] == 1 and channels > 1
+    # Interpolated pixels, and grey made from colours, can take any value.
     return 256 if resampled or mixed else part.levels
 
 
 def _take(values: np.ndarray | None, index: slice | list[int]) -> np.ndarray | None:
-    return None if values is None else values[index]
+    if values is None:
+        return None
+    return values[index]
 
 
 def _to_pillow(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    """An image of mode L, RGB or RGBA from ``uint8 [height, width, 1, 3 or 4]``."""
+    if array.shape[-1] == 1:
+        array = array[..., 0]  # Pillow wants grey without a dimension for its channel
+    return Image.fromarray(array)
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """``uint8 [height, width, channels]``, copied band by band: numpy alone would hold the pixels
-    three times."""
+    """The pixels of an image as ``uint8 [height, width, channels]``.
+
+    Copied band by band: numpy alone would hold the pixels three times.
+    """
     array = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
-    rows = max(1, (1 << 20) // image.width)
+    rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):
-        part = array[top : top + rows]
-        part[:] = np.asarray(image.crop((0, top, image.width, top + len(part)))).reshape(part.shape)
+        part = array[top : top + rows]  # a view: writing to it fills the array
+        band = image.crop((0, top, image.width, top + len(part)))
+        # Grey comes without a dimension for its channel.
+        part[:] = np.asarray(band).reshape(part.shape)
     return array

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from handmade import png, tiff
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data import ImageSet, image_files, load
+from tessella.data import ImageSet, image_files, load, pixel_conversion
 from tessella.data import decode as decode_module
 from tessella.data.decode import UnusableImage, begin, decode
-from tessella.errors import DataError, InputError
+from tessella.data.formats import jpeg
+from tessella.errors import DataError, InputError, TessellaWarning
 
 RANDOM = np.random.default_rng(8)
 RGB = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -33,9 +35,7 @@ PALETTE = np.array([[10, 20, 30], [200, 0, 90], [0, 255, 7], [66, 77, 88]], np.u
 INDEX = RANDOM.integers(0, 4, (6, 8), dtype=np.uint8)
 WHITE = np.full((6, 8, 3), 255, np.uint8)
 BIG = Image.fromarray(RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-needs_simplejpeg = pytest.mark.skipif(
-    decode_module.simplejpeg is None, reason="simplejpeg is not installed"
-)
+needs_simplejpeg = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -234,7 +234,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
 }
 """Content, and the reason it is skipped for."""
-if decode_module.simplejpeg is not None:
+if jpeg.simplejpeg is not None:
     BAD["closed.jpg"] = (
         LARGE_JPEG[:-1500] + b"\xff\xd9",
         "damaged: Corrupt JPEG data: premature end",
@@ -354,6 +354,32 @@ def test_photographs_of_a_kind_that_is_not_read_are_not_passed_over(tmp_path: Pa
         DataError,
         match=r"of 330 files .*000\.heic: HEIC is not read here; convert it to JPEG or PNG",
     ):
+        of(tmp_path)
+
+
+def wide_grey(top: int) -> bytes:
+    rows = [np.linspace(0, top, 8).astype(">u2").tobytes()] * 6
+    return png(8, 6, 16, 0, rows).read()
+
+
+@pytest.mark.parametrize(("top", "factor"), [(200, 256), (1023, 64), (4095, 16), (16383, 4)])
+def test_16_bits_that_hold_few_in_all_files_are_warned_of(
+    tmp_path: Path, top: int, factor: int
+) -> None:
+    """Each alone may be a dark image; that all are makes a camera's 10 to 14 bits likely."""
+    fill(tmp_path / "a", {f"{i}.png": wide_grey(top) for i in range(4)})
+    with pytest.warns(TessellaWarning, match=rf"above {top}, .*multiply all values by {factor},"):
+        of(tmp_path / "a")
+    fill(tmp_path / "a", {"4.png": wide_grey(65535)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TessellaWarning)
+        assert len(of(tmp_path / "a")) == 5
+
+
+def test_colours_of_16_bits_that_hold_few_are_warned_of(tmp_path: Path) -> None:
+    rows = [np.linspace(0, 4095, 24).astype(">u2").tobytes()] * 6
+    fill(tmp_path, {"a.png": png(8, 6, 16, 2, rows).read()})
+    with pytest.warns(TessellaWarning, match="above 4095, .*multiply all values by 16,"):
         of(tmp_path)
 
 
@@ -514,10 +540,10 @@ def test_images_are_rebuilt_in_bands_to_the_same_pixels(
     monkeypatch: pytest.MonkeyPatch, spooled: bool
 ) -> None:
     whole = {name: np.asarray(decode(io.BytesIO(case[0]), 3)) for name, case in GOOD.items()}
-    monkeypatch.setattr(decode_module, "_BAND", 11)
+    monkeypatch.setattr(pixel_conversion, "BAND", 11)
     if spooled:
         monkeypatch.setattr(decode_module, "MAX_MEMORY", 2)
-        monkeypatch.setattr(decode_module, "_check_memory", lambda image, size: None)
+        monkeypatch.setattr(decode_module, "_check_memory", lambda image, need: None)
     for name, expected in whole.items():
         np.testing.assert_array_equal(
             np.asarray(decode(io.BytesIO(GOOD[name][0]), 3)), expected, err_msg=name
@@ -536,7 +562,8 @@ def test_photographs_of_50_megapixels_fit_where_the_format_allows(kind: str, fit
         )
     )
     image._size = (8688, 5792)  # type: ignore[attr-defined]
-    check = functools.partial(decode_module._check_memory, image, 25_000_000)
+    need = decode_module._memory(image, 25_000_000, None)
+    check = functools.partial(decode_module._check_memory, image, need)
     if fits:
         return check()
     with pytest.raises(UnusableImage, match="8688x5792 pixels of this .* MB to decode"):
@@ -558,7 +585,7 @@ def test_pillow_warns_of_nothing(tmp_path: Path) -> None:
 
 
 def test_jpeg_files_are_read_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     np.testing.assert_array_equal(np.asarray(decode(io.BytesIO(JPEG), 3)), JPEG_PIXELS)
 
 
@@ -571,7 +598,7 @@ def test_complaints_of_simplejpeg_about_anything_but_damage_are_left_to_pillow(
         def decode_jpeg(*_: Any, **__: Any) -> None:
             raise ValueError("Unsupported JPEG process: SOF type 0xc9")
 
-    monkeypatch.setattr(decode_module, "simplejpeg", Refusing)
+    monkeypatch.setattr(jpeg, "simplejpeg", Refusing)
     np.testing.assert_array_equal(np.asarray(decode(io.BytesIO(JPEG), 3)), JPEG_PIXELS)
 
 

@@ -22,8 +22,7 @@ import pytest
 from PIL import Image
 
 from tessella.config import DataConfig
-from tessella.data import ImageSet, load
-from tessella.data import decoded_cache as store_module
+from tessella.data import ImageSet, decoded_cache, load
 from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, digest, stored
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError
@@ -141,7 +140,7 @@ def test_neighbours_are_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reads_of_any_length_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK", 7)
+    monkeypatch.setattr(decoded_cache, "CHUNK", 7)
     np.testing.assert_array_equal(images()[[3, 4, 9]], IMAGES[[3, 4, 9]])
 
 
@@ -300,13 +299,21 @@ def test_threads_and_processes_wait_for_the_one_that_makes(cache: Path) -> None:
 
 def test_two_processes_decode_once(tmp_path: Path) -> None:
     fill(tmp_path / "x")
-    code = (
-        "import sys, time; from tessella.data import load, image_files; from tessella.config import DataConfig\n"
-        "begin = image_files.begin\n"
-        "def noted(file):\n    open(sys.argv[2], 'a').write('.'); time.sleep(.01); return begin(file)\n"
-        "image_files.begin = noted\n"
-        "print(load(DataConfig('folder:' + sys.argv[1]), 'train').identity()['sha256'])"
-    )
+    code = """
+import sys, time
+from tessella.config import DataConfig
+from tessella.data import image_files, load
+
+begin = image_files.begin
+
+def noted(file):
+    open(sys.argv[2], "a").write(".")
+    time.sleep(0.01)
+    return begin(file)
+
+image_files.begin = noted
+print(load(DataConfig("folder:" + sys.argv[1]), "train").identity()["sha256"])
+"""
     command = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path / "calls")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0] for process in running]

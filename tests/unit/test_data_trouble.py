@@ -25,6 +25,7 @@ from tessella.config import DataConfig
 from tessella.data import ImageSet, decoded_cache, image_files, load
 from tessella.data import decode as decode_module
 from tessella.data.decode import UnusableImage, decode
+from tessella.data.formats import tiff as tiff_format
 from tessella.data.memory_budget import Budget, Closed
 from tessella.errors import DataError
 
@@ -85,7 +86,7 @@ def test_a_passing_failure_within_decoding_is_no_damage(
     if name == "load":
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
     else:
-        monkeypatch.setattr(decode_module, "_memory", lambda image, size: 1)
+        monkeypatch.setattr(decode_module, "_memory", lambda image, size, facts: 1)
         monkeypatch.setattr(decode_module, "MAX_MEMORY", 2)
         monkeypatch.setattr("tempfile.TemporaryFile", fail)
     with pytest.raises(DataError, match="No space left"):
@@ -137,7 +138,7 @@ def test_deflate_in_tiff_must_match_its_checksum(tile: dict[str, Any]) -> None:
 
 
 def test_deflate_in_tiff_unpacks_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "_MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(tiff_format, "_MOST_UNPACKED", 1 << 20)
     started, bomb = time.process_time(), zlib.compress(bytes(50 << 20))
     with pytest.raises(UnusableImage, match="do not end where they should"):
         decode(tiff(8, 6, 8, [bomb], compression=8), 1)

@@ -1,0 +1,46 @@
+"""WebP files: their length, and whether the first frame of an animation is the whole image.
+
+libwebp refuses image data that end early. References are to the "WebP Container Specification".
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tessella.data.unusable_image import UnusableImage
+
+
+def check_webp(data: bytes) -> None:
+    """Check the container of a WebP file.
+
+    Raises:
+        UnusableImage: when the file is not as long as it says, or when the first frame of an
+            animation is smaller than its canvas.
+    """
+    # The length of RIFF does not count its first 8 bytes; some writers forget the padding byte.
+    (length,) = struct.unpack_from("<I", data, 4)
+    if abs(length + 8 - len(data)) > 1:
+        raise UnusableImage("damaged: its length is not what its header says")
+    canvas: tuple[int, int] | None = None
+    place = 12
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, place)
+        if kind == b"VP8X":
+            canvas = (1 + _three_bytes(data, place + 12), 1 + _three_bytes(data, place + 15))
+        if kind == b"ANMF":
+            # Frame X and Y (halved), width and height (less one), 3 bytes each.
+            left = _three_bytes(data, place + 8)
+            top = _three_bytes(data, place + 11)
+            width = 1 + _three_bytes(data, place + 14)
+            height = 1 + _three_bytes(data, place + 17)
+            if canvas and (left or top or (width, height) != canvas):
+                raise UnusableImage(
+                    f"its first frame covers {width}x{height} pixels of"
+                    f" {canvas[0]}x{canvas[1]}; save it as PNG"
+                )
+            return  # later frames are not read
+        place += 8 + size + size % 2
+
+
+def _three_bytes(data: bytes, place: int) -> int:
+    return int.from_bytes(data[place : place + 3], "little")
