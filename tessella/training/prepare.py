@@ -21,7 +21,7 @@ from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior
 from tessella.models.hierarchy import pack
 from tessella.pipeline import Generator, class_count
-from tessella.pipeline.loading import Network
+from tessella.pipeline.building import Network
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import check_images, parts
