@@ -218,6 +218,7 @@ class VAE(nn.Module):
             images: uint8 ``[n, h, w, channels]``.
             noise: standard normal ``[n, *latent_shape]``; None draws it from torch's generator.
         """
+        # int64 [n, h, w, c]
         symbols = self._symbols(images)
         mean, log_variance = self._posterior(symbols)
         noise = torch.randn_like(mean) if noise is None else noise.to(mean)
@@ -259,6 +260,7 @@ class VAE(nn.Module):
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
         with evaluating(self):
+            # All samples of a piece pass through the networks together.
             for first, piece in self._pieces(images, samples):
                 symbols = self._symbols(piece)
                 mean, log_variance = self._posterior(symbols)
@@ -381,6 +383,7 @@ class VAE(nn.Module):
     ) -> torch.Tensor:
         """Uint8 images: the level nearest to the mean, or drawn where uniform numbers
         ``[n, h, w, channels]`` are given."""
+        # Double: the nearest level must not depend on rounding.
         values = self._mean(parameters).double()
         if uniform is not None:
             u = uniform.to(values)
@@ -416,6 +419,7 @@ class VAE(nn.Module):
 
     def _pieces(self, images: torch.Tensor, samples: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Images that pass through the networks at once, and where they begin."""
+        # Each image counts as many times as it has samples.
         each = images_at_once(self.grid.height * self.grid.width * samples)
         for first in range(0, len(images), each):
             yield first, images[first : first + each]

@@ -49,6 +49,7 @@ def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, Any]) -> No
     """
     text = PngInfo()
     text.add_text(files.PNG_KEY, files.json_text(dict(made), indent=None, sort_keys=True))
+    # In memory first: the file is written whole or not at all.
     buffer = io.BytesIO()
     _picture(image).save(buffer, format="PNG", pnginfo=text)
     files.write_bytes(path, buffer.getvalue())
@@ -80,6 +81,7 @@ def sheet(images: np.ndarray, columns: int = 0, magnify: int = 0) -> np.ndarray:
         ``uint8 [H, W, c]``.
     """
     n, height, width, channels = images.shape
+    # columns * width = rows * height, with rows = n / columns.
     if not columns:
         columns = int(np.ceil(np.sqrt(n * height / width)))
     columns = min(n, columns)
@@ -116,6 +118,7 @@ def captioned(panels: Sequence[tuple[str, np.ndarray]], across: bool = True) -> 
     widths = []
     heights = []
     for title, picture in zip(titles, pictures, strict=True):
+        # A title may be wider than its picture.
         widths.append(max(picture.width, int(font.getlength(title)) + 1))
         heights.append(picture.height + LINE_HEIGHT + 4)
     gaps = PANEL_GAP * (len(panels) - 1)
@@ -151,6 +154,7 @@ def beside_nearest(
     products = flat_images @ flat_training.T
     distances = (flat_images**2).sum(1)[:, None] - 2 * products + (flat_training**2).sum(1)[None]
     nearest = training[distances.argmin(1)]
+    # A grey line between the two: [n, h, 1, c].
     line = np.full((len(images), images.shape[1], 1, images.shape[3]), 128, np.uint8)
     return sheet(np.concatenate([images, line, nearest], axis=2), columns, magnify)
 

@@ -208,8 +208,8 @@ def test_batches_hold_one_batch_whatever_the_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n must be a positive integer, got 0"),
-        ({"batch": 0}, "batch must be a positive integer, got 0"),
+        ({"n": 0}, "n must be an integer of at least 1, got 0"),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
         ({"start": -1}, "start must be an integer of at least 0, got -1"),
         ({"seed": 2**64 - 3, "n": 4, "batch": 1}, "seed must be"),
         ({"cond": torch.zeros(4, dtype=torch.int64)}, "no classes"),
