@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella import sampling
+from tessella import files, sampling
 from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
@@ -293,15 +293,24 @@ class Generator:
         self.prior.to(device)
         return self
 
-    def save(self, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        directory: Path | str,
+        figures: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> None:
         """Save to a directory, see the docstring of :mod:`tessella.pipeline`.
 
         Args:
+            directory: new, empty, or made here.
             figures: measured numbers for the card, as :func:`tessella.evaluate` returns them.
+            force: also write into a directory that holds something else.
 
         Raises:
+            InputError: when the directory holds something that was not made here.
             ArtifactError: when it cannot be written.
         """
+        files.check_replaceable(directory, force)
         save_generator(self.tokenizer, self.prior, directory, figures)
 
     def _batches(

@@ -125,6 +125,23 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, make) -> None:  # type
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_model_is_not_saved_over_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="was not made by tessella"):
+        pixels().save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    pixels().save(tmp_path, force=True)
+    pixels().save(tmp_path)
+
+
+@pytest.mark.parametrize("make", [two_stage, pixels, variational])
+def test_a_model_says_what_it_is(make) -> None:  # type: ignore[no-untyped-def]
+    text = repr(make())
+    assert len(text) < 300
+    assert "parameters=" in text
+    assert "images" in text
+
+
 def test_a_prior_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit its tokenizer"):
         ts.Generator(
