@@ -34,26 +34,26 @@ class JoinedBatch:
     finite: bool
 
     @property
-    def teaches(self) -> bool:
+    def usable(self) -> bool:
         """Whether there is something to learn from: vectors, all of them usable."""
         return self.total > 0 and self.finite
 
 
-def processes() -> int:
+def process_count() -> int:
     """Number of processes; 1 where torch.distributed is not in use."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return 1
 
 
-def joined_sum(values: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all processes, in place where there are several."""
-    if processes() > 1:
+    if process_count() > 1:
         dist.all_reduce(values)
     return values
 
 
-def join(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
+def join_batch(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
     """Describe the batch that the processes' vectors make together.
 
     Args:
@@ -62,11 +62,11 @@ def join(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
     """
     # No part is too small to be checked, but an empty one is fine: its sum is 0.
     finite = all(squares_are_finite(values) for values in (vectors, *others))
-    if processes() == 1:
+    if process_count() == 1:
         return JoinedBatch(0, len(vectors), finite)
     rank = dist.get_rank()
     # One row a process: the size of its part, and whether that is spoilt.
-    table = torch.zeros(processes(), 2, dtype=torch.int64, device=vectors.device)
+    table = torch.zeros(process_count(), 2, dtype=torch.int64, device=vectors.device)
     table[rank, 0] = len(vectors)
     table[rank, 1] = int(not finite)
     dist.all_reduce(table)
@@ -93,7 +93,7 @@ def joined_rows(vectors: torch.Tensor, chosen: torch.Tensor, start: int) -> torc
         The rows ``[m, dim]``, in all processes.
     """
     chosen = chosen.to(vectors.device)
-    if processes() == 1:
+    if process_count() == 1:
         return vectors[chosen]
     # Places in this process's part; those of other parts fall outside of it.
     local = chosen - start
@@ -101,4 +101,4 @@ def joined_rows(vectors: torch.Tensor, chosen: torch.Tensor, start: int) -> torc
     # Each row lies in one process, so a sum over processes collects them.
     rows = vectors.new_zeros(len(chosen), vectors.shape[1])
     rows[here] = vectors[local[here]]
-    return joined_sum(rows)
+    return sum_over_processes(rows)

@@ -22,9 +22,9 @@ from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
 from tessella.tokenizers.identity import IdentityTokenizer
-from tessella.tokenizers.likelihood import START, discretized_logistic
+from tessella.tokenizers.likelihood import INITIAL_LOG_SCALE, discretized_logistic
 from tessella.tokenizers.reconstructing import pad_images
-from tessella.tokenizers.tokenizer import check_images, evaluating, images_at_once
+from tessella.tokenizers.tokenizer import check_images, eval_mode, images_at_once
 
 SAMPLES = 16
 """Samples of the latents of each image in a bound unless another number is given."""
@@ -198,7 +198,8 @@ class VAE(nn.Module):
             latents: ``[n, *latent_shape]``.
 
         Returns:
-            ``[n, h, w, outputs]``: means and log-scales (from ``START``) on the axis where the
+            ``[n, h, w, outputs]``: means and log-scales (from
+            ``INITIAL_LOG_SCALE``) on the axis where the
             levels span [-1, 1], or logits at two levels.
         """
         z = latents.to(self._dtype)
@@ -235,7 +236,7 @@ class VAE(nn.Module):
         exact divergence: nats ``[n]``. Image ``i`` has noise of the seed ``seed + i``."""
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
-        with evaluating(self):
+        with eval_mode(self):
             for first, piece in self._pieces(images, 1):
                 pixels, divergence = self(piece, self._noise(len(piece), seed + first).squeeze(1))
                 nats.append(pixels - divergence)
@@ -259,7 +260,7 @@ class VAE(nn.Module):
         check_integer("samples", samples, least=1)
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
-        with evaluating(self):
+        with eval_mode(self):
             # All samples of a piece pass through the networks together.
             for first, piece in self._pieces(images, samples):
                 symbols = self._symbols(piece)
@@ -287,7 +288,7 @@ class VAE(nn.Module):
         ``uint8 [n, h, w, channels]``."""
         images = self._checked(images)
         pieces = []
-        with evaluating(self):
+        with eval_mode(self):
             for _, piece in self._pieces(images, 1):
                 mean, _ = self._posterior(self._symbols(piece))
                 pieces.append(self._pixels(self.pixel_parameters(mean)))
@@ -338,7 +339,7 @@ class VAE(nn.Module):
         check_seed(seed, n)
         for first in range(start, n, batch):
             places = range(seed + first, seed + min(first + batch, n))
-            with evaluating(self):
+            with eval_mode(self):
                 latents = self._noise(len(places), places.start).squeeze(1)
                 parameters = self.pixel_parameters(latents)
             uniform = _uniform(places, self.grid.shape) if pixels == "draw" else None
@@ -361,7 +362,7 @@ class VAE(nn.Module):
             nats = -F.binary_cross_entropy_with_logits(wide, symbols.to(wide), reduction="none")
         else:
             mean, log_scale = wide.chunk(2, dim=-1)
-            nats = discretized_logistic(symbols, mean, log_scale + START, self.levels)
+            nats = discretized_logistic(symbols, mean, log_scale + INITIAL_LOG_SCALE, self.levels)
         return nats.flatten(1).sum(1)
 
     def _log_likelihoods(self, symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -391,7 +392,7 @@ class VAE(nn.Module):
                 values = (u < values).double()
             else:
                 # The inverse of the logistic distribution; halved, as [-1, 1] becomes [0, 1].
-                log_scale = parameters[..., self.channels :].double() + START
+                log_scale = parameters[..., self.channels :].double() + INITIAL_LOG_SCALE
                 values = values + log_scale.exp() * torch.logit(u) / 2
         symbols = (values.clamp(0, 1) * (self.levels - 1)).round().long()
         return self.pixels.decode(symbols, self.image_size)

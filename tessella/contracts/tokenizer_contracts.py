@@ -12,7 +12,7 @@ from tessella.contracts.contract import Contract, Options, require, require_clos
 from tessella.grid import Grid
 from tessella.pipeline import load_model, save_model
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import as_tuple
 
 SIZES = ((8, 8), (12, 8), (9, 7), (1, 1))
 """Heights and widths of the images; not all are multiples of what a network halves."""
@@ -48,7 +48,7 @@ def symbols_fit_their_grids(case: TokenizerCase) -> None:
     tokenizer = case.build()
     for size in SIZES:
         images = random_images(tokenizer, 3, size)
-        symbols = parts(tokenizer.encode(images))
+        symbols = as_tuple(tokenizer.encode(images))
         grids = tokenizer.grids(*size)
         require(
             len(symbols) == len(grids), f"encode gives {len(symbols)} grids, grids() {len(grids)}"
@@ -79,9 +79,9 @@ def an_image_is_encoded_alone(case: TokenizerCase) -> None:
     """Encode images together and one by one."""
     tokenizer = case.build()
     images = random_images(tokenizer, 5, (8, 8))
-    together = parts(tokenizer.encode(images))
+    together = as_tuple(tokenizer.encode(images))
     for index in range(len(images)):
-        alone = parts(tokenizer.encode(images[index : index + 1]))
+        alone = as_tuple(tokenizer.encode(images[index : index + 1]))
         for part, single in zip(together, alone, strict=True):
             require(
                 torch.equal(part[index : index + 1], single),
@@ -126,7 +126,7 @@ def saving_keeps_symbols(case: TokenizerCase) -> None:
     require(isinstance(loaded, Tokenizer), f"what was loaded is a {type(loaded).__name__}")
     assert isinstance(loaded, Tokenizer)
     symbols = tokenizer.encode(images)
-    for one, other in zip(parts(symbols), parts(loaded.encode(images)), strict=True):
+    for one, other in zip(as_tuple(symbols), as_tuple(loaded.encode(images)), strict=True):
         require(torch.equal(one, other), "the loaded tokenizer gives other symbols")
     require_close(loaded.decode(symbols), tokenizer.decode(symbols), 0.0, "decoded images")
 

@@ -22,16 +22,22 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
 from tessella.data.caller_warning import warn_caller
-from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, quiet
+from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, without_pillow_warnings
 from tessella.data.memory_budget import Budget
-from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
+from tessella.data.paths import (
+    READ_ERRORS,
+    is_transient,
+    printable,
+    reason,
+    transient_as_data_error,
+)
 from tessella.data.transform import Part, cut, parse_size
 from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError, InputError
 
-MOST_FAILURES = 0.2
+MAX_FAILURES = 0.2
 """Share of unusable files above which a folder is refused."""
-FEW_FAILURES = 2
+TOLERATED_FAILURES = 2
 """As many failures never refuse a folder, however small it is."""
 MAX_TOGETHER = 512 << 20
 """Bytes that all threads together may hold to decode images, finished ones that wait for their turn
@@ -40,13 +46,13 @@ MANY_FILES = 300
 """From so many files on, a line is printed where there is no terminal for a progress bar."""
 PATIENCE = 5.0
 """From so many seconds on, that line is printed too."""
-_FEW_BITS = 14  # as many or fewer in samples of 16 bits come out dark
+_LOW_BITS = 14  # as many or fewer in samples of 16 bits come out dark
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Image files of one split, in order.
 
     Args:
@@ -69,7 +75,7 @@ class Decoded:
 
     Args:
         names: of each image; a tile has the suffix ``#top,left``.
-        labels: of each image; empty where the files have none.
+        labels: of each image; empty if the files have none.
         skipped: files left out, each as ``name: reason``.
         resampled: whether pixels were interpolated.
     """
@@ -81,7 +87,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _CutImages:
     """The images that one file gives.
 
     Args:
@@ -100,11 +106,11 @@ class _Pieces:
 
 
 # Of each file: its images, or the reason why it has none.
-_Outcome = _Pieces | UnusableImage
+_Outcome = _CutImages | UnusableImage
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Target:
     """The images asked for: their channels, (height, width) or None, and how they are cut."""
 
     channels: int
@@ -121,12 +127,12 @@ class _Wanted:
 
 
 def fit_files(
-    files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False
+    files: ImageFiles, config: DataConfig, *, channels: int, title: str, strict: bool = False
 ) -> Part:
     """:func:`decode_files` into one array in memory, ``uint8 [n, height, width, channels]``."""
     images: list[np.ndarray] = []
     decoded = decode_files(
-        files, config, images.append, channels=channels, place=place, strict=strict
+        files, config, images.append, channels=channels, title=title, strict=strict
     )
     labels = None
     if files.labels is not None:
@@ -144,12 +150,12 @@ def fit_files(
 
 
 def decode_files(
-    files: Files,
+    files: ImageFiles,
     config: DataConfig,
     keep: Callable[[np.ndarray], None],
     *,
     channels: int,
-    place: str,
+    title: str,
     strict: bool = False,
 ) -> Decoded:
     """Decode files until ``config.limit`` images of the size asked for are there.
@@ -161,7 +167,7 @@ def decode_files(
         config: size, crop and limit.
         keep: takes each image, ``uint8 [height, width, channels]``, in order.
         channels: channels of the result; 0 keeps those of the first image.
-        place: the source, for messages.
+        title: the source, for messages.
         strict: refuse a single unusable file.
 
     Raises:
@@ -171,12 +177,12 @@ def decode_files(
         InputError: when the images differ in size and none is asked for.
     """
     # Filters of warnings belong to all threads, so they are set around the whole loop.
-    with quiet():
-        wanted = _Wanted(
+    with without_pillow_warnings():
+        target = _Target(
             channels or _first_channels(files), parse_size(config.size, "size"), config.crop
         )
-        collector = _Collector(files, wanted, config.limit, keep, place)
-        for index, outcome in _in_order(files, wanted, config.limit, place):
+        collector = _Collector(files, target, config.limit, keep, title)
+        for index, outcome in _outcomes_in_order(files, target, config.limit, title):
             if isinstance(outcome, UnusableImage):
                 collector.skip(index, outcome, strict=strict)
             else:
@@ -194,27 +200,27 @@ class _Collector:
 
     Args:
         files: the files.
-        wanted: the images asked for.
+        target: the images asked for.
         limit: most images to keep, 0 for all.
         keep: takes each image.
-        place: the source, for messages.
+        title: the source, for messages.
     """
 
     def __init__(
         self,
-        files: Files,
-        wanted: _Wanted,
+        files: ImageFiles,
+        target: _Target,
         limit: int,
         keep: Callable[[np.ndarray], None],
-        place: str,
+        title: str,
     ) -> None:
         self.decoded = Decoded()
         self.tried = 0
         self._files = files
-        self._wanted = wanted
+        self._target = target
         self._limit = limit
         self._keep = keep
-        self._place = place
+        self._title = title
         self._failures = 0
         self._largest: list[int | None] = []  # of each file
         self._first: tuple[str, tuple[int, int]] | None = None
@@ -231,17 +237,17 @@ class _Collector:
         self._failures += 1
         self.decoded.skipped.append(f"{name}: {why}")
         if strict:
-            raise DataError(f"{self._place}, {name}: {why}") from why
+            raise DataError(f"{self._title}, {name}: {why}") from why
         # Measured against all files: so many failures are too many whatever comes after them.
         self.check_failures(len(self._files), at_least="at least ")
 
-    def add(self, index: int, pieces: _Pieces) -> None:
+    def add(self, index: int, pieces: _CutImages) -> None:
         """Keep the images of one file, up to the limit, and let go of them."""
         self.tried = index + 1
         self._largest.append(pieces.largest)
         # Without a size all images must agree, for they become one array.
         name = self._files.names[index]
-        if self._wanted.size is None:
+        if self._target.size is None:
             self._check_same_size(name, pieces.size)
         images = pieces.cut
         if self._limit:
@@ -253,17 +259,17 @@ class _Collector:
                 self.decoded.labels.append(int(self._files.labels[index]))
         if not pieces.cut:
             self.decoded.skipped.append(f"{printable(name)}: smaller than a tile")
-        if self._wanted.size not in (None, pieces.size) and self._wanted.crop != "tiles":
+        if self._target.size not in (None, pieces.size) and self._target.crop != "tiles":
             self.decoded.resampled = True
         # Whoever holds the outcome holds its pixels; its share of memory is given back next.
         pieces.cut.clear()
 
     def check_failures(self, count: int, at_least: str = "") -> None:
         """Refuse where more than a fifth of ``count`` files, and more than two, are unusable."""
-        if self._failures <= max(FEW_FAILURES, MOST_FAILURES * count):
+        if self._failures <= max(TOLERATED_FAILURES, MAX_FAILURES * count):
             return
         raise DataError(
-            f"{at_least}{self._failures} of {count} files of {self._place} are unusable (more than"
+            f"{at_least}{self._failures} of {count} files of {self._title} are unusable (more than"
             f" 20 %); repair, convert or remove them; the first: {self.decoded.skipped[0]}"
         )
 
@@ -277,10 +283,10 @@ class _Collector:
         if not known or len(known) < len(self._largest):
             return
         largest = max(known)
-        if 0 < largest < 1 << _FEW_BITS:
+        if 0 < largest < 1 << _LOW_BITS:
             factor = 1 << (16 - max(8, largest.bit_length()))
             warn_caller(
-                f"{self._place}: no image of 16 bits a value has a value above {largest}, so that"
+                f"{self._title}: no image of 16 bits a value has a value above {largest}, so that"
                 f" they come out nearly black; multiply all values by {factor}, or save 8 bits"
             )
 
@@ -296,8 +302,8 @@ class _Collector:
             )
 
 
-def _in_order(
-    files: Files, wanted: _Wanted, limit: int, place: str
+def _outcomes_in_order(
+    files: ImageFiles, target: _Target, limit: int, title: str
 ) -> Iterator[tuple[int, _Outcome]]:
     """The outcome of each file, in order, while threads decode a few files ahead.
 
@@ -305,17 +311,17 @@ def _in_order(
     files that nobody began are then left alone. Where a file gives at most one image and ``limit``
     are wanted, no file is begun that may turn out not to be needed.
     """
-    threads = workers()
+    threads = worker_count()
     budget = Budget(MAX_TOGETHER)
     waiting: deque[tuple[int, Future[tuple[_Outcome, int]]]] = deque()
-    one_each = limit > 0 and wanted.crop != "tiles"
+    one_each = limit > 0 and target.crop != "tiles"
     begun = 0
     found = 0
     executor = ThreadPoolExecutor(threads, "decode")
-    bar = tqdm(total=len(files), desc=f"decoding {place}", unit="file", disable=None, leave=False)
+    bar = tqdm(total=len(files), desc=f"decoding {title}", unit="file", disable=None, leave=False)
     announce: Callable[[], object] = bar.update
     if bar.disable:  # there is no terminal
-        announce = _Announcement(files, limit if one_each else 0, place)
+        announce = _Announcement(files, limit if one_each else 0, title)
     try:
         while True:
             # Two files a thread: one that is decoded, and one that is read meanwhile.
@@ -323,7 +329,7 @@ def _in_order(
             if one_each:
                 ahead = min(ahead, limit - found)
             while len(waiting) < ahead and begun < len(files):
-                future = executor.submit(_attempt, files, begun, wanted, budget, place)
+                future = executor.submit(_decode_one, files, begun, target, budget, title)
                 waiting.append((begun, future))
                 begun += 1
             if not waiting:
@@ -332,7 +338,7 @@ def _in_order(
             index, future = waiting.popleft()
             outcome, held = future.result()
             del future  # it holds the outcome
-            if isinstance(outcome, _Pieces):
+            if isinstance(outcome, _CutImages):
                 found += 1
             announce()
             yield index, outcome
@@ -344,7 +350,7 @@ def _in_order(
         executor.shutdown(cancel_futures=True)
 
 
-def workers() -> int:
+def worker_count() -> int:
     """Threads to decode with: one for each core that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -357,24 +363,24 @@ class _Announcement:
     Args:
         files: all files.
         limit: most files that will be decoded, 0 for all.
-        place: the source, for the message.
+        title: the source, for the message.
     """
 
-    def __init__(self, files: Files, limit: int, place: str) -> None:
+    def __init__(self, files: ImageFiles, limit: int, title: str) -> None:
         self._count = min(limit or len(files), len(files))
-        self._place = place
+        self._title = title
         self._started = time.monotonic()
         self._printed = False
 
     def __call__(self) -> None:
         long = time.monotonic() - self._started > PATIENCE
         if not self._printed and (self._count > MANY_FILES or long):
-            print(f"decoding {self._count} files of {self._place}", file=sys.stderr, flush=True)
+            print(f"decoding {self._count} files of {self._title}", file=sys.stderr, flush=True)
             self._printed = True
 
 
-def _attempt(
-    files: Files, index: int, wanted: _Wanted, budget: Budget, place: str
+def _decode_one(
+    files: ImageFiles, index: int, target: _Target, budget: Budget, title: str
 ) -> tuple[_Outcome, int]:
     """Decode and cut one file, in a thread.
 
@@ -383,38 +389,38 @@ def _attempt(
         once the images are taken over.
     """
     outcome: _Outcome
-    with passing_ends(f"{place}, {printable(files.names[index])}"):
-        opened = _tried(partial(_begun, files, index))
+    with transient_as_data_error(f"{title}, {printable(files.names[index])}"):
+        opened = _or_unusable(partial(_open, files, index))
         # Every file takes its turn in the budget, or those after it would wait for ever.
         if isinstance(opened, Opened):
-            taken = budget.take(index, opened.memory + wanted.bytes)
-            outcome = _tried(partial(_finished, opened, wanted))
+            taken = budget.take(index, opened.memory + target.bytes)
+            outcome = _or_unusable(partial(_decode_and_cut, opened, target))
         else:
             taken = budget.take(index, 0)
             outcome = opened
     del opened  # the file and Pillow's image go; the pieces stay until they are taken over
-    held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
+    held = min(taken, outcome.bytes) if isinstance(outcome, _CutImages) else 0
     budget.give_back(taken - held)
     return outcome, held
 
 
-def _begun(files: Files, index: int) -> Opened:
+def _open(files: ImageFiles, index: int) -> Opened:
     """Read a file and check its header."""
     with files.open(index) as file:
         return begin(file)
 
 
-def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
+def _decode_and_cut(opened: Opened, target: _Target) -> _CutImages:
     """Decode the pixels of a file and cut them."""
-    image = finish(opened, wanted.channels)
-    return _Pieces(
-        list(cut(image, wanted.size, wanted.crop)),
+    image = finish(opened, target.channels)
+    return _CutImages(
+        list(cut(image, target.size, target.crop)),
         (image.height, image.width),
         image.info.get(LARGEST_OF_16_BITS),
     )
 
 
-def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
+def _or_unusable(step: Callable[[], _Result]) -> _Result | UnusableImage:
     """The result of a step, or the reason where the file is to blame.
 
     The error is a fresh one: a traceback would keep the image in memory.
@@ -424,19 +430,19 @@ def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
     except UnusableImage as error:
         return UnusableImage(str(error))
     except READ_ERRORS as error:
-        if passing(error):
+        if is_transient(error):
             raise
         return UnusableImage(f"cannot be read: {reason(error)}")
 
 
-def _first_channels(files: Files) -> int:
+def _first_channels(files: ImageFiles) -> int:
     """Channels of the first usable image (grey keeps one); 3 where there is none."""
     for index in range(len(files)):
-        with passing_ends(printable(files.names[index])):
-            opened = _tried(partial(_begun, files, index))
+        with transient_as_data_error(printable(files.names[index])):
+            opened = _or_unusable(partial(_open, files, index))
             if not isinstance(opened, Opened):
                 continue
-            image = _tried(partial(finish, opened, 0))
+            image = _or_unusable(partial(finish, opened, 0))
         if not isinstance(image, UnusableImage):
             return len(image.getbands())
     return 3

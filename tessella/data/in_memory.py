@@ -15,12 +15,12 @@ def fit_in_memory(part: Part, config: DataConfig) -> Part:
             than the tiles to be cut from it.
     """
     size = parse_size(config.size, "size")
-    # Tiles are cut out of what is there already, so that they never add up to more.
+    # Tiles are cut out of existing pixels, so together they are never larger.
     if size is not None and config.crop != "tiles":
         count = len(part.images)
         if config.limit:
             count = min(count, config.limit)
-        # All of them exist at once, first in a list and then in one array.
+        # All images exist at the same time, first in a list and then in one array.
         channels = config.channels or part.images.shape[-1]
         check_resized((count, *size, channels))
     return fit_arrays(part, config)

@@ -14,9 +14,9 @@ LIST_EXTENSIONS = (".csv", ".tsv")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
 MAX_LISTS = 20
 """More CSV files than this are data of another kind, and are not opened."""
-FEWEST = 10
+LEAST_COVERAGE = 10
 """A list names a tenth of the images, or is about something else."""
-REPEATS = 2
+LEAST_IMAGES_PER_CLASS = 2
 """Images of an average class that labels have at least; captions and ids are different for each."""
 
 ReadText = Callable[[str], str]
@@ -35,7 +35,7 @@ class LabelList:
 
     Args:
         path: of the list.
-        classes: the class of each image, empty where its split has none; ``[]`` when the list names
+        classes: the class of each image, empty if its split has none; ``[]`` when the list names
             images, but no labels of theirs could be made out.
         notes: why not.
     """
@@ -175,7 +175,7 @@ def _labels_of(
             )
     # Captions and ids differ from image to image; classes come again and again.
     distinct = set(by_image.values())
-    if len(by_image) < REPEATS * len(distinct) and len(distinct) > 10:
+    if len(by_image) < LEAST_IMAGES_PER_CLASS * len(distinct) and len(distinct) > 10:
         return LabelList(
             path,
             [],
@@ -216,7 +216,7 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
     numbers, which any other column may hold too.
 
     Returns:
-        its number and a mapping from cells to relative paths; the mapping is empty where no column
+        its number and a mapping from cells to relative paths; the mapping is empty if no column
         names images in half of its rows.
     """
     ways: list[dict[str, str]] = [{}, {}, {}]
@@ -241,7 +241,7 @@ def _column_of_names(table: Table, images: Sequence[str]) -> tuple[int, dict[str
         for way in ways[: 3 if number == 0 else 2]:
             hits = len(cells & way.keys())
             # A list may speak of images that lie elsewhere, or of one split only.
-            mostly_images = 2 * hits >= len(cells) - 1 and FEWEST * hits >= len(images)
+            mostly_images = 2 * hits >= len(cells) - 1 and LEAST_COVERAGE * hits >= len(images)
             if hits and (mostly_images or 2 * hits >= len(images)):
                 return number, way
     return -1, {}

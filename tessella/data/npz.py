@@ -34,13 +34,13 @@ from tessella.config import DataConfig
 from tessella.data.archive import open_archive
 from tessella.data.array_checks import as_uint8, warn_if_constant
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
-from tessella.data.image_files import Files, fit_files
+from tessella.data.image_files import ImageFiles, fit_files
 from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import BinaryReader, check_content
-from tessella.data.other_formats import describe, with_way_out
-from tessella.data.paths import READ_ERRORS, listing, one_line
+from tessella.data.other_formats import describe, with_advice
+from tessella.data.paths import READ_ERRORS, name_list, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
-from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
+from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, split_size
 from tessella.data.transform import Part, parse_size
 from tessella.errors import ConfigError, DataError, InputError
 
@@ -82,23 +82,23 @@ class NpzSource(Source):
                 no array for this split; its keys are listed.
             InputError: when an array has another type, shape or range.
         """
-        place = self.locate(path)
-        if not zipfile.is_zipfile(place):
-            refuse_other_kind(place, NpzSource)
+        location = self.locate(path)
+        if not zipfile.is_zipfile(location):
+            refuse_other_kind(location, NpzSource)
             message = (
                 f"{path} is not an .npz file (a zip archive of arrays, as "
                 "numpy.savez_compressed writes)"
             )
-            raise DataError(with_way_out(message, describe(place)))
+            raise DataError(with_advice(message, describe(location)))
         try:
-            archive = open_archive(place)
+            archive = open_archive(location)
         except READ_ERRORS as error:
             raise DataError(f"{path} cannot be read: {one_line(error)}") from error
         with archive:
-            arrays = _Arrays(archive, place)
+            arrays = _Arrays(archive, location)
             if not arrays.keys:
                 # An archive of images, perhaps.
-                refuse_other_kind(place, NpzSource)
+                refuse_other_kind(location, NpzSource)
             return _read_split(arrays, split, config)
 
 
@@ -109,14 +109,14 @@ class _Arrays:
     archive first, and the archive with the size of its file.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, place: Path) -> None:
+    def __init__(self, archive: zipfile.ZipFile, location: Path) -> None:
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
                 self._members[member.filename.removesuffix(".npy")] = member
         self._archive = archive
-        self._bytes_on_disk = place.stat().st_size
-        self.place = place
+        self._bytes_on_disk = location.stat().st_size
+        self.location = location
         self.keys = list(self._members)
 
     def __getitem__(self, key: str) -> np.ndarray:
@@ -124,7 +124,7 @@ class _Arrays:
             return self._read(key)
         except (*READ_ERRORS, NotImplementedError, KeyError, MemoryError) as error:
             raise DataError(
-                f"{self.place.name}: the array {key!r} cannot be read: {one_line(error)}"
+                f"{self.location.name}: the array {key!r} cannot be read: {one_line(error)}"
             ) from error
 
     def _read(self, key: str) -> np.ndarray:
@@ -150,7 +150,7 @@ class _Arrays:
 
     def title(self, key: str) -> str:
         """The key and the file, for messages."""
-        return f"{key!r} of {self.place.name}"
+        return f"{key!r} of {self.location.name}"
 
 
 def _declared_bytes(file: BinaryReader) -> int:
@@ -177,9 +177,9 @@ class _SplitKeys:
 
 
 def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
-    found = _splits_in(arrays.keys, arrays.place)
+    found = _splits_in(arrays.keys, arrays.location)
     if split not in found and "train" not in found:
-        raise DataError(_lacking(arrays, found, split))
+        raise DataError(_missing_split(arrays, found, split))
     keys = found.get(split) or found["train"]
     pixels = arrays[keys.images]
     planes = keys.images == "data" and pixels.ndim == 2
@@ -188,12 +188,12 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
     bounds = None
     count = 0
     if keys.images == "jpeg":
-        bounds = _bounds(arrays, pixels)
+        bounds = _file_bounds(arrays, pixels)
         count = len(bounds)
     elif pixels.ndim:
         count = len(pixels)
     # Numbers of the split's images within the array.
-    index, rule = _places(found, split, count, keys.images)
+    index, rule = _split_indices(found, split, count, keys.images)
     labels = None
     label_names: tuple[str, ...] = ()
     if keys.labels in arrays.keys:
@@ -207,25 +207,25 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
             label_names = names_of_ids(ids)
         labels = labels[index]
     if bounds is not None:
-        part = _decoded(arrays, pixels, bounds[index], labels, config)
+        part = _decode_files(arrays, pixels, bounds[index], labels, config)
         return replace(part, split_rule=rule, label_names=label_names)
     images, levels = _as_images(pixels, index, arrays.title(keys.images), config)
     return fit_in_memory(Part(images, labels, label_names, levels, rule), config)
 
 
-def _lacking(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:
+def _missing_split(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:
     """The message for a split that can be neither read nor cut from training images."""
     by_name = ""
     for keys in found.values():
         if keys.images in _WHOLE_FILE_KEYS:
             by_name = ", as its name says"
     return (
-        f"{arrays.place.name} holds {' and '.join(found)} images only{by_name} "
-        f"(keys: {listing(arrays.keys)}); split {split!r} needs a file with training images"
+        f"{arrays.location.name} holds {' and '.join(found)} images only{by_name} "
+        f"(keys: {name_list(arrays.keys)}); split {split!r} needs a file with training images"
     )
 
 
-def _splits_in(keys: Collection[str], place: Path) -> dict[str, _SplitKeys]:
+def _splits_in(keys: Collection[str], location: Path) -> dict[str, _SplitKeys]:
     """The splits that a file holds, each with its keys."""
     found: dict[str, _SplitKeys] = {}
     for split in SPLITS:
@@ -239,22 +239,22 @@ def _splits_in(keys: Collection[str], place: Path) -> dict[str, _SplitKeys]:
     companions = {"jpeg": "offsets", "data": "labels"}
     for key in _WHOLE_FILE_KEYS:
         if key in keys and companions.get(key, key) in keys:
-            return {_split_by_name(place): _SplitKeys(key, "labels")}
+            return {_split_by_name(location): _SplitKeys(key, "labels")}
     raise DataError(
-        f"{place.name} has no images under a key we know ({_LAYOUTS}); its keys: "
-        f"{listing(list(keys))}"
+        f"{location.name} has no images under a key we know ({_LAYOUTS}); its keys: "
+        f"{name_list(list(keys))}"
     )
 
 
-def _split_by_name(place: Path) -> str:
+def _split_by_name(location: Path) -> str:
     """The split that a file without named splits holds."""
-    words = re.split(r"[\W_]+", place.stem.lower())
+    words = re.split(r"[\W_]+", location.stem.lower())
     if words[-1] == "test":
         return "test"
     return "valid" if words == ["val", "data"] else "train"
 
 
-def _places(
+def _split_indices(
     found: Collection[str], split: str, count: int, key: str
 ) -> tuple[np.ndarray | slice, str]:
     """Which images of the array a split takes, and the rule in words."""
@@ -265,7 +265,7 @@ def _places(
         return slice(None), f"all of {key!r}"
     # Beside a test set that came with the data, 5,000 images are enough for validation.
     largest = LARGEST_TAIL if len(found) > 1 else None
-    size = share(count, largest)
+    size = split_size(count, largest)
     sizes = {"valid": 0, "test": 0}
     for name in missing:
         sizes[name] = size
@@ -321,7 +321,7 @@ def _sparse_ids_of_all(
     arrays: _Arrays, found: dict[str, _SplitKeys], keys: _SplitKeys, labels: np.ndarray
 ) -> np.ndarray | None:
     """The ids of *all* splits where labels are sparse ids, so that a number means one class in
-    every split; None where labels are numbers of classes."""
+    every split; None if labels are numbers of classes."""
     gathered = [labels]
     for other in found.values():
         if other.labels in arrays.keys and other.labels != keys.labels:
@@ -331,7 +331,7 @@ def _sparse_ids_of_all(
     return sparse_ids(gathered, arrays.title(keys.labels))
 
 
-def _bounds(arrays: _Arrays, content: np.ndarray) -> np.ndarray:
+def _file_bounds(arrays: _Arrays, content: np.ndarray) -> np.ndarray:
     """Number, start and end of each file in ``jpeg``: ``int64 [n, 3]``."""
     offsets = arrays["offsets"]
     if content.dtype != np.uint8 or content.ndim != 1:
@@ -352,7 +352,7 @@ def _bounds(arrays: _Arrays, content: np.ndarray) -> np.ndarray:
     return np.stack([np.arange(len(offsets) - 1), offsets[:-1], offsets[1:]], axis=1)
 
 
-def _decoded(
+def _decode_files(
     arrays: _Arrays,
     content: np.ndarray,
     bounds: np.ndarray,
@@ -362,7 +362,7 @@ def _decoded(
     """Decode image files that lie end to end; all of them must be intact."""
     if config.bits:
         raise ConfigError(
-            f"data.bits is for packed bits, and {arrays.place.name} holds JPEG files; leave it "
+            f"data.bits is for packed bits, and {arrays.location.name} holds JPEG files; leave it "
             "empty"
         )
 
@@ -373,6 +373,7 @@ def _decoded(
 
     names = [f"image {number}" for number in bounds[:, 0].tolist()]
     numbers = None if labels is None else labels.tolist()
-    files = Files(names, open_file, numbers)
-    part = fit_files(files, config, channels=config.channels, place=arrays.place.name, strict=True)
+    files = ImageFiles(names, open_file, numbers)
+    title = arrays.location.name
+    part = fit_files(files, config, channels=config.channels, title=title, strict=True)
     return replace(part, names=None)

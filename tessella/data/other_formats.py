@@ -42,7 +42,7 @@ def describe(path: Path) -> str:
     return describe_content(path.name, head, names)
 
 
-def with_way_out(message: str, described: str) -> str:
+def with_advice(message: str, described: str) -> str:
     """An error message, followed by what a file is where that is known."""
     return f"{message}: {described}" if described else message
 

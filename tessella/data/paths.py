@@ -39,7 +39,7 @@ _CAUSED_BY_THE_FILE = (
 """Errors of the system for which a file itself is to blame."""
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether reading failed for a reason outside of the file.
 
     Such reasons are want of memory, disk or open files, and faults of the device.
@@ -51,12 +51,12 @@ def passing(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def passing_ends(title: str) -> Iterator[None]:
-    """Make a :func:`passing` failure a :class:`DataError` with the ``title`` of what was read."""
+def transient_as_data_error(title: str) -> Iterator[None]:
+    """Make a :func:`is_transient` failure a :class:`DataError` with the ``title`` of what was read."""
     try:
         yield
     except (OSError, MemoryError) as error:
-        if not passing(error):
+        if not is_transient(error):
             raise
         raise DataError(
             f"{title}: cannot be read at present: {reason(error)}; load it again once that is over"
@@ -82,14 +82,14 @@ def existing(path: str, form: str) -> Path:
     """
     if not path:
         raise DataError(f"{form.partition(':')[0]} needs a path: {form}")
-    place = find(path)
-    if place is None:
+    location = find(path)
+    if location is None:
         raise DataError(f"{form}: there is no file or folder {path}{_near_name(path)}")
-    return place
+    return location
 
 
 def _near_name(path: str) -> str:
-    """The words for a file or folder of nearly the same name beside a missing one; empty where
+    """The words for a file or folder of nearly the same name beside a missing one; empty if
     there is none."""
     wanted = Path(path)
     folder = find(str(wanted.parent))
@@ -107,11 +107,11 @@ def _near_name(path: str) -> str:
 
 
 def find(path: str) -> Path | None:
-    """The file or folder at a path as the user wrote it, or None where there is none."""
+    """The file or folder at a path as the user wrote it, or None if there is none."""
     try:
-        place = Path(path).expanduser()
-        if place.exists():
-            return place
+        location = Path(path).expanduser()
+        if location.exists():
+            return location
     except (OSError, RuntimeError, ValueError):
         pass  # no access, no such home folder, not a possible name
     return None
@@ -129,7 +129,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def listing(names: list[str], most: int = 8) -> str:
+def name_list(names: list[str], most: int = 8) -> str:
     """Names on one line, sorted, the first few where there are many."""
     if not names:
         return "nothing"

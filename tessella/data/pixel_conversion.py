@@ -54,7 +54,7 @@ class Conversion:
     alpha: Image.Image | None = None
 
 
-def stride(mode: str) -> int:
+def bytes_per_pixel(mode: str) -> int:
     """Bytes that Pillow keeps for a pixel."""
     if mode in ("1", "L", "P"):
         return 1
@@ -85,66 +85,69 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB").convert("L" if grey else "RGB")
 
 
-def convert(image: Image.Image, how: Conversion, memory: int) -> Image.Image:
+def convert(image: Image.Image, conversion: Conversion, memory: int) -> Image.Image:
     """Reduce a decoded image to 8 bits and the channels asked for, and turn it upright.
 
     The image may be closed; use the result alone.
 
     Args:
         image: decoded, of any mode.
-        how: what to do.
+        conversion: what to do.
         memory: bytes that the image and its copy may take together; where they would take more,
             the copy waits in a temporary file until the image is gone.
     """
-    transparent = how.alpha is not None or (image.has_transparency_data and how.channels != 4)
-    if image.mode in _READY[how.channels] and not transparent and how.orientation not in _TURNS:
+    transparent = image.has_transparency_data and conversion.channels != 4
+    if conversion.alpha is not None:
+        transparent = True
+    is_upright = conversion.orientation not in _TURNS
+    if image.mode in _READY[conversion.channels] and is_upright and not transparent:
         return image
-    return _rebuilt(image, how, memory)
+    return _rebuilt(image, conversion, memory)
 
 
-def _rebuilt(image: Image.Image, how: Conversion, memory: int) -> Image.Image:
+def _rebuilt(image: Image.Image, conversion: Conversion, memory: int) -> Image.Image:
     """Convert an image band by band, so that no further copy of it is ever whole, and close it."""
     width, height = image.size
     rows = max(1, BAND // width)
     # The mode of the result is known once a single pixel is converted.
-    mode = _convert_band(image, how, (0, 0, 1, 1)).mode
+    mode = _convert_band(image, conversion, (0, 0, 1, 1)).mode
     edges = []
     for top in range(0, height, rows):
         edges.append((top, min(top + rows, height)))
-    bands = _convert_bands(image, how, edges)
+    bands = _convert_bands(image, conversion, edges)
     with contextlib.ExitStack() as stack:
-        if width * height * (stride(image.mode) + stride(mode)) > memory:
+        if width * height * (bytes_per_pixel(image.mode) + bytes_per_pixel(mode)) > memory:
             waiting = stack.enter_context(tempfile.TemporaryFile())
             for band in bands:
                 waiting.write(band.tobytes())
             image.close()  # makes room for the result
             waiting.seek(0)
             bands = _from_file(waiting, mode, width, edges)
-        result = _assemble(bands, edges, mode, image.size, how.orientation)
+        result = _assemble(bands, edges, mode, image.size, conversion.orientation)
     image.close()
     return result
 
 
 def _convert_bands(
-    image: Image.Image, how: Conversion, edges: Sequence[tuple[int, int]]
+    image: Image.Image, conversion: Conversion, edges: Sequence[tuple[int, int]]
 ) -> Iterator[Image.Image]:
     """The bands between ``edges``, converted one at a time."""
     for top, bottom in edges:
-        yield _convert_band(image, how, (0, top, image.width, bottom))
+        yield _convert_band(image, conversion, (0, top, image.width, bottom))
 
 
 def _convert_band(
-    image: Image.Image, how: Conversion, box: tuple[int, int, int, int]
+    image: Image.Image, conversion: Conversion, box: tuple[int, int, int, int]
 ) -> Image.Image:
     """A part of an image in 8 bits and the channels asked for, not turned."""
     band = image.crop(box)
-    if how.grey_bits:
-        band = _reduce_grey(band, how.grey_bits, how.inverted)
-    if how.alpha is not None:
+    if conversion.grey_bits:
+        band = _reduce_grey(band, conversion.grey_bits, conversion.inverted)
+    if conversion.alpha is not None:
         if band.mode == "1":
             band = band.convert("L")  # two values leave no room for an alpha channel
-        band.putalpha(how.alpha.crop(box))
-    return with_channels(band, how.channels)
+        band.putalpha(conversion.alpha.crop(box))
+    return with_channels(band, conversion.channels)
 
 
 def _reduce_grey(image: Image.Image, bits: int, inverted: bool) -> Image.Image:

@@ -78,7 +78,7 @@ class Source(ABC):
         """One split of the source.
 
         Args:
-            path: what followed the colon; empty where nothing did.
+            path: what followed the colon; empty if nothing did.
             split: ``train``, ``valid`` or ``test``; ``all`` only where :attr:`allows_all`.
             config: what was asked for. Size, channels and limit are applied by the reader where
                 it returns a :class:`~tessella.data.transform.Part`, and else afterwards.
@@ -153,7 +153,7 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
 
     Readers call it when what they found is not theirs, before they complain about details.
     """
-    source = recognizing(path)
+    source = source_recognizing(path)
     if source is not None and source is not given:
         raise DataError(
             f"{given.name}: {path} is for the source {source.name} ({source.about}): "
@@ -161,8 +161,8 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
         )
 
 
-def recognizing(path: Path) -> type[Source] | None:
-    """The source that recognizes a path, the first in the order of registration; None where none
+def source_recognizing(path: Path) -> type[Source] | None:
+    """The source that recognizes a path, the first in the order of registration; None if none
     does."""
     for source in SOURCES.values():
         try:

@@ -15,7 +15,7 @@ from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
-from tessella.data.source_kinds import SOURCES, Source, SourceImages, recognizing
+from tessella.data.source_kinds import SOURCES, Source, SourceImages, source_recognizing
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
 from tessella.errors import ConfigError, DataError, unknown
@@ -51,7 +51,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
     if path:
         name += f":{last_name(Path(path))}"
     if not len(part.images):
-        raise DataError(_nothing(name, split, part))
+        raise DataError(_no_images_message(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
         # The draw is defined on the whole array, so images of a folder are read into memory for it.
@@ -73,7 +73,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
 
 
 def find_source(source: str) -> tuple[type[Source], str]:
-    """The class of a source and the path in it, which is empty where none is given.
+    """The class of a source and the path in it, which is empty if none is given.
 
     Sources of installed plugins are looked for where a name is unknown.
 
@@ -179,21 +179,21 @@ def _unknown_source(source: str) -> str:
 
 def _hint_for_path(source: str) -> str:
     """How a path is written that was given without the name of a source."""
-    place = find(source)
-    if not source or place is None:
+    location = find(source)
+    if not source or location is None:
         return ""
-    kind = recognizing(place)
+    kind = source_recognizing(location)
     if kind is not None:
         return f"; to read the path {source}, write {kind.name}:{source}"
-    described = describe(place)
+    described = describe(location)
     if described:
         return f"; {described}"
     # Nothing recognizes it, so its name is all there is to go by.
-    kind_name = "npz" if place.suffix == ".npz" else "folder"
+    kind_name = "npz" if location.suffix == ".npz" else "folder"
     return f"; to read the path {source}, write {kind_name}:{source}"
 
 
-def _nothing(name: str, split: str, part: Part) -> str:
+def _no_images_message(name: str, split: str, part: Part) -> str:
     rule = part.split_rule or "the source has none"
     text = f"{name} has no images for split {split!r} ({rule})"
     if part.split_rule == HASH_RULE:

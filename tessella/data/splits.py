@@ -1,7 +1,7 @@
 """How images are divided into train, valid and test: four rules, each a pure function of the data.
 
 - :func:`permuted`: a permutation of seed 0, for one array.
-- :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come
+- :func:`tail_split`: the last images of the training set become ``valid``, for data sets that come
   with a test set.
 - :func:`by_hash`: by a hash of each image's relative path, for folders.
 - :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
@@ -55,7 +55,7 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
     return order[train + valid :]
 
 
-def share(count: int, largest: int | None = None) -> int:
+def split_size(count: int, largest: int | None = None) -> int:
     """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most
     ``largest``."""
     # Of fewer than three, taking one for valid and one for test would leave nothing to train on.
@@ -67,7 +67,7 @@ def share(count: int, largest: int | None = None) -> int:
     return size
 
 
-def with_tail(count: int, split: str) -> slice:
+def tail_split(count: int, split: str) -> slice:
     """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of
     fewer than 50,000)."""
     tail = min(LARGEST_TAIL, count // 10)
@@ -133,7 +133,7 @@ FOLDERS = {
 """The splits that folders of these names are, in letters of any case."""
 
 
-def divide(folders: Iterable[str]) -> bool:
+def are_splits(folders: Iterable[str]) -> bool:
     """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two
     splits or more."""
     splits = {FOLDERS.get(name.lower(), "") for name in folders}
@@ -169,7 +169,7 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
         splits: the split of each file; changed where one was missing.
 
     Returns:
-        what was done, to be added to the rule in words; empty where nothing was missing.
+        what was done, to be added to the rule in words; empty if nothing was missing.
     """
     training = []
     for number, name in enumerate(names):

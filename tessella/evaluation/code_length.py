@@ -12,7 +12,7 @@ from tessella.evaluation.metrics import standard_error
 from tessella.grid import LN2, Grid
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, ScoresImages, learned_tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import as_tuple
 
 
 class CodeLength(Aspect):
@@ -103,7 +103,7 @@ def code_length_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) -> 
 def baseline_nats(baseline: Sequence[DensityModel], batch: ImageBatch) -> torch.Tensor:
     """Nats of the symbols of each image under independent symbols: ``[n]``."""
     of_grids = []
-    for model, symbols in zip(baseline, parts(batch.symbols), strict=True):
+    for model, symbols in zip(baseline, as_tuple(batch.symbols), strict=True):
         # Baselines are histograms, which stay on the CPU.
         of_grids.append(-model.log_prob(symbols.cpu()))
     return torch.stack(of_grids).sum(0)

@@ -139,7 +139,7 @@ def atomic_batch(folder: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def directory(path: Path | str) -> Iterator[Path]:
+def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Give a directory to fill, which replaces the one at ``path`` at the end of the block.
 
     Files inside must be written with the functions of this module, which wait until each is on

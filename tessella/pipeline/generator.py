@@ -22,7 +22,7 @@ from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import Symbols, check_images, parts
+from tessella.tokenizers.tokenizer import Symbols, as_tuple, check_images
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Generator:
         Raises:
             InputError: for an argument that does not fit.
         """
-        symbols = parts(self.encode(images))
+        symbols = as_tuple(self.encode(images))
         # Every grid holds all images.
         n = len(symbols[0])
         kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
@@ -437,7 +437,7 @@ def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
         return None
     if x is None or known is None:
         raise InputError("completion needs both: x, the symbols, and known, where to keep them")
-    return _Kept(parts(x), parts(known))
+    return _Kept(as_tuple(x), as_tuple(known))
 
 
 def _as_mask(known: Any) -> torch.Tensor:

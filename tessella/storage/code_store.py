@@ -44,7 +44,7 @@ from tessella.storage.code_set import (
     smallest_type,
 )
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import as_tuple
 
 __all__ = ["CodeSet", "CodedImages", "cached", "decoded", "load_split", "open_codes", "tokenize"]
 
@@ -286,7 +286,7 @@ def _shard(
         if record["mirrored"]:
             kinds["mirrored"] = pixels[:, :, ::-1]
         for kind, given in kinds.items():
-            codes = parts(tokenizer.encode(np.ascontiguousarray(given)))
+            codes = as_tuple(tokenizer.encode(np.ascontiguousarray(given)))
             for level, (part, grid) in enumerate(zip(codes, record["grids"], strict=True)):
                 dtype = TORCH_TYPES[smallest_type(grid["levels"])]
                 pieces.setdefault(f"{kind}.{level}", []).append(part.cpu().to(dtype))

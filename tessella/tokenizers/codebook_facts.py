@@ -17,27 +17,27 @@ from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, perplexity
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.tokenizer import Tokenizer
 
-FEW = 10
+MIN_VECTORS_PER_CODE = 10
 """Vectors for each code below which nothing is said of a codebook: a healthy one too would leave
 codes unused. As many must have been seen in training."""
 
-STEPS = 200
+MIN_STEPS = 200
 """Batches learned from, below which codes and encoder are still far from settled: a moving average
 with the usual decay of 0.98 has a memory of 50 batches."""
 
-COLLAPSED = 0.8
+COLLAPSED_SHARE = 0.8
 """Share of the vectors that one code takes from which a codebook has collapsed. A plain background
 may take a half."""
 
-SURE = 1000
+MIN_VECTORS_FOR_COLLAPSE = 1000
 """Vectors from which a collapse is one, also where there are few for each code."""
 
-NEAR = 0.01
+TWIN_DISTANCE = 0.01
 """Two codes are twins when nearer than this share of the distance from a code to its nearest other
 one (the upper quartile over the codes), or than a hundredth of this share of the spread of all
 codes."""
 
-MOST_COMPARED = 2**14
+MAX_COMPARED = 2**14
 """Codes of larger codebooks are not compared with each other."""
 
 COMPARED_AT_ONCE = 256
@@ -56,17 +56,17 @@ class Facts:
         used: codes used at least once.
         entropy_bits: of the codes' frequencies.
         top_share: share of the vectors that the most frequent code takes.
-        quantizer: its name; empty where it is not known.
-        twins: codes that have another one so near (see :data:`NEAR`) that they say the same; None
-            where unknown.
+        quantizer: its name; empty if it is not known.
+        twins: codes that have another one so near (see :data:`TWIN_DISTANCE`) that they say the same; None
+            if unknown.
         variance_share: of the variance of the quantized vectors, the part that this depth carries;
-            None where the depth is 1. The depths are taken as uncorrelated.
+            None if the depth is 1. The depths are taken as uncorrelated.
         usage_drift: half the sum of the absolute changes of the codes' frequencies since the last
             look, 0 to 1.
-        reviving: whether dead codes are revived in training; None where the quantizer has no such
+        reviving: whether dead codes are revived in training; None if the quantizer has no such
             thing.
-        steps: batches that the codebook has learned from; None where unknown.
-        vectors_seen: vectors in those batches, about; None where unknown.
+        steps: batches that the codebook has learned from; None if unknown.
+        vectors_seen: vectors in those batches, about; None if unknown.
     """
 
     grid: int
@@ -104,21 +104,23 @@ class Facts:
     @property
     def few(self) -> bool:
         """Whether there were too few vectors to judge the codebook."""
-        return self.vectors < FEW * self.codes
+        return self.vectors < MIN_VECTORS_PER_CODE * self.codes
 
     @property
     def collapsed(self) -> bool:
         """Whether nearly all vectors get one code, and there are too many of them for chance."""
-        return self.vectors >= SURE and self.top_share >= COLLAPSED
+        return self.vectors >= MIN_VECTORS_FOR_COLLAPSE and self.top_share >= COLLAPSED_SHARE
 
     @property
     def undertrained(self) -> bool:
         """Whether training was too short to judge the codebook; false where that is unknown."""
         if self.steps is None:
             return False
-        if self.steps < STEPS:
+        if self.steps < MIN_STEPS:
             return True
-        return self.vectors_seen is not None and self.vectors_seen < FEW * self.codes
+        return (
+            self.vectors_seen is not None and self.vectors_seen < MIN_VECTORS_PER_CODE * self.codes
+        )
 
     @property
     def name(self) -> str:
@@ -164,7 +166,7 @@ def examine(
         # Codes that were learned, [codes, dim] for each depth, to compare with each other.
         tables: list[torch.Tensor | None] = [None] * grid.channels
         if quantizer is not None:
-            tables = [_codes(quantizer, depth) for depth in range(grid.channels)]
+            tables = [_codes_at_depth(quantizer, depth) for depth in range(grid.channels)]
         shares = _variance_shares(counts_of_grid, tables)
         for depth in range(grid.channels):
             facts.append(
@@ -175,7 +177,7 @@ def examine(
                     depths=grid.channels,
                     **_usage_of(counts_of_grid[depth]),
                     **_training_of(quantizer, steps),
-                    twins=_twins_or_none(tables[depth]),
+                    twins=_twins_if_known(tables[depth]),
                     variance_share=shares[depth],
                 )
             )
@@ -217,7 +219,7 @@ def _training_of(quantizer: Quantizer | None, steps: int | None) -> dict[str, An
 def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
     """The quantizer of each grid, coarse to fine.
 
-    They are None where the tokenizer does not have one for each. A tokenizer with several grids
+    They are None if the tokenizer does not have one for each. A tokenizer with several grids
     must hold their quantizers in the order of the grids.
     """
     inside: set[int] = set()
@@ -245,12 +247,12 @@ def _reviving(quantizer: Quantizer) -> bool | None:
 
 
 @torch.no_grad()
-def _codes(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
+def _codes_at_depth(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
     """The codes of one depth, float64 ``[codes, dim]``, up to a shift that all share.
 
-    They are None where they are not compared.
+    They are None if they are not compared.
     """
-    if not quantizer.learns_codes or quantizer.levels > MOST_COMPARED:
+    if not quantizer.learns_codes or quantizer.levels > MAX_COMPARED:
         return None
     device = torch.device("cpu")
     for tensor in itertools.chain(quantizer.parameters(), quantizer.buffers()):
@@ -268,7 +270,7 @@ def _spread(codes: torch.Tensor) -> float:
 
 
 def twins(codes: torch.Tensor) -> int:
-    """How many of the codes ``[codes, dim]`` have a twin; see :data:`NEAR`.
+    """How many of the codes ``[codes, dim]`` have a twin; see :data:`TWIN_DISTANCE`.
 
     >>> twins(torch.tensor([[0.0], [0.001], [1.0], [2.0], [3.0]]))
     2
@@ -281,12 +283,14 @@ def twins(codes: torch.Tensor) -> int:
         found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
         found[torch.arange(len(rows)), rows] = torch.inf
         distances[rows] = found.min(1).values.clamp_min(0).sqrt()
-    # The quartile is 0 where most codes have a twin; then the spread of all sets the scale.
-    near = max(NEAR * float(distances.quantile(0.75)), 0.01 * NEAR * _spread(centred))
+    # The quartile is 0 if most codes have a twin; then the spread of all sets the scale.
+    near = max(
+        TWIN_DISTANCE * float(distances.quantile(0.75)), 0.01 * TWIN_DISTANCE * _spread(centred)
+    )
     return int((distances <= near).sum())
 
 
-def _twins_or_none(codes: torch.Tensor | None) -> int | None:
+def _twins_if_known(codes: torch.Tensor | None) -> int | None:
     return None if codes is None else twins(codes)
 
 

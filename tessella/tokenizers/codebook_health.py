@@ -18,10 +18,10 @@ import torch
 
 from tessella.errors import TessellaWarning
 from tessella.tokenizers.codebook_facts import (
-    COLLAPSED,
-    FEW,
-    STEPS,
-    SURE,
+    COLLAPSED_SHARE,
+    MIN_STEPS,
+    MIN_VECTORS_FOR_COLLAPSE,
+    MIN_VECTORS_PER_CODE,
     Facts,
     examine,
     quantizers_of,
@@ -30,13 +30,13 @@ from tessella.tokenizers.codebook_facts import (
 from tessella.tokenizers.tokenizer import Tokenizer
 
 __all__ = [
-    "COLLAPSED",
-    "FEW",
-    "STEPS",
-    "SURE",
+    "COLLAPSED_SHARE",
+    "MIN_STEPS",
+    "MIN_VECTORS_FOR_COLLAPSE",
+    "MIN_VECTORS_PER_CODE",
     "UNITS",
+    "CodebookMonitor",
     "Facts",
-    "Watch",
     "diagnose",
     "examine",
     "quantizers_of",
@@ -45,16 +45,16 @@ __all__ = [
     "usage_drift",
 ]
 
-USED = 0.9
+MIN_USED_SHARE = 0.9
 """Share of the codes that a healthy codebook uses."""
 
-TWINS = 0.05
+MAX_TWIN_SHARE = 0.05
 """Share of the codes that may have a twin."""
 
-RESTLESS = 0.3
+MAX_DRIFT = 0.3
 """Change of usage between two validations (total variation) from which codes are not settled."""
 
-IDLE = 0.01
+MIN_VARIANCE_SHARE = 0.01
 """Share of the variance below which a depth of residual codes adds nothing."""
 
 UNITS = {
@@ -72,11 +72,11 @@ UNITS = {
 }
 """Names of the figures of codebooks, for people, and their units."""
 
-COUNTED = ("codes_dead", "codes_twin")
+INTEGER_FIGURES = ("codes_dead", "codes_twin")
 """Figures that are numbers of codes."""
 
 
-class Watch:
+class CodebookMonitor:
     """Looks at the codebooks of a tokenizer repeatedly during training, and reports changes.
 
     A codebook that is found collapsed twice in a row is warned of (:class:`TessellaWarning`), and
@@ -181,7 +181,7 @@ def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
         for name, value in _logged(book).items():
             # Evaluations have the number of codes used already.
             if name != "code_usage":
-                values.setdefault(name, []).append(int(value) if name in COUNTED else value)
+                values.setdefault(name, []).append(int(value) if name in INTEGER_FIGURES else value)
     summary: dict[str, Any] = {}
     # The reports have a number for the one codebook, and a list for several.
     for name, found in values.items():
@@ -193,8 +193,8 @@ def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
 def diagnose(facts: Sequence[Facts]) -> list[str]:
     """Sentences on the faults of the codebooks of a tokenizer, and the changes that help.
 
-    A codebook of which too few vectors were seen (:data:`FEW` for each code) is not judged, but
-    that is said. One that looks bad after too short a training (:data:`STEPS`) gets that sentence
+    A codebook of which too few vectors were seen (:data:`MIN_VECTORS_PER_CODE` for each code) is not judged, but
+    that is said. One that looks bad after too short a training (:data:`MIN_STEPS`) gets that sentence
     alone: more training is the only advice that can be given. Where nothing is wrong, there is a
     sentence with the figures of each codebook. Thresholds are this module's constants.
     """
@@ -223,12 +223,12 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
     if book.collapsed:
         return [_collapse(book, facts)]
     found: list[str] = []
-    if book.used_share < USED:
+    if book.used_share < MIN_USED_SHARE:
         found.append(
             f"{book.dead:,} of {book.codes:,} codes are dead ({1 - book.used_share:.0%}); "
             f"{_against_death(book)}."
         )
-    if book.twins is not None and book.twins > max(1, TWINS * book.codes):
+    if book.twins is not None and book.twins > max(1, MAX_TWIN_SHARE * book.codes):
         found.append(_too_many_twins(book))
     # Even use is not expected of every quantizer: levels of a bounded value are not.
     expected = book.quantizer_class.healthy_perplexity
@@ -239,12 +239,16 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
             f"most frequent takes {book.top_share:.0%}; unless the images are mostly plain "
             f"background, take about {_power_of_two(book.perplexity):,} codes, or train longer."
         )
-    if book.depth > 0 and book.variance_share is not None and book.variance_share < IDLE:
+    if (
+        book.depth > 0
+        and book.variance_share is not None
+        and book.variance_share < MIN_VARIANCE_SHARE
+    ):
         found.append(
             f"this depth carries {book.variance_share:.1%} of the variance; "
             f"take depth = {book.depth}."
         )
-    if book.usage_drift is not None and book.usage_drift > RESTLESS:
+    if book.usage_drift is not None and book.usage_drift > MAX_DRIFT:
         found.append(
             f"codes are not settled: {book.usage_drift:.0%} of the use moved to other codes since "
             "the last validation; train longer, or at a lower learning rate."
@@ -298,11 +302,11 @@ def _too_many_twins(book: Facts) -> str:
 
 def _undertrained(book: Facts) -> str:
     assert book.steps is not None
-    if book.steps < STEPS:
+    if book.steps < MIN_STEPS:
         batches = "batch" if book.steps == 1 else "batches"
-        seen = f"the codes learned from {book.steps:,} {batches} only, of at least {STEPS}"
+        seen = f"the codes learned from {book.steps:,} {batches} only, of at least {MIN_STEPS}"
     else:
-        wanted = FEW * book.codes
+        wanted = MIN_VECTORS_PER_CODE * book.codes
         seen = (
             f"the codes learned from about {book.vectors_seen or 0:,.0f} vectors only, "
             f"of at least {wanted:,} for {book.codes:,} codes"
@@ -315,7 +319,7 @@ def _undertrained(book: Facts) -> str:
 
 def _too_few(book: Facts) -> str:
     # Rounded up, so that this many are enough.
-    times = -(-FEW * book.codes // max(1, book.vectors))
+    times = -(-MIN_VECTORS_PER_CODE * book.codes // max(1, book.vectors))
     return (
         f"too few images to judge: {book.vectors:,} vectors for {book.codes:,} codes, of which "
         f"{book.used:,} were used; measure on {times:,} times as many images, at least."

@@ -20,7 +20,7 @@ from tessella.tokenizers.convnet import DeepBlock, Down, SpatialAttention, Up
 from tessella.tokenizers.vqgan import VQGAN
 from tessella.tokenizers.vqvae2 import LEVELS, VQVAE2
 
-State = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, torch.Tensor]
 """Tensors by their names in a checkpoint."""
 
 TRAINING = ("loss.", "quantize.codebook_used")
@@ -51,7 +51,7 @@ ROSINALITY_AVERAGES = {"embed": "codebook", "embed_avg": "sums", "cluster_size":
 """Its names of the tensors of a codebook, with codes in columns, and ours."""
 
 
-def from_taming(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
+def from_taming(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
     """The VQGAN whose weights are those of a ``VQModel`` of taming-transformers.
 
     Args:
@@ -69,14 +69,14 @@ def from_taming(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN
     return _vqgan(state, image_size, cosine=False)
 
 
-def from_llamagen_vq(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
+def from_llamagen_vq(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
     """The VQGAN whose weights are those of a ``VQModel`` of LlamaGen; see :func:`from_taming`."""
     levels = 1 + max(_numbers(state, r"decoder\.conv_blocks\.(\d+)\."), default=0)
     renamed = {_llamagen_to_taming(name, levels): tensor for name, tensor in state.items()}
     return _vqgan(renamed, image_size, cosine=True)
 
 
-def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> VQVAE2:
+def from_rosinality(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQVAE2:
     """The VQ-VAE-2 whose weights are those of a ``VQVAE`` of rosinality's vq-vae-2-pytorch.
 
     Args:
@@ -113,7 +113,7 @@ def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> V
     return model
 
 
-def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
+def _vqgan(state: StateDict, image_size: tuple[int, int], cosine: bool) -> VQGAN:
     """A VQGAN from tensors by taming's names."""
     given = {name: tensor for name, tensor in state.items() if not name.startswith(TRAINING)}
     sizes = _vqgan_sizes(given)
@@ -143,7 +143,7 @@ def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
     return model
 
 
-def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
+def _check_names(wanted: Mapping[str, Sequence[str]], given: StateDict) -> None:
     """Refuse tensors that do not fit, by name.
 
     Args:
@@ -166,7 +166,7 @@ def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
         )
 
 
-def _vqgan_sizes(state: State) -> TokenizerArguments:
+def _vqgan_sizes(state: StateDict) -> TokenizerArguments:
     """The sizes of the VQGAN, read from taming's names and shapes.
 
     Raises:
@@ -197,7 +197,7 @@ def _vqgan_sizes(state: State) -> TokenizerArguments:
     }
 
 
-def _vqvae2_sizes(state: State) -> TokenizerArguments:
+def _vqvae2_sizes(state: StateDict) -> TokenizerArguments:
     """The sizes of the VQ-VAE-2, read from rosinality's names and shapes.
 
     Raises:
@@ -246,10 +246,10 @@ def _llamagen_to_taming(name: str, levels: int) -> str:
         half = found[1]
         level = int(found[2])
         part = "block" if found[3] == "res" else found[3]
-        place = f"down.{level}"
+        path = f"down.{level}"
         if half == "decoder":
-            place = f"up.{levels - 1 - level}"
-        return f"{half}.{place}.{part}."
+            path = f"up.{levels - 1 - level}"
+        return f"{half}.{path}.{part}."
 
     def middle(found: re.Match[str]) -> str:
         return f".mid.{LLAMAGEN_MIDDLE[found[1]]}."
@@ -260,7 +260,7 @@ def _llamagen_to_taming(name: str, levels: int) -> str:
 
 def _names(model: VQGAN) -> dict[str, list[str]]:
     """Our names of all weights to taming's; several of theirs where ours is one matrix of them."""
-    places = {"encoder": _encoder_places(model), "decoder": _decoder_places(model)}
+    paths = {"encoder": _encoder_paths(model), "decoder": _decoder_paths(model)}
     names = {"quantizer.codebook": ["quantize.embedding.weight"]}
     # The 1x1 convolutions around the codes, which lie outside of both halves.
     for ours, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
@@ -268,50 +268,50 @@ def _names(model: VQGAN) -> dict[str, list[str]]:
             names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
     for half, network in (("encoder", model.encoder), ("decoder", model.decoder)):
         # Both networks are sequences that pass their parts in one order, so positions match.
-        for number, (part, place) in enumerate(zip(network, places[half], strict=True)):
+        for number, (part, path) in enumerate(zip(network, paths[half], strict=True)):
             for ours, theirs_of_part in _part_names(part).items():
                 names[f"{half}.{number}.{ours}"] = [
-                    f"{half}.{place}.{name}" for name in theirs_of_part
+                    f"{half}.{path}.{name}" for name in theirs_of_part
                 ]
     return names
 
 
-MIDDLE_PLACES = ["mid.block_1", "mid.attn_1", "mid.block_2"]
-OUTPUT_PLACES = ["norm_out", "conv_out"]
+MIDDLE_PATHS = ["mid.block_1", "mid.attn_1", "mid.block_2"]
+OUTPUT_PATHS = ["norm_out", "conv_out"]
 
 
-def _encoder_places(model: VQGAN) -> list[str]:
+def _encoder_paths(model: VQGAN) -> list[str]:
     """Taming's names of the parts of the encoder, in the order they are passed."""
     lowest = len(model.multipliers) - 1
-    places = ["conv_in"]
+    paths = ["conv_in"]
     for level in range(lowest + 1):
-        places += _blocks("down", level, model.residual_blocks, level == lowest)
+        paths += _blocks("down", level, model.residual_blocks, level == lowest)
         if level != lowest:
-            places.append(f"down.{level}.downsample")
-    return places + MIDDLE_PLACES + OUTPUT_PLACES
+            paths.append(f"down.{level}.downsample")
+    return paths + MIDDLE_PATHS + OUTPUT_PATHS
 
 
-def _decoder_places(model: VQGAN) -> list[str]:
+def _decoder_paths(model: VQGAN) -> list[str]:
     """Taming's names of the parts of the decoder, in the order they are passed."""
     lowest = len(model.multipliers) - 1
-    places = ["conv_in", *MIDDLE_PLACES]
+    paths = ["conv_in", *MIDDLE_PATHS]
     # From the lowest resolution up, though its names count from the highest.
     for level in range(lowest, -1, -1):
-        places += _blocks("up", level, model.residual_blocks + 1, level == lowest)
+        paths += _blocks("up", level, model.residual_blocks + 1, level == lowest)
         if level > 0:
-            places.append(f"up.{level}.upsample")
-    return places + OUTPUT_PLACES
+            paths.append(f"up.{level}.upsample")
+    return paths + OUTPUT_PATHS
 
 
 def _blocks(direction: str, level: int, blocks: int, attention: bool) -> list[str]:
     """Taming's names of the blocks of one resolution, each followed by attention if there is
     some."""
-    places: list[str] = []
+    paths: list[str] = []
     for block in range(blocks):
-        places.append(f"{direction}.{level}.block.{block}")
+        paths.append(f"{direction}.{level}.block.{block}")
         if attention:
-            places.append(f"{direction}.{level}.attn.{block}")
-    return places
+            paths.append(f"{direction}.{level}.attn.{block}")
+    return paths
 
 
 def _part_names(part: nn.Module) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from tessella.heads import LogisticMixture
 LEVELS = 256
 """Values of a sub-pixel."""
 
-START = -2.0
+INITIAL_LOG_SCALE = -2.0
 """Log-scale at which learning starts, on the axis where the values span [-1, 1]: about 17 of 256
 values."""
 
@@ -65,7 +65,7 @@ class PixelLikelihood(nn.Module):
         self.channels = channels
         self.log_scale: nn.Parameter | None = None
         if kind == "mse":
-            self.log_scale = nn.Parameter(torch.full((channels,), START))
+            self.log_scale = nn.Parameter(torch.full((channels,), INITIAL_LOG_SCALE))
 
     @property
     def outputs(self) -> int:
@@ -78,7 +78,7 @@ class PixelLikelihood(nn.Module):
         Args:
             images: ``[n, h, w, channels]`` of values 0..255, of any type.
             decoded: ``[n, h, w, outputs]``: means on the scale -1..1; of ``logistic`` also
-                log-scales from ``START``.
+                log-scales from ``INITIAL_LOG_SCALE``.
         """
         # Half precision is too coarse for differences of tails.
         wide = decoded if decoded.dtype == torch.float64 else decoded.float()
@@ -88,5 +88,5 @@ class PixelLikelihood(nn.Module):
         else:
             mean, log_scale = wide.chunk(2, dim=-1)
             # The decoder's zeros stand for a moderate scale, at which learning starts.
-            log_scale = log_scale + START
+            log_scale = log_scale + INITIAL_LOG_SCALE
         return discretized_logistic(images, mean, log_scale).flatten(1).sum(1)

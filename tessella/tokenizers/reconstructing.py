@@ -20,20 +20,20 @@ from tessella.tokenizers.tokenizer import (
     Tokenizer,
     TokenizerOutput,
     check_images,
-    evaluating,
+    eval_mode,
     images_at_once,
 )
 
-MOST_WIDTH = 2**16
+MAX_WIDTH = 2**16
 """Most channels of a convolution that is built."""
 
-MOST_BLOCKS = 1024
+MAX_BLOCKS = 1024
 """Most residual blocks of a network that is built."""
 
-MOST_WEIGHTS = 2**32
+MAX_WEIGHTS = 2**32
 """Weights of the largest network that is built: 16 GiB in float32."""
 
-MOST_DOWNSAMPLE = 2**12
+MAX_DOWNSAMPLE = 2**12
 """Largest factor by which a grid may be smaller than the image."""
 
 
@@ -234,7 +234,7 @@ class ReconstructingTokenizer(Tokenizer):
             )
         at_once = images_at_once(height * width)
         nats: list[torch.Tensor] = []
-        with evaluating(self):
+        with eval_mode(self):
             pieces = zip(checked.split(at_once), self._pieces(codes, at_once), strict=True)
             for piece, symbols_of_piece in pieces:
                 decoded = self.parameters_of(self.look_up(symbols_of_piece))
@@ -303,7 +303,7 @@ def check_downsample(downsample: int, least: int) -> int:
     Raises:
         ConfigError: when it is no power of two from ``least`` on, or too large.
     """
-    check_count("downsample", downsample, least, MOST_DOWNSAMPLE)
+    check_count("downsample", downsample, least, MAX_DOWNSAMPLE)
     # A power of two has one bit set.
     if downsample & (downsample - 1):
         raise ConfigError(f"downsample must be a power of two, got {downsample}")
@@ -322,8 +322,8 @@ def check_weights(width: int, layers: int) -> None:
     """
     # All convolutions as wide as the widest: a bound, without building anything.
     most = 16 * width**2 * layers
-    if most > MOST_WEIGHTS:
+    if most > MAX_WEIGHTS:
         raise ConfigError(
             f"these sizes make {layers} convolutions of up to {width} channels, which may need "
-            f"{most:,} weights; at most {MOST_WEIGHTS:,} are allowed: take fewer channels or blocks"
+            f"{most:,} weights; at most {MAX_WEIGHTS:,} are allowed: take fewer channels or blocks"
         )

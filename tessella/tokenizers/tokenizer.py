@@ -29,7 +29,7 @@ PIXELS_AT_ONCE = 2**18
 IMAGES_AT_ONCE = 1024
 """Most images that pass through a network at once, however small they are."""
 
-MOST_SIDE = 2**16
+MAX_SIDE = 2**16
 """Longest side of an image."""
 
 Symbols = torch.Tensor | tuple[torch.Tensor, ...]
@@ -81,10 +81,9 @@ class Tokenizer(nn.Module, ABC):
     def __init__(self, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
         # A grid of any size costs nothing here, but memory where a model is built for it.
-        if not 1 <= min(image_size) <= max(image_size) <= MOST_SIDE:
+        if not 1 <= min(image_size) <= max(image_size) <= MAX_SIDE:
             raise ConfigError(
-                f"image_size must be a height and a width in 1..{MOST_SIDE}, "
-                f"got {tuple(image_size)}"
+                f"image_size must be a height and a width in 1..{MAX_SIDE}, got {tuple(image_size)}"
             )
         if not 1 <= channels <= 4:
             raise ConfigError(f"channels must be 1 (grey) to 4 (RGBA), got {channels}")
@@ -190,10 +189,10 @@ class Tokenizer(nn.Module, ABC):
         # Pieces keep the memory of a network's activations bounded, whatever the number of images.
         pieces = checked.split(images_at_once(checked.shape[1] * checked.shape[2]))
         encoded: list[tuple[torch.Tensor, ...]] = []
-        with evaluating(self):
+        with eval_mode(self):
             for piece in pieces:
                 # Only a piece at a time is on the device.
-                encoded.append(parts(self._encode(piece.to(self.device))))
+                encoded.append(as_tuple(self._encode(piece.to(self.device))))
         # From a tuple of grids for each piece to a tensor for each grid.
         whole = tuple(torch.cat(pieces_of_grid) for pieces_of_grid in zip(*encoded, strict=True))
         return whole if len(self.grids()) > 1 else whole[0]
@@ -218,7 +217,7 @@ class Tokenizer(nn.Module, ABC):
         checked = self._check_symbols(symbols)
         height, width = self._size_of(checked, size)
         images: list[torch.Tensor] = []
-        with evaluating(self):
+        with eval_mode(self):
             for piece in self._pieces(checked, images_at_once(height * width)):
                 # A grid covers whole cells; what lies beyond the image is cut off.
                 images.append(self._decode(piece)[:, :height, :width])
@@ -302,7 +301,7 @@ def _in_words(sides: Sequence[tuple[int, ...]]) -> str:
     return " and ".join(f"{height}x{width}" for height, width in sides)
 
 
-def parts(symbols: Symbols) -> tuple[torch.Tensor, ...]:
+def as_tuple(symbols: Symbols) -> tuple[torch.Tensor, ...]:
     """The grids of :data:`Symbols` as a tuple, also where there is one."""
     return symbols if isinstance(symbols, tuple) else (symbols,)
 
@@ -312,7 +311,7 @@ def channels(symbols: Symbols) -> Iterator[torch.Tensor]:
 
     Each of them has a codebook.
     """
-    for part in parts(symbols):
+    for part in as_tuple(symbols):
         yield from part.unbind(-1)
 
 
@@ -390,7 +389,7 @@ def images_at_once(pixels: int) -> int:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every part is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -9,16 +9,16 @@ from tessella.errors import ConfigError
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_DOWNSAMPLE,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_DOWNSAMPLE,
+    MAX_WIDTH,
     CodebookOptions,
     SingleGridTokenizer,
     check_weights,
     pad_images,
 )
 
-MOST_RESOLUTIONS = MOST_DOWNSAMPLE.bit_length()
+MAX_RESOLUTIONS = MAX_DOWNSAMPLE.bit_length()
 """Most multipliers."""
 
 
@@ -74,7 +74,7 @@ class VQGAN(SingleGridTokenizer):
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood="")
         _check_sizes(hidden, multipliers, residual_blocks, max(latent, codes.code_dim))
-        check_count("latent", latent, 1, MOST_WIDTH)
+        check_count("latent", latent, 1, MAX_WIDTH)
         self.hidden = hidden
         self.multipliers = tuple(multipliers)
         self.residual_blocks = residual_blocks
@@ -117,14 +117,14 @@ class VQGAN(SingleGridTokenizer):
 def _check_sizes(
     hidden: int, multipliers: tuple[int, ...], residual_blocks: int, latent: int
 ) -> None:
-    check_count("hidden", hidden, 1, MOST_WIDTH)
-    check_count("residual_blocks", residual_blocks, 1, MOST_BLOCKS)
-    if not 1 <= len(multipliers) <= MOST_RESOLUTIONS:
+    check_count("hidden", hidden, 1, MAX_WIDTH)
+    check_count("residual_blocks", residual_blocks, 1, MAX_BLOCKS)
+    if not 1 <= len(multipliers) <= MAX_RESOLUTIONS:
         raise ConfigError(
-            f"multipliers must be a list of 1 to {MOST_RESOLUTIONS} numbers, got {multipliers}"
+            f"multipliers must be a list of 1 to {MAX_RESOLUTIONS} numbers, got {multipliers}"
         )
     for multiplier in multipliers:
-        check_count("each of the multipliers", multiplier, 1, MOST_WIDTH)
+        check_count("each of the multipliers", multiplier, 1, MAX_WIDTH)
     # Encoder and decoder together have 4 blocks + 2 convolutions at each resolution, and around
     # the codes each has a dozen.
     layers = len(multipliers) * (4 * residual_blocks + 4) + 24

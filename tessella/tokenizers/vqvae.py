@@ -9,8 +9,8 @@ import torch
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_WIDTH,
     CodebookOptions,
     SingleGridTokenizer,
     check_downsample,
@@ -69,8 +69,8 @@ class VQVAE(SingleGridTokenizer):
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
         stages = check_downsample(downsample, least=1)
-        check_count("hidden", hidden, 2, MOST_WIDTH)
-        check_count("residual_blocks", residual_blocks, 0, MOST_BLOCKS)
+        check_count("hidden", hidden, 2, MAX_WIDTH)
+        check_count("residual_blocks", residual_blocks, 0, MAX_BLOCKS)
         check_weights(max(hidden, codes.code_dim), 2 * (stages + residual_blocks + 1))
         self.hidden = hidden
         self.residual_blocks = residual_blocks

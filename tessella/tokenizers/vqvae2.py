@@ -17,8 +17,8 @@ from tessella.tokenizers.autoencoder import AutoencoderBlock, Decoder
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.quantizers import QuantizerOutput
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_WIDTH,
     CodebookOptions,
     Quantized,
     ReconstructingTokenizer,
@@ -78,9 +78,9 @@ class VQVAE2(ReconstructingTokenizer):
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
         stages = check_downsample(downsample, least=2)
-        check_count("hidden", hidden, 2, MOST_WIDTH)
-        check_count("residual_hidden", residual_hidden, 1, MOST_WIDTH)
-        check_count("residual_blocks", residual_blocks, 0, MOST_BLOCKS)
+        check_count("hidden", hidden, 2, MAX_WIDTH)
+        check_count("residual_hidden", residual_hidden, 1, MAX_WIDTH)
+        check_count("residual_blocks", residual_blocks, 0, MAX_BLOCKS)
         # Two encoders and two decoders; the decoder's input has twice the length of a code.
         widest = max(hidden, residual_hidden, 2 * codes.code_dim)
         check_weights(widest, 2 * stages + 4 * residual_blocks + 8)

@@ -108,7 +108,7 @@ def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() ->
 
 
 def test_images_beside_folders_that_are_splits_are_refused() -> None:
-    with pytest.raises(DataError, match=r"preview\.png lies beside"):
+    with pytest.raises(DataError, match=r"preview\.png is in none of them"):
         division_of(["test/1.png", "train/2.png", "preview.png"])
     assert division_of(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == [
         "test",

@@ -466,7 +466,7 @@ def test_threads_keep_the_order(
     monkeypatch.setattr(image_files, "begin", slow_at_random)
     sets = []
     for threads in (1, 6):
-        monkeypatch.setattr(image_files, "workers", lambda: threads)  # noqa: B023
+        monkeypatch.setattr(image_files, "worker_count", lambda: threads)  # noqa: B023
         monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / f"cache{threads}"))
         sets.append(of(tmp_path / "y", limit=limit))
     assert (
@@ -492,7 +492,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_tiles_stop_soon_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, numbered(80))
     calls = counted(monkeypatch)
-    monkeypatch.setattr(image_files, "workers", lambda: 2)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 2)
     part = of(tmp_path, size="3x4", crop="tiles", limit=10)
     assert part.names is not None
     assert part.names[-1] == "002.png#0,4"
@@ -504,7 +504,7 @@ def test_a_hopeless_folder_is_given_up_early(
 ) -> None:
     fill(tmp_path, dict.fromkeys(PLAIN, b"hello"))
     calls = counted(monkeypatch)
-    monkeypatch.setattr(image_files, "workers", lambda: 2)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 2)
     with pytest.raises(DataError, match="at least 17 of 80 files"):
         of(tmp_path)
     assert len(calls) <= 17 + 2 * 2
@@ -526,7 +526,7 @@ def test_large_images_are_decoded_one_at_a_time(
         return decode_module.finish(opened, channels)
 
     monkeypatch.setattr(image_files, "finish", watched)
-    monkeypatch.setattr(image_files, "workers", lambda: 4)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 4)
     of(tmp_path)
     assert most[0] > 1
     most[0] = 0

@@ -212,7 +212,7 @@ def test_jpeg_within_tiff_with_data_missing_is_refused(image: np.ndarray) -> Non
 def test_fax_codes_are_refused_because_missing_rows_go_unnoticed(compression: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(GREY > 128).save(buffer, "TIFF", compression=compression)
-    with pytest.raises(UnusableImage, match="missing data go unnoticed; save it anew"):
+    with pytest.raises(UnusableImage, match="missing data go unnoticed; save it again"):
         pixels(buffer.getvalue())
 
 

@@ -114,21 +114,21 @@ def check_data(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts) -> N
         check_tga(image, data)
 
 
-def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, place: int) -> None:
+def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, end: int) -> None:
     """Check a decoded image: no pixel has a number that its palette lacks.
 
     Args:
         image: decoded.
         data: the file.
         facts: of :func:`check_opened`.
-        place: where the decoder stopped reading.
+        end: where the decoder stopped reading.
 
     Raises:
         UnusableImage: when one has, or when the decoder stopped at a wrong place.
     """
     # Only the decoder of QOI knows where the pixels end; all other formats say so themselves.
     if image.format == "QOI":
-        check_qoi_end(data, place)
+        check_qoi_end(data, end)
     colours = _palette_length(image, data, facts)
     # Pillow turns a palette of greys into grey (mode L), in which colour numbers are the values.
     if colours and image.mode in ("P", "L"):

@@ -67,7 +67,7 @@ def check_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def palette_length(data: bytes) -> int:
-    """Colours of the palette; 0 where the pixels are colours themselves."""
+    """Colours of the palette; 0 if the pixels are colours themselves."""
     header, bits = _header(data)
     if bits > 8:
         return 0
@@ -81,8 +81,8 @@ def _header(data: bytes) -> tuple[int, int]:
     """Length of the information header, and bits of a pixel."""
     (header,) = struct.unpack_from("<I", data, _FILE_HEADER)
     # The header of OS/2 1.x has sizes of 16 bits, all later ones of 32.
-    place = 24 if header == 12 else 28
-    (bits,) = struct.unpack_from("<H", data, place)
+    offset = 24 if header == 12 else 28
+    (bits,) = struct.unpack_from("<H", data, offset)
     return header, bits
 
 
@@ -97,7 +97,7 @@ def _end_of_pixels(data: bytes, header: int, start: int) -> int:
     return len(data)
 
 
-def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: bool) -> bool:
+def _all_coded(data: bytes, offset: int, size: tuple[int, int], *, four_bits: bool) -> bool:
     """Whether run-length codes (RLE8, RLE4) say the colour of every pixel.
 
     A line may end early and a delta may jump; both leave pixels to the reader's taste.
@@ -105,9 +105,9 @@ def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: boo
     width, height = size
     column = 0
     row = 0
-    while place + 1 < len(data):
-        count, code = data[place], data[place + 1]
-        place += 2
+    while offset + 1 < len(data):
+        count, code = data[offset], data[offset + 1]
+        offset += 2
         if count:
             column += count  # ``count`` pixels of the colour ``code``
         elif code in (_LINE_END, _BITMAP_END):
@@ -125,8 +125,8 @@ def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: boo
             length = code
             if four_bits:
                 length = (code + 1) // 2
-            place += length + length % 2
-            if place > len(data) or column > width:
+            offset += length + length % 2
+            if offset > len(data) or column > width:
                 return False  # Pillow would put what is too much into the next line
         if row == height - 1 and column >= width:
             return True  # the marks at the end are often missing

@@ -14,7 +14,7 @@ from tessella.data.unusable_image import UnusableImage
 _EXTENSION = 0x21  # first bytes of blocks
 _IMAGE = 0x2C
 _TRAILER = 0x3B
-_MOST_BITS = 12  # the longest code (appendix F)
+_MAX_CODE_BITS = 12  # the longest code (appendix F)
 
 
 def check_gif(data: bytes) -> None:
@@ -26,8 +26,8 @@ def check_gif(data: bytes) -> None:
             before its last pixel.
     """
     canvas_width, canvas_height, flags = struct.unpack_from("<HHB", data, 6)  # section 18
-    place = _skip_blocks(data, 13 + _table_length(flags))
-    left, top, width, height, flags = struct.unpack_from("<HHHHB", data, place + 1)  # section 20
+    offset = _skip_blocks(data, 13 + _table_length(flags))
+    left, top, width, height, flags = struct.unpack_from("<HHHHB", data, offset + 1)  # section 20
     # A frame larger than the canvas makes the canvas larger; nothing is left empty then.
     if left or top or width < canvas_width or height < canvas_height:
         raise UnusableImage(
@@ -36,8 +36,8 @@ def check_gif(data: bytes) -> None:
         )
     if not palette_length(data):
         raise UnusableImage("damaged: it has no colours, only their numbers")
-    place += 10 + _table_length(flags)
-    decoded = _count_pixels(_sub_blocks(data, place + 1), data[place], width * height)
+    offset += 10 + _table_length(flags)
+    decoded = _count_pixels(_sub_blocks(data, offset + 1), data[offset], width * height)
     if decoded < width * height:
         raise UnusableImage(
             f"damaged: its image data end after {decoded:,} of {width * height:,} pixels"
@@ -46,8 +46,8 @@ def check_gif(data: bytes) -> None:
 
 def palette_length(data: bytes) -> int:
     """Colours of the first frame's own colour table, or of the global one (sections 19, 21)."""
-    place = _skip_blocks(data, 13 + _table_length(data[10]))
-    return (_table_length(data[place + 9]) or _table_length(data[10])) // 3
+    offset = _skip_blocks(data, 13 + _table_length(data[10]))
+    return (_table_length(data[offset + 9]) or _table_length(data[10])) // 3
 
 
 def _table_length(flags: int) -> int:
@@ -58,27 +58,27 @@ def _table_length(flags: int) -> int:
     return 3 * colours
 
 
-def _skip_blocks(data: bytes, place: int) -> int:
+def _skip_blocks(data: bytes, offset: int) -> int:
     """The place of the first image descriptor, behind any extensions (sections 23 to 26)."""
-    while place < len(data):
-        if data[place] == _IMAGE:
-            return place
-        if data[place] == _TRAILER:
+    while offset < len(data):
+        if data[offset] == _IMAGE:
+            return offset
+        if data[offset] == _TRAILER:
             break
-        if data[place] != _EXTENSION:
+        if data[offset] != _EXTENSION:
             raise UnusableImage("damaged: a block of an unknown kind")
-        place += 2
-        while place < len(data) and data[place]:
-            place += 1 + data[place]
-        place += 1
+        offset += 2
+        while offset < len(data) and data[offset]:
+            offset += 1 + data[offset]
+        offset += 1
     raise UnusableImage("damaged: it has no image")
 
 
-def _sub_blocks(data: bytes, place: int) -> Iterator[bytes]:
+def _sub_blocks(data: bytes, offset: int) -> Iterator[bytes]:
     """Sub-blocks of image data: a length of 1 to 255 and so many bytes, ended by 0 (15, 16)."""
-    while place < len(data) and data[place]:
-        yield data[place + 1 : place + 1 + data[place]]
-        place += 1 + data[place]
+    while offset < len(data) and data[offset]:
+        yield data[offset + 1 : offset + 1 + data[offset]]
+        offset += 1 + data[offset]
 
 
 def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
@@ -118,7 +118,7 @@ def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
                 continue
             if code == end:
                 return pixels
-            if previous and len(lengths) < 1 << _MOST_BITS:
+            if previous and len(lengths) < 1 << _MAX_CODE_BITS:
                 lengths.append(previous + 1)
             if code >= len(lengths):
                 raise UnusableImage("damaged: its image data have an impossible code")
@@ -126,6 +126,6 @@ def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
             pixels += previous
             if pixels >= needed:
                 return pixels
-            if len(lengths) == 1 << width and width < _MOST_BITS:
+            if len(lengths) == 1 << width and width < _MAX_CODE_BITS:
                 width += 1
     return pixels

@@ -59,14 +59,14 @@ def check_jpeg(data: bytes) -> None:
 
 
 def simplejpeg_version() -> str | None:
-    """The version of the package ``simplejpeg``; None where it is not installed."""
+    """The version of the package ``simplejpeg``; None if it is not installed."""
     if simplejpeg is None:
         return None
     return getattr(simplejpeg, "__version__", "here")
 
 
 def frame_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that the frame header of a JPEG stream says; None where there is none."""
+    """(height, width) that the frame header of a JPEG stream says; None if there is none."""
     for marker, segment in _segments(data):
         if marker in _FRAMES:
             _, height, width = struct.unpack_from(">BHH", segment)
@@ -120,29 +120,29 @@ def _check_scans(data: bytes) -> None:
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The marker segments up to the end of the first image; coded data are passed over (B.1.1)."""
-    place = 2  # after SOI
+    offset = 2  # after SOI
     for _ in range(MAX_SEGMENTS):
-        if place + 4 > len(data):
+        if offset + 4 > len(data):
             return
-        if data[place] != 0xFF:
-            found = _NEXT_MARKER.search(data, place)
+        if data[offset] != 0xFF:
+            found = _NEXT_MARKER.search(data, offset)
             if found is None:
                 return
-            place = found.start()
-        marker = data[place + 1]
+            offset = found.start()
+        marker = data[offset + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
         elif marker in _ALONE:
-            place += 2
+            offset += 2
         elif marker == _EOI:
             return
         else:
-            (length,) = struct.unpack_from(">H", data, place + 2)
-            yield marker, data[place + 4 : place + 2 + length]
-            place += 2 + length
+            (length,) = struct.unpack_from(">H", data, offset + 2)
+            yield marker, data[offset + 4 : offset + 2 + length]
+            offset += 2 + length
             if marker == _SOS:
-                found = _NEXT_MARKER.search(data, place)
+                found = _NEXT_MARKER.search(data, offset)
                 if found is None:
                     return
-                place = found.start()
-    raise UnusableImage(f"more than {MAX_SEGMENTS:,} segments; save it anew")
+                offset = found.start()
+    raise UnusableImage(f"more than {MAX_SEGMENTS:,} segments; save it again")

@@ -68,9 +68,9 @@ class PngFacts:
         depth: bits of a sample, 1 to 16.
         colour: the colour type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
         interlaced: whether the rows come in the seven passes of Adam7.
-        palette: number of colours in the palette, 0 where there is none.
+        palette: number of colours in the palette, 0 if there is none.
         key: the one transparent grey (1 value) or RGB colour (3 values), at the depth of the file;
-            empty where there is none. Transparent palette entries are left to Pillow.
+            empty if there is none. Transparent palette entries are left to Pillow.
         significant: significant bits of a grey value (chunk sBIT); ``depth`` unless the file says
             fewer.
         image_data: where the packed image data lie in the file, as (start, end) of each chunk.
@@ -163,8 +163,8 @@ def check_image_data(facts: PngFacts, data: bytes) -> None:
     unpacked = 0
     for start, end in facts.image_data:
         # Small inputs, because what zlib leaves over of its input is copied each time.
-        for place in range(start, end, _INPUT):
-            packed: bytes | memoryview = view[place : min(place + _INPUT, end)]
+        for offset in range(start, end, _INPUT):
+            packed: bytes | memoryview = view[offset : min(offset + _INPUT, end)]
             while len(packed) and not unpacker.eof and unpacked < needed + _MARGIN:
                 try:
                     unpacked += len(unpacker.decompress(packed, _PIECE))
@@ -190,7 +190,7 @@ def opacity(facts: PngFacts, image: Image.Image, data: bytes, rows: int) -> Imag
         rows: how many rows to compare at a time, which bounds the memory needed.
 
     Returns:
-        An image of mode L, 0 where transparent and 255 elsewhere; None where no colour is.
+        An image of mode L, 0 if transparent and 255 elsewhere; None if no colour is.
     """
     if not facts.key:
         return None
@@ -241,22 +241,22 @@ def check_significant_bits(facts: PngFacts, largest: int) -> None:
 def _chunks(data: bytes) -> Iterator[_Chunk]:
     """The chunks up to IEND (section 5.3), each with its checksum checked."""
     view = memoryview(data)
-    place = len(SIGNATURE)
+    offset = len(SIGNATURE)
     for _ in range(MAX_CHUNKS):
-        if place + 12 > len(data):
+        if offset + 12 > len(data):
             raise UnusableImage("damaged: the file ends before its last chunk")
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
         if end + 4 > len(data):
             raise UnusableImage("damaged: the file ends within a chunk")
         (checksum,) = struct.unpack_from(">I", data, end)
-        if zlib.crc32(view[place + 4 : end]) != checksum:
+        if zlib.crc32(view[offset + 4 : end]) != checksum:
             raise UnusableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')!r}")
-        yield _Chunk(kind, place + 8, view[place + 8 : end])
+        yield _Chunk(kind, offset + 8, view[offset + 8 : end])
         if kind == b"IEND":
             return
-        place = end + 4
-    raise UnusableImage(f"more than {MAX_CHUNKS:,} chunks; save it anew")
+        offset = end + 4
+    raise UnusableImage(f"more than {MAX_CHUNKS:,} chunks; save it again")
 
 
 def _check_order(kinds: list[bytes]) -> None:

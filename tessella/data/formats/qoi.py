@@ -11,12 +11,12 @@ from tessella.data.unusable_image import UnusableImage
 _END = bytes(7) + b"\1"
 
 
-def check_qoi_end(data: bytes, place: int) -> None:
-    """Check what is left of a QOI file behind its last pixel, at ``place``.
+def check_qoi_end(data: bytes, offset: int) -> None:
+    """Check what is left of a QOI file behind its last pixel, at ``offset``.
 
     Raises:
         UnusableImage: when it does not begin with the end mark.
     """
     # Seven zeros and a one, the last eight bytes of the file.
-    if data[place : place + len(_END)] != _END:
+    if data[offset : offset + len(_END)] != _END:
         raise UnusableImage("damaged: its pixels do not end where its end mark begins")

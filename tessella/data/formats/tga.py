@@ -50,22 +50,22 @@ def _end_of_pixels(data: bytes, start: int) -> int:
     if not data.endswith(_FOOTER):
         return len(data)
     end = len(data) - _FOOTER_LENGTH
-    # The places of the extension area and the developer area, 0 where there is none.
+    # The places of the extension area and the developer area, 0 if there is none.
     for area in struct.unpack_from("<II", data, end):
         if start < area < end:
             end = area
     return end
 
 
-def _runs_reach(data: bytes, place: int, end: int, pixel: int, needed: int) -> bool:
+def _runs_reach(data: bytes, offset: int, end: int, pixel: int, needed: int) -> bool:
     """Whether run-length packets make ``needed`` pixels of ``pixel`` bytes before ``end``."""
     made = 0
     while made < needed:
-        if place >= end:
+        if offset >= end:
             return False
-        count = (data[place] & 0x7F) + 1
+        count = (data[offset] & 0x7F) + 1
         # A run stores its colour once, any other packet stores each of its pixels.
-        stored = 1 if data[place] & _RUN else count
-        place += 1 + stored * pixel
+        stored = 1 if data[offset] & _RUN else count
+        offset += 1 + stored * pixel
         made += count
-    return place <= end
+    return offset <= end

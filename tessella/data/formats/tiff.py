@@ -66,7 +66,7 @@ _YCBCR = 6
 _UNSIGNED = 1  # the value of SAMPLE_FORMAT for whole numbers without a sign
 _BYTE_TYPES = (1, 2, 6, 7)  # types of tags that Pillow keeps as bytes (section 2)
 _PIECE = 1 << 18  # bytes that are unpacked at a time
-_MOST_UNPACKED = 1 << 30
+MAX_UNPACKED = 1 << 30
 """Bytes of all pieces of an image: more than any image that is decoded at all has."""
 MAX_SAMPLES = 64
 """Samples of a pixel; Pillow reads 6."""
@@ -74,7 +74,7 @@ MAX_TAGS = 4096
 """Tags of one image; there are about a hundred kinds."""
 MAX_NUMBERS = 1 << 19
 """Numbers in one tag: 100 megapixels in tiles of 16x16 have 390,625 places."""
-_ADVICE = "save it anew as TIFF with LZW or deflate, or as PNG"
+_ADVICE = "save it again as TIFF with LZW or deflate, or as PNG"
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,16 @@ def check_counts(data: bytes) -> None:
         number = struct.Struct(order + "Q")
         entry = struct.Struct(order + "HHQ8x")
     try:
-        (place,) = start.unpack_from(data)
-        (entries,) = number.unpack_from(data, place)
-        place += number.size
+        (offset,) = start.unpack_from(data)
+        (entries,) = number.unpack_from(data, offset)
+        offset += number.size
         if entries > MAX_TAGS:
-            raise UnusableImage(f"its directory has {entries:,} tags; save it anew")
+            raise UnusableImage(f"its directory has {entries:,} tags; save it again")
         for _ in range(entries):
-            tag, kind, count = entry.unpack_from(data, place)
-            place += entry.size
+            tag, kind, count = entry.unpack_from(data, offset)
+            offset += entry.size
             if kind not in _BYTE_TYPES and count > MAX_NUMBERS:
-                raise UnusableImage(f"its tag {tag} has {count:,} values; save it anew")
+                raise UnusableImage(f"its tag {tag} has {count:,} values; save it again")
     except (struct.error, OverflowError) as error:
         raise UnusableImage("damaged: its directory is cut") from error
 
@@ -313,7 +313,7 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
         pixel_bits = list(tags.bits)
     if min(len(offsets), len(lengths)) < across * down * len(pixel_bits):
         raise UnusableImage("damaged: its strips do not cover the image")
-    place = 0
+    index = 0
     for bits in pixel_bits:
         row_bytes = (width * bits + 7) // 8
         for row in range(down):
@@ -322,8 +322,8 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
             if not tiled:
                 rows = min(height, image_height - row * height)
             for _ in range(across):
-                yield _Piece(offsets[place], lengths[place], width, rows, rows * row_bytes)
-                place += 1
+                yield _Piece(offsets[index], lengths[index], width, rows, rows * row_bytes)
+                index += 1
 
 
 def _check_maximum(tags: TiffDirectory) -> None:
@@ -354,7 +354,7 @@ def _check_colour_map(tags: TiffDirectory) -> None:
 
 def _check_deflate(pieces: Iterator[_Piece], data: bytes) -> None:
     """Unpack each piece, keeping nothing: its checksum, which libtiff ignores, and its length."""
-    budget = _MOST_UNPACKED
+    budget = MAX_UNPACKED
     for piece in pieces:
         unpacker = zlib.decompressobj()
         rest = data[piece.start : piece.start + piece.length]

@@ -9,24 +9,24 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import JoinedBatch, joined_rows, joined_sum, processes
+from tessella.distributed import JoinedBatch, joined_rows, process_count, sum_over_processes
 from tessella.errors import ConfigError, InputError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.search import kmeans
 
-MOST_CODES = 2**24
+MAX_CODES = 2**24
 """Codes of the largest codebook that is built."""
 
-MOST_DIMENSIONS = 2**16
+MAX_DIMENSIONS = 2**16
 """Length of the longest code that is built."""
 
-MOST_VALUES = 2**28
+MAX_VALUES = 2**28
 """Numbers in the largest codebook that is built: 1 GiB in float32."""
 
 VECTORS_PER_CODE = 16
 """Vectors for each code from which k-means places the codes."""
 
-MOST_SEEDED = 2**24
+MAX_SEEDED = 2**24
 """Vectors that k-means can choose among: the limit of ``torch.multinomial``."""
 
 PIECE = 2**17
@@ -40,11 +40,11 @@ def check_sizes(dim: int, codebook_size: int, beta: float = 0.0) -> None:
         ConfigError: when ``dim`` is not in 1..65536, ``codebook_size`` not in 2..2^24, the two
             together need more than 1 GiB, or ``beta`` is below 0.
     """
-    check_count("dim", dim, 1, MOST_DIMENSIONS)
-    check_count("codebook_size", codebook_size, 2, MOST_CODES)
-    if dim * codebook_size > MOST_VALUES:
+    check_count("dim", dim, 1, MAX_DIMENSIONS)
+    check_count("codebook_size", codebook_size, 2, MAX_CODES)
+    if dim * codebook_size > MAX_VALUES:
         raise ConfigError(
-            f"codebook_size times dim must be at most {MOST_VALUES:,}, got {codebook_size:,} codes "
+            f"codebook_size times dim must be at most {MAX_VALUES:,}, got {codebook_size:,} codes "
             f"of {dim:,} numbers; take fewer or shorter codes"
         )
     # Written so that NaN is refused too.
@@ -95,7 +95,7 @@ def generator_at(seed: torch.Tensor, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(seed) * 1_000_003 + step) % 2**63)
 
 
-def first_codes(
+def codes_at_clusters(
     vectors: torch.Tensor, batch: JoinedBatch, codes: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Codes at the clusters of the joined batch, which must have something to teach.
@@ -104,11 +104,11 @@ def first_codes(
         ``[codes, dim]``, equal in all processes.
     """
     # A sample is enough to find clusters, and bounds the time that a large first batch takes.
-    most = min(VECTORS_PER_CODE * codes, MOST_SEEDED)
+    most = min(VECTORS_PER_CODE * codes, MAX_SEEDED)
     # All processes draw the same places, and fetch the vectors from those that have them.
     chosen = torch.randperm(batch.total, generator=generator)[:most]
     codebook = kmeans(joined_rows(vectors, chosen, batch.start), codes, generator)
-    if processes() > 1:
+    if process_count() > 1:
         # Sums are rounded differently on different machines; the first process's codes count.
         dist.broadcast(codebook, 0)
     return codebook
@@ -131,14 +131,14 @@ def update_counts(
     """
     # Every process must take part in the sum, whatever it will do with it.
     counts = torch.bincount(symbols.flatten(), minlength=len(running)).to(running.dtype)
-    joined_sum(counts)
-    if not batch.teaches:
+    sum_over_processes(counts)
+    if not batch.usable:
         return
     weight = torch.where(running.any(), running.new_tensor(1 - decay), 1.0)
     running.lerp_(counts, weight)
 
 
-def flagged(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, torch.Tensor]:
+def flag_not_finite(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, torch.Tensor]:
     """Losses that are not a number where the joined batch is not finite.
 
     The part of this process may be fine. All processes must notice, or some would go on alone.
@@ -191,13 +191,13 @@ class _MeanSquare(torch.autograd.Function):
 def mean_square(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of vectors and codes; only the vectors get a gradient.
 
-    It is 0 where there are no vectors. On a CPU no tensor of their size is made.
+    It is 0 if there are no vectors. On a CPU no tensor of their size is made.
     """
     return _MeanSquare.apply(z, codes)
 
 
 def mean_square_of_both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference with gradients to both; 0 where there are no values."""
+    """Mean squared difference with gradients to both; 0 if there are no values."""
     if a.numel() == 0:
         return (a - b).sum()
     return F.mse_loss(a, b)

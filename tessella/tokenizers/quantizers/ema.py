@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tessella.distributed import JoinedBatch, join, joined_sum
+from tessella.distributed import JoinedBatch, join_batch, sum_over_processes
 from tessella.tokenizers.quantizers.codebook import (
     as_matrix,
     check_averages,
     check_sizes,
-    first_codes,
-    flagged,
+    codes_at_clusters,
+    flag_not_finite,
     generator_at,
     mean_square,
     random_vectors,
@@ -105,26 +105,26 @@ class EMAVectorQuantizer(Quantizer):
         with without_autocast(z):
             wide = z.to(self.codebook.dtype)
             vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
-            batch = join(vectors) if self.training else None
+            batch = join_batch(vectors) if self.training else None
             # Random codes far from all vectors would share the batch unevenly, so they are moved
             # before the first search.
-            if batch is not None and batch.teaches and int(self.steps) == 0:
+            if batch is not None and batch.usable and int(self.steps) == 0:
                 self._place(vectors, batch)
             symbols, _ = nearest(vectors, self.codebook)  # [n]
             codes = F.embedding(symbols, self.codebook).view_as(wide)
             losses = {"commitment": self.beta * mean_square(wide, codes)}
-            passed = self._passed(wide, codes).to(z.dtype)
+            quantized = self._with_gradient(wide, codes).to(z.dtype)
             revived = self.counts.new_zeros(())
             # Codes move after the search: this batch is quantized with the codes it met.
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 revived = self._learn(vectors, symbols, batch)
         stats = {
             "perplexity": perplexity(self.counts),
             "usage": used_share(self.counts),
             "revived": revived,
         }
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ class EMAVectorQuantizer(Quantizer):
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         return F.embedding(symbols.squeeze(-1), self.codebook)
 
-    def _passed(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _with_gradient(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The codes, with the gradient that vectors get from them."""
         return straight_through(z, codes)
 
@@ -144,7 +144,7 @@ class EMAVectorQuantizer(Quantizer):
     def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> None:
         """Put the codes where the first batch has its clusters."""
         generator = generator_at(self.seed, 0)
-        self.codebook.copy_(first_codes(vectors, batch, self.levels, generator))
+        self.codebook.copy_(codes_at_clusters(vectors, batch, self.levels, generator))
 
     @torch.no_grad()
     def _learn(
@@ -156,9 +156,9 @@ class EMAVectorQuantizer(Quantizer):
             The number of codes revived.
         """
         counts, sums = cluster(vectors, symbols, self.levels)  # n_k [codes], m_k [codes, dim]
-        joined_sum(counts)
-        joined_sum(sums)
-        if not batch.teaches:
+        sum_over_processes(counts)
+        sum_over_processes(sums)
+        if not batch.usable:
             return counts.new_zeros(())
         step = int(self.steps)
         # The first batch counts in full: there is no average yet that it could move.

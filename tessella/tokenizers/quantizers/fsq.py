@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import torch
 
-from tessella.distributed import join
+from tessella.distributed import join_batch
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_CODES,
-    MOST_DIMENSIONS,
+    MAX_CODES,
+    MAX_DIMENSIONS,
     as_matrix,
     projections,
     straight_through,
@@ -81,8 +81,8 @@ class FSQ(Quantizer):
         self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()
     ) -> None:
         super().__init__()
-        check_count("dim", dim, 1, MOST_DIMENSIONS)
-        check_count("codebook_size", codebook_size, 2, MOST_CODES)
+        check_count("dim", dim, 1, MAX_DIMENSIONS)
+        check_count("codebook_size", codebook_size, 2, MAX_CODES)
         self.sizes = tuple(levels) or _published(codebook_size)
         # With two levels the shift artanh(o / h) is so large that the tanh hardly responds.
         if min(self.sizes) < 3:
@@ -91,14 +91,14 @@ class FSQ(Quantizer):
             )
         self.dim = dim
         self.levels = math.prod(self.sizes)
-        if self.levels > MOST_CODES:
+        if self.levels > MAX_CODES:
             raise ConfigError(
-                f"levels={list(levels)} make {self.levels} codes; at most {MOST_CODES} are allowed"
+                f"levels={list(levels)} make {self.levels} codes; at most {MAX_CODES} are allowed"
             )
         self.narrow, self.widen = projections(dim, len(self.sizes))
         self.counts: torch.Tensor
         self.sides: torch.Tensor
-        self.places: torch.Tensor
+        self.place_values: torch.Tensor
         self.register_buffer("counts", torch.zeros(self.levels))
         sides = torch.tensor(self.sizes)
         self.register_buffer("sides", sides, persistent=False)
@@ -115,13 +115,13 @@ class FSQ(Quantizer):
             digits = self._digits(bounded)  # integers in [0, L_i)
             middle = self.sides // 2
             inner = straight_through(bounded / middle, self._codes(digits))
-            symbols = (digits * self.places).sum(dim=-1, keepdim=True)  # mixed radix
+            symbols = (digits * self.place_values).sum(dim=-1, keepdim=True)  # mixed radix
             if self.training:
                 # The rounding hides a value that is not finite; there is no loss to show it.
                 finite = z.isfinite().all(dim=-1, keepdim=True) & bounded.isfinite()
                 inner = torch.where(finite, inner, torch.nan)
                 with torch.no_grad():
-                    batch = join(inner.detach().reshape(-1, len(self.sizes)))
+                    batch = join_batch(inner.detach().reshape(-1, len(self.sizes)))
                     update_counts(self.counts, symbols, batch)
                 # Another process may have such a value; all must notice.
                 if not batch.finite:
@@ -133,12 +133,12 @@ class FSQ(Quantizer):
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         with without_autocast(z):
-            return (self._digits(self._bounded(z)) * self.places).sum(dim=-1, keepdim=True)
+            return (self._digits(self._bounded(z)) * self.place_values).sum(dim=-1, keepdim=True)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         with without_autocast(symbols):
             # Digit i of the symbol is symbol // (L_0 ... L_{i-1}) mod L_i.
-            return self.widen(self._codes(symbols // self.places % self.sides))
+            return self.widen(self._codes(symbols // self.place_values % self.sides))
 
     def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
         """Vectors ``[..., len(levels)]`` in the middle of the range that rounds to each symbol.
@@ -148,7 +148,7 @@ class FSQ(Quantizer):
         """
         half, offset, shift = self._bound()
         # The inverse of f: z = artanh((v + o) / h) - s
-        values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
+        values = (symbols // self.place_values % self.sides - self.sides // 2 + offset).to(half)
         outermost = (self.sides - 1) / 2 - 0.25
         return torch.atanh(values.clamp(-outermost, outermost) / half) - shift
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from tessella.distributed import JoinedBatch, join, joined_sum, processes
+from tessella.distributed import JoinedBatch, join_batch, process_count, sum_over_processes
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_CODES,
-    MOST_DIMENSIONS,
+    MAX_CODES,
+    MAX_DIMENSIONS,
     as_matrix,
-    flagged,
+    flag_not_finite,
     mean_square_of_both,
     projections,
     straight_through,
@@ -82,14 +82,14 @@ class LFQ(Quantizer):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_count("dim", dim, 1, MOST_DIMENSIONS)
-        check_count("codebook_size", codebook_size, 2, MOST_CODES)
+        check_count("dim", dim, 1, MAX_DIMENSIONS)
+        check_count("codebook_size", codebook_size, 2, MAX_CODES)
         if not beta >= 0:
             raise ConfigError(f"beta must be at least 0, got {beta}")
         self.bits = codebook_size.bit_length() - 1
         if codebook_size != 2**self.bits:
             raise ConfigError(
-                f"codebook_size of lfq must be a power of two up to {MOST_CODES}, "
+                f"codebook_size of lfq must be a power of two up to {MAX_CODES}, "
                 f"got {codebook_size}; take {2**self.bits} or {2 ** (self.bits + 1)}"
             )
         if not (entropy >= 0 and temperature > 0):
@@ -104,7 +104,7 @@ class LFQ(Quantizer):
         self.temperature = temperature
         self.narrow, self.widen = projections(dim, self.bits)
         self.counts: torch.Tensor
-        self.places: torch.Tensor
+        self.place_values: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
         # Value of each bit in a symbol.
         self.register_buffer("places", 2 ** torch.arange(self.bits), persistent=False)
@@ -120,10 +120,10 @@ class LFQ(Quantizer):
             batch: JoinedBatch | None = None
             if self.training:
                 given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
-                batch = join(vectors.detach(), given)
+                batch = join_batch(vectors.detach(), given)
             bits = (inner.detach() > 0).long()  # [..., bits], 0 or 1
             signs = self._signs(bits)
-            symbols = (bits * self.places).sum(dim=-1, keepdim=True)
+            symbols = (bits * self.place_values).sum(dim=-1, keepdim=True)
             # |z + 1|^2 - |z - 1|^2 = 4 z is the difference of squared distances of a bit.
             logits = 4 / self.temperature * vectors
             spread = mean_entropy(logits) - entropy_of_mean(logits, batch)
@@ -131,22 +131,22 @@ class LFQ(Quantizer):
                 "commitment": self.beta * mean_square_of_both(inner, signs),
                 "entropy": self.entropy * spread,
             }
-            passed = self.widen(straight_through(inner, signs)).to(z.dtype)
+            quantized = self.widen(straight_through(inner, signs)).to(z.dtype)
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 with torch.no_grad():
                     update_counts(self.counts, symbols, batch)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
-        return QuantizerOutput(symbols, passed, losses, stats)
+        return QuantizerOutput(symbols, quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         with without_autocast(z):
-            return ((self._inner(z) > 0) * self.places).sum(dim=-1, keepdim=True)
+            return ((self._inner(z) > 0) * self.place_values).sum(dim=-1, keepdim=True)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         with without_autocast(symbols):
-            return self.widen(self._signs(symbols // self.places % 2))
+            return self.widen(self._signs(symbols // self.place_values % 2))
 
     def _inner(self, z: torch.Tensor) -> torch.Tensor:
         vectors = as_matrix(z.to(self.counts.dtype), self.dim)
@@ -186,7 +186,7 @@ def entropy_of_mean(logits: torch.Tensor, batch: JoinedBatch | None = None) -> t
         first = _joint(first_half)  # [n, 2^a]
         second = _joint(second_half)  # [n, 2^b]
         mean = first.t() @ second / vectors  # [2^a, 2^b]
-        if batch is not None and processes() > 1:
+        if batch is not None and process_count() > 1:
             mean = _over_processes(mean)
         # The entropy's gradient is infinite at 0, which a product of small numbers may reach.
         total = total + torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
@@ -209,6 +209,6 @@ def _over_processes(part: torch.Tensor) -> torch.Tensor:
     The trainer averages gradients over processes. Multiplied by their number, the average is the
     gradient of the sum.
     """
-    everywhere = joined_sum(part.detach().clone())
-    scaled = processes() * part
+    everywhere = sum_over_processes(part.detach().clone())
+    scaled = process_count() * part
     return everywhere + (scaled - scaled.detach())

@@ -99,7 +99,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def batches_seen(self) -> int | None:
-        """Number of batches that the codes were learned from; None where that is not known."""
+        """Number of batches that the codes were learned from; None if that is not known."""
         # A buffer of this name is saved with the codes, so that resumed training goes on from it.
         steps = getattr(self, "steps", None)
         if not isinstance(steps, torch.Tensor):
@@ -110,7 +110,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def vectors_a_batch(self) -> float | None:
-        """Number of vectors of a training batch, on average; None where that is not known."""
+        """Number of vectors of a training batch, on average; None if that is not known."""
         # Running counts of each code add up to the size of a batch.
         counts = getattr(self, "counts", None)
         return float(counts.sum()) if isinstance(counts, torch.Tensor) else None

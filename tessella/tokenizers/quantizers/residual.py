@@ -11,7 +11,7 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_VALUES,
+    MAX_VALUES,
     check_sizes,
     straight_through,
     without_autocast,
@@ -19,7 +19,7 @@ from tessella.tokenizers.quantizers.codebook import (
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 
-MOST_LEVELS = 256
+MAX_LEVELS = 256
 """Largest depth that is built."""
 
 
@@ -63,11 +63,11 @@ class ResidualVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("depth", depth, 1, MOST_LEVELS)
+        check_count("depth", depth, 1, MAX_LEVELS)
         check_sizes(dim, codebook_size, beta)
-        if depth * codebook_size * dim > MOST_VALUES:
+        if depth * codebook_size * dim > MAX_VALUES:
             raise ConfigError(
-                f"depth times codebook_size times dim must be at most {MOST_VALUES:,}, "
+                f"depth times codebook_size times dim must be at most {MAX_VALUES:,}, "
                 f"got {depth} times {codebook_size:,} times {dim:,}; take fewer codes"
             )
         self.dim = dim
@@ -107,11 +107,11 @@ class ResidualVectorQuantizer(Quantizer):
                 total = total + code
                 outputs.append(out)
             # The encoder gets the gradient of the sum, as if it were one code.
-            passed = straight_through(wide, total.detach()).to(z.dtype)
+            quantized = straight_through(wide, total.detach()).to(z.dtype)
         commitments = [out.losses["commitment"] for out in outputs]
         losses = {"commitment": torch.stack(commitments).mean()}
         symbols = torch.cat([out.symbols for out in outputs], dim=-1)  # [..., depth]
-        return QuantizerOutput(symbols, passed, losses, _by_level(outputs))
+        return QuantizerOutput(symbols, quantized, losses, _by_level(outputs))
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class RotationQuantizer(EMAVectorQuantizer):
 
     name = "rotation"
 
-    def _passed(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _with_gradient(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return rotated(z, codes)
 
 

@@ -45,7 +45,7 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessella.nearest(vectors, codebook)
-    return _nearest_by_best(vectors, codebook)
+    return _nearest_fastest(vectors, codebook)
 
 
 def cluster(
@@ -58,7 +58,7 @@ def cluster(
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessella.cluster(vectors, symbols, codes)
-    return _cluster_by_best(vectors, symbols, codes)
+    return _cluster_fastest(vectors, symbols, codes)
 
 
 def kmeans(
@@ -93,16 +93,16 @@ def kmeans(
     return codebook
 
 
-def _nearest_by_best(
+def _nearest_fastest(
     vectors: torch.Tensor, codebook: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`nearest` by the fastest search that takes these tensors."""
     if _takes_kernel(vectors, codebook):
         return _nearest_compiled(vectors.contiguous(), codebook.contiguous())
-    return _nearest(vectors, codebook)
+    return _nearest_in_torch(vectors, codebook)
 
 
-def _cluster_by_best(
+def _cluster_fastest(
     vectors: torch.Tensor, symbols: torch.Tensor, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`cluster` by the fastest way that takes these tensors."""
@@ -178,7 +178,9 @@ def _cluster_compiled(
     )
 
 
-def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest_in_torch(
+    vectors: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`nearest` in torch."""
     squares = codebook.square().sum(dim=1)
     transposed = codebook.t()
@@ -196,20 +198,20 @@ def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tenso
             block = buffer[: shape[0] * shape[1]].view(shape)
             # e^2 - 2 z.e in one product
             torch.addmm(squares[columns], part, transposed[:, columns], alpha=-2, out=block)
-            least, place = _least(block)
+            least, index = _row_minimum(block)
             # Strictly less, so that an earlier block keeps equal scores.
             closer = least < scores[rows]
-            symbols[rows] = torch.where(closer, place + first, symbols[rows])
+            symbols[rows] = torch.where(closer, index + first, symbols[rows])
             scores[rows] = torch.where(closer, least, scores[rows])
     return symbols, scores
 
 
-def _least(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _row_minimum(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The least of each row ``[n, codes]``, and the first place that has it."""
     n, codes = scores.shape
     if codes % GROUP or codes == GROUP:
-        least, place = scores.min(dim=1)
-        return least, place
+        least, index = scores.min(dim=1)
+        return least, index
     grouped = scores.view(n, -1, GROUP)
     least, group = grouped.amin(dim=2).min(dim=1)
     within = grouped[torch.arange(n, device=scores.device), group].argmin(dim=1)
@@ -248,7 +250,7 @@ def _cluster_shapes(
 _OPERATORS = torch.library.Library("tessella", "FRAGMENT")
 _OPERATORS.define("nearest(Tensor vectors, Tensor codebook) -> (Tensor, Tensor)")
 _OPERATORS.define("cluster(Tensor vectors, Tensor symbols, SymInt codes) -> (Tensor, Tensor)")
-_OPERATORS.impl("nearest", _nearest_by_best, "CompositeExplicitAutograd")
-_OPERATORS.impl("cluster", _cluster_by_best, "CompositeExplicitAutograd")
+_OPERATORS.impl("nearest", _nearest_fastest, "CompositeExplicitAutograd")
+_OPERATORS.impl("cluster", _cluster_fastest, "CompositeExplicitAutograd")
 torch.library.register_fake("tessella::nearest", _nearest_shapes, lib=_OPERATORS)
 torch.library.register_fake("tessella::cluster", _cluster_shapes, lib=_OPERATORS)

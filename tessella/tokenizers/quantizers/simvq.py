@@ -7,11 +7,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import JoinedBatch, join, joined_sum, processes
+from tessella.distributed import JoinedBatch, join_batch, process_count, sum_over_processes
 from tessella.tokenizers.quantizers.codebook import (
     as_matrix,
     check_sizes,
-    flagged,
+    flag_not_finite,
     mean_square_of_both,
     straight_through,
     update_counts,
@@ -76,8 +76,8 @@ class SimVQ(Quantizer):
         with without_autocast(z):
             wide = z.to(self.counts.dtype)
             vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
-            batch = join(vectors) if self.training else None
-            if batch is not None and batch.teaches:
+            batch = join_batch(vectors) if self.training else None
+            if batch is not None and batch.usable:
                 if int(self.steps) == 0:
                     self._place(vectors, batch)
                 self.steps += 1
@@ -88,12 +88,12 @@ class SimVQ(Quantizer):
                 "codebook": mean_square_of_both(codes, wide.detach()),
                 "commitment": self.beta * mean_square_of_both(wide, codes.detach()),
             }
-            passed = straight_through(wide, codes.detach()).to(z.dtype)
+            quantized = straight_through(wide, codes.detach()).to(z.dtype)
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 update_counts(self.counts, symbols, batch)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -113,14 +113,14 @@ class SimVQ(Quantizer):
     @torch.no_grad()
     def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> None:
         """Give the codes the mean and the covariance of the joined batch."""
-        mean = joined_sum(vectors.sum(dim=0)) / batch.total
+        mean = sum_over_processes(vectors.sum(dim=0)) / batch.total
         centred = vectors - mean
-        covariance = joined_sum(centred.t() @ centred) / batch.total  # [dim, dim]
+        covariance = sum_over_processes(centred.t() @ centred) / batch.total  # [dim, dim]
         # The symmetric root V sqrt(D) V^T of the covariance V D V^T.
         # On the CPU in float64: covariances of few vectors are singular.
         values, axes = torch.linalg.eigh(covariance.cpu().double())
         root = ((axes * values.clamp_min(0).sqrt()) @ axes.t()).to(self.weight)
-        if processes() > 1:
+        if process_count() > 1:
             # Eigenvectors are rounded differently on different machines.
             dist.broadcast(root, 0)
         self.weight.copy_(root)

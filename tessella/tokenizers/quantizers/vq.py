@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import JoinedBatch, join
+from tessella.distributed import JoinedBatch, join_batch
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_DIMENSIONS,
+    MAX_DIMENSIONS,
     as_matrix,
     check_averages,
     check_sizes,
-    first_codes,
-    flagged,
+    codes_at_clusters,
+    flag_not_finite,
     generator_at,
     mean_square_of_both,
     projections,
@@ -87,7 +87,7 @@ class GradientVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("code_dim (0 for dim)", code_dim, 0, MOST_DIMENSIONS)
+        check_count("code_dim (0 for dim)", code_dim, 0, MAX_DIMENSIONS)
         check_sizes(dim, codebook_size, beta)
         # Codes may be longer than vectors, so their size is checked by itself.
         check_sizes(code_dim or dim, codebook_size)
@@ -127,7 +127,7 @@ class GradientVectorQuantizer(Quantizer):
             if self.training:
                 # Scaling to length 1 hides huge values, so they are looked for before it too.
                 given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
-                batch = join(vectors, given)
+                batch = join_batch(vectors, given)
                 revived = self._place(vectors, batch)
             table = self.codes()
             symbols, _ = nearest(vectors, table.detach())  # [n]
@@ -137,16 +137,16 @@ class GradientVectorQuantizer(Quantizer):
                 "commitment": self.beta * mean_square_of_both(inner, codes.detach()),
             }
             # The codebook learns from its loss alone; the widening layer learns from this.
-            passed = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
+            quantized = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 update_counts(self.counts, symbols, batch, self.decay)
         stats = {
             "perplexity": perplexity(self.counts),
             "usage": used_share(self.counts),
             "revived": revived,
         }
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -179,13 +179,13 @@ class GradientVectorQuantizer(Quantizer):
         Returns:
             The number of codes revived.
         """
-        if not batch.teaches:
+        if not batch.usable:
             return self.counts.new_zeros(())
         step = int(self.steps)
         generator = generator_at(self.seed, step)
         dead = self.counts < self.revive * self.counts.mean()
         if step == 0:
-            self.codebook.copy_(first_codes(vectors, batch, self.levels, generator))
+            self.codebook.copy_(codes_at_clusters(vectors, batch, self.levels, generator))
         elif bool(dead.any()):
             rows = random_vectors(vectors, batch, self.levels, generator)
             self.codebook.copy_(torch.where(dead.unsqueeze(1), rows, self.codebook))
