@@ -151,7 +151,7 @@ def begin(file: io.BufferedIOBase) -> Opened:
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise DataError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which makes Pillow invent the missing parts"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which makes Pillow invent missing parts"
             " of damaged files; set it to False, and damaged files are skipped and named instead"
         )
     data = file.read(MAX_BYTES + 1)

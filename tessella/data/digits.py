@@ -39,7 +39,7 @@ class DigitsSource(Source):
         """
         if path:
             raise DataError(
-                f"digits come with the package and take no path, got digits:{path}; write just digits"
+                f"digits come with the package and take no path, got digits:{path}; write digits"
             )
         with (
             (resources.files("tessella.data") / "digits.npz").open("rb") as file,

@@ -206,8 +206,8 @@ def _not_splits(folders: set[str]) -> str:
     if len(alike) < 2 or not others:
         return ""
     return (
-        f" (the folders {', '.join(alike)} are not splits but classes, since {others[0]} is "
-        "next to them)"
+        f" (the folders {', '.join(alike)} are not splits but classes, since {others[0]} lies "
+        "beside them)"
     )
 
 

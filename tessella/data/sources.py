@@ -25,7 +25,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
     """Read one split of a data source and prepare its pixels.
 
     Args:
-        config: the source and what is done to its images.
+        config: the source, and how its images are prepared.
         split: ``train``, ``valid`` or ``test``; of a folder also ``all``.
 
     Returns:
@@ -40,13 +40,13 @@ def load(config: DataConfig, split: str) -> ImageSet:
         DataError: when the source is unknown, missing, damaged, or has no images for this split.
         InputError: when its images do not fit what is asked.
     """
-    # Everything that needs no image is checked before the first one is read.
+    # Everything that can be checked without images is checked first.
     check_config(config)
     check_split(split)
     source, path = find_source(config.source)
     _check_fits(config, source, split)
     part = _as_part(source().read(path, split, config), config, source)
-    # Only the last name of the path is kept: records of runs go to other machines and people.
+    # Only the last part of the path is recorded, since run records are shared with others.
     name = source.name
     if path:
         name += f":{last_name(Path(path))}"
@@ -54,7 +54,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
         raise DataError(_no_images_message(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
-        # The draw is defined on the whole array, so images of a folder are read into memory for it.
+        # The draw is defined on the whole array, so the images of a folder are read into memory.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
     levels = config.levels or part.levels
     if config.binarize and not config.levels:
@@ -73,9 +73,9 @@ def load(config: DataConfig, split: str) -> ImageSet:
 
 
 def find_source(source: str) -> tuple[type[Source], str]:
-    """The class of a source and the path in it, which is empty if none is given.
+    """The class of a source, and its path, which is empty if none is given.
 
-    Sources of installed plugins are looked for where a name is unknown.
+    If the name is unknown, installed plugins are searched for it.
 
     >>> kind, path = find_source("npz:mnist.npz")
     >>> kind.name, path
@@ -96,12 +96,12 @@ def find_source(source: str) -> tuple[type[Source], str]:
 
 
 def check_config(config: DataConfig) -> None:
-    """Check the options as far as that is possible without the data.
+    """Check the options that can be checked without the data.
 
     Raises:
         ConfigError: for a value that no source can honour.
     """
-    # Once more, although the configuration checked itself: it may have been changed since.
+    # The configuration checked itself when it was created, but may have been changed since.
     config.check()
     for key in ("size", "bits"):
         size = parse_size(getattr(config, key), key)
@@ -110,7 +110,7 @@ def check_config(config: DataConfig) -> None:
 
 
 def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
-    """Refuse what this source, unlike others, cannot do."""
+    """Refuse options that this source does not support, though others do."""
     if source.holds_codes:
         raise DataError(
             f"{config.source} holds the codes of a tokenizer and no images: train a prior on them, "
@@ -131,7 +131,7 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
 
 
 def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> Part:
-    """A reader's result as a part; bare arrays are checked and brought to the size asked for."""
+    """The result of a reader as a part; bare arrays are checked and resized first."""
     if isinstance(result, Part):
         return result
     if isinstance(result, tuple):
@@ -142,8 +142,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
     names: tuple[str, ...] = ()
     if labels is not None:
-        # Ids of this split alone are known here; a source whose splits differ in their labels
-        # returns a Part with names of its own.
+        # Only the ids of this split are known here. A source whose splits have different labels has
+        # to return a Part with its class names.
         title = f"the labels of {source.name}"
         labels = check_labels(np.asarray(labels), len(pixels), title)
         ids = sparse_ids([labels], title)
@@ -154,8 +154,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
 
 
 def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
-    """How the split was taken and its pixels prepared, as JSON values."""
-    # Every key is always there, so that two records can be compared key by key.
+    """How the split was defined and its pixels prepared, as JSON values."""
+    # Every key is always present, so that two records can be compared key by key.
     return {
         "split_rule": part.split_rule,
         "size": config.size,
@@ -178,7 +178,7 @@ def _unknown_source(source: str) -> str:
 
 
 def _hint_for_path(source: str) -> str:
-    """How a path is written that was given without the name of a source."""
+    """How to write a path that was given without the name of a source; else empty."""
     location = find(source)
     if not source or location is None:
         return ""

@@ -42,7 +42,7 @@ def zipped(root: Path, target: Path) -> Path:
 
 def division_of(names: list[str]) -> Division:
     """How sub-folders divide images of these names."""
-    return by_sub_folders(names, folder._unreadable(names))
+    return by_sub_folders(names, folder._unsupported(names))
 
 
 def every(root: Path, **options: Any) -> list[ImageSet]:

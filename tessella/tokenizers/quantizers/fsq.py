@@ -103,7 +103,7 @@ class FSQ(Quantizer):
         sides = torch.tensor(self.sizes)
         self.register_buffer("sides", sides, persistent=False)
         # Value of a digit of each dimension: the product of the sides before it.
-        self.register_buffer("places", sides.cumprod(0) // sides, persistent=False)
+        self.register_buffer("place_values", sides.cumprod(0) // sides, persistent=False)
 
     @classmethod
     def examples(cls) -> Mapping[str, Mapping[str, object]]:

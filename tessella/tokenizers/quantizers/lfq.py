@@ -107,7 +107,7 @@ class LFQ(Quantizer):
         self.place_values: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
         # Value of each bit in a symbol.
-        self.register_buffer("places", 2 ** torch.arange(self.bits), persistent=False)
+        self.register_buffer("place_values", 2 ** torch.arange(self.bits), persistent=False)
 
     @classmethod
     def examples(cls) -> Mapping[str, Mapping[str, object]]:
