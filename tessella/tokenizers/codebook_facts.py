@@ -237,8 +237,8 @@ def _training_of(quantizer: Quantizer | None, steps: int | None) -> _Training:
 def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
     """The quantizer of each grid, coarse to fine.
 
-    They are None if the tokenizer does not have one for each. A tokenizer with several grids
-    must hold their quantizers in the order of the grids.
+    They are all None if the tokenizer does not have exactly one for each. A tokenizer with several
+    grids must hold their quantizers in the order of the grids.
     """
     inside: set[int] = set()
     outermost: list[Quantizer] = []
@@ -301,7 +301,7 @@ def twins(codes: torch.Tensor) -> int:
         found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
         found[torch.arange(len(rows)), rows] = torch.inf
         distances[rows] = found.min(1).values.clamp_min(0).sqrt()
-    # The quartile is 0 if most codes have a twin; then the spread of all sets the scale.
+    # The quartile is 0 if most codes have a twin; then the spread of all codes sets the scale.
     near = max(
         TWIN_DISTANCE * float(distances.quantile(0.75)), 0.01 * TWIN_DISTANCE * _spread(centred)
     )

@@ -450,7 +450,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed(name: str) -> None:
         ("residual-vq", {"dim": 1024, "codebook_size": 2**18}, "take fewer codes"),
         ("vq", {"code_dim": 2**31}, "code_dim .* must be an integer in 0..65536"),
         ("vq", {"dim": 1, "code_dim": 1024, "codebook_size": 2**20}, "take fewer or shorter"),
-        ("fsq", {"levels": [3] * 40}, "codes; at most 16777216 are allowed"),
+        ("fsq", {"levels": [3] * 40}, "codes; at most 16,777,216 are allowed"),
     ],
 )
 def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Several codes a vector, each for the difference that those before it left."""
+"""Residual quantization: several codes per vector, each for what those before it left."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 
 MAX_LEVELS = 256
-"""Largest depth that is built."""
+"""Largest depth that is allowed."""
 
 
 class ResidualVectorQuantizer(Quantizer):
-    """``depth`` codes a vector: the first is nearest to it, each further one to what is left.
+    """``depth`` codes per vector: each is nearest to the residual of those before it.
 
-    Lee et al. (2022). The result is the sum of the codes. Each level has its separate codebook, an
-    :class:`EMAVectorQuantizer` that learns from what is left at its level. The commitment loss is
-    the mean of the levels', so that ``beta`` means the same at any depth. Encoding is greedy, so
-    encoding the sum of some codes need not find these codes again.
+    Lee et al. (2022). The result is the sum of the codes. Each level has a separate codebook, an
+    :class:`EMAVectorQuantizer` that learns from the residuals at its level. The commitment loss is
+    the mean over levels, so that ``beta`` means the same at any depth. Encoding is greedy, so
+    encoding the sum of some codes need not find the same codes.
 
     Args:
-        dim: length of a vector.
+        dim: number of components of a vector.
         codebook_size: number of codes of each level.
-        depth: number of levels: symbols a vector, the channels of a grid.
+        depth: number of levels, which is the number of symbols per vector, and of channels of a
+            grid.
         beta: weight of the commitment loss.
-        decay: of the moving averages, a step.
-        revive: share of the mean count below which a code is dead; 0 switches revival off.
-        seed: of first places and revival; level k takes ``seed + k``.
+        decay: decay of the moving averages per step.
+        revive: share of the mean count below which a code is dead; 0 disables revival.
+        seed: seed of initialization and revival; level k uses ``seed + k``.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -85,23 +86,23 @@ class ResidualVectorQuantizer(Quantizer):
 
     @property
     def batches_seen(self) -> int | None:
-        """Those of the first level; all levels learn from the same batches."""
+        """That of the first level; all levels learn from the same batches."""
         return self._quantizers[0].batches_seen
 
     @property
     def vectors_a_batch(self) -> float | None:
-        """Those of the first level."""
+        """That of the first level."""
         return self._quantizers[0].vectors_a_batch
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         outputs: list[QuantizerOutput] = []
         with without_autocast(z):
             wide = z.to(self._quantizers[0].codebook.dtype)
-            left = wide  # [..., dim], what the codes so far leave
+            left = wide  # [..., dim], the residual of the codes so far
             total = torch.zeros_like(wide)
             for quantizer in self._quantizers:
                 out = quantizer(left)
-                # Each level sees its input as given: no gradient passes from level to level.
+                # Each level takes its input as a constant: no gradient passes between levels.
                 code = out.z.detach()
                 left = left - code
                 total = total + code
@@ -125,7 +126,7 @@ class ResidualVectorQuantizer(Quantizer):
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         levels = symbols.split(1, dim=-1)  # [..., 1] each
-        # Added from the first level on, as forward does: another order would round differently.
+        # Added in the same order as in forward: another order would round differently.
         total = self._quantizers[0].decode(levels[0])
         for quantizer, level in zip(self._quantizers[1:], levels[1:], strict=True):
             total = total + quantizer.decode(level)
@@ -137,9 +138,9 @@ class ResidualVectorQuantizer(Quantizer):
 
 
 def _by_level(outputs: list[QuantizerOutput]) -> dict[str, torch.Tensor]:
-    """Figures of all levels together, and those of each level as ``name/level``.
+    """Statistics over all levels, and those of each level as ``name/level``.
 
-    Together they are the mean, but for the revived codes, which are summed.
+    Over all levels they are averaged, except for the revived codes, which are summed.
     """
     together: dict[str, torch.Tensor] = {}
     each: dict[str, torch.Tensor] = {}

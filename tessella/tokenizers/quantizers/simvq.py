@@ -23,22 +23,22 @@ from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class SimVQ(Quantizer):
-    """The nearest of K vectors ``e = C W + b``, of which only W and b learn (Zhu et al. 2024).
+    """The nearest of K vectors ``e = C W + b``; only W and b are learned (Zhu et al. 2024).
 
-    C is drawn once from a normal distribution and stays. The optimizer moves all codes together,
-    also those that no vector chooses, so none is left behind. Losses and gradients are those of
+    C is drawn once from a normal distribution and fixed. The optimizer moves all codes together,
+    even those that no vector chooses, so none is left behind. Losses and gradients are those of
     ``vq``.
 
     The first training batch (joined over processes) sets b to the mean of the vectors and W to the
-    root of their covariance, so that the codes start as a normal distribution of the vectors' mean
+    square root of their covariance, so that the codes start as a normal distribution with that mean
     and covariance. The paper starts from a random W and has no b. Random numbers, distribution over
-    processes, precision and batches that teach nothing are as in ``vq``.
+    processes, precision and unusable batches are handled as in ``vq``.
 
     Args:
-        dim: length of a vector.
+        dim: number of components of a vector.
         codebook_size: number of codes K.
         beta: weight of the commitment loss.
-        seed: of C.
+        seed: seed of C.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -69,7 +69,7 @@ class SimVQ(Quantizer):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("fixed", torch.randn(codebook_size, dim, generator=generator))
         self.register_buffer("counts", torch.zeros(codebook_size))
-        # Batches learned from. The map has its first values once this is above 0.
+        # Number of batches learned from. The map is initialized once this is above 0.
         self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
@@ -107,7 +107,7 @@ class SimVQ(Quantizer):
             return F.embedding(symbols.squeeze(-1), self.codes())
 
     def codes(self) -> torch.Tensor:
-        """The codes: ``[codebook_size, dim]``."""
+        """The codes ``C W + b``: ``[codebook_size, dim]``."""
         return torch.addmm(self.bias, self.fixed, self.weight)
 
     @torch.no_grad()
@@ -116,8 +116,8 @@ class SimVQ(Quantizer):
         mean = sum_over_processes(vectors.sum(dim=0)) / batch.total
         centred = vectors - mean
         covariance = sum_over_processes(centred.t() @ centred) / batch.total  # [dim, dim]
-        # The symmetric root V sqrt(D) V^T of the covariance V D V^T.
-        # On the CPU in float64: covariances of few vectors are singular.
+        # The symmetric root V sqrt(D) V^T of the covariance V D V^T, on the CPU in float64, since
+        # covariances of few vectors are singular.
         values, axes = torch.linalg.eigh(covariance.cpu().double())
         root = ((axes * values.clamp_min(0).sqrt()) @ axes.t()).to(self.weight)
         if process_count() > 1:
