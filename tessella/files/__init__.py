@@ -1,8 +1,9 @@
-"""Reading and writing of the package's files.
+"""Read and write the files of the package.
 
-Every file goes through here: written whole or not at all (:mod:`~tessella.files.writing`), checked
-before it is used (:mod:`~tessella.files.reading`, :mod:`~tessella.files.tensors`), and never in the
-place of something that the package did not make (:mod:`~tessella.files.replacing`).
+Every file goes through here. It is written completely or not at all
+(:mod:`~tessella.files.writing`), checked before it is used (:mod:`~tessella.files.reading`,
+:mod:`~tessella.files.tensors`), and never replaces something that the package did not write
+(:mod:`~tessella.files.replacing`).
 """
 
 from tessella.files.reading import (

@@ -131,7 +131,7 @@ class ReconstructingTokenizer(Tokenizer):
 
     @abstractmethod
     def quantize(self, images: torch.Tensor) -> Quantized:
-        """Quantize float images ``[n, h, w, channels]`` in 0..1; codebooks learn in training mode."""
+        """Quantize float images ``[n, h, w, channels]`` in 0..1; in training mode codes learn."""
 
     @abstractmethod
     def look_up(self, symbols: Any) -> Any:

@@ -1,7 +1,7 @@
-"""QOI files: that exactly the end mark is left once all pixels are decoded.
+"""Check QOI files: only the end mark must be left after the last pixel.
 
-Seven of the eight bytes of the end mark are also codes of pixels, so a file that lacks a few pixels
-decodes to wrong ones. See https://qoiformat.org/qoi-specification.pdf.
+Seven of the eight bytes of the end mark are also valid pixel codes, so a file that lacks a few
+pixels decodes to wrong ones. See https://qoiformat.org/qoi-specification.pdf.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _END = bytes(7) + b"\1"
 
 
 def check_qoi_end(data: bytes, offset: int) -> None:
-    """Check what is left of a QOI file behind its last pixel, at ``offset``.
+    """Check what follows the last pixel of a QOI file, at ``offset``.
 
     Raises:
         UnusableImage: when it does not begin with the end mark.

@@ -1,6 +1,7 @@
-"""WebP files: their length, and whether the first frame of an animation is the whole image.
+"""Check WebP files: their length, and that the first frame of an animation covers the image.
 
-libwebp refuses image data that end early. References are to the "WebP Container Specification".
+libwebp itself refuses image data that end early. References are to the "WebP Container
+Specification".
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def check_webp(data: bytes) -> None:
                     f"its first frame covers {width}x{height} pixels of"
                     f" {canvas[0]}x{canvas[1]}; save it as PNG"
                 )
-            return  # later frames are not read
+            return  # later frames are not decoded
         offset += 8 + size + size % 2
 
 
