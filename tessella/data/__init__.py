@@ -30,8 +30,8 @@ from tessella.data import digits, idx, cifar, npz, folder, stored_codes  # isort
 __all__ = [
     "SOURCES",
     "SPLITS",
-    "Images",
     "ImageSet",
+    "Images",
     "Part",
     "Source",
     "StoredImages",

@@ -59,12 +59,12 @@ __all__ = [
     "MAX_PIXELS",
     "Opened",
     "UnusableImage",
-    "begin",
     "decode",
-    "finish",
+    "decode_pixels",
     "is_image",
     "known_kinds",
     "libraries",
+    "open_image",
     "without_pillow_warnings",
 ]
 
@@ -122,7 +122,7 @@ def decode(file: io.BufferedIOBase, channels: int) -> Image.Image:
             (:func:`tessella.data.paths.is_transient`).
         DataError: when Pillow is set to load truncated files.
     """
-    return finish(begin(file), channels)
+    return decode_pixels(open_image(file), channels)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Opened:
     memory: int
 
 
-def begin(file: io.BufferedIOBase) -> Opened:
+def open_image(file: io.BufferedIOBase) -> Opened:
     """The first half of :func:`decode`: read the file and check its header.
 
     Raises:
@@ -171,7 +171,7 @@ def begin(file: io.BufferedIOBase) -> Opened:
     return Opened(image, data, facts, needed + 4 * image.width * image.height)
 
 
-def finish(opened: Opened, channels: int) -> Image.Image:
+def decode_pixels(opened: Opened, channels: int) -> Image.Image:
     """The second half of :func:`decode`: decode the pixels.
 
     Raises:

@@ -22,7 +22,13 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
 from tessella.data.caller_warning import warn_caller
-from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, without_pillow_warnings
+from tessella.data.decode import (
+    LARGEST_OF_16_BITS,
+    Opened,
+    decode_pixels,
+    open_image,
+    without_pillow_warnings,
+)
 from tessella.data.memory_budget import Budget
 from tessella.data.paths import (
     READ_ERRORS,
@@ -418,12 +424,12 @@ def _decode_one(
 def _open(files: ImageFiles, index: int) -> Opened:
     """Read a file and check its header."""
     with files.open(index) as file:
-        return begin(file)
+        return open_image(file)
 
 
 def _decode_and_cut(opened: Opened, target: _Target) -> _CutImages:
     """Decode the pixels of a file and cut them."""
-    image = finish(opened, target.channels)
+    image = decode_pixels(opened, target.channels)
     return _CutImages(
         list(cut(image, target.size, target.crop)),
         (image.height, image.width),
@@ -453,7 +459,7 @@ def _first_channels(files: ImageFiles) -> int:
             opened = _or_unusable(partial(_open, files, index))
             if not isinstance(opened, Opened):
                 continue
-            image = _or_unusable(partial(finish, opened, 0))
+            image = _or_unusable(partial(decode_pixels, opened, 0))
         if not isinstance(image, UnusableImage):
             return len(image.getbands())
     return 3

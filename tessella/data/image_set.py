@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class ImageSet:
     split: str = "train"
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,7 +85,7 @@ class ImageSet:
             return self.images.hashes
         return image_hashes(self.images)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """JSON values that identify these images: if they are equal, so are all the pixels.
 
         They contain the source (without its directory), the split and the rule that defines it, the

@@ -148,6 +148,7 @@ def _from_function(reader: Reader) -> type[Source]:
 
 def source_forms(conjunction: str = "or") -> str:
     """All ways to write a data source, as one phrase, for help texts."""
+    # In the order of registration, with the bundled source first.
     forms = []
     for source in SOURCES.values():
         forms.append(source.form)

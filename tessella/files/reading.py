@@ -105,6 +105,7 @@ def parse_json(text: bytes | str, source: str) -> Any:
 
 
 def _finite_float(text: str) -> float:
+    # float() turns 1e999 into infinity without an error.
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is beyond the range of floats")
@@ -132,6 +133,7 @@ def _too_deep(source: str) -> str:
 def _nesting(value: object) -> int:
     """Nesting of lists and objects, without recursion; stops one level past the limit."""
     depth = 0
+    # Level by level, since recursion could itself be too deep.
     level = [value]
     while level and depth <= JSON_NESTING:
         containers = [item for item in level if isinstance(item, (dict, list))]
@@ -154,6 +156,7 @@ def read_beginning(path: Path | str, count: int) -> bytes:
     Raises:
         ArtifactError: when it is missing, not a regular file, or unreadable.
     """
+    # Checked by name first: opening a pipe would wait for a writer.
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             raise ArtifactError(f"{path} is not a regular file")

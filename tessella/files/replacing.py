@@ -62,6 +62,7 @@ def made_here(path: Path | str) -> bool:
     path = Path(path)
     if path.is_dir():
         return _made_directory(path)
+    # The extension says what to look for, the content decides.
     recognise = _RECOGNISERS.get(path.suffix.lower())
     if recognise is None:
         return False
@@ -72,6 +73,7 @@ def made_here(path: Path | str) -> bool:
 
 
 def _made_directory(path: Path) -> bool:
+    # Any of these files makes a directory one of ours; what each holds is checked below.
     records = ("config.json", "run.json", "made.json", "demo.json")
     if not any(path.iterdir()):
         return True

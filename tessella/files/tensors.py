@@ -29,6 +29,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None
     """
     from safetensors.torch import save_file
 
+    # safetensors only stores contiguous tensors, and the digest reads their memory directly.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", "sha256": _digest(contiguous)}
     with atomic_file(path) as temporary:
@@ -90,6 +91,7 @@ def read_tensors_header(path: Path | str) -> TensorsHeader:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ArtifactError(f"{path} is damaged: the metadata in its header are not a JSON object")
+    # Everything else in the header describes a tensor.
     tensors = {}
     for name, entry in header.items():
         tensors[name] = _stored_tensor(entry, 8 + length, size, f"{path}: the tensor {name!r}")
@@ -106,6 +108,7 @@ def _stored_tensor(entry: object, begin: int, size: int, where: str) -> StoredTe
         where: name of file and tensor, for messages.
     """
     try:
+        # Whatever is wrong with an entry ends in one of the errors below.
         assert isinstance(entry, dict)
         dtype = entry["dtype"]
         shape = tuple(entry["shape"])
@@ -135,6 +138,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     except Exception as error:
         # Readers built on native code report a damaged header as errors of several kinds.
         raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error
+    # Files of other programs have no checksum, and are only as good as their format.
     if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
         raise ArtifactError(f"{path} is damaged: its tensors differ from those that were written")
     return tensors
@@ -145,6 +149,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     import torch
 
     digest = hashlib.sha256()
+    # In the order of names, so that the order of the mapping does not matter.
     for name, tensor in sorted(tensors.items()):
         facts = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(facts).encode())

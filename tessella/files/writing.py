@@ -154,6 +154,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        # The files are on disk already; the lists of names in folders are not.
         for item in partial.rglob("*"):
             if item.is_dir():
                 _flush(item)
@@ -195,6 +196,7 @@ def sweep(folder: Path | str, name: str = "*") -> None:
             if not old.is_dir():
                 continue
             original = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            # The kill came after both renames, or between them.
             if original.exists():
                 shutil.rmtree(old)
             else:
@@ -230,6 +232,7 @@ def make_directory(path: Path | str) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: the file system may be read-only.
         probe = path / f".probe.{os.getpid()}.partial"
         probe.touch()
         probe.unlink()

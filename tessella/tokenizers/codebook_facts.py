@@ -113,6 +113,7 @@ class Facts:
     @property
     def undertrained(self) -> bool:
         """Whether training was too short to judge the codebook; False if that is unknown."""
+        # Without a count of batches, training gets the benefit of the doubt.
         if self.steps is None:
             return False
         if self.steps < MIN_STEPS:
@@ -128,6 +129,7 @@ class Facts:
         >>> Facts(0, 1, 2, 3, 512, 0, 0, 0.0, 0.0).name
         'grid 0, depth 1'
         """
+        # Only what distinguishes this codebook from the others.
         words = []
         if self.grids > 1:
             words.append(f"grid {self.grid}")
@@ -249,6 +251,7 @@ def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
             inside.update(id(part) for part in module.modules())
     grids = tokenizer.grids()
     found = [(quantizer.levels, quantizer.depth) for quantizer in outermost]
+    # A mismatch means that the order of modules says nothing about the grids.
     wanted = [(grid.levels, grid.channels) for grid in grids]
     if found != wanted:
         return [None] * len(grids)
@@ -272,6 +275,7 @@ def _codes_at_depth(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
     """
     if not quantizer.learns_codes or quantizer.levels > MAX_COMPARED:
         return None
+    # A quantizer without any tensor works on the CPU.
     device = torch.device("cpu")
     for tensor in itertools.chain(quantizer.parameters(), quantizer.buffers()):
         device = tensor.device
@@ -296,6 +300,7 @@ def twins(codes: torch.Tensor) -> int:
     centred = codes.double() - codes.double().mean(0)
     squares = centred.square().sum(1)
     distances = torch.empty(len(codes), dtype=torch.float64)
+    # A block of rows at a time, so that no matrix of all pairs is formed.
     for rows in torch.arange(len(codes)).split(COMPARED_AT_ONCE):
         # |a - b|^2 = a^2 + b^2 - 2 a.b; the distance of a code to itself does not count.
         found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
@@ -326,6 +331,7 @@ def _variance_shares(
     for count, table in zip(counts, tables, strict=True):
         if table is None:
             return unknown
+        # Codes that are used more often count for more; 0/0 is kept out.
         weights = (count / count.sum().clamp_min(1)).unsqueeze(1)  # [codes, 1]
         mean = (weights * table).sum(0)  # [dim]
         variances.append(float((weights * (table - mean).square()).sum()))

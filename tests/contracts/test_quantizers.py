@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tessella.distributed import join
+from tessella.distributed import join_batch
 from tessella.errors import ConfigError, InputError
 from tessella.tokenizers.quantizers import (
     QUANTIZERS,
@@ -652,7 +652,7 @@ def spread_of_halves(part: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tens
     """The gradient of the entropy of signs, by a linear layer's weight."""
     weight = vectors(DIM, DIM, seed=4).requires_grad_()
     logits = part(vectors(200, DIM)) @ weight
-    entropy_of_mean(logits, join(logits)).backward()
+    entropy_of_mean(logits, join_batch(logits)).backward()
     assert weight.grad is not None
     return weight.grad
 

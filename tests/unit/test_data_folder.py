@@ -73,9 +73,9 @@ def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def counted(file: io.BufferedIOBase) -> decode.Opened:
         calls.append(1)
-        return decode.begin(file)
+        return decode.open_image(file)
 
-    monkeypatch.setattr("tessella.data.image_files.begin", counted)
+    monkeypatch.setattr("tessella.data.image_files.open_image", counted)
     part = load(DataConfig(f"folder:{tmp_path}"), "valid")
     assert len(calls) == len(part) < 10
     calls.clear()

@@ -23,7 +23,7 @@ from PIL import Image
 from tessella.config import DataConfig
 from tessella.data import ImageSet, image_files, load, pixel_conversion
 from tessella.data import decode as decode_module
-from tessella.data.decode import UnusableImage, begin, decode
+from tessella.data.decode import UnusableImage, decode, open_image
 from tessella.data.formats import jpeg
 from tessella.errors import DataError, InputError, TessellaWarning
 
@@ -445,7 +445,7 @@ def test_sizes_mixed(tmp_path: Path) -> None:
 
 
 def slow_at_random(file: io.BufferedIOBase) -> decode_module.Opened:
-    opened = begin(file)
+    opened = open_image(file)
     time.sleep(opened.data[-20] / 20_000)
     return opened
 
@@ -463,7 +463,7 @@ def test_threads_keep_the_order(
     files["005.png"] = b""
     fill(tmp_path / "x", files)
     (tmp_path / "x").rename(tmp_path / "y")
-    monkeypatch.setattr(image_files, "begin", slow_at_random)
+    monkeypatch.setattr(image_files, "open_image", slow_at_random)
     sets = []
     for threads in (1, 6):
         monkeypatch.setattr(image_files, "worker_count", lambda: threads)  # noqa: B023
@@ -483,9 +483,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def begin_and_count(file: io.BufferedIOBase) -> decode_module.Opened:
         calls.append(1)
-        return begin(file)
+        return open_image(file)
 
-    monkeypatch.setattr(image_files, "begin", begin_and_count)
+    monkeypatch.setattr(image_files, "open_image", begin_and_count)
     return calls
 
 
@@ -523,9 +523,9 @@ def test_large_images_are_decoded_one_at_a_time(
         time.sleep(0.002)
         with guard:
             inside[0] -= 1
-        return decode_module.finish(opened, channels)
+        return decode_module.decode_pixels(opened, channels)
 
-    monkeypatch.setattr(image_files, "finish", watched)
+    monkeypatch.setattr(image_files, "decode_pixels", watched)
     monkeypatch.setattr(image_files, "worker_count", lambda: 4)
     of(tmp_path)
     assert most[0] > 1

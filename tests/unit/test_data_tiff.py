@@ -330,4 +330,4 @@ def test_the_memory_of_a_tile_is_counted() -> None:
     tags = tags_of(compression=8, t322=16384, t323=16384)
     content = tiff_of(tags, [zlib.compress(b"x")], tiled=True)
     with pytest.raises(UnusableImage, match="take up to 1,0.. MB to decode"):
-        decode_module.begin(io.BytesIO(content))
+        decode_module.open_image(io.BytesIO(content))

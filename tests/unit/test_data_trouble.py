@@ -57,7 +57,7 @@ def of(root: Path, **options: Any) -> ImageSet:
 
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
-@pytest.mark.parametrize("step", ["begin", "finish"])
+@pytest.mark.parametrize("step", ["open_image", "decode_pixels"])
 def test_a_passing_failure_ends_loading_and_is_not_stored(
     photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, step: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_file_that_vanishes_is_skipped(photos: Path, monkeypatch: pytest.Monke
     def vanished(*_: Any) -> Any:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    monkeypatch.setattr(image_files, "begin", vanished)
+    monkeypatch.setattr(image_files, "open_image", vanished)
     with pytest.raises(
         DataError, match=f"3 of 8 files .*cannot be read: {os.strerror(errno.ENOENT)}"
     ):
@@ -204,13 +204,13 @@ def test_finished_images_hold_their_share_until_they_are_taken(
     """With room for one image, nothing is decoded while the one before it has not been taken
     over."""
     finished: list[int] = []
-    finish = decode_module.finish
+    decode_pixels = decode_module.decode_pixels
 
     def noted(opened: decode_module.Opened, channels: int) -> Image.Image:
         finished.append(1)
-        return finish(opened, channels)
+        return decode_pixels(opened, channels)
 
-    monkeypatch.setattr(image_files, "finish", noted)
+    monkeypatch.setattr(image_files, "decode_pixels", noted)
     monkeypatch.setattr(image_files, "worker_count", lambda: 4)
     monkeypatch.setattr(image_files, "MAX_TOGETHER", 1)
     seen: list[int] = []

@@ -31,8 +31,8 @@ from tessella.nn.stepping.runners import Runner, create_runner
 __all__ = [
     "Matrix",
     "Moving",
-    "OperationWriter",
     "Operand",
+    "OperationWriter",
     "Places",
     "Plane",
     "Program",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from tessella.distributed import JoinedBatch, joined_rows, process_count, sum_over_processes
 from tessella.errors import ConfigError, InputError
@@ -150,11 +149,11 @@ def flag_not_finite(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: object, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return codes.to(z.dtype)  # [..., dim]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
 
 
@@ -169,7 +168,7 @@ def straight_through(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 class _MeanSquare(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
         size = max(1, z.numel())
         if z.device.type == "cpu":
@@ -184,8 +183,10 @@ class _MeanSquare(torch.autograd.Function):
         return total / max(1, z.numel())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        z, codes = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # torch declares a tuple of one tensor; it holds as many as were saved.
+        saved: tuple[torch.Tensor, ...] = ctx.saved_tensors
+        z, codes = saved
         # d mean((z - e)^2) / dz = 2 (z - e) / n
         return (z - codes).mul_(gradients[0] * (2 / max(1, z.numel()))), None
 

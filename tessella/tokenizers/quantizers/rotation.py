@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 
@@ -39,14 +38,16 @@ class RotationQuantizer(EMAVectorQuantizer):
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
         return codes.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient = gradients[0]
-        z, codes = ctx.saved_tensors
+        # torch declares a tuple of one tensor; it holds as many as were saved.
+        saved: tuple[torch.Tensor, ...] = ctx.saved_tensors
+        z, codes = saved
         length = z.norm(dim=-1, keepdim=True)
         code_length = codes.norm(dim=-1, keepdim=True)
         unit = z / length
