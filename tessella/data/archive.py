@@ -117,7 +117,7 @@ def _read_end(file: BinaryIO, record: bytes, offset: int) -> _Directory | None:
 
 
 def _read_end64(file: BinaryIO, end: int) -> _Directory | None:
-    """The directory of a Zip64 archive, whose end record lies at ``end``."""
+    """The directory of a Zip64 archive, whose end record is at ``end``."""
     if end < _LOCATOR_LENGTH + _END64_LENGTH:
         return None
     file.seek(end - _LOCATOR_LENGTH)

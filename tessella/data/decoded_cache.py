@@ -151,7 +151,7 @@ class StoredImages:
         """The images at ``indices`` (``[k]``, each in 0..n-1); neighbours share one read."""
         found = np.empty((len(indices), *self.shape[1:]), np.uint8)
         flat = found.reshape(-1)
-        # A run of neighbours ends where the next place is not the next number.
+        # A run of neighbours ends where the next index does not follow.
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
         starts = [0, *breaks.tolist()]
         ends = [*breaks.tolist(), len(indices)]

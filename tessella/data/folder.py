@@ -129,7 +129,7 @@ class FolderSource(Source):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether image files lie in a folder, its first sub-folders, or a zip file."""
+        """Whether there are image files in a folder, its sub-folders, or a zip file."""
         try:
             if path.is_dir():
                 # Only a guess, for an error message: data sets can have millions of files.

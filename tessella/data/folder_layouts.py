@@ -74,7 +74,7 @@ class Division:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, sorted; ``()`` where there are none."""
+        """Names of the classes, sorted; ``()`` if there are none."""
         if not self.given and not all(self.classes):
             return ()
         return tuple(sorted(set(self.classes) - {""}))
@@ -214,7 +214,7 @@ def _not_splits(folders: set[str]) -> str:
 def _with_annotations(files: Listing, division: Division) -> Division:
     """Classes of Tiny ImageNet's validation images, from ``val_annotations.txt`` beside them.
 
-    Its lines are ``val_0.JPEG<tab>n03444034<tab>box``; the images lie in ``val/images``, a folder
+    Its lines are ``val_0.JPEG<tab>n03444034<tab>box``; the images are in ``val/images``, a folder
     that is not a class.
     """
     found = files.named("val_annotations.txt")

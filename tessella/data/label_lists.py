@@ -69,7 +69,7 @@ def read_table(path: str, text: str) -> Table:
         delimiter = ","
         if extension == ".tsv":
             delimiter = "\t"
-        # Spreadsheets write semicolons where the comma is the decimal sign.
+        # Spreadsheets write semicolons if the comma is the decimal sign.
         if delimiter == "," and lines and "," not in lines[0] and ";" in lines[0]:
             delimiter = ";"
         try:

@@ -93,7 +93,7 @@ def check_resized(shape: Sequence[int]) -> None:
     Raises:
         InputError: when they would take more than :data:`MAX_RESIZED_BYTES`.
     """
-    size = math.prod(shape)  # one byte a value
+    size = math.prod(shape)  # one byte per value
     if size > MAX_RESIZED_BYTES:
         count, height, width, channels = shape
         raise InputError(

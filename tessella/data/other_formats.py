@@ -49,7 +49,7 @@ def with_advice(message: str, described: str) -> str:
 
 
 def describe_content(name: str, head: bytes, members: list[str] | None = None) -> str:
-    """:func:`describe` for a file that may lie in an archive.
+    """:func:`describe` for a file that may be inside an archive.
 
     Args:
         name: its name.

@@ -31,7 +31,7 @@ def load(config: DataConfig, split: str) -> ImageSet:
     Returns:
         the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a
         folder are decoded into a file once and read from there
-        (:mod:`tessella.data.decoded_cache`), except where they are binarized, which takes the whole
+        (:mod:`tessella.data.decoded_cache`), except if they are binarized, which takes the whole
         array. With ``binarize="dynamic"`` the training images stay grey, for
         :func:`tessella.data.augment` to draw; valid and test get the fixed draw.
 

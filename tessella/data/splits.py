@@ -4,7 +4,7 @@
 - :func:`tail_split`: the last images of the training set become ``valid``, for data sets that come
   with a test set.
 - :func:`by_hash`: by a hash of each image's relative path, for folders.
-- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
+- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, if a folder has them.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
 
     Args:
         names: the relative path of each file.
-        splits: the split of each file; changed where one was missing.
+        splits: the split of each file; changed if one was missing.
 
     Returns:
         what was done, to be appended to the rule; empty if nothing was missing.

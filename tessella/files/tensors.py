@@ -118,7 +118,7 @@ def _stored_tensor(entry: object, begin: int, size: int, where: str) -> StoredTe
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} has no readable entry in the header") from error
     if not is_whole or begin + last > size or (last - first) * 8 != bits:
-        raise ArtifactError(f"{where} does not have as many bytes in the file as its shape needs")
+        raise ArtifactError(f"{where} has a different number of bytes in the file than it needs")
     return StoredTensor(dtype, shape, begin + first, begin + last)
 
 

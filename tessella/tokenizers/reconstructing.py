@@ -294,7 +294,7 @@ def pad_images(images: torch.Tensor, stride: int) -> torch.Tensor:
     Sides are padded to multiples of ``stride`` by repeating the last row and column.
     """
     x = (2 * images - 1).permute(0, 3, 1, 2)
-    # Repeated edges look like images; zeros would be a grey border that needs codes of its own.
+    # Repeated edges look like images; zeros would be a grey border that wastes codes.
     return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
 
 

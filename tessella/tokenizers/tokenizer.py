@@ -112,7 +112,7 @@ class Tokenizer(nn.Module, ABC):
         """Features of float images ``[n, h, w, channels]`` in 0..1, before they are discretized.
 
         Returns:
-            ``[n, h', w', features]``, one such tensor for each grid where there are several.
+            ``[n, h', w', features]``, or one such tensor for each grid if there are several.
         """
 
     @abstractmethod
@@ -377,10 +377,10 @@ def _as_tensor(images: object) -> torch.Tensor:
 def _conversion(images: torch.Tensor) -> str:
     """The code that converts images of another type, for an error message."""
     if images.is_floating_point():
-        return "for values in 0..1 convert them with np.round(images * 255).astype(np.uint8)"
+        return "for values in 0..1, convert them with np.round(images * 255).astype(np.uint8)"
     if images.dtype == torch.bool:
         return "convert them with images.astype(np.uint8) * 255"
-    return "if all values lie in 0..255 convert them with images.astype(np.uint8)"
+    return "if all values are in 0..255, convert them with images.astype(np.uint8)"
 
 
 def images_at_once(pixels: int) -> int:

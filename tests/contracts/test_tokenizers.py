@@ -259,7 +259,7 @@ def test_float_images_are_refused_with_the_line_that_converts_them(name: str) ->
         (some(2, (6, 5), 2).transpose(0, 3, 1, 2), "channels come last"),
         (some()[..., 0], r"images\[..., None\]"),
         (some()[0, 0], r"\[batch, height, width, channels\], got \[5, 2\]"),
-        (some().astype(np.int64), r"got torch.int64; if all values lie in 0..255"),
+        (some().astype(np.int64), r"got torch.int64; if all values are in 0..255"),
         (some() > 100, r"astype\(np.uint8\) \* 255"),
         (some()[:, :0], "at least 1x1"),
         (np.array(["a"]), "must be a uint8 array"),

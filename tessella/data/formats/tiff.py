@@ -129,7 +129,7 @@ class TiffDirectory:
         bits = self.numbers(TiffTag.BITS_PER_SAMPLE, (1,))
         samples = self.number(TiffTag.SAMPLES, len(bits))
         if samples > MAX_SAMPLES:
-            raise ValueError(f"{samples:,} samples a pixel")
+            raise ValueError(f"{samples:,} samples per pixel, at most {MAX_SAMPLES} are read")
         if len(bits) == 1:
             return bits * samples
         return bits[:samples]

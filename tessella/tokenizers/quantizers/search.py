@@ -1,10 +1,10 @@
 """Find the nearest code of every vector, in little memory; sums by code; k-means.
 
 No matrix of all vectors by all codes is ever formed. On a CPU, in float32, a compiled search keeps
-the scores in registers (``tessella/kernel/search.cpp``); everywhere else, and where there is no
-compiler, torch compares a block of vectors with all codes at a time. Both compute the score ``e^2 -
-2 z.e`` in the type of the codebook, and of equal scores the lowest index wins, so they only differ
-at near-ties.
+the scores in registers (``tessella/kernel/search.cpp``); everywhere else, and without a compiler,
+torch compares a block of vectors with all codes at a time. Both compute the score ``e^2 - 2 z.e``
+in the type of the codebook, and of equal scores the lowest index wins, so they only differ at
+near-ties.
 """
 
 from __future__ import annotations
