@@ -207,6 +207,7 @@ def examine(
 def _usage_of(count: torch.Tensor) -> _Usage:
     """The facts that follow from the counts ``[codes]`` of one codebook."""
     total = float(count.sum())
+    # Without any vector, no code has a share.
     return {
         "codes": len(count),
         "vectors": int(total),

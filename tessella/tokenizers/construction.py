@@ -112,6 +112,7 @@ def construct(
             fields.setdefault(argument.parameter, {})[argument.name] = value
         else:
             given[argument.parameter] = value
+    # Fields that were not given keep the values of the class's default object.
     parameters = inspect.signature(cls).parameters
     for parameter, options in fields.items():
         given[parameter] = dataclasses.replace(parameters[parameter].default, **options)
@@ -132,6 +133,7 @@ def _checked(known: list[Argument], arguments: Mapping[str, object], where: str)
     missing = [part.name for part in known if part.required and part.name not in arguments]
     if missing:
         raise ConfigError(f"{where} needs {', '.join(missing)}")
+    # In the form that make_dataclass takes: (name, type) or (name, type, field).
     fields: list[Any] = []
     for argument in known:
         if argument.required:

@@ -64,6 +64,7 @@ class IdentityTokenizer(Tokenizer):
             "levels": self.levels,
         }
 
+    # The features of pixels are the pixels themselves.
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
@@ -80,6 +81,7 @@ class IdentityTokenizer(Tokenizer):
 def _symbols_of_values(levels: int) -> torch.Tensor:
     """The symbol of each value: ``int64 [256]``."""
     values = torch.arange(256)
+    # The high bits are the usual way to reduce depth; rounding makes cells of unequal size.
     is_power_of_two = levels & (levels - 1) == 0
     if is_power_of_two:
         bits = levels.bit_length() - 1

@@ -355,7 +355,7 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
     hint = ""
     # The most likely mistake is torch's order of axes.
     if images.shape[1] in allowed:
-        hint = "; put the channels last with np.moveaxis(images, 1, -1)"
+        hint = "; the channels come last: np.moveaxis(images, 1, -1)"
     raise InputError(
         f"images must have {wanted} channels, got {given} in shape {list(images.shape)}{hint}"
     )

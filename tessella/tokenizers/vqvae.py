@@ -66,6 +66,7 @@ class VQVAE(SingleGridTokenizer):
         likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
+        # All sizes are checked before anything is built, which may take much memory.
         stages = check_downsample(downsample, least=1)
         check_count("hidden", hidden, 2, MAX_WIDTH)
         check_count("residual_blocks", residual_blocks, 0, MAX_BLOCKS)

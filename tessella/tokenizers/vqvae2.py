@@ -79,6 +79,7 @@ class VQVAE2(ReconstructingTokenizer):
         likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
+        # All sizes are checked before anything is built, which may take much memory.
         stages = check_downsample(downsample, least=2)
         check_count("hidden", hidden, 2, MAX_WIDTH)
         check_count("residual_hidden", residual_hidden, 1, MAX_WIDTH)

@@ -440,7 +440,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed(name: str) -> None:
             r"256, 1024, 4096, 16384, 65536, got 512.*levels=\[8, 5, 5, 5\]",
         ),
         ("fsq", {"levels": [2, 5]}, r"at least 3 each, got \[2, 5\].*lfq"),
-        ("fsq", {"levels": [1000, 1000, 1000]}, "1000000000 codes"),
+        ("fsq", {"levels": [1000, 1000, 1000]}, "1,000,000,000 codes"),
         ("fsq", {"levels": [8, 5.5]}, "levels must be of type int"),
         ("lfq", {"codebook_size": 1000}, "power of two.*got 1000; take 512 or 1024"),
         ("lfq", {"temperature": 0.0}, "temperature above 0"),
