@@ -223,14 +223,14 @@ class PixelMixture(Distribution):
         self.head = head
         self.parameters = parameters
 
-    def given(self, x: torch.Tensor) -> LogisticMixture:
+    def conditionals(self, x: torch.Tensor) -> LogisticMixture:
         """The univariate mixture of each symbol of ``x [..., channels]`` given the channels before
         it."""
         steps = self.head.unroll(self.parameters, x, self.head.grid.channels)
         return LogisticMixture(torch.stack(steps, dim=-2), self.head.grid.levels)
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        return self.given(x).log_prob(x)
+        return self.conditionals(x).log_prob(x)
 
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
         if x is None:
@@ -238,7 +238,7 @@ class PixelMixture(Distribution):
                 "the table of a joint distribution needs x: "
                 "the channels of a pixel depend on each other"
             )
-        return self.given(x).table()
+        return self.conditionals(x).table()
 
     def mode(self) -> torch.Tensor:
         state = self.head.start(self.parameters)

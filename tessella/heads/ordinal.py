@@ -9,7 +9,7 @@ from tessella.grid import Grid
 from tessella.heads.categorical import Categorical, CategoricalHead
 from tessella.heads.head import Distribution, at_least_float32
 
-MOST_ORDINAL = 4096
+MAX_LEVELS = 4096
 """Levels of an ordinal head: the square root of its covariance takes their cube in time, their
 square in memory."""
 
@@ -28,7 +28,7 @@ class OrdinalHead(CategoricalHead):
     still expressible, as by the softmax.
 
     Raises:
-        ConfigError: above ``MOST_ORDINAL`` levels.
+        ConfigError: above ``MAX_LEVELS`` levels.
     """
 
     name = "ordinal"
@@ -36,9 +36,9 @@ class OrdinalHead(CategoricalHead):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
-        if grid.levels > MOST_ORDINAL:
+        if grid.levels > MAX_LEVELS:
             raise ConfigError(
-                f"the ordinal head takes at most {MOST_ORDINAL:,} levels, got {grid.levels:,}: "
+                f"the ordinal head takes at most {MAX_LEVELS:,} levels, got {grid.levels:,}: "
                 "take head='categorical'"
             )
         self._roots: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}

@@ -35,7 +35,7 @@ from tessella.errors import ArtifactError, TessellaWarning
 SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search.cpp"))
 HEADER = Path(__file__).parent / "vector.h"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
+FLAG_SETS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
 """Flags that are tried in turn. OpenMP's threads are torch's own where both use the same
 runtime."""
 
@@ -70,25 +70,25 @@ def describe() -> str:
     if os.environ.get("TESSELLA_KERNEL", "1") == "0":
         return "no, TESSELLA_KERNEL=0 turns them off"
     if library() is None:
-        return f"no: {_try()[1]}"
+        return f"no: {_load_or_explain()[1]}"
     return "; ".join(["yes", *_notes])
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The loaded library; None where it cannot be built."""
-    return _try()[0]
+    return _load_or_explain()[0]
 
 
 @cache
-def _try() -> tuple[ctypes.CDLL | None, str]:
+def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why."""
     name = os.environ.get("CXX", "c++")
     compiler = shutil.which(name)
     if compiler is None:
         return None, f"there is no C++ compiler {name} (CXX names one)"
     reason = ""
-    for flags in WAYS:
+    for flags in FLAG_SETS:
         try:
             return _loaded(compiler, flags), ""
         except subprocess.CalledProcessError as error:
@@ -106,27 +106,27 @@ def _try() -> tuple[ctypes.CDLL | None, str]:
 
 def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     """The kept library, or one that is built now and kept."""
-    path = _path(compiler, flags)
-    keeps = path.is_absolute() and _is_private_folder(path.parent)
-    if keeps and path.exists():
+    path = _library_path(compiler, flags)
+    can_cache = path.is_absolute() and _is_private_folder(path.parent)
+    if can_cache and path.exists():
         with contextlib.suppress(OSError, AttributeError):
-            if _is_as_written(path):
-                return _declared(ctypes.CDLL(str(path)))
+            if _is_intact(path):
+                return _with_signatures(ctypes.CDLL(str(path)))
         if _digest_path(path).exists():  # not so of libraries that early versions left
-            _say(f"the compiled kernel {path} is damaged: it is built again")
-    with _workshop(path.parent if keeps else None) as workshop:
-        built = workshop / path.name
+            _warn_once(f"the compiled kernel {path} is damaged: it is built again")
+    with _build_folder(path.parent if can_cache else None) as build_folder:
+        built = build_folder / path.name
         command = [compiler, *flags, "-o", str(built), *map(str, SOURCES)]
         # Compilers write their temporary files to TMPDIR.
-        environment = {**os.environ, "TMPDIR": str(workshop)}
+        environment = {**os.environ, "TMPDIR": str(build_folder)}
         subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT, env=environment)
-        loaded = _declared(ctypes.CDLL(str(built)))
-        if keeps:
-            _keep(built, path)
+        loaded = _with_signatures(ctypes.CDLL(str(built)))
+        if can_cache:
+            _store(built, path)
     return loaded
 
 
-def _keep(built: Path, path: Path) -> None:
+def _store(built: Path, path: Path) -> None:
     """Copy a new library to the cache; where that fails, it serves this process alone."""
     content = built.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -136,7 +136,7 @@ def _keep(built: Path, path: Path) -> None:
         files.write_bytes(path, content, private=True)
     except ArtifactError as error:
         cause = error.__cause__
-        _serves_alone(str(error), is_full=isinstance(cause, OSError) and cause.errno == ENOSPC)
+        _note_not_cached(str(error), is_full=isinstance(cause, OSError) and cause.errno == ENOSPC)
 
 
 def _is_private_folder(folder: Path) -> bool:
@@ -149,9 +149,9 @@ def _is_private_folder(folder: Path) -> bool:
             return True
     except OSError as error:
         problem = f"cannot write {folder}: {files.reason(error)}"
-        _serves_alone(problem, is_full=error.errno == ENOSPC)
+        _note_not_cached(problem, is_full=error.errno == ENOSPC)
         return False
-    _say(
+    _warn_once(
         f"{folder} is not used for the compiled kernel, which each process then builds: it must"
         " be a folder of yours that nobody else can write (chmod 700)"
     )
@@ -170,7 +170,7 @@ def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
     return is_kind(facts.st_mode) and is_own and not is_writable_by_others
 
 
-def _is_as_written(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     """Whether a kept library is the user's, and has the content that it was written with."""
     digest = _digest_path(path)
     if not (_is_private(path, stat.S_ISREG) and _is_private(digest, stat.S_ISREG)):
@@ -183,7 +183,7 @@ def _digest_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _workshop(kept_in: Path | None) -> Iterator[Path]:
+def _build_folder(kept_in: Path | None) -> Iterator[Path]:
     """A folder to build in, on a disk that has the space.
 
     A compiler that runs out of space takes its time to find out, in every process.
@@ -195,32 +195,32 @@ def _workshop(kept_in: Path | None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if shutil.disk_usage(folder).free < BUILD_BYTES:
                 continue
-            workshop = tempfile.TemporaryDirectory(dir=folder, prefix=".build-")
+            build_folder = tempfile.TemporaryDirectory(dir=folder, prefix=".build-")
             break
     else:
         places = " and ".join(str(folder) for folder in candidates)
         raise BuildError(f"there is no space to build the kernel: {places} are full")
-    with workshop as path:
+    with build_folder as path:
         yield Path(path)
 
 
-def _serves_alone(problem: str, is_full: bool) -> None:
+def _note_not_cached(problem: str, is_full: bool) -> None:
     """Note that the library was not kept; warn of a full disk, since each process builds it."""
     message = (
         f"the compiled kernel serves this process alone, and the next one builds it: {problem}"
     )
     _notes.append(message)
     if is_full:
-        _say(message)
+        _warn_once(message)
 
 
 @cache
-def _say(message: str) -> None:
+def _warn_once(message: str) -> None:
     """Warn, once a process."""
     warnings.warn(message, TessellaWarning, stacklevel=2)
 
 
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions.
 
     Raises:
@@ -243,7 +243,7 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     return loaded
 
 
-def _path(compiler: str, flags: tuple[str, ...]) -> Path:
+def _library_path(compiler: str, flags: tuple[str, ...]) -> Path:
     """Where the library is kept, named by all that it is made of."""
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT

@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 FIRST_REACH = 3
 """How far the first layer's 7 x 7 convolution sees."""
 
-EMBEDDED = 16
+EMBEDDING_WIDTH = 16
 """Length of the vector of a symbol."""
 
 
@@ -65,7 +65,7 @@ class SteppedLayer(ABC):
     """A layer on the memory of a step."""
 
     @abstractmethod
-    def entering(self, group: int) -> Operand:
+    def group_input(self, group: int) -> Operand:
         """Where the layer takes a group of its input at the ``column``, ``[batch, features]``."""
 
     @abstractmethod
@@ -161,7 +161,7 @@ class SteppedGroupedOutput:
             assert isinstance(linear, nn.Linear)
             self._last.append((step.memory.matrix(linear.weight.T), linear.bias.detach()))
 
-    def entering(self, group: int) -> Operand:
+    def group_input(self, group: int) -> Operand:
         """Where a group of features goes, after a ReLU."""
         return self._inputs[:, self._input_slices[group]]
 
@@ -256,13 +256,13 @@ class ChannelMasked(DensityModel):
         self.hidden = hidden
         self.last = last
         self.dropout = dropout
-        self.embedding = ChannelEmbedding(grid, EMBEDDED)
+        self.embedding = ChannelEmbedding(grid, EMBEDDING_WIDTH)
         self.first = GroupedConvolution(
             self.groups,
-            grid.channels * EMBEDDED,
+            grid.channels * EMBEDDING_WIDTH,
             2 * hidden,
             above=FIRST_REACH,
-            aside=FIRST_REACH,
+            side=FIRST_REACH,
             inclusive=False,
         )
         # A class adds to every layer; one table holds the numbers of all of them.
@@ -391,7 +391,7 @@ class ChannelMasked(DensityModel):
         # The place before the column: the pixel to the left.
         to_the_left = replace(pixels, margin=pixels.margin - 1)
         for channel, symbol in enumerate(symbols):
-            part = slice(channel * EMBEDDED, (channel + 1) * EMBEDDED)
+            part = slice(channel * EMBEDDING_WIDTH, (channel + 1) * EMBEDDING_WIDTH)
             # The last channel is seen by no group of its pixel; with a joint head no channel is.
             if channel < len(groups) - 1:
                 # Seen by the next group of the same pixel.
@@ -412,13 +412,13 @@ class ChannelMasked(DensityModel):
         output: SteppedGroupedOutput,
     ) -> None:
         """Append the way of a group from the symbols known to the output."""
-        entry.write_group(program, group, layers[0].entering(group))
+        entry.write_group(program, group, layers[0].group_input(group))
         for layer, following in pairwise(layers):
-            layer.write_group(program, group, following.entering(group), "")
+            layer.write_group(program, group, following.group_input(group), "")
         # The output begins with a ReLU, which the last layer applies on the way.
-        layers[-1].write_group(program, group, output.entering(group), "relu")
+        layers[-1].write_group(program, group, output.group_input(group), "relu")
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {
             "layers": len(self.layers),
             "hidden": self.hidden,

@@ -25,10 +25,10 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.nn.masked import Masked
 from tessella.nn.stepping.state import State
 
-PIECE = 1 << 26
+PASS_VALUES = 1 << 26
 """Numbers that one layer of a pass may hold, about: more images are scored in several passes."""
 
-FEATURES = 1 << 10
+PIXEL_VALUES = 1 << 10
 """Numbers of one pixel in a layer, for the estimate of what a pass holds."""
 
 Result = TypeVar("Result")
@@ -171,10 +171,10 @@ class DensityModel(nn.Module, ABC):
     def _pieces(self, images: torch.Tensor) -> Iterator[slice]:
         """Parts of a batch that are scored at a time."""
         # An estimate serves: it decides about memory and speed, not about results. The parameters
-        # of a pixel outgrow its features where a head has more than ``FEATURES`` of them.
-        features = self.grid.pixels * FEATURES
+        # of a pixel outgrow its features where a head has more than ``PIXEL_VALUES`` of them.
+        features = self.grid.pixels * PIXEL_VALUES
         parameters = self.grid.symbols * self.head.size
-        at_a_time = max(1, PIECE // max(features, parameters))
+        at_a_time = max(1, PASS_VALUES // max(features, parameters))
         # Of no images there is one piece, whose score is empty.
         for start in range(0, max(1, len(images)), at_a_time):
             yield slice(start, start + at_a_time)

@@ -204,7 +204,7 @@ class SteppedDiagonalLayer(SteppedLayer):
             self._states.row, memory.matrix(above_weight), self._above.row, add=left_bias
         )
 
-    def entering(self, group: int) -> Operand:
+    def group_input(self, group: int) -> Operand:
         return self._inputs.features(self._wide[group]).at("column")
 
     @property
@@ -227,7 +227,7 @@ class SteppedDiagonalLayer(SteppedLayer):
         from_right = self.right.features(narrow).at("column")
         program.add(state, from_right, self._both[:, narrow])
         known = self._both[:, : narrow.stop]
-        x = self.entering(group)
+        x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 

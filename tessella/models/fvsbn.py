@@ -10,7 +10,7 @@ with a masked matrix. With two levels there are ``S (S - 1) / 2 + S`` parameters
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,12 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.sequence_model import MASKED, SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence_model import (
+    MASKED_TRAINING_BYTES,
+    SequenceModel,
+    SequenceState,
+    SymbolInputs,
+)
 from tessella.nn.masked import MaskedLinear
 
 
@@ -62,18 +67,18 @@ class FVSBN(SequenceModel[FVSBNState]):
             raise ConfigError(f"fvsbn needs embedding >= 1, got {embedding}")
         self.embedding = embedding
         self.inputs = SymbolInputs(grid, embedding)
-        outputs = self.places * self.free
+        outputs = self.places * self.free_size
         width = self.inputs.width
         self.check_matrix(
             outputs * grid.symbols * width,
             "take a smaller grid, fewer levels, or a head with few parameters "
             "(head='logistic-mixture')",
-            MASKED,
+            MASKED_TRAINING_BYTES,
         )
         self.check_biases()
         # [outputs, inputs]: a place sees the symbols of the places before it.
-        output_place = torch.arange(self.places).repeat_interleave(self.free)
-        input_place = torch.arange(grid.symbols).repeat_interleave(width) // self.group
+        output_place = torch.arange(self.places).repeat_interleave(self.free_size)
+        input_place = torch.arange(grid.symbols).repeat_interleave(width) // self.symbols_per_place
         self.regression = MaskedLinear(input_place < output_place[:, None], bias=False)
         self.regression.weight.data *= 0.3
         self.bias = nn.Parameter(self.free_bias().repeat(self.classes + 1, self.places))
@@ -84,7 +89,7 @@ class FVSBN(SequenceModel[FVSBNState]):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         logits = self.regression(self.inputs(x).flatten(1)) + self.bias[self.class_rows(condition)]
         # [batch, outputs] -> [batch, places, free]
-        free = logits.unflatten(1, (self.places, self.free))
+        free = logits.unflatten(1, (self.places, self.free_size))
         return self.on_grid(self.parameters_from_free(free))
 
     @torch.no_grad()
@@ -96,18 +101,18 @@ class FVSBN(SequenceModel[FVSBNState]):
             inputs=self.bias.new_zeros(batch, self.regression.weight.shape[1]),
         )
 
-    def learn(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
+    def observe(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
         width = self.inputs.width
         # A table for each channel, whose symbols lie in turn.
         vectors = state.table[index % self.grid.channels, symbol]
         state.inputs[:, index * width : (index + 1) * width] = vectors
 
     def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
-        rows = slice(place * self.free, (place + 1) * self.free)
-        known = place * self.group * self.inputs.width
+        rows = slice(place * self.free_size, (place + 1) * self.free_size)
+        known = place * self.symbols_per_place * self.inputs.width
         # Up to what is known the mask is one, so the raw weights serve.
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
         return self.parameters_from_free(logits + self.bias[state.classes, rows])
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {"embedding": self.embedding}

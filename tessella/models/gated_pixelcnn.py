@@ -166,8 +166,8 @@ class GatedPixelCNN(PixelModel):
         gated = step.pixel.zeros(len(layers) * self.hidden)
         outs = gated.split(self.hidden, dim=1)
         for layer, bias, out in zip(layers, self._class_biases(labels), outs, strict=True):
-            given = SteppedCondition(position, bias, plane)
-            stacks = layer.write(step, stacks, given, out, next_side=self.kernel // 2)
+            condition = SteppedCondition(position, bias, plane)
+            stacks = layer.write(step, stacks, condition, out, next_side=self.kernel // 2)
             position = None
         return SteppedFeatures(pixels.at(step.column), self._write_skips(step, layers, gated))
 

@@ -19,7 +19,7 @@ from tessella.grid import LN2, Grid
 from tessella.models.condition import Cond, Condition, split
 from tessella.models.density_model import DensityModel
 
-DEEPEST = 2
+GRIDS = 2
 """Grids that there may be: a model takes the codes of one other grid."""
 
 
@@ -48,10 +48,8 @@ class Hierarchy(nn.Module):
 
     def __init__(self, priors: Sequence[DensityModel]) -> None:
         super().__init__()
-        if len(priors) != DEEPEST:
-            raise ConfigError(
-                f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}"
-            )
+        if len(priors) != GRIDS:
+            raise ConfigError(f"a hierarchy has {GRIDS} priors, coarse to fine, got {len(priors)}")
         # Each prior must be conditioned on the grid of the one before it; the first on none.
         coarser: Grid | None = None
         for prior in priors:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +98,7 @@ class Independent(DensityModel):
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {}
 
     def receptive_field(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -110,13 +110,15 @@ class LSTM(SequenceModel[LSTMState]):
         # They add up, by broadcasting, to [height, width, channels, hidden].
         self.row = nn.Parameter(torch.randn(grid.height, 1, 1, hidden) * 0.3)
         self.column = nn.Parameter(torch.randn(grid.width, 1, hidden) * 0.3)
-        self.channel = nn.Parameter(torch.randn(grid.channels // self.group, hidden) * 0.3)
+        self.channel = nn.Parameter(
+            torch.randn(grid.channels // self.symbols_per_place, hidden) * 0.3
+        )
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
         self.layers = nn.ModuleList()
         for _ in range(layers):
             self.layers.append(nn.LSTM(hidden, hidden, batch_first=True))
         self.drop = nn.Dropout(dropout)
-        self.last = nn.Linear(hidden, self.free)
+        self.last = nn.Linear(hidden, self.free_size)
         with torch.no_grad():
             for layer in self.recurrent():
                 bias: torch.Tensor = layer.get_parameter("bias_hh_l0")
@@ -139,7 +141,7 @@ class LSTM(SequenceModel[LSTMState]):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # Only for its check of the condition.
         self.class_rows(condition)
-        symbols = x.flatten(1).unflatten(1, (self.places, self.group))
+        symbols = x.flatten(1).unflatten(1, (self.places, self.symbols_per_place))
         table = self.embedding.table().flatten(0, 1)
         classes = None
         if self.class_vectors is not None:
@@ -198,8 +200,12 @@ class LSTM(SequenceModel[LSTMState]):
         ``[batch, stop - start, hidden]``."""
         first = max(start - 1, 0)
         before = symbols[:, first : stop - 1]
-        index = torch.arange(first * self.group, (stop - 1) * self.group, device=symbols.device)
-        channel = (index % self.grid.channels).view(-1, self.group)
+        index = torch.arange(
+            first * self.symbols_per_place,
+            (stop - 1) * self.symbols_per_place,
+            device=symbols.device,
+        )
+        channel = (index % self.grid.channels).view(-1, self.symbols_per_place)
         # Symbol k of channel c is row c * levels + k of the table.
         vectors = F.embedding(before + channel * self.grid.levels, table).sum(2)
         # Nothing comes before place 0.
@@ -221,12 +227,12 @@ class LSTM(SequenceModel[LSTMState]):
         state.programs = self._write(state)
         return state
 
-    def learn(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        self._programs(state).symbols[index % self.group].copy_(symbol)
+    def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
+        self._programs(state).symbols[index % self.symbols_per_place].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
         programs = self._programs(state)
-        row, column, channel = self.grid.place(place * self.group)
+        row, column, channel = self.grid.place(place * self.symbols_per_place)
         # For a joint head the place is a pixel, and its channel is 0.
         program = programs.later[channel] if place else programs.first
         program.run(row, column)
@@ -243,7 +249,7 @@ class LSTM(SequenceModel[LSTMState]):
         like = state.constant[0]
         memory = MemoryAllocator(state.memory, len(like), like)
         symbols = []
-        for _ in range(self.group):
+        for _ in range(self.symbols_per_place):
             symbols.append(memory.zeros(dtype=torch.int64))
         parameters = memory.zeros(self.head.size)
         entering = []
@@ -263,9 +269,9 @@ class LSTM(SequenceModel[LSTMState]):
         every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
         table = self.embedding.table().detach()
         for channel, program in enumerate(later):
-            for i in range(self.group):
+            for i in range(self.symbols_per_place):
                 # Counted from the end, which wraps around: before channel 0 comes the last one.
-                program.lookup(symbols[i], table[channel - self.group + i], x)
+                program.lookup(symbols[i], table[channel - self.symbols_per_place + i], x)
         gates = every.zeros(GATES * self.hidden)
         # What enters each layer and, after the last one, the output.
         inputs = [entered[:, : self.hidden] for entered in entering] + [every.zeros(self.hidden)]
@@ -278,10 +284,12 @@ class LSTM(SequenceModel[LSTMState]):
             every.add(inputs[i], hidden, inputs[i + 1])
         # With two levels only the last parameter is free; the first stays zero.
         last = memory.matrix(self.last.weight.T)
-        every.linear(inputs[-1], last, parameters[:, -self.free :], add=self.last.bias.detach())
+        every.linear(
+            inputs[-1], last, parameters[:, -self.free_size :], add=self.last.bias.detach()
+        )
         return LSTMPrograms(first, later, symbols, parameters)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,12 @@ from tessella.grid import Grid
 from tessella.heads import AveragingJointHead, FactoredHead, Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import symbol_field
-from tessella.models.sequence_model import MASKED, SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence_model import (
+    MASKED_TRAINING_BYTES,
+    SequenceModel,
+    SequenceState,
+    SymbolInputs,
+)
 from tessella.nn.condition_embedding import ClassEmbedding
 
 
@@ -119,43 +124,45 @@ class MADE(SequenceModel[MADEState]):
         self.dropout = dropout
         self.mask_seed = mask_seed
         # With a joint head, the components are divided among the sets, so each makes fewer numbers.
-        self.set_head = self._head_of_a_set()
+        self.set_head = self._create_set_head()
         """The head whose parameters the network makes for each set of degrees."""
         if head.joint:
-            self.free //= masks
+            self.free_size //= masks
         self.inputs = SymbolInputs(grid, embedding)
         features = grid.symbols * self.inputs.width
-        outputs = self.places * self.free
+        outputs = self.places * self.free_size
         largest_hidden = hidden * max(hidden, features)
         largest_output = outputs * (features if direct else hidden)
         self.check_matrix(
             max(largest_hidden, largest_output),
             "take a smaller grid, fewer levels, smaller sizes, direct=False, "
             "or head='logistic-mixture'",
-            MASKED,
+            MASKED_TRAINING_BYTES,
         )
         self.check_biases()
         # Made from the seed when a model is loaded, so they are not saved.
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         # The degree of each input: its place, counted from 1.
-        owners = torch.arange(self.places).repeat_interleave(features // self.places) + 1
-        self.register_buffer("owners", owners, persistent=False)
-        self.owners: torch.Tensor
+        input_degrees = torch.arange(self.places).repeat_interleave(features // self.places) + 1
+        self.register_buffer("input_degrees", input_degrees, persistent=False)
+        self.input_degrees: torch.Tensor
         self.layers = nn.ModuleList()
         for i in range(layers):
             self.layers.append(nn.Linear(hidden if i else features, hidden))
-        self.output = nn.Parameter(torch.randn(self.places, self.free, hidden) * 0.3 * hidden**-0.5)
+        self.output = nn.Parameter(
+            torch.randn(self.places, self.free_size, hidden) * 0.3 * hidden**-0.5
+        )
         self.direct: nn.Parameter | None = None
         if direct:
             self.direct = nn.Parameter(torch.randn(outputs, features) * 0.2 * features**-0.5)
-        bias = self.set_head.bias()[-self.free :]
+        bias = self.set_head.bias()[-self.free_size :]
         self.bias = nn.Parameter(bias.repeat(self.places, 1))
         self.class_units = ClassEmbedding(self.classes, layers * hidden) if self.classes else None
         self.class_bias = ClassEmbedding(self.classes, outputs) if self.classes else None
         self.drop = nn.Dropout(dropout)
 
-    def _head_of_a_set(self) -> Head:
+    def _create_set_head(self) -> Head:
         """The head whose parameters the network makes for each set of degrees."""
         if self.masks == 1 or isinstance(self.head, FactoredHead):
             return self.head
@@ -189,7 +196,7 @@ class MADE(SequenceModel[MADEState]):
         # A unit sees units of its degree and below; a place sees units of degrees up to its index,
         # that is, of the places before it.
         degrees = self.degrees[which]
-        before = degrees[layer - 1] if layer else self.owners
+        before = degrees[layer - 1] if layer else self.input_degrees
         if layer < len(degrees):
             after = degrees[layer]
         else:
@@ -202,10 +209,10 @@ class MADE(SequenceModel[MADEState]):
         unit_bias = self._unit_bias(classes)
         bias = self._bias(classes, slice(0, self.places))
         if self.direct is not None:
-            weights = self.direct.unflatten(0, (self.places, self.free))
+            weights = self.direct.unflatten(0, (self.places, self.free_size))
             weights = weights * self._earlier_inputs()[:, None]
             straight = F.linear(inputs, weights.flatten(0, 1))
-            bias = bias + straight.unflatten(1, (self.places, self.free))
+            bias = bias + straight.unflatten(1, (self.places, self.free_size))
         # All sets share weights, inputs and biases; only the masks differ.
         sets = []
         for which in range(self.masks):
@@ -217,8 +224,8 @@ class MADE(SequenceModel[MADEState]):
 
     def _earlier_inputs(self) -> torch.Tensor:
         """Which inputs come before each place: ``bool [places, inputs]``."""
-        places = torch.arange(self.places, device=self.owners.device)
-        return self.owners <= places[:, None]
+        places = torch.arange(self.places, device=self.input_degrees.device)
+        return self.input_degrees <= places[:, None]
 
     def _unit_bias(self, classes: torch.Tensor | slice) -> torch.Tensor:
         """Of the hidden units: ``[batch or 1, layers, hidden]``."""
@@ -231,7 +238,7 @@ class MADE(SequenceModel[MADEState]):
         """Of the outputs of some places: ``[batch or 1, places, free]``."""
         bias = self.bias[None, places]
         if self.class_bias is not None:
-            part = slice(places.start * self.free, places.stop * self.free)
+            part = slice(places.start * self.free_size, places.stop * self.free_size)
             bias = bias + self.class_bias.weight[classes, part].unflatten(1, bias.shape[1:])
         return bias
 
@@ -247,12 +254,12 @@ class MADE(SequenceModel[MADEState]):
             sums = F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i]
             units = self.drop(F.silu(sums))
         weights = self.output * self.mask(which, len(self.layers))[:, None]
-        free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free))
+        free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free_size))
         return self._set_parameters(free + bias)
 
     def _set_parameters(self, free: torch.Tensor) -> torch.Tensor:
         """``[..., free]`` to parameters of a set's head, ``[..., size]``."""
-        return F.pad(free, (self.set_head.size - self.free, 0))
+        return F.pad(free, (self.set_head.size - self.free_size, 0))
 
     def _average(self, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Parameters of the average of the sets, each place given the symbols before it.
@@ -299,7 +306,7 @@ class MADE(SequenceModel[MADEState]):
         return MADEState(
             pixel=None,
             weights=self._weights(orders),
-            inputs=unit_bias.new_zeros(batch, len(self.owners)),
+            inputs=unit_bias.new_zeros(batch, len(self.input_degrees)),
             units=units,
             classes=classes,
             log_weights=equal_weights,
@@ -323,14 +330,14 @@ class MADE(SequenceModel[MADEState]):
         ends = (self.degrees[:, :, None] <= places[:, None]).sum(-1).tolist()
         direct = None
         if self.direct is not None:
-            direct = self.direct.unflatten(0, (self.places, self.free))
+            direct = self.direct.unflatten(0, (self.places, self.free_size))
         return MADEWeights(self.inputs.table(), hidden, ends, output, direct)
 
-    def learn(self, symbol: torch.Tensor, index: int, state: MADEState) -> None:
+    def observe(self, symbol: torch.Tensor, index: int, state: MADEState) -> None:
         width = self.inputs.width
         vectors = state.weights.table[index % self.grid.channels, symbol]
         state.inputs[:, index * width : (index + 1) * width] = vectors
-        if self.masks == 1 or (index + 1) % self.group:
+        if self.masks == 1 or (index + 1) % self.symbols_per_place:
             return
         # The place is complete: Bayes' rule for the weights of the sets.
         if isinstance(self.head, AveragingJointHead):
@@ -345,7 +352,7 @@ class MADE(SequenceModel[MADEState]):
     def predict(self, place: int, state: MADEState) -> torch.Tensor:
         weights = state.weights
         # Of the inputs, those of the places before.
-        known = place * self.group * self.inputs.width
+        known = place * self.symbols_per_place * self.inputs.width
         bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
         if weights.direct is not None:
             bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
@@ -371,7 +378,7 @@ class MADE(SequenceModel[MADEState]):
             The set's free parameters of the place, ``[batch, free]``.
         """
         weights = state.weights
-        inputs = state.inputs[:, : place * self.group * self.inputs.width]
+        inputs = state.inputs[:, : place * self.symbols_per_place * self.inputs.width]
         layers = zip(weights.hidden[which], weights.ends[which], state.units[which], strict=True)
         for packed, ends, units in layers:
             start = ends[place - 1] if place else 0
@@ -383,7 +390,7 @@ class MADE(SequenceModel[MADEState]):
             inputs = units[:, :stop]
         return torch.addmm(bias, inputs, weights.output[which][place, :, : inputs.shape[1]].T)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {
             "layers": len(self.layers),
             "hidden": self.hidden,
@@ -399,10 +406,10 @@ class MADE(SequenceModel[MADEState]):
         for layer in range(len(self.layers) + 1):
             # A weight counts where any set of degrees uses it.
             used = torch.stack([self.mask(which, layer) for which in range(self.masks)]).any(0)
-            weights_each = self.free if layer == len(self.layers) else 1
+            weights_each = self.free_size if layer == len(self.layers) else 1
             masked += int((~used).sum()) * weights_each
         if self.direct is not None:
-            masked += int((~self._earlier_inputs()).sum()) * self.free
+            masked += int((~self._earlier_inputs()).sum()) * self.free_size
         return super().parameter_count() - masked
 
     def receptive_field(self) -> torch.Tensor:
@@ -423,7 +430,7 @@ class MADE(SequenceModel[MADEState]):
 
     def _field(self, which: int) -> torch.Tensor:
         """Which places a set's parameters of each place depend on: ``bool [places, places]``."""
-        paths = torch.eye(self.places)[self.owners - 1].cpu()  # [inputs, places]
+        paths = torch.eye(self.places)[self.input_degrees - 1].cpu()  # [inputs, places]
         for i in range(len(self.layers) + 1):
             # A path through the layer, counted as one however many there are.
             paths = (self.mask(which, i).cpu().float() @ paths).clamp(max=1)

@@ -26,11 +26,11 @@ from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.sequence_model import SequenceModel, SequenceState, SymbolInputs
 
-CHUNK = 1 << 18
+CHUNK_UNITS = 1 << 18
 """Hidden units (of all images of a batch) that are in memory at a time: few, so that the cache of a
 processor holds them."""
 
-CHUNK_CUDA = 1 << 25
+CHUNK_UNITS_CUDA = 1 << 25
 """The same limit on a GPU, where a call costs more than the numbers it works on."""
 
 
@@ -87,9 +87,9 @@ class NADE(SequenceModel[NADEState]):
         self.hidden = hidden
         self.embedding = embedding
         self.inputs = SymbolInputs(grid, embedding)
-        inputs = self.group * self.inputs.width  # of a place
+        inputs = self.symbols_per_place * self.inputs.width  # of a place
         self.check_matrix(
-            self.places * hidden * max(self.free, inputs),
+            self.places * hidden * max(self.free_size, inputs),
             "take a smaller grid, fewer levels, or a head with few parameters "
             "(head='logistic-mixture')",
         )
@@ -97,7 +97,7 @@ class NADE(SequenceModel[NADEState]):
         encode = torch.randn(self.places, inputs, hidden)
         # The sum over all places starts with variance 1.
         self.encode = nn.Parameter(encode * (self.places * inputs) ** -0.5)
-        decode = torch.randn(self.places, hidden, self.free)
+        decode = torch.randn(self.places, hidden, self.free_size)
         self.decode = nn.Parameter(decode * 0.3 * hidden**-0.5)
         self.hidden_bias = nn.Parameter(0.5 * torch.randn(self.classes + 1, hidden))
         self.bias = nn.Parameter(self.free_bias().repeat(self.classes + 1, self.places, 1))
@@ -107,7 +107,9 @@ class NADE(SequenceModel[NADEState]):
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # With a joint head a place is a pixel, and takes in all its channels at once.
-        inputs = self.inputs(x).view(len(x), self.places, self.group * self.inputs.width)
+        inputs = self.inputs(x).view(
+            len(x), self.places, self.symbols_per_place * self.inputs.width
+        )
         classes = self.class_rows(condition)
         running = self.hidden_bias[classes].expand(len(x), -1)
         by_place = inputs.transpose(0, 1)  # [places, batch, inputs]
@@ -121,14 +123,14 @@ class NADE(SequenceModel[NADEState]):
             pixel=None,
             table=self.inputs.table(),
             # From [places, group * width, hidden] to a matrix for each symbol.
-            encode=self.encode.detach().unflatten(1, (self.group, -1)).flatten(0, 1),
+            encode=self.encode.detach().unflatten(1, (self.symbols_per_place, -1)).flatten(0, 1),
             decode=self.decode.detach(),
             bias=self.bias.detach(),
             running=self.hidden_bias[classes].expand(batch, -1).clone(),
             classes=classes,
         )
 
-    def learn(self, symbol: torch.Tensor, index: int, state: NADEState) -> None:
+    def observe(self, symbol: torch.Tensor, index: int, state: NADEState) -> None:
         vectors = state.table[index % self.grid.channels, symbol]
         state.running.addmm_(vectors, state.encode[index])
 
@@ -137,7 +139,7 @@ class NADE(SequenceModel[NADEState]):
         free = torch.addmm(bias, state.running.sigmoid(), state.decode[place])
         return self.parameters_from_free(free)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {"hidden": self.hidden, "embedding": self.embedding}
 
 
@@ -216,9 +218,9 @@ def outer(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def chunks(inputs: torch.Tensor, running: torch.Tensor) -> list[slice]:
-    """Parts of the sequence whose hidden units of a batch are ``CHUNK`` numbers, or
-    ``CHUNK_CUDA``."""
-    limit = CHUNK_CUDA if running.is_cuda else CHUNK
+    """Parts of the sequence whose hidden units of a batch are ``CHUNK_UNITS`` numbers, or
+    ``CHUNK_UNITS_CUDA``."""
+    limit = CHUNK_UNITS_CUDA if running.is_cuda else CHUNK_UNITS
     places = max(1, limit // max(1, running.numel()))
     parts = []
     for start in range(0, len(inputs), places):

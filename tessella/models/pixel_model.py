@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -61,7 +61,7 @@ class PixelState(State):
     """The symbol that became known last: ``int64 [batch]``."""
     memory: StateMemory
     """The caches of all layers."""
-    joint: Any = None
+    joint: State | None = None
     """How far a joint head is within the pixel."""
     programs: PixelPrograms | None = None
 

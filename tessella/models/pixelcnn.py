@@ -47,7 +47,7 @@ class ResidualBlock(ChannelMaskedLayer):
         self.groups = groups
         self.biases = hidden
         self.reduce = groups.linear(2 * hidden, hidden)
-        self.around = GroupedConvolution(groups, hidden, hidden, above=1, aside=1)
+        self.around = GroupedConvolution(groups, hidden, hidden, above=1, side=1)
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -87,7 +87,7 @@ class SteppedBlock(SteppedLayer):
         self._active_x = step.memory.zeros(2 * hidden)
         self._gathered = step.memory.zeros(hidden)
 
-    def entering(self, group: int) -> Operand:
+    def group_input(self, group: int) -> Operand:
         return self._x[:, self._wide[group]]
 
     def write_group(
@@ -95,7 +95,7 @@ class SteppedBlock(SteppedLayer):
     ) -> None:
         wide = self._wide[group]
         narrow = self._narrow[group]
-        x = self.entering(group)
+        x = self.group_input(group)
         program.map(x, self._active_x[:, wide], "relu")
         program.linear(
             self._active_x[:, : wide.stop],

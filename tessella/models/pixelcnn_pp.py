@@ -66,11 +66,11 @@ class ResolutionBlocks(nn.Module):
         super().__init__()
         self.down = nn.ModuleList()
         for _ in range(blocks):
-            self.down.append(GatedBlock(filters, dropout, opposite=False))
+            self.down.append(GatedBlock(filters, dropout, mirrored=False))
         self.resize = None if last else Resize(filters)
         self.up = nn.ModuleList()
         for _ in range(blocks if last else blocks + 1):
-            self.up.append(GatedBlock(filters, dropout, opposite=True))
+            self.up.append(GatedBlock(filters, dropout, mirrored=True))
 
     def blocks(self) -> list[GatedBlock]:
         """All blocks, those on the way down first."""

@@ -46,9 +46,7 @@ class RowLayer(ChannelMaskedLayer):
         self.groups = groups
         self.hidden = hidden
         self.biases = GATES * hidden
-        self.input = GroupedConvolution(
-            groups, 2 * hidden, hidden, above=0, aside=REACH, maps=GATES
-        )
+        self.input = GroupedConvolution(groups, 2 * hidden, hidden, above=0, side=REACH, maps=GATES)
         taps = 2 * REACH + 1
         # Uniform within one over the root of the inputs, as torch's LSTM begins.
         bound = (taps * hidden) ** -0.5
@@ -112,7 +110,7 @@ class SteppedRowLayer(SteppedLayer):
         above = self._hidden.windows(REACH, REACH)
         step.row.linear(above, weight, self._input.sums.row, add=self._input.bias)
 
-    def entering(self, group: int) -> Operand:
+    def group_input(self, group: int) -> Operand:
         return self._input.input.features(self._wide[group]).at("column")
 
     def write_group(
@@ -126,7 +124,7 @@ class SteppedRowLayer(SteppedLayer):
         program.cell(gates, cell, self._hidden.features(narrow).at("column"))
         # Back to the features of the next layer; the layer is residual.
         known = self._hidden.at("column").first(narrow.stop)
-        x = self.entering(group)
+        x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 

@@ -22,15 +22,15 @@ from tessella.models.condition import Condition, Conditioning
 from tessella.models.density_model import DensityModel
 from tessella.nn.stepping.state import State
 
-LARGEST = 600_000_000
+MAX_WEIGHTS = 600_000_000
 """Numbers that one matrix of parameters may hold."""
 
-TRAINED = 20
+TRAINING_BYTES = 20
 """Bytes that training takes for a weight in float32: itself, its gradient, two moments of the
 optimizer, average."""
 
-MASKED = 30
-"""As ``TRAINED``, for a weight under a mask: also the mask, the masked copy and its gradient."""
+MASKED_TRAINING_BYTES = 30
+"""As ``TRAINING_BYTES``, for a weight under a mask: also the mask, the masked copy and its gradient."""
 
 
 @dataclass
@@ -53,15 +53,15 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__(grid, head, conditioning)
-        self.group = grid.channels if head.joint else 1
+        self.symbols_per_place = grid.channels if head.joint else 1
         """Symbols of a place."""
-        self.places = grid.symbols // self.group
-        self.free = 1 if grid.levels == 2 and not head.joint else head.size
+        self.places = grid.symbols // self.symbols_per_place
+        self.free_size = 1 if grid.levels == 2 and not head.joint else head.size
         """Numbers that determine a place's parameters: one logit for two levels, whose other logit
         is zero."""
 
     @abstractmethod
-    def learn(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
+    def observe(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
         """Take ``symbol [batch]``, number ``index`` of the sequence, into the state."""
 
     @abstractmethod
@@ -75,7 +75,7 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         family_state = cast("SequenceStateT", state)
         # The symbol before this one has become known.
         if index:
-            self.learn(previous, index - 1, family_state)
+            self.observe(previous, index - 1, family_state)
         if not isinstance(self.head, JointHead):
             return self.predict(index, family_state), state
         # One prediction serves a pixel; the head makes its channels of it, one after the other.
@@ -90,18 +90,18 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """``[..., free]`` to the head's parameters ``[..., size]``."""
         # With two levels the logit of level 0 is zero.
-        return F.pad(free, (1, 0)) if self.free < self.head.size else free
+        return F.pad(free, (1, 0)) if self.free_size < self.head.size else free
 
     def free_bias(self) -> torch.Tensor:
         """A good start for the bias of the free parameters: ``[free]``."""
-        return self.head.bias()[-self.free :]
+        return self.head.bias()[-self.free_size :]
 
     def on_grid(self, parameters: torch.Tensor) -> torch.Tensor:
         """``[batch, places, size]`` as :meth:`forward` returns them."""
         places = (self.grid.height, self.grid.width) if self.head.joint else self.grid.shape
         return parameters.unflatten(1, places)
 
-    def check_matrix(self, count: int, hint: str, bytes_each: int = TRAINED) -> None:
+    def check_matrix(self, count: int, hint: str, bytes_each: int = TRAINING_BYTES) -> None:
         """Refuse a matrix that no ordinary machine trains.
 
         Args:
@@ -110,23 +110,23 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
             bytes_each: memory that training takes for a weight.
 
         Raises:
-            ConfigError: above ``LARGEST``.
+            ConfigError: above ``MAX_WEIGHTS``.
         """
-        if count > LARGEST:
+        if count > MAX_WEIGHTS:
             gibibytes = count * bytes_each / 2**30
             raise ConfigError(
                 f"{self.name} on a grid of {self.grid} would have a matrix of {count:,} weights, "
-                f"more than {LARGEST:,} (to train it takes about {gibibytes:.0f} GiB): {hint}"
+                f"more than {MAX_WEIGHTS:,} (to train it takes about {gibibytes:.0f} GiB): {hint}"
             )
 
     def check_biases(self) -> None:
         """Refuse a bias of each class and place that is larger than a matrix may be.
 
         Raises:
-            ConfigError: above ``LARGEST``.
+            ConfigError: above ``MAX_WEIGHTS``.
         """
         self.check_matrix(
-            (self.classes + 1) * self.places * self.free,
+            (self.classes + 1) * self.places * self.free_size,
             f"each of the {self.classes} classes has biases of its own; take fewer classes, "
             "a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
         )

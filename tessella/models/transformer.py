@@ -60,18 +60,18 @@ class TransformerBlock(nn.Module):
         self.feedforward = SwiGLU(width, feedforward)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
         """``x [batch, positions, width]`` to the same shape."""
-        x = x + self.dropout(self.attention(self.before_attention(x), turns))
+        x = x + self.dropout(self.attention(self.before_attention(x), cos_sin))
         return x + self.dropout(self.feedforward(self.before_feedforward(x)))
 
-    def write(self, step: PixelStep, x: Operand, turns: Operand, length: int) -> None:
+    def write(self, step: PixelStep, x: Operand, cos_sin: Operand, length: int) -> None:
         """Append the block for one of ``length`` positions.
 
-        ``x [batch, width]`` is changed in place; ``turns`` are the position's rotation, ``[2 *
+        ``x [batch, width]`` is changed in place; ``cos_sin`` are the position's rotation, ``[2 *
         size]``.
         """
-        self.attention.write(step, self.before_attention.write(step, x), turns, length, x)
+        self.attention.write(step, self.before_attention.write(step, x), cos_sin, length, x)
         self.feedforward.write(step, self.before_feedforward.write(step, x), x)
 
 
@@ -149,21 +149,21 @@ class Transformer(PixelModel):
             self.blocks.append(TransformerBlock(width, heads, kv_heads or heads, hidden, dropout))
         self.norm = RMSNorm(width)
         self.output = create_output(grid, head, width, direct=True)
-        self.register_buffer("turns", self._turns(width // heads), persistent=False)
-        self.turns: torch.Tensor
+        self.register_buffer("cos_sin", self._rotations(width // heads), persistent=False)
+        self.cos_sin: torch.Tensor
         self._initialize()
 
-    def _turns(self, size: int) -> torch.Tensor:
+    def _rotations(self, size: int) -> torch.Tensor:
         """Rotations of the sequence: ``[pixels, 2, size]``.
 
         Of the prefix, then of all pixels but the last.
         """
         # A token stands where its pixel does; it predicts the pixel after it.
-        turns = rotations(self.grid.height, self.grid.width, size)
-        prefix = turns[:1]
+        cos_sin = rotations(self.grid.height, self.grid.width, size)
+        prefix = cos_sin[:1]
         if self._sizes["prefix"] == "nowhere":
             prefix = torch.zeros_like(prefix)
-        return torch.cat([prefix, turns[:-1]]).to(torch.get_default_dtype())
+        return torch.cat([prefix, cos_sin[:-1]]).to(torch.get_default_dtype())
 
     def _initialize(self) -> None:
         """Draw normal weights.
@@ -209,7 +209,7 @@ class Transformer(PixelModel):
             tokens = tokens + self.code_features(condition.codes).flatten(1, 2)
         tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = self.recomputed(block, tokens, self.turns)
+            tokens = self.recomputed(block, tokens, self.cos_sin)
         features = self.norm(tokens).unflatten(1, (self.grid.height, self.grid.width))
         return self.output(features, x)
 
@@ -237,9 +237,9 @@ class Transformer(PixelModel):
             pixel.add(x, Places(codes.flatten(1, 2)).at("position"), x)
         # The symbols of the next pixel are added to zero.
         pixel.map(torch.zeros_like(token), token)
-        turns = Vectors(self.turns.flatten(1)).at("position")
+        cos_sin = Vectors(self.cos_sin.flatten(1)).at("position")
         for block in self._blocks():
-            block.write(step, x, turns, self.grid.pixels)
+            block.write(step, x, cos_sin, self.grid.pixels)
         # Symbols go to the token whatever their column: it is the only one.
         return SteppedFeatures(token, self.norm.write(step, x))
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource
 
 # What needs torch loads on first use.
-_HOMES = {
+_MODULE_OF = {
     "Passes": "parallel",
     "Replay": "proof",
     "replay": "proof",
@@ -72,8 +72,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tessella.sampling' has no attribute {name!r}")
-    value: object = getattr(import_module(f"tessella.sampling.{_HOMES[name]}"), name)
+    value: object = getattr(import_module(f"tessella.sampling.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

@@ -27,7 +27,7 @@ from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 from tessella.sampling.walk import guided
 
-KEPT = 1 << 25
+CACHED_NOISE = 1 << 25
 """Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is
 needed."""
 
@@ -158,6 +158,6 @@ class Passes:
         grid = self.model.grid
         places = range(row * grid.row_symbols, (row + 1) * grid.row_symbols)
         noise = torch.stack([self.noise.at(place) for place in places], dim=1)
-        if (len(self._noise_of_rows) + 1) * noise.numel() <= KEPT:
+        if (len(self._noise_of_rows) + 1) * noise.numel() <= CACHED_NOISE:
             self._noise_of_rows[row] = noise
         return noise[active]

@@ -13,10 +13,10 @@ from tessella.errors import InputError, check_integer, check_number
 if TYPE_CHECKING:
     import torch
 
-COLDEST = 1e-30
+MIN_TEMPERATURE = 1e-30
 """Below this temperature the likeliest level is certain. Far lower ones overflow float32."""
 
-HOTTEST = 1e30
+MAX_TEMPERATURE = 1e30
 """Above this temperature all levels are equally likely, as far as float32 can tell."""
 
 
@@ -81,13 +81,13 @@ class Rule:
         import torch
 
         levels = torch.arange(table.shape[-1], device=table.device)
-        if self.temperature < COLDEST:
+        if self.temperature < MIN_TEMPERATURE:
             # The quotient would overflow to -inf for every level. The limit is the likeliest one.
             likeliest = table.argmax(dim=-1, keepdim=True)
             table = table.masked_fill(levels != likeliest, -torch.inf)
         elif self.temperature != 1:
             # An infinite divisor would turn levels of probability 0 (-inf) into NaN.
-            table = torch.log_softmax(table / min(self.temperature, HOTTEST), dim=-1)
+            table = torch.log_softmax(table / min(self.temperature, MAX_TEMPERATURE), dim=-1)
         # Exactly k levels, where a threshold would keep all that tie with the k-th.
         if 0 < self.top_k < table.shape[-1]:
             table = _keep(table, levels < self.top_k)

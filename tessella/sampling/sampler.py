@@ -15,7 +15,7 @@ from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampling_options import BATCH, Method, Sampling
-from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, doubled, walk
+from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
 
 
 class Sampler:
@@ -58,7 +58,7 @@ class Sampler:
         rule = self.options.rule
         if self.method == "parallel":
             if rule.guidance != 1:
-                condition = doubled(self.model, cond, n)
+                condition = guidance_condition(self.model, cond, n)
             else:
                 condition = self.model.condition(cond, n)
             passes = Passes(self.model, condition, noise, rule, kept)

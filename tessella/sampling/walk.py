@@ -17,7 +17,7 @@ from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 
-STRONGEST = 1e30
+MAX_GUIDANCE = 1e30
 """Scales of guidance beyond this one have the same effect."""
 
 
@@ -106,7 +106,7 @@ class Steps:
         rows = self.n
         if self.guidance != 1:
             # The first half of the rows has the class, the second half the null class.
-            cond = doubled(self.model, cond, rows)
+            cond = guidance_condition(self.model, cond, rows)
             rows = 2 * rows
         if self.cached:
             return self.model.init_state(rows, cond)
@@ -145,7 +145,7 @@ class Steps:
         return parameters
 
 
-def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
+def guidance_condition(model: DensityModel, cond: Cond, n: int) -> Condition:
     """The condition of the images, then the condition of the same images with the null class.
 
     Raises:
@@ -180,7 +180,7 @@ def guided(table: torch.Tensor, scale: float) -> Categorical:
     """
     with_class, without = table.chunk(2)
     # Beyond this the product overflows to infinity; the level that gains most is certain before.
-    scale = max(-STRONGEST, min(scale, STRONGEST))
+    scale = max(-MAX_GUIDANCE, min(scale, MAX_GUIDANCE))
     return Categorical(without + scale * (with_class - without))
 
 
