@@ -165,7 +165,7 @@ class ChannelGroupStep:
         return Places(memory, left, self.width)
 
     def products(self, parts: Sequence[Matrix]) -> list[Matrix]:
-        """Register the matrices of :meth:`ChannelGroups.products`; copies of the state share them."""
+        """Register the matrices of :meth:`ChannelGroups.products`, shared by copies of the state."""
         return [self.memory.matrix(part) for part in parts]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -13,16 +13,6 @@ def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
     return GateFunction.apply(x, dim)
 
 
-class GateContext(Protocol):
-    """What the gate keeps between its forward and its backward pass."""
-
-    dim: int
-    saved_tensors: tuple[torch.Tensor, ...]
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None:
-        """Keep tensors for the backward pass."""
-
-
 class GateFunction(torch.autograd.Function):
     """The gate, with a backward pass that writes the gradient into one tensor.
 
@@ -30,7 +20,7 @@ class GateFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: GateContext, x: torch.Tensor, dim: int) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
         # Save the factors instead of a and b: the derivatives are functions of the factors.
         a, b = x.chunk(2, dim=dim)
         signal = fast_tanh(a)
@@ -41,7 +31,7 @@ class GateFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: GateContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         signal, strength = ctx.saved_tensors
         # In memory the gated dimension comes last, whichever dimension of the shape it is.
         last = gradient.movedim(ctx.dim, -1)

@@ -387,7 +387,7 @@ class PyramidStep(PixelStep):
         self.down: list[GridStep] = []
         """The step of each resolution on the way down."""
         self.up: list[GridStep] = []
-        """The step of each resolution on the way up; the smallest resolution shares one for both."""
+        """The step of each resolution on the way up; the smallest has one step for both ways."""
         for s in range(count):
             # Half as wide with each resolution.
             places = width >> s

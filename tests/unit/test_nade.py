@@ -26,9 +26,8 @@ def direct(model: NADE, x: torch.Tensor) -> torch.Tensor:
 def test_chunks_give_the_values_and_gradients_of_the_direct_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        nade, "CHUNK_UNITS", 3 * 7 * 3
-    )  # three places of three images and seven units
+    # Three places of three images and seven units.
+    monkeypatch.setattr(nade, "CHUNK_UNITS", 3 * 7 * 3)
     model = ts.create("nade", ts.Grid(4, 5, 1, 2), hidden=7).double()
     assert isinstance(model, NADE)
     x = torch.randint(2, (3, 4, 5, 1), generator=torch.Generator().manual_seed(0))

@@ -328,7 +328,7 @@ def test_without_a_place_to_keep_it_the_kernel_serves_the_process(
 @pytest.mark.usefixtures("anew")
 def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    path = kernel._path(shutil.which("c++") or "", kernel.WAYS[0])
+    path = kernel._library_path(shutil.which("c++") or "", kernel.FLAG_SETS[0])
     path.parent.mkdir()
     path.write_bytes(b"\x7fELF and then nothing")
     assert kernel.available()

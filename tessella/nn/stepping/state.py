@@ -93,7 +93,7 @@ def _change_tensors(value: object, change: Change, dim: int) -> object:
 
 
 def _loaded(mine: object, other: object) -> object:
-    """``mine`` filled with the values of ``other`` if both are tensors, else a copy of ``other``."""
+    """``mine`` filled with the values of ``other`` if both are tensors, else a copy."""
     if isinstance(mine, State) and type(mine) is type(other):
         mine.load(other)
         return mine
