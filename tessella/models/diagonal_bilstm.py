@@ -1,6 +1,7 @@
 """Diagonal BiLSTM: LSTMs that go along the diagonals of the image in two directions.
 
-Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5, Fig. 3, Fig. 5 (right).
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5, Fig. 3 and Fig. 5
+(right).
 
 From left to right, the state of a pixel depends on the states of the pixel to its left and of the
 pixel above, and on its own input under mask B. (In the paper this is a column-wise convolution of

@@ -473,7 +473,10 @@ class MADE(SequenceModel[MADEState]):
         return field
 
     def _field(self, which: int) -> torch.Tensor:
-        """Which places (columns) each place (row) depends on in one set: ``bool [places, places]``."""
+        """Receptive field of one set, over places: ``bool [places, places]``.
+
+        Row ``t``, column ``s`` is True if the parameters of place ``t`` depend on place ``s``.
+        """
         paths = torch.eye(self.places)[self.input_degrees - 1].cpu()  # [inputs, places]
         for i in range(len(self.layers) + 1):
             # Extend the paths through the layer. Only whether there is one matters.

@@ -1,6 +1,7 @@
 """PixelCNN: masked convolutions with channel groups.
 
-Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5 (left), Table 1.
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5 (left) and
+Table 1.
 
 The first layer is followed by residual blocks: a 1 x 1 convolution reduces ``2 h`` features to
 ``h``, a 3 x 3 convolution looks at the neighbours, another 1 x 1 convolution restores ``2 h``

@@ -86,19 +86,19 @@ class Transformer(PixelModel):
     """``transformer``: a decoder-only transformer over pixels or codes with cached keys and values.
 
     Args:
-        grid, head, conditioning: see :class:`DensityModel`.
-        layers: blocks.
+        grid, head, conditioning: see :class:`DensityModel`; can be conditioned on codes.
+        layers: number of blocks.
         width: length of the vectors.
-        heads: query heads; they divide the width, and what each gets divides by 4.
-        kv_heads: heads of keys and values, a divisor of ``heads``; 0 takes as many.
-        feedforward: width of the feed-forward parts; 0 takes 8/3 of the width, rounded up to a
+        heads: number of query heads; ``4 * heads`` must divide ``width``.
+        kv_heads: number of heads of keys and values, a divisor of ``heads``; 0 means ``heads``.
+        feedforward: width of the feed-forward parts; 0 means 8/3 of ``width``, rounded up to a
             multiple of 64.
-        dropout: share of tokens' and parts' numbers dropped in training.
-        prefix: where the prefix stands for the rotations: ``"origin"``, at the first pixel, or
-            ``"nowhere"``, its queries and keys zero, as in LlamaGen.
+        dropout: dropout rate of the tokens, and of the output of each part.
+        prefix: position of the prefix in the rotations: ``"origin"`` is the first pixel; with
+            ``"nowhere"`` its queries and keys are zero, as in LlamaGen.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range, or that do not fit each other.
     """
 
     name = "transformer"

@@ -165,7 +165,7 @@ class ChannelGroupStep:
         return Places(memory, left, self.width)
 
     def products(self, parts: Sequence[Matrix]) -> list[Matrix]:
-        """Register the matrices of :meth:`ChannelGroups.products`, shared by copies of the state."""
+        """Register the matrices of :meth:`ChannelGroups.products` with the state."""
         return [self.memory.matrix(part) for part in parts]
 
 
