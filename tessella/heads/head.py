@@ -96,6 +96,7 @@ class Head(ABC):
 
     def bias(self) -> torch.Tensor:
         """Good initial bias for the layer that makes the parameters: ``[size]``."""
+        # Zeros suit heads whose parameters are logits: all levels are equally likely.
         return torch.zeros(self.size)
 
     def config(self) -> dict[str, object]:
@@ -126,6 +127,7 @@ class FactoredHead(Head):
 class JointHead(Head):
     """Base of the heads with one parameter vector for each pixel, whose channels they order."""
 
+    # Tells networks to make one vector of parameters for each pixel, without a channel dimension.
     joint = True
 
     @abstractmethod

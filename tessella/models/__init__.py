@@ -123,6 +123,7 @@ def create(
     >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
     torch.Size([3])
     """
+    # A tuple is a likely mistake here, and would fail only much later.
     if not isinstance(grid, Grid):
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
@@ -167,6 +168,7 @@ def create_prior(
         raise InputError(
             f"grids must be a tuple of grids, as tokenizer.grids() gives, got {grids!r}"
         )
+    # Most tokenizers make one grid, which needs no hierarchy.
     if len(grids) == 1:
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
@@ -183,6 +185,7 @@ def create_prior(
 
 def prior_from_config(config: Mapping[str, Any]) -> Prior:
     """Build the density model or hierarchy of a saved ``config()``, with fresh weights."""
+    # A hierarchy is not in MODELS, because it is made of models.
     if config["name"] == Hierarchy.name:
         return Hierarchy([from_config(part) for part in config["priors"]]).eval()
     return from_config(config)
@@ -194,6 +197,7 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     Raises:
         ConfigError: for names or sizes that this version does not know.
     """
+    # The configuration of a head holds its name and its sizes side by side.
     head_sizes = dict(config["head"])
     head_name = head_sizes.pop("name")
     codes = Grid(**config["codes"]) if config.get("codes") else None
@@ -213,7 +217,7 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
 
 def _divide_sizes(
     name: str, head: str, sizes: Mapping[str, object]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, object]]:
     """Split sizes into those of the model and those of its head.
 
     Raises:
@@ -222,8 +226,9 @@ def _divide_sizes(
     family = MODELS.get_or_explain(name)
     model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
     head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    # Any, because every family has sizes of other types, which are checked here.
     model_sizes: dict[str, Any] = {}
-    head_sizes: dict[str, Any] = {}
+    head_sizes: dict[str, object] = {}
     for key, value in sizes.items():
         # Model and head may have a size of the same name.
         if key in model_parameters:

@@ -98,7 +98,7 @@ class ChannelMaskedLayer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         """Allocate memory for a step, and append the work on whole rows to ``step.row``.
 
         Args:
@@ -149,7 +149,7 @@ class GroupedOutput(nn.Module):
             parameters.append(linear(x[..., part]))
         return parameters[0] if self.joint else torch.stack(parameters, dim=-2)
 
-    def start(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
+    def bind(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
         """Allocate memory for a step."""
         return SteppedGroupedOutput(self, step)
 
@@ -392,14 +392,14 @@ class ChannelMasked(DensityModel):
         writers: list[OperationWriter] = [SeveralPrograms([first, groups[0]]), *groups[1:]]
         step = ChannelGroupStep(memory, self.grid.width, writers)
         # First every layer allocates memory and writes its work on rows; then come the groups.
-        entry = self.first.start(step)
+        entry = self.first.bind(step)
         self._write_lookups(end_row, groups, symbols, entry.input)
         layers = []
         for layer, bias in zip(
             self.channel_layers(), self._class_biases(state.labels), strict=True
         ):
-            layers.append(layer.start(step, bias))
-        output = self.output.start(step)
+            layers.append(layer.bind(step, bias))
+        output = self.output.bind(step)
         for group, program in enumerate(step.groups):
             self._write_group(program, group, entry, layers, output)
             output.write_group(program, group, state.parameters)

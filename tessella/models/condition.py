@@ -77,6 +77,7 @@ def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if isinstance(cond, Condition):
         return cond.labels, cond.codes
     if isinstance(cond, Mapping):
+        # A misspelled key would otherwise drop the condition silently.
         other_keys = set(cond) - {"class", "codes"}
         if other_keys:
             raise InputError(

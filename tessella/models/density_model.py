@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -254,6 +254,7 @@ class DensityModel(nn.Module, ABC):
         """
         batch = check_integer("batch", batch)
         labels, codes = split(cond)
+        # First what the model cannot take, then what it needs.
         if labels is not None and not self.classes:
             raise InputError(
                 "this model has no classes: leave cond (--class-label) out, "
@@ -340,12 +341,12 @@ class DensityModel(nn.Module, ABC):
         """The device of the weights."""
         return next(self.parameters()).device
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Plain values from which :func:`tessella.models.from_config` rebuilds the model.
 
         The weights are not included.
         """
-        config: dict[str, Any] = {
+        config: dict[str, object] = {
             "name": self.name,
             "grid": asdict(self.grid),
             "head": self.head.config(),

@@ -163,7 +163,7 @@ class DiagonalLayer(ChannelMaskedLayer):
             first_before = first
         return torch.cat(states, dim=1)
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedDiagonalLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:

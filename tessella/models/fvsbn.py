@@ -105,7 +105,7 @@ class FVSBN(SequenceModel[FVSBNState]):
 
     def observe(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
         width = self.inputs.width
-        # Channels alternate in the sequence, and each has a table of its own.
+        # Channels alternate in the sequence, and each has its own table.
         vectors = state.table[index % self.grid.channels, symbol]
         state.inputs[:, index * width : (index + 1) * width] = vectors
 

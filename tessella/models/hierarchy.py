@@ -8,7 +8,7 @@ Each is an ordinary density model and is sampled like any other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -58,6 +58,7 @@ class Hierarchy(nn.Module):
                     f"not {prior.conditioning.codes}"
                 )
             coarser = prior.grid
+        # One class label conditions all grids of an image.
         if len({(prior.classes, prior.null_class) for prior in priors}) > 1:
             raise ConfigError(
                 "the priors of a hierarchy must all be conditioned on the same classes"
@@ -108,6 +109,7 @@ class Hierarchy(nn.Module):
             InputError: for codes, and see :meth:`DensityModel.condition`.
         """
         labels, codes = split(cond)
+        # The codes of each grid come from the hierarchy itself.
         if codes is not None:
             raise InputError(
                 "a hierarchy draws its own codes: give it a class as condition, or nothing"
@@ -165,7 +167,7 @@ class Hierarchy(nn.Module):
         """Number of trainable parameters."""
         return sum(prior.parameter_count() for prior in self.priors)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Plain values from which :func:`tessella.models.prior_from_config` rebuilds the priors.
 
         The weights are not included.

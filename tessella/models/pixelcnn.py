@@ -61,7 +61,7 @@ class ResidualBlock(ChannelMaskedLayer):
         out: torch.Tensor = x + self.restore(self.dropout(F.relu(y)))
         return out
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedBlock(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class SteppedBlock(SteppedLayer):
         self._wide = groups.slices(2 * hidden)
         self._narrow = groups.slices(hidden)
         # This appends the contribution of the rows above; the rest is appended for each group.
-        self._around = block.around.start(step, bias)
+        self._around = block.around.bind(step, bias)
         self._reduce = step.products(groups.products(block.reduce.weight))
         self._restore = step.products(groups.products(block.restore.weight))
         assert block.reduce.bias is not None

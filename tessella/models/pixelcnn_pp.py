@@ -38,7 +38,7 @@ from tessella.nn.pixelcnn_pp_layers import (
     PyramidStep,
     Resize,
     SteppedSkip,
-    start_streams,
+    bind_streams,
 )
 from tessella.nn.shifted_convolution import ShiftedConvolution, SteppedConvolution, delayed
 from tessella.nn.stepping.program import Operand, Places
@@ -216,7 +216,7 @@ class PixelCNNpp(PixelModel):
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
         assert isinstance(step, PyramidStep)
-        pixels, v_entry, h_entry = start_streams(
+        pixels, v_entry, h_entry = bind_streams(
             step, self.first_v, self.first_above, self.first_left
         )
         # The output reads only the horizontal stream, which has seen the vertical one.
@@ -255,7 +255,7 @@ class PixelCNNpp(PixelModel):
         else:
             # The blocks update the streams in place, in the memory that the shrinking convolutions
             # read.
-            v_shrink, h_shrink = scale.resize.start_shrink(down, step.down[index + 1])
+            v_shrink, h_shrink = scale.resize.bind_shrink(down, step.down[index + 1])
             v = v_shrink.input
             h = h_shrink.input.at(down.column)
         v_entry.write_row(v.row)

@@ -164,9 +164,9 @@ class PixelSNAIL(PixelModel):
         assert isinstance(step, GridStep)
         # Pixels are stored one place to the right of where they stand. After the row comes the last
         # pixel of the row above, which attention needs at the start of a row.
-        left = self.first_left.start(step, margin=2)
+        left = self.first_left.bind(step, margin=2)
         pixels = left.input.delayed()
-        above = self.first_above.start(step)
+        above = self.first_above.bind(step)
         step.advance.map(pixels.row, above.input.row)
         step.advance.map(pixels.memory[:, -2:-1], pixels.memory[:, -1:])
         step.cleared.append(pixels.row)

@@ -88,7 +88,7 @@ class RowLayer(ChannelMaskedLayer):
             states.append(hidden)
         return torch.stack(states, dim=1)
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedRowLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class SteppedRowLayer(SteppedLayer):
         groups = layer.groups
         self._wide = groups.slices(2 * layer.hidden)
         self._narrow = groups.slices(layer.hidden)
-        self._input = layer.input.start(step, bias)
+        self._input = layer.input.bind(step, bias)
         self._restore = step.products(groups.products(layer.restore.weight))
         # Hidden states of this row up to the current pixel, and of the row above from there on.
         self._hidden = step.places(layer.hidden, REACH, REACH)

@@ -182,6 +182,7 @@ class SymbolInputs(nn.Module):
             values = torch.linspace(-1, 1, grid.levels)[:, None]
             self.register_buffer("values", values, persistent=False)
         else:
+            # [channels, 2, 1]: the same table as for vectors, so that families need not tell.
             bits = torch.arange(2.0)[:, None].repeat(grid.channels, 1, 1)
             self.register_buffer("bits", bits, persistent=False)
 

@@ -85,6 +85,7 @@ class CausalAttention(nn.Module):
         vectors = self.project(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
         turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
         queries, keys = rotate(turned, cos_sin).tensor_split([self.heads], dim=1)
+        # Grouped-query attention lets several query heads share one head of keys and values.
         seen = F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, enable_gqa=self.kv_heads < self.heads
         )

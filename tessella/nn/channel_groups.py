@@ -137,7 +137,7 @@ class ChannelGroups:
 class ChannelGroupStep:
     """The programs of a step that computes one channel group at a time.
 
-    A layer is written in two parts. First its ``start`` allocates memory and appends the work on
+    A layer is written in two parts. First its ``bind`` allocates memory and appends the work on
     whole rows to :attr:`row`. Then the model loops over the groups, and within each group over the
     layers.
 
@@ -253,7 +253,7 @@ class GroupedConvolution(Masked):
         left = field_along(every, "columns", -self.side, -1)
         return (above | left)[:, None] | self.groups.field_within(field, self.inclusive)
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None = None) -> SteppedGroups:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None = None) -> SteppedGroups:
         """Allocate memory for a step, and append the contribution of the rows above.
 
         Args:

@@ -65,7 +65,7 @@ class CausalConvolution(nn.Module):
         """The weights as ``[taps * inputs, outputs]``, the most distant place first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
-    def start_rows(self, step: GridStep) -> SteppedRows:
+    def bind_rows(self, step: GridStep) -> SteppedRows:
         """Allocate memory for the rows that a convolution along ``"rows"`` sees."""
         assert self.axis == "rows"
         return SteppedRows(self, step)

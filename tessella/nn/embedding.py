@@ -35,7 +35,7 @@ class SymbolEmbedding(EmbeddedSymbols):
         self.grid = grid
         self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)
         self.direction = nn.Parameter(torch.randn(grid.channels, 1, width) * 0.5)
-        # [levels, 1], for all channels.
+        # [levels, 1]: all channels share the scaled levels.
         levels = torch.linspace(-1, 1, grid.levels)[:, None]
         self.register_buffer("values", levels, persistent=False)
         self.values: torch.Tensor
@@ -85,6 +85,7 @@ class Intensities(EmbeddedSymbols):
             vectors[channel, :, channel] = torch.linspace(-1, 1, grid.levels)
         # Only the first channel carries the one, because the channels' vectors are summed.
         vectors[0, :, channels] = 1.0
+        # A buffer moves to the model's device; it is constant, so it is not saved.
         self.register_buffer("vectors", vectors, persistent=False)
         self.vectors: torch.Tensor
 

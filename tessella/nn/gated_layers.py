@@ -171,7 +171,7 @@ class GatedLayer(nn.Module):
     def _write_vertical(
         self, step: GridStep, v: Places, condition: SteppedCondition, out: Places
     ) -> None:
-        rows = self.up.start_rows(step)
+        rows = self.up.bind_rows(step)
         # [kernel * hidden, hidden]: the places of a window, concatenated.
         taps = self.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
         assert self.widen.bias is not None

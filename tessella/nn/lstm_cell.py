@@ -20,7 +20,7 @@ def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, to
         The new hidden state and the new cell state, ``[..., n]`` each.
     """
     n = cell.shape[-1]
-    # One call for the three sigmoids, as they lie side by side.
+    # The three gates with a sigmoid are contiguous, so one call computes them all.
     output_gate, forget_gate, input_gate = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     cell = forget_gate * cell + input_gate * gates[..., 3 * n :].tanh()
     return (output_gate * cell.tanh()).to(gates.dtype), cell

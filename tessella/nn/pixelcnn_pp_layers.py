@@ -184,8 +184,8 @@ class GatedResidual(nn.Module):
             filters = len(self.skip.bias)
             for weight in self.skip.weight().T.split(2 * filters):
                 products.append(step.memory.matrix(weight))
-        inner = self.inner.start(step, skip_bias)
-        outer = self.outer.start(step, bias)
+        inner = self.inner.bind(step, skip_bias)
+        outer = self.outer.bind(step, bias)
         return inner, outer, products
 
 
@@ -301,7 +301,7 @@ class Resize(nn.Module):
         """Receptive fields after :meth:`grow`: ``bool [sources, height, width]`` each."""
         return self.grow_v.field(v), self.grow_h.field(h)
 
-    def start_shrink(
+    def bind_shrink(
         self, larger: GridStep, smaller: GridStep
     ) -> tuple[SteppedConvolution, SteppedConvolution]:
         """Allocate memory for :meth:`shrink`, and return the convolutions of both streams.
@@ -310,8 +310,8 @@ class Resize(nn.Module):
             larger: the step of the resolution they read.
             smaller: the step of the resolution they write.
         """
-        v = self.shrink_v.start(larger, into=smaller)
-        h = self.shrink_h.start(larger, into=smaller)
+        v = self.shrink_v.bind(larger, into=smaller)
+        h = self.shrink_h.bind(larger, into=smaller)
         return v, h
 
     def write_grow(
@@ -431,7 +431,7 @@ class PyramidStep(PixelStep):
         return len(self.down)
 
 
-def start_streams(
+def bind_streams(
     step: PyramidStep,
     first_v: ShiftedConvolution,
     first_above: ShiftedConvolution,
@@ -453,10 +453,10 @@ def start_streams(
     # Pixels are stored one place to the right of where they stand, because a pixel sees only those
     # to its left. The extra place holds the last pixel, which the next row sees from above.
     above_bias = first_above.bias.expand(step.memory.batch, -1)
-    left = first_left.start(grid, above_bias, margin=1)
+    left = first_left.bind(grid, above_bias, margin=1)
     pixels = left.input.delayed()
-    v = first_v.start(grid)
-    above = first_above.start(grid, sums=left.sums)
+    v = first_v.bind(grid)
+    above = first_above.bind(grid, sums=left.sums)
     # A complete row of pixels becomes the newest row of the convolutions that look up.
     grid.advance.map(pixels.row, v.input.row)
     grid.advance.map(pixels.row, above.input.row)

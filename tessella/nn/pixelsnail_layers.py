@@ -75,9 +75,9 @@ class ConvolutionBlock(nn.Module):
             bias: as in :meth:`forward`.
             codes: features of the codes, ``[batch, height, width, channels]``.
         """
-        inner = self.inner.start(step)
+        inner = self.inner.bind(step)
         # This appends the contribution of class and rows above to the gates of a whole row.
-        outer = self.outer.start(step, bias)
+        outer = self.outer.bind(step, bias)
         if self.codes is not None:
             assert codes is not None
             weight = step.memory.matrix(self.codes.weight.T)

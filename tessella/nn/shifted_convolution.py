@@ -106,7 +106,7 @@ class RowConvolution(Normed):
         self.here = here
         self.stride = stride
 
-    def start(
+    def bind(
         self,
         step: GridStep,
         bias: torch.Tensor | None = None,
@@ -196,7 +196,7 @@ class CausalKernel(RowConvolution):
         # The last row of x is dropped: this part of the kernel ends one row above its place.
         rows_above = F.pad(x[:, :-1], (0, 0, side, side, before, 0)).movedim(-1, 1)
         this_row = F.pad(x, (0, 0, before, 0)).movedim(-1, 1)
-        # The kernel's last row covers other columns, so it needs a convolution of its own.
+        # The kernel's last row covers other columns, so it needs a separate convolution.
         above = F.conv2d(rows_above, weight[:, :, :-1])
         here = F.conv2d(this_row, weight[:, :, -1:], self.bias)
         return (above + here).movedim(1, -1)
@@ -210,7 +210,7 @@ class SteppedConvolution:
 
     Args:
         layer: the convolution.
-        step, bias, into, margin, sums: see :meth:`RowConvolution.start`.
+        step, bias, into, margin, sums: see :meth:`RowConvolution.bind`.
     """
 
     def __init__(

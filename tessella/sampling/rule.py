@@ -52,7 +52,7 @@ class Rule:
     temperature: float = 1.0
     """Divides the log-probabilities."""
     top_k: int = 0
-    """Keep so many of the likeliest levels of each symbol; 0 keeps all."""
+    """Keep only this many of the most likely levels of each symbol; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of levels whose probability reaches this."""
     guidance: float = 1.0

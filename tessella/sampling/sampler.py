@@ -65,6 +65,7 @@ class Sampler:
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         rule = self.options.rule
         if self.method == "parallel":
+            # With guidance, every image is predicted with and without its class.
             if rule.guidance != 1:
                 condition = guidance_condition(self.model, cond, n)
             else:
@@ -203,6 +204,7 @@ def complete(
         InputError, NumericalError: see :func:`stream`.
     """
     options = Sampling.from_keywords(method=method, batch=batch, **rule)
+    # The sampler checks the model, on which the check of the symbols relies.
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)

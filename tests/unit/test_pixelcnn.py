@@ -116,7 +116,7 @@ def test_a_grouped_convolution_is_stepped_by_group_as_over_the_whole_map(
     expected = groups.arranged(layer(x) + bias[:, None], maps)
     programs = [Program(2, ("column",), x) for _ in range(groups.count)]
     step = ChannelGroupStep(MemoryAllocator(StateMemory(), 2, x), width, programs)
-    stepped = layer.start(step, bias)
+    stepped = layer.bind(step, bias)
     places = groups.slices(outputs, maps)
     outs = []
     for group, place in enumerate(places):

@@ -176,6 +176,7 @@ def _linear(
         sums = sums.view(*x.shape[:-1], -1)
         if y is not None:
             sums += y
+    # Without scratch memory the product is already in `out`, and there is no activation.
     if operation.sums is not None:
         activate(operation.activation, sums, out, z)
 
@@ -189,6 +190,7 @@ def _map(
     known: int,
 ) -> None:
     if operation.activation:
+        # A clone, because `activate` uses its input as working memory.
         activate(operation.activation, x.clone(), out)
     else:
         out.copy_(x)
@@ -243,6 +245,7 @@ def _attend(
     z: OptionalTensor,
     known: int,
 ) -> None:
+    # Attention to nothing would be a softmax over no values, which is NaN.
     if not known:
         out.zero_()
         return
