@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from tessella import files
-from tessella.data.image_set import ImageSet, JSONValue  # noqa: F401 - a type of the base class
+from tessella.data.image_set import ImageSet
 from tessella.errors import (
     ArtifactError,
     InputError,
