@@ -123,7 +123,7 @@ class GatedResidual(nn.Module):
             The input row after :func:`concat_elu`, ``[batch, width, 2 * filters]``.
         """
         # This appends the contribution of biases and rows above; the row itself follows.
-        inner, outer, products = self._start(step, bias)
+        inner, outer, products = self._bind(step, bias)
         row = step.row
         row.map(v.moving_row(), inner.input.row, "concat-elu")
         if skip is not None:
@@ -155,7 +155,7 @@ class GatedResidual(nn.Module):
         Returns:
             The input at the place after :func:`concat_elu`, ``[batch, 2 * filters]``.
         """
-        inner, outer, products = self._start(step, bias)
+        inner, outer, products = self._bind(step, bias)
         # The contribution of the vertical stream is known for the whole row when it begins.
         step.row.linear(v, products[0], inner.sums.row, add=inner.sums.row)
         # Earlier pixels have filled the memory to the left of this place.
@@ -168,7 +168,7 @@ class GatedResidual(nn.Module):
         outer.write_place(h, "glu", residual=h)
         return active
 
-    def _start(
+    def _bind(
         self, step: GridStep, bias: torch.Tensor | None
     ) -> tuple[SteppedConvolution, SteppedConvolution, list[Matrix]]:
         """Allocate memory, and append the contribution of biases and rows above.
