@@ -123,7 +123,7 @@ def create(
     >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
     torch.Size([3])
     """
-    # A tuple is a likely mistake here, and would fail only much later.
+    # A tuple would fail only later, with an error that does not name the argument.
     if not isinstance(grid, Grid):
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)

@@ -185,8 +185,8 @@ class SteppedDiagonalLayer(SteppedLayer):
         hidden = layer.hidden
         memory = step.memory
         self.layer = layer
-        self._wide = groups.slices(2 * hidden)
-        self._narrow = groups.slices(hidden)
+        self._input_slices = groups.slices(2 * hidden)
+        self._hidden_slices = groups.slices(hidden)
         self._gates = groups.slices(hidden, GATES)
         # [batch, 1, 2 * 4 * hidden], both directions concatenated.
         gates_bias = layer.bias().expand(memory.batch, 1, -1)
@@ -224,7 +224,7 @@ class SteppedDiagonalLayer(SteppedLayer):
         )
 
     def group_input(self, group: int) -> Operand:
-        return self._inputs.features(self._wide[group]).at("column")
+        return self._inputs.features(self._input_slices[group]).at("column")
 
     @property
     def row_inputs(self) -> torch.Tensor:
@@ -234,18 +234,18 @@ class SteppedDiagonalLayer(SteppedLayer):
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        narrow = self._narrow[group]
+        hidden_slice = self._hidden_slices[group]
         hidden = self.layer.hidden
-        gates = program.zeros(GATES * (narrow.stop - narrow.start))
+        gates = program.zeros(GATES * (hidden_slice.stop - hidden_slice.start))
         # The state to the left, and the inputs of the groups up to this one, contiguous in memory.
-        seen = self._row.at("column").first(hidden + self._wide[group].stop)
+        seen = self._row.at("column").first(hidden + self._input_slices[group].stop)
         above = self._above.features(self._gates[group]).at("column")
         program.linear(seen, self._here[group], gates, add=above)
-        state = self._states.features(narrow).at("column")
-        program.cell(gates, self.cells[:, narrow], state)
-        from_right = self.right.features(narrow).at("column")
-        program.add(state, from_right, self._both[:, narrow])
-        known = self._both[:, : narrow.stop]
+        state = self._states.features(hidden_slice).at("column")
+        program.cell(gates, self.cells[:, hidden_slice], state)
+        from_right = self.right.features(hidden_slice).at("column")
+        program.add(state, from_right, self._both[:, hidden_slice])
+        known = self._both[:, : hidden_slice.stop]
         x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 

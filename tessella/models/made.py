@@ -194,11 +194,11 @@ class MADE(SequenceModel[MADEState]):
                 least = int(drawn.min())
         return degrees
 
-    def mask(self, which: int, layer: int) -> torch.Tensor:
+    def mask(self, set_index: int, layer: int) -> torch.Tensor:
         """Which units of a layer see which units (or inputs) of the layer before.
 
         Args:
-            which: index of the set of degrees.
+            set_index: index of the set of degrees.
             layer: index of the hidden layer; ``layers`` stands for the output, whose units are the
                 places.
 
@@ -207,7 +207,7 @@ class MADE(SequenceModel[MADEState]):
         """
         # A unit sees units of its own degree and below. A place sees units of degrees up to its
         # index, which depend only on earlier places.
-        degrees = self.degrees[which]
+        degrees = self.degrees[set_index]
         before = degrees[layer - 1] if layer else self.input_degrees
         if layer < len(degrees):
             after = degrees[layer]
@@ -227,8 +227,8 @@ class MADE(SequenceModel[MADEState]):
             bias = bias + straight.unflatten(1, (self.places, self.free_size))
         # All sets share weights, inputs and biases; only the masks differ.
         sets = []
-        for which in range(self.masks):
-            sets.append(self.recomputed(self._network, inputs, unit_bias, bias, which))
+        for set_index in range(self.masks):
+            sets.append(self.recomputed(self._network, inputs, unit_bias, bias, set_index))
         if self.masks == 1:
             return self.on_grid(sets[0])
         parameters = torch.stack(sets, dim=2)  # [batch, places, masks, size]
@@ -258,7 +258,7 @@ class MADE(SequenceModel[MADEState]):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def _network(
-        self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, which: int
+        self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, set_index: int
     ) -> torch.Tensor:
         """Run the network with the masks of one set of degrees.
 
@@ -266,16 +266,16 @@ class MADE(SequenceModel[MADEState]):
             inputs: ``[batch, symbols * embedding]``.
             unit_bias: ``[batch or 1, layers, hidden]``.
             bias: ``[batch or 1, places, free_size]``.
-            which: index of the set.
+            set_index: index of the set.
 
         Returns:
             Parameters of the set's head, ``[batch, places, size of a set]``.
         """
         units = inputs  # [batch, features of this layer]
         for i, layer in enumerate(self._linear()):
-            sums = F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i]
+            sums = F.linear(units, layer.weight * self.mask(set_index, i)) + unit_bias[:, i]
             units = self.drop(F.silu(sums))
-        weights = self.output * self.mask(which, len(self.layers))[:, None]
+        weights = self.output * self.mask(set_index, len(self.layers))[:, None]
         free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free_size))
         return self._set_parameters(free + bias)
 
@@ -394,8 +394,8 @@ class MADE(SequenceModel[MADEState]):
         if weights.direct is not None:
             bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
         sets = []
-        for which in range(self.masks):
-            sets.append(self._set_parameters(self._advance_units(which, place, bias, state)))
+        for set_index in range(self.masks):
+            sets.append(self._set_parameters(self._advance_units(set_index, place, bias, state)))
         if self.masks == 1:
             return sets[0]
         parameters = torch.stack(sets, dim=1)  # [batch, masks, size]
@@ -407,12 +407,12 @@ class MADE(SequenceModel[MADEState]):
         return self._average_tables(state.tables, state.log_weights)
 
     def _advance_units(
-        self, which: int, place: int, bias: torch.Tensor, state: MADEState
+        self, set_index: int, place: int, bias: torch.Tensor, state: MADEState
     ) -> torch.Tensor:
         """Compute the units of degree ``place``, all of whose inputs are known now.
 
         Args:
-            which: index of the set of degrees.
+            set_index: index of the set of degrees.
             place: the place to predict.
             bias: biases of the place, ``[batch, free_size]``.
             state: its units are updated in place.
@@ -422,7 +422,9 @@ class MADE(SequenceModel[MADEState]):
         """
         weights = state.weights
         inputs = state.inputs[:, : place * self.symbols_per_place * self.inputs.width]
-        layers = zip(weights.hidden[which], weights.ends[which], state.units[which], strict=True)
+        layers = zip(
+            weights.hidden[set_index], weights.ends[set_index], state.units[set_index], strict=True
+        )
         for packed, ends, units in layers:
             start = ends[place - 1] if place else 0
             stop = ends[place]
@@ -432,7 +434,7 @@ class MADE(SequenceModel[MADEState]):
                 rows = packed[start:stop, : inputs.shape[1]]
                 new.copy_(F.silu(torch.addmm(new, inputs, rows.T)))
             inputs = units[:, :stop]
-        return torch.addmm(bias, inputs, weights.output[which][place, :, : inputs.shape[1]].T)
+        return torch.addmm(bias, inputs, weights.output[set_index][place, :, : inputs.shape[1]].T)
 
     def sizes(self) -> dict[str, object]:
         return {
@@ -449,7 +451,9 @@ class MADE(SequenceModel[MADEState]):
         masked = 0
         for layer in range(len(self.layers) + 1):
             # A weight counts if any set of degrees uses it.
-            used = torch.stack([self.mask(which, layer) for which in range(self.masks)]).any(0)
+            used = torch.stack(
+                [self.mask(set_index, layer) for set_index in range(self.masks)]
+            ).any(0)
             weights_each = self.free_size if layer == len(self.layers) else 1
             masked += int((~used).sum()) * weights_each
         if self.direct is not None:
@@ -458,7 +462,7 @@ class MADE(SequenceModel[MADEState]):
 
     def receptive_field(self) -> torch.Tensor:
         # If the weights of the sets were constant, the union of the sets' fields would be all.
-        fields = torch.stack([self._field(which) for which in range(self.masks)])
+        fields = torch.stack([self._field(set_index) for set_index in range(self.masks)])
         field = fields.any(0)
         for one, other in combinations(range(self.masks), 2):
             # The odds of two sets change at every place where the sets differ. They influence the
@@ -472,7 +476,7 @@ class MADE(SequenceModel[MADEState]):
             return symbol_field(self.grid, field, inside=True)
         return field
 
-    def _field(self, which: int) -> torch.Tensor:
+    def _field(self, set_index: int) -> torch.Tensor:
         """Receptive field of one set, over places: ``bool [places, places]``.
 
         Row ``t``, column ``s`` is True if the parameters of place ``t`` depend on place ``s``.
@@ -480,7 +484,7 @@ class MADE(SequenceModel[MADEState]):
         paths = torch.eye(self.places)[self.input_degrees - 1].cpu()  # [inputs, places]
         for i in range(len(self.layers) + 1):
             # Extend the paths through the layer. Only whether there is one matters.
-            paths = (self.mask(which, i).cpu().float() @ paths).clamp(max=1)
+            paths = (self.mask(set_index, i).cpu().float() @ paths).clamp(max=1)
         if self.direct is not None:
             paths += torch.ones_like(paths).tril(-1)
         return paths > 0

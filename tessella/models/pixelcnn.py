@@ -77,8 +77,8 @@ class SteppedBlock(SteppedLayer):
     ) -> None:
         groups = block.groups
         hidden = block.biases
-        self._wide = groups.slices(2 * hidden)
-        self._narrow = groups.slices(hidden)
+        self._input_slices = groups.slices(2 * hidden)
+        self._hidden_slices = groups.slices(hidden)
         # This appends the contribution of the rows above; the rest is appended for each group.
         self._around = block.around.bind(step, bias)
         self._reduce = step.products(groups.products(block.reduce.weight))
@@ -91,25 +91,25 @@ class SteppedBlock(SteppedLayer):
         self._gathered = step.memory.zeros(hidden)
 
     def group_input(self, group: int) -> Operand:
-        return self._x[:, self._wide[group]]
+        return self._x[:, self._input_slices[group]]
 
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        wide = self._wide[group]
-        narrow = self._narrow[group]
+        input_slice = self._input_slices[group]
+        hidden_slice = self._hidden_slices[group]
         x = self.group_input(group)
-        program.map(x, self._active_x[:, wide], "relu")
+        program.map(x, self._active_x[:, input_slice], "relu")
         program.linear(
-            self._active_x[:, : wide.stop],
+            self._active_x[:, : input_slice.stop],
             self._reduce[group],
-            self._around.input.features(narrow).at("column"),
-            add=self._reduce_bias[narrow],
+            self._around.input.features(hidden_slice).at("column"),
+            add=self._reduce_bias[hidden_slice],
             activation="relu",
         )
-        self._around.write_group(program, group, self._gathered[:, narrow], "relu")
+        self._around.write_group(program, group, self._gathered[:, hidden_slice], "relu")
         # Under mask B, a group reads itself and the groups before it.
-        known = self._gathered[:, : narrow.stop]
+        known = self._gathered[:, : hidden_slice.stop]
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 

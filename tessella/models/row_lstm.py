@@ -105,8 +105,8 @@ class SteppedRowLayer(SteppedLayer):
 
     def __init__(self, layer: RowLayer, step: ChannelGroupStep, bias: torch.Tensor | None) -> None:
         groups = layer.groups
-        self._wide = groups.slices(2 * layer.hidden)
-        self._narrow = groups.slices(layer.hidden)
+        self._input_slices = groups.slices(2 * layer.hidden)
+        self._hidden_slices = groups.slices(layer.hidden)
         self._input = layer.input.bind(step, bias)
         self._restore = step.products(groups.products(layer.restore.weight))
         # Hidden states of this row up to the current pixel, and of the row above from there on.
@@ -119,19 +119,19 @@ class SteppedRowLayer(SteppedLayer):
         step.row.linear(above, weight, self._input.sums.row, add=self._input.bias)
 
     def group_input(self, group: int) -> Operand:
-        return self._input.input.features(self._wide[group]).at("column")
+        return self._input.input.features(self._input_slices[group]).at("column")
 
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        narrow = self._narrow[group]
+        hidden_slice = self._hidden_slices[group]
         # The sums already hold the contribution of the row above; this adds that of the inputs.
-        gates = program.zeros(GATES * (narrow.stop - narrow.start))
+        gates = program.zeros(GATES * (hidden_slice.stop - hidden_slice.start))
         self._input.write_group(program, group, gates)
-        cell = self._cells.features(narrow).at("column")
-        program.cell(gates, cell, self._hidden.features(narrow).at("column"))
+        cell = self._cells.features(hidden_slice).at("column")
+        program.cell(gates, cell, self._hidden.features(hidden_slice).at("column"))
         # Restore the number of features, and add the layer's input.
-        known = self._hidden.at("column").first(narrow.stop)
+        known = self._hidden.at("column").first(hidden_slice.stop)
         x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 

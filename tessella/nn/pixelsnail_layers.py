@@ -96,24 +96,25 @@ class PointBlock(nn.Module):
         channels: width of the features.
         hidden: width between the layers.
         dropout: dropout rate between the layers.
-        beside: width of a second input, which is added before the second layer; 0 for none.
+        extra: width of a second input, which is added before the second layer; 0 for none.
     """
 
-    def __init__(self, channels: int, hidden: int, dropout: float, beside: int = 0) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float, extra: int = 0) -> None:
         super().__init__()
         self.inner = NormedLinear(channels, hidden, UNIT_GAIN)
-        self.beside = NormedLinear(beside, hidden, UNIT_GAIN) if beside else None
+        # Saved models know the layer of the second input by this name.
+        self.beside = NormedLinear(extra, hidden, UNIT_GAIN) if extra else None
         self.outer = NormedLinear(hidden, 2 * channels, RESIDUAL_GAIN)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
-        """Apply the block to ``x [..., channels]`` and the second input ``beside [..., beside]``.
+    def forward(self, x: torch.Tensor, extra: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the block to ``x [..., channels]`` and the second input ``extra [..., extra]``.
 
         The result has the shape of ``x``.
         """
         sums = self.inner(F.elu(x))
-        if self.beside is not None and beside is not None:
-            sums = sums + self.beside(F.elu(beside))
+        if self.beside is not None and extra is not None:
+            sums = sums + self.beside(F.elu(extra))
         return x + F.glu(self.outer(self.dropout(F.elu(sums))), dim=-1)
 
     def write(self, step: GridStep, active: Operand, x: Operand, out: Operand) -> None:
@@ -122,7 +123,7 @@ class PointBlock(nn.Module):
         Args:
             step: the step to write to.
             active: ``elu`` of ``x`` and the second input, concatenated,
-                ``[batch, channels + beside]``.
+                ``[batch, channels + extra]``.
             x: input, ``[batch, channels]``.
             out: receives the output, ``[batch, channels]``; may be ``x``.
         """
@@ -172,7 +173,7 @@ class AttentionBlock(nn.Module):
         self.query_block = PointBlock(channels + 2, channels, dropout)
         self.query = nn.Linear(channels + 2, half)
         self.keys_values = nn.Linear(2 * channels + 2, 2 * half, bias=False)
-        self.merge = PointBlock(channels, channels, dropout, beside=half)
+        self.merge = PointBlock(channels, channels, dropout, extra=half)
 
     def attend(self, x: torch.Tensor, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Attend to all earlier pixels; the result has the shape of ``x``.

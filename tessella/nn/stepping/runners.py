@@ -79,8 +79,8 @@ class IndexedRunner:
 
     The graph is captured once. It repeats the same work on the same memory, so operands that move
     are gathered and scattered by indices computed on the device, and attention looks at all its
-    memory through a mask. Nothing waits for the host. On a CPU the operations run one by one, which
-    serves the tests.
+    memory through a mask. Nothing waits for the host. On a CPU the operations run one by one, so
+    that tests can run this class without a GPU.
 
     Args:
         work: the operations.
