@@ -5,6 +5,7 @@ before it is used (:mod:`~tessella.files.reading`, :mod:`~tessella.files.tensors
 place of something that the package did not make (:mod:`~tessella.files.replacing`).
 """
 
+from tessella.files.json_values import JSONValue
 from tessella.files.reading import (
     JSON_BYTES,
     byte_count,
@@ -51,6 +52,7 @@ from tessella.files.writing import (
 __all__ = [
     "HTML_MARK",
     "JSON_BYTES",
+    "JSONValue",
     "PNG_KEY",
     "StoredTensor",
     "TensorsHeader",

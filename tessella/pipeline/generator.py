@@ -202,8 +202,8 @@ class Generator:
 
     def complete(
         self,
-        images: Any,
-        known: Any,
+        images: object,
+        known: object,
         seed: int = 0,
         *,
         batch: int = sampling.BATCH,
@@ -231,7 +231,7 @@ class Generator:
         kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
         return torch.cat(list(self._batches(n, seed, batch, 0, cond, watch, kept, options)))
 
-    def encode(self, images: Any) -> Any:
+    def encode(self, images: object) -> Any:
         """Images to the symbols that the prior models.
 
         Args:
@@ -275,7 +275,7 @@ class Generator:
             return self.prior.log_probs(symbols, cond)
         return [self.prior.log_prob(symbols, cond)]
 
-    def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
+    def log_prob(self, images: object, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the symbols of each image: ``[n]``.
 
         Of a pixel model this is the probability of the image (at the model's levels); of a
@@ -283,7 +283,7 @@ class Generator:
         """
         return self.prior.log_prob(self.encode(images), cond)
 
-    def bits_per_dim(self, images: Any, cond: Cond = None) -> torch.Tensor:
+    def bits_per_dim(self, images: object, cond: Cond = None) -> torch.Tensor:
         """Bits per symbol that the prior models: ``[n]``; see :meth:`log_prob`."""
         return self.prior.bits_per_dim(self.encode(images), cond)
 
@@ -296,7 +296,7 @@ class Generator:
     def save(
         self,
         directory: Path | str,
-        figures: Mapping[str, Any] | None = None,
+        figures: Mapping[str, object] | None = None,
         force: bool = False,
     ) -> None:
         """Save to a directory, see the docstring of :mod:`tessella.pipeline`.
@@ -358,7 +358,7 @@ class Generator:
         seed: int,
         cond: Cond,
         kept: _Kept | None,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, Symbols]]:
         """Draw the grids of ``n`` images one after another.
 
         Yields:
@@ -440,7 +440,7 @@ def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
     return _Kept(parts(x), parts(known))
 
 
-def _as_mask(known: Any) -> torch.Tensor:
+def _as_mask(known: object) -> torch.Tensor:
     try:
         mask = torch.as_tensor(known)
     except (TypeError, ValueError, RuntimeError) as error:

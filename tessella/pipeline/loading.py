@@ -66,8 +66,8 @@ def load(run: Path | str, device: torch.device | str = "cpu", *, expect: Callabl
 @overload
 def load(run: Path | str, device: torch.device | str = "cpu") -> Any: ...
 def load(
-    run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., Any] | None = None
-) -> Any:
+    run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., object] | None = None
+) -> object:
     """Load a run directory or a bundled model.
 
     Args:
@@ -98,8 +98,10 @@ def load(
 
 
 def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedModel:
-    """:func:`load`, for callers that ask for capabilities: see
-    :mod:`tessella.pipeline.saved_model`."""
+    """Load a run, for callers that ask for capabilities.
+
+    As :func:`load`, with the type of :mod:`tessella.pipeline.saved_model`.
+    """
     path = locate(run)
     kind = read_config(path)["kind"]
     if kind == "prior":
@@ -179,7 +181,7 @@ def _load_network(path: Path, kind: str) -> Network:
     weights = path / "model.safetensors"
     # Only the header so far: tensors are read once the network is known to fit them.
     header = files.read_tensors_header(weights)
-    network = build(found, config.get("model"), header, str(path))
+    network = build(found, config["model"], header, str(path))
     if "sha256" not in header.metadata:
         warnings.warn(
             f"{weights} carries no checksum, so damage to it cannot be noticed; save the model "
