@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from tessella.evaluation.aspect import Aspect, ImageBatch, Measured, Values
 from tessella.evaluation.metrics import standard_error
+from tessella.files import JSONValue
 from tessella.grid import LN2, Grid
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, ScoresImages, learned_tokenizer
+from tessella.pipeline.generator import grids_text
 from tessella.tokenizers.tokenizer import parts
 
 
@@ -56,18 +57,18 @@ class CodeLength(Aspect):
         bits = nats / LN2
         return {"nats": nats, "bits": bits, "bits_per_dim": bits / self.model.symbols}
 
-    def figures(self, measured: Measured) -> dict[str, Any]:
+    def figures(self, measured: Measured) -> dict[str, JSONValue]:
         nats = measured.values["nats"]
         mean = float(nats.mean())
         error = standard_error(nats)
         # Nats of an image to bits per symbol.
         to_bits = 1 / (LN2 * self.model.symbols)
-        figures: dict[str, Any] = {
+        figures: dict[str, JSONValue] = {
             "bits_per_dim": mean * to_bits,
             "bits_per_dim_se": error * to_bits,
             "nats_per_image": mean,
             "nats_per_image_se": error,
-            "scored_grid": " and ".join(str(grid) for grid in self.model.grids),
+            "scored_grid": grids_text(self.model.grids),
         }
         if self.model.classes:
             figures["condition"] = "labels" if measured.conditional else "null class"
@@ -81,7 +82,7 @@ class CodeLength(Aspect):
             figures["bits_per_image_dim_se"] = self.image_grid.bits_per_dim(error)
         # How the cost is divided among the grids, each by its own number of symbols.
         if len(self.model.grids) > 1:
-            per_code = []
+            per_code: list[float] = []
             for level, grid in enumerate(self.model.grids):
                 per_code.append(grid.bits_per_dim(float(measured.values[f"nats_{level}"].mean())))
             figures["bits_per_code_of_grids"] = per_code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     JSONValue: TypeAlias = (
-        None | bool | int | float | str | Sequence["JSONValue"] | Mapping[str, "JSONValue"]
+        bool | int | float | str | Sequence["JSONValue"] | Mapping[str, "JSONValue"] | None
     )
     """A value that JSON can hold, nested to any depth."""
 else:

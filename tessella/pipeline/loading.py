@@ -66,7 +66,10 @@ def load(run: Path | str, device: torch.device | str = "cpu", *, expect: Callabl
 @overload
 def load(run: Path | str, device: torch.device | str = "cpu") -> Any: ...
 def load(
-    run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., object] | None = None
+    run: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    expect: Callable[..., object] | None = None,
 ) -> object:
     """Load a run directory or a bundled model.
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tessella import files
 
@@ -43,7 +43,19 @@ Curve = Mapping[str, list[float]]
 Curves = Mapping[str, Curve]
 
 
-def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
+class LogState(TypedDict):
+    """Last step of a log, its age (None without a log), and how many lines cannot be read."""
+
+    step: float
+    age_seconds: float | None
+    unreadable: int
+
+
+NO_LOG: LogState = {"step": 0, "age_seconds": None, "unreadable": 0}
+"""Of a run that has no log."""
+
+
+def read_log(path: Path) -> tuple[list[Entry], LogState]:
     """The entries of a log, and how it stands.
 
     Lines that were cut short, or are no entries, are counted and left out.
@@ -52,10 +64,10 @@ def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         ArtifactError: when the log is no regular file, or far too large.
     """
     if not path.exists():
-        return [], {"step": 0, "age_seconds": None, "unreadable": 0}
+        return [], NO_LOG
     # Lines that are not UTF-8 are damaged, and counted below.
     text = files.read_bytes(path, LOG_BYTES).decode(errors="replace")
-    entries = []
+    entries: list[Entry] = []
     unreadable = 0
     for line in text.splitlines():
         entry = _entry(line)
@@ -63,13 +75,12 @@ def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
             unreadable += 1
         else:
             entries.append(entry)
-    standing = {
-        "step": entries[-1]["step"] if entries else 0,
-        # The clock of the machine that writes may be ahead.
-        "age_seconds": max(0.0, time.time() - path.stat().st_mtime),
-        "unreadable": unreadable,
-    }
-    return entries, standing
+    last_step = 0.0
+    if entries:
+        last_step = entries[-1]["step"]
+    # The clock of the machine that writes may be ahead.
+    age = max(0.0, time.time() - path.stat().st_mtime)
+    return entries, {"step": last_step, "age_seconds": age, "unreadable": unreadable}
 
 
 def _entry(line: str) -> Entry | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tessella.tokenizers import codebook_health
 
@@ -39,7 +38,7 @@ Row = tuple[str, str, str]
 """Name, value with its error, unit."""
 
 
-def figure_rows(figures: Mapping[str, Any]) -> list[Row]:
+def figure_rows(figures: Mapping[str, object]) -> list[Row]:
     """Measured figures as rows ``(name, value ± standard error, unit)``.
 
     Values are rounded to the digits that their errors allow.
@@ -99,7 +98,7 @@ def _without_error(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
+def _stands_beside_another(name: str, figures: Mapping[str, object]) -> bool:
     """Whether a figure is shown in the row of another one: errors, and two figures of codes."""
     # An error stands behind ±.
     if name.endswith("_se") and name.removesuffix("_se") in figures:
@@ -110,7 +109,7 @@ def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
     return name == "bits_per_dim" and "bits_per_code" in figures
 
 
-def _label_and_unit(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
+def _label_and_unit(name: str, figures: Mapping[str, object]) -> tuple[str, str]:
     kind, _, number = name.partition("/")
     label, unit = UNITS.get(kind, (kind.replace("_", " "), ""))
     if number:
@@ -123,7 +122,7 @@ def _label_and_unit(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
     return label, unit
 
 
-def _overlap_row(overlap: Mapping[str, Any]) -> Row:
+def _overlap_row(overlap: Mapping[str, object]) -> Row:
     """The images that the run was trained on.
 
     >>> _overlap_row({"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
@@ -137,7 +136,7 @@ def _overlap_row(overlap: Mapping[str, Any]) -> Row:
     )
 
 
-def _comparison_rows(comparison: Mapping[str, Any], of_codes: bool) -> list[Row]:
+def _comparison_rows(comparison: Mapping[str, object], of_codes: bool) -> list[Row]:
     """The differences to another run.
 
     >>> ssim = {"difference": 0.0213, "difference_se": 0.0012}

@@ -1,26 +1,24 @@
-"""A run as one HTML file that needs nothing else: figures, curves, samples, reconstructions,
-codebook, how it was made.
+"""A run as one HTML file that needs nothing else.
 
-Pictures are PNG in data URIs, curves are inline SVG in the colour of the text; there are no scripts
-and no outside addresses. The same run gives the same file, except for the date in it. Without
-matplotlib the page has no plots, and says so.
+It shows figures, curves, samples, reconstructions, the codebook, and how the run was made. Pictures
+are PNG in data URIs, curves are inline SVG in the colour of the text; there are no scripts and no
+outside addresses. The same run gives the same file, except for the date in it. Without matplotlib
+the page has no plots, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import tessella
 from tessella import data, files
 from tessella.errors import InputError, TessellaError, check_integer
 from tessella.evaluation import as_scored, check_fit, data_config
 from tessella.pipeline import (
-    Generator,
     SavedModel,
     is_bundled,
     learned_tokenizer,
@@ -31,7 +29,7 @@ from tessella.report import run_summary
 from tessella.report.codebook_figures import CodebookSection, codebooks, rebuilt
 from tessella.report.curve_plots import MISSING_MATPLOTLIB, can_plot, curve_plots
 from tessella.report.figure_text import Row
-from tessella.report.sample_figures import affordable, sample_pictures
+from tessella.report.sample_figures import DrawsSymbols, affordable, sample_pictures
 from tessella.report.svg import Picture
 
 __all__ = ["affordable", "write_report"]
@@ -106,7 +104,9 @@ def _target(path: Path, out: Path | str | None, samples: int) -> Path:
             f"{path.name} ships with the package: name a file of your own, "
             f"--report {path.name}.html"
         )
-    target = path / "report.html" if out is None else Path(out)
+    target = path / "report.html"
+    if out is not None:
+        target = Path(out)
     if target.suffix != ".html" or target.is_dir():
         raise InputError(f"the report must be a file ending in .html, got {str(out)!r}")
     return target
@@ -120,11 +120,11 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
         return parts
     # A VAE has neither codes to show nor symbols to complete.
     tokenizer = learned_tokenizer(model)
-    if tokenizer is None and not isinstance(model, Generator):
+    if tokenizer is None and not isinstance(model, DrawsSymbols):
         parts.notes.append("There are no pictures of a VAE yet: see tessella sample.")
         return parts
     images = _own_images(path, model, parts.notes)
-    if isinstance(model, Generator):
+    if isinstance(model, DrawsSymbols):
         parts.pictures += sample_pictures(model, images, samples, seed, parts.notes)
     if tokenizer is not None:
         try:
@@ -158,7 +158,7 @@ def _own_images(path: Path, model: SavedModel, notes: list[str]) -> data.ImageSe
     return None
 
 
-def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
+def _page(facts: run_summary.RunFacts, parts: _Parts) -> str:
     """The text of the page."""
     # Imported where it is used: the command line imports this module before every verb.
     from jinja2 import Environment, StrictUndefined
@@ -170,10 +170,7 @@ def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    configuration = {}
-    for name in ("model", "tokenizer"):
-        if facts[name]:
-            configuration[name] = facts[name]
+    configuration: dict[str, object] = {**run_summary.networks(facts)}
     training = facts["training"]
     configuration["training"] = {**training["settings"], "data": training["data_options"]}
     notes = [*facts["problems"], *parts.notes]
@@ -199,7 +196,7 @@ def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     )
 
 
-def _figure_tables(facts: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+def _figure_tables(facts: run_summary.RunFacts) -> list[tuple[str, list[Row]]]:
     """Tables of figures under what they were measured on."""
     tables = []
     for name, figures in facts["figures"].items():
@@ -211,12 +208,11 @@ def _figure_tables(facts: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     return tables
 
 
-def _details(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _details(facts: run_summary.RunFacts) -> list[tuple[str, list[str]]]:
     """The run in words, by label."""
     rows = []
-    for part in ("model", "tokenizer"):
-        if facts[part]:
-            rows.append((part, run_summary.model_lines(facts[part])))
+    for role, part in run_summary.networks(facts).items():
+        rows.append((role, run_summary.model_lines(part)))
     if facts["weights"]:
         rows.append(("weights", [f"fingerprint {facts['weights']}"]))
     if facts["data"]:

@@ -63,7 +63,9 @@ def render(facts: Catalogue) -> list[str]:
     for name, model in facts["models"].items():
         line = f"  {name:16}"
         for count in model["parameters"].values():
-            text = "too large" if count is None else f"{count:,}"
+            text = "too large"
+            if count is not None:
+                text = f"{count:,}"
             line += f"  {text:>21}"
         lines.append(f"{line}  {model['about']}")
     lines.append("heads:")
@@ -77,6 +79,7 @@ def _about(cls: type) -> str:
 
     The name that some begin with is left out.
     """
+    # "``name``: What it is." becomes "What it is".
     paragraph = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
     return paragraph.split("``: ", 1)[-1].replace("``", "").removesuffix(".")
 
@@ -98,11 +101,11 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
         if func in (torch.randn, torch.rand):
             return torch.empty(*args, **kwargs)
