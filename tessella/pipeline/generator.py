@@ -77,7 +77,9 @@ class Generator:
         height, width = self.tokenizer.image_size
         grids = grids_text(self.grids)
         prior = " and ".join(part.name for part in self.priors)
-        classes = f", classes={self.classes}" if self.classes else ""
+        classes = ""
+        if self.classes:
+            classes = f", classes={self.classes}"
         return (
             f"Generator({height}x{width}x{self.tokenizer.channels} images, "
             f"tokenizer={self.tokenizer.name}, prior={prior} on {grids}{classes}, "
@@ -87,7 +89,9 @@ class Generator:
     @property
     def kind(self) -> str:
         """``generator`` where the symbols are codes, ``density-model`` where they are pixels."""
-        return "generator" if self.two_stage else "density-model"
+        if self.two_stage:
+            return "generator"
+        return "density-model"
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -330,13 +334,19 @@ class Generator:
         check_integer("start", start)
         check_seed(seed, n)
         # Checked for all images at once, so that no batch is drawn before the refusal.
-        condition = None if cond is None else self.prior.condition(cond, n)
+        condition = None
+        if cond is not None:
+            condition = self.prior.condition(cond, n)
         samplers = self._samplers(sampling.Sampling.from_keywords(**options))
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
             size = rows.stop - rows.start
-            cond_here = None if condition is None else condition.select(torch.arange(n)[rows])
-            kept_here = None if kept is None else kept.rows(rows)
+            cond_here = None
+            if condition is not None:
+                cond_here = condition.select(torch.arange(n)[rows])
+            kept_here = None
+            if kept is not None:
+                kept_here = kept.rows(rows)
             drawing = self._grids(samplers, size, seed + first, cond_here, kept_here)
             # Partial grids are drawn over until the last one, which is the batch.
             for placed, symbols in drawing:  # noqa: B007
@@ -365,18 +375,19 @@ class Generator:
             ``(symbols in place, symbols)``, 0 where there is none yet.
         """
         if len(samplers) == 1:
-            known = None if kept is None else kept.check(0, self.priors[0])
-            yield from samplers[0].stream(n, seed, cond, known)
+            yield from samplers[0].stream(n, seed, cond, self._kept_of(0, kept))
             return
         # Classes condition every grid; codes are each other's condition, which is made below.
-        labels = None if cond is None else self.prior.condition(cond, n).labels
+        labels = None
+        if cond is not None:
+            labels = self.prior.condition(cond, n).labels
         symbols = []
         for grid in self.grids:
             symbols.append(torch.zeros(n, *grid.shape, dtype=torch.int64, device=self.device))
-        # Symbols of the grids that are complete.
+        # Symbols of the grids that are complete, to count those in place.
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
-            known = None if kept is None else kept.check(level, prior)
+            known = self._kept_of(level, kept)
             # A finer grid is drawn given the coarser one, which is complete by now.
             condition = level_condition(prior, labels, symbols[:level]) or None
             for index, drawn in sampler.stream(n, seed, condition, known):
@@ -385,6 +396,12 @@ class Generator:
             # The sampler reuses its array for the next batch.
             symbols[level] = symbols[level].clone()
             before += prior.grid.symbols
+
+    def _kept_of(self, level: int, kept: _Kept | None) -> sampling.KnownSymbols | None:
+        """The symbols to keep of one grid, checked; None where all of it is drawn."""
+        if kept is None:
+            return None
+        return kept.check(level, self.priors[level])
 
     def _known_symbols(self, known: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
         """Which symbols of each grid are known: those of which all pixels are."""
@@ -400,8 +417,12 @@ class Generator:
             if known.dim() == 2:
                 known = known[:, :, None].expand(n, height, width, channels)
             return (known,)
-        # A cell needs all channels of its pixels: [n, h, w, c] -> [n, h, w].
-        whole = known.all(-1) if known.dim() == 4 else known.expand(n, height, width)
+        # A code is kept where its whole cell is known: all channels of all its pixels.
+        # [n, h, w, c] -> [n, h, w]
+        if known.dim() == 4:
+            whole = known.all(-1)
+        else:
+            whole = known.expand(n, height, width)
         # The cells at the border may reach beyond the image, where nothing is unknown.
         finest = self.grids[-1]
         stride = self.tokenizer.stride
@@ -420,7 +441,11 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
 
     The warning is a :class:`TessellaWarning` at the place that called the caller.
     """
-    first = prior.priors[0] if isinstance(prior, Hierarchy) else prior
+    first = prior
+    # All grids of a hierarchy have heads of one kind.
+    if isinstance(prior, Hierarchy):
+        first = prior.priors[0]
+    assert isinstance(first, DensityModel)
     if first.head.ordered and not tokenizer.of_pixels:
         warnings.warn(
             f"the prior's head {first.head.name!r} takes neighbouring levels to be alike, and the "

@@ -21,7 +21,11 @@ def fingerprint(model: SavedModel | nn.Module) -> str:
 
     It says which model made a file.
     """
-    modules = [model] if isinstance(model, nn.Module) else list(model.components().values())
+    # Tokenizers and VAEs are modules themselves, generators hold two.
+    if isinstance(model, nn.Module):
+        modules = [model]
+    else:
+        modules = list(model.components().values())
     # Names in order and bytes on the CPU: the same weights have one fingerprint everywhere.
     digest = hashlib.sha256()
     for module in modules:
@@ -108,5 +112,7 @@ def weight_problems(
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    text = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        text += ", ..."
+    return text

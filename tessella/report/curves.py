@@ -46,7 +46,7 @@ Curves = Mapping[str, Curve]
 class LogState(TypedDict):
     """Last step of a log, its age (None without a log), and how many lines cannot be read."""
 
-    step: float
+    step: int
     age_seconds: float | None
     unreadable: int
 
@@ -75,9 +75,9 @@ def read_log(path: Path) -> tuple[list[Entry], LogState]:
             unreadable += 1
         else:
             entries.append(entry)
-    last_step = 0.0
+    last_step = 0
     if entries:
-        last_step = entries[-1]["step"]
+        last_step = int(entries[-1]["step"])
     # The clock of the machine that writes may be ahead.
     age = max(0.0, time.time() - path.stat().st_mtime)
     return entries, {"step": last_step, "age_seconds": age, "unreadable": unreadable}

@@ -19,7 +19,7 @@ INK = "#010203"
 """Drawn in this colour, then replaced by the colour of the page's text."""
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes as Axes
+    from matplotlib.axes import Axes as Axes  # the name for all plots of a page
 else:
     Axes = object  # matplotlib is optional, and imported where something is drawn
 

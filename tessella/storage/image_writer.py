@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -63,14 +63,14 @@ class ImageSeries(ABC):
     """
 
     def __init__(
-        self, path: Path, folder: Path, made: Mapping[str, Any], shape: tuple[int, int, int]
+        self, path: Path, folder: Path, made: Mapping[str, object], shape: tuple[int, int, int]
     ) -> None:
         self.path = path
         self.folder = folder
         self.made = dict(made)
         self.shape = shape
         self.n = check_integer("n", made["n"], least=1)
-        self.seed = int(made["seed"])
+        self.seed = check_integer("seed", made["seed"])
         self.next = 0
         """Number of the image that :meth:`append` takes next."""
         self._begun = False
@@ -92,7 +92,10 @@ class ImageSeries(ABC):
         """
         batch = check_integer("batch", batch, least=1)
         there = self._count()
-        self.next = there if there == self.n else there - there % batch
+        # The batch that was being written when the run stopped is drawn again from its start.
+        if there < self.n:
+            there -= there % batch
+        self.next = there
         return self.next
 
     def append(self, images: np.ndarray) -> None:
@@ -158,17 +161,18 @@ class ImageSeries(ABC):
     def _recorded(self) -> int:
         """Images that the record asks for; 0 where there is none."""
         record = resumable.read_record(self.folder)
-        return 0 if record is None else self._same_series(self.folder, record)
+        if record is None:
+            return 0
+        return self._same_series(self.folder, record)
 
     def _same_series(self, place: Path, found: object) -> int:
         """Return ``n`` of a record, after refusing one of images that are made in another way."""
         way_out = f"name another --out, or delete {place} to begin anew"
         if not isinstance(found, dict) or not {"model", "seed", "n"} <= found.keys():
             raise InputError(f"{place} holds something else than a run of images: {way_out}")
-        differences = [
-            f"{name} {found.get(name)} (now {self.made.get(name)})"
-            for name in resumable.differing(found, self.made, FREE)
-        ]
+        differences = []
+        for name in resumable.differing(found, self.made, FREE):
+            differences.append(f"{name} {found.get(name)} (now {self.made.get(name)})")
         if differences:
             raise InputError(
                 f"{place} holds another run of images, of {', '.join(differences)}: {way_out}"
@@ -200,10 +204,11 @@ class PictureFolder(ImageSeries):
         if not self.path.is_dir():
             return 0
         if not self._recorded():
-            foreign = any(entry.name.endswith(".png") for entry in self.path.iterdir())
+            foreign = any(self.path.glob("*.png"))
             if foreign and not self._discarded:
                 self._same_series(self.path, None)  # which refuses
             return 0
+        # Up to the first gap: batches are drawn in order, so a later file would be drawn again.
         for number in range(self.n):
             if not (self.path / self._name(number)).exists():
                 return number
@@ -256,7 +261,7 @@ class PictureArchive(ImageSeries):
             if loose < self.next:
                 self._unpack(pixels, loose, self.next)
 
-    def _unpack(self, pixels: Any, start: int, stop: int) -> None:
+    def _unpack(self, pixels: IO[bytes], start: int, stop: int) -> None:
         """Append images ``start`` to ``stop`` of the finished archive, which is being added to."""
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as packed:
             np.lib.format.read_magic(packed)
@@ -267,6 +272,7 @@ class PictureArchive(ImageSeries):
 
     def _write(self, images: np.ndarray) -> None:
         with (self.folder / PIXELS).open("ab") as pixels:
+            # Only what is on disk counts, so that a run goes on from it after a power failure.
             pixels.write(np.ascontiguousarray(images).data)
             pixels.flush()
             os.fsync(pixels.fileno())
@@ -281,6 +287,7 @@ class PictureArchive(ImageSeries):
 
     def _pack(self) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *self.shape)}
+        # Straight from the disk: the archive may be larger than the memory.
         with (
             files.atomic_file(self.path) as partial,
             zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -321,7 +328,10 @@ class PictureArchive(ImageSeries):
             np.lib.format.read_magic(packed)
             shape, _, dtype = np.lib.format.read_array_header_1_0(packed)
             is_whole = member.file_size == packed.tell() + math.prod(shape)
-        return shape[0] if is_whole and dtype == np.uint8 and shape[1:] == self.shape else 0
+        fits = dtype == np.uint8 and shape[1:] == self.shape
+        if not is_whole or not fits:
+            return 0
+        return shape[0]
 
     @property
     def _bytes(self) -> int:
@@ -331,7 +341,7 @@ class PictureArchive(ImageSeries):
 
 @contextlib.contextmanager
 def opened(
-    path: Path, made: Mapping[str, Any], shape: tuple[int, int, int], force: bool = False
+    path: Path, made: Mapping[str, object], shape: tuple[int, int, int], force: bool = False
 ) -> Iterator[ImageSeries]:
     """Open the series of images at a place, new or to be continued, for this process alone.
 
@@ -346,9 +356,13 @@ def opened(
             there.
     """
     is_archive = path.suffix == ".npz" and not path.is_dir()
-    folder = path.with_name(f"{path.name}.part") if is_archive else path
-    series_class = PictureArchive if is_archive else PictureFolder
-    series = series_class(path, folder, made, shape)
+    series: ImageSeries
+    if is_archive:
+        folder = path.with_name(f"{path.name}.part")
+        series = PictureArchive(path, folder, made, shape)
+    else:
+        folder = path
+        series = PictureFolder(path, folder, made, shape)
     _check_place(series, force)
     with resumable.exclusive(folder, path, "draws images", temporary=is_archive):
         try:
