@@ -39,7 +39,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of each image, in the order of the images.
+    """Numbers of each image, in the order of the images.
 
     Args:
         hashes, mirrored: of the pixels of each image, and of its mirror image: uint64 ``[n]``.

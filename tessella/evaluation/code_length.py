@@ -17,7 +17,7 @@ from tessella.tokenizers.tokenizer import parts
 
 
 class CodeLength(Aspect):
-    """What the symbols of images cost under a model that gives exact probabilities.
+    """The cost of the symbols of images under a model that gives exact probabilities.
 
     Args:
         model: scores the symbols.

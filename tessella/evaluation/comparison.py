@@ -139,7 +139,7 @@ def _bits_refusal(first: SavedModel, second: SavedModel) -> str | None:
         return "one gives the bits of pixels, the other those of codes"
     if ours is not None and theirs is not None and fingerprint(ours) != fingerprint(theirs):
         return "their tokenizers differ, and bits of different codes do not compare"
-    # Without learned tokenizers on the one grid of the pixels, else on the tokenizer's.
+    # Both describe pixels, or codes of one tokenizer: what is left to differ are the grids.
     assert isinstance(first, ScoresImages)
     assert isinstance(second, ScoresImages)
     if first.grids != second.grids:

@@ -127,7 +127,7 @@ def images_of(
 
 
 def _identity(shape: Sequence[int], sha256: str) -> dict[str, JSONValue]:
-    """What is recorded of images ``[n, h, w, c]`` that come without a name."""
+    """The record of images ``[n, h, w, c]`` that come without a name."""
     return {"count": shape[0], "shape": list(shape[1:]), "sha256": sha256}
 
 
@@ -158,7 +158,7 @@ def check_fit(model: SavedModel, run: object, images: ImageSet, check_levels: bo
     levels_differ = levels is not None and images.levels != levels
     if not conversions and not (levels_differ and check_levels):
         return
-    # Whoever converts the size converts the levels in the same call.
+    # One message names all conversions, so that the next attempt succeeds.
     if levels_differ:
         conversions.append(f"data.levels={levels}")
     accepted = f"{wanted.height}x{wanted.width}x{wanted.channels}"

@@ -457,7 +457,7 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
 
 
 def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
-    """What is kept of each grid; None where all is drawn."""
+    """The symbols to keep of each grid; None where all are drawn."""
     if x is None and known is None:
         return None
     if x is None or known is None:

@@ -92,5 +92,5 @@ def _table(figures: Mapping[str, object]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    # Five digits are more than the standard error of any figure allows.
+    # Enough to compare models; `run.json` keeps all digits.
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -202,7 +202,7 @@ def _fits(value: object, wanted: object) -> bool:
     # True is an int to Python, and never meant as a number here.
     if isinstance(value, bool):
         return False
-    # JSON writes 2.0 as 2 where it likes.
+    # A whole number may be written without a point.
     if wanted is float:
         return isinstance(value, (int, float))
     assert isinstance(wanted, type)
@@ -210,7 +210,7 @@ def _fits(value: object, wanted: object) -> bool:
 
 
 def _inner(value: object, wanted: object) -> Iterator[tuple[str, object, object]]:
-    """What a value holds: name (empty in lists), value and type of each part."""
+    """The parts of a value: the name of each (empty in lists), its value and its type."""
     if isinstance(value, list):
         for item in value:
             yield "", item, get_args(wanted)[0]

@@ -31,7 +31,7 @@ Watch = Callable[[float], object]
 
 @runtime_checkable
 class SavedModel(Protocol):
-    """What all models that a run can hold have: pixel and two-stage models, tokenizers, VAEs."""
+    """Any model that a run can hold: pixel and two-stage models, tokenizers, VAEs."""
 
     @property
     def kind(self) -> str:
@@ -236,7 +236,7 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
         return cast(Capability, model)
     message = f"{run} is {NOUNS[model.kind]}, which {LACKING[protocol]}"
     advice = ADVICE.get((model.kind, protocol))
-    # Some refusals leave nothing to advise: a model without a bound is not mended by training.
+    # Not every refusal has a way out.
     if advice:
         message += f": {advice}"
     raise InputError(message)

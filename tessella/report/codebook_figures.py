@@ -1,5 +1,4 @@
-"""The codes of a tokenizer in pictures: maps beside images, how often each is used, and what each
-decodes to."""
+"""The codes of a tokenizer in pictures: maps, usage, and the patch that each code decodes to."""
 
 from __future__ import annotations
 
@@ -105,8 +104,7 @@ def code_map(symbols: np.ndarray, levels: int, stride: int, size: tuple[int, int
 
 
 def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSection | None:
-    """How much the codes of each codebook are used, what is wrong with that, and what each code
-    decodes to.
+    """The section on codes: their usage, a diagnosis of it, and the patch of each code.
 
     Args:
         tokenizer: makes the codes.

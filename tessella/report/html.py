@@ -40,7 +40,7 @@ MOST_SAMPLES = 64
 
 @dataclass
 class _Parts:
-    """What a page shows beside the facts of the run.
+    """The contents of a page beside the facts of the run.
 
     Args:
         pictures: in the order of the page.

@@ -1,5 +1,4 @@
-"""The families of density models and the heads to choose from, with their sizes on two known
-grids."""
+"""The families of density models and the heads, with their sizes on two well-known grids."""
 
 from __future__ import annotations
 

@@ -354,7 +354,7 @@ def _status(path: Path, record: RunRecord) -> str:
 
 
 def _next(facts: RunFacts) -> list[str]:
-    """What to type next."""
+    """The commands that make sense next."""
     run = facts["run"]
     status = facts["status"]
     # A process that was killed cannot say so; its log stops growing.

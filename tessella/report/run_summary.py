@@ -224,7 +224,7 @@ def training_lines(training: TrainingFacts) -> list[str]:
     for name in SETTINGS:
         if name in settings:
             value = settings[name]
-            # 0.0002 and not 2e-04 or 0.00020000000000000001.
+            # Without the digits of rounding: 0.3 and not 0.30000000000000004.
             if isinstance(value, float):
                 value = f"{value:g}"
             words.append(f"{name.replace('_', ' ')} {value}")

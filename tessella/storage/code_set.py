@@ -98,7 +98,7 @@ Places = slice | np.ndarray | torch.Tensor | list[int]
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What ``config.json`` says of a shard; ``sha256`` is empty for codes of early versions."""
+    """A shard according to ``config.json``; ``sha256`` is empty for codes of early versions."""
 
     name: str
     size: int
@@ -241,7 +241,7 @@ class CodeSet:
         read = []
         for level, grid in enumerate(self.grids):
             found = np.empty((len(chosen), *grid.shape), smallest_type(grid.levels))
-            # Shard by shard, whatever the order of the places: each map is opened once.
+            # Shard by shard, whatever the order of the places: each is indexed once.
             for number in numbers.tolist():
                 here = shard_of == number
                 shard = self.shard(number)[f"{kind}.{level}"]
@@ -318,7 +318,7 @@ class CodeVariant:
             self.shape: tuple[int, ...] = (len(codes), *grids[0].shape)
         else:
             self.shape = (len(codes), sum(grid.symbols for grid in grids))
-        # One type for all grids, signed as torch has it: int16 holds levels up to 2^15 - 1.
+        # One type for all grids, signed as torch has it: int16 holds symbols up to 2^15 - 1.
         most_levels = max(grid.levels for grid in grids)
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32)
         if most_levels <= 1 << 15:
@@ -457,7 +457,7 @@ def smallest_type(levels: int) -> type[np.uint8] | type[np.int16] | type[np.int3
     """The smallest type of integers that holds so many levels."""
     if levels <= 1 << 8:
         return np.uint8
-    # Neither numpy files nor torch agree on unsigned types of more than 8 bits.
+    # Signed from here on: torch hardly computes with wider unsigned types.
     if levels <= 1 << 15:
         return np.int16
     return np.int32
