@@ -12,7 +12,7 @@ from tessella.contracts.contract import Contract, Options, require, require_clos
 from tessella.grid import Grid
 from tessella.pipeline import load_model, save_model
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import Symbols, parts
 
 SIZES = ((8, 8), (12, 8), (9, 7), (1, 1))
 """Heights and widths of the images; not all are multiples of what a network halves."""
@@ -56,7 +56,7 @@ def symbols_fit_their_grids(case: TokenizerCase) -> None:
         for part, grid in zip(symbols, grids, strict=True):
             check_symbols(part, grid)
         # One grid is a tensor, several are a tuple.
-        given = symbols[0]
+        given: Symbols = symbols[0]
         if len(symbols) > 1:
             given = symbols
         # Cropped to the size of the images: the stride need not divide it.

@@ -125,6 +125,7 @@ def assess(
     if model is None:
         model = _model_of(run)
     chosen, identity = images_of(path, images, labels, split)
+    # A mean of nothing would be no number.
     if not len(chosen):
         raise InputError("there are no images to evaluate")
     # Before anything is measured, so that the refusal comes at once.
@@ -142,6 +143,7 @@ def assess(
     # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
     if model.kind == "tokenizer":
         steps = steps_of(path)
+    # Figures of all processes' images; every process computes them from the same numbers.
     for aspect in aspects_of(model, tokenizer_steps=steps):
         figures |= aspect.figures(measured)
     figures |= pixel_bounds(measured, math.prod(chosen.images.shape[1:]))

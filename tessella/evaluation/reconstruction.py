@@ -84,6 +84,7 @@ class Reconstruction(Aspect):
         if "mean_image_mse" in measured.values:
             of_mean_image = psnr(measured.values["mean_image_mse"])
             figures["mean_image_psnr_db"] = float(of_mean_image.mean())
+        # Whether the codebook is healthy, and what to change where it is not.
         facts = codebook_health.examine(self.tokenizer, list(measured.counts), self.steps)
         return figures | codebook_health.summarize(facts)
 

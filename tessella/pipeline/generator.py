@@ -144,6 +144,7 @@ class Generator:
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
+        # Checked and drawn as batches are, so that both give the same images.
         drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:
             raise InputError(f"start must lie below n, {n}: there is nothing to draw")
@@ -201,6 +202,7 @@ class Generator:
         Arguments as of :func:`tessella.stream`.
         """
         samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
+        # Symbols that are still missing are zeros, and are decoded like any others.
         for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known)):
             yield index, self.tokenizer.decode(symbols)
 
@@ -247,6 +249,7 @@ class Generator:
         Raises:
             InputError: for images of another type or size.
         """
+        # Tokenizers take images of other sizes as well, but the prior's grid is fixed.
         images = check_images(images, self.tokenizer.channels)
         height, width = self.tokenizer.image_size
         if tuple(images.shape[1:3]) != (height, width):
@@ -275,6 +278,7 @@ class Generator:
         Returns:
             ``[n]`` for each grid, coarse to fine.
         """
+        # Each grid given the coarser ones, so that the terms add up to log p of all symbols.
         if isinstance(self.prior, Hierarchy):
             return self.prior.log_probs(symbols, cond)
         return [self.prior.log_prob(symbols, cond)]
@@ -314,6 +318,7 @@ class Generator:
             InputError: when the directory holds something that was not made here.
             ArtifactError: when it cannot be written.
         """
+        # Before the first file is written: a model that is refused leaves the directory as it was.
         files.check_replaceable(directory, force)
         save_generator(self.tokenizer, self.prior, directory, figures)
 
@@ -358,6 +363,7 @@ class Generator:
         """One sampler for each grid, each with noise of its own."""
         samplers = []
         for part, prior in enumerate(self.priors):
+            # The part numbers the streams of noise: grids must not share theirs.
             samplers.append(sampling.Sampler(prior, options, part))
         return samplers
 
@@ -446,6 +452,7 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
     if isinstance(prior, Hierarchy):
         first = prior.priors[0]
     assert isinstance(first, DensityModel)
+    # Only a warning: some codes, such as those of FSQ, are ordered in part.
     if first.head.ordered and not tokenizer.of_pixels:
         warnings.warn(
             f"the prior's head {first.head.name!r} takes neighbouring levels to be alike, and the "
@@ -460,6 +467,7 @@ def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
     """The symbols to keep of each grid; None where all are drawn."""
     if x is None and known is None:
         return None
+    # A mask alone would keep symbols that nobody gave.
     if x is None or known is None:
         raise InputError("completion needs both: x, the symbols, and known, where to keep them")
     return _Kept(parts(x), parts(known))

@@ -27,6 +27,7 @@ BundledTokenizer = Literal["digits-vqvae"]
 
 def bundled() -> list[str]:
     """Names of the small trained models that ship with the package."""
+    # Some distributions leave the models out of the package.
     folder = resources.files("tessella") / "bundle"
     if not folder.is_dir():
         return []
@@ -110,6 +111,7 @@ def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedMode
     if kind == "prior":
         raise ArtifactError(f"{path} is one half of a two-stage model: load the directory above it")
     try:
+        # Each part is loaded as its kind, so that two swapped directories are noticed.
         if kind == "generator":
             tokenizer = cast(Tokenizer, _load_network(path / "tokenizer", "tokenizer"))
             prior = cast(Prior, _load_network(path / "prior", "prior"))
@@ -118,6 +120,7 @@ def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedMode
         # Codes of several grids mean nothing without the tokenizer that made them.
         if isinstance(network, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
+        # A density model on pixels is a generator whose tokenizer is the identity.
         if isinstance(network, DensityModel):
             return pixel_generator(network).to(device)
         return network.to(device)
@@ -193,4 +196,5 @@ def _load_network(path: Path, kind: str) -> Network:
             stacklevel=2,
         )
     load_weights(network, files.read_tensors(weights), str(path))
+    # No dropout, and codebooks that stand still.
     return network.eval()

@@ -187,6 +187,7 @@ class TakesClasses(Protocol):
         """Classes that it is conditioned on; 0 for none."""
 
 
+# Bound to the protocol that is asked for, so that the result has its methods.
 Capability = TypeVar("Capability")
 
 NOUNS = {
@@ -257,6 +258,7 @@ def require_codes(model: SavedModel, run: object) -> Tokenizer:
         InputError: when the model describes pixels.
     """
     tokenizer = learned_tokenizer(model)
+    # Pixels are symbols as well, but there is nothing to store or to look at in them.
     if tokenizer is None:
         raise InputError(
             f"{run} is {NOUNS[model.kind]} on pixels, without a learned tokenizer, so it makes no "
@@ -270,6 +272,7 @@ def pixel_levels(model: SavedModel) -> int | None:
 
     None where images pass through a learned tokenizer, which takes pixels as they are.
     """
+    # The prior of a two-stage model never sees levels of pixels.
     if not model.tokenizer.of_pixels:
         return None
     return model.tokenizer.grid().levels
@@ -277,6 +280,7 @@ def pixel_levels(model: SavedModel) -> int | None:
 
 def class_count(model: object) -> int:
     """Classes that a model is conditioned on; 0 also of models that have no use for classes."""
+    # Training asks this of tokenizers too, which have no such attribute.
     if not isinstance(model, TakesClasses):
         return 0
     return model.classes

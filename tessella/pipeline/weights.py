@@ -59,6 +59,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
             "computes would be wrong: its training diverged, or the file is damaged; "
             "take an earlier model"
         )
+    # Names and shapes are known to fit, so this copies and does not fail.
     module.load_state_dict(dict(weights))
 
 
@@ -91,6 +92,7 @@ def weight_problems(
     """How weights differ from what a module expects, a line for each kind of difference."""
     shapes = []
     types = []
+    # Tensors, or their descriptions in the header of a file, whose shapes are tuples.
     for name in sorted(expected.keys() & weights.keys()):
         found = weights[name]
         wanted = expected[name]

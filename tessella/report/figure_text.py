@@ -95,7 +95,10 @@ def _without_error(value: float) -> str:
     # Counts, and beyond 1e15 floats that only look like counts.
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    # Four digits, except that digits before the point are never cut off.
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def _stands_beside_another(name: str, figures: Mapping[str, object]) -> bool:
@@ -118,7 +121,11 @@ def _label_and_unit(name: str, figures: Mapping[str, object]) -> tuple[str, str]
         return "independent codes", "bits/code"
     size = figures.get("codebook_size")
     if name == "codebook_used" and size:
-        unit = f"of {size:,}" if isinstance(size, int) else f"of {size}"
+        # Of several codebooks it is a list.
+        if isinstance(size, int):
+            unit = f"of {size:,}"
+        else:
+            unit = f"of {size}"
     return label, unit
 
 
@@ -149,7 +156,10 @@ def _comparison_rows(comparison: Mapping[str, object], of_codes: bool) -> list[R
     for metric, entry in comparison.items():
         if not isinstance(entry, Mapping) or "difference" not in entry:
             continue
-        name = "bits_per_code" if of_codes and metric == "bits_per_dim" else metric
+        name = metric
+        # In a two-stage model a dimension of the prior is a code.
+        if of_codes and metric == "bits_per_dim":
+            name = "bits_per_code"
         label, unit = UNITS.get(name, (name.replace("_", " "), ""))
         difference = shown(entry["difference"], entry.get("difference_se"))
         rows.append((f"{label} minus {other}", difference, unit))

@@ -79,6 +79,7 @@ def write_report(
         ArtifactError: when there is no run, or the file cannot be written.
     """
     path = locate(run)
+    # Refusals come first: describing a run reads all of its weights.
     target = _target(path, out, samples)
     files.check_replaceable(target, force)
     facts = run_summary.describe(run)
@@ -87,6 +88,7 @@ def write_report(
     model = None
     if facts["weights"] is not None and facts["kind"] != "prior":
         model = load_saved(path)
+    # Whole in memory, then written: a page is never half there.
     parts = _parts(path, model, samples, seed)
     text = _page(facts, parts)
     files.write_text(target, text)
@@ -126,6 +128,7 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
     images = _own_images(path, model, parts.notes)
     if isinstance(model, DrawsSymbols):
         parts.pictures += sample_pictures(model, images, samples, seed, parts.notes)
+    # A tokenizer from outside may lack what a picture needs; the page has its other parts.
     if tokenizer is not None:
         try:
             if images is not None:
@@ -199,6 +202,7 @@ def _page(facts: run_summary.RunFacts, parts: _Parts) -> str:
 def _figure_tables(facts: run_summary.RunFacts) -> list[tuple[str, list[Row]]]:
     """Tables of figures under what they were measured on."""
     tables = []
+    # Measured figures first: those of training are of other images, and of a chosen step.
     for name, figures in facts["figures"].items():
         tables.append((run_summary.measured_on(facts, name), run_summary.figure_rows(figures)))
     best = facts["validation"]

@@ -46,7 +46,9 @@ def catalogue() -> Catalogue:
     """All families and heads."""
     models: dict[str, ModelEntry] = {}
     for name, family in MODELS.items():
-        parameters = {text: _parameters(name, grid) for text, grid in GRIDS.items()}
+        parameters = {}
+        for text, grid in GRIDS.items():
+            parameters[text] = _parameters(name, grid)
         models[name] = {"about": _about(family), "parameters": parameters}
     heads: dict[str, HeadEntry] = {}
     for name, head in HEADS.items():
@@ -109,7 +111,9 @@ class _Unfilled(TorchFunctionMode):
         if func in (torch.randn, torch.rand):
             return torch.empty(*args, **kwargs)
         in_place = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
-        # All of torch.nn.init fills a tensor and returns it.
         if in_place or getattr(func, "__module__", "") == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            # All of torch.nn.init fills its first argument and returns it.
+            if args:
+                return args[0]
+            return kwargs["tensor"]
         return func(*args, **kwargs)

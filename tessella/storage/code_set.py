@@ -139,6 +139,7 @@ class CodeSet:
             raise ValueError("no grids")
         self.count = check_integer("count", config["count"])
         self.shard_images = check_integer("shard_images", config["shard_images"], least=1)
+        # Whatever is wrong here raises an error that the constructor puts into words.
         height, width, channels = config["shape"]
         self.shape: tuple[int, int, int, int] = (
             self.count,
@@ -191,6 +192,7 @@ class CodeSet:
     @property
     def names(self) -> tuple[str, ...] | None:
         """The file that each image came from, or None."""
+        # Read when it is asked for: names of millions of files take a while.
         path = self.path / NAMES
         if not path.exists():
             return None
@@ -236,6 +238,7 @@ class CodeSet:
         """
         # Also negative indices and masks become numbers of images.
         chosen = np.arange(len(self))[places]
+        # All shards but the last are of one size.
         shard_of = chosen // self.shard_images
         numbers = np.unique(shard_of)
         read = []
@@ -259,6 +262,7 @@ class CodeSet:
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of a shard as memory maps, checked when they are first asked for."""
+        # The hash is computed once for each shard; its pages stay on disk until they are read.
         if number not in self._checked:
             shard = self.shards[number]
             path = self.path / shard.name
@@ -391,6 +395,7 @@ def open_codes(path: Path | str, tokenizer: Tokenizer | None = None) -> CodeSet:
     if config.get("kind") != "codes" or config.get("format") != FORMAT:
         raise ArtifactError(f"{path}/{CONFIG} does not describe codes of format {FORMAT}")
     codes = CodeSet(path, config)
+    # Shards are only checked as they are used, since reading all of them would take long.
     if not all(shard.sha256 for shard in codes.shards):
         warnings.warn(
             f"the codes in {path} carry no hashes, so damage can go unnoticed:"
@@ -465,6 +470,7 @@ def smallest_type(levels: int) -> type[np.uint8] | type[np.int16] | type[np.int3
 
 def _mapped(path: Path, shard: ShardFile) -> dict[str, np.ndarray]:
     """The tensors of a shard as memory maps, after its size and its hash were checked."""
+    # Cheap checks first: hashing reads the whole file.
     header = files.read_tensors_header(path)
     if path.stat().st_size != shard.size:
         raise ArtifactError("it does not have the size that it was written with")

@@ -98,6 +98,7 @@ def tokenize(
     if path.is_symlink() and not path.is_dir():
         files.check_replaceable(path)  # which refuses links
     files.check_writable(path / CONFIG)
+    # Before anything is created: a refused command leaves nothing behind.
     _check_place(path, record)
     with resumable.exclusive(path, path, "writes codes"):
         _check_place(path, record)  # again: another process may have been there meanwhile
@@ -153,6 +154,7 @@ def _record(tokenizer: Tokenizer, images: ImageSet, mirrored: bool) -> CodesReco
             f"the tokenizer takes images of {tokenizer.channels} channels, these have {channels}"
         )
     grids = tokenizer.grids(height, width)
+    # Shards of many symbols have few images: the work that a kill can undo is bounded by both.
     symbols = sum(grid.symbols for grid in grids)
     record: CodesRecord = {
         "format": FORMAT,

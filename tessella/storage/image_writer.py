@@ -73,6 +73,7 @@ class ImageSeries(ABC):
         self.seed = check_integer("seed", made["seed"])
         self.next = 0
         """Number of the image that :meth:`append` takes next."""
+        # Nothing is created before the first image is there: what is refused leaves no trace.
         self._begun = False
         self._discarded = False
 
@@ -122,6 +123,7 @@ class ImageSeries(ABC):
         Raises:
             ArtifactError: when images are missing.
         """
+        # Images of an earlier run may all be there, only not packed yet.
         if not self._begun and not self.finished:
             self._begin()
         if self._count() != self.n:
@@ -177,6 +179,7 @@ class ImageSeries(ABC):
             raise InputError(
                 f"{place} holds another run of images, of {', '.join(differences)}: {way_out}"
             )
+        # More images can follow, but those that are there are not deleted for a smaller n.
         n = check_integer(f"n in the record of {place}", found["n"])
         if n > self.n:
             raise InputError(
@@ -190,6 +193,7 @@ class PictureFolder(ImageSeries):
 
     @property
     def finished(self) -> bool:
+        # The record of a longer series has a larger n, although the first n images are there.
         return self._recorded() == self._count() == self.n
 
     def discard(self) -> None:
@@ -225,6 +229,7 @@ class PictureFolder(ImageSeries):
             pictures.save_png(partial / self._name(number), image, made)
 
         numbers = range(self.next, self.next + len(images))
+        # The pictures of a batch appear together, or a stopped run would leave gaps.
         with files.atomic_batch(self.path) as partial, ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(save, numbers, images))
 
@@ -280,6 +285,7 @@ class PictureArchive(ImageSeries):
     def _close(self) -> None:
         if not self.finished:
             self._pack()
+        # The archive is whole by now, and says itself how it was made.
         for name in (PIXELS, RECORD):
             (self.folder / name).unlink(missing_ok=True)
         files.sweep(self.folder)
@@ -381,6 +387,7 @@ def _check_place(series: ImageSeries, force: bool) -> None:
         files.check_replaceable(path)  # which refuses links
     files.check_writable(path)
     there = 0
+    # With force all images are drawn anew, so all of them need space.
     if not force:
         series.check()
         there = series.resume(batch=1)
@@ -409,6 +416,7 @@ def progress(total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
     def show(done: float) -> None:
         nonlocal last_line
         now = time.monotonic()
+        # tqdm disables itself where standard error is no terminal.
         if not bar.disable:
             bar.update(done - bar.n)
         elif now - last_line >= EVERY:

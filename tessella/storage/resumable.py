@@ -50,9 +50,11 @@ def exclusive(folder: Path, output: Path, doing: str, temporary: bool = False) -
     removable = list(created)
     if temporary and not created:
         removable = [folder]
+    # The operating system frees the lock of a process that is killed.
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Whoever finds it taken does not wait: the other process may need hours.
         with lock.acquire(timeout=0):
             try:
                 yield
