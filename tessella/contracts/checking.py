@@ -1,4 +1,4 @@
-"""Find out what a name stands for, and test the contracts of its kind."""
+"""Find what is registered under a name, and test the contracts of its kind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
     if kind:
         if kind not in TABLES:
             raise ConfigError(unknown("kind", kind, TABLES))
-        # Nothing is left where the name stands for things of other kinds only.
+        # Nothing is left where the name is registered for other kinds only.
         kinds = [found for found in kinds if found == kind]
     if not kinds:
         known: list[str] = []
@@ -88,7 +88,7 @@ def _check_model(name: str, options: Options) -> Iterator[Outcome]:
 
 
 def _check_head(name: str, options: Options) -> Iterator[Outcome]:
-    # A few models stand for all: what a head is given differs only between pixels and sequences.
+    # A few models are enough: what a head is given differs only between pixels and sequences.
     for model in HEAD_MODELS:
         case = density_model_contracts.ModelCase(model, name, options)
         yield from run(density_model_contracts.CONTRACTS, case, f"{model} with head {name}")

@@ -12,9 +12,9 @@ import torch
 
 Subject = TypeVar("Subject")
 
-# Passed on as keywords to classes that check them, with types that only these classes know.
+# Passed on as keywords: only the class they are for knows their types.
 Options = dict[str, Any]
-"""Arguments of a registered class; what it takes is its affair."""
+"""Arguments of a registered class, which checks them itself."""
 
 
 class BrokenContractError(AssertionError):
@@ -96,7 +96,7 @@ def require_close(
         actual.shape == expected.shape,
         f"{what}: shape {list(actual.shape)} where {list(expected.shape)} is right",
     )
-    # There is no largest difference of nothing.
+    # An empty tensor has no largest difference.
     if actual.numel() == 0:
         return
     difference = (actual.double() - expected.double()).abs().max().item()

@@ -71,7 +71,7 @@ def random_grids(grid: Grid, n: int, seed: int = 0) -> torch.Tensor:
 
 def all_grids(grid: Grid) -> torch.Tensor:
     """Every grid there is: ``int64 [levels ** symbols, height, width, channels]``."""
-    # As many as numbers of so many digits in the base of the levels.
+    # Like counting in base `levels`, with one digit for each symbol.
     sequences = itertools.product(range(grid.levels), repeat=grid.symbols)
     return torch.tensor(list(sequences)).view(-1, *grid.shape)
 
@@ -210,7 +210,7 @@ def states_can_be_cloned(case: ModelCase) -> None:
         model = case.build(grid, classes=2)
         x = random_grids(grid, 3)
         cond = torch.tensor([0, 1, 2])
-        # Half-way, so that caches hold something and have room left.
+        # Half-way, so that caches are neither empty nor full.
         half = grid.symbols // 2
         state = model.init_state(3, cond)
         previous = torch.zeros(3, dtype=torch.int64)

@@ -28,7 +28,7 @@ class QuantizerCase:
     def build(self) -> Quantizer:
         """A fresh quantizer in training mode, the same each time."""
         options: Options = {}
-        # Lattices such as FSQ have a dimension of their own.
+        # The levels of a lattice, such as FSQ, determine its dimension.
         if "dim" in quantizer_arguments(self.name):
             options["dim"] = DIM
         with torch.random.fork_rng(devices=[]):

@@ -47,7 +47,7 @@ def splits_are_disjoint(case: SourceCase) -> None:
     """
     hashes = {}
     for split in data.SPLITS:
-        # Each image once: copies within a split are its own affair.
+        # Each image once: copies within a split do no harm here.
         hashes[split] = np.unique(case.load(split).hashes())
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         shared = int(np.isin(hashes[one], hashes[other]).sum())

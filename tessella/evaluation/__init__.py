@@ -76,8 +76,8 @@ def evaluate(
         run: a run directory, the name of a bundled model, or a model.
         images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`;
             without them, ``split`` of the data the run was trained on.
-        labels: class of each image ``[n]``, for a model with classes (an image set brings its own);
-            without them it is scored with the null class.
+        labels: class of each image ``[n]``, for a model with classes (an image set has them
+            already); without them it is scored with the null class.
         batch: images at a time.
         split: which split to read where ``images`` are not given.
 
@@ -140,7 +140,7 @@ def assess(
     measured = measure(model, chosen.images, classes, batch, path)
     figures: dict[str, JSONValue] = {"images": len(chosen)}
     steps = None
-    # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
+    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
     if model.kind == "tokenizer":
         steps = steps_of(path)
     # Figures of all processes' images; every process computes them from the same numbers.

@@ -155,6 +155,6 @@ def _conditions(first: Evaluation, second: Evaluation) -> str:
     if (one == "labels") == (other == "labels"):
         return ""
     return (
-        f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class tells something "
+        f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class says something "
         "about its image, so part of the difference is the class and not the model"
     )

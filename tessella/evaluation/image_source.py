@@ -211,7 +211,7 @@ def _are_ids(names: list[str]) -> bool:
 
 
 def as_scored(config: DataConfig) -> DataConfig:
-    """The data as it is scored: what training draws anew each epoch is drawn once."""
+    """The data as it is scored: random preprocessing is drawn once, not in every epoch."""
     if config.binarize != "dynamic":
         return config
     return replace(config, binarize="fixed")

@@ -82,8 +82,8 @@ class Reconstruction(Aspect):
             figures["psnr_db_se"] = standard_error(decibels)
         figures |= _usage_figures(measured.counts)
         if "mean_image_mse" in measured.values:
-            of_mean_image = psnr(measured.values["mean_image_mse"])
-            figures["mean_image_psnr_db"] = float(of_mean_image.mean())
+            decibels_of_mean = psnr(measured.values["mean_image_mse"])
+            figures["mean_image_psnr_db"] = float(decibels_of_mean.mean())
         # Whether the codebook is healthy, and what to change where it is not.
         facts = codebook_health.examine(self.tokenizer, list(measured.counts), self.steps)
         return figures | codebook_health.summarize(facts)

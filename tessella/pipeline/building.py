@@ -78,7 +78,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, object]], Network]] = {
 
 
 def build(kind: str, config: object, header: TensorsHeader, where: str) -> Network:
-    """Build the network of a configuration, after a check that the weights are its own.
+    """Build the network of a configuration, after a check that the weights fit it.
 
     Args:
         kind: what the network is, a key of :data:`BUILDERS`.
@@ -94,7 +94,7 @@ def build(kind: str, config: object, header: TensorsHeader, where: str) -> Netwo
             it.
     """
     source = f"{where}/config.json"
-    # From cheap to dear: types, numbers, shapes without memory, and only then the network itself.
+    # The cheapest check comes first: types, numbers, shapes without memory, the network itself.
     check_form(kind, config, source)
     assert isinstance(config, Mapping)
     _check_numbers(config, header, source)
@@ -246,7 +246,7 @@ def _check_memory(outline: Network, header: TensorsHeader, source: str) -> None:
         )
     stored = sum(entry.stop - entry.start for entry in header.tensors.values())
     tables = 0
-    # Weights are known to fit their file; tables that are made anew from sizes are not.
+    # Weights are known to be as large as their file; tables are computed from sizes alone.
     for tensor in outline.buffers():
         tables += tensor.numel() * tensor.element_size()
     if tables > 4 * stored + SPARE_BYTES:
@@ -277,7 +277,7 @@ def _stored_types(outline: nn.Module) -> dict[str, StoredTensor]:
     """The weights of a network as the header of their file describes them."""
     described = {}
     for name, tensor in outline.state_dict().items():
-        # A type that the format does not have keeps its own name, and then fits nothing.
+        # A type that the format lacks keeps the name torch gives it, which matches nothing.
         dtype = TYPES.get(tensor.dtype, str(tensor.dtype))
         described[name] = StoredTensor(dtype, tuple(tensor.shape), 0, 0)
     return described

@@ -360,7 +360,7 @@ class Generator:
             yield self.tokenizer.decode(symbols)
 
     def _samplers(self, options: sampling.Sampling) -> list[sampling.Sampler]:
-        """One sampler for each grid, each with noise of its own."""
+        """One sampler for each grid, each with its own stream of noise."""
         samplers = []
         for part, prior in enumerate(self.priors):
             # The part numbers the streams of noise: grids must not share theirs.

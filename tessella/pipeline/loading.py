@@ -45,7 +45,7 @@ def locate(run: Path | str) -> Path:
     Raises:
         ArtifactError: when there is neither.
     """
-    # A directory comes first: a run of one's own may have the name of a bundled model.
+    # A directory comes first: users may give their runs the names of bundled models.
     path = Path(run)
     if path.is_dir():
         return path
@@ -183,7 +183,7 @@ def _load_network(path: Path, kind: str) -> Network:
     if found != kind and {found, kind} != INTERCHANGEABLE:
         raise ArtifactError(f"{path} is a {found}, not a {kind}")
     if found not in BUILDERS:
-        raise ArtifactError(f"{path} is a {found}: it has no weights of its own")
+        raise ArtifactError(f"{path} is a {found}: it has no weights")
     weights = path / "model.safetensors"
     # Only the header so far: tensors are read once the network is known to fit them.
     header = files.read_tensors_header(weights)
@@ -191,7 +191,7 @@ def _load_network(path: Path, kind: str) -> Network:
     if "sha256" not in header.metadata:
         warnings.warn(
             f"{weights} carries no checksum, so damage to it cannot be noticed; save the model "
-            "anew to add one",
+            "again to add one",
             TessellaWarning,
             stacklevel=2,
         )

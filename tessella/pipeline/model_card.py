@@ -78,7 +78,7 @@ def card(kind: str, config: object, figures: Mapping[str, object] | None) -> str
 
 
 def _table(figures: Mapping[str, object]) -> list[str]:
-    """Figures as a table, and the nested ones as tables under headings of their own."""
+    """Figures as a table, and the nested ones as tables under separate headings."""
     lines = ["| figure | value |", "|---|---|"]
     sections = []
     # Sections come after the table, since Markdown has no nested tables.

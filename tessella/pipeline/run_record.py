@@ -1,8 +1,8 @@
 """The record of a run, ``run.json``: read with the type of every entry checked.
 
-The record is written by training and read by evaluation, reports and resumed runs. It may come from
-elsewhere, so whoever reads it can rely on what is said here: an entry is missing, null, or of the
-type that :class:`RunRecord` gives it. Entries that are not named are left as they are.
+Training writes the record; evaluation, reports and resumed runs read it. A run may come from
+somebody else, so every entry is checked: it is missing, null, or has the type that
+:class:`RunRecord` gives it. Entries that are not listed there are not checked.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _check(value: object, hint: object, source: Path, name: str) -> None:
             "the record is damaged, or was not written by tessella"
         )
     for key, item, item_hint in _inner(value, wanted):
-        # A list's items have no names of their own.
+        # The items of a list have no names.
         if not key:
             inner_name = f"an item of {name}"
         elif name:

@@ -64,7 +64,7 @@ class SavedModel(Protocol):
 
 @runtime_checkable
 class Component(Protocol):
-    """A network that is saved in a directory of its own.
+    """A network that is saved in its own directory.
 
     It is rebuilt from a name and plain values.
     """
@@ -232,7 +232,7 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
     """
     # A protocol is a class at run time, whatever type checkers make of it.
     protocol = cast(type, capability)
-    # Runtime protocols compare names of methods, which suffices for classes of our own.
+    # Runtime protocols compare names of methods, which is enough for the classes of this package.
     if isinstance(model, protocol):
         return cast(Capability, model)
     message = f"{run} is {NOUNS[model.kind]}, which {LACKING[protocol]}"

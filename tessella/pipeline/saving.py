@@ -49,7 +49,7 @@ def save_generator(
         return
     _save_component(tokenizer, path / "tokenizer", tokenizer.kind, None)
     _save_component(prior, path / "prior", "prior", None)
-    # Written last: without it the directory is no saved model, whatever it holds.
+    # Written last: a directory without it does not count as a saved model.
     config = _header("generator") | {"parts": list(ROLES)}
     files.write_json(path / "config.json", config)
     parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
@@ -68,7 +68,7 @@ def save_model(
 
 
 def write_card(path: Path, figures: Mapping[str, object]) -> None:
-    """Write the card of a saved model anew, with these figures.
+    """Rewrite the card of a saved model with these figures.
 
     Raises:
         ArtifactError: when it cannot be read or written.
@@ -92,7 +92,7 @@ def read_config(path: Path) -> SavedConfig:
         # A run that trains has checkpoints before it has a model.
         if (path / "checkpoints").exists():
             hint = "; training has not saved a model yet"
-        raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")
+        raise ArtifactError(f"{path} is not a saved model: it has no config.json{hint}")
     config = files.read_json_object(path / "config.json")
     if "format" not in config or "kind" not in config:
         raise ArtifactError(
@@ -119,6 +119,6 @@ def _save_component(
     """Write a network: its weights, its configuration and its card."""
     config = {"name": component.name, **component.config()}
     files.write_tensors(path / "model.safetensors", component.state_dict())
-    # The configuration comes last of the two: a directory without one is no saved model.
+    # The configuration comes last of the two: a directory without one is not a saved model.
     files.write_json(path / "config.json", _header(kind) | {"model": config})
     files.write_text(path / "README.md", card(kind, config, figures))

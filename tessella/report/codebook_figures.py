@@ -33,7 +33,7 @@ MOST_MAPS = 8
 """Codebooks that are drawn: depths beyond it are left out."""
 
 ERROR_GAIN = 4
-"""Error maps are so many times brighter than the errors."""
+"""Factor by which error maps are brighter than the errors."""
 
 SIDE = 5
 """Places along each side of the patch of one code, of which the middle is shown."""
@@ -155,7 +155,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
     """Each code decoded where all its neighbours are the same code.
 
     The most used codes come first, unused ones are crossed out. Other codebooks, where there are
-    some, hold their most used code meanwhile.
+    some, are set to their most used code.
 
     Args:
         tokenizer: decodes.
@@ -188,7 +188,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
     if len(used) > len(order):
         note += f" The first {len(order):,} of {len(used):,}."
     if len(counts) > 1:
-        note += " The other codebooks hold their most used code meanwhile."
+        note += " The other codebooks are set to their most used code."
     return picture("What the codes decode to", pictures.sheet(cells, columns, 1), note)
 
 

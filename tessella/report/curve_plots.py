@@ -42,7 +42,7 @@ def curve_plots(curves: Curves) -> list[str]:
     for title, labels in (*panels(curves), *EXTRA_PLOTS.items()):
         drawable = {}
         for name, label in labels.items():
-            # A single point is no curve.
+            # A single point does not make a curve.
             if name in curves and len(curves[name]["step"]) > 1:
                 drawable[name] = label
         if drawable:
@@ -72,7 +72,7 @@ def _plotter(curves: Curves, labels: Mapping[str, str]) -> Plotter:
             heights += after_start(smooth)["value"]
         low = min(heights)
         high = max(heights)
-        # A flat curve has no height of its own.
+        # A flat curve has no height to take a share of.
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("step")

@@ -17,7 +17,7 @@ POINTS = 600
 """Points of a curve that are kept; a longer one becomes the means of as many stretches."""
 
 ROWS = 10
-"""Rows of the table that stands for the curves where they cannot be drawn."""
+"""Rows of the table that replaces the curves where they cannot be drawn."""
 
 HEIGHT = 15
 """Lines of a plot in the terminal."""
@@ -29,7 +29,7 @@ LOG_BYTES = 1 << 29
 """Largest log that is read: some millions of lines."""
 
 NO_CURVES = ("step", "seconds", "kept")
-"""Entries of the log that are no curves; ``kept`` marks a validation whose weights were kept."""
+"""Entries of the log that are not curves; ``kept`` marks a validation whose weights were kept."""
 
 LARGEST = 1e300
 """Numbers of a log beyond this are left out."""
@@ -58,10 +58,10 @@ NO_LOG: LogState = {"step": 0, "age_seconds": None, "unreadable": 0}
 def read_log(path: Path) -> tuple[list[Entry], LogState]:
     """The entries of a log, and how it stands.
 
-    Lines that were cut short, or are no entries, are counted and left out.
+    Lines that were cut short or are not entries are counted and left out.
 
     Raises:
-        ArtifactError: when the log is no regular file, or far too large.
+        ArtifactError: when the log is not a regular file, or far too large.
     """
     if not path.exists():
         return [], NO_LOG
@@ -84,7 +84,7 @@ def read_log(path: Path) -> tuple[list[Entry], LogState]:
 
 
 def _entry(line: str) -> Entry | None:
-    """The numbers of a line; None where it is no entry."""
+    """The numbers of a line; None where it is not an entry."""
     try:
         # Early versions wrote NaN and Infinity, which strict JSON does not have.
         values = json.loads(line)
@@ -107,7 +107,7 @@ def _entry(line: str) -> Entry | None:
 
 
 def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
-    """Name to steps and values, without those that are no numbers."""
+    """Steps and values of each curve, without values that are not finite."""
     curves: dict[str, dict[str, list[float]]] = {}
     for entry in entries:
         for name, value in entry.items():
@@ -119,7 +119,7 @@ def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
 
 
 def thinned(curve: Curve, points: int) -> dict[str, list[float]]:
-    """A curve of at most so many points: the means of equal stretches of it."""
+    """A curve of at most ``points`` points: the means of equal stretches of it."""
     steps = curve["step"]
     values = curve["value"]
     if len(steps) <= points:
@@ -228,7 +228,7 @@ def _draw(curves: Curves, unit: str, labels: Mapping[str, str], width: int, colo
 
 
 def _ticks(low: float, high: float, number: int) -> list[int]:
-    """Round numbers from ``low`` to ``high``, about so many."""
+    """About ``number`` round numbers from ``low`` to ``high``."""
     rough = max(1.0, (high - low) / number)
     # The power of ten below, then the first of 1, 2, 5, 10 times it that is enough.
     unit = 10 ** math.floor(math.log10(rough))

@@ -26,7 +26,7 @@ UNITS: dict[str, tuple[str, str]] = {
     "scored_grid": ("scored grid", ""),
     "condition": ("condition", ""),
 }
-"""What a figure is called, and its unit. Others go by their own name."""
+"""Label and unit of each figure. Figures that are not listed are shown under their names."""
 
 WITHOUT_ROW = ("weights", "diagnosis")
 """Figures that are shown elsewhere."""
@@ -84,11 +84,11 @@ def shown(value: object, error: object = None) -> str:
 def _digits(value: float, error: float) -> int:
     """Digits after the point: two of the error, and no more than make sense of the value."""
     # An error of 0.0218 has its first digit at 10^-2, so two digits of it end at 10^-3.
-    of_error = 1 - math.floor(math.log10(error))
+    error_digits = 1 - math.floor(math.log10(error))
     if value == 0 or not math.isfinite(value):
-        return max(0, min(of_error, SIGNIFICANT_DIGITS))
-    of_value = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))
-    return max(0, min(of_error, of_value))
+        return max(0, min(error_digits, SIGNIFICANT_DIGITS))
+    value_digits = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))
+    return max(0, min(error_digits, value_digits))
 
 
 def _without_error(value: float) -> str:

@@ -75,7 +75,7 @@ def write_report(
         The file that was written.
 
     Raises:
-        InputError: for a name or number that will not do.
+        InputError: for a file name or a number of samples that is not allowed.
         ArtifactError: when there is no run, or the file cannot be written.
     """
     path = locate(run)
@@ -103,8 +103,7 @@ def _target(path: Path, out: Path | str | None, samples: int) -> Path:
     check_integer("samples", samples, 0, MOST_SAMPLES)
     if out is None and is_bundled(path):
         raise InputError(
-            f"{path.name} ships with the package: name a file of your own, "
-            f"--report {path.name}.html"
+            f"{path.name} ships with the package: name another file, --report {path.name}.html"
         )
     target = path / "report.html"
     if out is not None:

@@ -22,7 +22,7 @@ GRIDS = {"28x28x1 of 2 levels": Grid(28, 28, 1, 2), "32x32x3 of 256 levels": Gri
 class ModelEntry(TypedDict):
     """A family: a line on it, and its parameters with the default sizes on each of the grids.
 
-    None stands where the family refuses the grid as too large.
+    None where the family refuses the grid as too large.
     """
 
     about: str

@@ -1,7 +1,7 @@
 """The facts of a run directory as plain values.
 
 Nothing is needed but the directory: a run that is still training, that has lost its weights or
-never had a log is described as far as it goes, and ``problems`` says what is missing.
+never had a log is described as far as possible, and ``problems`` says what is missing.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def _status(path: Path, record: RunRecord) -> str:
     if status != "running" or not (path / ".lock").exists():
         return status
     try:
-        # The process that trains holds the lock: whoever gets it knows that there is none.
+        # The process that trains holds the lock: if we get it, there is none.
         with FileLock(path / ".lock", timeout=0):
             return "killed"
     except (Timeout, OSError, NotImplementedError):

@@ -81,7 +81,7 @@ def render(facts: RunFacts, width: int = 80, colour: bool = False) -> str:
                 lines.append(indent + text)
             else:
                 lines += _wrapped(text, width, indent)
-            # The label stands beside the first line of its section only.
+            # Only the first line of a section has its label.
             indent = " " * LABEL_WIDTH
     rendered = "\n".join(map(_printable, lines))
     drawn = draw(facts["curves"], width, colour)

@@ -1,13 +1,14 @@
 """Codes on disk, as they are read: by index, checked, through memory maps.
 
-A set of codes is a directory. ``codes-00000.safetensors`` and so on hold the codes of so many
-images each, in the smallest integer type that their levels fit: ``codes.0`` (of a tokenizer with
-several grids also ``codes.1``, coarse to fine), ``mirrored.0`` of the mirror images where they were
-asked for, ``hashes`` of the pixels, and ``labels`` where there are some. ``names.json`` names the
-files that images came from. ``config.json``, which is written last, says which tokenizer made them
-(by the hash of its weights), from which images, and the size and SHA-256 of every shard.
+A set of codes is a directory. The files ``codes-00000.safetensors`` and so on are its shards: the
+codes of equally many images each, in the smallest integer type that holds their levels. Their
+tensors are ``codes.0`` (of a tokenizer with several grids also ``codes.1``, coarse to fine),
+``mirrored.0`` of the mirror images where they were asked for, ``hashes`` of the pixels, and
+``labels`` where there are some. ``names.json`` names the files that images came from.
+``config.json``, which is written last, says which tokenizer made them (by the hash of its weights),
+from which images, and the size and SHA-256 of every shard.
 
-A shard is checked when it is first used: its hash, and that every code lies below the levels of its
+A shard is checked when it is first used: its hash, and that every code is below the levels of its
 grid.
 """
 
@@ -459,7 +460,7 @@ def _flag(value: object, name: str) -> bool:
 
 
 def smallest_type(levels: int) -> type[np.uint8] | type[np.int16] | type[np.int32]:
-    """The smallest type of integers that holds so many levels."""
+    """The smallest type of integers that holds ``levels`` levels."""
     if levels <= 1 << 8:
         return np.uint8
     # Signed from here on: torch hardly computes with wider unsigned types.

@@ -101,7 +101,7 @@ def tokenize(
     # Before anything is created: a refused command leaves nothing behind.
     _check_place(path, record)
     with resumable.exclusive(path, path, "writes codes"):
-        _check_place(path, record)  # again: another process may have been there meanwhile
+        _check_place(path, record)  # again: another process may have been faster
         if not _is_finished(path):
             resumable.write_record(path, record)
             _encode_shards(tokenizer.eval(), images, path, record, workers, watch)
@@ -203,7 +203,7 @@ def _check_place(path: Path, record: CodesRecord) -> None:
     if differences:
         raise InputError(
             f"{path} holds other codes: {'; '.join(differences)}. Name another --out, or delete"
-            f" {path} to begin anew"
+            f" {path} to start over"
         )
 
 
@@ -219,7 +219,7 @@ def _is_finished(path: Path) -> bool:
     try:
         codes = CodeSet(path, config)
     except ArtifactError:
-        return False  # every shard is looked at below, and the configuration is written anew
+        return False  # then every shard is checked, and the configuration is written again
     finished = True
     for number, shard in enumerate(codes.shards):
         try:

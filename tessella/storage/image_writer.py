@@ -57,7 +57,7 @@ class ImageSeries(ABC):
 
     Args:
         path: the directory, or the ``.npz`` file.
-        folder: where the record lies while images are drawn.
+        folder: holds the record while images are drawn.
         made: how the images are made, as plain values; ``n`` of them, from ``seed`` on.
         shape: ``(height, width, channels)`` of each.
     """
@@ -133,7 +133,7 @@ class ImageSeries(ABC):
         self._close()
 
     def discard(self) -> None:
-        """Remove the images and the record, to begin anew; what else lies there stays."""
+        """Remove the images and the record, to start over; other files stay."""
         self._discarded = True
 
     @abstractmethod
@@ -169,7 +169,7 @@ class ImageSeries(ABC):
 
     def _same_series(self, place: Path, found: object) -> int:
         """Return ``n`` of a record, after refusing one of images that are made in another way."""
-        way_out = f"name another --out, or delete {place} to begin anew"
+        way_out = f"name another --out, or delete {place} to start over"
         if not isinstance(found, dict) or not {"model", "seed", "n"} <= found.keys():
             raise InputError(f"{place} holds something else than a run of images: {way_out}")
         differences = []
@@ -199,7 +199,7 @@ class PictureFolder(ImageSeries):
     def discard(self) -> None:
         super().discard()
         for file in self.folder.iterdir():
-            # Other pictures of the user's may lie here.
+            # The user may keep other pictures here.
             if re.fullmatch(r"\d{8,}\.png", file.name) and files.made_here(file):
                 file.unlink()
         resumable.remove_record(self.folder)
@@ -354,7 +354,7 @@ def opened(
     Args:
         path: a name that ends in ``.npz``, or a directory.
         made, shape: see :class:`ImageSeries`.
-        force: begin anew where the place holds another series or a foreign archive.
+        force: start over where the place holds another series or a foreign archive.
 
     Raises:
         InputError: when the place holds something else, or more images than are asked for.
@@ -372,7 +372,7 @@ def opened(
     _check_place(series, force)
     with resumable.exclusive(folder, path, "draws images", temporary=is_archive):
         try:
-            series.check()  # again: another process may have been there meanwhile
+            series.check()  # again: another process may have been faster
         except InputError:
             if not force:
                 raise
@@ -387,7 +387,7 @@ def _check_place(series: ImageSeries, force: bool) -> None:
         files.check_replaceable(path)  # which refuses links
     files.check_writable(path)
     there = 0
-    # With force all images are drawn anew, so all of them need space.
+    # With force all images are drawn again, so all of them need space.
     if not force:
         series.check()
         there = series.resume(batch=1)

@@ -65,7 +65,7 @@ def read_made(path: Path | str) -> dict[str, object]:
         text = picture.info.get(files.PNG_KEY, "{}")
     made = files.parse_json(text, f"the text of {path}")
     if not isinstance(made, dict):
-        raise ArtifactError(f"the text of {path} is no JSON object")
+        raise ArtifactError(f"the text of {path} is not a JSON object")
     return made
 
 

@@ -34,7 +34,7 @@ def exclusive(folder: Path, output: Path, doing: str, temporary: bool = False) -
     that is refused leaves nothing.
 
     Args:
-        folder: where the record and the lock lie.
+        folder: holds the record and the lock.
         output: what the user named, for messages.
         doing: what another process would be doing, for the message: ``writes codes``.
         temporary: the folder goes too when it holds nothing at the end.
