@@ -237,10 +237,19 @@ def data_config(path: Path) -> DataConfig:
             f"{path} was trained on arrays: name images to measure it on with --data SOURCE"
         )
     config = from_dict(DataConfig, recipe["data"], "data")
-    kind, _ = data.find_source(config.source)
-    if kind.holds_codes:
+    if _holds_codes(config.source):
         return _images_of_codes(path, recipe, config.source)
     return config
+
+
+def _holds_codes(source: str) -> bool:
+    """Whether a source holds the codes of a tokenizer."""
+    try:
+        kind, _ = data.find_source(source)
+    except DataError:
+        # A source of a plugin that is not installed here; reading it says so.
+        return False
+    return kind.holds_codes
 
 
 def _images_of_codes(path: Path, recipe: RecipeRecord, source: str) -> DataConfig:
