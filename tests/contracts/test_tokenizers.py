@@ -559,7 +559,7 @@ def test_digits_on_their_17_levels_are_unchanged() -> None:
         ("vqvae", {"hiden": 3}, "'hiden'; did you mean 'hidden'.*codebook_size"),
         ("vqvae", {"hidden": "3"}, "hidden must be of type int, got '3'"),
         ("vqvae", {"hidden": True}, "hidden must be of type int"),
-        ("vqvae", {"image_size": 32}, "image_size must be a list of 2 values"),
+        ("vqvae", {"image_size": 32}, "image_size must be a list"),
         ("vqvae", {"image_size": (0, 3)}, "image_size must be a height and a width"),
         ("vqvae", {"downsample": 3}, "power of two, got 3"),
         ("vqvae", {"hidden": 0}, "hidden must be an integer in 2..65536, got 0"),
