@@ -10,6 +10,7 @@ import numpy as np
 
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
+from tessella.files import JSONValue
 
 Images = np.ndarray | StoredImages
 """Images in memory, or in a file that is read in pieces. Both are indexed in the same way, by an
@@ -46,7 +47,7 @@ class ImageSet:
     split: str = "train"
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
-    recipe: Mapping[str, object] = field(default_factory=dict)
+    recipe: Mapping[str, JSONValue] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +86,7 @@ class ImageSet:
             return self.images.hashes
         return image_hashes(self.images)
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, JSONValue]:
         """JSON values that identify these images: if they are equal, so are all the pixels.
 
         They contain the source (without its directory), the split and the rule that defines it, the

@@ -6,6 +6,7 @@ Every file goes through here. It is written completely or not at all
 (:mod:`~tessella.files.replacing`).
 """
 
+from tessella.files.json_values import JSONValue
 from tessella.files.reading import (
     JSON_BYTES,
     byte_count,
@@ -52,6 +53,7 @@ from tessella.files.writing import (
 __all__ = [
     "HTML_MARK",
     "JSON_BYTES",
+    "JSONValue",
     "PNG_KEY",
     "StoredTensor",
     "TensorsHeader",
