@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 
-from tessella import config, files
+from tessella import config, files, names
 from tessella.cli import recipes
 from tessella.cli import verb_options as options
 from tessella.cli.flags import Flag, Output, Within, flags
@@ -114,6 +114,12 @@ def _check_run(command: options.Sample | options.Detokenize | options.Info) -> N
         check_run(command.run)
 
 
+def _check_registered(command: options.Check) -> None:
+    # A directory of codes is checked shard by shard and has no name.
+    if not Path(command.name).is_dir():
+        names.check_registered(command.name, command.kind)
+
+
 _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Train: _check_train,
     options.Eval: _check_run_and_data,
@@ -122,18 +128,21 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Sample: _check_run,
     options.Detokenize: _check_run,
     options.Info: _check_run,
+    options.Check: _check_registered,
 }
 
 
 def check_run(run: str) -> None:
     """Refuse a run that is neither a directory nor the name of a bundled model."""
     bundle = Path(str(resources.files("tessella"))) / "bundle"
-    names = [folder.name for folder in bundle.iterdir()] if bundle.is_dir() else []
+    bundled: list[str] = []
+    if bundle.is_dir():
+        bundled = [folder.name for folder in bundle.iterdir()]
     if Path(run).is_file():
         raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
-    if not Path(run).exists() and run not in names:
+    if not Path(run).exists() and run not in bundled:
         raise ArtifactError(
-            f"no run directory at {run}, and {unknown('bundled model', run, names)}"
+            f"no run directory at {run}, and {unknown('bundled model', run, bundled)}"
         )
 
 
@@ -154,6 +163,7 @@ def data_overrides(overrides: Iterable[str]) -> dict[str, object]:
     tables = config.apply_overrides({"data": {}}, words)
     if set(tables) != {"data"}:
         raise ConfigError(f"only data.* can be changed here, got {', '.join(words)}")
-    values: dict[str, object] = tables["data"]
+    values = tables["data"]
+    assert isinstance(values, dict)
     config.from_dict(DataConfig, {"source": "digits", **values}, "data")
     return values
