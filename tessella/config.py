@@ -29,21 +29,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Literal,
-    TypedDict,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
 from tessella.errors import ArtifactError, ConfigError, unknown
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 LARGEST_BATCH = 1 << 20
 """Most images of an optimizer step."""
@@ -51,7 +40,7 @@ LARGEST_BATCH = 1 << 20
 RECIPE_BYTES = 1 << 20
 """Largest recipe that is read."""
 
-C = TypeVar("C", bound="DataclassInstance")
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -379,8 +368,9 @@ class Recipe:
             names.check_sizes("vae", {"seed": self.vae.seed, **self.vae.sizes})
 
 
-def to_dict(config: DataclassInstance) -> dict[str, object]:
+def to_dict(config: object) -> dict[str, object]:
     """A configuration dataclass as plain JSON-able values."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
     return dataclasses.asdict(config)
 
 
@@ -398,7 +388,7 @@ def from_dict(cls: type[C], values: object, where: str = "") -> C:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
     hints = get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     # The tables of models and tokenizers take the sizes of the class they name, which stand beside
     # the other keys and are gathered in the field ``sizes``.
     open_ended = "sizes" in known
@@ -450,9 +440,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         if override.partition("=")[0].strip() in NAMES:
             chosen.append(override)
     named = apply_overrides({}, chosen)
-    tables: tuple[tuple[str, type[DataclassInstance]], ...]
-    tables = (("model", ModelConfig), ("tokenizer", TokenizerConfig))
-    for table, config in tables:
+    for table, config in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
         given = named.get(table)
         read = values.get(table, {})
         if not isinstance(given, Mapping) or not isinstance(read, Mapping):
@@ -501,9 +489,7 @@ def recipe_names() -> list[str]:
     return sorted(found)
 
 
-def apply_overrides(
-    values: Mapping[str, object], overrides: Iterable[str]
-) -> dict[str, object]:
+def apply_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> dict[str, object]:
     """Nested plain values with ``table.key=value`` overrides applied."""
     # Tables are copied, so that what was given stays as it is.
     result: dict[str, object] = {}

@@ -25,6 +25,7 @@ def check_values(command: options.Common) -> None:
         InputError: for a number out of bounds, or an output that would destroy something.
         ArtifactError: for an output that cannot be written.
     """
+    # Only verbs that write files have --force.
     force = bool(getattr(command, "force", 0))
     for flag in flags(command):
         bounds = flag.note(Within)
@@ -68,12 +69,14 @@ def check_output(out: str, endings: Iterable[str], force: bool = False) -> None:
     ending = "/" if is_folder else path.suffix
     if ending not in endings:
         raise InputError(f"the output must end in {' or '.join(endings)}, got {out!r}")
+    # Whatever leads there: "/", "/../", or a link.
     if path.resolve() == Path(path.resolve().anchor):
         raise InputError(f"{out} is the root of the file system: name a directory below it")
     if not is_folder and path.is_dir():
         raise InputError(f"{out} is a directory: name a file, or a directory with a / at its end")
     # What is written into a directory only needs the directory.
     files.check_writable(path / "file" if is_folder else path)
+    # A .npz may be a series that goes on, which is known when it is opened.
     if not is_folder and ending != ".npz":
         files.check_replaceable(path, force)
 
@@ -95,6 +98,7 @@ def _check_train(command: options.Train) -> None:
             raise ArtifactError(f"there is no run at {command.resume} to resume")
         recipes.check_resume(command)
     else:
+        # Reading the recipe checks its names and keys.
         check_source(recipes.new_recipe(command).data.source)
     if command.data:
         check_source(command.data)
@@ -159,11 +163,13 @@ def data_overrides(overrides: Iterable[str]) -> dict[str, object]:
     Raises:
         ConfigError: for another table, an unknown key, or a value of another type.
     """
+    # A table of its own, so that anything beside data.* shows.
     words = list(overrides)
     tables = config.apply_overrides({"data": {}}, words)
     if set(tables) != {"data"}:
         raise ConfigError(f"only data.* can be changed here, got {', '.join(words)}")
     values = tables["data"]
     assert isinstance(values, dict)
+    # A source must be named; which one does not matter for the check.
     config.from_dict(DataConfig, {"source": "digits", **values}, "data")
     return values

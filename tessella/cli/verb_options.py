@@ -12,15 +12,44 @@ from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
 from tessella.sampling import BATCH, Method, Rule, Sampling
 
+# Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test", "all"]
+# Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
+# Numbers with bounds that hold wherever they are asked for.
 Threads = Annotated[int, Within(0, 4096)]
 BatchSize = Annotated[int, Within(1, 1 << 20)]
 Seed = Annotated[int, Within(0, (1 << 64) - 1)]
+
+
+def _training_sources(_: str) -> str:
+    """The hint of ``train --data``: what images, or codes of images, can come from."""
+    return (
+        f"({_source_forms(False)}; for a prior also {_source_forms(True)}; default: the recipe's)"
+    )
+
+
+def _image_sources(_: str) -> str:
+    """The hint of ``--data`` of the verbs that work on images."""
+    return f"({_source_forms(False)}; default: the run's)"
+
+
+def _source_forms(holds_codes: bool) -> str:
+    """The ways of naming a source of images, or one of codes."""
+    # Called when a help text is shown: only then are the readers, and with them numpy, imported.
+    from tessella.data import SOURCES
+
+    forms = [source.form for source in SOURCES.values() if source.holds_codes == holds_codes]
+    return ", ".join(forms)
+
+
+# Sources can be registered, so help texts look their names up in the table.
+TrainingSource = Annotated[str, arg(help_behavior_hint=_training_sources)]
+ImageSource = Annotated[str, arg(help_behavior_hint=_image_sources)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +86,11 @@ class Demo(Common):
     """CPU threads; 0 keeps torch's choice."""
 
 
+# The flags of TrainConfig that are worth one; all of its fields can be set as train.KEY=VALUE.
 @dataclass(frozen=True, kw_only=True)
 @sets_fields_of(
     TrainConfig,
+    # 0 means no such limit in a recipe, and is a mistake as the limit that was asked for.
     minutes=Annotated[float, Within(0, open_below=True)],
     steps=Annotated[int, Within(0, open_below=True)],
     epochs=Annotated[float, Within(0, open_below=True)],
@@ -89,9 +120,8 @@ class Train(Common):
     """A TOML file, or the name of a recipe that ships (tessella info lists them)."""
     overrides: Positional[Overrides] = ()
     """Values of the recipe to change, as table.key=value."""
-    data: str = ""
-    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH; for a prior also
-    codes:PATH."""
+    data: TrainingSource = ""
+    """Data source."""
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
     model: str = ""
@@ -167,8 +197,8 @@ class Complete(Writing):
     """Images to complete, from the start of the split."""
     variants: Annotated[int, Within(1)] = 4
     """Completions of each."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Split = "test"
     """Which images; all is every image of a folder."""
     out: Annotated[str, Output(".png")] = "completed.png"
@@ -194,8 +224,8 @@ class Eval(Writing):
     """Run directory, or the name of a bundled model."""
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Split = "test"
     """Which images; all is every image of a folder, for folders that were not trained on."""
     against: str = ""
@@ -228,8 +258,8 @@ class Tokenize(Common):
     """Run directory of a tokenizer, or of a two-stage model."""
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Literal["each", "train", "valid", "test", "all"] = "each"
     """Which images; each writes train, valid and test, to directories of these names."""
     out: str = "codes"
@@ -312,6 +342,7 @@ class Check(Common):
     """What it is, where the name stands for several things."""
 
 
+# In the order in which a newcomer meets them; tessella --help lists them so.
 VERBS: dict[str, type[Common]] = {
     "demo": Demo,
     "train": Train,

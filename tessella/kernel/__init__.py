@@ -88,10 +88,12 @@ def _try() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, f"there is no C++ compiler {name} (CXX names one)"
     reason = ""
+    # From the fastest on: not every compiler has OpenMP, or knows its own processor.
     for flags in WAYS:
         try:
             return _loaded(compiler, flags), ""
         except subprocess.CalledProcessError as error:
+            # The first line says what is wrong, the others what follows from it.
             lines = error.stderr.decode(errors="replace").strip().splitlines()
             first = lines[0] if lines else error.returncode
             reason = f"{compiler} {' '.join(flags)} failed: {first}"
@@ -115,6 +117,7 @@ def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         if _digest_path(path).exists():  # not so of libraries that early versions left
             _say(f"the compiled kernel {path} is damaged: it is built again")
     with _workshop(path.parent if keeps else None) as workshop:
+        # Built elsewhere and then copied: nobody finds half a library under its name.
         built = workshop / path.name
         command = [compiler, *flags, "-o", str(built), *map(str, SOURCES)]
         # Compilers write their temporary files to TMPDIR.
@@ -164,6 +167,7 @@ def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
     Args:
         is_kind: ``stat.S_ISREG`` or ``stat.S_ISDIR``.
     """
+    # lstat: the link itself, not what somebody else made it point to.
     facts = path.lstat()
     is_own = facts.st_uid == os.geteuid()
     is_writable_by_others = bool(facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
@@ -192,6 +196,7 @@ def _workshop(kept_in: Path | None) -> Iterator[Path]:
     if kept_in is not None:
         candidates.append(kept_in)
     for folder in candidates:
+        # A place that cannot be written is passed over like a full one.
         with contextlib.suppress(OSError):
             if shutil.disk_usage(folder).free < BUILD_BYTES:
                 continue
@@ -226,6 +231,7 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     Raises:
         AttributeError: when it is another library.
     """
+    # As in program.cpp and search.cpp: all numbers are int64, all tensors plain pointers.
     pointer = ctypes.c_void_p
     number = ctypes.c_int64
     run_arguments: Arguments = [pointer, number, number, number, pointer, number, number]
@@ -248,6 +254,7 @@ def _path(compiler: str, flags: tuple[str, ...]) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT
     ).stdout
+    # Another source, compiler, flag or processor is another library, never a stale one.
     facts = [source.read_bytes() for source in (*SOURCES, HEADER)]
     facts += [version, " ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]

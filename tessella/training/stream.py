@@ -6,8 +6,8 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Stream:
 
     def __init__(
         self,
-        iterable: Any,
+        iterable: Iterable[object],
         channels: int,
         size: tuple[int, int] | None,
         classes: int = 0,
@@ -178,6 +178,7 @@ class Stream:
             raise InputError(
                 "the model has classes: the iterable must give pairs of images and labels"
             )
+        # A loader gives tensors, a list of pairs gives numbers.
         tags = torch.as_tensor(np.asarray(labels)).long().reshape(-1)
         if len(tags) != n or int(tags.min()) < 0 or int(tags.max()) >= self.classes:
             raise InputError(f"labels must be [{n}] integers in 0..{self.classes - 1}")
@@ -199,7 +200,7 @@ class NextInLine:
         return torch.arange(self.batch)
 
 
-def is_stream(images: object) -> bool:
+def is_stream(images: object) -> TypeGuard[Iterable[object]]:
     """Whether images are an iterable of others' making, not an array or a list of them."""
     if isinstance(images, (np.ndarray, torch.Tensor, list, tuple, str, bytes, dict)):
         return False
@@ -209,7 +210,7 @@ def is_stream(images: object) -> bool:
     return hasattr(images, "__iter__") or hasattr(images, "__getitem__")
 
 
-def _split_item(item: Any) -> tuple[Any, Any]:
+def _split_item(item: object) -> tuple[object, object]:
     """Images and labels of what an iterable gave."""
     if isinstance(item, (tuple, list)):
         if len(item) == 1:

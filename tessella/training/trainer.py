@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -83,9 +83,9 @@ class Job:
     asked: float
     """Reading of the clock when the run was asked for; its minutes count from there."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The part of ``run.json`` that is known before training: recipe and data."""
-        recipe = {"train": configs.to_dict(self.config)}
+        recipe: dict[str, object] = {"train": configs.to_dict(self.config)}
         if self.recipe is not None:
             recipe = configs.to_dict(self.recipe)
         return {
@@ -97,11 +97,11 @@ class Job:
 
 def train(
     model: Trainable,
-    images: Any,
+    images: object,
     *,
     out: Path | str,
     labels: object = None,
-    valid: Any = None,
+    valid: object = None,
     valid_labels: object = None,
     tokenizer: Tokenizer | None = None,
     resume: bool = False,
@@ -322,8 +322,8 @@ def _given_data(
     model: Trainable,
     tokenizer: Tokenizer | None,
     config: TrainConfig,
-    given: tuple[Any, object],
-    held_out: tuple[Any, object],
+    given: tuple[object, object],
+    held_out: tuple[object, object],
     resume: bool,
 ) -> tuple[TrainingData, TrainingData]:
     """Both splits of what a caller gave, as pairs of images and labels.
@@ -344,7 +344,11 @@ def _given_data(
 
 
 def _array_data(
-    model: Trainable, images: Any, labels: object, tokenizer: Tokenizer | None, config: TrainConfig
+    model: Trainable,
+    images: object,
+    labels: object,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
 ) -> TrainingData:
     """One split of arrays or of an image set, checked and encoded."""
     if is_stream(images):
@@ -355,7 +359,12 @@ def _array_data(
 
 
 def _stream_data(
-    model: Trainable, images: Any, labels: object, valid: object, resume: bool, config: TrainConfig
+    model: Trainable,
+    images: Iterable[object],
+    labels: object,
+    valid: object,
+    resume: bool,
+    config: TrainConfig,
 ) -> TrainingData:
     """Training data of somebody else's iterable."""
     if resume:
@@ -454,7 +463,9 @@ def _save_baseline(task: Task, job: Job) -> None:
         files.write_text(job.out / "skipped.txt", "\n".join([*skipped, ""]))
 
 
-def _announce(job: Job, session: loop.Session, record: dict[str, Any], expected: Forecast) -> None:
+def _announce(
+    job: Job, session: loop.Session, record: Mapping[str, object], expected: Forecast
+) -> None:
     """Say what is about to happen: overlap, size and time, terms of the loss."""
     if record["overlap"]:
         job.say(
