@@ -370,7 +370,8 @@ class Recipe:
 
 def to_dict(config: object) -> dict[str, object]:
     """A configuration dataclass as plain JSON-able values."""
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     return dataclasses.asdict(config)
 
 

@@ -52,7 +52,7 @@ TABLES = {
 }
 """Tables of the classes of each kind, once they are imported."""
 
-FROM_DATA = {"self", "grid", "head", "conditioning", "image_size", "channels", "levels"}
+FROM_DATA = {"self", "grid", "head", "conditioning", "classes", "image_size", "channels", "levels"}
 """Parameters that a recipe does not set: they follow from the images."""
 
 

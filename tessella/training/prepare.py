@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import check_images, parts
 from tessella.training.examples import Examples, Variant
-from tessella.training.stream import ONE_PASS, Stream, is_stream
+from tessella.training.stream import ONE_PASS, Items, Stream, is_stream
 
 IN_MEMORY = 1 << 30
 """Bytes of codes that are read into memory as a whole; more stay on disk."""
@@ -129,7 +129,7 @@ def prepare(
 
 
 def prepare_stream(
-    model: Trainable, images: Iterable[object], labels: object, config: TrainConfig
+    model: Trainable, images: Items, labels: object, config: TrainConfig
 ) -> TrainingData:
     """Training data that an iterable gives, in the order in which it gives them.
 

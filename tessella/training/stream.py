@@ -7,7 +7,7 @@ they arrive in; at the end of the iterable it begins anew.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeGuard
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,17 @@ ONE_PASS = (
     "an iterator can be read once, and training passes over its images many times:"
     " give a list, an array, a DataLoader, or an object whose __iter__ begins anew"
 )
+
+
+@runtime_checkable
+class IndexedItems(Protocol):
+    """Gives its items by number until an IndexError, such as a ``torch.utils.data.Dataset``."""
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+Items = Iterable[object] | IndexedItems
+"""What ``iter()`` takes."""
 
 
 class Stream:
@@ -47,7 +58,7 @@ class Stream:
 
     def __init__(
         self,
-        iterable: Iterable[object],
+        iterable: Items,
         channels: int,
         size: tuple[int, int] | None,
         classes: int = 0,
@@ -154,7 +165,7 @@ class Stream:
 
     def _checked(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """One pass: images ``[b, h, w, c]`` and labels ``[b]``, checked."""
-        for item in self._iterable:
+        for item in iter(self._iterable):
             images, labels = _split_item(item)
             # [b, h, w, c], or [h, w, c] of a single image
             x = torch.as_tensor(images)
@@ -200,7 +211,7 @@ class NextInLine:
         return torch.arange(self.batch)
 
 
-def is_stream(images: object) -> TypeGuard[Iterable[object]]:
+def is_stream(images: object) -> TypeGuard[Items]:
     """Whether images are an iterable of others' making, not an array or a list of them."""
     if isinstance(images, (np.ndarray, torch.Tensor, list, tuple, str, bytes, dict)):
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -32,7 +32,7 @@ from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
-from tessella.training.stream import Stream, is_stream
+from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 
 VALID_LIMIT = 1000
@@ -360,7 +360,7 @@ def _array_data(
 
 def _stream_data(
     model: Trainable,
-    images: Iterable[object],
+    images: Items,
     labels: object,
     valid: object,
     resume: bool,

@@ -37,6 +37,8 @@ def test_every_command_parses_and_names_what_exists() -> None:
     assert len(commands()) >= 20
     for words in commands():
         command = parse(words)
+        if command.plugin:
+            continue  # names that a file of the reader's registers
         if isinstance(command, Train) and command.resume:
             assert command.resume.startswith("runs/")
         elif isinstance(command, Train):
