@@ -621,18 +621,19 @@ def test_codes_that_are_not_learned_are_judged_once_the_run_has_taken_enough_ste
         image_size=(8, 8),
         channels=1,
         hidden=8,
+        downsample=8,
         code_dim=8 if name == "lfq" else 4,
         codebook_size=256,
         quantizer=name,
     )
     task = TokenizerTask(tokenizer)
-    # Images that are all alike get one code.
-    alike = Examples([torch.full((64, 8, 8, 1), 128, dtype=torch.uint8)])
+    # One code an image; images that are all alike get the same one.
+    alike = Examples([torch.full((1000, 8, 8, 1), 128, dtype=torch.uint8)])
     for _ in range(3):
-        task.validate(tokenizer, alike, 16, steps=10)
+        task.validate(tokenizer, alike, 500, steps=10)
     with pytest.warns(TessellaWarning, match="collapsed"):
         for _ in range(2):
-            task.validate(tokenizer, alike, 16, steps=10**6)
+            task.validate(tokenizer, alike, 500, steps=10**6)
 
 
 def test_a_source_that_holds_codes_is_for_priors_whatever_its_name(
