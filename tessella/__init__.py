@@ -1,5 +1,6 @@
-"""Images as discrete symbols: density models, tokenizers and priors with exact likelihoods and
-exact fast sampling.
+"""Images as discrete symbols: density models, tokenizers and priors.
+
+Likelihoods are exact, and sampling is exact and fast.
 
 >>> import tessella as ts
 >>> grid = ts.Grid(height=8, width=8, channels=1, levels=17)

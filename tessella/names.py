@@ -215,7 +215,7 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
     for node in body.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             if node.args.kwarg is not None:
-                return None  # **options: the names are not told here
+                return None  # **options: any name may be taken
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             names: set[str] = set()
             for argument in every:

@@ -1,5 +1,7 @@
-"""The command line. Help answers without importing torch; a mistake is one line and a non-zero
-exit."""
+"""The command line.
+
+Help answers without importing torch; a mistake is one line and a non-zero exit status.
+"""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _options_first(verb: str, words: list[str]) -> list[str]:
 
 
 def _without_box(printed: str, verb: str) -> str:
-    """What tyro says of a mistake, without the box, its title and the pointer to the help."""
+    """The sentence of tyro about a mistake, without the box, its title and the hint to the help."""
     # Rules divide the box: what is wrong, then similar options, then where to find help.
     sections: list[list[str]] = [[]]
     for line in printed.splitlines():

@@ -12,7 +12,7 @@ from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError
 
 LIMITS = ("minutes", "steps", "epochs")
-"""What ends a run. One that is given replaces those of the recipe."""
+"""Limits that end a run. One that is given replaces those of the recipe."""
 
 
 def new_recipe(command: Train) -> Recipe:

@@ -1,4 +1,4 @@
-"""What the command line prints: results on standard output, everything else on standard error.
+"""Printing: results on standard output, everything else on standard error.
 
 Of several processes that work together, only the first prints.
 """

@@ -71,8 +71,9 @@ class Writing(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Common):
-    """The whole chain on bundled real images: density model, VQ-VAE, prior, samples of both.
-    Minutes on a CPU.
+    """The whole chain on bundled real images, in minutes on a CPU.
+
+    It trains a density model, a VQ-VAE and a prior on its codes, and draws samples of both.
 
     $ tessella demo
     $ tessella demo --out runs/demo --minutes 0.5
@@ -180,8 +181,9 @@ class Sample(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Complete(Writing):
-    """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence
-    what is drawn above it.
+    """Keep the upper part of each image and draw the rest.
+
+    Symbols are drawn in raster order, each given all that stand before it.
 
     $ tessella complete digits --keep 0.5
     $ tessella complete runs/x --data folder:photos --n 4 --variants 6 --out completed.png
@@ -210,8 +212,10 @@ class Complete(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Writing):
-    """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a
-    two-stage model both. Says how many of the images the run was trained on.
+    """Measure a run on images: exact bits/dim with its standard error.
+
+    Of a tokenizer, reconstruction and codebook use are measured; of a two-stage model both. The
+    figures say how many of the images the run was trained on.
 
     $ tessella eval runs/x
     $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
@@ -298,8 +302,9 @@ class Detokenize(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Writing):
-    """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with
-    pictures.
+    """Show versions, devices and what there is; with RUN, what that run is.
+
+    A run is shown as text with curves, as JSON, or as a page with pictures.
 
     $ tessella info
     $ tessella info --models
@@ -325,8 +330,9 @@ class Info(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Common):
-    """Test what a registered class promises: a line for each contract, and status 1 if one fails.
-    Of a directory of codes: whether every shard is what was written.
+    """Test what a registered class promises, or whether codes on disk are intact.
+
+    There is a line for each contract, or shard of codes, and the status is 1 if one fails.
 
     $ tessella check gated-pixelcnn layers=1 hidden=8
     $ tessella check mine --plugin mine.py
@@ -339,7 +345,7 @@ class Check(Common):
     overrides: Positional[Overrides] = ()
     """Arguments of its class, as key=value; small sizes make the check fast."""
     kind: Literal["", "model", "head", "tokenizer", "quantizer", "source"] = ""
-    """What it is, where the name stands for several things."""
+    """Kind of class, where the name stands for several things."""
 
 
 # In the order in which a newcomer meets them; tessella --help lists them so.

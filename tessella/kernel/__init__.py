@@ -47,7 +47,7 @@ BUILD_BYTES = 1 << 25
 
 
 _notes: list[str] = []
-"""What a user may want to know of the library of this process."""
+"""Notes for the user on the library of this process."""
 
 
 Arguments = list[type[ctypes.c_void_p] | type[ctypes.c_int64]]

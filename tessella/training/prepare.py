@@ -181,7 +181,7 @@ def describe_data(examples: Examples, images: object) -> TrainingData:
     return TrainingData(examples, identity, hashes)
 
 
-def own_labels(model: Trainable, images: object, labels: object) -> tuple[object, object]:
+def with_labels(model: Trainable, images: object, labels: object) -> tuple[object, object]:
     """Images and labels; an image set brings its labels itself, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels

@@ -36,7 +36,7 @@ class IndexedItems(Protocol):
 
 
 Items = Iterable[object] | IndexedItems
-"""What ``iter()`` takes."""
+"""Items that can be read again and again: images, or pairs of images and labels."""
 
 
 class Stream:

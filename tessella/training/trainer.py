@@ -353,7 +353,7 @@ def _array_data(
     """One split of arrays or of an image set, checked and encoded."""
     if is_stream(images):
         raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
-    pixels, tags = prepare.own_labels(model, images, labels)
+    pixels, tags = prepare.with_labels(model, images, labels)
     examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
     return prepare.describe_data(examples, images)
 
@@ -542,7 +542,7 @@ def _take_best(model: Trainable, out: Path) -> None:
     """Put the best weights, which are saved, into the model."""
     path = locate(out)
     # Of two stages the prior is what was trained.
-    if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
+    if model.kind == "density-model" and (path / "prior").is_dir():
         path = path / "prior"
     # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)

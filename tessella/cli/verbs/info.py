@@ -53,7 +53,7 @@ def _show_models(as_json: bool) -> None:
 
 
 def _show_run(command: Info) -> None:
-    """What a run is: as text, as JSON, or as a page."""
+    """Describe a run as text, as JSON, or as a page."""
     if command.report is not None:
         _write_page(command, command.report)
         return
