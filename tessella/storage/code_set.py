@@ -210,7 +210,9 @@ class CodeSet:
 
     def identity(self) -> dict[str, JSONValue]:
         """Say as JSON values which images these codes are of, and which tokenizer made them."""
-        return {**self.config["data"], "tokenizer": self.tokenizer}
+        identity: dict[str, JSONValue] = dict(self.config["data"])  # type: ignore[arg-type]
+        identity["tokenizer"] = self.tokenizer
+        return identity
 
     def variant(self, mirrored: bool = False) -> CodeVariant:
         """The codes as a step of training sees them."""

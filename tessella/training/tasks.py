@@ -85,10 +85,18 @@ class Task(nn.Module, ABC):
         """Scalars of a batch; ``loss`` is minimized."""
 
     @abstractmethod
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         """Figures of ``module``, a copy with averaged weights, on held-out examples.
 
         ``metric`` is among them.
+
+        Args:
+            module: the copy.
+            examples: held out.
+            batch: examples measured at a time.
+            steps: optimizer steps that the run has taken, for judgements that need enough of them.
         """
 
     def judge(self, module: nn.Module, figures: dict[str, float]) -> Validation:
@@ -234,7 +242,9 @@ class DensityTask(Task):
                 figures[f"bits_per_code/{level}"] = bits[level].detach() / grid.symbols
         return figures
 
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         model = _as_prior(module)
         # float64 and one number for each image: the mean must not depend on the batch.
         nats: list[float] = []
@@ -318,7 +328,9 @@ class TokenizerTask(Task):
         out = self.module(x)
         return {**out.losses, **out.stats}
 
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
         books: list[CodeUsage] = []
         for grid in module.grids():
@@ -339,7 +351,10 @@ class TokenizerTask(Task):
             suffix = f"/{number}" if len(books) > 1 else ""
             figures[f"codebook_used{suffix}"] = float(book.used)
             figures[f"code_perplexity{suffix}"] = book.perplexity
-        return figures | self.watch.figures(module, [book.counts for book in books])
+        # Quantizers without a learned codebook, such as FSQ, cannot say themselves how long they
+        # have trained.
+        counts = [book.counts for book in books]
+        return figures | self.watch.figures(module, counts, steps=steps)
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Tokenizer)
