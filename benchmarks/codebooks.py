@@ -1,4 +1,4 @@
-"""Every quantizer in one VQ-VAE at equal bits, and the health of ``vq-ema`` codebooks, on CIFAR-10.
+"""All quantizers in one VQ-VAE at equal bits, and the health of ``vq-ema``, on CIFAR-10.
 
     python benchmarks/codebooks.py --minutes 10            # the table: results/codebooks.json
     python benchmarks/codebooks.py --steps 2000 --only fsq # one row
@@ -34,7 +34,7 @@ import torch
 import tessella as ts
 from tessella import data
 from tessella.config import DataConfig, load_recipe, to_dict
-from tessella.data.image_set import ImageSet
+from tessella.data import ImageSet
 from tessella.tokenizers import create_tokenizer
 from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, QuantizerOutput
 
@@ -43,13 +43,15 @@ DATA = os.environ.get("TESSELLA_TEST_DATA", str(harness.ROOT.parent / "shared" /
 PEER = "vector-quantize-pytorch"
 TARGETS = {"vq-ema 512": 0.95, "vq-ema 4096": 0.90}
 """Share of the codes that must be used."""
-LEAST_EVEN = 0.4
-"""Perplexity by number of codes that must be reached."""
+LEAST_PERPLEXITY = 0.4
+"""Perplexity over number of codes that must be reached."""
+NEVER = 10**9
+"""Steps between validations, so that only the one at the end takes place."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A quantizer, its number of codes, and its further arguments."""
+    """A quantizer, its number of codes, and its other arguments."""
 
     quantizer: str
     codes: int = 512
@@ -74,10 +76,11 @@ HEALTH = {name: Row("vq-ema", int(name.split()[1])) for name in TARGETS}
 
 
 class Peer(Quantizer):
-    """``VectorQuantize`` of vector-quantize-pytorch, at its own defaults unless told otherwise.
+    """``VectorQuantize`` of vector-quantize-pytorch, by default with its own defaults.
 
     Args:
-        dim, codebook_size: as of every quantizer.
+        dim: length of a vector.
+        codebook_size: number of codes.
         decay: of its moving averages.
         commitment: weight of its loss.
         start: whether k-means places the codes.
@@ -99,7 +102,8 @@ class Peer(Quantizer):
         from vector_quantize_pytorch import VectorQuantize  # type: ignore[import-not-found]
 
         super().__init__()
-        self.dim, self.levels = dim, codebook_size
+        self.dim = dim
+        self.levels = codebook_size
         self.theirs = VectorQuantize(
             dim=dim,
             codebook_size=codebook_size,
@@ -110,6 +114,7 @@ class Peer(Quantizer):
         )
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
+        # z: [batch, height, width, dim]; the peer takes [1, vectors, dim].
         quantized, symbols, loss = self.theirs(z.reshape(1, -1, self.dim))
         return QuantizerOutput(
             symbols.view(*z.shape[:-1], 1), quantized.view(z.shape), {"commitment": loss.sum()}, {}
@@ -124,16 +129,23 @@ class Peer(Quantizer):
 
 
 def images(folder: Path, split: str) -> ImageSet:
-    """CIFAR-10, JPEG-recompressed: ``train`` and ``valid`` of the training file, ``test`` all of
-    the test file."""
-    file = folder / f"cifar10_jpeg_recompressed_{'test' if split == 'test' else 'train'}.npz"
+    """CIFAR-10, JPEG-recompressed.
+
+    ``train`` and ``valid`` are parts of the training file, ``test`` is all of the test file.
+    """
+    name = "train"
+    if split == "test":
+        name = "test"
+    file = folder / f"cifar10_jpeg_recompressed_{name}.npz"
     return data.load(DataConfig(source=f"npz:{file}"), split)
 
 
 def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) -> dict[str, Any]:
     """Train a VQ-VAE with a quantizer and measure it; runs in a process of its own."""
+    # In this process alone, so that the peer never appears among the package's quantizers.
     QUANTIZERS[PEER] = Peer
-    recipe, test = load_recipe(RECIPE), images(folder, "test")
+    recipe = load_recipe(RECIPE)
+    test = images(folder, "test")
     assert recipe.tokenizer is not None
     torch.manual_seed(recipe.tokenizer.seed)
     torch.set_num_threads(threads)
@@ -146,10 +158,10 @@ def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) ->
         "minutes": 0.0,
         "steps": 0,
         "threads": threads,
-        "validate_every": 10**9,
+        "validate_every": NEVER,
         **limit,
     }
-    noise = harness.others()
+    other_load = harness.gauge_other_load()
     with tempfile.TemporaryDirectory() as out:
         run = ts.train(
             model,
@@ -158,46 +170,50 @@ def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) ->
             out=Path(out) / "run",
             **options,
         )
-        log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+        # The folder is gone after this block.
+        lines = (run.path / "log.jsonl").read_text().splitlines()
+        log = [json.loads(line) for line in lines]
+
     grid = model.grid()
     figures = ts.evaluate(model, test)
+    # Facts about the images, equal for all rows.
     for name in ("weights", "overlap", "data"):
         figures.pop(name)
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": harness.count_parameters(model),
         "bits_a_place": grid.channels * math.log2(grid.levels),
         "steps": run.progress.step,
         "seconds_a_step": _step_seconds(log),
-        "processors_busy_with_others": noise(),
+        "processors_busy_with_others": other_load(),
         **figures,
         "usage": _mean(figures["codebook_used"]) / grid.levels,
     }
 
 
 def _step_seconds(log: list[dict[str, Any]]) -> float:
-    """The median over stretches between lines of the log."""
+    """Seconds of a step: the median over stretches between lines of the log."""
     lines = [line for line in log if "seconds" in line]
-    pairs = itertools.pairwise(lines)
-    took = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs]
-    return statistics.median(took)
+    seconds_a_step = []
+    for before, after in itertools.pairwise(lines):
+        seconds = after["seconds"] - before["seconds"]
+        seconds_a_step.append(seconds / (after["step"] - before["step"]))
+    return statistics.median(seconds_a_step)
 
 
 def _mean(values: float | list[float]) -> float:
-    return statistics.fmean(values) if isinstance(values, list) else values
+    """The mean over the levels of a tokenizer that has several; a single value as it is."""
+    if isinstance(values, list):
+        return statistics.fmean(values)
+    return values
 
 
-def apart(name: str, row: Row, chosen: argparse.Namespace) -> dict[str, Any]:
+def train_apart(name: str, row: Row, chosen: argparse.Namespace) -> dict[str, Any]:
     """:func:`trained` in a new process; what it prints last is the result."""
-    words = [sys.executable, __file__, "--data", str(chosen.data), "--threads", str(chosen.threads)]
-    words += [
-        "--minutes",
-        str(chosen.minutes),
-        "--steps",
-        str(chosen.steps),
-        "--child",
-        json.dumps(asdict(row)),
-    ]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, __file__]
+    command += ["--data", str(chosen.data), "--threads", str(chosen.threads)]
+    command += ["--minutes", str(chosen.minutes), "--steps", str(chosen.steps)]
+    command += ["--child", json.dumps(asdict(row))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"name": name, "failed": f"exit {done.returncode}"}
     return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
@@ -207,29 +223,32 @@ def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a codebook reaches its targets."""
     if "failed" in row:
         return {}
-    reached = row["usage"] >= TARGETS[row["name"]] and row["code_perplexity_share"] >= LEAST_EVEN
+    target = TARGETS[row["name"]]
+    enough_used = row["usage"] >= target
+    even_enough = row["code_perplexity_share"] >= LEAST_PERPLEXITY
     return {
-        "target_usage": TARGETS[row["name"]],
-        "target_perplexity_share": LEAST_EVEN,
-        "reached": reached,
+        "target_usage": target,
+        "target_perplexity_share": LEAST_PERPLEXITY,
+        "reached": enough_used and even_enough,
     }
 
 
-def shown(row: Mapping[str, Any]) -> str:
-    """A row for people."""
+def describe(row: Mapping[str, Any]) -> str:
+    """A row as a line to read."""
     if "failed" in row:
         return f"{row['name']:36} failed: {row['failed']}"
-    error = row["psnr_db_se"]
+    quality = f"{row['psnr_db']:.3f} ± {row['psnr_db_se']:.3f} dB"
+    perplexity = _mean(row["code_perplexity"])
+    share = _mean(row["code_perplexity_share"])
     return (
-        f"{row['name']:36} {row['psnr_db']:.3f} ± {error:.3f} dB, {row['usage']:6.1%} used, "
-        "perplexity "
-        f"{_mean(row['code_perplexity']):7.1f} ({_mean(row['code_perplexity_share']):.3f} of the "
-        "codes), "
+        f"{row['name']:36} {quality}, {row['usage']:6.1%} used, "
+        f"perplexity {perplexity:7.1f} ({share:.3f} of the codes), "
         f"{row['seconds_a_step']:.4f} s a step, {row['steps']} steps"
     )
 
 
 def main() -> None:
+    """Train the rows that the command line names, or the one row of a child process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -249,14 +268,19 @@ def main() -> None:
         parser.error("give --minutes or --steps")
     if 0 < chosen.steps <= 20:
         parser.error("--steps must be more than 20: a step is timed between lines of the log")
-    limit = {"minutes": chosen.minutes} if chosen.minutes else {"steps": chosen.steps}
+    limit = {"steps": chosen.steps}
+    if chosen.minutes:
+        limit = {"minutes": chosen.minutes}
     if chosen.child:
-        print(
-            json.dumps(trained(Row(**json.loads(chosen.child)), chosen.data, limit, chosen.threads))
-        )
+        row = Row(**json.loads(chosen.child))
+        print(json.dumps(trained(row, chosen.data, limit, chosen.threads)))
         return
-    table = HEALTH if chosen.health else ROWS
-    if unknown := set(chosen.only) - set(table):
+
+    table = ROWS
+    if chosen.health:
+        table = HEALTH
+    unknown = set(chosen.only) - set(table)
+    if unknown:
         parser.error(f"no row is named {', '.join(sorted(unknown))}; there are: {'; '.join(table)}")
     run_all({name: table[name] for name in chosen.only or table}, limit, chosen)
 
@@ -264,28 +288,30 @@ def main() -> None:
 def run_all(
     table: Mapping[str, Row], limit: Mapping[str, float], chosen: argparse.Namespace
 ) -> None:
-    """Train each row that is not there yet, and write it at once."""
+    """Train each row that is missing, and write it at once."""
     path = harness.results_path("codebooks", chosen.out)
-    there = (
-        {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    )
+    known = {row["name"]: row for row in harness.read_rows(path)}
+    part = "equal bits"
+    if chosen.health:
+        part = "health"
+    terms = {"limit": dict(limit), "part": part}
+
     for name, row in table.items():
-        told = {"limit": dict(limit), "part": "health" if chosen.health else "equal bits"}
-        kept = there.get(name, {})
-        if (
-            not chosen.again
-            and "failed" not in kept
-            and all(kept.get(key) == value for key, value in told.items())
-        ):
-            print(f"{shown(kept)} (kept)", flush=True)
+        kept = known.get(name, {})
+        # A row of another limit is no answer to what was asked, so it is trained anew.
+        comparable = all(kept.get(key) == value for key, value in terms.items())
+        if comparable and "failed" not in kept and not chosen.again:
+            print(f"{describe(kept)} (kept)", flush=True)
             continue
         if row.quantizer == PEER and not importlib.util.find_spec("vector_quantize_pytorch"):
             print(f"{name:36} left out: {PEER} is not installed", flush=True)
             continue
-        result = apart(name, row, chosen) | told
-        result |= verdict(result) if chosen.health else {}
+        result = train_apart(name, row, chosen) | terms
+        if chosen.health:
+            result |= verdict(result)
+        # Written row by row, since all of them take hours.
         harness.merge("codebooks", result, ["name"], chosen.out)
-        print(shown(result), flush=True)
+        print(describe(result), flush=True)
 
 
 if __name__ == "__main__":
