@@ -143,7 +143,7 @@ def images(folder: Path, split: str) -> ImageSet:
 def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) -> dict[str, Any]:
     """Train a VQ-VAE with a quantizer and measure it; runs in a process of its own."""
     # In this process alone, so that the peer never appears among the package's quantizers.
-    QUANTIZERS[PEER] = Peer
+    QUANTIZERS.register(PEER)(Peer)
     recipe = load_recipe(RECIPE)
     test = images(folder, "test")
     assert recipe.tokenizer is not None
