@@ -1,7 +1,7 @@
 """The cost of a run beyond its arithmetic: the training loop against a bare one, step by step.
 
     python benchmarks/overhead.py --out results/overhead.json
-    python benchmarks/overhead.py --rounds 1 --steps 5 --layers 2 --hidden 8 --out /tmp/overhead.json
+    python benchmarks/overhead.py --rounds 1 --steps 5 --layers 2 --hidden 8 --out tiny.json
 
 Both loops train a gated PixelCNN of 6 layers of 48 features on equal random binary 28x28 images,
 in batches of 16, in turn, a step of one after a step of the other (a machine's speed drifts by more
@@ -52,9 +52,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def time(
-        self, name: str, function: Callable[Arguments, Result]
-    ) -> Callable[Arguments, Result]:
+    def time(self, name: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """Wrap a function so that its time is added up under ``name``."""
 
         def timed(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
