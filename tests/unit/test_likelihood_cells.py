@@ -280,7 +280,7 @@ def test_rows_come_in_the_order_of_the_list(tables: ModuleType) -> None:
     )
     listed = ["made", "made-masks", "pixelcnn"]
     assert [
-        tables._place(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")
+        tables.position(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")
     ] == [1, 0, 2, 3]
 
 
