@@ -46,7 +46,7 @@ COLUMNS = (
 )
 
 
-def measure(run: str, images: ImageSet, samples: int, batch: int) -> dict[str, Any]:
+def measure(run: str, images: ImageSet, samples: int, batch: int) -> harness.Row:
     """One row of the table; with ``samples=0`` nothing is drawn.
 
     Raises:
@@ -59,6 +59,7 @@ def measure(run: str, images: ImageSet, samples: int, batch: int) -> dict[str, A
     figures = ts.evaluate(run, images, batch=batch)
     seconds = time.perf_counter() - started
 
+    # The keys are those of COLUMNS, and of scripts/tokenizer_tables.py.
     row = {"run": Path(run).name, "model": describe(model), "images": len(images)}
     row |= bits(model, figures)
     row["evaluation_seconds"] = seconds
@@ -102,9 +103,10 @@ def count_parameters(model: Generator | Tokenizer | VAE) -> int:
     return harness.count_parameters(model)
 
 
-def bits(model: Generator | Tokenizer | VAE, figures: Mapping[str, Any]) -> dict[str, Any]:
+def bits(model: Generator | Tokenizer | VAE, figures: Mapping[str, Any]) -> harness.Row:
     """Bits per sub-pixel of the images, and their parts."""
     exact = isinstance(model, Generator) and not model.two_stage
+    # Codes lose details, so with them bits are known up to a bound.
     name = "bound_bits_per_dim"
     if exact:
         name = "bits_per_dim"
@@ -129,6 +131,7 @@ def minutes_of_training(run: Path) -> float | None:
     if not (run / "run.json").exists():
         return None
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    # Seconds over all sittings, validation and saving among them.
     minutes = float(facts["progress"]["seconds"]) / 60
     tokenizer = facts["recipe"].get("prior_of")
     if not tokenizer:
@@ -160,7 +163,7 @@ def seconds_an_image(model: Generator | VAE, samples: int) -> float:
     return min(times) / samples
 
 
-def format_table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[harness.Row]) -> str:
     """Rows as a Markdown table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:

@@ -50,7 +50,7 @@ NEVER = 10**9
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """A quantizer, its number of codes, and its other arguments."""
 
     quantizer: str
@@ -59,20 +59,20 @@ class Row:
 
 
 ROWS = {
-    "vq-ema": Row("vq-ema"),
-    "rotation": Row("rotation"),
-    "vq": Row("vq"),
-    "vq, 8 dimensions, cosine": Row("vq", options={"code_dim": 8, "cosine": True}),
-    "simvq": Row("simvq"),
-    "fsq 8x8x8": Row("fsq", options={"levels": [8, 8, 8]}),
-    "lfq": Row("lfq"),
-    "residual-vq, 3 of 8": Row("residual-vq", 8, {"depth": 3}),
-    PEER: Row(PEER),
-    f"{PEER}, as vq-ema": Row(
+    "vq-ema": Variant("vq-ema"),
+    "rotation": Variant("rotation"),
+    "vq": Variant("vq"),
+    "vq, 8 dimensions, cosine": Variant("vq", options={"code_dim": 8, "cosine": True}),
+    "simvq": Variant("simvq"),
+    "fsq 8x8x8": Variant("fsq", options={"levels": [8, 8, 8]}),
+    "lfq": Variant("lfq"),
+    "residual-vq, 3 of 8": Variant("residual-vq", 8, {"depth": 3}),
+    PEER: Variant(PEER),
+    f"{PEER}, as vq-ema": Variant(
         PEER, options={"decay": 0.98, "commitment": 0.25, "start": True, "revive_below": 2}
     ),
 }
-HEALTH = {name: Row("vq-ema", int(name.split()[1])) for name in TARGETS}
+HEALTH = {name: Variant("vq-ema", int(name.split()[1])) for name in TARGETS}
 
 
 class Peer(Quantizer):
@@ -140,19 +140,22 @@ def images(folder: Path, split: str) -> ImageSet:
     return data.load(DataConfig(source=f"npz:{file}"), split)
 
 
-def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) -> dict[str, Any]:
+def trained(row: Variant, folder: Path, limit: Mapping[str, float], threads: int) -> harness.Row:
     """Train a VQ-VAE with a quantizer and measure it; runs in a process of its own."""
     # In this process alone, so that the peer never appears among the package's quantizers.
     QUANTIZERS.register(PEER)(Peer)
     recipe = load_recipe(RECIPE)
     test = images(folder, "test")
+    # The type of a recipe cannot say that this one trains a tokenizer.
     assert recipe.tokenizer is not None
     torch.manual_seed(recipe.tokenizer.seed)
     torch.set_num_threads(threads)
+    # All rows have the encoder and the decoder of the recipe.
     sizes = {**recipe.tokenizer.sizes, "codebook_size": row.codes, "quantizer": row.quantizer}
     model = create_tokenizer(
         "vqvae", image_size=[32, 32], channels=3, **sizes, options=dict(row.options)
     )
+    # Threads and limits of the recipe are replaced, everything else of its training stays.
     options = {
         **to_dict(recipe.train),
         "minutes": 0.0,
@@ -186,13 +189,15 @@ def trained(row: Row, folder: Path, limit: Mapping[str, float], threads: int) ->
         "seconds_a_step": _step_seconds(log),
         "processors_busy_with_others": other_load(),
         **figures,
+        # Counted in codes; a share can be compared between numbers of codes.
         "usage": _mean(figures["codebook_used"]) / grid.levels,
     }
 
 
-def _step_seconds(log: list[dict[str, Any]]) -> float:
+def _step_seconds(log: list[harness.Row]) -> float:
     """Seconds of a step: the median over stretches between lines of the log."""
-    lines = [line for line in log if "seconds" in line]
+    # Validations are logged too, at the step of a training line.
+    lines = [line for line in log if "loss" in line]
     seconds_a_step = []
     for before, after in itertools.pairwise(lines):
         seconds = after["seconds"] - before["seconds"]
@@ -207,19 +212,21 @@ def _mean(values: float | list[float]) -> float:
     return values
 
 
-def train_apart(name: str, row: Row, chosen: argparse.Namespace) -> dict[str, Any]:
+def train_apart(name: str, row: Variant, chosen: argparse.Namespace) -> harness.Row:
     """:func:`trained` in a new process; what it prints last is the result."""
     command = [sys.executable, __file__]
     command += ["--data", str(chosen.data), "--threads", str(chosen.threads)]
     command += ["--minutes", str(chosen.minutes), "--steps", str(chosen.steps)]
+    # The row travels as JSON, so a child needs no table of its own.
     command += ["--child", json.dumps(asdict(row))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    # A row that fails, for want of memory perhaps, does not end the others.
     if done.returncode:
         return {"name": name, "failed": f"exit {done.returncode}"}
     return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
+def verdict(row: Mapping[str, Any]) -> harness.Row:
     """Whether a codebook reaches its targets."""
     if "failed" in row:
         return {}
@@ -272,7 +279,7 @@ def main() -> None:
     if chosen.minutes:
         limit = {"minutes": chosen.minutes}
     if chosen.child:
-        row = Row(**json.loads(chosen.child))
+        row = Variant(**json.loads(chosen.child))
         print(json.dumps(trained(row, chosen.data, limit, chosen.threads)))
         return
 
@@ -286,7 +293,7 @@ def main() -> None:
 
 
 def run_all(
-    table: Mapping[str, Row], limit: Mapping[str, float], chosen: argparse.Namespace
+    table: Mapping[str, Variant], limit: Mapping[str, float], chosen: argparse.Namespace
 ) -> None:
     """Train each row that is missing, and write it at once."""
     path = harness.results_path("codebooks", chosen.out)
@@ -303,6 +310,7 @@ def run_all(
         if comparable and "failed" not in kept and not chosen.again:
             print(f"{describe(kept)} (kept)", flush=True)
             continue
+        # Left out rather than failed: the peer is optional.
         if row.quantizer == PEER and not importlib.util.find_spec("vector_quantize_pytorch"):
             print(f"{name:36} left out: {PEER} is not installed", flush=True)
             continue

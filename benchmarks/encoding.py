@@ -21,7 +21,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
@@ -42,6 +41,7 @@ def generate(folder: Path, n: int) -> None:
     slope = np.arange(SIDE)[:, None, None] * 8
 
     def save(number: int) -> None:
+        # Seeded by its number, so that threads can work in any order.
         noise = np.random.default_rng(number).integers(0, 128, (SIDE, SIDE, 3))
         pixels = (slope + noise).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:06d}.png", compress_level=1)
@@ -88,6 +88,7 @@ def encode_and_kill(run: Path, pictures: Path, out: Path, seconds: float) -> tup
         Whether the process was killed before its end, and the shards there were before it began.
     """
     before = count_shards(out)
+    # Begun again with equal words, a command goes on where it was killed.
     process = start_encoding(run, pictures, out)
     # Starting takes seconds and is not what should be killed, so the clock waits for a shard.
     while process.poll() is None and count_shards(out) <= before:
@@ -102,19 +103,16 @@ def encode_and_kill(run: Path, pictures: Path, out: Path, seconds: float) -> tup
 
 def save_tokenizers(place: Path) -> tuple[Path, Path]:
     """Two tokenizers that differ in their weights alone."""
-    sizes: dict[str, Any] = {
-        "image_size": (SIDE, SIDE),
-        "channels": 3,
-        "hidden": 128,
-        "code_dim": 64,
-    }
     runs = (place / "tokenizer", place / "other")
     for seed, run in enumerate(runs):
-        save_model(ts.create_tokenizer("vqvae", seed=seed, **sizes), run)
+        tokenizer = ts.create_tokenizer(
+            "vqvae", image_size=(SIDE, SIDE), channels=3, hidden=128, code_dim=64, seed=seed
+        )
+        save_model(tokenizer, run)
     return runs
 
 
-def measure(place: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure(place: Path, chosen: argparse.Namespace) -> harness.Row:
     """Measure everything, below a folder that is empty."""
     run, other_run = save_tokenizers(place)
 
@@ -144,6 +142,7 @@ def measure(place: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     finish(start_encoding(run, pictures, out))
     differs = differences(hash_files(place / "all-again"), hash_files(out))
 
+    # Its codes would not fit to those that are there.
     refused = start_encoding(other_run, pictures, out)
     message = refused.communicate()[1].strip()
 

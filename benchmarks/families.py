@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
@@ -56,13 +55,15 @@ def digits(split: str) -> data.ImageSet:
     return data.load(DataConfig(source="digits"), split)
 
 
-def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
+def smoke(name: str, minutes: float) -> tuple[harness.Row, ts.DensityModel]:
     """Train, score and time one model; returns its row and the trained model."""
     train = digits("train")
     test = digits("test")
     model = ts.create(name, ts.Grid(8, 8, 1, train.levels))
+    # Before training, to show in the table how much of the bits is learned.
     fresh = score(model, test)
 
+    # A minute beside busy neighbours is fewer steps, so their load is recorded.
     other_load = harness.gauge_other_load()
     with tempfile.TemporaryDirectory() as out:
         run = ts.train(
@@ -135,7 +136,7 @@ def draw_picture(models: dict[str, ts.DensityModel], kept: int, path: Path) -> N
     Image.fromarray(np.concatenate(strips)).save(path)
 
 
-def cost(name: str, grid: ts.Grid, checkpointing: bool) -> dict[str, Any]:
+def cost(name: str, grid: ts.Grid, checkpointing: bool) -> harness.Row:
     """Seconds and memory of a training step; runs in a process of its own.
 
     Raises:
@@ -157,6 +158,7 @@ def cost(name: str, grid: ts.Grid, checkpointing: bool) -> dict[str, Any]:
     seconds = []
     for _ in range(COST_STEPS):
         started = time.perf_counter()
+        # Kept, since freeing and taking gradients would move the peak of memory.
         optimizer.zero_grad(set_to_none=False)
         loss = -model.distribution(x).log_prob(x).mean()
         loss.backward()
@@ -177,7 +179,7 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict[str, Any]:
+def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> harness.Row:
     """:func:`cost` in a new process, killed after ``limit`` seconds."""
     command = [sys.executable, __file__, "cost-one", name, place, str(int(checkpointing))]
     row = {
@@ -202,7 +204,7 @@ def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict
     return row | {"failed": f"exit {done.returncode}"}
 
 
-def kept_rows(path: Path, models: list[str]) -> list[dict[str, Any]]:
+def kept_rows(path: Path, models: list[str]) -> list[harness.Row]:
     """Rows of other models that were measured before."""
     return [row for row in harness.read_rows(path) if row["model"] not in models]
 
@@ -213,6 +215,7 @@ def cost_all(names: list[str], limit: float, out: str) -> None:
     for name in names:
         for place in GRIDS:
             for checkpointing in (False, True):
+                # A process of its own each, since a peak of memory never falls.
                 row = cost_apart(name, place, checkpointing, limit)
                 rows.append(row)
                 print(row, flush=True)
@@ -240,10 +243,11 @@ def smoke_all(names: list[str], minutes: float, out: str) -> None:
     draw_picture(models, len(kept), picture)
 
 
-def baseline_row() -> dict[str, Any]:
+def baseline_row() -> harness.Row:
     """The row of independent symbols, whose frequencies are counted, not trained."""
     train = digits("train")
     model = ts.create(BASELINE, ts.Grid(8, 8, 1, train.levels))
+    # It is the independent model, whose best table is a count.
     model.fit(pixel_generator(model).encode(np.asarray(train.images[:])))
     bits = score(model, digits("test"))
     return {

@@ -174,6 +174,7 @@ def importing(folder: Path, packages: Sequence[str], absent: Sequence[str] = ())
             before[name] = sys.modules.pop(name)
     for name in absent:
         sys.modules[name] = StandIn(name)
+    # First, so that the peer wins over an installed package of its name.
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -181,6 +182,7 @@ def importing(folder: Path, packages: Sequence[str], absent: Sequence[str] = ())
         sys.path.remove(str(folder))
         for name in [*_loaded(packages), *absent]:
             sys.modules.pop(name, None)
+        # Last, after the peer is gone: names may be shared.
         sys.modules.update(before)
 
 
@@ -212,6 +214,7 @@ def read_rows(path: Path) -> list[Row]:
 def write(name: str, rows: list[Row], out: str = "") -> Path:
     """Write ``results/NAME.json`` (or ``out``): the rows, and what they were measured with."""
     path = results_path(name, out)
+    # Results of a part may have a folder of their own.
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = {
         "command": ["python", *sys.argv],

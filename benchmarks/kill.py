@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import harness
 
@@ -58,6 +57,7 @@ def start(variant: str, out: Path, steps: int) -> subprocess.Popen[str]:
         # One thread on a CPU, since sums of several threads are not equal bit for bit.
         words = [*VARIANTS[variant], *SHARED, "--steps", str(steps)]
         words += ["--threads", "1", "--device", "cpu", "--out", str(out)]
+    # The command line, not a function: a process is what can be killed.
     command = [sys.executable, "-m", "tessella", "train", *words]
     return subprocess.Popen(
         command, cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -109,7 +109,7 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise SystemExit(f"a run ended with status {process.returncode}: {printed}")
 
 
-def read_outcome(out: Path) -> dict[str, Any]:
+def read_outcome(out: Path) -> harness.Row:
     """Everything that a run leaves behind, except its times."""
     log = []
     for text in (out / "log.jsonl").read_text().splitlines():
@@ -164,6 +164,7 @@ def attempt(
             continue
         assert process.returncode == KILLED, process.communicate()[0]
         kills += 1
+        # A temporary name that is left shows that the kill hit a write.
         inside_a_write += bool(half_written(out))
         before_the_first_checkpoint += not list((out / "checkpoints").glob("step-*"))
         again = chance.random() < 1 / 3
@@ -176,7 +177,7 @@ def attempt(
     }
 
 
-def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[harness.Row]:
     """All trials of one variant, each compared with an uninterrupted run."""
     started = time.perf_counter()
     finish(start(variant, folder / "straight", chosen.steps))
@@ -195,7 +196,9 @@ def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict
         out = folder / f"trial-{trial}"
         counts = attempt(variant, out, chosen.steps, seconds, trial < chosen.inside, chance)
         found = read_outcome(out)
+        # Twenty runs with their checkpoints would fill a small disk.
         shutil.rmtree(out)
+        # Every part is compared, so that a report says which one differs.
         differs = [name for name, value in expected.items() if found[name] != value]
         row = {"variant": variant, "trial": trial, "uninterrupted_seconds": seconds}
         rows.append(row | counts | {"differs": differs})

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ TABLE = 2**23
 NEAR = 512
 """Images, spread evenly over the test images, over which these probabilities are averaged."""
 
-Settings = Mapping[str, Any]
+Settings = dict[str, Any]
 """Parts of a recipe as plain values."""
 
 
@@ -99,7 +99,7 @@ class Cell:
         return harness.results_path(f"likelihood/{self.id}")
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """The recipe as plain values, as JSON gives them back."""
         return plain(self.recipe)
 
@@ -107,6 +107,7 @@ class Cell:
         """The recipe with the paths at which its data and its tokenizer lie on this machine."""
         source = self.recipe.data.source
         kind, _, path = source.partition(":")
+        # The photographs come in one archive, and a cell names how many it trains on.
         if path.startswith("kodak-"):
             source = f"{kind}:{kodak(int(path.removeprefix('kodak-')))}"
         elif path:
@@ -137,6 +138,7 @@ def cells_of_table(name: str, table: Settings) -> Iterator[Cell]:
         for label, settings in table["cells"].items():
             # A cell changes what its table says, and a variant changes both.
             parts = merge_layers([table, settings, changes])
+            # Strict: a misspelt key is an error here, not a setting without effect.
             recipe = configs.from_dict(Recipe, parts, f"{name}.{label}")
             full_name = label
             if variant:
@@ -150,9 +152,9 @@ def cells_of_table(name: str, table: Settings) -> Iterator[Cell]:
             )
 
 
-def merge_layers(layers: Sequence[Settings]) -> dict[str, Any]:
+def merge_layers(layers: Sequence[Settings]) -> Settings:
     """The parts of a recipe, later layers over earlier ones."""
-    merged: dict[str, Any] = {}
+    merged: Settings = {}
     for part in PARTS:
         for layer in layers:
             if part not in layer:
@@ -186,10 +188,10 @@ def kodak(count: int) -> Path:
     return place
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
+def plain(recipe: Recipe) -> Settings:
     """The parts of a recipe that make a cell, as JSON gives them back."""
     # The way through JSON turns tuples into lists, as in the file it is compared with.
-    values: dict[str, Any] = json.loads(json.dumps(configs.to_dict(recipe)))
+    values: Settings = json.loads(json.dumps(configs.to_dict(recipe)))
     return {part: values[part] for part in PARTS if values[part]}
 
 
@@ -223,7 +225,7 @@ def has_settings_of(cell: Cell, settings: Settings) -> bool:
     return without_folders(plain(recipe)) == without_folders(cell.settings)
 
 
-def without_folders(settings: Settings) -> dict[str, Any]:
+def without_folders(settings: Settings) -> Settings:
     """Settings without the folders of data and tokenizer."""
     kind, _, path = settings["data"]["source"].partition(":")
     source = f"{kind}:{Path(path).name}"
@@ -251,6 +253,7 @@ def run(cell: Cell, again: bool) -> bool:
         shutil.rmtree(out, ignore_errors=True)
         cell.result.unlink(missing_ok=True)
 
+    # Times of an image depend on it too, so it is set for the whole process.
     torch.set_num_threads(cell.recipe.train.threads or torch.get_num_threads())
     # One figure for each sitting, kept beside the run until it is finished.
     busy_file = out / "busy.json"
@@ -270,14 +273,16 @@ def run(cell: Cell, again: bool) -> bool:
         return False
 
     row = measure(cell, out)
+    # The worst sitting, since it is the one to doubt.
     row["processors_busy_with_others"] = max(busy)
+    # Machines of one name can differ in speed, so it is measured beside each cell.
     row["machine_gigaflops"] = machine.gigaflops(2048)
     harness.write("", [row], str(cell.result))
     print(f"  {describe(row)}", flush=True)
     return True
 
 
-def describe(row: Settings) -> str:
+def describe(row: harness.Row) -> str:
     """The figures that a cell reached, as a line to read."""
     if "test" in row:
         test = row["test"]
@@ -294,12 +299,12 @@ def describe(row: Settings) -> str:
     return ", ".join(figures)
 
 
-def measure(cell: Cell, out: Path) -> dict[str, Any]:
+def measure(cell: Cell, out: Path) -> harness.Row:
     """The row of a trained cell."""
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     progress = facts["progress"]
     count = facts["data"]["train"]["count"]
-    row: dict[str, Any] = {
+    row: harness.Row = {
         "table": cell.table,
         "cell": cell.name,
         "settings": cell.settings,
@@ -317,7 +322,7 @@ def measure(cell: Cell, out: Path) -> dict[str, Any]:
     return row | measure_likelihood(cell, out)
 
 
-def measure_likelihood(cell: Cell, out: Path) -> dict[str, Any]:
+def measure_likelihood(cell: Cell, out: Path) -> harness.Row:
     """Exact figures on the test images, and times."""
     test = test_images(out)
     model = ts.load(out)
@@ -325,8 +330,9 @@ def measure_likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     prior = model.priors[0]
     # An image needs a table of as many probabilities as it has symbols times levels.
     batch = min(100, max(1, TABLE // (prior.grid.symbols * prior.grid.levels)))
+    # The run, not the model, so that images seen in training are counted.
     found = ts.assess(out, test, batch=batch)
-    row: dict[str, Any] = {
+    row: harness.Row = {
         "parameters": prior.parameter_count(),
         "test": test_figures(found.figures),
         "seconds_an_image": {str(n): seconds_an_image(model, n) for n in BATCHES},
@@ -341,7 +347,7 @@ def measure_likelihood(cell: Cell, out: Path) -> dict[str, Any]:
     return row
 
 
-def test_figures(figures: Settings) -> dict[str, Any]:
+def test_figures(figures: harness.Row) -> harness.Row:
     """The figures of an evaluation that a row keeps."""
     kept = {}
     for name in (
@@ -362,7 +368,7 @@ def test_figures(figures: Settings) -> dict[str, Any]:
     return kept
 
 
-def measure_bounds(out: Path) -> dict[str, Any]:
+def measure_bounds(out: Path) -> harness.Row:
     """Bits of the pixels, exact or bounded, and times."""
     row = bounds.measure(str(out), test_images(out), samples=0, batch=100)
     # Those of the tokenizer are among these minutes.
@@ -435,6 +441,7 @@ def probe(cell: Cell, variants: Sequence[str], minutes: float) -> None:
         values = configs.apply_overrides(values, [*change, f"train.minutes={minutes}"])
         recipe = configs.from_dict(Recipe, values)
         with tempfile.TemporaryDirectory() as out:
+            # Nothing of a probe is kept but its figures.
             trained = train_recipe(recipe, Path(out) / "run", say=lambda line: None)
         row = {
             "cell": cell.id,

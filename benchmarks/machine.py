@@ -45,6 +45,7 @@ class Machine:
 
         Between the measured sizes it is linear in the logarithm of the size.
         """
+        # Speed depends on which cache a set fits into: a factor of its size counts, not a sum.
         points = []
         for mebibytes, gigabytes in self.gigabytes_a_second.items():
             points.append((math.log2(mebibytes * MEBIBYTE), 1e9 * gigabytes))
@@ -95,6 +96,7 @@ def bandwidth(mebibytes: int) -> float:
     out = torch.empty(len(matrix))
     calls = max(1, 256 // mebibytes)
 
+    # Which of them reads faster differs from processor to processor.
     summing = best(matrix.sum, calls)
     multiplying = best(lambda: torch.mv(matrix, vector, out=out), calls)
     return mebibytes * MEBIBYTE / min(summing, multiplying)

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import harness
 
@@ -106,7 +105,7 @@ def first_image(printed: str) -> int:
     return int(found[1])
 
 
-def measure(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, folder: Path, chosen: argparse.Namespace) -> harness.Row:
     """All runs of one kind of output."""
     peaks = []
     seconds = []

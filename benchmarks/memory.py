@@ -73,6 +73,7 @@ def measure(folder: Path, images: int, size: int) -> dict[str, int]:
     limit = []
     if images > EVALUATED:
         limit.append(f"data.limit={EVALUATED}")
+    # Of the training images, since those of a test split are few.
     evaluated = peak(folder, "eval", run, "--split", "train", "--batch", "16", *limit)
     return {
         "images": images,

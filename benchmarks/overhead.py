@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import harness
 import torch
@@ -93,6 +93,7 @@ class BareLoop:
         """Take one step."""
         indices = self.order.at(self.steps)
         x, labels = self.examples.batch(indices, self.generator, torch.device("cpu"))
+        # The order of the calls is that of the training loop.
         self.task(x, labels)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, CONFIG.clip)
         self.optimizer.step()
@@ -132,14 +133,16 @@ def train_on(session: loop.Session, steps: int) -> None:
     The last one validates and writes a checkpoint, as every hundredth of a long run does.
     """
     session.config = replace(session.config, steps=session.progress.step + steps)
+    # Limits are computed once for a session, from the steps of its configuration.
     session.limits = schedule.limits_of(session.config, len(session.examples))
     # Without a rank the next validation is the best so far, so that each round saves the model.
     session.progress.rank = None
     loop.fit(session)
 
 
-def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
     """Train with both loops in turn, and compare their times."""
+    # Both loops have a model of their own, with equal weights and images.
     sizes = {"layers": chosen.layers, "hidden": chosen.hidden}
     task = create_task(sizes)
     examples = random_images(TRAINING_IMAGES, seed=0)
@@ -168,6 +171,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         clock.seconds["ours"] -= clock.seconds["bare"]
         rounds.append(dict(clock.seconds))
 
+    # Found oldest first.
     newest = checkpoint.found(run.path)[-1]
     return {
         "model": "gated-pixelcnn",
@@ -184,7 +188,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def compare(rounds: list[dict[str, float]], steps: int) -> dict[str, Any]:
+def compare(rounds: list[dict[str, float]], steps: int) -> harness.Row:
     """Both loops' times of a step, and the share that ours takes more."""
     without_evaluation = []
     overheads = []

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import harness
 import torch
@@ -35,7 +34,7 @@ def draw_by_passes(model: ts.DensityModel, n: int, seed: int) -> Passes:
     return walk
 
 
-def compare(model: ts.DensityModel, seeds: int) -> dict[str, Any]:
+def compare(model: ts.DensityModel, seeds: int) -> harness.Row:
     """Draw by both methods from equal seeds; returns their differences and the passes."""
     passes = []
     images = 0
@@ -43,6 +42,7 @@ def compare(model: ts.DensityModel, seeds: int) -> dict[str, Any]:
     gaps = []
     for seed in range(0, seeds, BATCH):
         n = min(BATCH, seeds - seed)
+        # Image i uses seed + i, whatever the batch, so both methods see equal noise.
         walk = draw_by_passes(model, n, seed)
         cached = ts.sample(model, n, seed, "cached")
         passes.append(walk.passes)
@@ -93,7 +93,7 @@ def first_gaps(
     return gaps
 
 
-def measure(run: str, seeds: int, batches: list[int], rounds: int) -> dict[str, Any]:
+def measure(run: str, seeds: int, batches: list[int], rounds: int) -> harness.Row:
     """One row: the figures of a run."""
     loaded = ts.load(run)
     assert isinstance(loaded, ts.Generator)
@@ -125,7 +125,7 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> dict[str, 
     return row
 
 
-def describe(row: dict[str, Any], batches: list[int]) -> str:
+def describe(row: harness.Row, batches: list[int]) -> str:
     """A row as a line to read."""
     wide = row["float64"]
     ratios = []
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    # Float64 is where equality is promised, float32 is what users run.
     rows = []
     for run in chosen.runs:
         with torch.no_grad():

@@ -28,10 +28,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from harness import alternate, gauge_other_load, importing, write
+from harness import Row, alternate, gauge_other_load, importing, write
 
 import tessella as ts
 from tessella.tokenizers.quantizers.search import nearest
@@ -117,10 +116,11 @@ def peak() -> int:
 
 
 @torch.no_grad()
-def measure(name: str, case: str, rounds: int) -> dict[str, Any]:
+def measure(name: str, case: str, rounds: int) -> Row:
     """Measure one way in this process."""
     dim, codes = (int(number) for number in case.split("x"))
     torch.manual_seed(0)
+    # Random vectors do: the work of a search does not depend on them.
     z = torch.randn(VECTORS, dim)
     quantize = WAYS[name](dim, codes)
 
@@ -136,6 +136,7 @@ def measure(name: str, case: str, rounds: int) -> dict[str, Any]:
     other_load = gauge_other_load()
     forget_peak()
     times = time_calls(quantize, z, rounds)
+    # The median, since a neighbour who wakes up makes a few calls slow.
     seconds = statistics.median(times)
     row = {
         "first_s": first_s,
@@ -166,7 +167,7 @@ def time_calls(quantize: Quantize, z: torch.Tensor, rounds: int) -> list[float]:
     return times
 
 
-def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, Any]:
+def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> Row:
     """Codes that differ from those of a search in float64.
 
     Returns:
@@ -176,6 +177,7 @@ def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, An
     exact = nearest(vectors.double(), codebook.double())[0]
     differ = symbols != exact
 
+    # In float64 again, so that the gap is that of the codes and not of rounding.
     z = vectors[differ].double()
     e = codebook.double()
     distances = (z - e[symbols[differ]]).square().sum(1)
@@ -192,13 +194,14 @@ def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> dict[str, An
     }
 
 
-def measure_apart(name: str, case: str, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure_apart(name: str, case: str, chosen: argparse.Namespace) -> Row:
     """:func:`measure` in a process of its own; an ``error`` if that fails."""
     kernel = "1"
     if name == "tessella, torch":
         kernel = "0"
     command = [sys.executable, __file__, "--one", name, "--cases", case]
     command += ["--rounds", str(chosen.rounds), "--most", str(chosen.most)]
+    # Read when the search is first used, hence a process for each.
     environment = {**os.environ, "TESSELLA_KERNEL": kernel}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -207,7 +210,7 @@ def measure_apart(name: str, case: str, chosen: argparse.Namespace) -> dict[str,
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def middle(rows: list[Row]) -> Row:
     """The row of middle speed, with the seconds of all; a failed one if there is one."""
     for row in rows:
         if "error" in row:
@@ -216,7 +219,7 @@ def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return ordered[len(rows) // 2] | {"series": [row["seconds"] for row in rows]}
 
 
-def judge(row: dict[str, Any]) -> dict[str, Any]:
+def judge(row: Row) -> Row:
     """A row of ours with its targets; every other row as it is."""
     if not row["name"].startswith("tessella") or row["case"] not in TARGETS or "error" in row:
         return row
@@ -230,7 +233,7 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"target_s": seconds, "target_mb": megabytes, "met": met}
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: Row) -> str:
     """A row as a line to read."""
     heading = f"{row['case']:>10} {row['name']:24}"
     if "error" in row:
@@ -246,9 +249,9 @@ def describe(row: dict[str, Any]) -> str:
     return line
 
 
-def measure_case(case: str, names: list[str], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_case(case: str, names: list[str], chosen: argparse.Namespace) -> list[Row]:
     """The rows of one case, a row for each way."""
-    series: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    series: dict[str, list[Row]] = {name: [] for name in names}
     # In turn, so that all ways meet the noise of the machine alike.
     for _ in range(chosen.series):
         for name in names:
@@ -290,7 +293,7 @@ def main() -> None:
             names.append(name)
         else:
             print(f"{name} is not installed")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for case in chosen.cases:
         rows += measure_case(case, names, chosen)
 

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import harness
 import sampling_growth
@@ -58,7 +57,7 @@ class Work:
 
     model: str
     grid: ts.Grid
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     batches: tuple[int, ...] = (1, 16, 64)
     head: str = "categorical"
     period: int = 1
@@ -162,7 +161,7 @@ class Timing:
 
     milliseconds: dict[str, float]
     """Milliseconds a step, by way."""
-    facts: dict[str, Any]
+    facts: harness.Row
 
 
 def time_all(
@@ -174,6 +173,7 @@ def time_all(
     chosen: argparse.Namespace,
 ) -> Timing:
     """Time every way of sampling in turn."""
+    # All ways take equal rows, so that their times can be compared.
     whole = rehearsals.plain.seconds < chosen.whole_below
     rows = work.grid.height
     if not whole:
@@ -188,6 +188,7 @@ def time_all(
         else:
             functions[name] = stretches(model, batch, work.period, rehearsal, compiled)
         steps[name] = rows * work.grid.row_symbols
+    # A naive step costs a pass over the whole grid wherever it is, so the first ones do.
     count = count_passes(model, batch)
     functions["naive"] = partial(naive_steps, model, batch, count)
     steps["naive"] = count
@@ -209,11 +210,12 @@ def time_all(
     return Timing(milliseconds, facts)
 
 
-def prove(model: ts.DensityModel, rehearsals: Rehearsals) -> dict[str, Any]:
+def prove(model: ts.DensityModel, rehearsals: Rehearsals) -> harness.Row:
     """Compare each sample with what one pass over it would draw."""
     differ = {}
     gaps = {}
     for name, rehearsal in rehearsals.by_way().items():
+        # Fast steps are worth nothing if they draw from another distribution.
         replay = ts.replay(model, rehearsal.x)
         differ[name] = int(replay.differs.sum())
         gaps[name] = float(replay.gap.max())
@@ -226,9 +228,10 @@ def prove(model: ts.DensityModel, rehearsals: Rehearsals) -> dict[str, Any]:
 
 def rates(
     work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float], peers: list[Peer]
-) -> dict[str, Any]:
+) -> harness.Row:
     """Rates and ratios from milliseconds a step."""
     grid = work.grid
+    # A user gets the kernel where it is compiled, and plain torch elsewhere.
     best = min(ms["plain"], ms.get("kernel", ms["plain"]))
     # A step draws a symbol of each image of the batch.
     seconds = best * grid.symbols / 1e3 / batch
@@ -281,12 +284,14 @@ def measure_work(
     peers: list[Peer],
     machine: Machine,
     chosen: argparse.Namespace,
-) -> dict[str, Any]:
+) -> harness.Row:
     """One row of the table."""
     model = work.create()
     other_load = harness.gauge_other_load()
+    # Rehearsed first: it also warms up the caches of torch and the compiler.
     rehearsals = rehearse_both(work, model, batch)
     timing = time_all(work, model, batch, rehearsals, peers, chosen)
+    # Read before the proof, whose time is not reported.
     busy = other_load()
     bound = floor(rehearsals.plain.counts, machine)
     return {
@@ -301,7 +306,7 @@ def measure_work(
     }
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: harness.Row) -> str:
     """A row as a line to read."""
     ms = ", ".join(f"{name} {value:.3f}" for name, value in row["ms_a_step"].items())
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["fraction"].items())
@@ -331,6 +336,7 @@ def measure_machine(chosen: argparse.Namespace) -> Machine:
     earlier = earlier_machine(harness.results_path("sampling", chosen.out))
     if earlier is not None:
         machine = machine.better(earlier)
+    # Batch 0, since rows are found by work and batch.
     row = {"work": "machine", "batch": 0, **machine.facts()}
     harness.merge("sampling", row, ("work", "batch"), chosen.out)
     return machine
@@ -407,6 +413,7 @@ def main() -> None:
         if not chosen.no_peers:
             makers, missing = find_peers(name)
         for batch in chosen.batches or work.batches:
+            # A peer prepares its tensors for one size of batch.
             peers = [peer_of(batch) for peer_of in makers]
             row = measure_work(name, work, batch, peers, machine, chosen)
             row["peers_missing"] = missing

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import harness
 import torch
@@ -40,7 +39,7 @@ SIZES = {"layers": 5, "hidden": 64}
 KEYS = ("what", "side", "batch")
 
 
-def rows(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(chosen: argparse.Namespace) -> Iterator[harness.Row]:
     """The rows that were asked for, one after another."""
     sides = chosen.sides
     whole = WHOLE
@@ -57,7 +56,7 @@ def rows(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield big(big_side)
 
 
-def growth(side: int, batch: int, rounds: int, whole: int) -> dict[str, Any]:
+def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
     """Milliseconds a pixel of the gated PixelCNN, by each way of sampling.
 
     Args:
@@ -89,6 +88,7 @@ def growth(side: int, batch: int, rounds: int, whole: int) -> dict[str, Any]:
             work[name] = stretches(model, batch, ROWS, found, compiled)
             pixels[name] = ROWS * side
 
+    # Cached ways should be flat in the side, the naive one grows with the pixels.
     milliseconds = {}
     for name, times in harness.alternate(work, rounds).items():
         milliseconds[name] = 1e3 * times["median"] / pixels[name]
@@ -109,12 +109,13 @@ def growth(side: int, batch: int, rounds: int, whole: int) -> dict[str, Any]:
     }
 
 
-def big(side: int) -> dict[str, Any]:
+def big(side: int) -> harness.Row:
     """One image of ``side`` squared in three channels, drawn whole, and its replay."""
     grid = ts.Grid(side, side, 3, 256)
     model = ts.create(MODEL, grid, **SIZES)
     other_load = harness.gauge_other_load()
     started = time.perf_counter()
+    # Drawn once: at 256x256x3 this takes minutes.
     x = ts.sample(model, n=1)
     seconds = time.perf_counter() - started
     return {
@@ -134,7 +135,7 @@ def big(side: int) -> dict[str, Any]:
     }
 
 
-def prove(model: ts.DensityModel, x: torch.Tensor) -> dict[str, Any]:
+def prove(model: ts.DensityModel, x: torch.Tensor) -> harness.Row:
     """Replay an image in one pass; returns the symbols that differ, or why it was not replayed."""
     started = time.perf_counter()
     try:

@@ -208,6 +208,7 @@ def pixelsnail(folder: Path) -> PeerOfBatch:
     Its script is written for CUDA, so its loop is written here anew.
     """
     with importing(folder, ["pixelsnail"]):
+        # The sizes of the work of this name in sampling.py, on 32x32 codes of 512.
         module = importlib.import_module("pixelsnail")
         model = module.PixelSNAIL([32, 32], 512, 256, 5, 4, 4, 256).eval()
 
@@ -247,6 +248,7 @@ def mingpt(folder: Path) -> PeerOfBatch:
         ).eval()
 
     def peer(batch: int) -> Peer:
+        # The token before the first code, from which 256 codes are drawn.
         start = torch.zeros(batch, 1, dtype=torch.int64)
         what = "GPT 12 x 768, cached keys and values, whole images"
 

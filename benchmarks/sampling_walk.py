@@ -27,6 +27,7 @@ SWITCH = "TESSELLA_KERNEL"
 @contextmanager
 def kernel(wanted: bool) -> Iterator[None]:
     """Allow the compiled kernel, or keep it out, for states that are made and first used inside."""
+    # Removed rather than set to 1: without it the package decides by itself.
     before = os.environ.pop(SWITCH, None)
     if not wanted:
         os.environ[SWITCH] = "0"
@@ -74,6 +75,7 @@ class Walk:
     @torch.no_grad()
     def step(self, index: int) -> None:
         """Draw one symbol of every image."""
+        # The state may be changed in place; the returned one goes on.
         parameters, self.state = self.model.step(self.previous, index, self.state)
         self.previous = self._source(index, self.model.head.symbol(parameters))
         self.x[:, index] = self.previous
@@ -171,6 +173,7 @@ def rehearse(
         seconds += time.perf_counter() - started
         timed += 1
 
+    # Where every row was counted there is nothing to scale, and images are small.
     estimate = 0.0
     if timed:
         estimate = seconds / timed * grid.height
@@ -216,6 +219,7 @@ def cached_images(model: ts.DensityModel, batch: int, compiled: bool) -> Callabl
 @torch.no_grad()
 def naive_steps(model: ts.DensityModel, batch: int, count: int) -> None:
     """The first steps of the naive sampler: each a pass over the whole grid and a draw."""
+    # The slow way that cached steps must agree with: everything anew for each symbol.
     state = model.whole_grid_state(batch)
     previous = torch.zeros(batch, dtype=torch.int64)
     source = Draw(Noise(model.grid, batch, 0), Rule())

@@ -25,10 +25,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from harness import alternate, count_parameters, gauge_other_load, importing, write
+from harness import Row, alternate, count_parameters, gauge_other_load, importing, write
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,6 +121,7 @@ def our_vqvae(x: torch.Tensor, compiled: bool = False, bf16: bool = False) -> Tr
         residual_blocks=BLOCKS,
     )
     if compiled:
+        # The parts that train.compile compiles; quantizers stay as they are.
         for net in TokenizerTask(model).networks():
             net.compile()
 
@@ -184,6 +184,7 @@ def create_vqvaes(chosen: argparse.Namespace) -> dict[str, Training]:
     """All ways of training that were asked for and can run here, by name."""
     x = torch.rand(BATCH, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     folder = PEERS / "benchmark_VAE"
+    # Every variant of ours has its counterpart of the peer, or none has.
     has_peer = folder.is_dir()
 
     ways = {"tessella": our_vqvae(x)}
@@ -201,11 +202,11 @@ def create_vqvaes(chosen: argparse.Namespace) -> dict[str, Training]:
     return ways
 
 
-def vqvae(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def vqvae(chosen: argparse.Namespace) -> list[Row]:
     """Rows of training steps of a VQ-VAE."""
     ways = create_vqvaes(chosen)
     steps = {}
-    counts: dict[str, dict[str, Any]] = {}
+    counts: dict[str, Row] = {}
     for name, way in ways.items():
         steps[name] = way.step
         counts[name] = {"parameters": count_parameters(way.model)}
@@ -217,6 +218,7 @@ def vqvae(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     seconds = {row["name"]: row["seconds"]["median"] for row in rows}
     for row in rows:
         if row["name"].startswith("tessella") and "pythae" in seconds:
+            # Against the peer as its users run it, in float32 and not compiled.
             ratio = seconds[row["name"]] / seconds["pythae"]
             row |= {"of_pythae": ratio, "target": STEP_TARGET, "met": ratio <= STEP_TARGET}
             print(f"{row['name']}: {ratio:.2f} of pythae's seconds, target {STEP_TARGET}")
@@ -239,7 +241,7 @@ def taming_vqgan(folder: Path, image: torch.Tensor) -> Autoencoder:
     with importing(folder, ["taming", "main"]):
         parts = importlib.import_module("taming.modules.diffusionmodules.model")
         quantizer = importlib.import_module("taming.modules.vqvae.quantize").VectorQuantizer2
-    sizes: dict[str, Any] = {
+    sizes = {
         "double_z": False,
         "z_channels": 256,
         "resolution": SIDE,
@@ -296,6 +298,7 @@ def llamagen_vqgan(folder: Path, image: torch.Tensor) -> Autoencoder:
 
 def create_vqgans(chosen: argparse.Namespace) -> dict[str, Autoencoder]:
     """All VQGANs that were asked for and can run here, by name."""
+    # Random weights and pixels: the work does not depend on them.
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     ways = {"tessella": our_vqgan(image)}
     if (PEERS / "taming-transformers").is_dir():
@@ -311,7 +314,7 @@ def create_vqgans(chosen: argparse.Namespace) -> dict[str, Autoencoder]:
 
 
 @torch.no_grad()
-def vqgan(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def vqgan(chosen: argparse.Namespace) -> list[Row]:
     """Rows of encoding and of decoding with a VQGAN."""
     ways = create_vqgans(chosen)
     encoders = {name: way.encode for name, way in ways.items()}
@@ -344,10 +347,10 @@ def vqgan(chosen: argparse.Namespace) -> list[dict[str, Any]]:
 def time_in_turn(
     title: str,
     work: dict[str, Callable[[], torch.Tensor]] | dict[str, Work],
-    counts: dict[str, dict[str, Any]],
+    counts: dict[str, Row],
     rounds: int,
     warm: int,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """A row for each piece of work: seconds, and what the machine gave beside it.
 
     Args:

@@ -17,11 +17,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import StandIn, alternate, count_parameters, gauge_other_load, write
+from harness import Row, StandIn, alternate, count_parameters, gauge_other_load, write
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,7 +110,7 @@ def count_gflop(step: Callable[[], None]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(chosen: argparse.Namespace) -> list[Row]:
     """The rows: the circumstances, each way of training, and ratios of their medians."""
     x = torch.randint(256, (BATCH, *GRID.shape), generator=torch.Generator().manual_seed(0))
     work = {OURS: step_of(create(), our_loss, x)}
@@ -145,6 +144,7 @@ def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     # Two runs to warm up: torch.compile works in the first ones.
     seconds = alternate(work, chosen.rounds, warm=2)
     product = seconds.pop(PRODUCT)["median"]
+    # First in the file, where scripts/model_tables.py expects it.
     circumstances = {
         "work": f"gated-pixelcnn {LAYERS}x{HIDDEN}, {GRID}, batch {BATCH}, "
         "forward, backward and Adam",

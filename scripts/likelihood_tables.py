@@ -59,6 +59,7 @@ def rows(name: str) -> list[Row]:
     for path in sorted((CELLS / name).glob("*.json")):
         file = json.loads(path.read_text(encoding="utf-8"))
         found.append(file["rows"][0] | {"hardware": file["hardware"], "commit": file["commit"]})
+    # Files of a folder have no order of their own.
     listed = list(tomllib.loads(LISTED.read_text(encoding="utf-8"))[name]["cells"])
     return sorted(found, key=lambda row: position(listed, row["cell"]))
 
@@ -133,6 +134,7 @@ def mean_of(each: dict[str, Any]) -> tuple[float, float]:
         by_file: dict[str, list[float]] = defaultdict(list)
         for file, value in zip(each["of"], values, strict=True):
             by_file[file].append(value)
+        # One value for each photograph.
         values = [statistics.mean(part) for part in by_file.values()]
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
@@ -223,6 +225,7 @@ def minutes() -> str:
         by_family[family(row)][budget(row)] = row
     budgets = sorted({budget(row) for row in cells})
 
+    # A column of bits for every budget.
     titles = ["model", "parameters"]
     for number in budgets:
         titles.append(f"{number:g} min")
@@ -237,6 +240,7 @@ def minutes() -> str:
                 bits.append(f"{bits_per_dim(row):.3f} ± {error:.3f}")
             else:
                 bits.append(MISSING)
+        # Time to draw depends on the model and hardly on how long it was trained.
         longest = by_budget[max(by_budget)]
         seconds = longest["seconds_an_image"]
         lines.append(
@@ -270,6 +274,7 @@ def heads() -> str:
     lines = []
     cells = []
     for data, by_head in comparisons_of_heads():
+        # The table shows what another head gains or loses.
         base = by_head.get("categorical")
         for name, row in by_head.items():
             cells.append(row)
@@ -361,6 +366,7 @@ def codes() -> str:
     cells = []
     for name, title in (("codes-mnist", "MNIST"), ("codes-cifar10", "CIFAR-10, a part")):
         by_cell = {row["cell"]: row for row in rows(name)}
+        # Bits can be compared on equal images alone.
         hashes = {row["data"]["sha256"] for row in by_cell.values()}
         assert len(hashes) <= 1, f"{name}: other test images"
         # The third cell of a table, the tokenizer, draws nothing.
@@ -484,6 +490,7 @@ def _plot_curves(axes: Axes, binary: Sequence[Row], colours: dict[str, tuple[flo
     for row in binary:
         times = [seconds / 60 for seconds, _ in row["curve"]]
         nats = [NATS * bits for _, bits in row["curve"]]
+        # The range shows where curves end, not the high values at their beginnings.
         least = min(least, *nats)
         # Variants of a family have its colour, dashed.
         style = "-" if row["cell"] == family(row) else "--"

@@ -35,6 +35,7 @@ def families(results: Results) -> str:
             lines.append(f"| {name} (counted) | {row['parameters']:,} | | {bits} | | |")
             continue
         minutes.add(row["minutes"])
+        # Steps a second are of cached sampling, not of training.
         one = f"{row['steps_a_second_batch_1']:,.0f}"
         many = f"{row['steps_a_second_batch_64']:,.0f}"
         seconds = f"{row['seconds_an_epoch']:.2f}"
@@ -46,6 +47,7 @@ def families(results: Results) -> str:
 def cost(results: Results) -> str:
     """Seconds and memory of a training step."""
     rows = results["rows"]
+    # In the order of the file.
     places = list(dict.fromkeys(row["grid"] for row in rows))
     titles = ["model"]
     for place in places:
@@ -114,6 +116,7 @@ def training(results: Results) -> str:
         lines.append(f"| {row['name']} | {seconds} | {parameters} | {gflop} |")
 
     names = {"compiled": "the peer's time where both are compiled"}
+    # Ratios below one say that ours is faster.
     ratios = []
     for name, ratio in last["ratio_of_medians"].items():
         if name != "tessella":

@@ -325,6 +325,7 @@ def parallel(results: Results) -> str:
     for row in rows:
         wide = row["float64"]
         single = row["float32"]
+        # Means over images: each of them takes passes of its own.
         passes = f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}"
         lines.append(
             [
@@ -373,6 +374,7 @@ def filled(text: str) -> str:
     """The document with its tables made anew."""
     for name, (file, make) in TABLES.items():
         block = f"<!-- {name} -->\n{make(read_results(file))}\n<!-- /{name} -->"
+        # Two parts and no more: a marker that is there twice would be filled twice.
         parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         assert len(parts) == 2, f"docs/performance.md has {len(parts) - 1} places for {name}"
         text = block.join(parts)
@@ -411,6 +413,7 @@ def draw_picture(path: Path) -> str:
 def _plot_growth(axes: Axes, rows: list[Results]) -> None:
     """Plot milliseconds a pixel against the side."""
     for way, title in WAYS.items():
+        # Without a compiler the kernel was not timed.
         with_way = [row for row in rows if way in row["ms_a_pixel"]]
         if with_way:
             sides = [row["side"] for row in with_way]
@@ -439,6 +442,7 @@ def _plot_shares(axes: Axes, shares: dict[str, dict[str, float]]) -> None:
             bars = axes.barh(heights, values, 0.38, color=COLOURS[way], label=WAYS[way])
             axes.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
     axes.set_yticks(range(len(names)), names)
+    # Bars are drawn from below; the table begins above.
     axes.invert_yaxis()
     axes.set(xlabel="% of the physical floor, batch 1", title="How near the floor a step comes")
     axes.legend(frameon=False)

@@ -35,6 +35,7 @@ def quantizers() -> str:
     rows = [row for row in results["rows"] if "case" in row]
     if not rows:
         return NOTHING
+    # Not a set: the order of the file is that of the table.
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     measured = {(row["name"], row["case"]): row for row in rows}
@@ -64,6 +65,7 @@ def _time_and_memory(row: Results | None) -> str:
     """Seconds and memory of a quantizer in one case."""
     if row is None:
         return MISSING
+    # A process gets a limited address space, which some ways exceed.
     if "error" in row:
         return "does not fit"
     return f"{short(row['seconds'])} s, {row['mib']:,} MiB"
@@ -110,6 +112,7 @@ def bounds() -> str:
         ("bounds-mnist", "MNIST, test"),
         ("bounds-cifar10-part", "CIFAR-10, a *part*, original pixels"),
     ):
+        # Each is a file of its own, measured on one data set.
         results = read_results(name)
         if results["rows"]:
             texts.append(_bounds_table(title, results))
