@@ -186,7 +186,7 @@ def trained(row: Variant, folder: Path, limit: Mapping[str, float], threads: int
         "parameters": harness.count_parameters(model),
         "bits_a_place": grid.channels * math.log2(grid.levels),
         "steps": run.progress.step,
-        "seconds_a_step": _step_seconds(log),
+        "seconds_a_step": seconds_of_a_step(log),
         "processors_busy_with_others": other_load(),
         **figures,
         # Counted in codes; a share can be compared between numbers of codes.
@@ -194,7 +194,7 @@ def trained(row: Variant, folder: Path, limit: Mapping[str, float], threads: int
     }
 
 
-def _step_seconds(log: list[harness.Row]) -> float:
+def seconds_of_a_step(log: list[harness.Row]) -> float:
     """Seconds of a step: the median over stretches between lines of the log."""
     # Validations are logged too, at the step of a training line.
     lines = [line for line in log if "loss" in line]

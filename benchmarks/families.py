@@ -32,6 +32,7 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.errors import ConfigError
 from tessella.evaluation.metrics import standard_error
+from tessella.models import Independent
 from tessella.pipeline import pixel_generator
 
 GRIDS = {"64x64x3 pixels": ts.Grid(64, 64, 3, 256), "32x32 codes": ts.Grid(32, 32, 1, 512)}
@@ -247,6 +248,7 @@ def baseline_row() -> harness.Row:
     """The row of independent symbols, whose frequencies are counted, not trained."""
     train = digits("train")
     model = ts.create(BASELINE, ts.Grid(8, 8, 1, train.levels))
+    assert isinstance(model, Independent)
     # It is the independent model, whose best table is a count.
     model.fit(pixel_generator(model).encode(np.asarray(train.images[:])))
     bits = score(model, digits("test"))

@@ -349,7 +349,7 @@ def measure_likelihood(cell: Cell, out: Path) -> harness.Row:
 
 def test_figures(figures: harness.Row) -> harness.Row:
     """The figures of an evaluation that a row keeps."""
-    kept = {}
+    kept: harness.Row = {}
     for name in (
         "images",
         "bits_per_dim",

@@ -115,9 +115,9 @@ def followed_by(
     return both
 
 
-def create_task(sizes: dict[str, int]) -> DensityTask:
+def create_task(layers: int, hidden: int) -> DensityTask:
     """The task of training a fresh model."""
-    model = ts.create("gated-pixelcnn", GRID, **sizes)
+    model = ts.create("gated-pixelcnn", GRID, layers=layers, hidden=hidden)
     return DensityTask(model, pixel_generator(model).tokenizer)
 
 
@@ -143,14 +143,13 @@ def train_on(session: loop.Session, steps: int) -> None:
 def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
     """Train with both loops in turn, and compare their times."""
     # Both loops have a model of their own, with equal weights and images.
-    sizes = {"layers": chosen.layers, "hidden": chosen.hidden}
-    task = create_task(sizes)
+    task = create_task(chosen.layers, chosen.hidden)
     examples = random_images(TRAINING_IMAGES, seed=0)
     held_out = random_images(chosen.valid, seed=1)
     run = RunDirectory(folder / "run")
     session = loop.setup(create_fabric("cpu"), task, examples, held_out, CONFIG, run)
     run.start({})
-    bare = BareLoop(create_task(sizes), examples)
+    bare = BareLoop(create_task(chosen.layers, chosen.hidden), examples)
 
     clock = Clock()
     task.validate = clock.time("evaluation", task.validate)  # type: ignore[method-assign]
@@ -175,7 +174,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
     newest = checkpoint.found(run.path)[-1]
     return {
         "model": "gated-pixelcnn",
-        "sizes": sizes,
+        "sizes": {"layers": chosen.layers, "hidden": chosen.hidden},
         "grid": str(GRID),
         "parameters": harness.count_parameters(task),
         "batch": CONFIG.batch,

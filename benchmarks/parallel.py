@@ -11,6 +11,7 @@ a tie the first difference was (nats). Then both are timed in turn.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> harness.Ro
     loaded = ts.load(run)
     assert isinstance(loaded, ts.Generator)
     model = loaded.prior
+    # Codes of several grids are drawn grid by grid; each has a prior of its own to measure.
+    assert isinstance(model, ts.DensityModel)
     row = {
         "run": Path(run).name,
         "model": model.name,
@@ -107,7 +110,7 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> harness.Ro
         "float32": compare(model, seeds),
     }
     for batch in batches:
-        work = {
+        work: dict[str, Callable[[], object]] = {
             "cached": partial(ts.sample, model, batch, 0, "cached", None, batch),
             "parallel": partial(draw_by_passes, model, batch, 0),
         }

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import harness
 import sampling_growth
@@ -57,7 +58,7 @@ class Work:
 
     model: str
     grid: ts.Grid
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
     batches: tuple[int, ...] = (1, 16, 64)
     head: str = "categorical"
     period: int = 1

@@ -12,7 +12,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import harness
@@ -56,6 +56,11 @@ def rows(chosen: argparse.Namespace) -> Iterator[harness.Row]:
         yield big(big_side)
 
 
+def create(grid: ts.Grid) -> ts.DensityModel:
+    """The model that all rows are about."""
+    return ts.create(MODEL, grid, layers=SIZES["layers"], hidden=SIZES["hidden"])
+
+
 def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
     """Milliseconds a pixel of the gated PixelCNN, by each way of sampling.
 
@@ -66,12 +71,12 @@ def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
         whole: side up to which whole images are timed.
     """
     grid = ts.Grid(side, side, 1, 256)
-    model = ts.create(MODEL, grid, **SIZES)
+    model = create(grid)
     other_load = harness.gauge_other_load()
 
     # Each way is timed over a number of pixels of its own.
     count = count_passes(model, batch)
-    work = {"naive": partial(naive_steps, model, batch, count)}
+    work: dict[str, Callable[[], object]] = {"naive": partial(naive_steps, model, batch, count)}
     pixels = {"naive": count}
     ways = ["plain"]
     if kernel_available():
@@ -112,7 +117,7 @@ def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
 def big(side: int) -> harness.Row:
     """One image of ``side`` squared in three channels, drawn whole, and its replay."""
     grid = ts.Grid(side, side, 3, 256)
-    model = ts.create(MODEL, grid, **SIZES)
+    model = create(grid)
     other_load = harness.gauge_other_load()
     started = time.perf_counter()
     # Drawn once: at 256x256x3 this takes minutes.

@@ -114,7 +114,7 @@ def pytorch_generative(
         side: of the square image.
     """
     with importing(folder, ["pytorch_generative"], ABSENT):
-        from pytorch_generative import models
+        from pytorch_generative import models  # type: ignore[import-not-found]
 
         model = make(models).eval()
     # Its models take the shape of an image that is drawn from the first one they are given.
@@ -215,7 +215,7 @@ def pixelsnail(folder: Path) -> PeerOfBatch:
     def peer(batch: int) -> Peer:
         # A pass takes longer the more rows there are, so codes all over the image are timed; the
         # middle one stands for them where a batch makes each of them slow.
-        rows = (16,)
+        rows: tuple[int, ...] = (16,)
         if batch == 1:
             rows = (0, 8, 16, 24, 31)
 
@@ -270,7 +270,7 @@ def llamagen(folder: Path) -> PeerOfBatch:
         sizes = {"block_size": 256, "num_classes": 1000, "cls_token_num": 1, "model_type": "c2i"}
         model = gpt.GPT_B(vocab_size=1024, **sizes).eval()
     if not hasattr(torch.backends.cuda, "sdp_kernel"):
-        generate.torch = _with_sdp_kernel(torch)
+        vars(generate)["torch"] = _with_sdp_kernel(torch)
 
     def peer(batch: int) -> Peer:
         classes = torch.zeros(batch, dtype=torch.int64)

@@ -170,7 +170,7 @@ def pythae_vqvae(
     images = x.movedim(-1, 1).contiguous(memory_format=layout)
     if compiled:
         for part in (model.encoder, model.decoder):
-            part.net.compile()  # type: ignore[operator,union-attr]
+            part.net.compile()  # type: ignore[union-attr]
 
     def loss() -> torch.Tensor:
         return model({"data": images}).loss

@@ -79,10 +79,10 @@ def import_peer(folder: Path) -> Callable[[], nn.Module]:
     for name in UNUSED:
         sys.modules.setdefault(name, StandIn(name))
     sys.path.insert(0, str(folder))
-    from pytorch_generative import models
+    from pytorch_generative import models  # type: ignore[import-not-found]
 
     # Per pixel it has one output of 256 levels for each channel.
-    return lambda: models.GatedPixelCNN(3, 3 * 256, LAYERS, HIDDEN, HIDDEN // 4)  # type: ignore[no-any-return]
+    return lambda: models.GatedPixelCNN(3, 3 * 256, LAYERS, HIDDEN, HIDDEN // 4)
 
 
 def create() -> nn.Module:
@@ -103,7 +103,7 @@ def step_of(model: nn.Module, loss: Loss, x: torch.Tensor) -> Callable[[], None]
     return step
 
 
-def count_gflop(step: Callable[[], None]) -> float:
+def count_gflop(step: Callable[[], object]) -> float:
     """Operations of the products of one step, in 10^9."""
     with FlopCounterMode(display=False) as counter:
         step()
@@ -113,7 +113,7 @@ def count_gflop(step: Callable[[], None]) -> float:
 def measure(chosen: argparse.Namespace) -> list[Row]:
     """The rows: the circumstances, each way of training, and ratios of their medians."""
     x = torch.randint(256, (BATCH, *GRID.shape), generator=torch.Generator().manual_seed(0))
-    work = {OURS: step_of(create(), our_loss, x)}
+    work: dict[str, Callable[[], object]] = {OURS: step_of(create(), our_loss, x)}
     counts = {OURS: {"parameters": count_parameters(create()), "gflop": count_gflop(work[OURS])}}
 
     folder = Path(os.environ.get("PEERS_DIR", "peers")) / "pytorch-generative"
@@ -122,7 +122,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
         create_peer = import_peer(folder)
 
         def create_last() -> nn.Module:
-            return create_peer().to(memory_format=torch.channels_last)
+            return create_peer().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         work[PEER] = step_of(create_peer(), peer_loss, x)
         # Convolutions on a CPU are faster this way, and a user of the peer could choose it.
