@@ -4,10 +4,10 @@
     python benchmarks/codebooks.py --steps 2000 --only fsq # one row
     python benchmarks/codebooks.py --health --minutes 20   # vq-ema with 512 and 4096 codes
 
-Each row is trained in a process of its own: the same encoder and decoder (the sizes and training
-options of the recipe ``cifar10-vqvae``), the same images and seed, the same steps or minutes, 64
-places of 9 bits an image. It is validated once, at the end, and measured on the 10,000 test images.
-A row that is there with the same limit is not trained again; ``--again`` does.
+Each row is trained in a separate process. All have one encoder and decoder (sizes and training
+options of the recipe ``cifar10-vqvae``), images, seed, and number of steps or minutes, and 64 places
+of 9 bits an image. A row is validated once, at the end, and measured on the 10,000 test images. Rows
+that the file has for this limit are kept, unless ``--again`` is given.
 vector-quantize-pytorch is measured where it is installed (``pip install vector-quantize-pytorch``).
 """
 
@@ -76,7 +76,7 @@ HEALTH = {name: Variant("vq-ema", int(name.split()[1])) for name in TARGETS}
 
 
 class Peer(Quantizer):
-    """``VectorQuantize`` of vector-quantize-pytorch, by default with its own defaults.
+    """``VectorQuantize`` of vector-quantize-pytorch; the defaults are those of that library.
 
     Args:
         dim: length of a vector.
@@ -141,7 +141,7 @@ def images(folder: Path, split: str) -> ImageSet:
 
 
 def trained(row: Variant, folder: Path, limit: Mapping[str, float], threads: int) -> harness.Row:
-    """Train a VQ-VAE with a quantizer and measure it; runs in a process of its own."""
+    """Train a VQ-VAE with a quantizer and measure it; runs in a separate process."""
     # In this process alone, so that the peer never appears among the package's quantizers.
     QUANTIZERS.register(PEER)(Peer)
     recipe = load_recipe(RECIPE)
@@ -217,7 +217,7 @@ def train_apart(name: str, row: Variant, chosen: argparse.Namespace) -> harness.
     command = [sys.executable, __file__]
     command += ["--data", str(chosen.data), "--threads", str(chosen.threads)]
     command += ["--minutes", str(chosen.minutes), "--steps", str(chosen.steps)]
-    # The row travels as JSON, so a child needs no table of its own.
+    # The row travels as JSON, so the child need not look it up in a table.
     command += ["--child", json.dumps(asdict(row))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     # A row that fails, for want of memory perhaps, does not end the others.
@@ -267,7 +267,7 @@ def main() -> None:
         "--data", type=Path, default=Path(DATA), help="folder of cifar10_jpeg_recompressed_*.npz"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="train rows that are there too")
+    parser.add_argument("--again", action="store_true", help="train rows that the file has, too")
     parser.add_argument("--out", default="")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -142,7 +142,7 @@ def measure(place: Path, chosen: argparse.Namespace) -> harness.Row:
     finish(start_encoding(run, pictures, out))
     differs = differences(hash_files(place / "all-again"), hash_files(out))
 
-    # Its codes would not fit to those that are there.
+    # Its codes would be mixed with those of the first tokenizer.
     refused = start_encoding(other_run, pictures, out)
     message = refused.communicate()[1].strip()
 

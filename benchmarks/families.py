@@ -5,7 +5,7 @@
 
 ``smoke`` trains each model at its default sizes for equal minutes on the 8x8 digits with equal
 options, scores the test digits, draws samples, and times cached steps. It is a smoke test, no
-ranking: sizes and training options are nobody's best. ``cost`` measures, in a process of its own,
+ranking: sizes and training options are nobody's best. ``cost`` measures, in a separate process,
 one training step at batch 4 and the memory it takes beyond model, optimizer and libraries, on
 64x64x3 pixels of 256 levels and 32x32 codes of 512, with and without activation checkpointing.
 """
@@ -138,7 +138,7 @@ def draw_picture(models: dict[str, ts.DensityModel], kept: int, path: Path) -> N
 
 
 def cost(name: str, grid: ts.Grid, checkpointing: bool) -> harness.Row:
-    """Seconds and memory of a training step; runs in a process of its own.
+    """Seconds and memory of a training step; runs in a separate process.
 
     Raises:
         ConfigError: for a model with more than ``LARGEST`` parameters.

@@ -1,4 +1,4 @@
-"""What a machine gives: reading, multiplying, and the cost of a small call of torch.
+"""The speed of a machine: reading, multiplying, and the cost of a small call of torch.
 
     python benchmarks/machine.py [--threads 2]     # a quarter of a minute; prints JSON
 

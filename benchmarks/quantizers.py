@@ -4,7 +4,7 @@
         [--cases 64x512 64x8192] [--only tessella]
 
 Timed are the forward pass and the moving averages, no backward, on 65,536 vectors in training mode.
-Every way runs in processes of its own, three times in turn. Each reports the median of its calls
+Every way runs in separate processes, three times in turn. Each reports the median of its calls
 (the middle process counts) and how far its largest resident size exceeds that before the second
 call (the first places the codes: ``first_s``, and ``first_mib``, the most of both). ``tessella`` is
 the compiled search, ``tessella, torch`` the search without a compiler; both are compared with a
@@ -195,7 +195,7 @@ def disagreements(vectors: torch.Tensor, codebook: torch.Tensor) -> Row:
 
 
 def measure_apart(name: str, case: str, chosen: argparse.Namespace) -> Row:
-    """:func:`measure` in a process of its own; an ``error`` if that fails."""
+    """:func:`measure` in a separate process; an ``error`` if that fails."""
     kernel = "1"
     if name == "tessella, torch":
         kernel = "0"

@@ -113,7 +113,7 @@ WORKS = {
 
 
 def small(work: Work) -> Work:
-    """The same family at a size that takes no time."""
+    """A work of equal family at a size that takes no time."""
     grid = ts.Grid(8, 8, work.grid.channels, work.grid.levels)
     sizes = {}
     # A model whose rows repeat has scales, and an image of 8x8 has room for three.
@@ -273,7 +273,7 @@ def fractions(ms: dict[str, float], bound: dict[str, float]) -> dict[str, float]
     for name in ("plain", "kernel"):
         if name in ms:
             shares[name] = bound["physical_ms"] / ms[name]
-    # The kernel calls torch less often than was counted, so that floor is not its own.
+    # The kernel calls torch less often than was counted, so that floor does not hold for it.
     with_calls = max(bound["physical_ms"], bound["calls_ms"])
     return shares | {"plain_with_calls": with_calls / ms["plain"]}
 

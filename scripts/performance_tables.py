@@ -65,7 +65,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def origin(results: Results, rows: Sequence[Results]) -> str:
     """The machine and the commits that some rows of a file were measured with."""
     hardware = results["hardware"]
-    # Rows that are older than the file have a commit of their own.
+    # A row that was measured before the others carries its commit.
     commits = dict.fromkeys(str(row.get("commit", results["commit"])) for row in rows)
     return (
         f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit "
@@ -82,7 +82,7 @@ def model_rows(results: Results) -> list[Results]:
 
 
 def machine(results: Results) -> str:
-    """What the machine gives."""
+    """Bandwidth and speed of the machine."""
     for row in results.get("rows", []):
         if row.get("work") == "machine":
             return _machine_table(results, row)
@@ -102,7 +102,7 @@ def _machine_table(results: Results, row: Results) -> str:
 
 
 def works(results: Results) -> str:
-    """What was measured: sizes and grids."""
+    """Sizes and grids of the models that were measured."""
     # All batches of a work have equal sizes, so one row of each is enough.
     rows = {row["work"]: row for row in model_rows(results)}
     if not rows:
@@ -325,7 +325,7 @@ def parallel(results: Results) -> str:
     for row in rows:
         wide = row["float64"]
         single = row["float32"]
-        # Means over images: each of them takes passes of its own.
+        # A mean over images, which differ in how many passes they take.
         passes = f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}"
         lines.append(
             [
@@ -374,7 +374,7 @@ def filled(text: str) -> str:
     """The document with its tables made anew."""
     for name, (file, make) in TABLES.items():
         block = f"<!-- {name} -->\n{make(read_results(file))}\n<!-- /{name} -->"
-        # Two parts and no more: a marker that is there twice would be filled twice.
+        # Two parts and no more: a repeated marker would be filled twice.
         parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         assert len(parts) == 2, f"docs/performance.md has {len(parts) - 1} places for {name}"
         text = block.join(parts)
