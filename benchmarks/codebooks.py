@@ -5,8 +5,8 @@
     python benchmarks/codebooks.py --health --minutes 20   # vq-ema with 512 and 4096 codes
 
 Each row is trained in a separate process. All have one encoder and decoder (sizes and training
-options of the recipe ``cifar10-vqvae``), images, seed, and number of steps or minutes, and 64 places
-of 9 bits an image. A row is validated once, at the end, and measured on the 10,000 test images. Rows
+options of the recipe ``cifar10-vqvae``), equal images, seed, and steps or minutes, and 64 places of
+9 bits an image. A row is validated once, at the end, and measured on the 10,000 test images. Rows
 that the file has for this limit are kept, unless ``--again`` is given.
 vector-quantize-pytorch is measured where it is installed (``pip install vector-quantize-pytorch``).
 """

@@ -32,7 +32,7 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.errors import ConfigError
 from tessella.evaluation.metrics import standard_error
-from tessella.models import Independent
+from tessella.models.independent import Independent
 from tessella.pipeline import pixel_generator
 
 GRIDS = {"64x64x3 pixels": ts.Grid(64, 64, 3, 256), "32x32 codes": ts.Grid(32, 32, 1, 512)}
@@ -216,7 +216,7 @@ def cost_all(names: list[str], limit: float, out: str) -> None:
     for name in names:
         for place in GRIDS:
             for checkpointing in (False, True):
-                # A process of its own each, since a peak of memory never falls.
+                # Each in a separate process, since a peak of memory never falls.
                 row = cost_apart(name, place, checkpointing, limit)
                 rows.append(row)
                 print(row, flush=True)

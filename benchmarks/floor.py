@@ -97,7 +97,7 @@ def _count_flops(
         options = {key: value for key, value in kwargs.items() if key != "out"}
         return int(flop_registry[packet](*args, **options, out_val=out))
     if "scaled_dot_product" in name:
-        # Attention on a CPU has no formula of its own in torch.
+        # torch registers no formula for attention on a CPU.
         query, key, value = args[:3]
         return int(sdpa_flop_count(query.shape, key.shape, value.shape))
     if name in VECTOR_PRODUCTS:
@@ -117,7 +117,7 @@ def _distinct(tensor: torch.Tensor) -> int:
     apart = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         reach += (size - 1) * stride
-        # A stride of zero repeats numbers that are there already.
+        # A stride of zero repeats numbers that count already.
         if stride:
             apart *= size
     return min(reach, apart)

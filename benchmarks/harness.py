@@ -214,7 +214,7 @@ def read_rows(path: Path) -> list[Row]:
 def write(name: str, rows: list[Row], out: str = "") -> Path:
     """Write ``results/NAME.json`` (or ``out``): the rows, and what they were measured with."""
     path = results_path(name, out)
-    # Results of a part may have a folder of their own.
+    # Results of some benchmarks lie in a folder below results/.
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = {
         "command": ["python", *sys.argv],

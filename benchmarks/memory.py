@@ -49,7 +49,7 @@ def peak(folder: Path, *words: str) -> int:
     """MiB that a command holds at most."""
     environment = {
         **os.environ,
-        # A cache of its own, so that every measurement decodes its images.
+        # An empty cache, so that every measurement decodes its images.
         "TESSELLA_CACHE": str(folder / "cache"),
         "PYTHONPATH": str(harness.ROOT),
     }

@@ -142,7 +142,7 @@ def train_on(session: loop.Session, steps: int) -> None:
 
 def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
     """Train with both loops in turn, and compare their times."""
-    # Both loops have a model of their own, with equal weights and images.
+    # Two models of equal weights, one for each loop, learn from equal images.
     task = create_task(chosen.layers, chosen.hidden)
     examples = random_images(TRAINING_IMAGES, seed=0)
     held_out = random_images(chosen.valid, seed=1)
@@ -159,7 +159,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
     # The update of the average is the last thing in a step of ours, so the bare loop's step comes
     # after it. Its time is subtracted below.
     bare_step = clock.time("bare", bare.step)
-    session.average.update = followed_by(session.average.update, bare_step)  # type: ignore[method-assign]
+    average = session.average
+    average.update = followed_by(average.update, bare_step)  # type: ignore[method-assign]
     train_on(session, WARM_UP)
 
     rounds: list[dict[str, float]] = []

@@ -99,7 +99,7 @@ def measure(run: str, seeds: int, batches: list[int], rounds: int) -> harness.Ro
     loaded = ts.load(run)
     assert isinstance(loaded, ts.Generator)
     model = loaded.prior
-    # Codes of several grids are drawn grid by grid; each has a prior of its own to measure.
+    # A hierarchy of priors draws grid by grid and is not measured here.
     assert isinstance(model, ts.DensityModel)
     row = {
         "run": Path(run).name,

@@ -74,7 +74,7 @@ def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
     model = create(grid)
     other_load = harness.gauge_other_load()
 
-    # Each way is timed over a number of pixels of its own.
+    # How many pixels are timed differs from way to way.
     count = count_passes(model, batch)
     work: dict[str, Callable[[], object]] = {"naive": partial(naive_steps, model, batch, count)}
     pixels = {"naive": count}

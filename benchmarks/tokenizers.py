@@ -5,8 +5,8 @@
 ``vqvae``: a step (forward, backward, Adam) over 128 images of 32x32x3, with 256 channels and 512
 codes of 64 numbers. The peer is pythae's VQVAE with moving averages
 (github.com/clementchadebec/benchmark_VAE), which takes its encoder and its decoder from outside: it
-gets nets of its own of our classes, so that both do equal work, in torch's usual memory format
-and channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which
+gets separate nets of our classes, so that both do equal work, in torch's usual memory format and
+channels last. ``--compile`` adds both with their encoder and decoder under torch.compile, which
 is what ``train.compile`` does; ``--bf16`` adds products in bfloat16, channels last.
 
 ``vqgan``: images of 256x256 to 16x16 codes and back, one at a time, random weights, 128 channels
@@ -273,7 +273,8 @@ def taming_vqgan(folder: Path, image: torch.Tensor) -> Autoencoder:
     symbols = encode().reshape(-1)
 
     def decode() -> torch.Tensor:
-        features = model["quantizer"].get_codebook_entry(symbols, (1, 16, 16, 256))  # type: ignore[operator]
+        look_up = model["quantizer"].get_codebook_entry
+        features = look_up(symbols, (1, 16, 16, 256))  # type: ignore[operator]
         return model["decoder"](model["from_code"](features))
 
     return Autoencoder(model, encode, decode)

@@ -378,7 +378,7 @@ def probe(python: Path) -> "dict[str, Any]":
         output = subprocess.run(
             [str(python), "-c", PROBE], capture_output=True, text=True, check=True
         ).stdout
-        # A sitecustomize may print lines of its own before.
+        # A sitecustomize may print something before.
         return dict(json.loads(output.strip().splitlines()[-1]))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise SetupError(f"{python} does not run: {error}") from error

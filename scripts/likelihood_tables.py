@@ -59,7 +59,7 @@ def rows(name: str) -> list[Row]:
     for path in sorted((CELLS / name).glob("*.json")):
         file = json.loads(path.read_text(encoding="utf-8"))
         found.append(file["rows"][0] | {"hardware": file["hardware"], "commit": file["commit"]})
-    # Files of a folder have no order of their own.
+    # Files of a folder come by name, not in the order of the list.
     listed = list(tomllib.loads(LISTED.read_text(encoding="utf-8"))[name]["cells"])
     return sorted(found, key=lambda row: position(listed, row["cell"]))
 
@@ -478,7 +478,7 @@ def _plot_budgets(axes: Axes, digits: Sequence[Row], colours: dict[str, tuple[fl
         title="Digits: a run for each point",
     )
     axes.legend(frameon=False, fontsize=8)
-    # After the scale, which would set ticks of its own.
+    # After the scale, which would replace the ticks.
     budgets = sorted({budget(row) for row in digits})
     axes.set_xticks(budgets, [f"{number:g}" for number in budgets])
     axes.minorticks_off()

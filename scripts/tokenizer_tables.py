@@ -112,7 +112,7 @@ def bounds() -> str:
         ("bounds-mnist", "MNIST, test"),
         ("bounds-cifar10-part", "CIFAR-10, a *part*, original pixels"),
     ):
-        # Each is a file of its own, measured on one data set.
+        # One file for each data set.
         results = read_results(name)
         if results["rows"]:
             texts.append(_bounds_table(title, results))
