@@ -337,7 +337,10 @@ def comparisons_of_heads() -> list[tuple[str, dict[str, Row]]]:
             size = row["cell"].rpartition("-")[2]
             by_size[size][row["settings"]["model"]["head"]] = row
         for by_head in sorted(by_size.values(), key=_least_images):
-            ordered = {head: by_head[head] for head in HEADS if head in by_head}
+            ordered = {}
+            for head in HEADS:
+                if head in by_head:
+                    ordered[head] = by_head[head]
             found.append((title, ordered))
     return found
 
@@ -452,7 +455,9 @@ def _draw_minutes(path: Path) -> str:
     panels[0, 1].set(ylabel="test bits/dim", title=f"Digits: after {longest:g} min")
 
     _plot_curves(panels[1, 0], binary, colours)
-    points = [(row["cell"], row, row["test"]["nats_per_image"]) for row in binary]
+    points = []
+    for row in binary:
+        points.append((row["cell"], row, row["test"]["nats_per_image"]))
     _scatter(panels[1, 1], points, colours)
     panels[1, 1].set(ylabel="test nats", title="Binarized MNIST: at the end of the run")
     for axes in panels.flat:
@@ -493,7 +498,9 @@ def _plot_curves(axes: Axes, binary: Sequence[Row], colours: dict[str, tuple[flo
         # The range shows where curves end, not the high values at their beginnings.
         least = min(least, *nats)
         # Variants of a family have its colour, dashed.
-        style = "-" if row["cell"] == family(row) else "--"
+        style = "-"
+        if row["cell"] != family(row):
+            style = "--"
         axes.plot(times, nats, color=colours[family(row)], ls=style, label=row["cell"])
     axes.set(xscale="log", ylim=(0.98 * least, 1.5 * least), xlabel="minutes into the one run")
     axes.set(ylabel="validation nats", title="Binarized MNIST: within one run")

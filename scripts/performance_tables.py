@@ -237,8 +237,10 @@ def peers(results: Results) -> str:
             )
     if not lines:
         return NOTHING
-    notes = [f"- {name} (`{work}`): {model}" for (name, model), work in models.items()]
-    return "\n".join([table(titles, lines), "", *notes])
+    paragraphs = [table(titles, lines), ""]
+    for (name, model), work in models.items():
+        paragraphs.append(f"- {name} (`{work}`): {model}")
+    return "\n".join(paragraphs)
 
 
 def growth(results: Results) -> str:
@@ -275,7 +277,9 @@ def big(results: Results) -> str:
     for row in results.get("rows", []):
         if row["what"] != "big":
             continue
-        kernel = "with" if row["kernel"] else "without"
+        kernel = "without"
+        if row["kernel"]:
+            kernel = "with"
         drawn = (
             f"One image of {row['grid']} ({row['symbols']:,} symbols), {kernel} the kernel: "
             f"{short(row['seconds'])} s, {short(row['ms_a_symbol'])} ms a symbol."

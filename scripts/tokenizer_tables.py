@@ -46,8 +46,10 @@ def quantizers() -> str:
         titles.append(f"D {dim}, K {codes}")
     lines = []
     for name in names:
-        cells = [_time_and_memory(measured.get((name, case))) for case in cases]
-        lines.append([name, *cells])
+        cells = [name]
+        for case in cases:
+            cells.append(_time_and_memory(measured.get((name, case))))
+        lines.append(cells)
 
     # Only our own quantizers are compared with a search in float64.
     compared = [row for row in rows if "differ" in row]
