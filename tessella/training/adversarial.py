@@ -26,7 +26,7 @@ from torch import nn
 
 from tessella import files
 from tessella.config import AdversarialConfig, TrainConfig, to_dict
-from tessella.distributed import processes
+from tessella.distributed import process_count
 from tessella.errors import ConfigError, TessellaWarning
 from tessella.tokenizers.convnet import Norm
 from tessella.tokenizers.tokenizer import Tokenizer
@@ -159,7 +159,7 @@ class Adversaries(nn.Module):
         """Share the weights that the first process has put back with all processes."""
         if not bool(self.put_back):
             return
-        if processes() > 1:
+        if process_count() > 1:
             for tensor in self.learned().values():
                 dist.broadcast(tensor, 0)
         self.put_back.fill_(False)

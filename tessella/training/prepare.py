@@ -23,7 +23,7 @@ from tessella.pipeline import Generator, SavedModel, class_count
 from tessella.pipeline.building import Network
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import check_images, parts
+from tessella.tokenizers.tokenizer import as_tuple, check_images
 from tessella.training.examples import Examples, Variant
 from tessella.training.stream import ONE_PASS, Items, Stream, is_stream
 
@@ -401,6 +401,6 @@ def _compact(
 
     Never uint8, which is the type of images.
     """
-    packed = pack(symbols) if len(grids) > 1 else parts(symbols)[0]
+    packed = pack(symbols) if len(grids) > 1 else as_tuple(symbols)[0]
     most = max(grid.levels for grid in grids)
     return packed.cpu().to(torch.int16 if most <= 2**15 else torch.int32)

@@ -25,7 +25,7 @@ from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.codebook_health import Watch
+from tessella.tokenizers.codebook_health import CodebookMonitor
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
 from tessella.tokenizers.tokenizer import channels
 from tessella.training.examples import Examples
@@ -311,7 +311,7 @@ class TokenizerTask(Task):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.watch = Watch(drift=True)
+        self.watch = CodebookMonitor(drift=True)
 
     def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}

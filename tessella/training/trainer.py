@@ -56,6 +56,18 @@ class Run:
     progress: Progress
     interrupted: bool
 
+    def __repr__(self) -> str:
+        facts = [repr(str(self.path)), f"steps={self.progress.step}"]
+        facts.append(f"seconds={self.progress.seconds:.0f}")
+        # Before the first validation there is no best step.
+        if self.figures:
+            facts.append(f"best_step={self.progress.best_step}")
+        for name, value in self.figures.items():
+            facts.append(f"{name}={value:.4g}")
+        if self.interrupted:
+            facts.append("interrupted=True")
+        return f"Run({', '.join(facts)})"
+
     @property
     def figures(self) -> dict[str, float]:
         """Validation figures of the weights that were kept."""

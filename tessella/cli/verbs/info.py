@@ -72,7 +72,7 @@ def _write_page(command: Info, named: tuple[str, ...]) -> None:
     out = named[0] if named else None
     if out is not None and Path(out).suffix == ".html":  # another ending is refused below
         check_output(out, (".html",), bool(command.force))
-    write_report(command.run, out, command.samples, say=say)
+    write_report(command.run, out, command.samples, say=say, force=bool(command.force))
 
 
 def _show_installation() -> None:
