@@ -20,7 +20,7 @@ import torch
 
 from tessella import config as configs
 from tessella import data, files
-from tessella.config import Recipe, TrainConfig, TrainOptions
+from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
@@ -34,6 +34,7 @@ from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
+from tessella.training.train_keywords import TrainOptions
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""

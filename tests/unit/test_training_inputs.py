@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import tessella as ts
-from tessella.config import Recipe, TrainConfig, TrainOptions, from_dict, load_recipe
+from tessella.config import Recipe, TrainConfig, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
 from tessella.training import build, loop, train_recipe, trainer
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
+from tessella.training.train_keywords import TrainOptions
 
 GRID = ts.Grid(4, 4, 1, 4)
 OPTIONS: dict[str, Any] = {"steps": 6, "batch": 8, "validate_every": 3, "device": "cpu"}
