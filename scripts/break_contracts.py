@@ -3,13 +3,14 @@
     python scripts/break_contracts.py                  # every mutation of scripts/mutations.toml
     python scripts/break_contracts.py mixture noise    # those whose description holds a word
     python scripts/break_contracts.py --check          # only whether each still matches the source
-    python scripts/break_contracts.py --missing        # those without a result at this commit
+    python scripts/break_contracts.py --missing        # those without a result that still holds
 
 Each mutation names a file, the code to break and what stands in its place, and the tests that are
 expected to notice. A mutation counts as noticed when at least one of these tests fails, and as
 stale when its code no longer occurs exactly once; both an unnoticed and a stale mutation end the
 script with exit status 1. Results are written after every mutation, so an interrupted run loses
-nothing. Each row of ``results/contracts.json`` names the commit it was measured at.
+nothing. Each row of ``results/contracts.json`` names the commit it was measured at; it holds as
+long as neither the broken file nor the tests named have changed since.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTATIONS = ROOT / "scripts" / "mutations.toml"
@@ -33,6 +37,9 @@ RESULTS = ROOT / "results" / "contracts.json"
 
 ENOUGH_FAILURES = 2
 """Failing tests after which a mutation counts as noticed and its tests are stopped."""
+
+AT_ONCE = 2
+"""Mutations that are measured at a time, each by tests in one process of one thread."""
 
 TIME_LIMIT = 600
 """Seconds for the tests of one mutation. A mutation that makes them hang counts as noticed."""
@@ -78,20 +85,23 @@ class Result:
     """How the tests took a mutation.
 
     Args:
-        breaks: the mutation.
-        file: the file that was changed.
+        mutation: what was broken, and the tests that ran.
         noticed: whether a test failed, or the tests hung.
         examples: the first tests that failed.
         commit: commit of the code, with ``+`` where the working tree differed from it.
         date: day of the measurement.
     """
 
-    breaks: str
-    file: str
+    mutation: Mutation
     noticed: bool
     examples: tuple[str, ...]
     commit: str
     date: str
+
+
+def mutation_of(table: Mapping[str, Any]) -> Mutation:
+    """A mutation as TOML or JSON has it."""
+    return Mutation(**{**table, "tests": tuple(table["tests"])})
 
 
 def load_mutations(path: Path = MUTATIONS) -> list[Mutation]:
@@ -103,7 +113,7 @@ def load_mutations(path: Path = MUTATIONS) -> list[Mutation]:
     mutations = []
     names = set()
     for table in tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]:
-        mutation = Mutation(**{**table, "tests": tuple(table["tests"])})
+        mutation = mutation_of(table)
         if mutation.breaks in names:
             raise ValueError(f"two mutations are called {mutation.breaks!r}")
         if mutation.code == mutation.becomes:
@@ -123,18 +133,26 @@ def stale(mutations: list[Mutation], package: Path = ROOT / "tessella") -> list[
     return lines
 
 
-def measure(mutation: Mutation, commit: str) -> Result:
-    """Break a copy of the project and run the tests that should notice."""
+def measure(mutation: Mutation, commit: str, cache: Path) -> Result:
+    """Break a copy of the project and run the tests that should notice.
+
+    Args:
+        mutation: what to break.
+        commit: of the project.
+        cache: a folder with the compiled kernel of the project as it is. A kernel that is broken
+            has another name there, and is built.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in ("tessella", "tests", "scripts", "docs"):
             ignored = shutil.ignore_patterns("__pycache__", "*.png")
             shutil.copytree(ROOT / part, copy / part, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
+        shutil.copytree(cache, copy / "cache")
         mutation.apply(copy / "tessella")
         examples = failing_tests(copy, mutation.tests)
     today = datetime.date.today().isoformat()
-    return Result(mutation.breaks, mutation.file, bool(examples), examples, commit, today)
+    return Result(mutation, bool(examples), examples, commit, today)
 
 
 def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,7 +164,7 @@ def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
     changes = {
         "PYTHONPATH": str(copy),
         "OMP_NUM_THREADS": "1",
-        "TESSELLA_CACHE": str(copy / "cache"),
+        "TESSELLA_TEST_CACHE": str(copy / "cache"),
     }
     try:
         done = subprocess.run(
@@ -169,6 +187,35 @@ def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(failed))[:ENOUGH_FAILURES])
 
 
+def build_kernel(cache: Path) -> None:
+    """Compile the kernel of the project as it is, which most mutations leave alone."""
+    command = [sys.executable, "-c", "from tessella import kernel; print(kernel.describe())"]
+    environment = {**os.environ, "TESSELLA_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def measure_all(mutations: list[Mutation], commit: str) -> Iterator[Result]:
+    """Measure mutations, several at a time; yields each as it is done."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        build_kernel(cache)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done in as_completed(pool.submit(measure, one, commit, cache) for one in mutations):
+                yield done.result()
+
+
+def still_holds(result: Result, mutation: Mutation) -> bool:
+    """Whether a mutation was noticed, and neither its file nor its tests have changed since."""
+    if result.mutation != mutation or not result.noticed or result.commit.endswith("+"):
+        return False
+    places = [f"tessella/{mutation.file}", "tests/conftest.py"]
+    for place in mutation.tests:
+        if place.startswith("tests/"):
+            places.append(place.partition("::")[0])
+    unchanged = ["git", "diff", "--quiet", result.commit, "--", *places]
+    return subprocess.run(unchanged, cwd=ROOT, check=False).returncode == 0
+
+
 def current_commit() -> str:
     """The short hash of the checked-out commit, with ``+`` where tracked files were changed."""
     described = subprocess.run(
@@ -187,8 +234,9 @@ def read_results() -> dict[str, Result]:
         return {}
     results = {}
     for row in json.loads(RESULTS.read_text(encoding="utf-8")):
-        result = Result(**{**row, "examples": tuple(row["examples"])})
-        results[result.breaks] = result
+        mutation = mutation_of(row["mutation"])
+        result = Result(**{**row, "mutation": mutation, "examples": tuple(row["examples"])})
+        results[mutation.breaks] = result
     return results
 
 
@@ -220,7 +268,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Show that the tests notice broken code.")
     parser.add_argument("words", nargs="*", help="only mutations whose description holds one")
     parser.add_argument("--check", action="store_true", help="only check that each still fits")
-    parser.add_argument("--missing", action="store_true", help="skip those measured at this commit")
+    parser.add_argument(
+        "--missing", action="store_true", help="skip those that were noticed and have not changed"
+    )
     arguments = parser.parse_args()
 
     mutations = load_mutations()
@@ -230,21 +280,24 @@ def main() -> int:
     if arguments.check:
         return int(bool(problems))
 
-    commit = current_commit()
     results = read_results()
-    unnoticed = 0
+    chosen = []
     for mutation in choose(mutations, arguments.words):
+        known = results.get(mutation.breaks)
         if mutation.problem(ROOT / "tessella"):
             continue
-        known = results.get(mutation.breaks)
-        if arguments.missing and known is not None and known.commit == commit and known.noticed:
+        if arguments.missing and known is not None and still_holds(known, mutation):
             continue
-        result = measure(mutation, commit)
-        results[mutation.breaks] = result
+        chosen.append(mutation)
+
+    unnoticed = 0
+    for result in measure_all(chosen, current_commit()):
+        breaks = result.mutation.breaks
+        results[breaks] = result
         write_results(results, mutations)
         if not result.noticed:
             unnoticed += 1
-        print(f"{'noticed ' if result.noticed else 'UNNOTICED'} {mutation.breaks}", flush=True)
+        print(f"{'noticed  ' if result.noticed else 'UNNOTICED'} {breaks}", flush=True)
     return int(bool(problems) or unnoticed > 0)
 
 
