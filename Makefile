@@ -3,6 +3,7 @@
 ## make test    the test suite; ARGS="-k grid" passes options to pytest, ARGS="-m slow" runs the slow ones
 ## make lint    style
 ## make types   annotations
+## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
 # Needs only make and Python 3.11 or newer. Another Python: make demo PYTHON=python3.12
@@ -10,7 +11,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types clean
+.PHONY: help setup demo test lint types prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -30,6 +31,9 @@ lint: setup-test
 
 types: setup-test
 	$(VENV) -m mypy
+
+prove: setup-test
+	$(VENV) scripts/break_contracts.py $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,9 +38,6 @@ RESULTS = ROOT / "results" / "contracts.json"
 ENOUGH_FAILURES = 2
 """Failing tests after which a mutation counts as noticed and its tests are stopped."""
 
-AT_ONCE = 2
-"""Mutations that are measured at a time, each by tests in one process of one thread."""
-
 TIME_LIMIT = 600
 """Seconds for the tests of one mutation. A mutation that makes them hang counts as noticed."""
 
@@ -133,22 +130,17 @@ def stale(mutations: list[Mutation], package: Path = ROOT / "tessella") -> list[
     return lines
 
 
-def measure(mutation: Mutation, commit: str, cache: Path) -> Result:
+def measure(mutation: Mutation, commit: str, original: Path) -> Result:
     """Break a copy of the project and run the tests that should notice.
 
     Args:
         mutation: what to break.
         commit: of the project.
-        cache: a folder with the compiled kernel of the project as it is. A kernel that is broken
-            has another name there, and is built.
+        original: what is copied, see :func:`take_original`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for part in ("tessella", "tests", "scripts", "docs"):
-            ignored = shutil.ignore_patterns("__pycache__", "*.png")
-            shutil.copytree(ROOT / part, copy / part, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        shutil.copytree(cache, copy / "cache")
+        copy = Path(folder) / "copy"
+        shutil.copytree(original, copy)
         mutation.apply(copy / "tessella")
         examples = failing_tests(copy, mutation.tests)
     today = datetime.date.today().isoformat()
@@ -160,7 +152,8 @@ def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
     # One process: the tests are few, and each worker of xdist would import torch again.
     options = ["-q", "-p", "no:cacheprovider", "--maxfail", str(ENOUGH_FAILURES)]
     command = [sys.executable, "-m", "pytest", *options, *tests]
-    # The copy must come before an installed package, and its kernel must not enter the user's cache.
+    # The copy must come before an installed package, and what it builds must not enter the cache
+    # of the user.
     changes = {
         "PYTHONPATH": str(copy),
         "OMP_NUM_THREADS": "1",
@@ -187,21 +180,31 @@ def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(failed))[:ENOUGH_FAILURES])
 
 
-def build_kernel(cache: Path) -> None:
-    """Compile the kernel of the project as it is, which most mutations leave alone."""
-    command = [sys.executable, "-c", "from tessella import kernel; print(kernel.describe())"]
-    environment = {**os.environ, "TESSELLA_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+def take_original(folder: Path) -> None:
+    """Copy the project as it is now to a folder, so that it may be worked on meanwhile.
+
+    Its compiled kernel comes with it, which most mutations leave alone. A kernel that is broken has
+    another name in the cache, and is built.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", "*.png")
+    for part in ("tessella", "tests", "scripts", "docs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    cache = folder / "cache"
+    cache.mkdir()
+    command = [sys.executable, "-c", "from tessella import kernel; kernel.available()"]
+    environment = {**os.environ, "TESSELLA_CACHE": str(cache), "PYTHONPATH": str(folder)}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-def measure_all(mutations: list[Mutation], commit: str) -> Iterator[Result]:
-    """Measure mutations, several at a time; yields each as it is done."""
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder)
-        build_kernel(cache)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in as_completed(pool.submit(measure, one, commit, cache) for one in mutations):
-                yield done.result()
+def measure_all(mutations: list[Mutation], commit: str, jobs: int) -> Iterator[Result]:
+    """Measure mutations, so many at a time; yields each as it is done."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        original = Path(folder)
+        take_original(original)
+        running = [pool.submit(measure, mutation, commit, original) for mutation in mutations]
+        for done in as_completed(running):
+            yield done.result()
 
 
 def still_holds(result: Result, mutation: Mutation) -> bool:
@@ -241,7 +244,7 @@ def read_results() -> dict[str, Result]:
 
 
 def write_results(results: dict[str, Result], mutations: list[Mutation]) -> None:
-    """Write what is known of the present mutations, in their order; results of others are dropped."""
+    """Write what is known of the present mutations, in their order; the rest is dropped."""
     rows = []
     for mutation in mutations:
         if mutation.breaks in results:
@@ -271,6 +274,7 @@ def main() -> int:
     parser.add_argument(
         "--missing", action="store_true", help="skip those that were noticed and have not changed"
     )
+    parser.add_argument("--jobs", type=int, default=2, help="mutations measured at a time (2)")
     arguments = parser.parse_args()
 
     mutations = load_mutations()
@@ -291,7 +295,7 @@ def main() -> int:
         chosen.append(mutation)
 
     unnoticed = 0
-    for result in measure_all(chosen, current_commit()):
+    for result in measure_all(chosen, current_commit(), arguments.jobs):
         breaks = result.mutation.breaks
         results[breaks] = result
         write_results(results, mutations)

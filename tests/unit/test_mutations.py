@@ -1,4 +1,4 @@
-"""The mutations of scripts/mutations.toml fit the source, and the script tells those that do not."""
+"""The mutations of scripts/mutations.toml fit the source, and those that do not are told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ script = load_script()
 MUTATIONS = script.load_mutations()
 
 
-def mutation(**changes: object) -> object:
+def mutation(**changes: object) -> Any:
     """A mutation that fits the tree of :func:`package`, but for some changes."""
     values = {
         "breaks": "the sum is a difference",
@@ -97,9 +98,10 @@ def test_there_are_mutations_of_every_part() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "file", sorted({one.file for one in MUTATIONS if one.file.endswith(".py")})
-)
+FILES = sorted({one.file for one in MUTATIONS if one.file.endswith(".py")})
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_what_a_mutation_makes_of_the_code_is_python(file: str) -> None:
     source = (ROOT / "tessella" / file).read_text(encoding="utf-8")
     for one in MUTATIONS:
@@ -151,8 +153,8 @@ def test_results_come_back_in_the_order_of_the_table(
     first = mutation(breaks="first")
     second = mutation(breaks="second")
     results = {}
-    for name in ("second", "gone", "first"):
-        results[name] = script.Result(name, "sums.py", True, ("tests::a",), "abc", "2026-01-01")
+    for one in (second, mutation(breaks="gone"), first):
+        results[one.breaks] = script.Result(one, True, ("tests::a",), "abc", "2026-01-01")
     script.write_results(results, [first, second])
     # What is no longer in the table has no result either.
     assert list(script.read_results().values()) == [results["first"], results["second"]]
@@ -164,3 +166,15 @@ def test_mutations_are_chosen_by_words_of_their_description_or_file() -> None:
     assert script.choose([sums, noise], []) == [sums, noise]
     assert script.choose([sums, noise], ["noise"]) == [noise]
     assert script.choose([sums, noise], ["sums.py", "shared"]) == [sums, noise]
+
+
+def test_a_result_holds_until_its_file_or_its_tests_change() -> None:
+    one = MUTATIONS[0]
+    head = script.current_commit()
+    if head.endswith("+"):
+        pytest.skip("the working tree differs from its commit")
+    good = script.Result(one, True, (), head, "2026-01-01")
+    assert script.still_holds(good, one)
+    assert not script.still_holds(dataclasses.replace(good, noticed=False), one)
+    assert not script.still_holds(dataclasses.replace(good, commit=f"{head}+"), one)
+    assert not script.still_holds(good, dataclasses.replace(one, becomes="another"))
