@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -37,6 +38,12 @@ RESULTS = ROOT / "results" / "contracts.json"
 
 ENOUGH_FAILURES = 2
 """Failing tests after which a mutation counts as noticed and its tests are stopped."""
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Makes a process for the tests of each mutation, in which torch and others are imported already:
+that takes as long as many of the tests."""
+
+FORKS.set_forkserver_preload(["torch", "pytest", "lightning_fabric"])
 
 TIME_LIMIT = 600
 """Seconds for the tests of one mutation. A mutation that makes them hang counts as noticed."""
@@ -149,35 +156,40 @@ def measure(mutation: Mutation, commit: str, original: Path) -> Result:
 
 def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
     """The first tests that fail in a copy of the project; none if all pass."""
-    # One process: the tests are few, and each worker of xdist would import torch again.
-    options = ["-q", "-p", "no:cacheprovider", "--maxfail", str(ENOUGH_FAILURES)]
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    # The copy must come before an installed package, and what it builds must not enter the cache
-    # of the user.
-    changes = {
-        "PYTHONPATH": str(copy),
-        "OMP_NUM_THREADS": "1",
-        "TESSELLA_TEST_CACHE": str(copy / "cache"),
-    }
-    try:
-        done = subprocess.run(
-            command,
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **changes},
-            timeout=TIME_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    output = copy / "output.txt"
+    process = FORKS.Process(target=run_tests, args=(copy, tests, output))
+    process.start()
+    process.join(TIME_LIMIT)
+    if process.is_alive():
+        process.kill()
+        process.join()
         return (f"the tests hung for {TIME_LIMIT} s",)
+    text = output.read_text(encoding="utf-8", errors="replace")
     # Anything but failures (1) and success (0) means that the tests themselves could not be run,
     # which proves nothing: the mutation counts as unnoticed, and the others are still measured.
-    if done.returncode not in (0, 1):
-        print(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}", flush=True)
+    if process.exitcode not in (0, 1):
+        print(f"pytest ended with {process.exitcode}:\n{text[-2000:]}", flush=True)
         return ()
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
     return tuple(sorted(set(failed))[:ENOUGH_FAILURES])
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], output: Path) -> None:
+    """Run tests in a copy of the project, and end this process with the status of pytest."""
+    import pytest
+
+    with output.open("wb") as file:
+        # Also what native code and the processes of tests write.
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(copy)
+    # The copy must come before an installed package, and what it builds must not enter the cache
+    # of the user. Tests that start Python get both from the environment.
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
+    os.environ["TESSELLA_TEST_CACHE"] = str(copy / "cache")
+    options = ["-q", "-p", "no:cacheprovider", "--maxfail", str(ENOUGH_FAILURES)]
+    sys.exit(pytest.main([*options, *tests]))
 
 
 def take_original(folder: Path) -> None:
@@ -199,6 +211,8 @@ def take_original(folder: Path) -> None:
 
 def measure_all(mutations: list[Mutation], commit: str, jobs: int) -> Iterator[Result]:
     """Measure mutations, so many at a time; yields each as it is done."""
+    # Read by torch when it is imported, which the server of the forks does.
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         original = Path(folder)
         take_original(original)
