@@ -3,6 +3,7 @@
 ## make test    the test suite; ARGS="-k grid" passes options to pytest, ARGS="-m slow" runs the slow ones
 ## make lint    style
 ## make types   annotations
+## make house   how the code reads, against limits: density, comments, names, the way of a recipe
 ## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types prove clean
+.PHONY: help setup demo test lint types house prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -31,6 +32,9 @@ lint: setup-test
 
 types: setup-test
 	$(VENV) -m mypy
+
+house: setup-test
+	$(VENV) scripts/house.py --check
 
 prove: setup-test
 	$(VENV) scripts/break_contracts.py $(ARGS)

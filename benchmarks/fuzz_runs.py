@@ -263,6 +263,8 @@ def run(mutations: int, seed: int) -> dict[str, Any]:
                 [*command, "--seed", str(seed)], capture_output=True, text=True, check=False
             )
             lines = [json.loads(line) for line in done.stdout.splitlines()]
+            if not lines and done.returncode == 1:
+                raise SystemExit(f"nothing could be tried:\n{done.stderr[-2000:]}")
             rows += lines
             number += len(lines)
             if number < mutations:

@@ -62,7 +62,8 @@ At commit d74fdea the package had, in 131 files of 17,946 lines:
 - functions of 6, 19 and 59 lines (median, 90th percentile, longest), and all slots annotated;
 - 409 uses of Any; 346 lines said the word;
 - 19 loose modules, 6 module names given twice and 10 class names, all of them public;
-- a recipe that made 26 stops in 9 modules, under 5 names, with 32 visits and 8 wrapped stops.
+- a recipe that made 24 stops in 8 modules by this measure, under 4 names, with 29 visits. Reading
+  by hand, which also followed single values and returned visits, found 72 stops in 21 modules.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python scripts/recipe_stops.py FILE      # writes what it found to FILE, as JSON
 
 The script trains the bundled digits with a very small model in a temporary folder and watches every
-function of the package that is entered, from ``tessella.cli.main`` until the loop begins: the first
-call of ``fit`` in ``tessella.training.loop``, where the run is cut off. ``scripts/house.py`` calls
-it and holds the figures against its limits.
+function of the package that is entered, from ``tessella.cli.main`` until the loop takes over: the
+first call of ``setup`` in ``tessella.training.loop``, where the run is cut off.
+``scripts/house.py`` calls it and holds the figures against its limits.
 
 Recipe
     An instance of ``tessella.config.Recipe`` or of one of the dataclasses among its fields; or a
@@ -49,7 +49,7 @@ from typing import Any, get_args, get_type_hints
 
 RECIPE = ("digits", "model.layers=1", "model.hidden=8", "train.batch=8", "train.steps=1")
 LOOP_MODULE = "tessella.training.loop"
-LOOP_FUNCTION = "fit"
+LOOP_FUNCTION = "setup"
 
 
 class LoopReachedError(BaseException):

@@ -1,23 +1,22 @@
-"""A variational autoencoder (Kingma and Welling 2014; Rezende et al. 2014): the continuous peer of
-a VQ-VAE.
+"""A variational autoencoder: the continuous peer of a VQ-VAE.
 
-It is no tokenizer, since its latents are real numbers, and no density model whose likelihood is
-exact: what it states are lower bounds of log-probabilities of images, in the units of every other
-model here.
+It has latents that are real numbers, so it makes no codes, and no exact likelihood: what it states
+are lower bounds of log-probabilities of images, in the units of every other model here (Kingma and
+Welling 2014; Rezende et al. 2014).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.errors import ConfigError, InputError
+from tessella.errors import ConfigError, InputError, check_integer
 from tessella.grid import LN2, Grid
 from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
@@ -28,13 +27,16 @@ from tessella.tokenizers.reconstructing import pad_images
 from tessella.tokenizers.tokenizer import check_images, evaluating, images_at_once
 
 SAMPLES = 16
-"""Samples of the latents of each image in a bound, unless told otherwise."""
+"""Samples of the latents of each image in a bound unless another number is given."""
 
 BATCH = 256
 """Images drawn at a time unless another number is given."""
 
 LOG_VARIANCES = (-14.0, 6.0)
-"""Least and largest log-variance of a latent given an image."""
+"""Least and greatest log-variance of a latent given an image."""
+
+SIZES = ("channels", "levels", "hidden", "latent", "downsample", "residual_blocks", "shape")
+"""Arguments of the constructor that are kept under their names."""
 
 
 class VAE(nn.Module):
@@ -83,26 +85,36 @@ class VAE(nn.Module):
             raise ConfigError(f"downsample must be a power of two, got {downsample}")
         if hidden < 2 or residual_blocks < 0 or latent < 1 or shape not in ("grid", "vector"):
             raise ConfigError(
-                "hidden must be at least 2, latent at least 1, residual_blocks at least 0 and shape 'grid' or "
-                f"'vector', got {hidden}, {latent}, {residual_blocks} and {shape!r}"
+                "hidden must be at least 2, latent at least 1, residual_blocks at least 0 and "
+                "shape 'grid' or 'vector', "
+                f"got {hidden}, {latent}, {residual_blocks} and {shape!r}"
             )
         self.pixels = IdentityTokenizer(image_size, channels, levels)
-        self.image_size, self.channels, self.levels = self.pixels.image_size, channels, levels
-        self.hidden, self.latent, self.downsample, self.shape = hidden, latent, downsample, shape
+        self.image_size = self.pixels.image_size
+        self.channels = channels
+        self.levels = levels
+        self.hidden = hidden
+        self.latent = latent
+        self.downsample = downsample
         self.residual_blocks = residual_blocks
-        stages, self._places = (
-            downsample.bit_length() - 1,
-            [-(-side // downsample) for side in image_size],
-        )
-        of_grid = 2 * latent if shape == "grid" else hidden
-        self.encoder = Encoder(channels, hidden, of_grid, stages, residual_blocks)
+        self.shape = shape
+        # Height and width of the grid of latents; sides that do not divide are rounded up.
+        self._places = [-(-side // downsample) for side in image_size]
+        stages = downsample.bit_length() - 1
+        # A mean and a log-scale of each sub-pixel; at two levels one logit.
         outputs = channels if levels == 2 else 2 * channels
-        self.decoder = Decoder(
-            outputs, hidden, latent if shape == "grid" else hidden, stages, residual_blocks
-        )
-        flat = hidden * math.prod(self._places)
-        self.to_vector = nn.Linear(flat, 2 * latent) if shape == "vector" else None
-        self.from_vector = nn.Linear(latent, flat) if shape == "vector" else None
+        self.to_vector: nn.Linear | None = None
+        self.from_vector: nn.Linear | None = None
+        if shape == "grid":
+            # Mean and log-variance of each latent come straight from the convolutions.
+            self.encoder = Encoder(channels, hidden, 2 * latent, stages, residual_blocks)
+            self.decoder = Decoder(outputs, hidden, latent, stages, residual_blocks)
+        else:
+            self.encoder = Encoder(channels, hidden, hidden, stages, residual_blocks)
+            self.decoder = Decoder(outputs, hidden, hidden, stages, residual_blocks)
+            features = hidden * math.prod(self._places)
+            self.to_vector = nn.Linear(features, 2 * latent)
+            self.from_vector = nn.Linear(latent, features)
 
     @property
     def grid(self) -> Grid:
@@ -144,34 +156,56 @@ class VAE(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON values: ``create_vae(**config)`` rebuilds it."""
-        names = ("channels", "levels", "hidden", "latent", "downsample", "residual_blocks", "shape")
-        return {"image_size": list(self.image_size)} | {name: getattr(self, name) for name in names}
+        config: dict[str, Any] = {"image_size": list(self.image_size)}
+        for name in SIZES:
+            config[name] = getattr(self, name)
+        return config
 
     def encode_float(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float images ``[n, h, w, channels]`` in 0..1 to mean and log-variance of ``q(z | x)``:
-        ``[n, *latent_shape]`` each."""
+        """Mean and log-variance of ``q(z | x)``.
+
+        Args:
+            images: float ``[n, h, w, channels]`` in 0..1.
+
+        Returns:
+            ``[n, *latent_shape]`` twice.
+        """
+        # [n, features, h', w']
         x = self.encoder(pad_images(images.to(self._dtype), self.downsample))
-        told = (
-            x.permute(0, 2, 3, 1)
-            if self.to_vector is None
-            else self.to_vector(F.relu(x).flatten(1))
-        )
-        mean, log_variance = told.chunk(2, dim=-1)
+        if self.to_vector is None:
+            both = x.permute(0, 2, 3, 1)
+        else:
+            both = self.to_vector(F.relu(x).flatten(1))
+        mean, log_variance = both.chunk(2, dim=-1)
+        # Bounds keep the divergence finite in the first steps of training.
         return mean, log_variance.clamp(*LOG_VARIANCES)
 
     def decode_float(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents ``[n, *latent_shape]`` to the means of images: ``[n, h, w, channels]`` on the
-        scale 0..1, not clamped."""
-        return self._mean(self.parameters_of(latents))
+        """The means of images.
 
-    def parameters_of(self, latents: torch.Tensor) -> torch.Tensor:
-        """The parameters of ``p(x | z)`` for ``[n, *latent_shape]``: ``[n, h, w, outputs]``, means
-        and log-scales (from ``START``) on the axis where the levels span [-1, 1], or logits at two
-        levels."""
+        Args:
+            latents: ``[n, *latent_shape]``.
+
+        Returns:
+            ``[n, h, w, channels]`` on the scale 0..1, not clamped.
+        """
+        return self._mean(self.pixel_parameters(latents))
+
+    def pixel_parameters(self, latents: torch.Tensor) -> torch.Tensor:
+        """The parameters of ``p(x | z)``.
+
+        Args:
+            latents: ``[n, *latent_shape]``.
+
+        Returns:
+            ``[n, h, w, outputs]``: means and log-scales (from ``START``) on the axis where the
+            levels span [-1, 1], or logits at two levels.
+        """
         z = latents.to(self._dtype)
         if self.from_vector is not None:
             z = self.from_vector(z).view(-1, *self._places, self.hidden)
         height, width = self.image_size
+        # The grid of latents may cover more than the image.
         return self.decoder(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :height, :width]
 
     def forward(
@@ -184,10 +218,14 @@ class VAE(nn.Module):
             images: uint8 ``[n, h, w, channels]``.
             noise: standard normal ``[n, *latent_shape]``; None draws it from torch's generator.
         """
+        # int64 [n, h, w, c]
         symbols = self._symbols(images)
         mean, log_variance = self._posterior(symbols)
         noise = torch.randn_like(mean) if noise is None else noise.to(mean)
-        pixels = self._log_likelihood(symbols, mean + noise * (log_variance / 2).exp())
+        # Noise comes in from outside, so that gradients reach mean and variance.
+        latents = mean + noise * (log_variance / 2).exp()
+        pixels = self._log_likelihood(symbols, latents)
+        # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2, summed over latents.
         divergence = (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2
         return pixels, divergence
 
@@ -218,27 +256,23 @@ class VAE(nn.Module):
         Raises:
             InputError: for other images, a seed out of range, or no samples.
         """
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise InputError(f"samples must be a positive integer, got {samples!r}")
+        check_integer("samples", samples, least=1)
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
         with evaluating(self):
+            # All samples of a piece pass through the networks together.
             for first, piece in self._pieces(images, samples):
                 symbols = self._symbols(piece)
-                mean, log_variance = (
-                    part.repeat_interleave(samples, 0) for part in self._posterior(symbols)
-                )
+                mean, log_variance = self._posterior(symbols)
+                # All samples of an image follow each other: [n * samples, ...].
+                mean = mean.repeat_interleave(samples, 0)
+                log_variance = log_variance.repeat_interleave(samples, 0)
                 noise = self._noise(len(piece), seed + first, samples).flatten(0, 1).to(mean)
                 latents = mean + noise * (log_variance / 2).exp()
                 # log p(z) - log q(z | x); the normalizers of both Gaussians cancel.
                 ratio = ((noise**2 - latents**2 + log_variance) / 2).flatten(1).sum(1)
-                each = images_at_once(self.grid.height * self.grid.width)
-                pieces = zip(
-                    symbols.repeat_interleave(samples, 0).split(each),
-                    latents.split(each),
-                    strict=True,
-                )
-                pixels = torch.cat([self._log_likelihood(x, z) for x, z in pieces])
+                pixels = self._log_likelihoods(symbols.repeat_interleave(samples, 0), latents)
+                # log of the mean over samples of p(x | z) p(z) / q(z | x)
                 weights = (pixels + ratio).double().view(-1, samples)
                 nats.append((weights.logsumexp(1) - math.log(samples)).float())
         return torch.cat(nats)
@@ -252,11 +286,11 @@ class VAE(nn.Module):
         """Images through the means of ``q(z | x)`` and of ``p(x | z)``:
         ``uint8 [n, h, w, channels]``."""
         images = self._checked(images)
+        pieces = []
         with evaluating(self):
-            pieces = [
-                self._pixels(self.parameters_of(self._posterior(self._symbols(piece))[0]))
-                for _, piece in self._pieces(images, 1)
-            ]
+            for _, piece in self._pieces(images, 1):
+                mean, _ = self._posterior(self._symbols(piece))
+                pieces.append(self._pixels(self.pixel_parameters(mean)))
         return torch.cat(pieces) if pieces else images.to(self.device)
 
     def sample(
@@ -296,16 +330,17 @@ class VAE(nn.Module):
         Raises:
             InputError: for an argument that does not fit.
         """
-        if min(n, batch) < 1 or not 0 <= start < n or pixels not in ("mean", "draw"):
-            raise InputError(
-                "n and batch must be at least 1, start lie in 0..n - 1, pixels be 'mean' or 'draw', "
-                f"got {n}, {batch}, {start} and {pixels!r}"
-            )
+        check_integer("n", n, least=1)
+        check_integer("batch", batch, least=1)
+        check_integer("start", start, 0, n - 1)
+        if pixels not in ("mean", "draw"):
+            raise InputError(f"pixels must be 'mean' or 'draw', got {pixels!r}")
         check_seed(seed, n)
         for first in range(start, n, batch):
             places = range(seed + first, seed + min(first + batch, n))
             with evaluating(self):
-                parameters = self.parameters_of(self._noise(len(places), places.start).squeeze(1))
+                latents = self._noise(len(places), places.start).squeeze(1)
+                parameters = self.pixel_parameters(latents)
             uniform = _uniform(places, self.grid.shape) if pixels == "draw" else None
             yield self._pixels(parameters, uniform)
             if watch is not None:
@@ -320,52 +355,57 @@ class VAE(nn.Module):
 
     def _log_likelihood(self, symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Nats ``[n]`` of symbols given latents, in float32 or wider."""
-        parameters = self.parameters_of(latents)
+        parameters = self.pixel_parameters(latents)
         wide = parameters if parameters.dtype == torch.float64 else parameters.float()
         if self.levels == 2:
-            return (
-                -F.binary_cross_entropy_with_logits(wide, symbols.to(wide), reduction="none")
-                .flatten(1)
-                .sum(1)
-            )
-        mean, log_scale = wide.chunk(2, dim=-1)
-        return discretized_logistic(symbols, mean, log_scale + START, self.levels).flatten(1).sum(1)
+            nats = -F.binary_cross_entropy_with_logits(wide, symbols.to(wide), reduction="none")
+        else:
+            mean, log_scale = wide.chunk(2, dim=-1)
+            nats = discretized_logistic(symbols, mean, log_scale + START, self.levels)
+        return nats.flatten(1).sum(1)
+
+    def _log_likelihoods(self, symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """:meth:`_log_likelihood` in pieces, in the memory of one."""
+        each = images_at_once(self.grid.height * self.grid.width)
+        nats = []
+        for x, z in zip(symbols.split(each), latents.split(each), strict=True):
+            nats.append(self._log_likelihood(x, z))
+        return torch.cat(nats)
 
     def _mean(self, parameters: torch.Tensor) -> torch.Tensor:
         """Means of sub-pixels, on the scale 0..1."""
-        return (
-            torch.sigmoid(parameters)
-            if self.levels == 2
-            else (parameters[..., : self.channels] + 1) / 2
-        )
+        if self.levels == 2:
+            return torch.sigmoid(parameters)
+        return (parameters[..., : self.channels] + 1) / 2
 
     def _pixels(
         self, parameters: torch.Tensor, uniform: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Uint8 images: the level nearest to the mean, or drawn where uniform numbers
         ``[n, h, w, channels]`` are given."""
+        # Double: the nearest level must not depend on rounding.
         values = self._mean(parameters).double()
         if uniform is not None:
             u = uniform.to(values)
             if self.levels == 2:
                 values = (u < values).double()
             else:
+                # The inverse of the logistic distribution; halved, as [-1, 1] becomes [0, 1].
                 log_scale = parameters[..., self.channels :].double() + START
                 values = values + log_scale.exp() * torch.logit(u) / 2
-        return self.pixels.decode(
-            (values.clamp(0, 1) * (self.levels - 1)).round().long(), self.image_size
-        )
+        symbols = (values.clamp(0, 1) * (self.levels - 1)).round().long()
+        return self.pixels.decode(symbols, self.image_size)
 
     def _noise(self, n: int, seed: int, samples: int = 1) -> torch.Tensor:
-        """Standard normal numbers ``[n, samples, *latent_shape]``: row ``i`` is made of
-        ``seed + i`` alone, and begins alike however many samples it has."""
-        drawn = [
-            np.random.Generator(np.random.Philox(key=seed + i)).standard_normal(
-                (samples, *self.latent_shape), np.float32
-            )
-            for i in range(n)
-        ]
-        return torch.from_numpy(np.stack(drawn)).to(self.device)
+        """Standard normal numbers ``[n, samples, *latent_shape]``.
+
+        Row ``i`` is made of ``seed + i`` alone, and begins alike however many samples it has.
+        """
+        rows = []
+        for i in range(n):
+            generator = np.random.Generator(np.random.Philox(key=seed + i))
+            rows.append(generator.standard_normal((samples, *self.latent_shape), np.float32))
+        return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def _checked(self, images: Any, seed: int = 0) -> torch.Tensor:
         images = check_images(images, self.channels)
@@ -379,6 +419,7 @@ class VAE(nn.Module):
 
     def _pieces(self, images: torch.Tensor, samples: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Images that pass through the networks at once, and where they begin."""
+        # Each image counts as many times as it has samples.
         each = images_at_once(self.grid.height * self.grid.width * samples)
         for first in range(0, len(images), each):
             yield first, images[first : first + each]
@@ -388,12 +429,25 @@ class VAE(nn.Module):
         return next(self.parameters()).dtype
 
 
-def create_vae(*, seed: int = 0, **config: Any) -> VAE:
+class VAEArguments(TypedDict, total=False):
+    """Arguments of :class:`VAE`."""
+
+    image_size: tuple[int, int] | list[int]
+    channels: int
+    levels: int
+    hidden: int
+    latent: int
+    downsample: int
+    residual_blocks: int
+    shape: Literal["grid", "vector"]
+
+
+def create_vae(*, seed: int = 0, **config: Unpack[VAEArguments]) -> VAE:
     """Build a VAE with fresh weights, in eval mode.
 
     Args:
         seed: of the weights; the global generator is left alone.
-        config: what :class:`VAE` takes.
+        config: the arguments of :class:`VAE`.
 
     Raises:
         ConfigError: for an unknown argument (the known ones are listed), or a value of the wrong
@@ -405,10 +459,12 @@ def create_vae(*, seed: int = 0, **config: Any) -> VAE:
 
 
 def _uniform(seeds: range, shape: tuple[int, ...]) -> torch.Tensor:
-    """Uniform numbers inside (0, 1) ``[len(seeds), *shape]``, each row of its seed; apart from
-    those of the latents."""
-    drawn = []
+    """Uniform numbers inside (0, 1), ``[len(seeds), *shape]``, each row of its seed."""
+    rows = []
     for seed in seeds:
-        words = np.random.Philox(key=seed + (1 << 64)).random_raw(math.prod(shape)) >> np.uint64(12)
-        drawn.append((words.astype(np.float64) + 0.5) * 2.0**-52)
-    return torch.from_numpy(np.stack(drawn).reshape(-1, *shape))
+        # Seeds have 64 bits: the next bit of the key sets these numbers apart from the latents'.
+        generator = np.random.Philox(key=seed + (1 << 64))
+        words = generator.random_raw(math.prod(shape)) >> np.uint64(12)
+        # 52 bits and a half: neither 0 nor 1, whose logits are infinite.
+        rows.append((words.astype(np.float64) + 0.5) * 2.0**-52)
+    return torch.from_numpy(np.stack(rows).reshape(-1, *shape))

@@ -11,8 +11,8 @@ from tessella import config, data, files
 from tessella.cli.checks import data_overrides
 from tessella.cli.verb_options import Complete, Eval, Tokenize
 from tessella.config import DataConfig
-from tessella.errors import DataError, InputError
-from tessella.evaluation.image_source import as_scored, data_config
+from tessella.errors import DataError
+from tessella.evaluation.image_source import as_scored, check_fit, data_config
 from tessella.pipeline import SavedModel, locate, pixel_levels
 
 PREPARATION = ("size", "crop", "channels", "levels", "binarize", "binarize_seed")
@@ -26,7 +26,7 @@ def load_images(
 
     Raises:
         DataError: when they are missing or cannot be read.
-        InputError: when their levels are not those of the model.
+        InputError: when their size, channels or levels are not those of the model.
     """
     run = locate(command.run)
     levels = pixel_levels(model)
@@ -40,11 +40,7 @@ def load_images(
     chosen: DataConfig = config.from_dict(DataConfig, values, "data")
     with or_name_the_data(is_given=bool(command.data)):
         images = data.load(as_scored(chosen), split)
-    if levels and images.levels != levels:
-        raise InputError(
-            f"the model knows {levels} levels, the data has {images.levels}:"
-            f" set data.levels={levels}"
-        )
+    check_fit(model, command.run, images, check_levels=True)
     return images
 
 

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from tessella import data
 from tessella.config import DataConfig
-from tessella.contracts import density_models, quantizers, sources, tokenizers
-from tessella.contracts.contract import Outcome, run
+from tessella.contracts import (
+    density_model_contracts,
+    quantizer_contracts,
+    source_contracts,
+    tokenizer_contracts,
+)
+from tessella.contracts.contract import Options, Outcome, run
 from tessella.errors import ConfigError, unknown
 from tessella.heads import HEADS
 from tessella.models import MODELS
@@ -66,31 +71,31 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
     return _CHECKS[kinds[0]](name, options)
 
 
-def _check_model(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+def _check_model(name: str, options: Options) -> Iterator[Outcome]:
     for head in HEADS:
-        case = density_models.ModelCase(name, head, options)
-        yield from run(density_models.CONTRACTS, case, f"{name} with head {head}")
+        case = density_model_contracts.ModelCase(name, head, options)
+        yield from run(density_model_contracts.CONTRACTS, case, f"{name} with head {head}")
 
 
-def _check_head(name: str, options: dict[str, object]) -> Iterator[Outcome]:
+def _check_head(name: str, options: Options) -> Iterator[Outcome]:
     for model in HEAD_MODELS:
-        case = density_models.ModelCase(model, name, options)
-        yield from run(density_models.CONTRACTS, case, f"{model} with head {name}")
+        case = density_model_contracts.ModelCase(model, name, options)
+        yield from run(density_model_contracts.CONTRACTS, case, f"{model} with head {name}")
 
 
-def _check_tokenizer(name: str, options: dict[str, object]) -> Iterator[Outcome]:
-    case = tokenizers.TokenizerCase(name, options)
-    yield from run(tokenizers.CONTRACTS, case, name)
+def _check_tokenizer(name: str, options: Options) -> Iterator[Outcome]:
+    case = tokenizer_contracts.TokenizerCase(name, options)
+    yield from run(tokenizer_contracts.CONTRACTS, case, name)
 
 
-def _check_quantizer(name: str, options: dict[str, object]) -> Iterator[Outcome]:
-    case = quantizers.QuantizerCase(name, options)
-    yield from run(quantizers.CONTRACTS, case, name)
+def _check_quantizer(name: str, options: Options) -> Iterator[Outcome]:
+    case = quantizer_contracts.QuantizerCase(name, options)
+    yield from run(quantizer_contracts.CONTRACTS, case, name)
 
 
-def _check_source(name: str, options: dict[str, object]) -> Iterator[Outcome]:
-    case = sources.SourceCase(DataConfig(name, **options))  # type: ignore[arg-type]
-    yield from run(sources.CONTRACTS, case, name)
+def _check_source(name: str, options: Options) -> Iterator[Outcome]:
+    case = source_contracts.SourceCase(DataConfig(name, **options))
+    yield from run(source_contracts.CONTRACTS, case, name)
 
 
 _CHECKS = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 Subject = TypeVar("Subject")
+
+Options = dict[str, Any]
+"""Arguments of a registered class; what it takes is its affair."""
 
 
 class BrokenContractError(AssertionError):

@@ -19,13 +19,12 @@ import numpy as np
 
 from tessella.config import DataConfig
 from tessella.data.cifar_pickle import PickledArray, unpickle
-from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import PIECE, BinaryReader
 from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
-from tessella.data.transform import Part
+from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -87,7 +86,7 @@ class Cifar10Source(Source):
             index = with_tail(len(images), split)
             rule = "the last 5,000 (or tenth) of data_batch_1 to 5 are valid"
         part = Part(images[index], labels[index], NAMES, levels=256, split_rule=rule)
-        return fit_in_memory(part, config)
+        return fit_arrays(part, config)
 
 
 def read_batch(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,9 @@ from importlib import resources
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.in_memory import fit_in_memory
 from tessella.data.source_kinds import Source, register_source
 from tessella.data.splits import permuted
-from tessella.data.transform import Part
+from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
 
 VALID = 150
@@ -53,4 +52,4 @@ class DigitsSource(Source):
             levels=17,  # shades of ink, which the 8-bit values keep apart
             split_rule="numpy default_rng(0).permutation(1797), parts of 1350, 150 and 297",
         )
-        return fit_in_memory(part, config)
+        return fit_arrays(part, config)

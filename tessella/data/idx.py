@@ -20,13 +20,12 @@ import numpy as np
 
 from tessella.config import DataConfig
 from tessella.data.array_checks import check_values
-from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_content, read_up_to
 from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import with_tail
-from tessella.data.transform import Part
+from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
 
 _PREFIX = {"train": "train", "valid": "train", "test": "t10k"}
@@ -87,7 +86,7 @@ class MnistSource(Source):
             levels=256,
             split_rule=rule,
         )
-        return fit_in_memory(part, config)
+        return fit_arrays(part, config)
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:

@@ -35,13 +35,12 @@ from tessella.data.archive import open_archive
 from tessella.data.array_checks import as_uint8, warn_if_constant
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.image_files import Files, fit_files
-from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import BinaryReader, check_content
 from tessella.data.other_formats import describe, with_way_out
 from tessella.data.paths import READ_ERRORS, listing, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import LARGEST_TAIL, SPLITS, permuted, share
-from tessella.data.transform import Part, parse_size
+from tessella.data.transform import Part, fit_arrays, parse_size
 from tessella.errors import ConfigError, DataError, InputError
 
 _SPLIT_WORDS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
@@ -210,7 +209,7 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
         part = _decoded(arrays, pixels, bounds[index], labels, config)
         return replace(part, split_rule=rule, label_names=label_names)
     images, levels = _as_images(pixels, index, arrays.title(keys.images), config)
-    return fit_in_memory(Part(images, labels, label_names, levels, rule), config)
+    return fit_arrays(Part(images, labels, label_names, levels, rule), config)
 
 
 def _lacking(arrays: _Arrays, found: dict[str, _SplitKeys], split: str) -> str:

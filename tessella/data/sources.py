@@ -11,13 +11,12 @@ from tessella.data.array_checks import as_uint8
 from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
 from tessella.data.folder_layouts import HASH_RULE
 from tessella.data.image_set import ImageSet
-from tessella.data.in_memory import fit_in_memory
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
 from tessella.data.source_kinds import SOURCES, Source, SourceImages, recognizing
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
-from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, parse_size
+from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, fit_arrays, parse_size
 from tessella.errors import ConfigError, DataError, unknown
 
 
@@ -150,7 +149,7 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
         if ids is not None:
             labels = renumbered(labels, ids)
             names = names_of_ids(ids)
-    return fit_in_memory(Part(pixels, labels, names, levels, f"by {source.name}"), config)
+    return fit_arrays(Part(pixels, labels, names, levels, f"by {source.name}"), config)
 
 
 def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:

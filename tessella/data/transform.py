@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from tessella.config import DataConfig
 from tessella.data.image_set import Images
+from tessella.data.limits import check_resized
 from tessella.data.pixel_conversion import with_channels
 from tessella.data.splits import ALL, SPLITS
 from tessella.errors import ConfigError, InputError
@@ -76,7 +77,8 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     For sources held in memory.
 
     Raises:
-        InputError: when an image is smaller than the tiles to be cut from it.
+        InputError: when the images asked for would take too much memory, or an image is smaller
+            than the tiles to be cut from it.
     """
     if config.limit:
         # Before anything is scaled: tiles of the first images are more than enough.
@@ -90,6 +92,10 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     height, width, channels = arrays.shape[1:]
     if size in (None, (height, width)) and config.channels in (0, channels):
         return part
+    # Tiles are cut out of what is there already, so they never add up to more. Resized images all
+    # exist at once, first in a list and then in one array.
+    if size is not None and config.crop != "tiles":
+        check_resized((len(arrays), *size, config.channels or channels))
     if size and config.crop == "tiles" and (size[0] > height or size[1] > width):
         raise InputError(
             f"images {width} pixels wide and {height} high are smaller than tiles"

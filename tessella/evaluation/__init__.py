@@ -123,7 +123,9 @@ def assess(
     chosen, identity = images_of(path, images, labels, split)
     if not len(chosen):
         raise InputError("there are no images to evaluate")
+    # Before anything is measured, so that the refusal comes at once.
     check_fit(model, "the model" if path is None else run, chosen)
+    # Labels that a model cannot use are left alone: tokenizers and VAEs take none.
     scores_classes = isinstance(model, ScoresImages) and class_count(model) > 0
     if scores_classes and labels is None:
         chosen = with_classes_of(path, chosen)

@@ -36,6 +36,7 @@ class LatentBound(Aspect):
     def __init__(
         self, model: BoundsImages, grid: Grid, baseline: Sequence[DensityModel] = ()
     ) -> None:
+        # The reconstruction is measured here too: a VAE has no codes to measure it with.
         self.model = model
         self.grid = grid
         self.baseline = baseline
@@ -47,6 +48,7 @@ class LatentBound(Aspect):
         bounds = []
         for place, seed in enumerate(seeds):
             bounds.append(self.model.bound(images[place : place + 1], seed=int(seed)))
+        # Through the means, without noise.
         back = self.model.reconstruct(images).cpu()
         values = {
             "nats": -torch.cat(bounds),
@@ -58,6 +60,7 @@ class LatentBound(Aspect):
         return values
 
     def columns(self, values: Values) -> dict[str, torch.Tensor]:
+        # Minus a lower bound of log p is an upper bound of the bits.
         bound = values["nats"] / LN2 / self.grid.symbols
         return {"bound_bits_per_dim": bound, **reconstruction_columns(values)}
 
@@ -67,6 +70,7 @@ class LatentBound(Aspect):
         figures["bound_samples"] = SAMPLES
         figures["scored_grid"] = str(self.grid)
         decibels = psnr(values["mse"])
+        # One perfect reconstruction makes the mean infinite.
         if bool(torch.isfinite(decibels).all()):
             figures["psnr_db"] = float(decibels.mean())
             figures["psnr_db_se"] = standard_error(decibels)
@@ -97,11 +101,13 @@ def pixel_bounds(measured: Measured, sub_pixels: int) -> dict[str, Any]:
         ``code_bits_per_dim``, those of the codes, also ``bound_bits_per_dim``, their sum. All are
         per sub-pixel of the image, with standard errors.
     """
+    # Only tokenizers that were trained with a likelihood state one.
     if "pixel_nats" not in measured.values:
         return {}
     pixels = measured.values["pixel_nats"] / sub_pixels
     figures = _bits_with_error("pixel", pixels)
     if "nats" in measured.values:
+        # -log p(x) <= -log p(codes) - log p(x | codes), at any codes.
         codes = measured.values["nats"] / sub_pixels
         figures |= _bits_with_error("code", codes)
         figures |= _bits_with_error("bound", pixels + codes)

@@ -38,6 +38,7 @@ class CodeLength(Aspect):
         self.baseline = baseline
 
     def values(self, batch: ImageBatch) -> dict[str, torch.Tensor]:
+        # Grids are scored one given another, so their nats add up to those of the image.
         of_grids = [-nats for nats in self.model.grid_log_probs(batch.symbols, batch.cond)]
         values = {}
         if len(of_grids) == 1:
@@ -59,6 +60,7 @@ class CodeLength(Aspect):
         nats = measured.values["nats"]
         mean = float(nats.mean())
         error = standard_error(nats)
+        # Nats of an image to bits per symbol.
         to_bits = 1 / (LN2 * self.model.symbols)
         figures: dict[str, Any] = {
             "bits_per_dim": mean * to_bits,
@@ -69,6 +71,7 @@ class CodeLength(Aspect):
         }
         if self.model.classes:
             figures["condition"] = "labels" if measured.conditional else "null class"
+        # Codes are few: their bits are also given per image and per sub-pixel of the image.
         if self.two_stage:
             figures["bits_per_code"] = figures["bits_per_dim"]
             figures["bits_per_code_se"] = figures["bits_per_dim_se"]
@@ -76,6 +79,7 @@ class CodeLength(Aspect):
             figures["bits_per_image_se"] = error / LN2
             figures["bits_per_image_dim"] = self.image_grid.bits_per_dim(mean)
             figures["bits_per_image_dim_se"] = self.image_grid.bits_per_dim(error)
+        # How the cost is divided among the grids, each by its own number of symbols.
         if len(self.model.grids) > 1:
             per_code = []
             for level, grid in enumerate(self.model.grids):
@@ -89,6 +93,7 @@ class CodeLength(Aspect):
 
 def code_length_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) -> CodeLength | None:
     """The code lengths of a model; None of one that gives no exact probabilities."""
+    # Tokenizers alone and VAEs give no exact probability.
     if not isinstance(model, ScoresImages):
         return None
     two_stage = learned_tokenizer(model) is not None
@@ -99,5 +104,6 @@ def baseline_nats(baseline: Sequence[DensityModel], batch: ImageBatch) -> torch.
     """Nats of the symbols of each image under independent symbols: ``[n]``."""
     of_grids = []
     for model, symbols in zip(baseline, parts(batch.symbols), strict=True):
+        # Baselines are histograms, which stay on the CPU.
         of_grids.append(-model.log_prob(symbols.cpu()))
     return torch.stack(of_grids).sum(0)

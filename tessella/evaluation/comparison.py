@@ -45,12 +45,14 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         InputError: when the images are not the same, or the models have nothing in common that can
             be compared.
     """
+    # Hashes of pixels, so that arrays and files of the same images compare.
     if not np.array_equal(first.measured.hashes, second.measured.hashes):
         raise InputError(
             "a comparison needs the same images in the same order, and these two evaluations "
             "have different ones"
         )
     refusal = check_comparable(first.model, second.model)
+    # They are bits per dimension in other units.
     left_out = {"nats", "bits"}
     if refusal:
         left_out.add("bits_per_dim")
@@ -90,6 +92,7 @@ def check_comparable(first: SavedModel, second: SavedModel) -> str | None:
     Raises:
         InputError: when nothing of them can be compared.
     """
+    # Sizes first: it saves measuring the first model in vain.
     sizes = [model.image_grid for model in (first, second)]
     if sizes[0].channels != sizes[1].channels or _fixed_sizes_differ(first, second):
         shapes = [f"{grid.height}x{grid.width}x{grid.channels}" for grid in sizes]
@@ -144,6 +147,7 @@ def _conditions(first: Evaluation, second: Evaluation) -> str:
     """Which probabilities are compared, where they are not the same; else nothing."""
     one = first.figures.get("condition")
     other = second.figures.get("condition")
+    # Scored with the null class is as good as without classes: both are p(image).
     if (one == "labels") == (other == "labels"):
         return ""
     return (

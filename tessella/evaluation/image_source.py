@@ -79,7 +79,9 @@ def overlap_with(
     trained = None if run is None else trained_on(run)
     if trained is None:
         return None, None
+    # 64-bit hashes of a million images meet by chance with probability below 1e-7.
     identical = np.isin(hashes, trained)
+    # Many trainings mirror images, so a mirrored copy was seen as well.
     flipped = np.isin(mirrored, trained) & ~identical
     figures = {
         "identical": int(identical.sum()),
@@ -104,6 +106,7 @@ def images_of(
         if path is None:
             raise InputError("give the images to evaluate on: evaluate(model, images)")
         images = data.load(as_scored(data_config(path)), split)
+    # Sets know their identity; for arrays it is made here.
     if isinstance(images, ImageSet):
         chosen = images if labels is None else replace(images, labels=np.asarray(labels))
         return chosen, images.identity()
@@ -138,6 +141,7 @@ def check_fit(model: SavedModel, run: object, images: ImageSet, check_levels: bo
     Raises:
         InputError: naming what the model takes, what the images are, and what converts them.
     """
+    # One image is read: the set may be a folder on disk.
     height, width, channels = (int(side) for side in np.asarray(images.images[:1]).shape[1:])
     wanted = model.image_grid
     levels = pixel_levels(model)
@@ -185,6 +189,7 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
             f"the run knows the classes {', '.join(known)}, not {', '.join(unknown)}: "
             "name the sub-folders as those it was trained on, or put all images into one folder"
         )
+    # From the numbers of these images to those of the run.
     number = np.array([known.index(name) for name in images.label_names])
     return replace(images, labels=number[images.labels], label_names=tuple(known))
 

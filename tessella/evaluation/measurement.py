@@ -86,6 +86,7 @@ def aspects_of(
         tokenizer_steps: training steps of the tokenizer; None where they are unknown.
     """
     baseline = _baseline(run)
+    # Order decides the order of columns and figures.
     candidates = (
         code_length_of(model, baseline),
         reconstruction_of(model, _mean_image(run), tokenizer_steps),
@@ -124,6 +125,7 @@ def measure(
         rows = slice(start, start + batch)
         here = places[rows]
         part = check_images(images[here], model.tokenizer.channels)
+        # Of the pixels as given, before any tokenizer.
         hashes[rows] = image_hashes(part.numpy())
         mirrored[rows] = image_hashes(part.flip(2).numpy())
         cond = None if labels is None else torch.as_tensor(np.asarray(labels)[here])
@@ -133,6 +135,7 @@ def measure(
                 if name not in values:
                     values[name] = torch.empty(len(places), dtype=torch.float64)
                 values[name][rows] = found.cpu().double()
+    # Codes are counted over all batches, not for each image.
     counts: tuple[torch.Tensor, ...] = ()
     for aspect in aspects:
         counts += aspect.counts()
@@ -152,10 +155,12 @@ def _gathered(measured: Measured, n: int, world: int) -> Measured:
     """The measurements of all processes; process r had the images r, r + world, and so on."""
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, measured)
+    # A process may have had no image at all.
     parts: list[Measured] = [part for part in gathered if len(part)]
     hashes = np.empty(n, np.uint64)
     mirrored = np.empty(n, np.uint64)
     values = {name: torch.empty(n, dtype=torch.float64) for name in parts[0].values}
+    # Interleave again: process r had every world-th image from r on.
     for rank, part in enumerate(parts):
         hashes[rank::world] = part.hashes
         mirrored[rank::world] = part.mirrored
@@ -163,6 +168,7 @@ def _gathered(measured: Measured, n: int, world: int) -> Measured:
             whole[rank::world] = part.values[name]
     counts = []
     for books in zip(*(part.counts for part in parts), strict=True):
+        # Counts of the processes add up.
         counts.append(torch.stack(books).sum(0))
     return Measured(hashes, mirrored, values, tuple(counts), measured.conditional)
 
@@ -172,6 +178,7 @@ def _baseline(run: Path | None) -> Sequence[DensityModel]:
     if run is None:
         return []
     folder = run / "baseline"
+    # One grid has its baseline in the folder itself, several have a folder each.
     places = [folder] if (folder / "config.json").exists() else sorted(folder.glob("grid-*"))
     baselines = []
     for place in places:

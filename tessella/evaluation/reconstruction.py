@@ -42,8 +42,10 @@ class Reconstruction(Aspect):
     def values(self, batch: ImageBatch) -> dict[str, torch.Tensor]:
         images = batch.images
         for book, codes in zip(self.books, channels(batch.symbols), strict=True):
+            # Codes of one channel: [n, h', w'].
             book.update(codes)
         size = (images.shape[1], images.shape[2])
+        # Cropped to the images, whose sides the stride need not divide.
         back = self.tokenizer.decode(batch.symbols, size).cpu()
         values = {"mse": mean_squared_error(images, back), "ssim": ssim(images, back)}
         tokenizer = self.tokenizer
@@ -64,6 +66,7 @@ class Reconstruction(Aspect):
         decibels = psnr(mse)
         # A perfect reconstruction has an infinite PSNR, of which there is no mean.
         finite = bool(torch.isfinite(decibels).all())
+        # The counts of all processes, not only of this one.
         books = [_usage(counts) for counts in measured.counts]
         figures: dict[str, Any] = {
             "mse": float(mse.mean()),

@@ -30,7 +30,7 @@ class SteppedChannels:
     where the head orders the channels."""
 
 
-class Output(nn.Module, ABC):
+class OutputStage(nn.Module, ABC):
     """Base of the output stages."""
 
     last: nn.Linear
@@ -62,7 +62,7 @@ class Output(nn.Module, ABC):
         program.linear(x, weight, parameters, add=self.last.bias.detach())
 
 
-class FactoredOutput(Output):
+class FactoredOutput(OutputStage):
     """Parameters for each symbol, the channels before it in the pixel fed in by lookup.
 
     Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``; after the
@@ -143,7 +143,7 @@ class FactoredOutput(Output):
         return self.earlier[channel] + self.directions[channel] * self.values
 
 
-class JointOutput(Output):
+class JointOutput(OutputStage):
     """One parameter vector a pixel; the head orders the channels.
 
     Args:
@@ -169,7 +169,7 @@ class JointOutput(Output):
         return SteppedChannels(parameters)
 
 
-class LinearOutput(Output):
+class LinearOutput(OutputStage):
     """Parameters by one linear map, where there is nothing to order inside a pixel.
 
     For a joint head, and for a factored one on grids of one channel.
@@ -197,7 +197,7 @@ class LinearOutput(Output):
         return SteppedChannels(parameters)
 
 
-def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> Output:
+def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> OutputStage:
     """The output stage that fits the head. ``direct`` takes a linear map where that is enough."""
     if direct and (head.joint or grid.channels == 1):
         return LinearOutput(head, features)

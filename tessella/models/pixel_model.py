@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from tessella.heads import JointHead
-from tessella.models.channel_output import Output, SteppedChannels
+from tessella.models.channel_output import OutputStage, SteppedChannels
 from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel
 from tessella.nn.embedding import EmbeddedSymbols
@@ -73,7 +73,7 @@ class PixelModel(DensityModel):
     :meth:`write`.
     """
 
-    output: Output
+    output: OutputStage
 
     @abstractmethod
     def symbol_embedding(self) -> EmbeddedSymbols:

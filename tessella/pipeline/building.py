@@ -92,6 +92,7 @@ def build(kind: str, config: object, header: TensorsHeader, where: str) -> Netwo
             it.
     """
     source = f"{where}/config.json"
+    # From cheap to dear: types, numbers, shapes without memory, and only then the network itself.
     check_form(kind, config, source)
     assert isinstance(config, Mapping)
     _check_numbers(config, header, source)
@@ -121,6 +122,7 @@ def check_form(kind: str, config: object, source: str) -> None:
         priors = config["priors"]
         if not isinstance(priors, list):
             raise ArtifactError(f"{source}: model.priors must be a list, got {priors!r:.60}")
+        # A hierarchy holds density models, which are checked like any other.
         for part in priors:
             check_form(kind, part, source)
         return
@@ -152,6 +154,7 @@ def outline_of(
     Raises:
         ArtifactError: when no network of this version has this configuration.
     """
+    # Without a limit, a million layers take minutes even where no tensor has memory.
     limit = CALLS + CALLS_PER_TENSOR * len(header.tensors)
     try:
         with torch.device("meta"), _LimitedCalls(limit):
@@ -203,6 +206,8 @@ def _check_numbers(config: Mapping[str, Any], header: TensorsHeader, source: str
     """Refuse numbers that no network with these weights can have."""
     weights = sum(_numbers(stored) for stored in header.tensors.values())
     limit = max(LARGEST_NUMBER, weights)
+    # A size is a side of some weight, so none can exceed the count of all weights. Small files may
+    # still have sizes that no weight shows, such as those of images.
     for name, value in _integers("model", config):
         if abs(value) > limit:
             raise ArtifactError(
@@ -239,6 +244,7 @@ def _check_memory(outline: nn.Module, header: TensorsHeader, source: str) -> Non
         )
     stored = sum(entry.stop - entry.start for entry in header.tensors.values())
     tables = 0
+    # Weights are known to fit their file; tables that are made anew from sizes are not.
     for tensor in outline.buffers():
         tables += tensor.numel() * tensor.element_size()
     if tables > 4 * stored + SPARE_BYTES:
@@ -250,6 +256,7 @@ def _check_memory(outline: nn.Module, header: TensorsHeader, source: str) -> Non
 
 def _image_symbols(outline: nn.Module) -> int:
     """Symbols of an image, of the largest grid that the network describes."""
+    # A tokenizer has a method, a hierarchy a property, all others have one grid.
     grids = getattr(outline, "grids", None)
     if grids is None:
         grids = (getattr(outline, "grid"),)  # noqa: B009 - nn.Module's attributes are not typed
@@ -266,6 +273,7 @@ def _stored_types(outline: nn.Module) -> dict[str, StoredTensor]:
     """The weights of a network as the header of their file describes them."""
     described = {}
     for name, tensor in outline.state_dict().items():
+        # A type that the format does not have keeps its own name, and then fits nothing.
         dtype = TYPES.get(tensor.dtype, str(tensor.dtype))
         described[name] = StoredTensor(dtype, tuple(tensor.shape), 0, 0)
     return described

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella import sampling
-from tessella.errors import ConfigError, InputError, TessellaWarning
+from tessella import files, sampling
+from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
@@ -60,23 +60,22 @@ class Generator:
     def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
+        # One model for each grid; most tokenizers make one grid.
         self.priors: tuple[DensityModel, ...]
         if isinstance(prior, Hierarchy):
             self.priors = tuple(prior)
         else:
             self.priors = (prior,)
         if tokenizer.grids() != self.grids:
-            wanted = " and ".join(str(grid) for grid in self.grids)
-            found = " and ".join(str(grid) for grid in tokenizer.grids())
             raise ConfigError(
-                "this prior does not fit its tokenizer: "
-                f"the prior models {wanted}, the tokenizer makes {found}"
+                "this prior does not fit its tokenizer: the prior models "
+                f"{grids_text(self.grids)}, the tokenizer makes {grids_text(tokenizer.grids())}"
             )
         warn_of_order(tokenizer, prior)
 
     def __repr__(self) -> str:
         height, width = self.tokenizer.image_size
-        grids = " and ".join(str(grid) for grid in self.grids)
+        grids = grids_text(self.grids)
         prior = " and ".join(part.name for part in self.priors)
         classes = f", classes={self.classes}" if self.classes else ""
         return (
@@ -227,6 +226,7 @@ class Generator:
             InputError: for an argument that does not fit.
         """
         symbols = parts(self.encode(images))
+        # Every grid holds all images.
         n = len(symbols[0])
         kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
         return torch.cat(list(self._batches(n, seed, batch, 0, cond, watch, kept, options)))
@@ -293,15 +293,24 @@ class Generator:
         self.prior.to(device)
         return self
 
-    def save(self, directory: Path | str, figures: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        directory: Path | str,
+        figures: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> None:
         """Save to a directory, see the docstring of :mod:`tessella.pipeline`.
 
         Args:
+            directory: new, empty, or made here.
             figures: measured numbers for the card, as :func:`tessella.evaluate` returns them.
+            force: also write into a directory that holds something else.
 
         Raises:
+            InputError: when the directory holds something that was not made here.
             ArtifactError: when it cannot be written.
         """
+        files.check_replaceable(directory, force)
         save_generator(self.tokenizer, self.prior, directory, figures)
 
     def _batches(
@@ -316,9 +325,9 @@ class Generator:
         options: sampling.SamplingKeywords,
     ) -> Iterator[torch.Tensor]:
         """:meth:`batches`, around symbols that are kept."""
-        _check_integer("n", n, 1)
-        _check_integer("batch", batch, 1)
-        _check_integer("start", start, 0)
+        check_integer("n", n, least=1)
+        check_integer("batch", batch, least=1)
+        check_integer("start", start)
         check_seed(seed, n)
         # Checked for all images at once, so that no batch is drawn before the refusal.
         condition = None if cond is None else self.prior.condition(cond, n)
@@ -359,10 +368,12 @@ class Generator:
             known = None if kept is None else kept.check(0, self.priors[0])
             yield from samplers[0].stream(n, seed, cond, known)
             return
+        # Classes condition every grid; codes are each other's condition, which is made below.
         labels = None if cond is None else self.prior.condition(cond, n).labels
         symbols = []
         for grid in self.grids:
             symbols.append(torch.zeros(n, *grid.shape, dtype=torch.int64, device=self.device))
+        # Symbols of the grids that are complete.
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
             known = None if kept is None else kept.check(level, prior)
@@ -384,10 +395,12 @@ class Generator:
                 f"known must have shape [{height}, {width}] or "
                 f"[{n}, {height}, {width}, {channels}], got {list(known.shape)}"
             )
+        # Pixels are symbols themselves: nothing has to be gathered into cells.
         if not self.two_stage:
             if known.dim() == 2:
                 known = known[:, :, None].expand(n, height, width, channels)
             return (known,)
+        # A cell needs all channels of its pixels: [n, h, w, c] -> [n, h, w].
         whole = known.all(-1) if known.dim() == 4 else known.expand(n, height, width)
         # The cells at the border may reach beyond the image, where nothing is unknown.
         finest = self.grids[-1]
@@ -395,6 +408,11 @@ class Generator:
         padding = (0, finest.width * stride - width, 0, finest.height * stride - height)
         padded = F.pad(whole, padding, value=True)
         return tuple(_whole_cells(padded, grid) for grid in self.grids)
+
+
+def grids_text(grids: Sequence[Grid]) -> str:
+    """Grids in words, coarse to fine."""
+    return " and ".join(str(grid) for grid in grids)
 
 
 def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
@@ -420,13 +438,6 @@ def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
     if x is None or known is None:
         raise InputError("completion needs both: x, the symbols, and known, where to keep them")
     return _Kept(parts(x), parts(known))
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    # A bool is an int to Python, and never meant as a number here.
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        kind = "a positive integer" if least else "an integer of at least 0"
-        raise InputError(f"{name} must be {kind}, got {value!r}")
 
 
 def _as_mask(known: Any) -> torch.Tensor:

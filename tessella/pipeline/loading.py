@@ -44,6 +44,7 @@ def locate(run: Path | str) -> Path:
     Raises:
         ArtifactError: when there is neither.
     """
+    # A directory comes first: a run of one's own may have the name of a bundled model.
     path = Path(run)
     if path.is_dir():
         return path
@@ -109,6 +110,7 @@ def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedMode
             prior = cast(Prior, _load_network(path / "prior", "prior"))
             return Generator(tokenizer, prior).to(device)
         network = _load_network(path, kind)
+        # Codes of several grids mean nothing without the tokenizer that made them.
         if isinstance(network, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
         if isinstance(network, DensityModel):
@@ -156,6 +158,7 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             "this machine has no CUDA device: leave --device out or give --device cpu"
         )
+    # `auto` takes what there is.
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda")
@@ -168,11 +171,13 @@ def _load_network(path: Path, kind: str) -> Network:
     """Load the network in one directory, which must be of a kind."""
     config = read_config(path)
     found = config["kind"]
+    # The prior of a two-stage model and a density model on pixels differ in name only.
     if found != kind and {found, kind} != INTERCHANGEABLE:
         raise ArtifactError(f"{path} is a {found}, not a {kind}")
     if found not in BUILDERS:
         raise ArtifactError(f"{path} is a {found}: it has no weights of its own")
     weights = path / "model.safetensors"
+    # Only the header so far: tensors are read once the network is known to fit them.
     header = files.read_tensors_header(weights)
     network = build(found, config.get("model"), header, str(path))
     if "sha256" not in header.metadata:

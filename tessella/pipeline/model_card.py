@@ -69,6 +69,7 @@ def card(kind: str, config: Any, figures: Mapping[str, Any] | None) -> str:
         "## Figures",
         "",
     ]
+    # A card without figures says how to get them.
     if figures:
         lines += _table(figures)
     else:
@@ -81,6 +82,7 @@ def _table(figures: Mapping[str, Any]) -> list[str]:
     """Figures as a table, and the nested ones as tables under headings of their own."""
     lines = ["| figure | value |", "|---|---|"]
     sections = []
+    # Sections come after the table, since Markdown has no nested tables.
     for name, value in figures.items():
         if isinstance(value, Mapping):
             sections += ["", f"### {name}", "", *_table(value)]

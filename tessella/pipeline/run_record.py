@@ -117,6 +117,7 @@ def check_record(record: object, source: Path) -> dict[str, Any]:
 
 def _check(value: object, wanted: Any, source: Path, name: str) -> None:
     """Compare a value with a type, with the entries of an object, or with a list of one kind."""
+    # Entries that do not apply are null, and records of early versions lack some.
     if value is None:
         return
     if isinstance(wanted, dict):
@@ -133,6 +134,7 @@ def _check(value: object, wanted: Any, source: Path, name: str) -> None:
         )
     if isinstance(value, Mapping) and isinstance(wanted, dict):
         for key, entry in wanted.items():
+            # `*` stands for whatever names there are, such as those of splits.
             for found in value if key == EVERY else [key]:
                 _check(value.get(found), entry, source, f"{name}.{found}" if name else found)
     elif isinstance(value, list):

@@ -224,7 +224,9 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
     Raises:
         InputError: saying what the run is, what it lacks and what to do.
     """
+    # A protocol is a class at run time, whatever type checkers make of it.
     protocol = cast(type, capability)
+    # Runtime protocols compare names of methods, which suffices for classes of our own.
     if isinstance(model, protocol):
         return cast(Capability, model)
     message = f"{run} is {NOUNS[model.kind]}, which {LACKING[protocol]}"
@@ -234,6 +236,7 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
 
 def learned_tokenizer(model: SavedModel) -> Tokenizer | None:
     """The tokenizer that makes codes; None of a model that describes pixels."""
+    # The identity is a tokenizer too, but one that learned nothing.
     return None if model.tokenizer.of_pixels else model.tokenizer
 
 

@@ -33,11 +33,13 @@ def save_generator(
         ArtifactError: when they cannot be written.
     """
     path = files.make_directory(directory)
+    # The identity has no weights, and its configuration follows from the prior's grid.
     if tokenizer.of_pixels:
         _save_component(prior, path, prior.kind, figures)
         return
     _save_component(tokenizer, path / "tokenizer", tokenizer.kind, None)
     _save_component(prior, path / "prior", "prior", None)
+    # Written last: without it the directory is no saved model, whatever it holds.
     config = _header("generator") | {"parts": list(ROLES)}
     files.write_json(path / "config.json", config)
     parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
@@ -76,6 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: when it is missing, not ours, or of another version.
     """
+    # A run that trains has checkpoints before it has a model.
     if not (path / "config.json").exists():
         hint = "; training has not saved a model yet" if (path / "checkpoints").exists() else ""
         raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")

@@ -22,6 +22,7 @@ def fingerprint(model: SavedModel | nn.Module) -> str:
     It says which model made a file.
     """
     modules = [model] if isinstance(model, nn.Module) else list(model.components().values())
+    # Names in order and bytes on the CPU: the same weights have one fingerprint everywhere.
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
@@ -42,6 +43,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
     Raises:
         ArtifactError: naming what is missing, left over, of another shape or type, or not finite.
     """
+    # All problems at once, or each attempt would show only the next one.
     problems = weight_problems(module.state_dict(), weights)
     if problems:
         raise ArtifactError(f"{where} does not fit its configuration: {'; '.join(problems)}")
@@ -60,6 +62,7 @@ def not_finite(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """How many numbers are infinite or not a number, of each tensor that has some."""
     counts = {}
     for name, tensor in weights.items():
+        # Integers are always finite.
         if tensor.is_floating_point():
             count = int((~torch.isfinite(tensor)).sum())
             if count:

@@ -97,7 +97,9 @@ def code_map(symbols: np.ndarray, levels: int, stride: int, size: tuple[int, int
         saturation = 0.45 + 0.5 * (code % 3) / 2
         brightness = 0.6 + 0.4 * (code % 2)
         tones.append(colorsys.hsv_to_rgb(code * GOLDEN % 1, saturation, brightness))
+    # [levels, 3]; symbols index it.
     palette = (np.array(tones) * 255).round().astype(np.uint8)
+    # Each code covers its stride of pixels.
     large = palette[symbols].repeat(stride, axis=1).repeat(stride, axis=2)
     return large[:, : size[0], : size[1]]
 
@@ -117,6 +119,7 @@ def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSec
     rows: list[list[tuple[str, str]]]
     if images is not None:
         height, width = size_of(images)
+        # As many images as it takes for a stable count, and no more.
         counted = some(images, max(1, USAGE_PIXELS // (height * width)))
         counts = _counted(tokenizer, counted)
         facts = codebook_health.examine(tokenizer, counts)
@@ -170,6 +173,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
     patches = rgb(_patches(tokenizer, counts, book, order, size))
     middle = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride)
     factor = max(1, least_side // stride)
+    # Only the middle: borders of a patch decode as borders of an image.
     cells = patches[:, middle, middle].repeat(factor, axis=1).repeat(factor, axis=2)
     for cell, count in zip(cells, used[order], strict=True):
         if not count:
@@ -260,6 +264,7 @@ def _patches(
                 part[..., channel] = torch.from_numpy(codes)[:, None, None]
             else:
                 part[..., channel] = int(np.argmax(counts[number]))
+            # Codebooks are numbered through all grids and depths.
             number += 1
         symbols.append(part)
     images = tokenizer.decode(tuple(symbols) if len(symbols) > 1 else symbols[0], (size, size))
@@ -270,6 +275,7 @@ def _shares(shares: np.ndarray, columns: int) -> str:
     """How many places the first codes take, for a caption."""
     if not shares.sum():
         return ""
+    # Codes are ordered by use: the first of them that together take half.
     half = int(np.searchsorted(np.cumsum(shares), 0.5)) + 1
     first_row = shares[:columns].sum()
     text = f" The first takes {shares[0]:.1%}, the first row {first_row:.0%}"

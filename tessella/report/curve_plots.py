@@ -64,6 +64,7 @@ def _plotter(curves: Curves, labels: Mapping[str, str]) -> Plotter:
                 axes.plot(curve["step"], curve["value"], "o-", label=label, **style)
             else:
                 axes.plot(curve["step"], curve["value"], color="#4477aa", alpha=0.35, linewidth=0.8)
+                # The curve itself is pale behind its means.
                 style = {"color": "#4477aa", "linewidth": 1.5}
                 axes.plot(smooth["step"], smooth["value"], label=label, **style)
             heights += after_start(smooth)["value"]

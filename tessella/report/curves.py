@@ -53,6 +53,7 @@ def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
     """
     if not path.exists():
         return [], {"step": 0, "age_seconds": None, "unreadable": 0}
+    # Lines that are not UTF-8 are damaged, and counted below.
     text = files.read_bytes(path, LOG_BYTES).decode(errors="replace")
     entries = []
     unreadable = 0
@@ -112,6 +113,7 @@ def thinned(curve: Curve, points: int) -> dict[str, list[float]]:
     values = curve["value"]
     if len(steps) <= points:
         return {"step": list(steps), "value": list(values)}
+    # Edges of equal stretches, to the nearest entry.
     edges = [round(number * len(steps) / points) for number in range(points + 1)]
     short: dict[str, list[float]] = {"step": [], "value": []}
     for start, stop in itertools.pairwise(edges):
@@ -138,6 +140,7 @@ def after_start(curve: Curve) -> dict[str, list[float]]:
 
 def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
     """Which curves belong on one plot: the unit of the plot, and its curves as name to label."""
+    # Density models train on what they are validated by; tokenizers do not.
     if "valid/bits_per_dim" in curves or "mse" not in curves:
         plots = {"bits/dim": {"loss": "training", "valid/bits_per_dim": "validation"}}
     else:
@@ -216,6 +219,7 @@ def _draw(curves: Curves, unit: str, labels: Mapping[str, str], width: int, colo
 def _ticks(low: float, high: float, number: int) -> list[int]:
     """Round numbers from ``low`` to ``high``, about so many."""
     rough = max(1.0, (high - low) / number)
+    # The power of ten below, then the first of 1, 2, 5, 10 times it that is enough.
     unit = 10 ** math.floor(math.log10(rough))
     stride = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
     first = math.ceil(low / stride) * stride

@@ -84,6 +84,7 @@ def shown(value: object, error: object = None) -> str:
 
 def _digits(value: float, error: float) -> int:
     """Digits after the point: two of the error, and no more than make sense of the value."""
+    # An error of 0.0218 has its first digit at 10^-2, so two digits of it end at 10^-3.
     of_error = 1 - math.floor(math.log10(error))
     if value == 0 or not math.isfinite(value):
         return max(0, min(of_error, SIGNIFICANT_DIGITS))
@@ -92,6 +93,7 @@ def _digits(value: float, error: float) -> int:
 
 
 def _without_error(value: float) -> str:
+    # Counts, and beyond 1e15 floats that only look like counts.
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
@@ -99,6 +101,7 @@ def _without_error(value: float) -> str:
 
 def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
     """Whether a figure is shown in the row of another one: errors, and two figures of codes."""
+    # An error stands behind ±.
     if name.endswith("_se") and name.removesuffix("_se") in figures:
         return True
     if name == "codebook_size":
@@ -143,6 +146,7 @@ def _comparison_rows(comparison: Mapping[str, Any], of_codes: bool) -> list[Row]
     """
     other = str(comparison.get("run", ""))
     rows: list[Row] = []
+    # Comparisons hold figures and words; figures have a difference.
     for metric, entry in comparison.items():
         if not isinstance(entry, Mapping) or "difference" not in entry:
             continue

@@ -84,6 +84,7 @@ def write_report(
     target = _target(path, out, samples)
     files.check_replaceable(target, force)
     facts = run_summary.describe(run)
+    # Before the model draws, which may take a while.
     files.make_directory(target.parent)
     model = None
     if facts["weights"] is not None and facts["kind"] != "prior":
@@ -117,6 +118,7 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
     if model is None:
         parts.notes.append("There are no pictures: the weights cannot be loaded.")
         return parts
+    # A VAE has neither codes to show nor symbols to complete.
     tokenizer = learned_tokenizer(model)
     if tokenizer is None and not isinstance(model, Generator):
         parts.notes.append("There are no pictures of a VAE yet: see tessella sample.")
@@ -140,6 +142,7 @@ def _own_images(path: Path, model: SavedModel, notes: list[str]) -> data.ImageSe
     Where there are none, a note says why.
     """
     reason = "it holds no test or validation images"
+    # Images that were not trained on; the test split is the better one.
     for split in ("test", "valid"):
         try:
             found = data.load(as_scored(data_config(path)), split)
@@ -160,8 +163,10 @@ def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     # Imported where it is used: the command line imports this module before every verb.
     from jinja2 import Environment, StrictUndefined
 
+    # In the package, also where that is a zip file.
     templates = resources.files("tessella.report") / "templates"
     source = (templates / "report.html").read_text(encoding="utf-8")
+    # Names of files and classes come from users, so everything is escaped.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,10 +1,11 @@
-"""What there is to choose from: the families of density models and the heads, with their sizes on
-two known grids."""
+"""The families of density models and the heads to choose from, with their sizes on two known
+grids."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -19,43 +20,63 @@ GRIDS = {"28x28x1 of 2 levels": Grid(28, 28, 1, 2), "32x32x3 of 256 levels": Gri
 """Binarized MNIST and CIFAR-10."""
 
 
-def catalogue() -> dict[str, Any]:
-    """Families and heads by name: ``about``, a line, and of families ``parameters``, the count with
-    the default sizes for each of :data:`GRIDS`, None where the family refuses the grid as too
-    large."""
-    return {
-        "models": {
-            name: {
-                "about": _about(cls),
-                "parameters": {text: _parameters(name, grid) for text, grid in GRIDS.items()},
-            }
-            for name, cls in MODELS.items()
-        },
-        "heads": {name: {"about": _about(cls)} for name, cls in HEADS.items()},
-    }
+class ModelEntry(TypedDict):
+    """A family: a line on it, and its parameters with the default sizes on each of the grids.
+
+    None stands where the family refuses the grid as too large.
+    """
+
+    about: str
+    parameters: dict[str, int | None]
 
 
-def render(facts: dict[str, Any]) -> list[str]:
+class HeadEntry(TypedDict):
+    """A head: a line on it."""
+
+    about: str
+
+
+class Catalogue(TypedDict):
+    """Families and heads by name."""
+
+    models: dict[str, ModelEntry]
+    heads: dict[str, HeadEntry]
+
+
+def catalogue() -> Catalogue:
+    """All families and heads."""
+    models: dict[str, ModelEntry] = {}
+    for name, family in MODELS.items():
+        parameters = {text: _parameters(name, grid) for text, grid in GRIDS.items()}
+        models[name] = {"about": _about(family), "parameters": parameters}
+    heads: dict[str, HeadEntry] = {}
+    for name, head in HEADS.items():
+        heads[name] = {"about": _about(head)}
+    return {"models": models, "heads": heads}
+
+
+def render(facts: Catalogue) -> list[str]:
     """The lines of a :func:`catalogue` for people."""
     lines = ["models, and parameters of the default sizes with the categorical head:"]
-    lines.append("  ".join([" " * 18, *(f"{text:>21}" for text in GRIDS)]))
-    for name, of_model in facts["models"].items():
-        counts = (
-            "too large" if count is None else f"{count:,}"
-            for count in of_model["parameters"].values()
-        )
-        lines.append(
-            "  ".join([f"  {name:16}", *(f"{count:>21}" for count in counts), of_model["about"]])
-        )
-    lines += [
-        "heads:",
-        *(f"  {name:16}  {of_head['about']}" for name, of_head in facts["heads"].items()),
-    ]
+    titles = "".join(f"  {text:>21}" for text in GRIDS)
+    lines.append(f"{'':18}{titles}")
+    for name, model in facts["models"].items():
+        line = f"  {name:16}"
+        for count in model["parameters"].values():
+            text = "too large" if count is None else f"{count:,}"
+            line += f"  {text:>21}"
+        lines.append(f"{line}  {model['about']}")
+    lines.append("heads:")
+    for name, head in facts["heads"].items():
+        lines.append(f"  {name:16}  {head['about']}")
     return lines
 
 
 def _about(cls: type) -> str:
-    """The first paragraph of a class's docstring, behind the name it begins with, as plain text."""
+    """The first paragraph of a class's docstring as plain text.
+
+    The name that some begin with is left out.
+    """
     paragraph = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
     return paragraph.split("``: ", 1)[-1].replace("``", "").removesuffix(".")
 
@@ -72,17 +93,21 @@ def _parameters(name: str, grid: Grid) -> int | None:
 class _Unfilled(TorchFunctionMode):
     """Tensors that would get random values are left as they are in memory, which costs no time.
 
-    Everything else is computed, so that masks tell what they hold at zero.
+    Everything else is computed: masks say which weights they hold at zero, and those do not count.
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if func in (torch.randn, torch.rand):
-            return torch.empty(*args, **kwargs or {})
-        if (
-            func in (torch.Tensor.normal_, torch.Tensor.uniform_)
-            or getattr(func, "__module__", "") == nn.init.__name__
-        ):
+            return torch.empty(*args, **kwargs)
+        in_place = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        # All of torch.nn.init fills a tensor and returns it.
+        if in_place or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs or {})
+        return func(*args, **kwargs)

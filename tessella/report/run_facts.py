@@ -66,6 +66,7 @@ def describe(run: Path | str) -> dict[str, Any]:
     kind = _kind(path, record, problems)
     networks, weights = _networks(path, kind, record, problems)
     entries, log = _log(path, problems)
+    # A run in training writes its log all the time, and its record only at the end.
     progress = _progress(record, entries)
     facts = {
         "run": str(run),
@@ -130,6 +131,7 @@ def _networks(
             if kind == "prior":
                 prior = load_model(path)
                 return {"model": prior}, fingerprint(prior)
+            # Loading checks the weights against their checksum.
             model = load_saved(path)
             networks = dict(model.components())
             # A prior is the model of its two stages.
@@ -138,6 +140,7 @@ def _networks(
             return networks, fingerprint(model)
         except ArtifactError as error:
             problems.append(str(error))
+    # Sizes and parameters are those of the configuration, which needs no weights.
     outlines: dict[str, nn.Module] = {}
     for role, (part_kind, config) in _configurations(path, kind, record, problems).items():
         source = f"the configuration of the {role}"
@@ -214,6 +217,7 @@ def _training(record: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[st
 
 def _recipe_name(about: str, command: list[str]) -> str:
     """The recipe that ships and says of itself what the run says, or the one of the command."""
+    # What a recipe says of itself is kept with the run, its name is not.
     if about:
         for name in configs.recipe_names():
             if configs.load_recipe(name).about == about:
@@ -241,6 +245,7 @@ def _progress(record: Mapping[str, Any], entries: list[Entry]) -> dict[str, Any]
         return progress
     progress["step"] = entries[-1]["step"]
     progress["seconds"] = 0.0
+    # Not every line has the time.
     for entry in reversed(entries):
         if "seconds" in entry:
             progress["seconds"] = entry["seconds"]
@@ -287,8 +292,10 @@ def _next(facts: Mapping[str, Any]) -> list[str]:
     """What to type next."""
     run = facts["run"]
     status = facts["status"]
+    # A process that was killed cannot say so; its log stops growing.
     quiet = (facts["log"]["age_seconds"] or 0) > QUIET
     if status in ("interrupted", "failed", "killed") or (status == "running" and quiet):
+        # The command line has no arrays to resume with.
         if facts["training"]["on_arrays"]:
             return ["ts.train(..., resume=True) in Python"]
         lower = " train.learning_rate=..." if status == "failed" else ""
@@ -318,6 +325,7 @@ def _prior_recipe(tokenizer_recipe: str, source: str) -> str:
     if tokenizer_recipe in configs.recipe_names():
         with contextlib.suppress(TessellaError):
             source = configs.load_recipe(tokenizer_recipe).data.source
+    # `folder:PATH` and `folder:photos` are data of one kind.
     kind = source.partition(":")[0]
     for name in configs.recipe_names():
         recipe = configs.load_recipe(name)

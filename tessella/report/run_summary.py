@@ -87,6 +87,7 @@ def render(facts: Mapping[str, Any], width: int = 80, colour: bool = False) -> s
 def measured_on(facts: Mapping[str, Any], name: str) -> str:
     """The images that figures were measured on, and whether with the weights that are here now."""
     weights = facts["figures"][name].get("weights")
+    # Figures outlive the weights that they were measured with.
     if weights and facts["weights"] and weights != facts["weights"]:
         return f"{name} (with other weights, {weights}: measure again)"
     return name
@@ -113,6 +114,7 @@ def status_line(facts: Mapping[str, Any]) -> str:
     done = ""
     if training["steps"]:
         done = f"{training['steps']:,} steps in {duration(training['seconds'])}"
+    # A model that was saved from Python has no record of training.
     if status == "saved":
         if facts["bundled"]:
             return "ships with the package"
@@ -133,6 +135,7 @@ def model_lines(part: Mapping[str, Any]) -> list[str]:
     sizes = part.get("sizes")
     if not sizes:
         sizes = {name: value for name, value in part.items() if name not in NOT_SIZES}
+    # Options of a quantizer are sizes too.
     sizes = {**sizes, **(sizes.get("options") or {})}
     words = [str(part["name"])]
     if isinstance(part.get("head"), Mapping):
@@ -159,6 +162,7 @@ def data_lines(facts: Mapping[str, Any]) -> list[str]:
         line += f", sha256 {str(identity.get('sha256') or '')[:16]}"
         line += f", {skipped} files skipped" if skipped else ""
         lines.append(line)
+    # The rule is that of all splits, so it is said once.
     for identity in identities.values():
         if identity.get("split_rule"):
             lines.append(f"split: {identity['split_rule']}")
@@ -241,6 +245,7 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "validation", [f"{', '.join(best)}; best, at step {validation['step'] or 0:,}"]
     for name, figures in facts["figures"].items():
         lines = [measured_on(facts, name)]
+        # Indented under the data they were measured on.
         for label, value, unit in figure_rows(figures):
             lines.append(f"   {label:32}{value:>18} {unit}".rstrip())
         yield "measured", lines

@@ -32,6 +32,7 @@ def affordable(generator: Generator, wanted: int) -> int:
     """
     if generator.symbols > MOST_SYMBOLS:
         return 0
+    # Every symbol takes about one multiplication for each parameter.
     parameters = sum(parameter.numel() for parameter in generator.prior.parameters())
     work_of_an_image = generator.symbols * max(1, parameters)
     return min(wanted, max(1, int(WORK / work_of_an_image)))

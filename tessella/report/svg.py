@@ -94,6 +94,7 @@ def columns(images: np.ndarray, n: int) -> int:
     Rows are full where they can be.
     """
     height, width = images.shape[1:3]
+    # columns * width = 2 * rows * height, with rows = n / columns.
     wanted = max(1, int(np.ceil(np.sqrt(2 * n * height / width))))
     for candidate in range(wanted, min(n, 2 * wanted) + 1):
         if n % candidate == 0:
@@ -119,6 +120,7 @@ def size_of(images: data.ImageSet) -> tuple[int, int]:
 
 def some(images: data.ImageSet, n: int) -> np.ndarray:
     """So many images, spread evenly over the split: neighbours in a folder are often alike."""
+    # Few images: places may meet, and each is shown once.
     places = np.unique(np.linspace(0, len(images) - 1, min(n, len(images))).round().astype(int))
     chosen = [np.asarray(images.images[at : at + 1]) for at in places.tolist()]
     return np.concatenate(chosen)

@@ -140,7 +140,7 @@ def _checked(known: list[Argument], arguments: Mapping[str, object], where: str)
             fields.append((argument.name, argument.hint, _field_with(argument.default)))
     # A dataclass with these fields is what the reader of recipes knows how to check.
     checker = dataclasses.make_dataclass("Arguments", fields)
-    return vars(from_dict(checker, arguments, where))
+    return dict(vars(from_dict(checker, arguments, where)))
 
 
 def _field_with(default: object) -> Any:

@@ -96,11 +96,17 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     Raises:
         ConfigError: for an unknown name or size, or one that follows from the data.
     """
+    construct: Callable[[Recipe, data.ImageSet, Tokenizer | None], Trainable]
+    construct = _build_density_model
+    if recipe.tokenizer:
+        construct = _build_tokenizer
+    if recipe.vae:
+        construct = _build_vae
     # On the meta device tensors have shapes and take no memory. A class from outside may not be
     # able to live there; then nothing is known beforehand.
     with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
-        _check_memory(_build(recipe, images, tokenizer))
-    return _build(recipe, images, tokenizer)
+        _check_memory(construct(recipe, images, tokenizer))
+    return construct(recipe, images, tokenizer)
 
 
 def machine_memory() -> int:
@@ -134,14 +140,6 @@ def build_adversarial_task(
     # The discriminator halves the sides and needs to know that they suffice.
     height, width = train.examples.example_shape[:2]
     return AdversarialTask(model, terms, config, len(train.examples), (height, width))
-
-
-def _build(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> Trainable:
-    if recipe.tokenizer:
-        return _build_tokenizer(recipe, images)
-    if recipe.vae:
-        return _build_vae(recipe, images)
-    return _build_density_model(recipe, images, tokenizer)
 
 
 def _check_memory(outline: nn.Module) -> None:
@@ -198,7 +196,9 @@ TASKS: Mapping[str, Callable[[Trainable, Tokenizer | None, TrainingData], Task]]
 """The task of each kind of model: a function of the model, its tokenizer and the images."""
 
 
-def _build_tokenizer(recipe: Recipe, images: data.ImageSet) -> Tokenizer:
+def _build_tokenizer(
+    recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None
+) -> Tokenizer:
     assert recipe.tokenizer is not None
     height, width, channels = images.images.shape[1:]
     sizes = dict(recipe.tokenizer.sizes)
@@ -207,7 +207,7 @@ def _build_tokenizer(recipe: Recipe, images: data.ImageSet) -> Tokenizer:
     return create_tokenizer(recipe.tokenizer.name, seed=recipe.tokenizer.seed, **sizes)
 
 
-def _build_vae(recipe: Recipe, images: data.ImageSet) -> VAE:
+def _build_vae(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> VAE:
     assert recipe.vae is not None
     height, width, channels = images.images.shape[1:]
     sizes = dict(recipe.vae.sizes)

@@ -205,5 +205,5 @@ def test_codes_are_counted_by_check(
     (codes[1] / "codes-00000.safetensors").unlink()
     capsys.readouterr()
     assert main(["check", str(codes[1])]) == 1
-    assert "fail" in capsys.readouterr().out
+    assert "BROKEN" in capsys.readouterr().out
     assert len(code_store.open_codes(codes[1])) == 150

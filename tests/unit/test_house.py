@@ -241,7 +241,7 @@ class Recipe:
 
 TINY_COMMANDS = """
 from tessella.config import Recipe, TrainConfig
-from tessella.training.loop import fit
+from tessella.training.loop import setup
 
 class Run:
     def __init__(self, recipe):
@@ -257,7 +257,7 @@ def splits(images):
     return images
 
 def start(run):
-    fit(run)
+    setup(run)
 
 def main(arguments):
     recipe, name = read()
@@ -268,7 +268,7 @@ def main(arguments):
 """
 
 TINY_LOOP = """
-def fit(run):
+def setup(run):
     late(run.recipe)
 
 def late(recipe):
@@ -307,7 +307,7 @@ def test_stops_of_a_recipe(tmp_path: Path) -> None:
     assert journey["names"] == ["parts", "plan", "recipe"]
     assert journey["visits"] == 3
     wrapped = [stop["function"] for stop in journey["wrapped"]]
-    assert wrapped == ["start", "fit"]
+    assert wrapped == ["start", "setup"]
 
 
 @pytest.mark.parametrize("name", ["house", "house_places", "recipe_stops"])

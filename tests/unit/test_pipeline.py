@@ -125,6 +125,23 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, make) -> None:  # type
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_model_is_not_saved_over_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="was not made by tessella"):
+        pixels().save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    pixels().save(tmp_path, force=True)
+    pixels().save(tmp_path)
+
+
+@pytest.mark.parametrize("make", [two_stage, pixels, variational])
+def test_a_model_says_what_it_is(make) -> None:  # type: ignore[no-untyped-def]
+    text = repr(make())
+    assert len(text) < 300
+    assert "parameters=" in text
+    assert "images" in text
+
+
 def test_a_prior_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit its tokenizer"):
         ts.Generator(
@@ -208,8 +225,8 @@ def test_batches_hold_one_batch_whatever_the_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n must be a positive integer, got 0"),
-        ({"batch": 0}, "batch must be a positive integer, got 0"),
+        ({"n": 0}, "n must be an integer of at least 1, got 0"),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
         ({"start": -1}, "start must be an integer of at least 0, got -1"),
         ({"seed": 2**64 - 3, "n": 4, "batch": 1}, "seed must be"),
         ({"cond": torch.zeros(4, dtype=torch.int64)}, "no classes"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tessella.contracts.contract import Contract, require, require_close
+from tessella.contracts.contract import Contract, Options, require, require_close
 from tessella.grid import Grid
 from tessella.pipeline import load_model, save_model
 from tessella.tokenizers import Tokenizer, create_tokenizer
@@ -28,11 +28,11 @@ class TokenizerCase:
     """
 
     name: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def build(self) -> Tokenizer:
         """A fresh tokenizer of 8x8 images with three channels, in evaluation mode."""
-        options: dict[str, object] = {"image_size": (8, 8), "channels": 3, **self.options}
+        options: Options = {"image_size": (8, 8), "channels": 3, **self.options}
         return create_tokenizer(self.name, seed=1, **options)
 
 

@@ -50,9 +50,7 @@ def splits_are_disjoint(case: SourceCase) -> None:
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         shared = int(np.isin(hashes[one], hashes[other]).sum())
         least = min(len(hashes[one]), len(hashes[other]))
-        require(
-            100 * shared <= least, f"{shared} images are in {one} and in {other} (of {least})"
-        )
+        require(100 * shared <= least, f"{shared} images are in {one} and in {other} (of {least})")
 
 
 def loading_repeats(case: SourceCase) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tessella.contracts.contract import Contract, require, require_close
+from tessella.contracts.contract import Contract, Options, require, require_close
 from tessella.tokenizers.quantizers import Quantizer, create_quantizer, quantizer_arguments
 
 DIM = 6
@@ -23,11 +23,11 @@ class QuantizerCase:
     """
 
     name: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def build(self) -> Quantizer:
         """A fresh quantizer in training mode, the same each time."""
-        options: dict[str, object] = {}
+        options: Options = {}
         if "dim" in quantizer_arguments(self.name):
             options["dim"] = DIM
         with torch.random.fork_rng(devices=[]):
