@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -186,6 +187,17 @@ def test_space_is_looked_at_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="free"):
         files.check_free_space(tmp_path / "a" / "b.npz", 1 << 60, "a large thing")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+    message = r"cannot write .*figures\.json: No space left on device"
+    with pytest.raises(ArtifactError, match=message), files.atomic_file(path) as temporary:
+        temporary.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_private_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
