@@ -204,6 +204,18 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_was_about_to_be_replaced_is_put_back_where_nothing_took_its_place(
+    tmp_path: Path,
+) -> None:
+    for name, content in {".first.old": "old", ".second.old": "old", "second": "new"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(content)
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    assert (tmp_path / "first" / "a.txt").read_text() == "old"
+    assert (tmp_path / "second" / "a.txt").read_text() == "new"
+
+
 def test_a_private_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
