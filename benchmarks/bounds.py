@@ -1,11 +1,10 @@
-"""One currency: what the images of a test split cost under trained runs of any kind, in bits per
-sub-pixel.
+"""Bits per sub-pixel of the images of a test split, under trained runs of any kind.
 
     python benchmarks/bounds.py RUN [RUN ...] --data npz:PATH
 
 Of a pixel model the bits are exact. Of a two-stage model whose tokenizer has a likelihood they are
 bounded from above by those of the encoder's codes under the prior plus those of the pixels given
-the codes; of a VAE by the importance-weighted bound. Tokenizers without a prior tell the pixels'
+the codes; of a VAE by the importance-weighted bound. Tokenizers without a prior give the pixels'
 part alone. All runs are measured on the same images; runs on other levels than 256 are refused,
 since the images differ. PSNR is that of reconstructions. Writes ``results/bounds.json``.
 """
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ import torch
 import tessella as ts
 from tessella import data
 from tessella.config import DataConfig
+from tessella.data import ImageSet
 from tessella.pipeline import Generator, load
 from tessella.tokenizers import Tokenizer
 from tessella.vae import VAE
 
 LEVELS = 256
-"""Of the images."""
+"""Levels of the images."""
 ERRORS = ("bits_per_dim_se", "psnr_db_se")
 COLUMNS = (
     "run",
@@ -41,48 +42,74 @@ COLUMNS = (
     "code_bits",
     "pixel_bits",
     "psnr_db",
+    "seconds_an_image",
 )
-COLUMNS += ("seconds_an_image",)
 
 
-def measure(run: str, images: Any, samples: int, batch: int) -> dict[str, Any]:
+def measure(run: str, images: ImageSet, samples: int, batch: int) -> harness.Row:
     """One row of the table; with ``samples=0`` nothing is drawn.
 
     Raises:
         ValueError: for a model of fewer levels than the images have.
     """
     model = load(run)
+    check_levels(run, model)
+
+    started = time.perf_counter()
+    figures = ts.evaluate(run, images, batch=batch)
+    seconds = time.perf_counter() - started
+
+    # The keys are those of COLUMNS, and of scripts/tokenizer_tables.py.
+    row = {"run": Path(run).name, "model": describe(model), "images": len(images)}
+    row |= bits(model, figures)
+    row["evaluation_seconds"] = seconds
+    for name in ("psnr_db", "psnr_db_se", "ssim", "bound_samples"):
+        row[name] = figures.get(name)
+    row["parameters"] = count_parameters(model)
+    row["symbols"] = count_symbols(model)
+    row["minutes"] = minutes_of_training(Path(run))
+    row["seconds_an_image"] = None
+    # A tokenizer alone has nothing to draw its codes from.
+    if samples and not isinstance(model, Tokenizer):
+        row["seconds_an_image"] = seconds_an_image(model, samples)
+    row["weights"] = figures["weights"]
+    row["data"] = dict(figures["data"])
+    return row
+
+
+def check_levels(run: str, model: Generator | Tokenizer | VAE) -> None:
+    """Refuse a model of other levels than the images have.
+
+    Raises:
+        ValueError: for such a model.
+    """
     levels = LEVELS
     if isinstance(model, VAE):
         levels = model.levels
     elif isinstance(model, Generator) and not model.two_stage:
         levels = model.priors[0].grid.levels
+    # The prior of a two-stage model has levels too, but those are codes: its tokenizer rebuilds
+    # pixels of any level.
     if levels != LEVELS:
         raise ValueError(
             f"{run} knows {levels} levels, the images have {LEVELS}: their bits cannot be compared"
         )
-    started = time.perf_counter()
-    figures = ts.evaluate(run, images, batch=batch)
-    row = {
-        "run": Path(run).name,
-        "model": _name(model),
-        "images": len(images),
-        **_bits(model, figures),
-    }
-    row["evaluation_seconds"] = time.perf_counter() - started
-    row |= {name: figures.get(name) for name in ("psnr_db", "psnr_db_se", "ssim", "bound_samples")}
-    parts = [model.tokenizer, model.prior] if isinstance(model, Generator) else [model]
-    row["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
-    row |= {"symbols": _symbols(model), "minutes": _minutes(Path(run))}
-    drawn = samples and not isinstance(model, Tokenizer)
-    row["seconds_an_image"] = _seconds(model, samples) if drawn else None
-    return row | {"weights": figures["weights"], "data": dict(figures["data"])}
 
 
-def _bits(model: Generator | Tokenizer | VAE, figures: dict[str, Any]) -> dict[str, Any]:
+def count_parameters(model: Generator | Tokenizer | VAE) -> int:
+    """Parameters of a model, those of its tokenizer among them."""
+    if isinstance(model, Generator):
+        return harness.count_parameters(model.tokenizer, model.prior)
+    return harness.count_parameters(model)
+
+
+def bits(model: Generator | Tokenizer | VAE, figures: Mapping[str, Any]) -> harness.Row:
     """Bits per sub-pixel of the images, and their parts."""
     exact = isinstance(model, Generator) and not model.two_stage
-    name = "bits_per_dim" if exact else "bound_bits_per_dim"
+    # Codes lose details, so with them bits are known up to a bound.
+    name = "bound_bits_per_dim"
+    if exact:
+        name = "bits_per_dim"
     return {
         "bits_per_dim": figures.get(name),
         "bits_per_dim_se": figures.get(f"{name}_se"),
@@ -92,33 +119,42 @@ def _bits(model: Generator | Tokenizer | VAE, figures: dict[str, Any]) -> dict[s
     }
 
 
-def _symbols(model: Generator | Tokenizer | VAE) -> int | None:
+def count_symbols(model: Generator | Tokenizer | VAE) -> int | None:
     """Length of the sequence that is drawn symbol by symbol; None where nothing is."""
-    return (
-        sum(prior.grid.symbols for prior in model.priors) if isinstance(model, Generator) else None
-    )
+    if not isinstance(model, Generator):
+        return None
+    return sum(prior.grid.symbols for prior in model.priors)
 
 
-def _minutes(run: Path) -> float | None:
-    """Of training, that of the tokenizer of a two-stage run among it; None where that is no longer
-    known."""
+def minutes_of_training(run: Path) -> float | None:
+    """Minutes that a run took, with those of its tokenizer; None where these are unknown."""
     if not (run / "run.json").exists():
         return None
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    before = facts["recipe"].get("prior_of")
-    earlier = _minutes(Path(before)) if before else 0.0
-    return None if earlier is None else earlier + float(facts["progress"]["seconds"]) / 60
+    # Seconds over all sittings, validation and saving among them.
+    minutes = float(facts["progress"]["seconds"]) / 60
+    tokenizer = facts["recipe"].get("prior_of")
+    if not tokenizer:
+        return minutes
+    # A tokenizer may have been moved away or bundled without its record.
+    earlier = minutes_of_training(Path(tokenizer))
+    if earlier is None:
+        return None
+    return earlier + minutes
 
 
-def _name(model: Generator | Tokenizer | VAE) -> str:
+def describe(model: Generator | Tokenizer | VAE) -> str:
+    """The names of the parts of a model."""
     if not isinstance(model, Generator):
         return str(model.name)
     names = [prior.name for prior in model.priors]
-    return " + ".join([str(model.tokenizer.name), *names] if model.two_stage else names)
+    if model.two_stage:
+        names.insert(0, str(model.tokenizer.name))
+    return " + ".join(names)
 
 
-def _seconds(model: Generator | VAE, samples: int) -> float:
-    """Seconds for an image, the best of three batches."""
+def seconds_an_image(model: Generator | VAE, samples: int) -> float:
+    """Seconds to draw an image, the best of three batches."""
     times = []
     for seed in range(3):
         started = time.perf_counter()
@@ -127,21 +163,34 @@ def _seconds(model: Generator | VAE, samples: int) -> float:
     return min(times) / samples
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[harness.Row]) -> str:
+    """Rows as a Markdown table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
-        cells = []
-        for name in COLUMNS:
-            value, error = row[name], row.get(f"{name}_se") if f"{name}_se" in ERRORS else None
-            text = (
-                "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-            )
-            cells.append(text + (f" ± {error:.2g}" if error is not None else ""))
+        cells = [format_cell(row, name) for name in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def format_cell(row: Mapping[str, Any], name: str) -> str:
+    """A figure, with its standard error where it has one."""
+    value = row[name]
+    if value is None:
+        text = ""
+    elif isinstance(value, float):
+        text = f"{value:.4g}"
+    else:
+        text = str(value)
+
+    error_name = f"{name}_se"
+    error = row.get(error_name)
+    if error_name in ERRORS and error is not None:
+        text += f" ± {error:.2g}"
+    return text
+
+
 def main() -> None:
+    """Measure the runs that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,11 +207,15 @@ def main() -> None:
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+
     images = data.load(DataConfig(source=chosen.data, limit=chosen.limit), chosen.split)
     rows = [measure(run, images, chosen.samples, chosen.batch) for run in chosen.runs]
-    print(json.dumps(rows, indent=2) if chosen.json else _table(rows))
     path = harness.write("bounds", rows, chosen.out)
-    if not chosen.json:
+    # With --json nothing else is printed, so that the output can be piped.
+    if chosen.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(format_table(rows))
         print(path)
 
 

@@ -175,7 +175,7 @@ def forget_peak() -> None:
 
 def decode_each(folder: Path) -> None:
     """The first child: decode every damaged file and print one JSON line for each."""
-    from tessella.data.decode import UnusableImage, decode, quiet
+    from tessella.data.decode import UnusableImage, decode, without_pillow_warnings
 
     def pixels(path: Path) -> str:
         with path.open("rb") as file:
@@ -183,7 +183,7 @@ def decode_each(folder: Path) -> None:
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
     # One line a file, at once: after a crash the last line names the file before.
-    with quiet():
+    with without_pillow_warnings():
         before = {path.name: pixels(path) for path in (folder / "original").iterdir()}
         for row in json.loads((folder / "rows.json").read_text()):
             forget_peak()

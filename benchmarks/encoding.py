@@ -1,5 +1,4 @@
-"""A data set encoded to codes on disk: the same memory however many images, and killed again and
-again it ends as if nothing had happened.
+"""A data set encoded to codes on disk: flat memory, and kills that leave no trace.
 
     python benchmarks/encoding.py --json results/encoding.json
     python benchmarks/encoding.py --n 5000 --few 1000 --kills 3
@@ -7,7 +6,7 @@ again it ends as if nothing had happened.
 Small pictures are generated (noise around a slope, 16x16, a PNG file each) and encoded by a VQ-VAE
 with fresh weights, with the command line: a few, to compare the peak of memory with, then all of
 them undisturbed, then all of them by processes that are killed with SIGKILL at random times and
-started again with the same words. What the two leave is compared byte for byte. At the end another
+started again with the same words. The two results are compared byte for byte. At the end another
 tokenizer tries the same place, and the codes are decoded again.
 """
 
@@ -22,73 +21,77 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
-from many import WATCHED, finish, left
+from many import WATCHED, differences, finish, hash_files
 from PIL import Image
 
 import tessella as ts
 from tessella.pipeline import save_model
 
 SIDE = 16
+REFUSED = 2
+"""Exit status of a command that was refused."""
 
 
 def generate(folder: Path, n: int) -> None:
-    """``n`` pictures, each another one."""
+    """Write ``n`` pictures, no two of them alike."""
     folder.mkdir()
     slope = np.arange(SIDE)[:, None, None] * 8
 
     def save(number: int) -> None:
+        # Seeded by its number, so that threads can work in any order.
         noise = np.random.default_rng(number).integers(0, 128, (SIDE, SIDE, 3))
-        Image.fromarray((slope + noise).astype(np.uint8)).save(
-            folder / f"{number:06d}.png", compress_level=1
-        )
+        pixels = (slope + noise).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:06d}.png", compress_level=1)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(save, range(n)))
 
 
-def start(
-    run: Path, folder: Path, out: Path, *more: str, verb: str = "tokenize"
-) -> subprocess.Popen[str]:
-    """Begin to encode, or go on."""
-    given = (
-        ["--data", f"folder:{folder}", "--split", "all", f"data.size={SIDE}"]
-        if verb == "tokenize"
-        else []
-    )
-    words = [
-        verb,
-        str(run),
-        *([] if verb == "tokenize" else [str(folder)]),
-        *given,
-        "--out",
-        str(out),
-        *more,
-    ]
-    place = {
+def start_encoding(run: Path, pictures: Path, out: Path) -> subprocess.Popen[str]:
+    """Begin to encode a folder of pictures, or go on with it."""
+    words = ["tokenize", str(run), "--data", f"folder:{pictures}", "--split", "all"]
+    words += [f"data.size={SIDE}", "--out", str(out)]
+    return start(words, out.parent)
+
+
+def start_decoding(run: Path, codes: Path, out: Path) -> subprocess.Popen[str]:
+    """Begin to decode the codes on disk."""
+    return start(["detokenize", str(run), str(codes), "--out", str(out)], out.parent)
+
+
+def start(words: list[str], place: Path) -> subprocess.Popen[str]:
+    """Start the command line so that it prints its peak of memory at the end."""
+    environment = {
         **os.environ,
         "PYTHONPATH": str(harness.ROOT),
-        "TESSELLA_CACHE": str(out.parent / "cache"),
+        # Decoded pictures are cached with the rest, and vanish with it.
+        "TESSELLA_CACHE": str(place / "cache"),
     }
     command = [sys.executable, "-c", WATCHED, *words]
     return subprocess.Popen(
-        command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def shards(out: Path) -> int:
-    """Shards that are there."""
+def count_shards(out: Path) -> int:
+    """Number of shards written so far."""
     return len(list(out.glob("codes-*.safetensors")))
 
 
-def killed(run: Path, folder: Path, out: Path, seconds: float) -> tuple[bool, int]:
-    """Encode for so long after a new shard. Whether that ended in a kill, and the shards that there
-    were before."""
-    before, process = shards(out), start(run, folder, out)
-    while process.poll() is None and shards(out) <= before:
+def encode_and_kill(run: Path, pictures: Path, out: Path, seconds: float) -> tuple[bool, int]:
+    """Encode for so many seconds after a new shard, then kill.
+
+    Returns:
+        Whether the process was killed before its end, and the shards there were before it began.
+    """
+    before = count_shards(out)
+    # Begun again with equal words, a command goes on where it was killed.
+    process = start_encoding(run, pictures, out)
+    # Starting takes seconds and is not what should be killed, so the clock waits for a shard.
+    while process.poll() is None and count_shards(out) <= before:
         time.sleep(0.01)
     try:
         process.wait(seconds)
@@ -98,58 +101,73 @@ def killed(run: Path, folder: Path, out: Path, seconds: float) -> tuple[bool, in
     return process.returncode == -9, before
 
 
-def measure(place: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Everything, below a folder that is empty."""
-    sizes: dict[str, Any] = {
-        "image_size": (SIDE, SIDE),
-        "channels": 3,
-        "hidden": 128,
-        "code_dim": 64,
-    }
-    runs = [place / "tokenizer", place / "other"]
+def save_tokenizers(place: Path) -> tuple[Path, Path]:
+    """Two tokenizers that differ in their weights alone."""
+    runs = (place / "tokenizer", place / "other")
     for seed, run in enumerate(runs):
-        save_model(ts.create_tokenizer("vqvae", seed=seed, **sizes), run)
-    peaks, seconds = {}, {}
+        tokenizer = ts.create_tokenizer(
+            "vqvae", image_size=(SIDE, SIDE), channels=3, hidden=128, code_dim=64, seed=seed
+        )
+        save_model(tokenizer, run)
+    return runs
+
+
+def measure(place: Path, chosen: argparse.Namespace) -> harness.Row:
+    """Measure everything, below a folder that is empty."""
+    run, other_run = save_tokenizers(place)
+
+    peaks = {}
+    seconds = {}
     for n, name in ((chosen.few, "few"), (chosen.n, "all")):
-        generate(place / f"{name}-pictures", n)
-        for turn in ("first", "again"):  # the first time the pictures are decoded into the cache
+        pictures = place / f"{name}-pictures"
+        generate(pictures, n)
+        # The first time the pictures are decoded into the cache.
+        for turn in ("first", "again"):
             began = time.perf_counter()
-            shown = finish(start(runs[0], place / f"{name}-pictures", place / f"{name}-{turn}"))
+            printed = finish(start_encoding(run, pictures, place / f"{name}-{turn}"))
             seconds[f"{n}, {turn}"] = time.perf_counter() - began
-            peaks[f"{n}, {turn}"] = int(shown.split()[-1])
-    pictures, out, chance = place / "all-pictures", place / "killed", random.Random(chosen.seed)
+            peaks[f"{n}, {turn}"] = int(printed.split()[-1])
+
+    pictures = place / "all-pictures"
+    out = place / "killed"
     out.mkdir()
-    part = (
-        2 * (seconds[f"{chosen.n}, again"] - seconds[f"{chosen.few}, again"]) / (chosen.kills + 1)
-    )
-    tries = [killed(runs[0], pictures, out, part * chance.random()) for _ in range(chosen.kills)]
-    finish(start(runs[0], pictures, out))
-    expected, found = left(place / "all-again"), left(out)
-    differs = [
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-    ]
-    refused = start(runs[1], pictures, out)
-    told = refused.communicate()[1].strip()
+    chance = random.Random(chosen.seed)
+    # The difference leaves out the start of the process. A random share of a part is half of it
+    # on average, so all kills together get about as far as the run without any.
+    encoding = seconds[f"{chosen.n}, again"] - seconds[f"{chosen.few}, again"]
+    part = 2 * encoding / (chosen.kills + 1)
+    tries = []
+    for _ in range(chosen.kills):
+        tries.append(encode_and_kill(run, pictures, out, max(0.0, part) * chance.random()))
+    finish(start_encoding(run, pictures, out))
+    differs = differences(hash_files(place / "all-again"), hash_files(out))
+
+    # Its codes would be mixed with those of the first tokenizer.
+    refused = start_encoding(other_run, pictures, out)
+    message = refused.communicate()[1].strip()
+
     began = time.perf_counter()
-    shown = finish(start(runs[0], out, place / "back.npz", verb="detokenize"))
+    printed = finish(start_decoding(run, out, place / "back.npz"))
+    decoding = {"seconds": time.perf_counter() - began, "peak_mib": int(printed.split()[-1])}
     return {
         "images": chosen.n,
         "shape": [SIDE, SIDE, 3],
-        "shards": shards(out),
+        "shards": count_shards(out),
         "peak_mib": peaks,
         "seconds": seconds,
-        "kills": sum(kill for kill, _ in tries),
+        "kills": sum(was_killed for was_killed, _ in tries),
         "shards_before": [before for _, before in tries],
-        "differs": sorted(differs),
+        "differs": differs,
         "another_tokenizer": {
             "status": refused.returncode,
-            "told": told.replace(str(place), "PLACE"),
+            "message": message.replace(str(place), "PLACE"),
         },
-        "detokenize": {"seconds": time.perf_counter() - began, "peak_mib": int(shown.split()[-1])},
+        "detokenize": decoding,
     }
 
 
 def main() -> int:
+    """Measure; the exit status is 1 if a kill left a trace or a wrong tokenizer was accepted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,7 +184,8 @@ def main() -> int:
     print(row)
     if chosen.json:
         harness.write("encoding", [row], chosen.json)
-    return 1 if row["differs"] or row["another_tokenizer"]["status"] != 2 else 0
+    refused = row["another_tokenizer"]["status"] == REFUSED
+    return int(bool(row["differs"]) or not refused)
 
 
 if __name__ == "__main__":

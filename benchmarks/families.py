@@ -1,11 +1,11 @@
-"""Every registered density model, small: what a minute of training gives, what a step costs.
+"""One benchmark over every family: short trainings on digits, and the cost of a training step.
 
     python benchmarks/families.py smoke [--minutes 1] [--models made lstm]  # results/families.json
     python benchmarks/families.py cost [--models transformer]               # results/cost.json
 
-``smoke`` trains each model at its default sizes for the same minutes on the 8x8 digits with the
-same options, scores the test digits, draws samples, and times cached steps. It is a smoke test, no
-ranking: sizes and training options are nobody's best. ``cost`` measures, in a process of its own,
+``smoke`` trains each model at its default sizes for equal minutes on the 8x8 digits with equal
+options, scores the test digits, draws samples, and times cached steps. It is a smoke test, no
+ranking: sizes and training options are nobody's best. ``cost`` measures, in a separate process,
 one training step at batch 4 and the memory it takes beyond model, optimizer and libraries, on
 64x64x3 pixels of 256 levels and 32x32 codes of 512, with and without activation checkpointing.
 """
@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
@@ -32,26 +32,40 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.errors import ConfigError
 from tessella.evaluation.metrics import standard_error
+from tessella.models.independent import Independent
 from tessella.pipeline import pixel_generator
 
 GRIDS = {"64x64x3 pixels": ts.Grid(64, 64, 3, 256), "32x32 codes": ts.Grid(32, 32, 1, 512)}
-COST_BATCH, SAMPLES, ENLARGED = 4, 16, 5
+BASELINE = "independent"
+COST_BATCH = 4
+COST_STEPS = 3
+TRAINING_BATCH = 64
+"""Batch of a training by default, from which epochs are counted."""
+SCORED_AT_ONCE = 64
+SAMPLES = 16
+ENLARGED = 5
 LARGEST = 300_000_000
-"""Parameters above which a step is not measured: weights, gradients and moments would take the
-machine."""
+"""Parameters above which a step is not measured.
+
+Weights, gradients and moments of a larger model would take all memory of the machine.
+"""
 
 
 def digits(split: str) -> data.ImageSet:
+    """A split of the digits."""
     return data.load(DataConfig(source="digits"), split)
 
 
-def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
-    """Train, score and time one model."""
-    train, test = digits("train"), digits("test")
-    grid = ts.Grid(8, 8, 1, train.levels)
-    model = ts.create(name, grid)
+def smoke(name: str, minutes: float) -> tuple[harness.Row, ts.DensityModel]:
+    """Train, score and time one model; returns its row and the trained model."""
+    train = digits("train")
+    test = digits("test")
+    model = ts.create(name, ts.Grid(8, 8, 1, train.levels))
+    # Before training, to show in the table how much of the bits is learned.
     fresh = score(model, test)
-    noise = harness.others()
+
+    # A minute beside busy neighbours is fewer steps, so their load is recorded.
+    other_load = harness.gauge_other_load()
     with tempfile.TemporaryDirectory() as out:
         run = ts.train(
             model,
@@ -61,26 +75,44 @@ def smoke(name: str, minutes: float) -> tuple[dict[str, Any], ts.DensityModel]:
             minutes=minutes,
             say=lambda line: None,
         )
-        lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    steps = max(line["step"] for line in lines if "step" in line)
+        log = (run.path / "log.jsonl").read_text().splitlines()
+    steps = last_step(log)
     model.eval()
     bits = score(model, test)
-    row = {"model": name, "commit": harness.commit(), "parameters": model.parameter_count()}
-    row |= {"minutes": minutes, "steps": steps}
-    row |= {
-        "seconds_an_epoch": 60 * minutes / (steps * 64 / len(train)),
-        "processors_busy_with_others": noise(),
+
+    epochs = steps * TRAINING_BATCH / len(train)
+    row = {
+        "model": name,
+        "commit": harness.commit(),
+        "parameters": model.parameter_count(),
+        "minutes": minutes,
+        "steps": steps,
+        "seconds_an_epoch": 60 * minutes / epochs,
+        "processors_busy_with_others": other_load(),
+        "bits_per_dim": float(bits.mean()),
+        "standard_error": standard_error(bits),
+        "fresh_bits_per_dim": float(fresh.mean()),
+        "test_images": len(test),
     }
-    row |= {"bits_per_dim": float(bits.mean()), "standard_error": standard_error(bits)}
-    row |= {"fresh_bits_per_dim": float(fresh.mean()), "test_images": len(test)}
-    return row | {f"steps_a_second_batch_{n}": steps_a_second(model, n) for n in (1, 64)}, model
+    for batch in (1, 64):
+        row[f"steps_a_second_batch_{batch}"] = steps_a_second(model, batch)
+    return row, model
+
+
+def last_step(log: list[str]) -> int:
+    """The last optimizer step that the lines of a log mention."""
+    last = 0
+    for line in log:
+        # Lines about the whole run have no step.
+        last = max(last, json.loads(line).get("step", 0))
+    return last
 
 
 def score(model: ts.DensityModel, images: data.ImageSet) -> torch.Tensor:
-    """Bits per dimension of each image."""
+    """Bits per dimension of each image, ``[n]``."""
     symbols = pixel_generator(model).encode(np.asarray(images.images[:]))
     with torch.no_grad():
-        return torch.cat([model.bits_per_dim(part) for part in symbols.split(64)])
+        return torch.cat([model.bits_per_dim(part) for part in symbols.split(SCORED_AT_ONCE)])
 
 
 def steps_a_second(model: ts.DensityModel, batch: int) -> float:
@@ -89,23 +121,28 @@ def steps_a_second(model: ts.DensityModel, batch: int) -> float:
     return model.grid.symbols / times["cached"]["median"]
 
 
-def picture(models: dict[str, ts.DensityModel], kept: int, path: Path) -> None:
-    """Samples of every model, a strip each, five times as large, under the first ``kept`` strips
-    that are there."""
-    rows = [
-        pixel_generator(model).sample(SAMPLES, seed=0).numpy()[..., 0] for model in models.values()
-    ]
-    strips = [
-        np.pad(np.hstack([np.pad(x, 1) for x in row]), 1).repeat(ENLARGED, 0).repeat(ENLARGED, 1)
-        for row in rows
-    ]
+def draw_picture(models: dict[str, ts.DensityModel], kept: int, path: Path) -> None:
+    """Samples of every model, a strip each, below the first ``kept`` strips of the old picture."""
+    strips = []
+    for model in models.values():
+        # [SAMPLES, height, width, 1]: the digits are grey.
+        images = pixel_generator(model).sample(SAMPLES, seed=0).numpy()[..., 0]
+        framed = [np.pad(image, 1) for image in images]
+        strip = np.pad(np.hstack(framed), 1)
+        strips.append(strip.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1))
     if kept:
-        strips.insert(0, np.asarray(Image.open(path))[: kept * len(strips[0])])
+        # Models that were measured before are not trained again for their pictures.
+        height = len(strips[0])
+        strips.insert(0, np.asarray(Image.open(path))[: kept * height])
     Image.fromarray(np.concatenate(strips)).save(path)
 
 
-def cost(name: str, grid: ts.Grid, checkpointing: bool) -> dict[str, Any]:
-    """Seconds and memory of a training step; runs in a process of its own."""
+def cost(name: str, grid: ts.Grid, checkpointing: bool) -> harness.Row:
+    """Seconds and memory of a training step; runs in a separate process.
+
+    Raises:
+        ConfigError: for a model with more than ``LARGEST`` parameters.
+    """
     model = ts.create(name, grid).train()
     if model.parameter_count() > LARGEST:
         raise ConfigError(f"{model.parameter_count():,} parameters, more than {LARGEST:,}")
@@ -113,23 +150,26 @@ def cost(name: str, grid: ts.Grid, checkpointing: bool) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters())
     x = torch.randint(grid.levels, (COST_BATCH, *grid.shape))
 
-    def step(part: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=False)
-        (-model.distribution(part).log_prob(part).mean()).backward()
-        optimizer.step()
-
+    # Gradients and moments exist before memory is measured, since they are not the step's.
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # its moments are there before memory is measured
-    before, seconds = resident(), []
-    for _ in range(3):
+    optimizer.step()
+
+    before = resident()
+    seconds = []
+    for _ in range(COST_STEPS):
         started = time.perf_counter()
-        step(x)
+        # Kept, since freeing and taking gradients would move the peak of memory.
+        optimizer.zero_grad(set_to_none=False)
+        loss = -model.distribution(x).log_prob(x).mean()
+        loss.backward()
+        optimizer.step()
         seconds.append(time.perf_counter() - started)
+    # The largest size of the whole process so far, which the steps set.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {
         "parameters": model.parameter_count(),
-        "seconds_a_step": sorted(seconds)[1],
+        "seconds_a_step": statistics.median(seconds),
         "mebibytes_an_image": max(0.0, peak - before) / COST_BATCH,
     }
 
@@ -140,9 +180,9 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict[str, Any]:
+def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> harness.Row:
     """:func:`cost` in a new process, killed after ``limit`` seconds."""
-    words = [sys.executable, __file__, "cost-one", name, place, str(int(checkpointing))]
+    command = [sys.executable, __file__, "cost-one", name, place, str(int(checkpointing))]
     row = {
         "model": name,
         "commit": harness.commit(),
@@ -151,27 +191,85 @@ def cost_apart(name: str, place: str, checkpointing: bool, limit: float) -> dict
         "checkpointing": checkpointing,
     }
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return row | {"failed": f"no three steps within {limit:.0f} s"}
-    if done.returncode:
-        return row | {
-            "failed": done.stderr.strip().splitlines()[-1]
-            if done.stderr.strip()
-            else f"exit {done.returncode}"
-        }
-    return row | json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == 0:
+        # Libraries may print before the result.
+        return row | json.loads(done.stdout.splitlines()[-1])
+
+    errors = done.stderr.strip().splitlines()
+    if errors:
+        return row | {"failed": errors[-1]}
+    # Killed by the system, for its memory most likely: nothing was printed.
+    return row | {"failed": f"exit {done.returncode}"}
+
+
+def kept_rows(path: Path, models: list[str]) -> list[harness.Row]:
+    """Rows of other models that were measured before."""
+    return [row for row in harness.read_rows(path) if row["model"] not in models]
+
+
+def cost_all(names: list[str], limit: float, out: str) -> None:
+    """Measure the cost of all models and write it; models that are not named keep their rows."""
+    rows = kept_rows(harness.results_path("cost", out), names)
+    for name in names:
+        for place in GRIDS:
+            for checkpointing in (False, True):
+                # Each in a separate process, since a peak of memory never falls.
+                row = cost_apart(name, place, checkpointing, limit)
+                rows.append(row)
+                print(row, flush=True)
+    harness.write("cost", rows, out)
+
+
+def smoke_all(names: list[str], minutes: float, out: str) -> None:
+    """Make the table, the baseline first, and the picture.
+
+    Models that are not named keep what was measured before; those that are named go to the end.
+    """
+    path = harness.results_path("families", out)
+    kept = kept_rows(path, [BASELINE, *names])
+    rows = [baseline_row(), *kept]
+    models: dict[str, ts.DensityModel] = {}
+    for name in names:
+        row, models[name] = smoke(name, minutes)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    harness.write("families", rows, out)
+
+    picture = harness.ROOT / "docs" / "images" / "families.png"
+    if out:
+        picture = path.with_suffix(".png")
+    draw_picture(models, len(kept), picture)
+
+
+def baseline_row() -> harness.Row:
+    """The row of independent symbols, whose frequencies are counted, not trained."""
+    train = digits("train")
+    model = ts.create(BASELINE, ts.Grid(8, 8, 1, train.levels))
+    assert isinstance(model, Independent)
+    # It is the independent model, whose best table is a count.
+    model.fit(pixel_generator(model).encode(np.asarray(train.images[:])))
+    bits = score(model, digits("test"))
+    return {
+        "model": BASELINE,
+        "commit": harness.commit(),
+        "parameters": model.parameter_count(),
+        "bits_per_dim": float(bits.mean()),
+        "standard_error": standard_error(bits),
+    }
 
 
 def main() -> None:
+    """Run the part that the command line names."""
+    families = [name for name in ts.MODELS if name != BASELINE]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=["smoke", "cost", "cost-one"])
     parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--models", nargs="*", default=[name for name in ts.MODELS if name != "independent"]
-    )
+    parser.add_argument("--models", nargs="*", default=families)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument(
         "--limit", type=float, default=240, help="seconds that the three steps of a cost may take"
@@ -180,54 +278,17 @@ def main() -> None:
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    if chosen.part == "cost-one":
+    if chosen.part == "smoke":
+        smoke_all(chosen.models, chosen.minutes, chosen.out)
+    elif chosen.part == "cost":
+        cost_all(chosen.models, chosen.limit, chosen.out)
+    else:
         name, place, checkpointing = chosen.one
         try:
             print(json.dumps(cost(name, GRIDS[place], checkpointing == "1")))
         except ConfigError as error:
+            # Begins with the word that scripts/model_tables.py looks for.
             sys.exit(f"refused: {error}")
-    elif chosen.part == "cost":
-        rows = kept_rows(Path(chosen.out or harness.ROOT / "results" / "cost.json"), chosen.models)
-        for name in chosen.models:
-            for place in GRIDS:
-                for checkpointing in (False, True):
-                    rows.append(cost_apart(name, place, checkpointing, chosen.limit))
-                    print(rows[-1], flush=True)
-        harness.write("cost", rows, chosen.out)
-    else:
-        smoke_all(chosen.models, chosen.minutes, chosen.out)
-
-
-def kept_rows(path: Path, models: list[str]) -> list[dict[str, Any]]:
-    """Rows of other models that were measured before."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in rows if row["model"] not in models]
-
-
-def smoke_all(names: list[str], minutes: float, out: str) -> None:
-    """The table, the baseline first, and the picture. Models that are not named keep what was
-    measured before; those that are named go to the end."""
-    train, test = digits("train"), digits("test")
-    baseline = ts.create("independent", ts.Grid(8, 8, 1, train.levels))
-    baseline.fit(pixel_generator(baseline).encode(np.asarray(train.images[:])))
-    bits = score(baseline, test)
-    first = {
-        "model": "independent",
-        "commit": harness.commit(),
-        "parameters": baseline.parameter_count(),
-        "bits_per_dim": float(bits.mean()),
-    }
-    path = Path(out) if out else harness.ROOT / "results" / "families.json"
-    others = kept_rows(path, ["independent", *names])
-    rows = [first | {"standard_error": standard_error(bits)}, *others]
-    models: dict[str, ts.DensityModel] = {}
-    for name in names:
-        row, models[name] = smoke(name, minutes)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    harness.write("families", rows, out)
-    shown = path.with_suffix(".png") if out else harness.ROOT / "docs" / "images" / "families.png"
-    picture(models, len(others), shown)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The floor of a step: what it must read and multiply, counted from the calls of torch that it
-makes.
+"""The floor of a step: its least possible time, counted from the calls of torch that it makes.
 
 Counted are, for each step, the bytes of weights and caches that products and attention read (what
 stands in the model or in the state before the step; each piece once a step), the operations of
@@ -12,8 +11,7 @@ for a program that calls torch as often.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -27,7 +25,7 @@ VECTOR_PRODUCTS = {"mv", "addmv", "dot"}
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one step."""
+    """The work of one step."""
 
     bytes: int
     flops: int
@@ -38,7 +36,7 @@ class Counts:
 
 
 class Counter(TorchDispatchMode):
-    """Counts what one step does; enter it around the step.
+    """Counts the work of one step; enter it around the step.
 
     Args:
         kept: tensors that stand before the step, the model's and the state's.
@@ -47,102 +45,136 @@ class Counter(TorchDispatchMode):
     def __init__(self, kept: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self._kept = {tensor.untyped_storage().data_ptr() for tensor in kept}
+        # Bytes by address and length: a piece that is read twice in a step counts once, since the
+        # second time it can come from a cache.
         self._read: dict[tuple[int, int], int] = {}
-        self._flops = self._products = self._calls = 0
+        self._flops = 0
+        self._products = 0
+        self._calls = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    # Any, since torch hands over whatever an operation takes and gives back.
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func.is_view:
             return out
         self._calls += 1
-        flops = _flops(func, args, kwargs, out)
+        flops = _count_flops(func, args, kwargs, out)
         if flops:
             self._products += 1
             self._flops += flops
-            for tensor in args:
-                if (
-                    isinstance(tensor, torch.Tensor)
-                    and tensor.untyped_storage().data_ptr() in self._kept
-                ):
-                    numbers = _distinct(tensor)
-                    self._read[tensor.data_ptr(), numbers] = numbers * tensor.element_size()
+            self._note_reads(args)
         return out
 
+    def _note_reads(self, operands: Iterable[object]) -> None:
+        """Count the bytes of operands that stand before the step."""
+        for tensor in operands:
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if tensor.untyped_storage().data_ptr() in self._kept:
+                numbers = _distinct(tensor)
+                self._read[tensor.data_ptr(), numbers] = numbers * tensor.element_size()
+
     def counts(self) -> Counts:
-        """What was counted."""
+        """The counts so far."""
         return Counts(sum(self._read.values()), self._flops, self._products, self._calls)
 
 
-def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Operations of a call that multiplies; 0 of another one."""
-    packet = func.overloadpacket
+def _count_flops(
+    func: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], out: object
+) -> int:
+    """Operations of a call that multiplies; 0 for every other call."""
+    packet = func.overloadpacket  # type: ignore[attr-defined]
     name = packet.__name__
     if packet in flop_registry:
-        return int(
-            flop_registry[packet](
-                *args, **{k: v for k, v in kwargs.items() if k != "out"}, out_val=out
-            )
-        )
+        # Formulas take the result as out_val, and not the place that it is written to.
+        options = {key: value for key, value in kwargs.items() if key != "out"}
+        return int(flop_registry[packet](*args, **options, out_val=out))
     if "scaled_dot_product" in name:
-        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
-    return (
-        2 * max(t.numel() for t in args if isinstance(t, torch.Tensor))
-        if name in VECTOR_PRODUCTS
-        else 0
-    )
+        # torch registers no formula for attention on a CPU.
+        query, key, value = args[:3]
+        return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    if name in VECTOR_PRODUCTS:
+        # The matrix is the largest operand, and each of its numbers is used once.
+        return 2 * max(tensor.numel() for tensor in args if isinstance(tensor, torch.Tensor))
+    return 0
 
 
 def _distinct(tensor: torch.Tensor) -> int:
-    """Numbers of a tensor in memory: what is expanded counts once, windows that overlap count what
-    they cover."""
-    spread = 1 + sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    apart = math.prod(
-        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
-    )
-    return min(spread, apart) if tensor.numel() else 0
+    """Numbers that a tensor occupies in memory.
+
+    Expanded dimensions count once; windows that overlap count for the numbers they cover.
+    """
+    if not tensor.numel():
+        return 0
+    reach = 1
+    apart = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        reach += (size - 1) * stride
+        # A stride of zero repeats numbers that count already.
+        if stride:
+            apart *= size
+    return min(reach, apart)
 
 
-def tensors_of(value: Any, seen: dict[int, Any] | None = None) -> Iterator[torch.Tensor]:
-    """Every tensor that a state or a model holds. ``seen`` keeps what was met, so that no address
-    is used twice."""
-    seen = {} if seen is None else seen
+def tensors_of(value: object, seen: dict[int, object] | None = None) -> Iterator[torch.Tensor]:
+    """Every tensor that a state or a model holds.
+
+    ``seen`` keeps all objects that were met alive, so that no address is used twice.
+    """
+    if seen is None:
+        seen = {}
     if id(value) in seen:
         return
     seen[id(value)] = value
     if isinstance(value, torch.Tensor):
         yield value
         return
-    if isinstance(value, torch.nn.Module):
-        parts: Iterable[Any] = [*value.parameters(), *value.buffers()]
-    elif isinstance(value, (list, tuple)):
-        parts = value
-    elif isinstance(value, dict):
-        parts = value.values()
-    elif is_dataclass(value):
-        parts = [getattr(value, field.name) for field in fields(value)]
-    else:
-        parts = (
-            vars(value).values()
-            if hasattr(value, "__dict__") and not isinstance(value, type)
-            else ()
-        )
-    for part in parts:
+    for part in _parts(value):
         yield from tensors_of(part, seen)
+
+
+def _parts(value: object) -> Iterable[object]:
+    """The values that an object holds, one level down."""
+    if isinstance(value, torch.nn.Module):
+        return [*value.parameters(), *value.buffers()]
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if is_dataclass(value):
+        # Not vars(): a dataclass with slots has none.
+        return [getattr(value, field.name) for field in fields(value)]
+    if hasattr(value, "__dict__") and not isinstance(value, type):
+        return vars(value).values()
+    return ()
 
 
 def floor(counts: list[Counts], machine: Machine) -> dict[str, float]:
     """Means over steps, and the times (ms a step) under which this machine cannot take them."""
-    n = len(counts)
-    size, flops = sum(c.bytes for c in counts) / n, sum(c.flops for c in counts) / n
-    products, calls = sum(c.products for c in counts) / n, sum(c.calls for c in counts) / n
-    found = {"bytes": size, "flops": flops, "products": products, "calls": calls}
-    found["bytes_ms"] = 1e3 * sum(c.bytes / machine.bandwidth(c.bytes) for c in counts) / n
-    found["flops_ms"] = flops / machine.gigaflops / 1e6
-    found["calls_ms"] = (
-        products * machine.product_us + (calls - products) * machine.elementwise_us
-    ) / 1e3
-    found["physical_ms"] = max(found["bytes_ms"], found["flops_ms"])
-    return found
+    steps = len(counts)
+    flops = sum(count.flops for count in counts) / steps
+    products = sum(count.products for count in counts) / steps
+    calls = sum(count.calls for count in counts) / steps
+
+    # Bandwidth depends on the working set, so times are averaged here, not sizes.
+    reading = sum(count.bytes / machine.bandwidth(count.bytes) for count in counts) / steps
+    calling = products * machine.product_us + (calls - products) * machine.elementwise_us
+    bytes_ms = 1e3 * reading
+    flops_ms = flops / machine.gigaflops / 1e6
+    return {
+        "bytes": sum(count.bytes for count in counts) / steps,
+        "flops": flops,
+        "products": products,
+        "calls": calls,
+        "bytes_ms": bytes_ms,
+        "flops_ms": flops_ms,
+        "calls_ms": calling / 1e3,
+        "physical_ms": max(bytes_ms, flops_ms),
+    }

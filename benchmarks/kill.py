@@ -1,14 +1,13 @@
-"""Runs that are killed at random times, and inside their writes, must end as the run that nothing
-happened to.
+"""Runs that are killed must end as the run that nothing happened to.
 
     python benchmarks/kill.py --json results/kill.json
     python benchmarks/kill.py --variants pixelcnn --trials 2 --inside 1
 
-Each trial trains a small run with the command line, kills it with SIGKILL, and resumes it until it
-is finished; a resumed run is killed again with probability one third. A trial *inside* a write
-waits for a few checkpoints, then for the temporary name of a file or a checkpoint to appear, and
-kills at once. A kill counts as inside a write only if such a name was left on the disk. Then all
-logged losses and all weights are compared, bit for bit.
+Each trial trains a small run with the command line, kills it with SIGKILL at a random time, and
+resumes it until it is finished; a resumed run is killed again with probability one third. A trial
+*inside* a write waits for a few checkpoints, then for the temporary name of a file or a checkpoint
+to appear, and kills at once. A kill counts as inside a write only if such a name was left on the
+disk. Then all logged losses and all weights are compared, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import harness
 
@@ -45,25 +43,21 @@ VARIANTS = {
     ],
     "pixelcnn": ["digits", "model.layers=2", "model.hidden=16"],
 }
+KILLED = -9
+"""Exit status of a process that SIGKILL ended."""
+TEMPORARY = (".partial", ".old")
+"""Endings of names that exist only while something is written."""
 
 
 def start(variant: str, out: Path, steps: int) -> subprocess.Popen[str]:
-    """Begin a run, or resume it where there is one."""
+    """Begin a run, or resume it if there is one."""
     if (out / "run.json").exists():
         words = ["--resume", str(out)]
     else:
-        words = [
-            *VARIANTS[variant],
-            *SHARED,
-            "--steps",
-            str(steps),
-            "--threads",
-            "1",
-            "--device",
-            "cpu",
-            "--out",
-            str(out),
-        ]
+        # One thread on a CPU, since sums of several threads are not equal bit for bit.
+        words = [*VARIANTS[variant], *SHARED, "--steps", str(steps)]
+        words += ["--threads", "1", "--device", "cpu", "--out", str(out)]
+    # The command line, not a function: a process is what can be killed.
     command = [sys.executable, "-m", "tessella", "train", *words]
     return subprocess.Popen(
         command, cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -72,17 +66,27 @@ def start(variant: str, out: Path, steps: int) -> subprocess.Popen[str]:
 
 def half_written(out: Path) -> list[str]:
     """Temporary names in a run directory and its folder of checkpoints."""
-    places = [path for folder in (out, out / "checkpoints") for path in folder.glob(".*")]
-    return [path.name for path in places if path.name.endswith((".partial", ".old"))]
+    names = []
+    for folder in (out, out / "checkpoints"):
+        for path in folder.glob(".*"):
+            if path.name.endswith(TEMPORARY):
+                names.append(path.name)
+    return names
 
 
 def kill_inside(process: subprocess.Popen[str], out: Path, after: int, jitter: float) -> None:
-    """Kill while something is half written, once ``after`` more checkpoints are there, ``jitter``
-    seconds late."""
+    """Kill while something is half written.
+
+    Args:
+        process: of the run.
+        out: its directory.
+        after: checkpoints to wait for.
+        jitter: seconds from the first sight of a temporary name to the kill.
+    """
     seen: set[str] = set()
     while process.poll() is None:
-        names = {path.name for path in (out / "checkpoints").glob("step-*")}
-        seen |= names
+        # Old checkpoints are deleted on the way, so their names are collected.
+        seen.update(path.name for path in (out / "checkpoints").glob("step-*"))
         if len(seen) >= after and half_written(out):
             time.sleep(jitter)
             process.kill()
@@ -90,7 +94,7 @@ def kill_inside(process: subprocess.Popen[str], out: Path, after: int, jitter: f
 
 
 def kill_at(process: subprocess.Popen[str], seconds: float) -> None:
-    """Kill after so many seconds, unless it ends before."""
+    """Kill after so many seconds, unless the process ends before."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -98,21 +102,26 @@ def kill_at(process: subprocess.Popen[str], seconds: float) -> None:
         process.wait()
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the end. Returns what was printed; raises if it did not go well."""
-    shown, _ = process.communicate()
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for the end; exits if the run failed."""
+    printed, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"a run ended with status {process.returncode}: {shown}")
-    return shown
+        raise SystemExit(f"a run ended with status {process.returncode}: {printed}")
 
 
-def left(out: Path) -> dict[str, Any]:
-    """All that a run leaves but its times."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+def read_outcome(out: Path) -> harness.Row:
+    """Everything that a run leaves behind, except its times."""
+    log = []
+    for text in (out / "log.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        line.pop("seconds", None)
+        log.append(line)
+
     tensors, state, problems = checkpoint.newest(out)
     weights = files.read_tensors(out / "model.safetensors")
+    # As bytes, so that a NaN equals itself and -0 differs from 0.
     return {
-        "log": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+        "log": log,
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
         "progress": state["progress"] | {"seconds": 0, "validating": 0},
@@ -123,68 +132,93 @@ def left(out: Path) -> dict[str, Any]:
 
 def attempt(
     variant: str, out: Path, steps: int, seconds: float, inside: bool, chance: random.Random
-) -> dict[str, Any]:
-    """One trial: kills until the run is finished. Returns how many there were, and how many were
-    inside a write."""
-    kills = written = 0
-    from_scratch = 0
+) -> dict[str, int]:
+    """One trial: kill and resume a run until it is finished.
+
+    Args:
+        variant: a key of ``VARIANTS``.
+        out: directory of the run.
+        steps: its length.
+        seconds: how long it takes without a kill.
+        inside: whether to kill inside writes.
+        chance: decides when, and whether again.
+
+    Returns:
+        How many kills there were, how many of them inside a write, and how many before the first
+        checkpoint.
+    """
+    kills = 0
+    inside_a_write = 0
+    before_the_first_checkpoint = 0
+    finished = False
     again = True
-    while again:
+    while again and not finished:
         process = start(variant, out, steps)
         if inside:
             kill_inside(process, out, chance.randint(1, steps // 4), chance.random() * 2e-3)
         else:
             kill_at(process, seconds * chance.random())
         if process.returncode == 0:
-            break
-        assert process.returncode == -9, process.communicate()[0]
-        kills, written = kills + 1, written + bool(half_written(out))
-        from_scratch += not list((out / "checkpoints").glob("step-*"))
+            # It was faster than the kill.
+            finished = True
+            continue
+        assert process.returncode == KILLED, process.communicate()[0]
+        kills += 1
+        # A temporary name that is left shows that the kill hit a write.
+        inside_a_write += bool(half_written(out))
+        before_the_first_checkpoint += not list((out / "checkpoints").glob("step-*"))
         again = chance.random() < 1 / 3
-    else:
+    if not finished:
         finish(start(variant, out, steps))
-    return {"kills": kills, "inside_a_write": written, "before_the_first_checkpoint": from_scratch}
+    return {
+        "kills": kills,
+        "inside_a_write": inside_a_write,
+        "before_the_first_checkpoint": before_the_first_checkpoint,
+    }
 
 
-def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(variant: str, folder: Path, chosen: argparse.Namespace) -> list[harness.Row]:
     """All trials of one variant, each compared with an uninterrupted run."""
     started = time.perf_counter()
     finish(start(variant, folder / "straight", chosen.steps))
     seconds = time.perf_counter() - started
-    expected, rows = left(folder / "straight"), []
+    expected = read_outcome(folder / "straight")
     print(
         f"{variant}: {len(expected['log'])} log lines, {len(expected['checkpoint'])} tensors, "
         f"{seconds:.1f} s a run"
     )
     print(f"{'trial':>5} {'kills':>5} {'inside a write':>14} {'before a checkpoint':>19}  same")
+
+    rows = []
     for trial in range(chosen.trials):
+        # Seeded by its name, so that a single trial can be repeated.
         chance = random.Random(f"{chosen.seed} {variant} {trial}")
         out = folder / f"trial-{trial}"
-        counted = attempt(variant, out, chosen.steps, seconds, trial < chosen.inside, chance)
-        found = left(out)
-        differs = [name for name, value in expected.items() if found[name] != value]
-        rows.append(
-            {
-                "variant": variant,
-                "trial": trial,
-                "uninterrupted_seconds": seconds,
-                **counted,
-                "differs": differs,
-            }
-        )
-        cells = (
-            f"{counted['kills']:5} {counted['inside_a_write']:14} "
-            f"{counted['before_the_first_checkpoint']:19}"
-        )
-        print(
-            f"{trial:5} {cells}  {'differs: ' + ', '.join(differs) if differs else 'yes'}",
-            flush=True,
-        )
+        counts = attempt(variant, out, chosen.steps, seconds, trial < chosen.inside, chance)
+        found = read_outcome(out)
+        # Twenty runs with their checkpoints would fill a small disk.
         shutil.rmtree(out)
+        # Every part is compared, so that a report says which one differs.
+        differs = [name for name, value in expected.items() if found[name] != value]
+        row = {"variant": variant, "trial": trial, "uninterrupted_seconds": seconds}
+        rows.append(row | counts | {"differs": differs})
+        print(format_trial(trial, counts, differs), flush=True)
     return rows
 
 
+def format_trial(trial: int, counts: dict[str, int], differs: list[str]) -> str:
+    """A trial as a line under the heading."""
+    verdict = "yes"
+    if differs:
+        verdict = "differs: " + ", ".join(differs)
+    return (
+        f"{trial:5} {counts['kills']:5} {counts['inside_a_write']:14} "
+        f"{counts['before_the_first_checkpoint']:19}  {verdict}"
+    )
+
+
 def main() -> int:
+    """Run all trials; the exit status is 1 if a run differs or hardly any write was hit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,18 +231,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="file to write the rows to")
     chosen = parser.parse_args()
+
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            row for name in chosen.variants for row in measure(name, Path(folder) / name, chosen)
-        ]
-    kills, inside = sum(row["kills"] for row in rows), sum(row["inside_a_write"] for row in rows)
+        for variant in chosen.variants:
+            rows += measure(variant, Path(folder) / variant, chosen)
+    kills = sum(row["kills"] for row in rows)
+    inside = sum(row["inside_a_write"] for row in rows)
     wrong = sum(bool(row["differs"]) for row in rows)
     print(
         f"{len(rows)} trials, {kills} kills, {inside} of them inside a write; {wrong} runs differ"
     )
     if chosen.json:
         print(harness.write("kill", rows, chosen.json))
-    return 1 if wrong or inside < chosen.inside // 2 else 0
+    # A benchmark of writes that hits none would pass whatever the code does.
+    too_few_inside = inside < chosen.inside // 2
+    return int(wrong > 0 or too_few_inside)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ on there from its last checkpoint, and writes ``results/likelihood/TABLE/CELL.js
 done: the settings, the learning curve, the test figures with their standard errors, and how long an
 image takes to draw. A cell whose settings have changed since is refused, and trained anew with
 ``--again`` alone. ``python scripts/model_tables.py`` makes the tables and plots of
-``docs/models.md`` of these files. Cells may be tokenizers, and priors on the codes of another cell:
-told in bits of the pixels, as ``benchmarks/bounds.py`` counts them.
+``docs/models.md`` from these files. Cells may be tokenizers, and priors on the codes of another
+cell: these are measured in bits of the pixels, as ``benchmarks/bounds.py`` counts them.
 
 ``probe`` is how the settings were found: a short training for each of the values of a key, judged
-by the validation images; what it saw is kept in ``results/likelihood/probes.json``.
+by the validation images; its results are kept in ``results/likelihood/probes.json``.
 
 Data are found in the folder ``TESSELLA_TEST_DATA``.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import os
 import shutil
@@ -54,13 +55,16 @@ RUNS = harness.ROOT / "runs" / "likelihood"
 BATCHES = (1, 16)
 """Images drawn at a time."""
 PARTS = ("data", "model", "tokenizer", "prior_of", "train")
-"""Of a recipe, what makes a cell."""
+"""The parts of a recipe that make a cell."""
 REACH = 24
-"""Levels to either side of the true one whose probability is told."""
+"""Levels to either side of the true one whose probability is recorded."""
 TABLE = 2**23
 """Probabilities in memory at a time: larger tensors cost more in pages than they save in calls."""
 NEAR = 512
-"""Images, spread evenly over those of the test, that tell it."""
+"""Images, spread evenly over the test images, over which these probabilities are averaged."""
+
+Settings = dict[str, Any]
+"""Parts of a recipe as plain values."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Cell:
         name: of the cell in its table.
         recipe: what to train; the path of its data is relative to the folder of images, the
             tokenizer of a prior is another cell.
-        in_bounds: whether to tell bits as ``bounds.py`` does, since the table compares pixels with
-            codes.
+        in_bounds: whether to measure bits as ``bounds.py`` does, since the table compares pixels
+            with codes.
         each_image: whether to keep the bits of each image, and the probabilities of the true
             level's neighbours.
     """
@@ -86,303 +90,366 @@ class Cell:
 
     @property
     def id(self) -> str:
+        """``TABLE/CELL``."""
         return f"{self.table}/{self.name}"
 
     @property
     def result(self) -> Path:
+        """The file of its results."""
         return harness.results_path(f"likelihood/{self.id}")
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """The recipe as plain values, as JSON gives them back."""
         return plain(self.recipe)
 
-    def at_home(self) -> Recipe:
-        """The recipe with its data, and its tokenizer, where they are."""
-        tokenizer = str(RUNS / self.recipe.prior_of) if self.recipe.prior_of else ""
-        kind, _, path = self.recipe.data.source.partition(":")
-        place = (
-            kodak(int(path.removeprefix("kodak-"))) if path.startswith("kodak-") else DATA / path
-        )
-        source = f"{kind}:{place}" if path else kind
-        return replace(
-            self.recipe, data=replace(self.recipe.data, source=source), prior_of=tokenizer
-        )
+    def located_recipe(self) -> Recipe:
+        """The recipe with the paths at which its data and its tokenizer lie on this machine."""
+        source = self.recipe.data.source
+        kind, _, path = source.partition(":")
+        # The photographs come in one archive, and a cell names how many it trains on.
+        if path.startswith("kodak-"):
+            source = f"{kind}:{kodak(int(path.removeprefix('kodak-')))}"
+        elif path:
+            source = f"{kind}:{DATA / path}"
+        tokenizer = ""
+        if self.recipe.prior_of:
+            tokenizer = str(RUNS / self.recipe.prior_of)
+        located = replace(self.recipe.data, source=source)
+        return replace(self.recipe, data=located, prior_of=tokenizer)
 
 
 def cells() -> list[Cell]:
-    """Those of ``likelihood.toml``, in its order.
+    """All cells of ``likelihood.toml``, in its order.
 
     Raises:
         ConfigError: for settings that no recipe knows.
     """
-    tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return [cell for name, table in tables.items() for cell in _of_table(name, table)]
+    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    found: list[Cell] = []
+    for name, table in tomllib.loads(text).items():
+        found.extend(cells_of_table(name, table))
+    return found
 
 
-def _of_table(name: str, table: dict[str, Any]) -> Iterator[Cell]:
-    for variant, over in table.get("variants", {"": {}}).items():
-        for label, own in table["cells"].items():
-            layers = [table, own, over]
-            parts = [part for part in PARTS if any(part in layer for layer in layers)]
-            facts = {
-                part: _merged([layer[part] for layer in layers if part in layer]) for part in parts
-            }
-            recipe = configs.from_dict(Recipe, facts, f"{name}.{label}")
-            full = f"{label}-{variant}" if variant else label
-            options = {option: table.get(option, False) for option in ("each_image", "in_bounds")}
-            yield Cell(name, full, recipe, **options)
+def cells_of_table(name: str, table: Settings) -> Iterator[Cell]:
+    """The cells of one table, each of them once for every variant."""
+    for variant, changes in table.get("variants", {"": {}}).items():
+        for label, settings in table["cells"].items():
+            # A cell changes what its table says, and a variant changes both.
+            parts = merge_layers([table, settings, changes])
+            # Strict: a misspelt key is an error here, not a setting without effect.
+            recipe = configs.from_dict(Recipe, parts, f"{name}.{label}")
+            full_name = label
+            if variant:
+                full_name = f"{label}-{variant}"
+            yield Cell(
+                name,
+                full_name,
+                recipe,
+                each_image=table.get("each_image", False),
+                in_bounds=table.get("in_bounds", False),
+            )
 
 
-def _merged(layers: list[Any]) -> Any:
-    """Tables over one another; of plain values the last."""
-    return (
-        {k: v for layer in layers for k, v in layer.items()}
-        if isinstance(layers[0], dict)
-        else layers[-1]
-    )
+def merge_layers(layers: Sequence[Settings]) -> Settings:
+    """The parts of a recipe, later layers over earlier ones."""
+    merged: Settings = {}
+    for part in PARTS:
+        for layer in layers:
+            if part not in layer:
+                continue
+            value = layer[part]
+            if isinstance(value, dict):
+                # A table keeps the keys that a later layer does not name.
+                merged[part] = {**merged.get(part, {}), **value}
+            else:
+                merged[part] = value
+    return merged
 
 
 def kodak(count: int) -> Path:
-    """A folder with the first ``count`` photographs of ``kodak24.zip`` to train on (15 at most), 3
-    others to validate with and 6 to test on; the last two are the same for every ``count``."""
+    """Unpack a part of ``kodak24.zip``; returns its folder.
+
+    The first ``count`` photographs (15 at most) are to train on, 3 others to validate with and 6 to
+    test on; these two do not depend on ``count``.
+    """
     place = RUNS / "data" / f"kodak-{count}"
     with zipfile.ZipFile(DATA / "kodak24.zip") as archive:
         names = sorted(archive.namelist())
-        for split, part in (
-            ("train", names[:count]),
-            ("valid", names[15:18]),
-            ("test", names[18:]),
-        ):
+        splits = {"train": names[:count], "valid": names[15:18], "test": names[18:]}
+        for split, members in splits.items():
             folder = place / split
             folder.mkdir(parents=True, exist_ok=True)
-            for name in part:
+            for name in members:
+                # Files that are rewritten would have to be decoded anew.
                 if not (folder / name).exists():
                     files.write_bytes(folder / name, archive.read(name))
     return place
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """What a cell says of a recipe, as JSON gives it back."""
-    found: dict[str, Any] = json.loads(json.dumps(configs.to_dict(recipe)))
-    return {name: found[name] for name in PARTS if found[name]}
+def plain(recipe: Recipe) -> Settings:
+    """The parts of a recipe that make a cell, as JSON gives them back."""
+    # The way through JSON turns tuples into lists, as in the file it is compared with.
+    values: Settings = json.loads(json.dumps(configs.to_dict(recipe)))
+    return {part: values[part] for part in PARTS if values[part]}
 
 
 def state(cell: Cell) -> str:
     """``done``, ``changed``, ``new``, or how far its run is."""
     if cell.result.exists():
-        row = json.loads(cell.result.read_text(encoding="utf-8"))["rows"][0]
-        return "done" if _made_with(row["settings"], cell) else "changed"
-    facts = _run_facts(cell)
-    if facts is None:
-        return "new"
-    if not _made_with(facts["recipe"], cell):
+        row = harness.read_rows(cell.result)[0]
+        if has_settings_of(cell, row["settings"]):
+            return "done"
         return "changed"
-    return "trained" if facts["status"] == "finished" else "begun"
+
+    record = RUNS / cell.id / "run.json"
+    if not record.exists():
+        return "new"
+    facts = json.loads(record.read_text(encoding="utf-8"))
+    if not has_settings_of(cell, facts["recipe"]):
+        return "changed"
+    if facts["status"] == "finished":
+        return "trained"
+    return "begun"
 
 
-def _run_facts(cell: Cell) -> dict[str, Any] | None:
-    path = RUNS / cell.id / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def has_settings_of(cell: Cell, settings: Settings) -> bool:
+    """Whether settings are those of a cell.
+
+    Keys that were added to recipes since count with their defaults. The folders of data and
+    tokenizer do not count.
+    """
+    parts = {part: settings[part] for part in PARTS if settings.get(part)}
+    recipe: Recipe = configs.from_dict(Recipe, parts)
+    return without_folders(plain(recipe)) == without_folders(cell.settings)
 
 
-def _made_with(settings: dict[str, Any], cell: Cell) -> bool:
-    """Whether these are a cell's settings: those that came later count with their defaults, and the
-    folder in which data and tokenizer were does not."""
-    found: Recipe = configs.from_dict(
-        Recipe, {part: settings[part] for part in PARTS if settings.get(part)}
-    )
-    return _anywhere(plain(found)) == _anywhere(cell.settings)
-
-
-def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
+def without_folders(settings: Settings) -> Settings:
     """Settings without the folders of data and tokenizer."""
     kind, _, path = settings["data"]["source"].partition(":")
+    source = f"{kind}:{Path(path).name}"
+    # Of a tokenizer its table and its cell remain.
     tokenizer = "/".join(Path(settings.get("prior_of", "")).parts[-2:])
-    return settings | {
-        "data": settings["data"] | {"source": f"{kind}:{Path(path).name}"},
+    return {
+        **settings,
+        "data": {**settings["data"], "source": source},
         "prior_of": tokenizer,
     }
 
 
 def run(cell: Cell, again: bool) -> bool:
-    """Bring a cell to its end. Returns False where training was interrupted.
+    """Bring a cell to its end. Returns False if training was interrupted.
 
     Raises:
-        ConfigError: where its settings have changed since it was begun.
+        ConfigError: if its settings have changed since it was begun.
     """
-    out, how = RUNS / cell.id, state(cell)
-    if how == "changed" and not again:
+    out = RUNS / cell.id
+    if state(cell) == "changed" and not again:
         raise ConfigError(
             f"the settings of {cell.id} have changed since it was trained: --again trains it anew"
         )
     if again:
         shutil.rmtree(out, ignore_errors=True)
         cell.result.unlink(missing_ok=True)
+
+    # Times of an image depend on it too, so it is set for the whole process.
     torch.set_num_threads(cell.recipe.train.threads or torch.get_num_threads())
-    busy = harness.others()
-    before = _busy_before(out)
+    # One figure for each sitting, kept beside the run until it is finished.
+    busy_file = out / "busy.json"
+    busy = []
+    if busy_file.exists():
+        busy = json.loads(busy_file.read_text())
+    other_load = harness.gauge_other_load()
     trained = train_recipe(
-        cell.at_home(), out, resume=(out / "run.json").exists(), say=lambda line: print("  " + line)
+        cell.located_recipe(),
+        out,
+        resume=(out / "run.json").exists(),
+        say=lambda line: print("  " + line),
     )
-    (out / "busy.json").write_text(json.dumps([*before, busy()]))
+    busy.append(other_load())
+    busy_file.write_text(json.dumps(busy))
     if trained.interrupted:
         return False
-    row = measure(cell, out) | {"processors_busy_with_others": max([*before, busy()])}
+
+    row = measure(cell, out)
+    # The worst sitting, since it is the one to doubt.
+    row["processors_busy_with_others"] = max(busy)
+    # Machines of one name can differ in speed, so it is measured beside each cell.
     row["machine_gigaflops"] = machine.gigaflops(2048)
     harness.write("", [row], str(cell.result))
-    print(f"  {told(row)}", flush=True)
+    print(f"  {describe(row)}", flush=True)
     return True
 
 
-def _busy_before(out: Path) -> list[float]:
-    path = out / "busy.json"
-    found: list[float] = json.loads(path.read_text()) if path.exists() else []
-    return found
+def describe(row: harness.Row) -> str:
+    """The figures that a cell reached, as a line to read."""
+    if "test" in row:
+        test = row["test"]
+        return (
+            f"{test['bits_per_dim']:.4f} ± {test['bits_per_dim_se']:.4f} bits/dim, "
+            f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f} nats"
+        )
+    # Bounds of a tokenizer without a likelihood have no bits, those of pixels have no PSNR.
+    figures = []
+    if row["bits_per_dim"] is not None:
+        figures.append(f"{row['bits_per_dim']:.4f} bits/dim")
+    if row["psnr_db"] is not None:
+        figures.append(f"PSNR {row['psnr_db']:.2f} dB")
+    return ", ".join(figures)
 
 
-def told(row: dict[str, Any]) -> str:
-    """What a cell reached, for the one who waits."""
-    if "test" not in row:
-        figures = (("bits_per_dim", "{:.4f} bits/dim"), ("psnr_db", "PSNR {:.2f} dB"))
-        return ", ".join(text.format(row[name]) for name, text in figures if row[name] is not None)
-    test = row["test"]
-    return f"{test['bits_per_dim']:.4f} ± {test['bits_per_dim_se']:.4f} bits/dim, " + (
-        f"{test['nats_per_image']:.2f} ± {test['nats_per_image_se']:.2f} nats"
-    )
-
-
-def measure(cell: Cell, out: Path) -> dict[str, Any]:
+def measure(cell: Cell, out: Path) -> harness.Row:
     """The row of a trained cell."""
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    progress, count = facts["progress"], facts["data"]["train"]["count"]
-    row: dict[str, Any] = {"table": cell.table, "cell": cell.name, "settings": cell.settings}
-    row |= {"train_images": count, "steps": progress["step"], "best_step": progress["best_step"]}
-    row |= {
+    progress = facts["progress"]
+    count = facts["data"]["train"]["count"]
+    row: harness.Row = {
+        "table": cell.table,
+        "cell": cell.name,
+        "settings": cell.settings,
+        "train_images": count,
+        "steps": progress["step"],
+        "best_step": progress["best_step"],
         "minutes": progress["seconds"] / 60,
         "epochs": progress["step"] * cell.recipe.train.batch / count,
-    }
-    row |= {
         "valid": progress["figures"],
         "curve": curve(out),
         "sittings": facts.get("sittings", []),
     }
-    return row | (_in_bounds(out) if cell.in_bounds else _likelihood(cell, out))
+    if cell.in_bounds:
+        return row | measure_bounds(out)
+    return row | measure_likelihood(cell, out)
 
 
-def _likelihood(cell: Cell, out: Path) -> dict[str, Any]:
+def measure_likelihood(cell: Cell, out: Path) -> harness.Row:
     """Exact figures on the test images, and times."""
     test = test_images(out)
     model = ts.load(out)
     assert isinstance(model, Generator)
-    grid = model.priors[0].grid
-    found = ts.assess(out, test, batch=min(100, max(1, TABLE // (grid.symbols * grid.levels))))
-    row: dict[str, Any] = {"parameters": model.priors[0].parameter_count()}
-    kept = (
+    prior = model.priors[0]
+    # An image needs a table of as many probabilities as it has symbols times levels.
+    batch = min(100, max(1, TABLE // (prior.grid.symbols * prior.grid.levels)))
+    # The run, not the model, so that images seen in training are counted.
+    found = ts.assess(out, test, batch=batch)
+    row: harness.Row = {
+        "parameters": prior.parameter_count(),
+        "test": test_figures(found.figures),
+        "seconds_an_image": {str(n): seconds_an_image(model, n) for n in BATCHES},
+    }
+    if cell.each_image:
+        bits = found.measured.values["nats"] / (prior.grid.symbols * ts.grid.LN2)
+        row["each_image"] = {
+            "bits_per_dim": [round(float(value), 6) for value in bits],
+            "of": file_names(test),
+        }
+        row["neighbours"] = neighbours(model, np.asarray(test.images[:]))
+    return row
+
+
+def test_figures(figures: harness.Row) -> harness.Row:
+    """The figures of an evaluation that a row keeps."""
+    kept: harness.Row = {}
+    for name in (
         "images",
         "bits_per_dim",
         "nats_per_image",
         "baseline_bits_per_dim",
         "scored_grid",
         "weights",
-    )
-    row["test"] = {name: found.figures[name] for name in kept if name in found.figures}
-    row["test"] |= {
-        f"{name}_se": found.figures[f"{name}_se"] for name in ("bits_per_dim", "nats_per_image")
-    }
-    row["test"] |= {
-        "sha256": found.figures["data"]["sha256"],
-        "identical": found.figures["overlap"]["identical"],
-    }
-    row["seconds_an_image"] = {str(n): seconds_an_image(model, n) for n in BATCHES}
-    if cell.each_image:
-        bits = found.measured.values["nats"] / (grid.symbols * ts.grid.LN2)
-        row["each_image"] = {"bits_per_dim": [round(float(b), 6) for b in bits], "of": _files(test)}
-        row["neighbours"] = neighbours(model, test.images)
-    return row
+    ):
+        # Only images that were scaled to the model have a scored grid.
+        if name in figures:
+            kept[name] = figures[name]
+    for name in ("bits_per_dim_se", "nats_per_image_se"):
+        kept[name] = figures[name]
+    kept["sha256"] = figures["data"]["sha256"]
+    kept["identical"] = figures["overlap"]["identical"]
+    return kept
 
 
-def _in_bounds(out: Path) -> dict[str, Any]:
+def measure_bounds(out: Path) -> harness.Row:
     """Bits of the pixels, exact or bounded, and times."""
     row = bounds.measure(str(out), test_images(out), samples=0, batch=100)
+    # Those of the tokenizer are among these minutes.
     row["all_minutes"] = row.pop("minutes")
+    row["seconds_an_image"] = None
     model = ts.load(out)
-    row["seconds_an_image"] = (
-        {str(n): seconds_an_image(model, n) for n in BATCHES}
-        if isinstance(model, Generator)
-        else None
-    )
+    if isinstance(model, Generator):
+        row["seconds_an_image"] = {str(n): seconds_an_image(model, n) for n in BATCHES}
     return row
 
 
 def test_images(out: Path) -> data.ImageSet:
-    """All of them, also where few were to be trained on."""
+    """All test images of a run, even if it was trained on a limited number of images."""
     return data.load(replace(data_config(out), limit=0), "test")
 
 
-def _files(images: data.ImageSet) -> list[str]:
-    """Of tiles, which file each is from."""
-    return [] if images.names is None else [str(name).partition("#")[0] for name in images.names]
+def file_names(images: data.ImageSet) -> list[str]:
+    """The file that each tile is from; empty if the images are no tiles."""
+    if images.names is None:
+        return []
+    return [str(name).partition("#")[0] for name in images.names]
 
 
 def curve(out: Path) -> list[tuple[float, float]]:
-    """Seconds of training and bits/dim of the averaged weights on the validation images."""
-    lines = [
-        json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return [
-        (line["seconds"], line["valid/bits_per_dim"])
-        for line in lines
-        if "valid/bits_per_dim" in line
-    ]
+    """Seconds of training, and bits/dim of the averaged weights on the validation images."""
+    points = []
+    for text in (out / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "valid/bits_per_dim" in line:
+            points.append((line["seconds"], line["valid/bits_per_dim"]))
+    return points
 
 
 def seconds_an_image(model: Generator, batch: int) -> float:
-    """To draw an image, ``batch`` at a time, the median of three."""
+    """Seconds to draw an image, ``batch`` at a time, the median of three."""
     times = harness.alternate({"ours": lambda: model.sample(batch, batch=batch)}, rounds=3)
     return times["ours"]["median"] / batch
 
 
 @torch.no_grad()
-def neighbours(model: Generator, images: Any) -> list[float]:
-    """Mean probability of the levels ``-REACH .. REACH`` away from the true one, of those that
-    exist."""
+def neighbours(model: Generator, images: np.ndarray) -> list[float]:
+    """Mean probability of the levels ``-REACH .. REACH`` away from the true one.
+
+    For each distance the mean is over the symbols for which such a level exists.
+    """
     prior = model.priors[0]
+    levels = prior.grid.levels
     chosen = np.unique(np.linspace(0, len(images) - 1, NEAR).astype(int))
-    symbols, levels = model.encode(np.asarray(images[:])[chosen]), prior.grid.levels
-    total, number = (
-        torch.zeros(2 * REACH + 1, dtype=torch.float64),
-        torch.zeros(2 * REACH + 1, dtype=torch.float64),
-    )
+    symbols = model.encode(images[chosen])
+    total = torch.zeros(2 * REACH + 1, dtype=torch.float64)
+    number = torch.zeros(2 * REACH + 1, dtype=torch.float64)
     for part in symbols.split(32):
-        table = prior.distribution(part).table(part).exp()
+        # [batch, height, width, channels, levels]
+        probabilities = prior.distribution(part).table(part).exp()
         for i, distance in enumerate(range(-REACH, REACH + 1)):
             near = part + distance
-            there = (near >= 0) & (near < levels)
-            chance = table.gather(-1, near.clamp(0, levels - 1)[..., None])[..., 0]
-            total[i] += chance[there].double().sum()
-            number[i] += there.sum()
-    return [round(float(p), 6) for p in total / number]
+            exists = (near >= 0) & (near < levels)
+            # Clamped, since gather refuses levels that do not exist; these are left out below.
+            index = near.clamp(0, levels - 1)[..., None]
+            probability = probabilities.gather(-1, index)[..., 0]
+            total[i] += probability[exists].double().sum()
+            number[i] += exists.sum()
+    return [round(float(mean), 6) for mean in total / number]
 
 
 def probe(cell: Cell, variants: Sequence[str], minutes: float) -> None:
-    """Train each combination of the values given for the keys, for a few minutes, and tell what
-    validation says."""
-    for change in _combinations(variants):
-        values = configs.apply_overrides(
-            configs.to_dict(cell.at_home()), [*change, f"train.minutes={minutes}"]
-        )
-        given = configs.from_dict(Recipe, values)
+    """Train each combination of values for a few minutes and record its validation."""
+    for change in combinations(variants):
+        values = configs.to_dict(cell.located_recipe())
+        values = configs.apply_overrides(values, [*change, f"train.minutes={minutes}"])
+        recipe = configs.from_dict(Recipe, values)
         with tempfile.TemporaryDirectory() as out:
-            trained = train_recipe(given, Path(out) / "run", say=lambda line: None)
+            # Nothing of a probe is kept but its figures.
+            trained = train_recipe(recipe, Path(out) / "run", say=lambda line: None)
         row = {
             "cell": cell.id,
             "minutes": minutes,
             "change": " ".join(change),
             "steps": trained.progress.step,
-        }
-        row |= {"settings": plain(given), "threads": torch.get_num_threads()}
-        row |= {
+            "settings": plain(recipe),
+            "threads": torch.get_num_threads(),
             "valid_bits_per_dim": trained.progress.best,
             "best_step": trained.progress.best_step,
         }
@@ -390,16 +457,17 @@ def probe(cell: Cell, variants: Sequence[str], minutes: float) -> None:
         harness.merge("likelihood/probes", row, ["cell", "minutes", "change"])
 
 
-def _combinations(variants: Sequence[str]) -> list[list[str]]:
+def combinations(variants: Sequence[str]) -> list[list[str]]:
     """``a=1,2 b=3`` as ``[[a=1, b=3], [a=2, b=3]]``."""
-    found: list[list[str]] = [[]]
+    choices = []
     for variant in variants:
         key, _, values = variant.partition("=")
-        found = [[*before, f"{key}={value}"] for before in found for value in values.split(",")]
-    return found
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    return [list(combination) for combination in itertools.product(*choices)]
 
 
 def main() -> None:
+    """List, train or probe the cells that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -418,24 +486,27 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     if chosen.part == "probe":
         name, *variants = chosen.cells
-        probe(_chosen([name])[0], variants, chosen.minutes)
+        probe(find_cells([name])[0], variants, chosen.minutes)
         return
-    for cell in _chosen(chosen.cells or ["*"]):
+    for cell in find_cells(chosen.cells or ["*"]):
         how = state(cell)
         print(f"{cell.id}: {how}", flush=True)
-        if chosen.part == "run" and (how != "done" or chosen.again) and not run(cell, chosen.again):
+        if chosen.part == "list" or (how == "done" and not chosen.again):
+            continue
+        if not run(cell, chosen.again):
             sys.exit("interrupted: the same command without --again goes on")
 
 
-def _chosen(patterns: Sequence[str]) -> list[Cell]:
+def find_cells(patterns: Sequence[str]) -> list[Cell]:
+    """The cells whose names match a pattern, in their order; exits if there are none."""
     every = cells()
-    found = [
-        cell for cell in every if any(fnmatch.fnmatch(cell.id, pattern) for pattern in patterns)
-    ]
+    found = []
+    for cell in every:
+        if any(fnmatch.fnmatch(cell.id, pattern) for pattern in patterns):
+            found.append(cell)
     if not found:
-        raise SystemExit(
-            f"no cell is named {' or '.join(patterns)}; there are {', '.join(c.id for c in every)}"
-        )
+        known = ", ".join(cell.id for cell in every)
+        raise SystemExit(f"no cell is named {' or '.join(patterns)}; there are {known}")
     return found
 
 

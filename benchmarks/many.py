@@ -1,13 +1,12 @@
-"""A run of many images: the same memory however many, and killed again and again it ends as if
-nothing had happened.
+"""A run of many images: flat memory, and kills that leave no trace.
 
     python benchmarks/many.py --json results/many.json
     python benchmarks/many.py --n 2000 --few 200 --kills 2
 
 Images of a bundled model are drawn with the command line into a .npz file and into single PNG
 files: a few, to compare the peak of memory with, then all of them undisturbed, then all of them by
-processes that are killed with SIGKILL at random times and started again with the same words. What
-the two leave is compared byte for byte, names included.
+processes that are killed with SIGKILL at random times and started again with the same words. The
+two results are compared byte for byte, names included.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import harness
 
@@ -34,84 +33,103 @@ facts = dict(line.split(":") for line in open("/proc/self/status") if line.start
 print("peak", int(facts["VmHWM"].split()[0]) // 1024)
 sys.exit(status)
 """
+"""The command line; at its end it prints its peak of memory in MiB (Linux)."""
 
 
 def start(model: str, n: int, out: str) -> subprocess.Popen[str]:
     """Begin to draw, or go on."""
     words = ["sample", model, "--n", str(n), "--out", out, "--device", "cpu"]
-    place = {**os.environ, "PYTHONPATH": str(harness.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WATCHED, *words]
     return subprocess.Popen(
-        command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the end. Returns what was printed; raises if it did not go well."""
-    shown, told = process.communicate()
+    """Wait for the end and return what was printed; exits if the process failed."""
+    printed, errors = process.communicate()
     if process.returncode:
-        raise SystemExit(f"a run ended with status {process.returncode}: {told}")
-    return shown
+        raise SystemExit(f"a run ended with status {process.returncode}: {errors}")
+    return printed
 
 
-def left(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in the folder."""
+    hashes = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(folder))
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
 
 
-def written(folder: Path) -> int:
-    """When images were last written, in nanoseconds; 0 when none were."""
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Names of the files that differ, or that only one side has."""
+    # get() gives None for a missing file, which equals no hash.
+    names = expected.keys() | found.keys()
+    return sorted(name for name in names if expected.get(name) != found.get(name))
+
+
+def last_write(folder: Path) -> int:
+    """When images were last written, in nanoseconds; 0 if none were."""
+    # An archive grows in a raw file beside it; of single pictures the folder changes.
     places = [*folder.glob("*.part/images.u8"), *folder.glob("pictures")]
     return max((place.stat().st_mtime_ns for place in places), default=0)
 
 
-def killed(model: str, n: int, out: Path, name: str, seconds: float) -> tuple[bool, int]:
-    """Draw for so long after the first images. Whether that ended in a kill, and the image that it
-    had begun with."""
-    before, process = written(out), start(model, n, f"{out}/{name}")
-    while process.poll() is None and written(out) <= before:
+def draw_and_kill(model: str, n: int, out: Path, name: str, seconds: float) -> tuple[bool, int]:
+    """Draw for so many seconds after the first new images, then kill.
+
+    Returns:
+        Whether the process was killed before its end, and the image that it began with.
+    """
+    before = last_write(out)
+    process = start(model, n, f"{out}/{name}")
+    # Starting takes seconds and is not what should be killed, so the clock waits for an image.
+    while process.poll() is None and last_write(out) <= before:
         time.sleep(0.01)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-    shown, _ = process.communicate()
-    return process.returncode == -9, resumed(shown)
+    printed, _ = process.communicate()
+    return process.returncode == -9, first_image(printed)
 
 
-def resumed(shown: str) -> int:
-    """The image that a process began with."""
-    found = re.search(r"resuming at image (\d+)", shown)
-    return int(found[1]) if found else 0
+def first_image(printed: str) -> int:
+    """The image that a process began with, from what it printed."""
+    found = re.search(r"resuming at image (\d+)", printed)
+    if found is None:
+        return 0
+    return int(found[1])
 
 
-def measure(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, folder: Path, chosen: argparse.Namespace) -> harness.Row:
     """All runs of one kind of output."""
-    peaks, seconds = [], []
-    for n, end in ((chosen.few, "few"), (chosen.n, "straight")):
-        (folder / end).mkdir(parents=True)
+    peaks = []
+    seconds = []
+    for n, run in ((chosen.few, "few"), (chosen.n, "straight")):
+        (folder / run).mkdir(parents=True)
         began = time.perf_counter()
-        shown = finish(start(chosen.model, n, f"{folder / end}/{name}"))
+        printed = finish(start(chosen.model, n, f"{folder / run}/{name}"))
         seconds.append(time.perf_counter() - began)
-        peaks.append(int(shown.split()[-1]))
-    out, chance = folder / "killed", random.Random(f"{chosen.seed} {name}")
+        peaks.append(int(printed.split()[-1]))
+
+    out = folder / "killed"
     out.mkdir()
-    part = (
-        2 * max(0.1, seconds[1] - seconds[0]) / (chosen.kills + 1)
-    )  # a random part of it is half of it in the mean
-    tries = [
-        killed(chosen.model, chosen.n, out, name, part * chance.random())
-        for _ in range(chosen.kills)
-    ]
-    last = resumed(finish(start(chosen.model, chosen.n, f"{out}/{name}")))
-    expected, found = left(folder / "straight"), left(out)
-    differs = sorted(
-        file for file in expected.keys() | found.keys() if expected.get(file) != found.get(file)
-    )
+    chance = random.Random(f"{chosen.seed} {name}")
+    # The difference leaves out the start of the process. A random share of a part is half of it
+    # on average, so all kills together get about as far as the run without any.
+    part = 2 * max(0.1, seconds[1] - seconds[0]) / (chosen.kills + 1)
+    tries = []
+    for _ in range(chosen.kills):
+        seconds_to_kill = part * chance.random()
+        tries.append(draw_and_kill(chosen.model, chosen.n, out, name, seconds_to_kill))
+    last = first_image(finish(start(chosen.model, chosen.n, f"{out}/{name}")))
+
+    expected = hash_files(folder / "straight")
+    differs = differences(expected, hash_files(out))
     return {
         "model": chosen.model,
         "output": name,
@@ -119,13 +137,15 @@ def measure(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
         "files": len(expected),
         "seconds": seconds[1],
         "peak_mib": {str(chosen.few): peaks[0], str(chosen.n): peaks[1]},
-        "kills": sum(kill for kill, _ in tries),
-        "resumed_at": [*(at for _, at in tries[1:]), last],
+        "kills": sum(was_killed for was_killed, _ in tries),
+        # The first process began at image 0.
+        "resumed_at": [*(first for _, first in tries[1:]), last],
         "differs": differs[:10],
     }
 
 
 def main() -> int:
+    """Measure; the exit status is 1 if a kill left a trace, or if nothing was killed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,14 +158,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="file to write the rows to")
     chosen = parser.parse_args()
+
     rows = []
+    failed = False
     for name in ("samples.npz", "pictures/"):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(name, Path(folder), chosen))
-        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            row = measure(name, Path(folder), chosen)
+        rows.append(row)
+        failed |= bool(row["differs"]) or not row["kills"]
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if chosen.json:
         print(harness.write("many", rows, chosen.json))
-    return 1 if any(row["differs"] or not row["kills"] for row in rows) else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a run costs beyond its arithmetic: the training loop against a bare one, step by step.
+"""The cost of a run beyond its arithmetic: the training loop against a bare one, step by step.
 
-    python benchmarks/overhead.py --out results/overhead.json python benchmarks/overhead.py --rounds
-    1 --steps 5 --layers 2 --hidden 8 --out /tmp/overhead.json
+    python benchmarks/overhead.py --out results/overhead.json
+    python benchmarks/overhead.py --rounds 1 --steps 5 --layers 2 --hidden 8 --out tiny.json
 
-Both loops train a gated PixelCNN of 6 layers of 48 features on the same random binary 28x28 images,
+Both loops train a gated PixelCNN of 6 layers of 48 features on equal random binary 28x28 images,
 in batches of 16, in turn, a step of one after a step of the other (a machine's speed drifts by more
 than what is measured): batch, forward, backward, clipping, optimizer step, average. Ours is
 ``loop.fit`` as a run has it: seeds of each step, checks, a line of log every 10 steps and, once a
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import harness
 import torch
@@ -38,37 +38,49 @@ from tessella.training.tasks import DensityTask
 
 GRID = ts.Grid(28, 28, 1, 2)
 CONFIG = TrainConfig(steps=1, batch=16, learning_rate=3e-3, device="cpu", checkpoint_every=100)
+TRAINING_IMAGES = 1000
+WARM_UP = 3
+"""Steps before the first round, in which memory is allocated and the moments are made."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Clock:
-    """Adds up the time spent in functions."""
+    """Adds up the seconds that functions take, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
+    def time(self, name: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """Wrap a function so that its time is added up under ``name``."""
+
+        def timed(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
             started = time.perf_counter()
             try:
-                return act(*arguments, **options)
+                return function(*arguments, **options)
             finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
         return timed
 
 
-class Bare:
-    """The same steps with nothing around them."""
+class BareLoop:
+    """The arithmetic of a training step with nothing around it."""
 
     def __init__(self, task: DensityTask, examples: Examples) -> None:
-        self.task, self.examples, self.steps = task.train(), examples, 0
+        self.task = task.train()
+        self.examples = examples
+        self.steps = 0
         self.parameters = list(task.parameters())
-        self.average, self.order = (
-            Average(task.module, CONFIG.average),
-            Order(len(examples), CONFIG.batch, 0),
-        )
-        matrices = [p for p in task.parameters() if p.dim() > 1]
-        others = [p for p in task.parameters() if p.dim() <= 1]
+        self.average = Average(task.module, CONFIG.average)
+        self.order = Order(len(examples), CONFIG.batch, 0)
+        self.generator = torch.Generator().manual_seed(0)
+
+        # Biases and scales do not decay, as in the training loop.
+        matrices = [parameter for parameter in self.parameters if parameter.dim() > 1]
+        others = [parameter for parameter in self.parameters if parameter.dim() <= 1]
         groups = [
             {"params": matrices, "weight_decay": CONFIG.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -76,12 +88,12 @@ class Bare:
         self.optimizer = torch.optim.AdamW(
             groups, lr=CONFIG.learning_rate, betas=CONFIG.betas, fused=True
         )
-        self.generator = torch.Generator().manual_seed(0)
 
     def step(self) -> None:
-        x, labels = self.examples.batch(
-            self.order.at(self.steps), self.generator, torch.device("cpu")
-        )
+        """Take one step."""
+        indices = self.order.at(self.steps)
+        x, labels = self.examples.batch(indices, self.generator, torch.device("cpu"))
+        # The order of the calls is that of the training loop.
         self.task(x, labels)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, CONFIG.clip)
         self.optimizer.step()
@@ -90,84 +102,119 @@ class Bare:
         self.steps += 1
 
 
-def followed(act: Callable[..., Any], then: Callable[[], Any]) -> Callable[..., Any]:
-    """A function that does ``then`` after itself."""
+def followed_by(
+    function: Callable[Arguments, Result], next_function: Callable[[], object]
+) -> Callable[Arguments, Result]:
+    """Wrap a function so that another one runs after it."""
 
-    def both(*arguments: Any, **options: Any) -> Any:
-        result = act(*arguments, **options)
-        then()
+    def both(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        result = function(*arguments, **options)
+        next_function()
         return result
 
     return both
 
 
-def task(sizes: dict[str, int]) -> DensityTask:
-    model = ts.create("gated-pixelcnn", GRID, **sizes)
+def create_task(layers: int, hidden: int) -> DensityTask:
+    """The task of training a fresh model."""
+    model = ts.create("gated-pixelcnn", GRID, layers=layers, hidden=hidden)
     return DensityTask(model, pixel_generator(model).tokenizer)
 
 
-def images(n: int, seed: int) -> Examples:
+def random_images(n: int, seed: int) -> Examples:
+    """``n`` random black and white images."""
     x = torch.randint(0, 2, (n, 28, 28, 1), generator=torch.Generator().manual_seed(seed))
     return Examples([(x * 255).to(torch.uint8)])
 
 
-def ours(session: loop.Session, steps: int) -> None:
-    """So many more steps; the last one validates and writes a checkpoint, as every hundredth of a
-    long run does."""
+def train_on(session: loop.Session, steps: int) -> None:
+    """Take so many more steps.
+
+    The last one validates and writes a checkpoint, as every hundredth of a long run does.
+    """
     session.config = replace(session.config, steps=session.progress.step + steps)
+    # Limits are computed once for a session, from the steps of its configuration.
     session.limits = schedule.limits_of(session.config, len(session.examples))
-    session.progress.rank = None  # the best model is saved each round
+    # Without a rank the next validation is the best so far, so that each round saves the model.
+    session.progress.rank = None
     loop.fit(session)
 
 
-def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    sizes, clock = {"layers": chosen.layers, "hidden": chosen.hidden}, Clock()
-    trained, learned = task(sizes), images(1000, 0)
+def measure(chosen: argparse.Namespace, folder: Path) -> harness.Row:
+    """Train with both loops in turn, and compare their times."""
+    # Two models of equal weights, one for each loop, learn from equal images.
+    task = create_task(chosen.layers, chosen.hidden)
+    examples = random_images(TRAINING_IMAGES, seed=0)
+    held_out = random_images(chosen.valid, seed=1)
     run = RunDirectory(folder / "run")
-    session = loop.setup(
-        create_fabric("cpu"), trained, learned, images(chosen.valid, 1), CONFIG, run
-    )
+    session = loop.setup(create_fabric("cpu"), task, examples, held_out, CONFIG, run)
     run.start({})
-    bare = Bare(task(sizes), learned)
-    trained.validate = clock("evaluation", trained.validate)  # type: ignore[method-assign]
-    run.log = clock("log", run.log)  # type: ignore[method-assign]
-    checkpoint.save = clock("checkpoint", checkpoint.save)
-    loop.keep = clock("best model", loop.keep)
-    session.average.update = followed(session.average.update, clock("bare", bare.step))  # type: ignore[method-assign]
-    ours(session, 3)
+    bare = BareLoop(create_task(chosen.layers, chosen.hidden), examples)
+
+    clock = Clock()
+    task.validate = clock.time("evaluation", task.validate)  # type: ignore[method-assign]
+    run.log = clock.time("log", run.log)  # type: ignore[method-assign]
+    checkpoint.save = clock.time("checkpoint", checkpoint.save)
+    loop.keep = clock.time("best model", loop.keep)
+    # The update of the average is the last thing in a step of ours, so the bare loop's step comes
+    # after it. Its time is subtracted below.
+    bare_step = clock.time("bare", bare.step)
+    average = session.average
+    average.update = followed_by(average.update, bare_step)  # type: ignore[method-assign]
+    train_on(session, WARM_UP)
+
     rounds: list[dict[str, float]] = []
-    gauge = harness.others()
+    other_load = harness.gauge_other_load()
     for _ in range(chosen.rounds):
         clock.seconds.clear()
-        clock("ours", ours)(session, chosen.steps)
+        clock.time("ours", train_on)(session, chosen.steps)
         clock.seconds["ours"] -= clock.seconds["bare"]
         rounds.append(dict(clock.seconds))
-    middle = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    without = [r["ours"] - r["evaluation"] for r in rounds]
+
+    # Found oldest first.
     newest = checkpoint.found(run.path)[-1]
     return {
         "model": "gated-pixelcnn",
-        "sizes": sizes,
+        "sizes": {"layers": chosen.layers, "hidden": chosen.hidden},
         "grid": str(GRID),
-        "parameters": sum(p.numel() for p in trained.parameters()),
+        "parameters": harness.count_parameters(task),
         "batch": CONFIG.batch,
         "steps_a_round": chosen.steps,
         "rounds": chosen.rounds,
         "validation_images": chosen.valid,
-        "bare_ms_a_step": 1e3 * middle["bare"] / chosen.steps,
-        "ours_ms_a_step": 1e3 * statistics.median(without) / chosen.steps,
-        "overhead": statistics.median(
-            w / r["bare"] - 1 for w, r in zip(without, rounds, strict=True)
-        ),
-        "overhead_with_validation": statistics.median(r["ours"] / r["bare"] - 1 for r in rounds),
-        "overhead_of_each_round": [w / r["bare"] - 1 for w, r in zip(without, rounds, strict=True)],
-        "ms_a_round": {name: 1e3 * value for name, value in middle.items()},
+        **compare(rounds, chosen.steps),
         "checkpoint_bytes": sum(path.stat().st_size for path in newest.iterdir()),
-        "processors_busy_with_others": gauge(),
+        "processors_busy_with_others": other_load(),
+    }
+
+
+def compare(rounds: list[dict[str, float]], steps: int) -> harness.Row:
+    """Both loops' times of a step, and the share that ours takes more."""
+    without_evaluation = []
+    overheads = []
+    overheads_with_validation = []
+    for seconds in rounds:
+        ours = seconds["ours"] - seconds["evaluation"]
+        without_evaluation.append(ours)
+        # Ratios within a round: both loops met the same noise there.
+        overheads.append(ours / seconds["bare"] - 1)
+        overheads_with_validation.append(seconds["ours"] / seconds["bare"] - 1)
+
+    middle = {}
+    for name in rounds[0]:
+        middle[name] = statistics.median(seconds[name] for seconds in rounds)
+    return {
+        "bare_ms_a_step": 1e3 * middle["bare"] / steps,
+        "ours_ms_a_step": 1e3 * statistics.median(without_evaluation) / steps,
+        "overhead": statistics.median(overheads),
+        "overhead_with_validation": statistics.median(overheads_with_validation),
+        "overhead_of_each_round": overheads,
+        "ms_a_round": {name: 1e3 * value for name, value in middle.items()},
     }
 
 
 def main() -> None:
+    """Measure, print and write one row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,9 +238,8 @@ def main() -> None:
         f"overhead {row['overhead']:+.2%}, with the validation's evaluation "
         f"{row['overhead_with_validation']:+.2%}"
     )
-    print(
-        ", ".join(f"{name} {value:.1f} ms" for name, value in row["ms_a_round"].items()), "a round"
-    )
+    parts = [f"{name} {value:.1f} ms" for name, value in row["ms_a_round"].items()]
+    print(", ".join(parts), "a round")
     print(harness.write("overhead", [row], chosen.out))
 
 

@@ -1,5 +1,4 @@
-"""Parallel decoding against cached steps, on trained models: whether they draw the same, in how
-many passes, how fast.
+"""Parallel decoding against cached steps, on trained models: equality, passes and speed.
 
     python benchmarks/parallel.py                                      # the bundled models
     python benchmarks/parallel.py --runs runs/binary-mnist runs/cifar10-prior --seeds 256
@@ -12,9 +11,9 @@ a tie the first difference was (nats). Then both are timed in turn.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import harness
 import torch
@@ -26,79 +25,126 @@ from tessella.sampling import Passes, Rule, choose
 BATCH = 64
 
 
-def by_passes(model: ts.DensityModel, n: int, seed: int) -> Passes:
-    """``n`` images drawn by passes."""
-    walk = Passes(model, model.condition(None, n), Noise(model.grid, n, seed, model.device), Rule())
+def draw_by_passes(model: ts.DensityModel, n: int, seed: int) -> Passes:
+    """Draw ``n`` images by passes; returns the finished walk."""
+    noise = Noise(model.grid, n, seed, model.device)
+    walk = Passes(model, model.condition(None, n), noise, Rule())
+    # Each turn is a pass over the grid, from the symbols that the one before has drawn.
     for _ in walk.walk():
         pass
     return walk
 
 
-def compare(model: ts.DensityModel, seeds: int) -> dict[str, Any]:
-    """Both methods on the same seeds: what differs, and the passes."""
-    passes, images, symbols, gaps = [], 0, 0, []
+def compare(model: ts.DensityModel, seeds: int) -> harness.Row:
+    """Draw by both methods from equal seeds; returns their differences and the passes."""
+    passes = []
+    images = 0
+    symbols = 0
+    gaps = []
     for seed in range(0, seeds, BATCH):
         n = min(BATCH, seeds - seed)
-        walk, cached = by_passes(model, n, seed), ts.sample(model, n, seed, "cached")
+        # Image i uses seed + i, whatever the batch, so both methods see equal noise.
+        walk = draw_by_passes(model, n, seed)
+        cached = ts.sample(model, n, seed, "cached")
         passes.append(walk.passes)
+        # [n, symbols]
         differs = walk.x != cached.flatten(1)
-        images, symbols = images + int(differs.any(1).sum()), symbols + int(differs.sum())
+        images += int(differs.any(1).sum())
+        symbols += int(differs.sum())
         gaps += first_gaps(model, cached, differs, seed)
-    each = torch.cat(passes).double()
+
+    passes_of_images = torch.cat(passes).double()
+    mean = float(passes_of_images.mean())
     return {
         "images": seeds,
         "images_that_differ": images,
         "symbols_that_differ": symbols,
         "widest_tie_nats": max(gaps, default=0.0),
-        "passes_mean": float(each.mean()),
-        "passes_se": float(each.std() / len(each) ** 0.5),
-        "passes_greatest": int(each.max()),
-        "passes_share_of_symbols": float(each.mean()) / model.grid.symbols,
+        "passes_mean": mean,
+        "passes_se": float(passes_of_images.std() / len(passes_of_images) ** 0.5),
+        "passes_greatest": int(passes_of_images.max()),
+        "passes_share_of_symbols": mean / model.grid.symbols,
     }
 
 
 def first_gaps(
     model: ts.DensityModel, x: torch.Tensor, differs: torch.Tensor, seed: int
 ) -> list[float]:
-    """Of every image that differs, how far apart the two best scores were at its first difference
-    (nats)."""
+    """How near a tie the first difference of each image was.
+
+    Args:
+        model: that drew the images.
+        x: images ``[n, height, width, channels]``, as cached steps drew them.
+        differs: symbols that passes drew otherwise, ``[n, symbols]``.
+        seed: of the first image.
+
+    Returns:
+        For every image that differs, the distance of its two best scores there, in nats.
+    """
     gaps = []
     for image in differs.any(1).nonzero()[:, 0].tolist():
+        # argmax of a boolean row is the first place that is true.
         place = int(differs[image].int().argmax())
-        table = model.distribution(x[image : image + 1], model.condition(None, 1)).table(
-            x[image : image + 1]
-        )
-        score = table.flatten(1, 3)[0, place] + Noise(model.grid, 1, seed + image).at(place)[0]
+        one = x[image : image + 1]
+        log_probs = model.distribution(one, model.condition(None, 1)).table(one)
+        # A symbol is drawn as the argmax of its log-probabilities plus Gumbel noise.
+        score = log_probs.flatten(1, 3)[0, place] + Noise(model.grid, 1, seed + image).at(place)[0]
         first, second = score.topk(2).values.tolist()
         gaps.append(first - second)
     return gaps
 
 
-def measure(run: str, seeds: int, batches: list[int], rounds: int) -> dict[str, Any]:
-    """One row."""
+def measure(run: str, seeds: int, batches: list[int], rounds: int) -> harness.Row:
+    """One row: the figures of a run."""
     loaded = ts.load(run)
     assert isinstance(loaded, ts.Generator)
     model = loaded.prior
+    # A hierarchy of priors draws grid by grid and is not measured here.
+    assert isinstance(model, ts.DensityModel)
     row = {
         "run": Path(run).name,
         "model": model.name,
         "grid": str(model.grid),
         "symbols": model.grid.symbols,
+        "auto": choose(model),
+        "float32": compare(model, seeds),
     }
-    row |= {"auto": choose(model), "float32": compare(model, seeds)}
     for batch in batches:
-        work = {
+        work: dict[str, Callable[[], object]] = {
             "cached": partial(ts.sample, model, batch, 0, "cached", None, batch),
-            "parallel": partial(by_passes, model, batch, 0),
+            "parallel": partial(draw_by_passes, model, batch, 0),
         }
-        times = {name: t["median"] for name, t in harness.alternate(work, rounds).items()}
-        row[f"batch_{batch}"] = {f"{name}_s": time for name, time in times.items()}
-        row[f"batch_{batch}"]["parallel_over_cached"] = times["parallel"] / times["cached"]
+        times = harness.alternate(work, rounds)
+        cached = times["cached"]["median"]
+        parallel = times["parallel"]["median"]
+        row[f"batch_{batch}"] = {
+            "cached_s": cached,
+            "parallel_s": parallel,
+            "parallel_over_cached": parallel / cached,
+        }
+    # Last, since the model stays in float64 from here on.
     model.double()
-    return row | {"float64": compare(model, seeds)}
+    row["float64"] = compare(model, seeds)
+    return row
+
+
+def describe(row: harness.Row, batches: list[int]) -> str:
+    """A row as a line to read."""
+    wide = row["float64"]
+    ratios = []
+    for batch in batches:
+        ratio = row[f"batch_{batch}"]["parallel_over_cached"]
+        ratios.append(f"batch {batch}: {ratio:.1f} times the seconds")
+    return (
+        f"{row['run']}: {wide['symbols_that_differ']} symbols differ in float64, "
+        f"{row['float32']['symbols_that_differ']} in float32; "
+        f"{wide['passes_mean']:.1f} passes, {wide['passes_share_of_symbols']:.1%} of "
+        f"{row['symbols']} symbols; " + "; ".join(ratios)
+    )
 
 
 def main() -> None:
+    """Measure the runs that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,23 +158,13 @@ def main() -> None:
     parser.add_argument("--out", default="")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    # Float64 is where equality is promised, float32 is what users run.
     rows = []
     for run in chosen.runs:
         with torch.no_grad():
             row = measure(run, chosen.seeds, chosen.batches, chosen.rounds)
         rows.append(row)
-        wide, passes = row["float64"], row["float64"]["passes_share_of_symbols"]
-        print(
-            f"{row['run']}: {wide['symbols_that_differ']} symbols differ in float64, "
-            f"{row['float32']['symbols_that_differ']} in float32; {wide['passes_mean']:.1f} "
-            f"passes, {passes:.1%} of "
-            f"{row['symbols']} symbols; "
-            + "; ".join(
-                f"batch {b}: {row[f'batch_{b}']['parallel_over_cached']:.1f} times the seconds"
-                for b in chosen.batches
-            ),
-            flush=True,
-        )
+        print(describe(row, chosen.batches), flush=True)
     print(harness.write("parallel", rows, chosen.out))
 
 

@@ -1,4 +1,4 @@
-"""Exact sampling of every family: naive, cached and compiled, peers, and the distance to the floor.
+"""Exact sampling of every family: naive, cached and compiled, peers, the distance to the floor.
 
     python benchmarks/sampling.py                                  # everything: hours
     python benchmarks/sampling.py --work transformer --batches 1  # a part; replaces its rows
@@ -25,6 +25,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -32,14 +33,14 @@ import sampling_growth
 import torch
 from floor import floor
 from machine import Machine, measure
-from sampling_peers import Peer, peers_of
+from sampling_peers import Peer, PeerOfBatch, find_peers
 from sampling_walk import (
     Rehearsal,
     cached_images,
+    count_passes,
     kernel,
     kernel_available,
     naive_steps,
-    passes,
     places,
     rehearse,
     stretches,
@@ -48,7 +49,7 @@ from sampling_walk import (
 import tessella as ts
 
 STRETCHES = 4
-"""Where the rows that are counted, and timed on slow models, stand in an image."""
+"""Places in an image whose rows are counted, and timed on slow models."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,13 @@ WORKS = {
 
 
 def small(work: Work) -> Work:
-    """The same family at a size that takes no time."""
+    """A work of equal family at a size that takes no time."""
     grid = ts.Grid(8, 8, work.grid.channels, work.grid.levels)
-    return replace(work, grid=grid, sizes={} if work.period == 1 else {"scales": 3})
+    sizes = {}
+    # A model whose rows repeat has scales, and an image of 8x8 has room for three.
+    if work.period > 1:
+        sizes["scales"] = 3
+    return replace(work, grid=grid, sizes=sizes)
 
 
 @dataclass
@@ -125,9 +130,17 @@ class Rehearsals:
     compiled: Rehearsal | None
     """None where no kernel takes the model's steps."""
 
+    def by_way(self) -> dict[str, Rehearsal]:
+        """The rehearsals by the names that result files use."""
+        ways = {"plain": self.plain}
+        if self.compiled is not None:
+            ways["kernel"] = self.compiled
+        return ways
 
-def rehearsals(work: Work, model: ts.DensityModel, batch: int) -> Rehearsals:
-    """Walk an image with and, where there is one, without the kernel."""
+
+def rehearse_both(work: Work, model: ts.DensityModel, batch: int) -> Rehearsals:
+    """Walk an image without the kernel and, if there is one, with it."""
+    # A stretch is a period long; with long periods fewer are enough.
     starts = places(work.grid.height, work.period, max(2, STRETCHES // work.period))
     with kernel(False):
         plain = rehearse(model, batch, starts, work.period)
@@ -135,97 +148,134 @@ def rehearsals(work: Work, model: ts.DensityModel, batch: int) -> Rehearsals:
         return Rehearsals(plain, None)
     with kernel(True):
         compiled = rehearse(model, batch, starts, work.period)
-    used = sum(c.calls for c in compiled.counts) < sum(c.calls for c in plain.counts)
-    return Rehearsals(plain, compiled if used else None)
+    # The kernel replaces many calls of torch by one; as many calls mean that it was not used.
+    calls_of_plain = sum(counts.calls for counts in plain.counts)
+    calls_of_compiled = sum(counts.calls for counts in compiled.counts)
+    if calls_of_compiled < calls_of_plain:
+        return Rehearsals(plain, compiled)
+    return Rehearsals(plain, None)
 
 
-def timed(
+@dataclass(frozen=True)
+class Timing:
+    """Times of all ways of sampling, and how they were taken."""
+
+    milliseconds: dict[str, float]
+    """Milliseconds a step, by way."""
+    facts: harness.Row
+
+
+def time_all(
     work: Work,
     model: ts.DensityModel,
     batch: int,
-    found: Rehearsals,
+    rehearsals: Rehearsals,
     peers: list[Peer],
-    rounds: int,
-    limit: float,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Milliseconds a step of every way of sampling, and how they were taken."""
-    whole = found.plain.seconds < limit
-    rows = len(found.plain.stretches) * work.period
-    steps = work.grid.symbols if whole else rows * work.grid.row_symbols
-    acts: dict[str, tuple[Callable[[], object], int]] = {}
-    for name, walk in (("plain", found.plain), ("kernel", found.compiled)):
-        if walk is not None:
-            compiled = name == "kernel"
-            images = cached_images(model, batch, compiled)
-            acts[name] = (
-                images if whole else stretches(model, batch, work.period, walk, compiled),
-                steps,
-            )
-    count = passes(model, batch)
-    acts["naive"] = (partial(naive_steps, model, batch, count), count)
-    acts |= {peer.name: (peer.act, peer.steps) for peer in peers}
-    seconds = harness.alternate({name: act for name, (act, _) in acts.items()}, rounds)
-    facts = {
-        "rounds": rounds,
-        "rows_timed": work.grid.height if whole else rows,
-        "passes_timed": count,
-        "spread": {name: t["greatest"] / t["least"] for name, t in seconds.items()},
-    }
-    return {name: 1e3 * t["median"] / acts[name][1] for name, t in seconds.items()}, facts
+    chosen: argparse.Namespace,
+) -> Timing:
+    """Time every way of sampling in turn."""
+    # All ways take equal rows, so that their times can be compared.
+    whole = rehearsals.plain.seconds < chosen.whole_below
+    rows = work.grid.height
+    if not whole:
+        rows = len(rehearsals.plain.stretches) * work.period
 
-
-def proof(model: ts.DensityModel, found: Rehearsals) -> dict[str, Any]:
-    """What one pass over each sample says of it."""
-    rows = {"plain": found.plain} | ({"kernel": found.compiled} if found.compiled else {})
-    replays = {name: ts.replay(model, walk.x) for name, walk in rows.items()}
-    return {
-        "symbols_replayed": found.plain.x.numel(),
-        "symbols_that_differ": {
-            name: int(replay.differs.sum()) for name, replay in replays.items()
-        },
-        "greatest_gap": {name: float(replay.gap.max()) for name, replay in replays.items()},
-    }
-
-
-def row_of(
-    work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float], peers: list[Peer]
-) -> dict[str, Any]:
-    """Rates and ratios of what was timed."""
-    grid, best = work.grid, min(ms["plain"], ms.get("kernel", ms["plain"]))
-    seconds = best * grid.symbols / 1e3 / batch
-    others = []
+    functions: dict[str, Callable[[], object]] = {}
+    steps = {}
+    for name, rehearsal in rehearsals.by_way().items():
+        compiled = name == "kernel"
+        if whole:
+            functions[name] = cached_images(model, batch, compiled)
+        else:
+            functions[name] = stretches(model, batch, work.period, rehearsal, compiled)
+        steps[name] = rows * work.grid.row_symbols
+    # A naive step costs a pass over the whole grid wherever it is, so the first ones do.
+    count = count_passes(model, batch)
+    functions["naive"] = partial(naive_steps, model, batch, count)
+    steps["naive"] = count
     for peer in peers:
-        theirs = ms[peer.name] * peer.image_steps / 1e3 / batch
-        others.append(
+        functions[peer.name] = peer.draw
+        steps[peer.name] = peer.steps
+
+    milliseconds = {}
+    spread = {}
+    for name, times in harness.alternate(functions, chosen.rounds).items():
+        milliseconds[name] = 1e3 * times["median"] / steps[name]
+        spread[name] = times["greatest"] / times["least"]
+    facts = {
+        "rounds": chosen.rounds,
+        "rows_timed": rows,
+        "passes_timed": count,
+        "spread": spread,
+    }
+    return Timing(milliseconds, facts)
+
+
+def prove(model: ts.DensityModel, rehearsals: Rehearsals) -> harness.Row:
+    """Compare each sample with what one pass over it would draw."""
+    differ = {}
+    gaps = {}
+    for name, rehearsal in rehearsals.by_way().items():
+        # Fast steps are worth nothing if they draw from another distribution.
+        replay = ts.replay(model, rehearsal.x)
+        differ[name] = int(replay.differs.sum())
+        gaps[name] = float(replay.gap.max())
+    return {
+        "symbols_replayed": rehearsals.plain.x.numel(),
+        "symbols_that_differ": differ,
+        "greatest_gap": gaps,
+    }
+
+
+def rates(
+    work: Work, model: ts.DensityModel, batch: int, ms: dict[str, float], peers: list[Peer]
+) -> harness.Row:
+    """Rates and ratios from milliseconds a step."""
+    grid = work.grid
+    # A user gets the kernel where it is compiled, and plain torch elsewhere.
+    best = min(ms["plain"], ms.get("kernel", ms["plain"]))
+    # A step draws a symbol of each image of the batch.
+    seconds = best * grid.symbols / 1e3 / batch
+    peer_rows = []
+    for peer in peers:
+        peer_seconds = ms[peer.name] * peer.image_steps / 1e3 / batch
+        peer_rows.append(
             {
                 "name": peer.name,
                 "what": peer.what,
                 "parameters": peer.parameters,
                 "ms_a_step": ms[peer.name],
-                "seconds_an_image": theirs,
-                "over_ours": theirs / seconds,
+                "seconds_an_image": peer_seconds,
+                "over_ours": peer_seconds / seconds,
             }
         )
     return {
         "model": work.model,
         "sizes": work.sizes,
         "head": work.head,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": harness.count_parameters(model),
         "grid": str(grid),
         "ms_a_step": {name: ms[name] for name in ("naive", "plain", "kernel") if name in ms},
         "naive_over_ours": ms["naive"] / best,
         "seconds_an_image": seconds,
         "pixels_a_second": grid.pixels / seconds,
         "symbols_a_second": grid.symbols / seconds,
-        "peers": others,
+        "peers": peer_rows,
     }
 
 
 def fractions(ms: dict[str, float], bound: dict[str, float]) -> dict[str, float]:
-    """Shares of the time that the floor explains: the physical one, and for plain torch the one
-    with calls too."""
-    shares = {name: bound["physical_ms"] / ms[name] for name in ("plain", "kernel") if name in ms}
-    return shares | {"plain_with_calls": max(bound["physical_ms"], bound["calls_ms"]) / ms["plain"]}
+    """Shares of the time that the floor explains.
+
+    They are of the physical floor, and for plain torch also of the floor with calls.
+    """
+    shares = {}
+    for name in ("plain", "kernel"):
+        if name in ms:
+            shares[name] = bound["physical_ms"] / ms[name]
+    # The kernel calls torch less often than was counted, so that floor does not hold for it.
+    with_calls = max(bound["physical_ms"], bound["calls_ms"])
+    return shares | {"plain_with_calls": with_calls / ms["plain"]}
 
 
 def measure_work(
@@ -235,60 +285,92 @@ def measure_work(
     peers: list[Peer],
     machine: Machine,
     chosen: argparse.Namespace,
-) -> dict[str, Any]:
+) -> harness.Row:
     """One row of the table."""
-    model, noise = work.create(), harness.others()
-    found = rehearsals(work, model, batch)
-    ms, facts = timed(work, model, batch, found, peers, chosen.rounds, chosen.whole_below)
-    facts["processors_busy_with_others"] = noise()
-    bound = floor(found.plain.counts, machine)
-    row = {"work": name, "batch": batch, **row_of(work, model, batch, ms, peers)}
-    return row | {"floor": bound, "fraction": fractions(ms, bound)} | proof(model, found) | facts
+    model = work.create()
+    other_load = harness.gauge_other_load()
+    # Rehearsed first: it also warms up the caches of torch and the compiler.
+    rehearsals = rehearse_both(work, model, batch)
+    timing = time_all(work, model, batch, rehearsals, peers, chosen)
+    # Read before the proof, whose time is not reported.
+    busy = other_load()
+    bound = floor(rehearsals.plain.counts, machine)
+    return {
+        "work": name,
+        "batch": batch,
+        **rates(work, model, batch, timing.milliseconds, peers),
+        "floor": bound,
+        "fraction": fractions(timing.milliseconds, bound),
+        **prove(model, rehearsals),
+        **timing.facts,
+        "processors_busy_with_others": busy,
+    }
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row in a line."""
+def describe(row: harness.Row) -> str:
+    """A row as a line to read."""
     ms = ", ".join(f"{name} {value:.3f}" for name, value in row["ms_a_step"].items())
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["fraction"].items())
-    others = "".join(
-        f"; {p['name']} {p['ms_a_step']:.1f} ms, {p['over_ours']:.1f}x ours" for p in row["peers"]
-    )
-    return (
-        f"{row['work']} batch {row['batch']}: {ms} ms a step; naive is "
-        f"{row['naive_over_ours']:.0f}x; "
-        f"{row['pixels_a_second']:.0f} pixels/s; of the floor {shares}{others}; "
-        f"{row['symbols_that_differ']} of {row['symbols_replayed']} symbols differ"
-        + "".join(f"; no peer ({why})" for why in row["peers_missing"])
-    )
+    parts = [
+        f"{row['work']} batch {row['batch']}: {ms} ms a step",
+        f"naive is {row['naive_over_ours']:.0f}x",
+        f"{row['pixels_a_second']:.0f} pixels/s",
+        f"of the floor {shares}",
+    ]
+    for peer in row["peers"]:
+        parts.append(f"{peer['name']} {peer['ms_a_step']:.1f} ms, {peer['over_ours']:.1f}x ours")
+    parts.append(f"{row['symbols_that_differ']} of {row['symbols_replayed']} symbols differ")
+    for reason in row["peers_missing"]:
+        parts.append(f"no peer ({reason})")
+    return "; ".join(parts)
 
 
-def machine_of(chosen: argparse.Namespace) -> Machine:
-    """This machine, measured now; better figures of earlier runs on it, in the file of results,
-    stay."""
-    machine = measure((1, 2, 4), 1) if chosen.smoke else measure()
-    path, here = harness.results_path("sampling", chosen.out), harness.hardware()
-    found = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    for row in found["rows"]:
-        if row.get("work") == "machine" and all(
-            found["hardware"][key] == here[key] for key in ("cpu", "threads")
-        ):
-            speeds = {
-                int(mebibytes): speed for mebibytes, speed in row["gigabytes_a_second"].items()
-            }
-            figures = {
-                key: row[key] for key in ("gigaflops", "product_us", "elementwise_us", "threads")
-            }
-            machine = machine.better(Machine(speeds, **figures))
-    harness.merge(
-        "sampling",
-        {"work": "machine", "batch": 0, **machine.facts()},
-        ("work", "batch"),
-        chosen.out,
-    )
+def measure_machine(chosen: argparse.Namespace) -> Machine:
+    """Measure this machine and write its row.
+
+    Better figures of earlier runs on it, in the file of results, stay.
+    """
+    if chosen.smoke:
+        machine = measure((1, 2, 4), 1)
+    else:
+        machine = measure()
+    earlier = earlier_machine(harness.results_path("sampling", chosen.out))
+    if earlier is not None:
+        machine = machine.better(earlier)
+    # Batch 0, since rows are found by work and batch.
+    row = {"work": "machine", "batch": 0, **machine.facts()}
+    harness.merge("sampling", row, ("work", "batch"), chosen.out)
     return machine
 
 
-def arguments() -> argparse.Namespace:
+def earlier_machine(path: Path) -> Machine | None:
+    """The figures of this machine in a file of results; None if it has none."""
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    here = harness.hardware()
+    # With another number of threads a machine gives other figures.
+    for key in ("cpu", "threads"):
+        if results["hardware"][key] != here[key]:
+            return None
+    for row in results["rows"]:
+        if row.get("work") == "machine":
+            speeds = {}
+            # The keys of JSON are strings.
+            for mebibytes, speed in row["gigabytes_a_second"].items():
+                speeds[int(mebibytes)] = speed
+            return Machine(
+                gigabytes_a_second=speeds,
+                gigaflops=row["gigaflops"],
+                product_us=row["product_us"],
+                elementwise_us=row["elementwise_us"],
+                threads=row["threads"],
+            )
+    return None
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -313,21 +395,31 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    chosen = arguments()
+    """Measure what the command line names; each row is written at once."""
+    chosen = parse_arguments()
     torch.set_num_threads(chosen.threads)
     if chosen.growth or chosen.big:
         for row in sampling_growth.rows(chosen):
-            print(row, harness.merge("growth", row, sampling_growth.KEYS, chosen.out), flush=True)
+            path = harness.merge("growth", row, sampling_growth.KEYS, chosen.out)
+            print(row, path, flush=True)
         return
-    machine = machine_of(chosen)
+
+    machine = measure_machine(chosen)
     for name in chosen.work:
-        work = small(WORKS[name]) if chosen.smoke else WORKS[name]
-        there, missing = ([], ["not asked for"]) if chosen.no_peers else peers_of(name)
+        work = WORKS[name]
+        if chosen.smoke:
+            work = small(work)
+        makers: list[PeerOfBatch] = []
+        missing = ["not asked for"]
+        if not chosen.no_peers:
+            makers, missing = find_peers(name)
         for batch in chosen.batches or work.batches:
-            row = measure_work(name, work, batch, [peer(batch) for peer in there], machine, chosen)
+            # A peer prepares its tensors for one size of batch.
+            peers = [peer_of(batch) for peer_of in makers]
+            row = measure_work(name, work, batch, peers, machine, chosen)
             row["peers_missing"] = missing
             harness.merge("sampling", row, ("work", "batch"), chosen.out)
-            print(line(row), flush=True)
+            print(describe(row), flush=True)
 
 
 if __name__ == "__main__":

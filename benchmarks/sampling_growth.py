@@ -14,100 +14,151 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import harness
+import torch
 from sampling_walk import (
     cached_images,
+    count_passes,
     kernel,
     kernel_available,
     naive_steps,
-    passes,
     rehearse,
     stretches,
 )
 
 import tessella as ts
 
+MODEL = "gated-pixelcnn"
 SIDES = (16, 32, 64, 128, 256)
 WHOLE = 64
+"""Side up to which whole images are timed."""
 ROWS = 2
 """Rows timed in the middle of larger images."""
 SIZES = {"layers": 5, "hidden": 64}
 KEYS = ("what", "side", "batch")
 
 
-def rows(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows that were asked for."""
+def rows(chosen: argparse.Namespace) -> Iterator[harness.Row]:
+    """The rows that were asked for, one after another."""
+    sides = chosen.sides
+    whole = WHOLE
+    big_side = 256
+    if chosen.smoke:
+        sides = (8, 16)
+        whole = 8
+        big_side = 16
     if chosen.growth:
-        for side in (8, 16) if chosen.smoke else chosen.sides:
+        for side in sides:
             for batch in chosen.batches or (1,):
-                yield growth(side, batch, chosen.rounds, 8 if chosen.smoke else WHOLE)
+                yield growth(side, batch, chosen.rounds, whole)
     if chosen.big:
-        yield big(16 if chosen.smoke else 256)
+        yield big(big_side)
 
 
-def growth(side: int, batch: int, rounds: int, whole: int) -> dict[str, Any]:
-    """Milliseconds a pixel of the gated PixelCNN on an image of ``side`` squared, by each way of
-    sampling."""
+def create(grid: ts.Grid) -> ts.DensityModel:
+    """The model that all rows are about."""
+    return ts.create(MODEL, grid, layers=SIZES["layers"], hidden=SIZES["hidden"])
+
+
+def growth(side: int, batch: int, rounds: int, whole: int) -> harness.Row:
+    """Milliseconds a pixel of the gated PixelCNN, by each way of sampling.
+
+    Args:
+        side: of the square image.
+        batch: images drawn at a time.
+        rounds: how often each way is timed.
+        whole: side up to which whole images are timed.
+    """
     grid = ts.Grid(side, side, 1, 256)
-    model, noise = ts.create("gated-pixelcnn", grid, **SIZES), harness.others()
-    count = passes(model, batch)
-    acts: dict[str, tuple[Callable[[], object], int]] = {
-        "naive": (partial(naive_steps, model, batch, count), count)
-    }
-    for name in ("plain", "kernel") if kernel_available() else ("plain",):
+    model = create(grid)
+    other_load = harness.gauge_other_load()
+
+    # How many pixels are timed differs from way to way.
+    count = count_passes(model, batch)
+    work: dict[str, Callable[[], object]] = {"naive": partial(naive_steps, model, batch, count)}
+    pixels = {"naive": count}
+    ways = ["plain"]
+    if kernel_available():
+        ways.append("kernel")
+    for name in ways:
+        compiled = name == "kernel"
         if side <= whole:
-            acts[name] = (cached_images(model, batch, name == "kernel"), grid.pixels)
-            continue
-        with kernel(name == "kernel"):
-            found = rehearse(model, batch, [side // 2], 1, whole=False)
-        acts[name] = (stretches(model, batch, ROWS, found, name == "kernel"), ROWS * side)
-    seconds = harness.alternate({name: act for name, (act, _) in acts.items()}, rounds)
-    ms = {name: 1e3 * t["median"] / acts[name][1] for name, t in seconds.items()}
+            work[name] = cached_images(model, batch, compiled)
+            pixels[name] = grid.pixels
+        else:
+            # A walk through the upper half shows how a row in the middle fares.
+            with kernel(compiled):
+                found = rehearse(model, batch, [side // 2], 1, whole=False)
+            work[name] = stretches(model, batch, ROWS, found, compiled)
+            pixels[name] = ROWS * side
+
+    # Cached ways should be flat in the side, the naive one grows with the pixels.
+    milliseconds = {}
+    for name, times in harness.alternate(work, rounds).items():
+        milliseconds[name] = 1e3 * times["median"] / pixels[name]
+    seconds_an_image = {}
+    for name, value in milliseconds.items():
+        seconds_an_image[name] = value * grid.pixels / 1e3 / batch
     return {
         "what": "growth",
         "side": side,
         "batch": batch,
-        "model": "gated-pixelcnn",
+        "model": MODEL,
         "sizes": SIZES,
         "grid": str(grid),
-        "ms_a_pixel": ms,
-        "seconds_an_image": {name: value * grid.pixels / 1e3 / batch for name, value in ms.items()},
+        "ms_a_pixel": milliseconds,
+        "seconds_an_image": seconds_an_image,
         "rows_timed": side if side <= whole else ROWS,
-        "processors_busy_with_others": noise(),
+        "processors_busy_with_others": other_load(),
     }
 
 
-def big(side: int) -> dict[str, Any]:
+def big(side: int) -> harness.Row:
     """One image of ``side`` squared in three channels, drawn whole, and its replay."""
     grid = ts.Grid(side, side, 3, 256)
-    model, noise = ts.create("gated-pixelcnn", grid, **SIZES), harness.others()
+    model = create(grid)
+    other_load = harness.gauge_other_load()
     started = time.perf_counter()
+    # Drawn once: at 256x256x3 this takes minutes.
     x = ts.sample(model, n=1)
-    drawn = time.perf_counter()
-    try:
-        replay = ts.replay(model, x)
-        proof = {
-            "symbols_that_differ": int(replay.differs.sum()),
-            "greatest_gap": float(replay.gap.max()),
-        }
-        proof["replay_seconds"] = time.perf_counter() - drawn
-    except (MemoryError, RuntimeError) as error:
-        proof = {"replay_failed": str(error)[:200]}
-    unit = 1 if sys.platform == "darwin" else 2**10
+    seconds = time.perf_counter() - started
     return {
         "what": "big",
         "side": side,
         "batch": 1,
-        "model": "gated-pixelcnn",
+        "model": MODEL,
         "sizes": SIZES,
         "grid": str(grid),
         "symbols": grid.symbols,
         "kernel": kernel_available(),
-        "seconds": drawn - started,
-        "ms_a_symbol": 1e3 * (drawn - started) / grid.symbols,
-        **proof,
-        "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20,
-        "processors_busy_with_others": noise(),
+        "seconds": seconds,
+        "ms_a_symbol": 1e3 * seconds / grid.symbols,
+        **prove(model, x),
+        "peak_mebibytes": peak_mebibytes(),
+        "processors_busy_with_others": other_load(),
     }
+
+
+def prove(model: ts.DensityModel, x: torch.Tensor) -> harness.Row:
+    """Replay an image in one pass; returns the symbols that differ, or why it was not replayed."""
+    started = time.perf_counter()
+    try:
+        replay = ts.replay(model, x)
+    except (MemoryError, RuntimeError) as error:
+        # A pass over a large image needs memory for all of its symbols at once.
+        return {"replay_failed": str(error)[:200]}
+    return {
+        "symbols_that_differ": int(replay.differs.sum()),
+        "greatest_gap": float(replay.gap.max()),
+        "replay_seconds": time.perf_counter() - started,
+    }
+
+
+def peak_mebibytes() -> float:
+    """The largest resident size of this process so far."""
+    # macOS counts in bytes, Linux in KiB.
+    unit = 2**10
+    if sys.platform == "darwin":
+        unit = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -33,14 +33,19 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".tessella-stamp"
 UNFINISHED = VENV / ".tessella-unfinished"
-"""Present while packages are installed. Found at the start, it says that a set-up was cut off:
-.venv is made anew."""
+"""Present while packages are installed.
+
+Found at the start, it says that a set-up was cut off: .venv is made anew.
+"""
 
 LEAST_PYTHON = (3, 11)
 LEAST_TORCH = (2, 11)
 TORCH = "2.13.0"
 GROUPS = {"run": ("plots",), "test": ("plots", "dev")}
 """Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
+
+LINES_SHOWN = 12
+"""Lines of a command that failed which are shown."""
 
 PROBE = """
 import json, os, sys
@@ -56,7 +61,7 @@ folders = [p for p in sys.path if os.path.basename(p) in names and os.path.isdir
 found["folders"] = sorted(set(folders), key=folders.index)
 print(json.dumps(found))
 """
-"""Run by a Python to say what it is and which torch it has."""
+"""Run by a Python to describe itself and its torch."""
 
 
 class SetupError(Exception):
@@ -74,8 +79,9 @@ def python_problem(version: "tuple[int, ...]") -> str:
 
 
 def recent_enough(torch: str) -> bool:
-    """Whether a torch version is one Tessella runs on; a preview of the least version is older than
-    it.
+    """Whether Tessella runs on a version of torch.
+
+    A preview of the least version is older than that version.
 
     >>> [recent_enough(version) for version in ("2.13.0+cpu", "2.11.0a0+git123", "2.10.1", "")]
     [True, False, False, False]
@@ -83,14 +89,17 @@ def recent_enough(torch: str) -> bool:
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(a|b|rc|\.dev)?", torch)
     if not match:
         return False
+    # The third part is missing in "2.11".
     release = tuple(int(part or 0) for part in match.groups()[:3])
     least = (*LEAST_TORCH, 0)
-    return release > least or (release == least and not match.group(4))
+    is_preview = match.group(4) is not None
+    return release > least or (release == least and not is_preview)
 
 
 def stamp_key(pyproject: bytes, script: bytes, python: str) -> str:
-    """What a finished set-up was made from, as one hash."""
+    """One hash of everything that a finished set-up was made from."""
     digest = hashlib.sha256()
+    # Hashes have one length, so that parts of "ab" and "" differ from "a" and "b".
     for part in (pyproject, script, python.encode()):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
@@ -106,24 +115,35 @@ def stamped(text: str, key: str, group: str) -> bool:
 
 
 def requirements(pyproject: "dict[str, Any]", group: str) -> "list[str]":
-    """What pip has to install for a group: the package's dependencies and the group's extras."""
+    """The lines that pip has to install: the package's dependencies and the group's extras."""
     project = pyproject["project"]
     extras = project.get("optional-dependencies", {})
-    return [*project["dependencies"], *(line for extra in GROUPS[group] for line in extras[extra])]
+    lines = list(project["dependencies"])
+    for extra in GROUPS[group]:
+        lines.extend(extras[extra])
+    return lines
 
 
 def borrowed_folders(found: "dict[str, Any]") -> "list[str]":
-    """Package folders of the calling Python that a new ``.venv`` shall see: none, unless its torch
-    is recent enough."""
+    """Package folders of the calling Python that a new ``.venv`` shall see.
+
+    There are none unless its torch is recent enough.
+    """
     if not recent_enough(found["torch"]):
         return []
-    return [*found["folders"], *([found["home"]] if found["home"] not in found["folders"] else [])]
+    folders = list(found["folders"])
+    # torch may come from a folder of another name, which PYTHONPATH gives.
+    if found["home"] not in folders:
+        folders.append(found["home"])
+    return folders
 
 
 def main(arguments: "list[str]") -> int:
-    """Set up the group that the arguments name (``run`` if none); the exit status."""
+    """Set up the group that the arguments name (``run`` by default); returns the exit status."""
     problem = python_problem(sys.version_info[:3])
-    group = arguments[0] if arguments else "run"
+    group = "run"
+    if arguments:
+        group = arguments[0]
     if not problem and (len(arguments) > 1 or group not in GROUPS):
         problem = "usage: python3 scripts/bootstrap.py [{}]".format("|".join(GROUPS))
     if problem:
@@ -131,10 +151,12 @@ def main(arguments: "list[str]") -> int:
         return 2
     try:
         with one_at_a_time():
-            key = stamp_key(
-                (ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version
-            )
-            text = STAMP.read_text(encoding="utf-8") if STAMP.is_file() and PYTHON.exists() else ""
+            pyproject = (ROOT / "pyproject.toml").read_bytes()
+            key = stamp_key(pyproject, Path(__file__).read_bytes(), sys.version)
+            text = ""
+            # A stamp without a Python belongs to a .venv that somebody has half deleted.
+            if STAMP.is_file() and PYTHON.exists():
+                text = STAMP.read_text(encoding="utf-8")
             if not stamped(text, key, group):
                 set_up(group, key)
     except KeyboardInterrupt:
@@ -149,6 +171,7 @@ def main(arguments: "list[str]") -> int:
 def set_up(group: str, key: str) -> None:
     """Bring ``.venv`` to hold a group, and stamp it."""
     start = time.monotonic()
+    # From here on .venv is not what the stamp says.
     STAMP.unlink(missing_ok=True)
     if UNFINISHED.exists() or not usable():
         create()
@@ -156,9 +179,12 @@ def set_up(group: str, key: str) -> None:
     try:
         install(group)
     except SetupError:
-        UNFINISHED.unlink()  # pip gave up in good order, so what there is can stay
+        # pip gave up in good order, so what is installed can stay.
+        UNFINISHED.unlink()
         raise
-    groups = list(GROUPS)[: list(GROUPS).index(group) + 1]
+    names = list(GROUPS)
+    groups = names[: names.index(group) + 1]
+    # Renamed when it is complete, so that an interruption leaves no half of a stamp.
     temporary = STAMP.with_suffix(".new")
     temporary.write_text(json.dumps({"key": key, "groups": groups}), encoding="utf-8")
     temporary.replace(STAMP)
@@ -167,7 +193,7 @@ def set_up(group: str, key: str) -> None:
 
 
 def usable() -> bool:
-    """Whether there is a ``.venv`` of this Python version to go on with."""
+    """Whether ``.venv`` exists, works and has this version of Python."""
     try:
         return bool(probe(PYTHON)["version"] == sys.version)
     except SetupError:
@@ -175,26 +201,29 @@ def usable() -> bool:
 
 
 def create() -> None:
-    """Make ``.venv`` anew, seeing the calling Python's packages if there is a recent torch among
-    them."""
-    inside = Path(sys.prefix).resolve() == VENV.resolve()
-    python = Path(getattr(sys, "_base_executable", sys.executable) if inside else sys.executable)
+    """Make ``.venv`` anew.
+
+    It sees the calling Python's packages if there is a recent torch among them.
+    """
+    python = calling_python()
     found = probe(python)
     folders = borrowed_folders(found)
-    again = " anew" if VENV.exists() else ""
-    torch = f" and its torch {found['torch']}" if folders else ""
+    again = ""
+    if VENV.exists():
+        again = " anew"
+    torch = ""
+    if folders:
+        torch = f" and its torch {found['torch']}"
     say(f"making {VENV.name}{again} with Python {sys.version.split()[0]}{torch}")
     if VENV.exists():
         shutil.rmtree(VENV)
     VENV.mkdir()
     UNFINISHED.touch()
-    command = [
-        str(python),
-        "-m",
-        "venv",
-        *(["--system-site-packages"] if folders else []),
-        str(VENV),
-    ]
+
+    command = [str(python), "-m", "venv"]
+    if folders:
+        command.append("--system-site-packages")
+    command.append(str(VENV))
     try:
         run(command, f"could not make {VENV}")
     except SetupError:
@@ -204,13 +233,22 @@ def create() -> None:
             raise
         run([*command, "--without-pip"], f"could not make {VENV}")
     if folders:
-        (packages() / "calling_python.pth").write_text(
-            "".join(f"{folder}\n" for folder in folders), encoding="utf-8"
-        )
+        # Made from a virtual environment, .venv would not see the packages of that one.
+        lines = "".join(f"{folder}\n" for folder in folders)
+        (packages() / "calling_python.pth").write_text(lines, encoding="utf-8")
+
+
+def calling_python() -> Path:
+    """The Python that runs this script; if that is the one of ``.venv``, the one it came from."""
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        # .venv is about to be deleted.
+        return Path(getattr(sys, "_base_executable", sys.executable))
+    return Path(sys.executable)
 
 
 def install(group: str) -> None:
     """Install torch if there is none, then everything else beside it, then the package itself."""
+    # Not at the top: an old Python lacks it and must still print its one line.
     import tomllib
 
     before = probe(PYTHON)
@@ -225,11 +263,11 @@ def install(group: str) -> None:
     constraints = VENV / "constraints.txt"
     constraints.write_text(f"torch=={before['torch']}\n", encoding="utf-8")
     say(f"installing what runs beside torch {before['torch']} ({group})")
-    wanted = requirements(
-        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), group
-    )
-    pip("the dependencies", "-c", str(constraints), *wanted)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pip("the dependencies", "-c", str(constraints), *requirements(pyproject, group))
     link_package()
+
+    # A constraint names a version, and an index can have several builds of it.
     after = probe(PYTHON)
     if (after["torch"], after["home"]) != (before["torch"], before["home"]):
         raise SetupError(
@@ -242,23 +280,26 @@ def install(group: str) -> None:
 def install_torch() -> None:
     """Install torch alone, so that no other package has a say in which build it is."""
     index = os.environ.get("TESSELLA_TORCH_INDEX", "")
-    say(
-        f"installing torch {TORCH}"
-        + (f" from {index}" if index else "")
-        + " (the largest part; once)"
-    )
+    source = ""
+    options = []
+    if index:
+        source = f" from {index}"
+        options = ["--extra-index-url", index]
+    say(f"installing torch {TORCH}{source} (the largest part; once)")
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
     if sys.platform == "linux" and not nvidia and not index:
         say(
             "  no NVIDIA GPU here: TESSELLA_TORCH_INDEX may name an index with a build without "
             "CUDA, which is smaller"
         )
-    pip(f"torch {TORCH}", *(["--extra-index-url", index] if index else []), f"torch=={TORCH}")
+    pip(f"torch {TORCH}", *options, f"torch=={TORCH}")
 
 
 def link_package() -> None:
-    """Install the package in editable mode; where pip cannot build it, put the repository on the
-    path."""
+    """Install the package in editable mode, or put the repository on the path.
+
+    The second way is taken where pip cannot build the package, for want of an index.
+    """
     try:
         pip("the package", "--no-deps", "--editable", str(ROOT))
     except SetupError:
@@ -272,6 +313,7 @@ def link_package() -> None:
 def pip(what: str, *arguments: str) -> None:
     """Let pip install into ``.venv``."""
     command = [str(PYTHON), "-m", "pip"]
+    # Without ensurepip .venv has no pip, and that of the calling Python works on it.
     if not works([*command, "--version"]):
         command = [sys.executable, "-m", "pip", "--python", str(PYTHON)]
     hint = (
@@ -282,9 +324,14 @@ def pip(what: str, *arguments: str) -> None:
 
 
 def run(command: "list[str]", failure: str, hint: str = "") -> None:
-    """Run a command, showing its large downloads; if it fails, raise with its last lines."""
+    """Run a command, showing its large downloads.
+
+    Raises:
+        SetupError: if it fails; with ``failure``, its last lines, and ``hint``.
+    """
     environment = {
         **os.environ,
+        # A user's setting to install into the home folder would go before .venv.
         "PIP_USER": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
@@ -305,27 +352,33 @@ def run(command: "list[str]", failure: str, hint: str = "") -> None:
             if large:
                 say("  downloading {} ({})".format(*large.groups()))
     if process.returncode:
-        tail = "".join(f"\n    {line}" for line in lines[-12:] if line)
-        raise SetupError(f"{failure}; its last lines were:{tail}" + (f"\n{hint}" if hint else ""))
+        tail = "".join(f"\n    {line}" for line in lines[-LINES_SHOWN:] if line)
+        message = f"{failure}; its last lines were:{tail}"
+        if hint:
+            message += f"\n{hint}"
+        raise SetupError(message)
 
 
 def works(command: "list[str]") -> bool:
     """Whether a command runs and succeeds."""
     try:
-        return (
-            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
-            == 0
-        )
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except OSError:
         return False
+    return done.returncode == 0
 
 
 def probe(python: Path) -> "dict[str, Any]":
-    """What a Python is and which torch it has."""
+    """Version and package folders of a Python, and its torch.
+
+    Raises:
+        SetupError: if it does not run.
+    """
     try:
         output = subprocess.run(
             [str(python), "-c", PROBE], capture_output=True, text=True, check=True
         ).stdout
+        # A sitecustomize may print something before.
         return dict(json.loads(output.strip().splitlines()[-1]))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise SetupError(f"{python} does not run: {error}") from error
@@ -339,6 +392,7 @@ def packages() -> Path:
 @contextlib.contextmanager
 def one_at_a_time() -> "Iterator[None]":
     """Wait while another set-up of this checkout runs."""
+    # Not at the top: Windows has no such module.
     import fcntl
 
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -351,7 +405,7 @@ def one_at_a_time() -> "Iterator[None]":
 
 
 def say(line: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(line, flush=True)
 
 

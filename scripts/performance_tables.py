@@ -1,7 +1,8 @@
 """Write the tables of docs/performance.md from the files under results/, and draw its picture.
 
-python scripts/performance_tables.py            # rewrites what stands between the markers; the
-picture wants matplotlib
+    python scripts/performance_tables.py            # rewrites the text between the markers
+
+The picture needs matplotlib.
 """
 
 from __future__ import annotations
@@ -11,101 +12,123 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
 NOTHING = "*Not measured yet.*"
+MISSING = "–"
+"""A cell without a figure."""
 WAYS = {"naive": "naive", "plain": "cached, plain torch", "kernel": "cached, compiled kernel"}
+COLOURS = {"naive": "#8a8a8a", "plain": "#e08214", "kernel": "#2166ac"}
 
-Found = dict[str, Any]
+Results = dict[str, Any]
+"""A file under results/, or one of its rows."""
 
 
 def short(value: float | None) -> str:
     """A figure with about three digits."""
     if value is None:
-        return "–"
+        return MISSING
     if value >= 100:
         return f"{value:,.0f}"
-    places = 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.01 or not value else 4
-    return f"{value:.{places}f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    if value >= 1:
+        return f"{value:.2f}"
+    # Zero needs no more digits than a hundredth.
+    if value >= 0.01 or not value:
+        return f"{value:.3f}"
+    return f"{value:.4f}"
 
 
 def percent(share: float | None) -> str:
     """A share of the floor."""
-    return (
-        "–"
-        if share is None
-        else f"{100 * share:.0f} %"
-        if share >= 0.095
-        else f"{100 * share:.1f} %"
-    )
+    if share is None:
+        return MISSING
+    # 9.5 % and more round to two digits without decimals.
+    if share >= 0.095:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def origin(found: Found, rows: Sequence[Found]) -> str:
-    """What the figures were measured with."""
-    hardware = found["hardware"]
-    commits = dict.fromkeys(str(row.get("commit", found["commit"])) for row in rows)
+def origin(results: Results, rows: Sequence[Results]) -> str:
+    """The machine and the commits that some rows of a file were measured with."""
+    hardware = results["hardware"]
+    # A row that was measured before the others carries its commit.
+    commits = dict.fromkeys(str(row.get("commit", results["commit"])) for row in rows)
     return (
         f"{hardware['threads']} threads of {hardware['cpu']}, torch {hardware['torch']}, commit "
         f"{', '.join(commits)}"
     )
 
 
-def measured(found: Found) -> list[Found]:
+def model_rows(results: Results) -> list[Results]:
     """The rows of models of results/sampling.json, in the order of their names there."""
-    rows = [row for row in found.get("rows", []) if row.get("work", "machine") != "machine"]
+    rows = [row for row in results.get("rows", []) if row.get("work", "machine") != "machine"]
     order = list(dict.fromkeys(row["work"] for row in rows))
+    # A row that is measured again goes to the end of the file, so batches must be sorted too.
     return sorted(rows, key=lambda row: (order.index(row["work"]), row["batch"]))
 
 
-def machine(found: Found) -> str:
-    """What the machine gives."""
-    for row in found.get("rows", []):
+def machine(results: Results) -> str:
+    """Bandwidth and speed of the machine."""
+    for row in results.get("rows", []):
         if row.get("work") == "machine":
-            speeds = row["gigabytes_a_second"]
-            text = table(
-                ["working set, MiB", *speeds],
-                [["GB/s read", *(f"{speed:.0f}" for speed in speeds.values())]],
-            )
-            facts = (
-                f"Products of matrices: {row['gigaflops']:.0f} GFLOP/s in float32. A small "
-                "product takes "
-                f"{row['product_us']:.1f} µs, a small elementwise call "
-                f"{row['elementwise_us']:.1f} µs."
-            )
-            return f"{text}\n\n{facts}\n\n*{origin(found, [row])}*"
+            return _machine_table(results, row)
     return NOTHING
 
 
-def works(found: Found) -> str:
-    """What was measured: sizes and grids."""
-    rows = {row["work"]: row for row in measured(found)}
+def _machine_table(results: Results, row: Results) -> str:
+    """Bandwidth by working set, and the other figures of a machine in a sentence."""
+    speeds = row["gigabytes_a_second"]
+    titles = ["working set, MiB", *speeds]
+    cells = ["GB/s read", *(f"{speed:.0f}" for speed in speeds.values())]
+    sentence = (
+        f"Products of matrices: {row['gigaflops']:.0f} GFLOP/s in float32. A small product takes "
+        f"{row['product_us']:.1f} µs, a small elementwise call {row['elementwise_us']:.1f} µs."
+    )
+    return f"{table(titles, [cells])}\n\n{sentence}\n\n*{origin(results, [row])}*"
+
+
+def works(results: Results) -> str:
+    """Sizes and grids of the models that were measured."""
+    # All batches of a work have equal sizes, so one row of each is enough.
+    rows = {row["work"]: row for row in model_rows(results)}
     if not rows:
         return NOTHING
-    cells = [
-        [f"`{name}`", _sizes(row), row["grid"], f"{row['parameters'] / 1e6:.2f} M"]
-        for name, row in rows.items()
-    ]
-    return table(["work", "sizes", "grid", "parameters"], cells)
+    lines = []
+    for name, row in rows.items():
+        parameters = f"{row['parameters'] / 1e6:.2f} M"
+        lines.append([f"`{name}`", sizes(row), row["grid"], parameters])
+    return table(["work", "sizes", "grid", "parameters"], lines)
 
 
-def _sizes(row: Found) -> str:
-    parts = [row["model"]] if row["model"] != row["work"] else []
-    parts += [f"{key}={value}" for key, value in row["sizes"].items()]
-    parts += [f"head={row['head']}"] if row["head"] != "categorical" else []
+def sizes(row: Results) -> str:
+    """The sizes of a model that are not the defaults."""
+    parts = []
+    if row["model"] != row["work"]:
+        parts.append(row["model"])
+    for key, value in row["sizes"].items():
+        parts.append(f"{key}={value}")
+    if row["head"] != "categorical":
+        parts.append(f"head={row['head']}")
     return ", ".join(parts) or "default"
 
 
-def sampling(found: Found) -> str:
+def sampling(results: Results) -> str:
     """Times and rates of every work."""
-    rows = measured(found)
+    rows = model_rows(results)
     if not rows:
         return NOTHING
     titles = [
@@ -117,27 +140,32 @@ def sampling(found: Found) -> str:
         "symbols/s",
         "pixels/s",
         "s an image",
+        "naive / ours",
+        "symbols that differ",
     ]
-    titles += ["naive / ours", "symbols that differ"]
-    cells = []
+    lines = []
     for row in rows:
-        ms = [short(row["ms_a_step"].get(name)) for name in WAYS]
-        rates = [f"{row[key]:,.0f}" for key in ("symbols_a_second", "pixels_a_second")]
-        differ = f"{sum(row['symbols_that_differ'].values()):,} of {_replayed(row):,}"
-        cells.append(
-            [f"`{row['work']}`", str(row["batch"]), *ms, *rates, short(row["seconds_an_image"])]
-            + [f"{short(row['naive_over_ours'])}x", differ]
+        differ = row["symbols_that_differ"]
+        # Each way of sampling was replayed.
+        replayed = int(row["symbols_replayed"] * len(differ))
+        lines.append(
+            [
+                f"`{row['work']}`",
+                str(row["batch"]),
+                *(short(row["ms_a_step"].get(way)) for way in WAYS),
+                f"{row['symbols_a_second']:,.0f}",
+                f"{row['pixels_a_second']:,.0f}",
+                short(row["seconds_an_image"]),
+                f"{short(row['naive_over_ours'])}x",
+                f"{sum(differ.values()):,} of {replayed:,}",
+            ]
         )
-    return f"{table(titles, cells)}\n\n*{origin(found, rows)}*"
+    return f"{table(titles, lines)}\n\n*{origin(results, rows)}*"
 
 
-def _replayed(row: Found) -> int:
-    return int(row["symbols_replayed"] * len(row["symbols_that_differ"]))
-
-
-def bounds(found: Found) -> str:
+def bounds(results: Results) -> str:
     """The floor of a step and the share of the time it explains."""
-    rows = measured(found)
+    rows = model_rows(results)
     if not rows:
         return NOTHING
     titles = [
@@ -149,19 +177,33 @@ def bounds(found: Found) -> str:
         "reading, ms",
         "multiplying, ms",
         "calling, ms",
+        "plain torch: of the physical floor",
+        "with calls",
+        "kernel: of the physical floor",
     ]
-    titles += ["plain torch: of the physical floor", "with calls", "kernel: of the physical floor"]
-    cells = []
+    lines = []
     for row in rows:
-        bound, share = row["floor"], row["fraction"]
-        work = [short(bound["bytes"] / 1e6), short(bound["flops"] / 1e6), f"{bound['calls']:.0f}"]
-        ms = [short(bound[f"{name}_ms"]) for name in ("bytes", "flops", "calls")]
-        shares = [percent(share.get(name)) for name in ("plain", "plain_with_calls", "kernel")]
-        cells.append([f"`{row['work']}`", str(row["batch"]), *work, *ms, *shares])
-    return table(titles, cells)
+        bound = row["floor"]
+        share = row["fraction"]
+        lines.append(
+            [
+                f"`{row['work']}`",
+                str(row["batch"]),
+                short(bound["bytes"] / 1e6),
+                short(bound["flops"] / 1e6),
+                f"{bound['calls']:.0f}",
+                short(bound["bytes_ms"]),
+                short(bound["flops_ms"]),
+                short(bound["calls_ms"]),
+                percent(share.get("plain")),
+                percent(share.get("plain_with_calls")),
+                percent(share.get("kernel")),
+            ]
+        )
+    return table(titles, lines)
 
 
-def peers(found: Found) -> str:
+def peers(results: Results) -> str:
     """The samplers of others."""
     titles = [
         "work",
@@ -173,81 +215,100 @@ def peers(found: Found) -> str:
         "ours",
         "ratio",
     ]
-    cells, models = [], {}
-    for row in measured(found):
+    lines = []
+    # The works by peer and model: a model is explained once below the table.
+    models: dict[tuple[str, str], str] = {}
+    for row in model_rows(results):
         for peer in row["peers"]:
-            models[peer["name"], peer["what"].split(";")[0]] = row["work"]
-            size, ms = f"{peer['parameters'] / 1e6:.2f} M", short(peer["ms_a_step"])
-            seconds = [short(peer["seconds_an_image"]), short(row["seconds_an_image"])]
-            cells.append(
+            # After a semicolon stands what was timed, which differs between batches.
+            model = peer["what"].split(";")[0]
+            models[peer["name"], model] = row["work"]
+            lines.append(
                 [
                     f"`{row['work']}`",
                     str(row["batch"]),
                     peer["name"],
-                    size,
-                    ms,
-                    *seconds,
+                    f"{peer['parameters'] / 1e6:.2f} M",
+                    short(peer["ms_a_step"]),
+                    short(peer["seconds_an_image"]),
+                    short(row["seconds_an_image"]),
                     f"{short(peer['over_ours'])}x",
                 ]
             )
-    if not cells:
+    if not lines:
         return NOTHING
-    return "\n".join(
-        [
-            table(titles, cells),
-            "",
-            *(f"- {name} (`{work}`): {what}" for (name, what), work in models.items()),
-        ]
-    )
+    paragraphs = [table(titles, lines), ""]
+    for (name, model), work in models.items():
+        paragraphs.append(f"- {name} (`{work}`): {model}")
+    return "\n".join(paragraphs)
 
 
-def growth(found: Found) -> str:
+def growth(results: Results) -> str:
     """Time a pixel against the side of the image."""
-    rows = [row for row in found.get("rows", []) if row["what"] == "growth"]
+    rows = [row for row in results.get("rows", []) if row["what"] == "growth"]
     if not rows:
         return NOTHING
     rows.sort(key=lambda row: (row["batch"], row["side"]))
-    titles = ["side", "batch", *(f"{title}: ms a pixel (s an image)" for title in WAYS.values())]
-    cells = [
-        [str(row["side"]), str(row["batch"]), *(_pixel(row, name) for name in WAYS)] for row in rows
-    ]
-    sizes = (
-        f"{rows[0]['model']} "
-        f"{_sizes(rows[0] | {'work': rows[0]['model'], 'head': 'categorical'})}, 256 levels"
-    )
-    return f"{table(titles, cells)}\n\n*{sizes}; {origin(found, rows)}*"
+    titles = ["side", "batch"]
+    for title in WAYS.values():
+        titles.append(f"{title}: ms a pixel (s an image)")
+    lines = []
+    for row in rows:
+        cells = [_times_of_pixel_and_image(row, way) for way in WAYS]
+        lines.append([str(row["side"]), str(row["batch"]), *cells])
+
+    # These rows name no work and no head, which sizes() leaves out if they are the usual ones.
+    model = rows[0]["model"]
+    with_defaults = {**rows[0], "work": model, "head": "categorical"}
+    note = f"{model} {sizes(with_defaults)}, 256 levels; {origin(results, rows)}"
+    return f"{table(titles, lines)}\n\n*{note}*"
 
 
-def _pixel(row: Found, name: str) -> str:
-    if name not in row["ms_a_pixel"]:
-        return "–"
-    return f"{short(row['ms_a_pixel'][name])} ({short(row['seconds_an_image'][name])})"
+def _times_of_pixel_and_image(row: Results, way: str) -> str:
+    """Milliseconds a pixel, and seconds an image in brackets."""
+    if way not in row["ms_a_pixel"]:
+        return MISSING
+    return f"{short(row['ms_a_pixel'][way])} ({short(row['seconds_an_image'][way])})"
 
 
-def big(found: Found) -> str:
+def big(results: Results) -> str:
     """One large image."""
-    sentences = []
-    for row in found.get("rows", []):
-        if row["what"] == "big":
-            kernel = "with" if row["kernel"] else "without"
-            drawn = (
-                f"One image of {row['grid']} ({row['symbols']:,} symbols), {kernel} the kernel: "
-                f"{short(row['seconds'])} s, {short(row['ms_a_symbol'])} ms a symbol."
+    paragraphs = []
+    for row in results.get("rows", []):
+        if row["what"] != "big":
+            continue
+        kernel = "without"
+        if row["kernel"]:
+            kernel = "with"
+        drawn = (
+            f"One image of {row['grid']} ({row['symbols']:,} symbols), {kernel} the kernel: "
+            f"{short(row['seconds'])} s, {short(row['ms_a_symbol'])} ms a symbol."
+        )
+        # A replay needs memory for all symbols at once.
+        proof = "It was not replayed: memory."
+        if "symbols_that_differ" in row:
+            proof = (
+                f"Of its symbols {row['symbols_that_differ']:,} differ in a replay, one pass of "
+                f"{short(row['replay_seconds'])} s."
             )
-            proof = "It was not replayed: memory."
-            if "symbols_that_differ" in row:
-                proof = (
-                    f"Of its symbols {row['symbols_that_differ']:,} differ in a replay, one pass "
-                    "of "
-                    f"{short(row['replay_seconds'])} s."
-                )
-            sentences.append(f"{drawn} {proof} *{origin(found, [row])}*")
-    return "\n\n".join(sentences) or NOTHING
+        paragraphs.append(f"{drawn} {proof} *{origin(results, [row])}*")
+    if not paragraphs:
+        return NOTHING
+    return "\n\n".join(paragraphs)
 
 
-def parallel(found: Found) -> str:
-    """Parallel decoding on trained models. Left out, with its heading, while there are no rows."""
-    rows = found.get("rows", [])
+PARALLEL_TEXT = (
+    "The noise of every symbol is fixed beforehand, so that whole passes over the grid, each from "
+    "what the one before has drawn, end where the walk would: a sample of "
+    '`method="parallel"` is that of `method="cached"`. Passes are counted in float64. On a CPU a '
+    "pass costs too much for most families; `auto` therefore takes cached steps, but for MADE on "
+    "two levels, whose step costs a good part of a pass."
+)
+
+
+def parallel(results: Results) -> str:
+    """Parallel decoding on trained models; empty, without a heading, while there are no rows."""
+    rows = results.get("rows", [])
     if not rows:
         return ""
     titles = [
@@ -258,38 +319,37 @@ def parallel(found: Found) -> str:
         "of the symbols",
         "differ in float64",
         "differ in float32",
+        "batch 1: cached s",
+        "parallel s",
+        "batch 16: cached s",
+        "parallel s",
+        "auto",
     ]
-    titles += ["batch 1: cached s", "parallel s", "batch 16: cached s", "parallel s", "auto"]
-    cells = []
+    lines = []
     for row in rows:
-        wide, single = row["float64"], row["float32"]
-        passes = (
-            f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}, at most "
-            f"{wide['passes_greatest']}"
+        wide = row["float64"]
+        single = row["float32"]
+        # A mean over images, which differ in how many passes they take.
+        passes = f"{wide['passes_mean']:.1f} ± {wide['passes_se']:.1f}"
+        lines.append(
+            [
+                row["run"],
+                row["model"],
+                str(row["symbols"]),
+                f"{passes}, at most {wide['passes_greatest']}",
+                f"{wide['passes_share_of_symbols']:.1%}",
+                f"{wide['images_that_differ']} of {wide['images']} images",
+                f"{single['images_that_differ']} of {single['images']} images",
+                short(row["batch_1"]["cached_s"]),
+                short(row["batch_1"]["parallel_s"]),
+                short(row["batch_16"]["cached_s"]),
+                short(row["batch_16"]["parallel_s"]),
+                row["auto"],
+            ]
         )
-        cell = [
-            row["run"],
-            row["model"],
-            f"{row['symbols']}",
-            passes,
-            f"{wide['passes_share_of_symbols']:.1%}",
-        ]
-        cell += [
-            f"{part['images_that_differ']} of {part['images']} images" for part in (wide, single)
-        ]
-        for batch in ("batch_1", "batch_16"):
-            cell += [short(row[batch][name]) for name in ("cached_s", "parallel_s")]
-        cells.append([*cell, row["auto"]])
-    text = (
-        "The noise of every symbol is fixed beforehand, so that whole passes over the grid, each "
-        "from what the one "
-        'before has drawn, end where the walk would: a sample of `method="parallel"` is that of '
-        '`method="cached"`. '
-        "Passes are counted in float64. On a CPU a pass costs too much for most families; `auto` "
-        "therefore takes "
-        "cached steps, but for MADE on two levels, whose step costs a good part of a pass."
-    )
-    return f"## Parallel decoding\n\n{text}\n\n{table(titles, cells)}\n\n*{origin(found, rows)}*"
+    heading = "## Parallel decoding"
+    body = table(titles, lines)
+    return f"{heading}\n\n{PARALLEL_TEXT}\n\n{body}\n\n*{origin(results, rows)}*"
 
 
 TABLES = {
@@ -302,90 +362,91 @@ TABLES = {
     "big": ("growth", big),
     "parallel": ("parallel", parallel),
 }
-"""By marker: the file under results/ and what is made of it."""
+"""By marker: the file under results/, and the function that makes the text."""
 
 
-def results(name: str) -> Found:
-    """A file under results/; empty where there is none."""
+def read_results(name: str) -> Results:
+    """A file under results/; empty if it does not exist."""
     path = ROOT / "results" / f"{name}.json"
-    found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    if not path.exists():
+        return {}
+    results: Results = json.loads(path.read_text(encoding="utf-8"))
+    return results
 
 
 def filled(text: str) -> str:
     """The document with its tables made anew."""
     for name, (file, make) in TABLES.items():
-        block = f"<!-- {name} -->\n{make(results(file))}\n<!-- /{name} -->"
+        block = f"<!-- {name} -->\n{make(read_results(file))}\n<!-- /{name} -->"
+        # Two parts and no more: a repeated marker would be filled twice.
         parts = re.split(f"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         assert len(parts) == 2, f"docs/performance.md has {len(parts) - 1} places for {name}"
         text = block.join(parts)
     return text
 
 
-def picture(path: Path) -> str:
-    """Draw growth and shares of the floor; returns what was done."""
-    times = [
-        row
-        for row in results("growth").get("rows", [])
-        if row["what"] == "growth" and row["batch"] == 1
-    ]
-    shares = {
-        row["work"]: row["fraction"] for row in measured(results("sampling")) if row["batch"] == 1
-    }
-    if not times or not shares:
+def draw_picture(path: Path) -> str:
+    """Draw growth and shares of the floor; returns what was done, in words."""
+    growth_rows = []
+    for row in read_results("growth").get("rows", []):
+        if row["what"] == "growth" and row["batch"] == 1:
+            growth_rows.append(row)
+    shares = {}
+    for row in model_rows(read_results("sampling")):
+        if row["batch"] == 1:
+            shares[row["work"]] = row["fraction"]
+    if not growth_rows or not shares:
         return "no picture: results/growth.json and results/sampling.json are needed"
     if importlib.util.find_spec("matplotlib") is None:
         return 'no picture: matplotlib is missing, pip install "tessella[plots]"'
+
+    # Not pyplot, which would look for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _growth(left, sorted(times, key=lambda row: row["side"]))
-    _shares(right, shares)
+    _plot_growth(left, sorted(growth_rows, key=lambda row: row["side"]))
+    _plot_shares(right, shares)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    return f"{path}"
+    return str(path)
 
 
-COLOURS = {"naive": "#8a8a8a", "plain": "#e08214", "kernel": "#2166ac"}
-
-
-def _growth(axes: Any, rows: list[Found]) -> None:
-    """Milliseconds a pixel against the side."""
-    for name, title in WAYS.items():
-        there = [
-            (row["side"], row["ms_a_pixel"][name]) for row in rows if name in row["ms_a_pixel"]
-        ]
-        if there:
-            axes.loglog(*zip(*there, strict=True), marker="o", color=COLOURS[name], label=title)
-    sides = [row["side"] for row in rows]
-    axes.set_xticks(sides, [str(side) for side in sides])
+def _plot_growth(axes: Axes, rows: list[Results]) -> None:
+    """Plot milliseconds a pixel against the side."""
+    for way, title in WAYS.items():
+        # Without a compiler the kernel was not timed.
+        with_way = [row for row in rows if way in row["ms_a_pixel"]]
+        if with_way:
+            sides = [row["side"] for row in with_way]
+            times = [row["ms_a_pixel"][way] for row in with_way]
+            axes.loglog(sides, times, marker="o", color=COLOURS[way], label=title)
+    every_side = [row["side"] for row in rows]
+    axes.set_xticks(every_side, [str(side) for side in every_side])
     axes.minorticks_off()
     axes.set(xlabel="side of the image", ylabel="ms a pixel, batch 1", title="Gated PixelCNN")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
 
-def _shares(axes: Any, shares: dict[str, dict[str, float]]) -> None:
-    """Shares of the physical floor."""
-    names, ways = list(shares), ("plain", "kernel")
-    for place, way in enumerate(ways):
-        there = [
-            (i, 100 * shares[name][way]) for i, name in enumerate(names) if way in shares[name]
-        ]
-        if there:
-            at, values = zip(*there, strict=True)
-            bars = axes.barh(
-                [i + 0.4 * place - 0.2 for i in at],
-                values,
-                0.38,
-                color=COLOURS[way],
-                label=WAYS[way],
-            )
+def _plot_shares(axes: Axes, shares: dict[str, dict[str, float]]) -> None:
+    """Plot shares of the physical floor, a pair of bars for each work."""
+    names = list(shares)
+    # The bars of a pair lie to either side of the work's place.
+    for way, offset in (("plain", -0.2), ("kernel", 0.2)):
+        heights = []
+        values = []
+        for place, name in enumerate(names):
+            if way in shares[name]:
+                heights.append(place + offset)
+                values.append(100 * shares[name][way])
+        if values:
+            bars = axes.barh(heights, values, 0.38, color=COLOURS[way], label=WAYS[way])
             axes.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
     axes.set_yticks(range(len(names)), names)
+    # Bars are drawn from below; the table begins above.
     axes.invert_yaxis()
     axes.set(xlabel="% of the physical floor, batch 1", title="How near the floor a step comes")
     axes.legend(frameon=False)
@@ -394,4 +455,4 @@ def _shares(axes: Any, shares: dict[str, dict[str, float]]) -> None:
 
 if __name__ == "__main__":
     DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-    print(picture(PICTURE))
+    print(draw_picture(PICTURE))

@@ -1,5 +1,6 @@
-"""Images as discrete symbols: density models, tokenizers and priors with exact likelihoods and
-exact fast sampling.
+"""Images as discrete symbols: density models, tokenizers and priors.
+
+Likelihoods are exact, and sampling is exact and fast.
 
 >>> import tessella as ts
 >>> grid = ts.Grid(height=8, width=8, channels=1, levels=17)
@@ -11,8 +12,9 @@ torch.Size([2, 8, 8, 1])
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+# For type checkers and editors, which do not run __getattr__ below.
 if TYPE_CHECKING:
     from tessella.data import SOURCES, Source, register_source
     from tessella.evaluation import assess, compare, evaluate
@@ -127,13 +129,15 @@ __all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
 __all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'tessella' has no attribute {name!r}")
+    # Kept in the module, so that this function is asked once for each name.
     value = getattr(import_module(f"tessella.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
+    # Names that have not been used yet are completed by a shell as well.
     return sorted([*globals(), *_HOMES])

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
 from tessella.errors import ArtifactError, ConfigError, unknown
@@ -87,6 +87,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.source must be text such as 'digits' or 'folder:photos', got {self.source!r}"
             )
+        # Configurations are made in Python too, where nothing has looked at the types.
         for key in ("channels", "levels", "binarize_seed", "limit"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -133,10 +134,10 @@ class ModelConfig:
     conditional: bool = False
     """Condition on the labels of the data."""
     seed: int = 0
-    finer: Mapping[str, Any] = field(default_factory=dict)
+    finer: Mapping[str, object] = field(default_factory=dict)
     """Of a prior on several grids: the sizes (and ``name``) that differ for the grids after the
     first."""
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class TokenizerConfig:
 
     name: str = "vqvae"
     seed: int = 0
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class VAEConfig:
     """A variational autoencoder: the sizes that its class takes."""
 
     seed: int = 0
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -254,10 +255,12 @@ class TrainConfig:
     """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
+        # Every number has a least value in common; what else holds of a few follows below.
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             _check_train_number(name, value)
+        # A decay of 1 would keep the first value for ever.
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ConfigError(f"train.betas must lie in [0, 1), got {list(self.betas)}")
@@ -281,6 +284,7 @@ MOST = {
 
 
 def _check_train_number(name: str, value: float) -> None:
+    # 0 switches a thing off, or leaves the choice to tessella, where that has a meaning.
     least = 1 if name in AT_LEAST_ONE else 0
     wanted = f"at least {least}"
     good = value >= least
@@ -338,6 +342,7 @@ class Recipe:
     """What the recipe is and what it was measured to reach."""
 
     def __post_init__(self) -> None:
+        # One run trains one network: the table that is there says which.
         tables = [self.model, self.tokenizer, self.vae]
         if tables.count(None) != len(tables) - 1:
             raise ConfigError(
@@ -363,8 +368,10 @@ class Recipe:
             names.check_sizes("vae", {"seed": self.vae.seed, **self.vae.sizes})
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> dict[str, object]:
     """A configuration dataclass as plain JSON-able values."""
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     return dataclasses.asdict(config)
 
 
@@ -386,11 +393,12 @@ def from_dict(cls: type[C], values: object, where: str = "") -> C:
     # The tables of models and tokenizers take the sizes of the class they name, which stand beside
     # the other keys and are gathered in the field ``sizes``.
     open_ended = "sizes" in known
-    built: dict[str, Any] = {}
-    sizes: dict[str, Any] = {}
+    built: dict[str, object] = {}
+    sizes: dict[str, object] = {}
     for key, value in values.items():
         place = f"{where}.{key}" if where else str(key)
         if key == "sizes" and open_ended:
+            # Saved records hold the sizes gathered, recipes beside the other keys.
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{place} must be a table, got {value!r}")
             sizes |= value
@@ -433,12 +441,14 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         if override.partition("=")[0].strip() in NAMES:
             chosen.append(override)
     named = apply_overrides({}, chosen)
-    for table, own in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
-        given = named.get(table, {})
+    for table, config in (("model", ModelConfig), ("tokenizer", TokenizerConfig)):
+        given = named.get(table)
         read = values.get(table, {})
-        if isinstance(read, Mapping) and given and given["name"] != read.get("name"):
+        if not isinstance(given, Mapping) or not isinstance(read, Mapping):
+            continue
+        if given["name"] != read.get("name"):
             # The sizes in the file are those of another class.
-            known = {f.name for f in dataclasses.fields(own)} - {"sizes"}
+            known = {f.name for f in dataclasses.fields(config)} - {"sizes"}
             values[table] = {key: value for key, value in read.items() if key in known}
     recipe = from_dict(Recipe, apply_overrides(values, overrides))
     check_names(recipe)
@@ -455,14 +465,18 @@ def check_names(recipe: Recipe) -> None:
         names.check("model", recipe.model.name, recipe.model.sizes, recipe.model.head)
         # The models of finer grids may be of another family.
         finer = dict(recipe.model.finer)
-        finer_name = finer.pop("name", recipe.model.name)
+        finer_name = str(finer.pop("name", recipe.model.name))
         names.check("model", finer_name, finer, recipe.model.head)
     if recipe.tokenizer:
         sizes = recipe.tokenizer.sizes
         names.check("tokenizer", recipe.tokenizer.name, sizes)
+        # The options go to the constructor of the quantizer, whose name has a default.
         options = sizes.get("options", {})
-        if isinstance(sizes.get("quantizer"), str) and isinstance(options, Mapping):
-            names.check("quantizer", sizes["quantizer"], options)
+        quantizer = sizes.get("quantizer")
+        if quantizer is None:
+            quantizer = names.default("tokenizer", recipe.tokenizer.name, "quantizer")
+        if isinstance(quantizer, str) and isinstance(options, Mapping):
+            names.check("quantizer", quantizer, options)
     if recipe.vae:
         names.check("vae", "vae", recipe.vae.sizes)
 
@@ -476,10 +490,10 @@ def recipe_names() -> list[str]:
     return sorted(found)
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def apply_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> dict[str, object]:
     """Nested plain values with ``table.key=value`` overrides applied."""
     # Tables are copied, so that what was given stays as it is.
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, value in values.items():
         result[key] = dict(value) if isinstance(value, Mapping) else value
     for override in overrides:
@@ -490,14 +504,15 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         # Walk down to the table that holds the key, creating it where it is missing.
         place = result
         for table in tables:
-            place = place.setdefault(table, {})
-            if not isinstance(place, dict):
+            inner = place.setdefault(table, {})
+            if not isinstance(inner, dict):
                 raise ConfigError(f"{override!r}: {table!r} is a value, not a table")
+            place = inner
         place[key] = _value(text.strip())
     return result
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> dict[str, object]:
     """The tables of a recipe file, or of a recipe that ships."""
     path = Path(name)
     # A file of the name of a recipe that ships is the one that is meant.
@@ -523,22 +538,23 @@ def _read_file(path: Path) -> str:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """Read an override's value as TOML; bare words are strings."""
+    # On a command line nobody wants to quote the quotes of a string.
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
-def _convert(hint: Any, value: Any, place: str) -> Any:
+def _convert(hint: object, value: object, place: str) -> object:
     """Check one value against its annotation."""
     if type(None) in get_args(hint):
         # TABLE | None
         inner = [option for option in get_args(hint) if option is not type(None)]
         return None if value is None else _convert(inner[0], value, place)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, place)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, place)
     origin = get_origin(hint)
     if origin is Literal:
         allowed = get_args(hint)
@@ -553,10 +569,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return dict(value)
     if origin is tuple:
         return _convert_list(get_args(hint), value, place)
+    assert isinstance(hint, type)
     return _plain(hint, value, place)
 
 
-def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+def _convert_list(kinds: tuple[object, ...], value: object, place: str) -> tuple[object, ...]:
     """Check a list against the annotation of a tuple."""
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{place} must be a list, got {value!r}")
@@ -565,17 +582,17 @@ def _convert_list(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, 
         return tuple(_convert(kinds[0], item, place) for item in value)
     if len(value) != len(kinds):
         raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
-    converted: list[Any] = []
+    converted: list[object] = []
     for kind, item in zip(kinds, value, strict=True):
         converted.append(_convert(kind, item, place))
     return tuple(converted)
 
 
-def _plain(hint: type, value: Any, place: str) -> Any:
+def _plain(hint: type, value: object, place: str) -> object:
     """Check a number, a flag or a text against its type."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     # 1 is as good as 1.0.
-    if hint is float and whole:
+    if hint is float and isinstance(value, int) and whole:
         try:
             return float(value)
         except OverflowError:

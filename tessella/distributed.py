@@ -1,8 +1,8 @@
-"""A batch of vectors that is spread over processes, each of which holds a part.
+"""Work on a batch of vectors of which each process holds a part.
 
-The joined batch is the parts of all processes, in the order of their ranks. Every function here
-that communicates must be called by all processes at the same point, also by one whose part is
-empty: otherwise the others wait for it.
+The joined batch consists of the parts of all processes, in the order of their ranks. Functions that
+communicate must be called by all processes at the same point, even by one whose part is empty:
+otherwise the others wait for it forever.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ A squared distance between two vectors is at most four times the larger square.
 
 @dataclass(frozen=True)
 class JoinedBatch:
-    """Facts about a joined batch, equal in all processes but for ``start``.
+    """Facts about a joined batch; all but ``start`` are equal in all processes.
 
     Args:
-        start: place of this process's first vector in the joined batch.
-        total: number of vectors of the joined batch.
-        finite: whether all values are finite, and small enough for squared distances to be.
+        start: index in the joined batch of the first vector of this process.
+        total: number of vectors in the joined batch.
+        finite: whether all values, and all squared distances between vectors, are finite.
     """
 
     start: int
@@ -34,39 +34,39 @@ class JoinedBatch:
     finite: bool
 
     @property
-    def teaches(self) -> bool:
-        """Whether there is something to learn from: vectors, all of them usable."""
+    def usable(self) -> bool:
+        """Whether a codebook can learn from the batch: it has vectors, and all are finite."""
         return self.total > 0 and self.finite
 
 
-def processes() -> int:
+def process_count() -> int:
     """Number of processes; 1 where torch.distributed is not in use."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return 1
 
 
-def joined_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all processes, in place where there are several."""
-    if processes() > 1:
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all processes; in place if there are several."""
+    if process_count() > 1:
         dist.all_reduce(values)
     return values
 
 
-def join(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
-    """Describe the batch that the processes' vectors make together.
+def join_batch(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
+    """Describe the batch that the vectors of all processes form together.
 
     Args:
         vectors: this process's part ``[n, dim]``; ``n`` may be 0.
-        others: further tensors made from them, whose values must be finite too.
+        others: further tensors, computed from the same batch, whose values must be finite too.
     """
-    # No part is too small to be checked, but an empty one is fine: its sum is 0.
+    # An empty part passes this check, since its sum of squares is 0.
     finite = all(squares_are_finite(values) for values in (vectors, *others))
-    if processes() == 1:
+    if process_count() == 1:
         return JoinedBatch(0, len(vectors), finite)
     rank = dist.get_rank()
-    # One row a process: the size of its part, and whether that is spoilt.
-    table = torch.zeros(processes(), 2, dtype=torch.int64, device=vectors.device)
+    # One row per process: the size of its part, and whether a value is not finite.
+    table = torch.zeros(process_count(), 2, dtype=torch.int64, device=vectors.device)
     table[rank, 0] = len(vectors)
     table[rank, 1] = int(not finite)
     dist.all_reduce(table)
@@ -82,23 +82,23 @@ def squares_are_finite(values: torch.Tensor) -> bool:
 
 
 def joined_rows(vectors: torch.Tensor, chosen: torch.Tensor, start: int) -> torch.Tensor:
-    """Rows of the joined batch.
+    """Fetch rows of the joined batch from the processes that hold them.
 
     Args:
         vectors: this process's part ``[n, dim]``.
-        chosen: places in the joined batch, ``[m]``, equal in all processes.
-        start: place of this process's first vector in the joined batch.
+        chosen: indices into the joined batch, ``[m]``, equal in all processes.
+        start: index in the joined batch of the first vector of this process.
 
     Returns:
         The rows ``[m, dim]``, in all processes.
     """
     chosen = chosen.to(vectors.device)
-    if processes() == 1:
+    if process_count() == 1:
         return vectors[chosen]
-    # Places in this process's part; those of other parts fall outside of it.
+    # Indices into the part of this process; those of other processes are out of range.
     local = chosen - start
     here = (local >= 0) & (local < len(vectors))
-    # Each row lies in one process, so a sum over processes collects them.
+    # Each row is in exactly one process, so the sum over processes collects them all.
     rows = vectors.new_zeros(len(chosen), vectors.shape[1])
     rows[here] = vectors[local[here]]
-    return joined_sum(rows)
+    return sum_over_processes(rows)

@@ -1,10 +1,10 @@
-"""The one kind of data: a grid of symbols.
+"""Grids of symbols, the only kind of data that models see.
 
-An image of 8-bit pixels is ``Grid(32, 32, 3, 256)``; the codes of a tokenizer are
-``Grid(8, 8, 1, 512)``; a residual code of depth 4 is ``Grid(16, 16, 4, 1024)``. Symbols are
-integers ``[batch, height, width, channels]`` in ``[0, levels)``, stored in the order in which they
-are generated: row by row, pixel by pixel, channel by channel, so that ``x.flatten(1)`` is the
-sequence.
+For example, an image of 8-bit pixels is a ``Grid(32, 32, 3, 256)``, the codes of a tokenizer are a
+``Grid(8, 8, 1, 512)``, and residual codes of depth 4 are a ``Grid(16, 16, 4, 1024)``. Symbols are
+integers ``[batch, height, width, channels]`` in ``[0, levels)``. Their order in memory is the order
+in which they are generated (row by row, pixel by pixel, channel by channel), so ``x.flatten(1)`` is
+the sequence that models predict.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
     import torch
 
 LN2 = math.log(2.0)
+"""Nats per bit."""
 
 Quantity = TypeVar("Quantity", "float", "torch.Tensor", "np.ndarray[tuple[int, ...], np.dtype]")
-"""Nats or bits: one number, or a tensor or array of them."""
+"""An amount of nats or bits: a number, a tensor or an array."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The shape of a grid of symbols, and the units of its probabilities.
+    """The shape of a grid of symbols, and conversions between nats and bits per dimension.
 
     Args:
-        height: rows.
-        width: pixels (or codes) in a row.
-        channels: symbols in a pixel: colour channels, or the depth of a residual code.
-        levels: values a symbol can take, ``0 .. levels - 1``.
+        height: number of rows.
+        width: number of pixels (or codes) in a row.
+        channels: number of symbols in a pixel: colour channels, or the depth of a residual code.
+        levels: number of values a symbol can take, ``0 .. levels - 1``.
 
     Raises:
         InputError: when a size is not a positive integer, or ``levels`` is below 2.
@@ -50,6 +51,7 @@ class Grid:
     levels: int
 
     def __post_init__(self) -> None:
+        # A symbol with a single level would carry no information.
         for name, least in (("height", 1), ("width", 1), ("channels", 1), ("levels", 2)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -64,44 +66,46 @@ class Grid:
 
     @property
     def pixels(self) -> int:
-        """Pixels (or codes) of one image."""
+        """Number of pixels (or codes) in one image."""
         return self.height * self.width
 
     @property
     def symbols(self) -> int:
-        """Symbols of one image: the length of its sequence."""
+        """Number of symbols in one image, the length of its sequence."""
         return self.pixels * self.channels
 
     @property
     def row_symbols(self) -> int:
-        """Symbols of one row."""
+        """Number of symbols in one row."""
         return self.width * self.channels
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Row, column and channel of symbol ``index`` of the sequence."""
-        # Channels change fastest, then columns, then rows.
+        # The channel changes fastest, then the column, then the row.
         pixel, channel = divmod(index, self.channels)
         row, column = divmod(pixel, self.width)
         return row, column, channel
 
     def bits_per_dim(self, nats: Quantity) -> Quantity:
-        """Nats of an image to bits per symbol of this grid."""
+        """Convert nats per image to bits per dimension, that is, bits per symbol."""
         return nats / (LN2 * self.symbols)
 
     def nats(self, bits_per_dim: Quantity) -> Quantity:
-        """Bits per symbol of this grid to nats of an image."""
+        """Convert bits per dimension, that is, bits per symbol, to nats per image."""
         return bits_per_dim * (LN2 * self.symbols)
 
     def check(self, x: object) -> torch.Tensor:
-        """Symbols as ``int64 [batch, height, width, channels]``, after checking shape, type and
-        range.
+        """Check the shape, type and range of symbols, and convert them to int64.
 
         Args:
-            x: numpy array or tensor of any integer (or boolean) type.
+            x: tensor, numpy array or nested lists, of any integer (or boolean) type,
+                ``[batch, height, width, channels]``.
+
+        Returns:
+            ``int64 [batch, height, width, channels]``, on the device of ``x``.
 
         Raises:
-            InputError: when the type is not an integer one, the shape is not this grid's, or a
-                symbol is out of range.
+            InputError: when ``x`` has no integer type, the wrong shape, or a symbol out of range.
         """
         symbols = to_tensor("symbols", x)
         if symbols.is_floating_point() or symbols.is_complex():
@@ -114,8 +118,9 @@ class Grid:
                 f"symbols must have shape [batch, {self.height}, {self.width}, {self.channels}], "
                 f"got {list(symbols.shape)}"
             )
-        # Unsigned values from 2^63 on become negative here, and are refused with the negative ones.
+        # Unsigned values from 2^63 on become negative here, and are rejected as such below.
         symbols = symbols.long()
+        # An empty batch has no minimum.
         if symbols.numel():
             low = int(symbols.min())
             high = int(symbols.max())
@@ -130,23 +135,24 @@ class Grid:
 
 
 def to_tensor(name: str, value: object) -> torch.Tensor:
-    """A caller's tensor, numpy array or nested list as a tensor, without a copy where possible.
+    """Convert a tensor, numpy array or nested lists to a tensor, without a copy where possible.
 
     Args:
-        name: of the argument, for the message.
-        value: what the caller gave.
+        name: name of the argument, for the error message.
+        value: value of the argument.
 
     Raises:
-        InputError: for what holds no numbers, or rows of different lengths.
+        InputError: when ``value`` is anything but numbers, or has rows of different lengths.
     """
+    # Imported here, because recipes use grids without needing torch.
     import numpy as np
     import torch
 
-    # A tensor of any type and device stays as it is.
+    # A tensor of any type and on any device stays as it is.
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray):
-        # torch has no negative strides, which images[:, ::-1] has.
+        # torch does not support negative strides, which images[:, ::-1] has.
         value = np.ascontiguousarray(value) if value.ndim else value
     try:
         return torch.as_tensor(value)

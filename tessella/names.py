@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -36,6 +36,7 @@ PLACES = {
     "tokenizer": "tokenizers",
     "quantizer": "tokenizers/quantizers",
     "vae": "vae",
+    "source": "data",
 }
 """Folder or module of the classes of each kind."""
 
@@ -47,10 +48,11 @@ TABLES = {
     "head": ("tessella.heads", "HEADS"),
     "tokenizer": ("tessella.tokenizers", "TOKENIZERS"),
     "quantizer": ("tessella.tokenizers.quantizers", "QUANTIZERS"),
+    "source": ("tessella.data.source_kinds", "SOURCES"),
 }
 """Tables of the classes of each kind, once they are imported."""
 
-FROM_DATA = {"self", "grid", "head", "conditioning", "image_size", "channels", "levels"}
+FROM_DATA = {"self", "grid", "head", "conditioning", "classes", "image_size", "channels", "levels"}
 """Parameters that a recipe does not set: they follow from the images."""
 
 
@@ -111,13 +113,57 @@ def check_sizes(where: str, sizes: Mapping[str, object]) -> None:
                 raise ConfigError(f"{where}.{name} must be at most {most}, got {item}")
 
 
+def default(kind: str, name: str, size: str) -> str | None:
+    """The text that a size of a class is by default; None where it is no text, or not known.
+
+    Args:
+        kind: a key of ``PLACES``.
+        name: of the class.
+        size: a field of one of the objects of options that its constructor takes.
+    """
+    bodies = _classes(PLACES[kind])
+    for body in bodies.values():
+        if (_registered_as(body) or _constant(body, "name")) != name:
+            continue
+        for options in _option_classes(body, bodies):
+            text = _constant(options, size)
+            if text is not None:
+                return text
+    return None
+
+
+def check_registered(name: str, kind: str = "") -> None:
+    """Check that something is registered under a name.
+
+    Args:
+        name: of a class; that of a data source may carry its path.
+        kind: the key of ``TABLES`` that it must be in; empty for any.
+
+    Raises:
+        ConfigError: with the nearest match.
+    """
+    if _plugins_possible():
+        return
+    candidates: list[str] = []
+    for one in [kind] if kind else TABLES:
+        # Only sources carry something behind their name.
+        key = name.partition(":")[0] if one == "source" else name
+        if key in known(one) or _registered(one, key):
+            return
+        candidates += known(one)
+    raise ConfigError(unknown(kind or "registered name", name, candidates))
+
+
 @functools.cache
 def known(kind: str) -> Mapping[str, frozenset[str] | None]:
     """Names of the classes of a kind, and the sizes each takes; None where any may be taken."""
     bodies = _classes(PLACES[kind])
     found: dict[str, frozenset[str] | None] = {}
     for body in bodies.values():
-        name = _registered_as(body) or _constant(body, "name")
+        name = _registered_as(body)
+        # Every source is registered by a decorator; other classes beside them have names too.
+        if name is None and kind != "source":
+            name = _constant(body, "name")
         if name and name not in NOT_CHOSEN:
             found[name] = _parameters(body, bodies)
     return found
@@ -169,7 +215,7 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
     for node in body.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             if node.args.kwarg is not None:
-                return None  # **options: the names are not told here
+                return None  # **options: any name may be taken
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             names: set[str] = set()
             for argument in every:
@@ -184,6 +230,17 @@ def _parameters(body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]) -> froze
         if inherited is not None:
             return _parameters(inherited, bodies)
     return None
+
+
+def _option_classes(
+    body: ast.ClassDef, bodies: Mapping[str, ast.ClassDef]
+) -> Iterator[ast.ClassDef]:
+    """The classes of the folder that the annotations of a constructor name."""
+    for node in body.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for part in ast.walk(node.args):
+                if isinstance(part, ast.Name) and part.id in bodies:
+                    yield bodies[part.id]
 
 
 def _fields(annotation: ast.expr | None, bodies: Mapping[str, ast.ClassDef]) -> set[str]:

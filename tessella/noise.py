@@ -1,19 +1,18 @@
 """The randomness of sampling, fixed before the first symbol is drawn.
 
 Image ``i`` of a call has the seed ``seed + i``. Symbol ``t`` of an image is the argmax over levels
-``k`` of ``log p(k) - log E[t, k]`` with ``E`` standard exponential, which draws exactly from ``p``
-(the Gumbel-max trick, Maddison, Tarlow and Minka 2014). ``E[t, k]`` is a function of the image's
-seed, of ``t`` and of ``k`` alone, so neither the batch nor the method nor symbols that are known
-already shift it: every way of sampling can reproduce every other.
+``k`` of ``log p(k) - log E[t, k]``, where ``E`` is standard exponential. This draws exactly from
+``p`` (the Gumbel-max trick, Maddison, Tarlow and Minka 2014). ``E[t, k]`` depends only on the
+image's seed, on ``t`` and on ``k``: not on the batch, the method, or which symbols are known. So
+all ways of sampling reproduce one another.
 
-The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011) keyed by the seed:
-symbol ``t`` of a grid with ``K`` levels owns the 64-bit words ``t * P .. t * P + K - 1``, where
-``P`` is ``K`` rounded up to a multiple of four. Of several grids of one image, each has a key of
-its own.
+The numbers come from the counter-based generator Philox4x64 (Salmon et al. 2011), keyed by the
+seed. Symbol ``t`` of a grid with ``K`` levels uses the 64-bit words ``t * P .. t * P + K - 1``,
+where ``P`` is ``K`` rounded up to a multiple of four. If an image has several grids, each grid has
+a separate key.
 
-These are the seeds of *images*. The seed of :func:`tessella.create` is that of a model's first
-weights, the seed of a recipe that of weights, data order and dropout; they have nothing to do with
-each other.
+These are seeds of *images*. They have nothing to do with the seed of :func:`tessella.create`, which
+is for initial weights, or the seed of a recipe, which is for weights, data order and dropout.
 """
 
 from __future__ import annotations
@@ -25,27 +24,28 @@ from tessella.errors import check_integer
 from tessella.grid import Grid
 
 BLOCK_WORDS = 4
-"""Words that Philox4x64 makes of one value of its counter."""
+"""How many words Philox4x64 makes from one value of its counter."""
 
 BUFFER_WORDS = 1 << 22
-"""Words held at a time over all images; a row where it fits, fewer symbols where it does not."""
+"""Upper limit on the words held at a time, over all images. The buffer holds a row, or fewer
+symbols if a row does not fit."""
 
 SEEDS = 1 << 64
 """How many seeds there are."""
 
 
 class Noise:
-    """``-log E`` for every symbol of ``n`` images, made as the walk reaches it.
+    """``-log E`` for every symbol of ``n`` images, generated on demand.
 
     Args:
-        grid: the grid that is sampled.
-        n: images.
+        grid: the grid to sample.
+        n: number of images.
         seed: seed of the first image, ``0 .. 2^64 - n``; image ``i`` has ``seed + i``.
-        device: where :meth:`at` puts its result.
-        part: which grid of an image it is, where an image has several, coarse to fine.
+        device: device of the result of :meth:`at`.
+        part: index of the grid, coarse to fine, if an image has several.
 
     Raises:
-        InputError: for a seed that is not an integer in that range.
+        InputError: when the seed is not an integer in that range.
     """
 
     def __init__(
@@ -55,36 +55,36 @@ class Noise:
         self.n = n
         self.seed = check_seed(seed, n)
         self.device = torch.device(device)
-        # A key has 128 bits, and a seed takes the lower 64 of them.
+        # A key has 128 bits: the seed takes the lower 64, and the part goes above them.
         self._part = part << 64
-        # Words of a symbol: its levels, rounded up to whole blocks of the generator.
+        # Words per symbol: one for each level, rounded up to whole blocks of the generator.
         self._stride = -(-grid.levels // BLOCK_WORDS) * BLOCK_WORDS
-        # Symbols that are held at a time.
+        # Number of symbols held at a time.
         affordable = BUFFER_WORDS // max(1, self._stride * n)
         self._span = max(1, min(grid.row_symbols, affordable))
         self._start = -1
         self._buffer = torch.empty(0)
 
     def at(self, index: int) -> torch.Tensor:
-        """``-log E`` of symbol ``index``: float64 ``[n, levels]``."""
+        """``-log E`` of symbol ``index``: ``float64 [n, levels]``."""
         start = index - index % self._span
         if start != self._start:
             self._fill(start)
         return self._buffer[index - start]
 
     def _fill(self, start: int) -> None:
-        """Make the numbers of ``span`` symbols, from symbol ``start`` on."""
+        """Generate the numbers of the symbols from ``start`` on, as many as the buffer holds."""
         count = min(self._span, self.grid.symbols - start)
         drawn = np.empty((self.n, count * self._stride), dtype=np.uint64)
         counter = start * self._stride // BLOCK_WORDS
         for image in range(self.n):
             key = self._part + self.seed + image
             drawn[image] = np.random.Philox(key=key, counter=counter).random_raw(drawn.shape[1])
-        # [n, words] -> [symbols, n, levels]; the words that round a symbol up are dropped.
+        # [n, words] to [symbols, n, levels]; this drops the words used for rounding up.
         by_symbol = drawn.reshape(self.n, count, self._stride).swapaxes(0, 1)
         words = by_symbol[:, :, : self.grid.levels]
-        # The middle of one of 2^52 equal cells of (0, 1), which float64 holds exactly: never 0,
-        # never 1.
+        # The centre of one of 2^52 equal cells of (0, 1). float64 represents it exactly, and it is
+        # never 0 or 1.
         cells = torch.from_numpy((words >> np.uint64(12)).view(np.int64))
         uniform = cells.double().add_(0.5).mul_(2.0**-52)
         # E = -log U, and the noise is -log E.
@@ -94,12 +94,12 @@ class Noise:
 
 
 def check_seed(seed: object, n: int = 1) -> int:
-    """Return the seed of the first of ``n`` images, or refuse it.
+    """Check the seed of the first of ``n`` images, and return it as an int.
 
-    This is the one check of such a seed. Callers that draw in several batches make it for all their
-    images before the first one.
+    Callers that draw in several batches check the seed for all images before the first batch.
 
     Raises:
         InputError: when it is not an integer with ``0 <= seed`` and ``seed + n <= 2^64``.
     """
+    # Image n - 1 has the seed seed + n - 1, which must fit into 64 bits.
     return check_integer("seed", seed, least=0, most=SEEDS - n)

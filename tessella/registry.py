@@ -1,19 +1,19 @@
-"""Tables of classes by name, which packages and files from outside can add to.
+"""Tables of classes by name, to which other packages and files can add.
 
-A table is a :class:`Registry`: a read-only mapping whose entries are made by a decorator::
+A table is a :class:`Registry`: a read-only mapping to which a decorator adds entries::
 
     MODELS: Registry[type[DensityModel]] = Registry("density model")
 
     @MODELS.register("mine")
     class Mine(DensityModel): ...
 
-Two ways lead in from outside, and both run code with all rights of the user:
+Code outside Tessella can be loaded in two ways. Both run it with all rights of the user:
 
-* an installed package names a module under the entry point group ``tessella.plugins``; the module
-  is imported when a name is asked for that no table knows;
+* an installed package names a module in the entry point group ``tessella.plugins``; the module is
+  imported when somebody asks a table for a name that it does not know;
 * a single Python file is run by :func:`load_plugin`.
 
-This module does not import torch, so that the command line can read the tables' names early.
+This module does not import torch, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PLUGIN_GROUP = "tessella.plugins"
 Entry = TypeVar("Entry")
 Registered = TypeVar("Registered")
 
-# Plugins that were tried once in this process are not tried again: name to what went wrong, or
-# to an empty string.
+# Each plugin is loaded at most once per process. Maps its name to an error message, empty if it
+# loaded.
 _installed: dict[str, str] = {}
 _looked_for_plugins = False
 
@@ -45,8 +45,8 @@ class Registry(Mapping[str, Entry]):
     """A mapping from names to classes (or functions), in the order of their registration.
 
     Args:
-        kind: what an entry is, in words, for error messages: ``"density model"``.
-        base: class that every entry must derive from; None where entries need none.
+        kind: kind of entry for error messages, such as ``"density model"``.
+        base: class from which every entry must derive; None for no such requirement.
 
     >>> shapes: Registry[type] = Registry("shape")
     >>> @shapes.register("square")
@@ -61,14 +61,14 @@ class Registry(Mapping[str, Entry]):
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Decorator that adds a class under a name, and sets the class's attribute ``name``.
+        """Decorator that adds a class under a name, and sets the class attribute ``name``.
 
-        A class that is defined again under its module and name, as by a notebook cell that runs
-        twice, replaces its former self.
+        A class may be registered again if it was redefined in the same module under the same class
+        name, as when a notebook cell runs twice. It then replaces the old one.
 
         Raises:
             ConfigError: for a name that another class has, a class that does not derive from the
-                table's base, or one that leaves an abstract method open.
+                table's base, or a class with abstract methods.
         """
         if not isinstance(name, str) or not name:
             raise ConfigError(f"a {self.kind} is registered under a name, got {name!r}")
@@ -84,15 +84,15 @@ class Registry(Mapping[str, Entry]):
         return decorate
 
     def get_or_explain(self, name: str) -> Entry:
-        """The entry of a name.
+        """The entry of a name, with a helpful error if there is none.
 
         Raises:
-            ConfigError: for an unknown name; the message lists the known ones, the nearest match
+            ConfigError: for an unknown name; the message lists the known names, the nearest match
                 and the plugins that failed to load.
         """
         try:
             return self[name]
-        except (KeyError, TypeError):  # a list, say, cannot be looked up
+        except (KeyError, TypeError):  # TypeError: an unhashable name, such as a list
             message = unknown(self.kind, name, self._entries)
             for plugin, problem in _installed.items():
                 if problem:
@@ -122,7 +122,7 @@ class Registry(Mapping[str, Entry]):
         if inspect.isabstract(entry):
             missing = ", ".join(sorted(getattr(entry, "__abstractmethods__", ())))
             raise ConfigError(f"{self.kind} {name!r} must define {missing} before it is registered")
-        # Reading the entry directly: looking up would load plugins, one of which this may be.
+        # Read the dictionary directly: a lookup would load plugins, and this may be one of them.
         known = self._entries.get(name)
         if known is not None and _place(known) != _place(entry):
             raise ConfigError(
@@ -132,17 +132,16 @@ class Registry(Mapping[str, Entry]):
 
 
 def load_installed_plugins() -> None:
-    """Import the modules that installed packages name under ``tessella.plugins``, once a process.
+    """Import the modules of installed plugins, at most once per process.
 
-    A plugin that fails does not stop the others: tables mention it where they explain a name that
-    they do not know.
+    A plugin that fails does not stop the others. Error messages about unknown names mention it.
     """
     global _looked_for_plugins
     if _looked_for_plugins:
         return
-    # Set first: while it is imported, a plugin may ask a table for a name that is unknown so far.
+    # Set this first, because a plugin may itself look up an unknown name while it is imported.
     _looked_for_plugins = True
-    from importlib.metadata import entry_points  # 20 ms, which only plugins are worth
+    from importlib.metadata import entry_points  # takes 20 ms, so only when it is needed
 
     for entry_point in entry_points(group=PLUGIN_GROUP):
         try:
@@ -153,7 +152,7 @@ def load_installed_plugins() -> None:
 
 
 def load_plugin(path: str | Path) -> ModuleType:
-    """Run a Python file that registers classes of its own, once a process.
+    """Run a Python file that registers classes, at most once per process.
 
     Args:
         path: a ``.py`` file. It runs with all rights of the user.
@@ -162,12 +161,12 @@ def load_plugin(path: str | Path) -> ModuleType:
         The module; a second call with the same file returns the same module.
 
     Raises:
-        ConfigError: where there is no such file, or it raises.
+        ConfigError: when there is no such file, or it raises an exception.
     """
     file = Path(path).expanduser().resolve()
     if file.suffix != ".py" or not file.is_file():
         raise ConfigError(f"a plugin is a Python file (.py) that exists, got {str(path)!r}")
-    # Two files of one name in two folders are two modules.
+    # Files of the same name in different folders must become different modules.
     digest = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     name = f"tessella_plugin_{file.stem}_{digest}"
     if name in sys.modules:
@@ -176,7 +175,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling look their module up by name while it is still running.
+    # Dataclasses and pickle look up the module by name while it is still being executed.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -189,5 +188,5 @@ def load_plugin(path: str | Path) -> ModuleType:
 
 
 def _place(entry: object) -> str:
-    """Where a class or function was defined: ``module.Name``."""
+    """Full name of a class or function: ``module.Name``."""
     return f"{getattr(entry, '__module__', '?')}.{getattr(entry, '__qualname__', repr(entry))}"

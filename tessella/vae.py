@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
 from tessella.tokenizers.identity import IdentityTokenizer
-from tessella.tokenizers.likelihood import START, discretized_logistic
+from tessella.tokenizers.likelihood import INITIAL_LOG_SCALE, discretized_logistic
 from tessella.tokenizers.reconstructing import pad_images
-from tessella.tokenizers.tokenizer import check_images, evaluating, images_at_once
+from tessella.tokenizers.tokenizer import check_images, eval_mode, images_at_once
 
 SAMPLES = 16
 """Samples of the latents of each image in a bound unless another number is given."""
@@ -35,17 +35,13 @@ BATCH = 256
 LOG_VARIANCES = (-14.0, 6.0)
 """Least and greatest log-variance of a latent given an image."""
 
-SIZES = ("channels", "levels", "hidden", "latent", "downsample", "residual_blocks", "shape")
-"""Arguments of the constructor that are kept under their names."""
-
 
 class VAE(nn.Module):
-    """Images from Gaussian latents: ``p(x) = integral of p(x | z) N(z; 0, I)``, with ``q(z | x)`` a
-    diagonal Gaussian.
+    """Images from Gaussian latents.
 
-    Given latents, sub-pixels are independent: logistics integrated over the bins of the levels,
-    with mean and scale of each from the decoder (a Bernoulli at two levels). Training maximizes
-    :meth:`elbo`.
+    ``p(x) = integral of p(x | z) N(z; 0, I) dz``, and ``q(z | x)`` is a diagonal Gaussian. Given
+    latents, sub-pixels are independent: logistics integrated over the bins of the levels, with mean
+    and scale of each from the decoder (a Bernoulli at two levels). Training maximizes :meth:`elbo`.
 
     Args:
         image_size: height and width of the images.
@@ -97,12 +93,14 @@ class VAE(nn.Module):
         self.latent = latent
         self.downsample = downsample
         self.residual_blocks = residual_blocks
-        self.shape = shape
+        self.shape: Literal["grid", "vector"] = shape
         # Height and width of the grid of latents; sides that do not divide are rounded up.
         self._places = [-(-side // downsample) for side in image_size]
         stages = downsample.bit_length() - 1
         # A mean and a log-scale of each sub-pixel; at two levels one logit.
-        outputs = channels if levels == 2 else 2 * channels
+        outputs = 2 * channels
+        if levels == 2:
+            outputs = channels
         self.to_vector: nn.Linear | None = None
         self.from_vector: nn.Linear | None = None
         if shape == "grid":
@@ -147,19 +145,27 @@ class VAE(nn.Module):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of the latents of an image."""
-        return (self.latent,) if self.shape == "vector" else (*self._places, self.latent)
+        if self.shape == "vector":
+            return (self.latent,)
+        return (*self._places, self.latent)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> VAEArguments:
         """The constructor's arguments as JSON values: ``create_vae(**config)`` rebuilds it."""
-        config: dict[str, Any] = {"image_size": list(self.image_size)}
-        for name in SIZES:
-            config[name] = getattr(self, name)
-        return config
+        return {
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "levels": self.levels,
+            "hidden": self.hidden,
+            "latent": self.latent,
+            "downsample": self.downsample,
+            "residual_blocks": self.residual_blocks,
+            "shape": self.shape,
+        }
 
     def encode_float(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of ``q(z | x)``.
@@ -170,8 +176,9 @@ class VAE(nn.Module):
         Returns:
             ``[n, *latent_shape]`` twice.
         """
-        # [n, features, h', w']
+        # [n, h, w, c] -> [n, features, h', w']
         x = self.encoder(pad_images(images.to(self._dtype), self.downsample))
+        # Channels last, so that both shapes of latents are halved along the last axis.
         if self.to_vector is None:
             both = x.permute(0, 2, 3, 1)
         else:
@@ -198,10 +205,11 @@ class VAE(nn.Module):
             latents: ``[n, *latent_shape]``.
 
         Returns:
-            ``[n, h, w, outputs]``: means and log-scales (from ``START``) on the axis where the
-            levels span [-1, 1], or logits at two levels.
+            ``[n, h, w, outputs]``: means and log-scales (from ``INITIAL_LOG_SCALE``) on the axis
+            where the levels span [-1, 1], or logits at two levels.
         """
         z = latents.to(self._dtype)
+        # [n, latent] -> [n, h', w', hidden]
         if self.from_vector is not None:
             z = self.from_vector(z).view(-1, *self._places, self.hidden)
         height, width = self.image_size
@@ -211,18 +219,23 @@ class VAE(nn.Module):
     def forward(
         self, images: torch.Tensor, noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two parts of the evidence lower bound of images, in nats: ``log p(x | z)`` at one
-        ``z`` of ``q(z | x)``, and the divergence ``KL(q(z | x) || p(z))`` exactly: ``[n]`` each.
+        """The two parts of the evidence lower bound of images.
 
         Args:
             images: uint8 ``[n, h, w, channels]``.
             noise: standard normal ``[n, *latent_shape]``; None draws it from torch's generator.
+
+        Returns:
+            ``log p(x | z)`` at one ``z`` of ``q(z | x)``, and the exact divergence
+            ``KL(q(z | x) || p(z))``: nats ``[n]`` each.
         """
         # int64 [n, h, w, c]
         symbols = self._symbols(images)
         mean, log_variance = self._posterior(symbols)
-        noise = torch.randn_like(mean) if noise is None else noise.to(mean)
-        # Noise comes in from outside, so that gradients reach mean and variance.
+        if noise is None:
+            noise = torch.randn_like(mean)
+        noise = noise.to(mean)
+        # z = m + s * noise, so that gradients reach mean and variance.
         latents = mean + noise * (log_variance / 2).exp()
         pixels = self._log_likelihood(symbols, latents)
         # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2, summed over latents.
@@ -230,24 +243,27 @@ class VAE(nn.Module):
         return pixels, divergence
 
     @torch.no_grad()
-    def elbo(self, images: Any, seed: int = 0) -> torch.Tensor:
-        """The evidence lower bound of log-probabilities, with one sample of the latents and the
-        exact divergence: nats ``[n]``. Image ``i`` has noise of the seed ``seed + i``."""
+    def elbo(self, images: object, seed: int = 0) -> torch.Tensor:
+        """The evidence lower bound of log-probabilities: nats ``[n]``.
+
+        It takes one sample of the latents of each image, and the exact divergence. Image ``i`` has
+        noise of the seed ``seed + i``.
+        """
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
-        with evaluating(self):
+        with eval_mode(self):
             for first, piece in self._pieces(images, 1):
                 pixels, divergence = self(piece, self._noise(len(piece), seed + first).squeeze(1))
                 nats.append(pixels - divergence)
         return torch.cat(nats)
 
     @torch.no_grad()
-    def bound(self, images: Any, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
-        """The importance-weighted lower bound of log-probabilities (Burda et al. 2016, eq. 8): nats
-        ``[n]``.
+    def bound(self, images: object, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
+        """The importance-weighted lower bound of log-probabilities: nats ``[n]``.
 
-        In expectation it grows with ``samples``, towards the log-probability. Image ``i`` has noise
-        of the seed ``seed + i``, of which more samples take more.
+        It is equation 8 of Burda et al. 2016. In expectation it grows with ``samples``, towards the
+        log-probability. Image ``i`` has noise of the seed ``seed + i``, of which more samples take
+        more.
 
         Args:
             images: uint8 ``[n, h, w, channels]``.
@@ -259,7 +275,7 @@ class VAE(nn.Module):
         check_integer("samples", samples, least=1)
         images = self._checked(images, seed)
         nats = [torch.zeros(0, device=self.device)]
-        with evaluating(self):
+        with eval_mode(self):
             # All samples of a piece pass through the networks together.
             for first, piece in self._pieces(images, samples):
                 symbols = self._symbols(piece)
@@ -277,21 +293,23 @@ class VAE(nn.Module):
                 nats.append((weights.logsumexp(1) - math.log(samples)).float())
         return torch.cat(nats)
 
-    def bits_per_dim(self, images: Any, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
+    def bits_per_dim(self, images: object, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
         """:meth:`bound` as an upper bound of bits per sub-pixel: ``[n]``."""
         return -self.bound(images, samples, seed) / LN2 / self.grid.symbols
 
     @torch.no_grad()
-    def reconstruct(self, images: Any) -> torch.Tensor:
-        """Images through the means of ``q(z | x)`` and of ``p(x | z)``:
-        ``uint8 [n, h, w, channels]``."""
+    def reconstruct(self, images: object) -> torch.Tensor:
+        """Images through the latents and back: ``uint8 [n, h, w, channels]``.
+
+        Latents are the means of ``q(z | x)``, pixels those of ``p(x | z)``.
+        """
         images = self._checked(images)
-        pieces = []
-        with evaluating(self):
+        pieces = [images[:0].to(self.device)]
+        with eval_mode(self):
             for _, piece in self._pieces(images, 1):
                 mean, _ = self._posterior(self._symbols(piece))
                 pieces.append(self._pixels(self.pixel_parameters(mean)))
-        return torch.cat(pieces) if pieces else images.to(self.device)
+        return torch.cat(pieces)
 
     def sample(
         self,
@@ -338,10 +356,12 @@ class VAE(nn.Module):
         check_seed(seed, n)
         for first in range(start, n, batch):
             places = range(seed + first, seed + min(first + batch, n))
-            with evaluating(self):
+            with eval_mode(self):
                 latents = self._noise(len(places), places.start).squeeze(1)
                 parameters = self.pixel_parameters(latents)
-            uniform = _uniform(places, self.grid.shape) if pixels == "draw" else None
+            uniform = None
+            if pixels == "draw":
+                uniform = _uniform(places, self.grid.shape)
             yield self._pixels(parameters, uniform)
             if watch is not None:
                 watch(places.stop - seed)
@@ -356,12 +376,15 @@ class VAE(nn.Module):
     def _log_likelihood(self, symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Nats ``[n]`` of symbols given latents, in float32 or wider."""
         parameters = self.pixel_parameters(latents)
-        wide = parameters if parameters.dtype == torch.float64 else parameters.float()
+        # Differences of nearly equal tails need at least the 24 bits of float32.
+        wide = parameters
+        if parameters.dtype != torch.float64:
+            wide = parameters.float()
         if self.levels == 2:
             nats = -F.binary_cross_entropy_with_logits(wide, symbols.to(wide), reduction="none")
         else:
             mean, log_scale = wide.chunk(2, dim=-1)
-            nats = discretized_logistic(symbols, mean, log_scale + START, self.levels)
+            nats = discretized_logistic(symbols, mean, log_scale + INITIAL_LOG_SCALE, self.levels)
         return nats.flatten(1).sum(1)
 
     def _log_likelihoods(self, symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -381,8 +404,11 @@ class VAE(nn.Module):
     def _pixels(
         self, parameters: torch.Tensor, uniform: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Uint8 images: the level nearest to the mean, or drawn where uniform numbers
-        ``[n, h, w, channels]`` are given."""
+        """Images ``uint8 [n, h, w, channels]`` of their parameters.
+
+        Each sub-pixel is the level nearest to its mean, or drawn where uniform numbers
+        ``[n, h, w, channels]`` are given.
+        """
         # Double: the nearest level must not depend on rounding.
         values = self._mean(parameters).double()
         if uniform is not None:
@@ -391,7 +417,7 @@ class VAE(nn.Module):
                 values = (u < values).double()
             else:
                 # The inverse of the logistic distribution; halved, as [-1, 1] becomes [0, 1].
-                log_scale = parameters[..., self.channels :].double() + START
+                log_scale = parameters[..., self.channels :].double() + INITIAL_LOG_SCALE
                 values = values + log_scale.exp() * torch.logit(u) / 2
         symbols = (values.clamp(0, 1) * (self.levels - 1)).round().long()
         return self.pixels.decode(symbols, self.image_size)
@@ -407,13 +433,14 @@ class VAE(nn.Module):
             rows.append(generator.standard_normal((samples, *self.latent_shape), np.float32))
         return torch.from_numpy(np.stack(rows)).to(self.device)
 
-    def _checked(self, images: Any, seed: int = 0) -> torch.Tensor:
+    def _checked(self, images: object, seed: int = 0) -> torch.Tensor:
         images = check_images(images, self.channels)
         if tuple(images.shape[1:3]) != self.image_size:
             raise InputError(
                 f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, "
                 f"got {images.shape[1]}x{images.shape[2]}"
             )
+        # An empty batch has no last seed to check.
         check_seed(seed, max(1, len(images)))
         return images
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 
-from tessella import config, files
+from tessella import config, files, names
 from tessella.cli import recipes
 from tessella.cli import verb_options as options
 from tessella.cli.flags import Flag, Output, Within, flags
@@ -25,6 +25,7 @@ def check_values(command: options.Common) -> None:
         InputError: for a number out of bounds, or an output that would destroy something.
         ArtifactError: for an output that cannot be written.
     """
+    # Only verbs that write files have --force.
     force = bool(getattr(command, "force", 0))
     for flag in flags(command):
         bounds = flag.note(Within)
@@ -68,12 +69,14 @@ def check_output(out: str, endings: Iterable[str], force: bool = False) -> None:
     ending = "/" if is_folder else path.suffix
     if ending not in endings:
         raise InputError(f"the output must end in {' or '.join(endings)}, got {out!r}")
+    # Whatever leads there: "/", "/../", or a link.
     if path.resolve() == Path(path.resolve().anchor):
         raise InputError(f"{out} is the root of the file system: name a directory below it")
     if not is_folder and path.is_dir():
         raise InputError(f"{out} is a directory: name a file, or a directory with a / at its end")
     # What is written into a directory only needs the directory.
     files.check_writable(path / "file" if is_folder else path)
+    # A .npz may be a series that goes on, which is known when it is opened.
     if not is_folder and ending != ".npz":
         files.check_replaceable(path, force)
 
@@ -95,6 +98,7 @@ def _check_train(command: options.Train) -> None:
             raise ArtifactError(f"there is no run at {command.resume} to resume")
         recipes.check_resume(command)
     else:
+        # Reading the recipe checks its names and keys.
         check_source(recipes.new_recipe(command).data.source)
     if command.data:
         check_source(command.data)
@@ -114,6 +118,12 @@ def _check_run(command: options.Sample | options.Detokenize | options.Info) -> N
         check_run(command.run)
 
 
+def _check_registered(command: options.Check) -> None:
+    # A directory of codes is checked shard by shard and has no name.
+    if not Path(command.name).is_dir():
+        names.check_registered(command.name, command.kind)
+
+
 _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Train: _check_train,
     options.Eval: _check_run_and_data,
@@ -122,18 +132,21 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Sample: _check_run,
     options.Detokenize: _check_run,
     options.Info: _check_run,
+    options.Check: _check_registered,
 }
 
 
 def check_run(run: str) -> None:
     """Refuse a run that is neither a directory nor the name of a bundled model."""
     bundle = Path(str(resources.files("tessella"))) / "bundle"
-    names = [folder.name for folder in bundle.iterdir()] if bundle.is_dir() else []
+    bundled: list[str] = []
+    if bundle.is_dir():
+        bundled = [folder.name for folder in bundle.iterdir()]
     if Path(run).is_file():
         raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
-    if not Path(run).exists() and run not in names:
+    if not Path(run).exists() and run not in bundled:
         raise ArtifactError(
-            f"no run directory at {run}, and {unknown('bundled model', run, names)}"
+            f"no run directory at {run}, and {unknown('bundled model', run, bundled)}"
         )
 
 
@@ -150,10 +163,13 @@ def data_overrides(overrides: Iterable[str]) -> dict[str, object]:
     Raises:
         ConfigError: for another table, an unknown key, or a value of another type.
     """
+    # A table of its own, so that anything beside data.* shows.
     words = list(overrides)
     tables = config.apply_overrides({"data": {}}, words)
     if set(tables) != {"data"}:
         raise ConfigError(f"only data.* can be changed here, got {', '.join(words)}")
-    values: dict[str, object] = tables["data"]
+    values = tables["data"]
+    assert isinstance(values, dict)
+    # A source must be named; which one does not matter for the check.
     config.from_dict(DataConfig, {"source": "digits", **values}, "data")
     return values

@@ -21,6 +21,7 @@ def draw(model: SavedModel, drawing: Drawing, n: int, first: int) -> Iterator[np
         ``uint8 [batch, height, width, channels]``.
     """
     with image_writer.progress(n, first) as watch:
+        # Symbols are drawn one after another, under rules; a VAE draws its latents at once.
         if isinstance(model, CompletesImages):
             batches = model.batches(
                 n,
@@ -34,6 +35,7 @@ def draw(model: SavedModel, drawing: Drawing, n: int, first: int) -> Iterator[np
         else:
             drawer = require(model, DrawsImages, "this run")
             batches = drawer.batches(n, drawing.seed, drawing.batch, first, watch=watch)
+        # One batch at a time: however many images there are, memory stays the same.
         for images in batches:
             yield images.cpu().numpy()
 
@@ -48,6 +50,7 @@ def check_drawing(model: SavedModel, drawing: Drawing) -> None:
     if isinstance(model, CompletesImages):
         model.check_condition(class_of_each(drawing, 1), 1)
         return
+    # An option that has its default value cannot be told from one that was not given.
     default = Drawing()
     given = []
     for name in ("temperature", "top_k", "top_p", "guidance"):

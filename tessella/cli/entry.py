@@ -1,5 +1,7 @@
-"""The command line. Help answers without importing torch; a mistake is one line and a non-zero
-exit."""
+"""The command line.
+
+Help answers without importing torch; a mistake is one line and a non-zero exit status.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.complain(str(error))
             return 2
         except (MemoryError, RuntimeError) as error:
+            # Any other RuntimeError is a fault of ours and keeps its traceback.
             if not _is_out_of_memory(error):
                 raise
             terminal.complain(
@@ -56,20 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Read a command, check it, load its plugins, and run its verb."""
     try:
+        # Imported here, so that a missing tyro gets a sentence and --version stays fast.
         from tessella.cli import checks, parsing
     except ImportError as error:
         if error.name not in (None, "tyro"):
             raise
         terminal.complain('the command line needs tyro: pip install "tyro>=1.0,<2"')
         return 2
+    # From the cheapest check to the dearest: words, numbers and outputs, names, then the work.
     command = parsing.parse(words)
     checks.check_values(command)
+    # Plugins come before the names, some of which they may define.
     if command.plugin:
         from tessella.registry import load_plugin
 
         for path in command.plugin:
             load_plugin(path)
     checks.check_names(command)
+    # torch is imported with the module of the verb, not before.
     verb = importlib.import_module(f"tessella.cli.verbs.{type(command).__name__.lower()}")
     status: int = verb.run(command)
     return status

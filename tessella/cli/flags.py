@@ -17,7 +17,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]
 COUNTER = tyro.conf.UseCounterAction[int].__metadata__[0]  # type: ignore[attr-defined]
-"""What tyro leaves in the annotation of a positional word, and of a switch without a value."""
+"""Marks that tyro leaves in the annotation of a positional word, and of a switch without a value."""
 
 OPTIONAL = object()
 """The note of a flag that is None unless it is given."""
@@ -62,7 +62,7 @@ class Flag:
     """
 
     name: str
-    hint: Any
+    hint: object
     notes: tuple[object, ...]
     value: object = None
 
@@ -92,29 +92,33 @@ def flags(verb: type | object) -> Iterator[Flag]:
     """
     instance = None if isinstance(verb, type) else verb
     cls = verb if isinstance(verb, type) else type(verb)
+    # include_extras keeps Annotated, in which the bounds and endings stand.
     hints = get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint, notes = unwrapped(hints[field.name])
         value = None if instance is None else getattr(instance, field.name)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            # A group of options; on the command line its flags stand beside the others.
             yield from flags(hint if instance is None else value)
         else:
             yield Flag("--" + field.name.replace("_", "-"), hint, notes, value)
 
 
-def unwrapped(hint: Any) -> tuple[Any, tuple[object, ...]]:
+def unwrapped(hint: object) -> tuple[object, tuple[object, ...]]:
     """Take an annotation apart.
 
     Returns:
         The type, without ``Annotated`` and without the None of an optional one, and its notes.
     """
     notes: tuple[object, ...] = ()
+    # Layers in any order, such as Annotated[Annotated[int, Within(1)] | None, arg(...)].
     while True:
         if get_origin(hint) is Annotated:
-            notes += hint.__metadata__
-            hint = hint.__origin__
+            hint, *more = get_args(hint)
+            notes += tuple(more)
             continue
         options = [option for option in get_args(hint) if option is not types.NoneType]
+        # X | None is a UnionType, Optional[X] a Union.
         is_optional = get_origin(hint) in (Union, types.UnionType) and len(options) == 1
         if not is_optional:
             return hint, notes
@@ -122,7 +126,7 @@ def unwrapped(hint: Any) -> tuple[Any, tuple[object, ...]]:
         notes += (OPTIONAL,)
 
 
-def sets_fields_of(config: type, **narrowed: Any) -> Callable[[type[T]], type[T]]:
+def sets_fields_of(config: type, **narrowed: object) -> Callable[[type[T]], type[T]]:
     """Class decorator: add optional flags that set fields of a configuration.
 
     Each has the type and the help of the field, and is None where it was not given (0 of a switch).
@@ -138,8 +142,11 @@ def sets_fields_of(config: type, **narrowed: Any) -> Callable[[type[T]], type[T]
 
     def add(cls: type[T]) -> type[T]:
         for name, narrower in narrowed.items():
-            hint = narrower or hints[name]
+            if narrower is not None:
+                hints[name] = narrower
+            hint = hints[name]
             if hint is bool:
+                # A switch, which counts how often it was given; tyro reads the annotations.
                 note = tyro.conf.arg(help=texts[name])
                 cls.__annotations__[name] = Annotated[tyro.conf.UseCounterAction[int], note]
                 setattr(cls, name, 0)
@@ -153,11 +160,12 @@ def sets_fields_of(config: type, **narrowed: Any) -> Callable[[type[T]], type[T]
     return add
 
 
-def given_fields(verb: object, config: type) -> dict[str, Any]:
+def given_fields(verb: object, config: type) -> dict[str, object]:
     """The values that were given for fields of a configuration."""
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for field in dataclasses.fields(config):
         value = getattr(verb, field.name, None)
+        # Of a switch that was left out nothing is known: it does not say False.
         is_switch = isinstance(field.default, bool)
         if is_switch and value:
             given[field.name] = True
@@ -168,9 +176,11 @@ def given_fields(verb: object, config: type) -> dict[str, Any]:
 
 def field_texts(cls: type) -> dict[str, str]:
     """The strings under the fields of a dataclass, which document them."""
+    # Python forgets strings that stand in a class body, so they are read from the source.
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
     texts = {}
+    # A field and the statement after it, which documents it where it is a string.
     for statement, following in zip(node.body, node.body[1:], strict=False):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue

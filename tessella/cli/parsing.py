@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args, get_origin
 
 import tyro
 
@@ -43,6 +43,7 @@ def parse(words: list[str]) -> Common:
     if verb not in VERBS:
         near = nearest(verb, VERBS) or "."
         raise InputError(f"{verb!r} is no verb of tessella{near} Verbs: {', '.join(VERBS)}")
+    # Whoever asks for help gets it, whatever else is wrong with the words.
     rest = words[1:]
     if not {"-h", "--help"} & set(rest):
         _check_words(verb, rest)
@@ -51,6 +52,7 @@ def parse(words: list[str]) -> Common:
 
 def _parsed(verb: str, words: list[str]) -> Common:
     """Let tyro read the words; what it prints about a mistake becomes an error of ours."""
+    # tyro prints a box and exits; the box is caught, and its words are reworded.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -69,10 +71,12 @@ def _parsed(verb: str, words: list[str]) -> Common:
 
 def _show_verbs() -> None:
     """Print the verbs with the first line of their help, and exit."""
-    brief: dict[str, Any] = {}
+    # Empty classes: the options of each verb stand in its own help.
+    brief: dict[str, Callable[..., object]] = {}
     for verb, options in VERBS.items():
-        brief[verb] = dataclasses.make_dataclass(options.__name__, [])
-        brief[verb].__doc__ = (options.__doc__ or "").split("\n")[0]
+        shown = dataclasses.make_dataclass(options.__name__, [])
+        shown.__doc__ = (options.__doc__ or "").split("\n")[0]
+        brief[verb] = shown
     tyro.extras.subcommand_cli_from_dict(brief, prog="tessella", description=ABOUT, args=["--help"])
 
 
@@ -85,6 +89,7 @@ def _check_words(verb: str, words: list[str]) -> None:
         if not word.startswith("--"):
             continue
         name, equals, value = word.partition("=")
+        # --top_k is as good as --top-k.
         flag = known.get(name.replace("_", "-"))
         if flag is None:
             near = nearest(name, known)
@@ -94,6 +99,7 @@ def _check_words(verb: str, words: list[str]) -> None:
         if not equals:
             if _takes_any_number(flag):
                 continue
+            # The value is the next word, which is then looked at no more.
             following = next(rest, None)
             if following is None:
                 raise InputError(f"{name} needs a value ({help_hint})")
@@ -105,13 +111,14 @@ def _check_value(flag: Flag, value: str) -> None:
     """Refuse a word that is no value of its flag."""
     hint = flag.hint
     if get_origin(hint) is Literal:
+        # An empty choice stands for an option that was not given.
         choices = [str(choice) for choice in get_args(hint) if choice]
         if value not in choices:
             raise InputError(
                 f"{flag.name} must be one of {', '.join(choices)}, got {value!r}"
                 f"{nearest(value, choices, likeness=0.7)}"
             )
-    if hint in (int, float):
+    if hint is int or hint is float:
         try:
             hint(value)
         except ValueError:
@@ -131,6 +138,7 @@ def _options_first(verb: str, words: list[str]) -> list[str]:
     """
     if not any(re.match(r"\w+(\.\w+)*=", word) for word in words):
         return words
+    # A switch takes no value, so the word behind it is not its own.
     switches = {flag.name for flag in flags(VERBS[verb]) if not flag.takes_value} | {"--help"}
     options: list[str] = []
     positional: list[str] = []
@@ -146,7 +154,8 @@ def _options_first(verb: str, words: list[str]) -> list[str]:
 
 
 def _without_box(printed: str, verb: str) -> str:
-    """What tyro says of a mistake, without the box, its title and the pointer to the help."""
+    """The sentence of tyro about a mistake, without the box, its title and the hint to the help."""
+    # Rules divide the box: what is wrong, then similar options, then where to find help.
     sections: list[list[str]] = [[]]
     for line in printed.splitlines():
         text = line.strip(" │")
@@ -160,6 +169,7 @@ def _without_box(printed: str, verb: str) -> str:
     if "╭" not in printed:
         sections = sections[1:]  # where the terminal has no such characters, the title is a line
     text = " ".join(" ".join(sections[0]).split()) if sections else printed
+    # The two sentences of tyro that say too much or too little.
     missing = re.match(rf"Missing from tessella {verb}: (\S+) (.*?)\.? \(required\)", text)
     unexpected = re.match(r"Unrecognized options: (.*)", text)
     if missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ SHEET_PIXELS = 1 << 27
 
 def write_images(
     out: str,
-    made: Mapping[str, Any],
+    made: Mapping[str, object],
     shape: tuple[int, int, int],
     batches: Callable[[int], Iterator[np.ndarray]],
     batch: int,
@@ -41,18 +40,22 @@ def write_images(
         Whether anything was left to do.
     """
     path = Path(out)
-    n = int(made["n"])
+    n = made["n"]
+    assert isinstance(n, int)
+    # A sheet is one picture and is drawn at once; a series is written batch by batch.
     if path.suffix == ".png" and not out.endswith("/"):
         check_sheet(n, shape)
         images = np.concatenate(list(batches(0)))
         pictures.save_png(path, pictures.sheet(images), made)
         return True
     with image_writer.opened(path, made, shape, force) as series:
+        # From the start of the batch that was interrupted: batches are then as if it had not been.
         first = series.resume(batch)
         if series.finished:
             return False
         if first:
             say(f"resuming at image {first} of {n}")
+        # All images may be there without the record that says so.
         if first < n:
             for images in batches(first):
                 series.append(images)
@@ -74,9 +77,10 @@ def check_sheet(n: int, shape: tuple[int, int, int]) -> None:
         )
 
 
-def provenance(model: SavedModel, run: str, drawing: Drawing) -> dict[str, Any]:
+def provenance(model: SavedModel, run: str, drawing: Drawing) -> dict[str, object]:
     """Say how drawn images were made, as plain values that are kept with them."""
     rule = drawing.rule
+    # The name of the run, not its path: pictures travel to other people.
     return {
         "tessella": tessella.__version__,
         "model": fingerprint(model),

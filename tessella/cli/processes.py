@@ -19,10 +19,12 @@ def start_processes(device: str, devices: int) -> tuple[torch.device, bool]:
     Returns:
         The device of this one, and whether it is the first.
     """
+    # One process needs no engine, which takes a second to import.
     if devices == 1:
         return pick_device(device), True
     from tessella.training.engine import create_fabric
 
+    # float32 everywhere: figures must not depend on the number of devices.
     fabric = create_fabric(device, devices, precision="32")
     fabric.launch()
     return fabric.device, fabric.is_global_zero

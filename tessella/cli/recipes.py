@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tessella import config, files
 from tessella.cli.flags import given_fields
@@ -13,7 +12,7 @@ from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError
 
 LIMITS = ("minutes", "steps", "epochs")
-"""What ends a run. One that is given replaces those of the recipe."""
+"""Limits that end a run. One that is given replaces those of the recipe."""
 
 
 def new_recipe(command: Train) -> Recipe:
@@ -25,6 +24,7 @@ def new_recipe(command: Train) -> Recipe:
     if not command.recipe:
         names = ", ".join(config.recipe_names())
         raise ConfigError(f"give a recipe ({names}, or a .toml file), or --resume RUN")
+    # --model stands first, so that model.layers= and the like are sizes of that model.
     overrides = list(command.overrides)
     if command.model:
         _check_model(command)
@@ -41,8 +41,11 @@ def new_run(command: Train) -> Path:
     """Return the directory of a run to begin: ``--out``, or a name made of the recipe's."""
     if command.out:
         return Path(command.out)
+    # The model belongs to the name: two models of one recipe are two runs.
     name = Path(command.recipe).stem
-    return Path("runs") / (f"{name}-{command.model}" if command.model else name)
+    if command.model:
+        name += f"-{command.model}"
+    return Path("runs") / name
 
 
 def resumed_recipe(command: Train) -> Recipe:
@@ -59,6 +62,7 @@ def resumed_recipe(command: Train) -> Recipe:
     stored = files.read_json_object(run / "run.json").get("recipe")
     if not isinstance(stored, dict) or "data" not in stored:
         raise ConfigError(f"{run} was trained on arrays: resume it with ts.train(..., resume=True)")
+    # The record has all tables of a recipe, also those that this one does not have.
     given = {table: values for table, values in stored.items() if values is not None}
     recipe: Recipe = config.from_dict(
         Recipe, config.apply_overrides(given, _train_overrides(command))
@@ -95,7 +99,9 @@ def check_resume(command: Train) -> None:
 
 def _train_overrides(command: Train) -> list[str]:
     # With --resume the first key=value word stands where the recipe would.
-    return [*([command.recipe] if command.recipe else []), *command.overrides]
+    if not command.recipe:
+        return list(command.overrides)
+    return [command.recipe, *command.overrides]
 
 
 def _check_model(command: Train) -> None:
@@ -111,7 +117,10 @@ def _check_model(command: Train) -> None:
 
 def _with_options(recipe: Recipe, command: Train) -> Recipe:
     """The recipe with the training options of the command."""
-    changes: dict[str, Any] = given_fields(command, TrainConfig)
+    changes = given_fields(command, TrainConfig)
+    values = config.to_dict(recipe.train)
+    # A limit that was given is meant to be the only one.
     if any(limit in changes for limit in LIMITS):
-        changes = dict.fromkeys(LIMITS, 0) | changes
-    return replace(recipe, train=replace(recipe.train, **changes))
+        values |= dict.fromkeys(LIMITS, 0)
+    train: TrainConfig = config.from_dict(TrainConfig, values | changes, "train")
+    return replace(recipe, train=train)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tessella import config, data, files
 from tessella.cli.checks import data_overrides
@@ -31,11 +30,13 @@ def load_images(
     run = locate(command.run)
     levels = pixel_levels(model)
     if command.data:
+        # Other images get the size and the channels of the run's, but not its limit or its flips.
         values = _preparation(run) | {"source": command.data}
         if levels:
             values["levels"] = levels
     else:
         values = config.to_dict(data_config(run))
+    # What the command says comes last.
     values |= data_overrides(command.overrides)
     chosen: DataConfig = config.from_dict(DataConfig, values, "data")
     with or_name_the_data(is_given=bool(command.data)):
@@ -54,16 +55,18 @@ def or_name_the_data(is_given: bool) -> Iterator[None]:
     try:
         yield
     except DataError as error:
+        # One piece of advice is enough.
         if is_given or "--data" in str(error):
             raise
         raise DataError(f"{error}; if they lie elsewhere now, name them with --data") from error
 
 
-def _preparation(run: Path) -> dict[str, Any]:
+def _preparation(run: Path) -> dict[str, object]:
     """How the images of a run were prepared."""
     record = run / "run.json"
     if not record.exists():
         return {}
+    # A run that was trained on arrays has a record without data.
     recipe = files.read_json_object(record).get("recipe")
     prepared = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(prepared, dict):

@@ -1,4 +1,4 @@
-"""What the command line prints: results on standard output, everything else on standard error.
+"""Printing: results on standard output, everything else on standard error.
 
 Of several processes that work together, only the first prints.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TextIO
 
 from tessella.errors import TessellaWarning
 
@@ -53,19 +53,28 @@ def warnings_in_one_line() -> Iterator[None]:
     """Show each of our warnings once, without its place in the source; others as they are."""
     shown: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if not issubclass(category, TessellaWarning):
-            show_others(message, category, *rest, **more)
+            show_others(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
             complain(f"warning: {message}")
 
     with warnings.catch_warnings():
         show_others = warnings.showwarning
+        # Python would show a warning once for each place; here it is once for each message.
         warnings.simplefilter("always", TessellaWarning)
         warnings.showwarning = show  # put back at the end, with the filters
         yield
 
 
 def _is_first_process() -> bool:
+    # The launcher of several processes numbers all but the first.
     return os.environ.get("LOCAL_RANK", "0") == "0"

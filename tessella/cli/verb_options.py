@@ -12,15 +12,44 @@ from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
 from tessella.sampling import BATCH, Method, Rule, Sampling
 
+# Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test", "all"]
+# Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
+# Numbers with bounds that hold wherever they are asked for.
 Threads = Annotated[int, Within(0, 4096)]
 BatchSize = Annotated[int, Within(1, 1 << 20)]
 Seed = Annotated[int, Within(0, (1 << 64) - 1)]
+
+
+def _training_sources(_: str) -> str:
+    """The hint of ``train --data``: what images, or codes of images, can come from."""
+    return (
+        f"({_source_forms(False)}; for a prior also {_source_forms(True)}; default: the recipe's)"
+    )
+
+
+def _image_sources(_: str) -> str:
+    """The hint of ``--data`` of the verbs that work on images."""
+    return f"({_source_forms(False)}; default: the run's)"
+
+
+def _source_forms(holds_codes: bool) -> str:
+    """The ways of naming a source of images, or one of codes."""
+    # Called when a help text is shown: only then are the readers, and with them numpy, imported.
+    from tessella.data import SOURCES
+
+    forms = [source.form for source in SOURCES.values() if source.holds_codes == holds_codes]
+    return ", ".join(forms)
+
+
+# Sources can be registered, so help texts look their names up in the table.
+TrainingSource = Annotated[str, arg(help_behavior_hint=_training_sources)]
+ImageSource = Annotated[str, arg(help_behavior_hint=_image_sources)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +71,9 @@ class Writing(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Common):
-    """The whole chain on bundled real images: density model, VQ-VAE, prior, samples of both.
-    Minutes on a CPU.
+    """The whole chain on bundled real images, in minutes on a CPU.
+
+    It trains a density model, a VQ-VAE and a prior on its codes, and draws samples of both.
 
     $ tessella demo
     $ tessella demo --out runs/demo --minutes 0.5
@@ -57,9 +87,11 @@ class Demo(Common):
     """CPU threads; 0 keeps torch's choice."""
 
 
+# The flags of TrainConfig that are worth one; all of its fields can be set as train.KEY=VALUE.
 @dataclass(frozen=True, kw_only=True)
 @sets_fields_of(
     TrainConfig,
+    # 0 means no such limit in a recipe, and is a mistake as the limit that was asked for.
     minutes=Annotated[float, Within(0, open_below=True)],
     steps=Annotated[int, Within(0, open_below=True)],
     epochs=Annotated[float, Within(0, open_below=True)],
@@ -89,9 +121,8 @@ class Train(Common):
     """A TOML file, or the name of a recipe that ships (tessella info lists them)."""
     overrides: Positional[Overrides] = ()
     """Values of the recipe to change, as table.key=value."""
-    data: str = ""
-    """Data source: digits, mnist:PATH, cifar10:PATH, npz:PATH or folder:PATH; for a prior also
-    codes:PATH."""
+    data: TrainingSource = ""
+    """Data source."""
     tokenizer: str = ""
     """Run directory of the tokenizer whose codes a prior is trained on."""
     model: str = ""
@@ -150,8 +181,9 @@ class Sample(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Complete(Writing):
-    """Keep part of each image, draw the rest in raster order. What is kept lower cannot influence
-    what is drawn above it.
+    """Keep the upper part of each image and draw the rest.
+
+    Symbols are drawn in raster order, each given all that stand before it.
 
     $ tessella complete digits --keep 0.5
     $ tessella complete runs/x --data folder:photos --n 4 --variants 6 --out completed.png
@@ -167,8 +199,8 @@ class Complete(Writing):
     """Images to complete, from the start of the split."""
     variants: Annotated[int, Within(1)] = 4
     """Completions of each."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Split = "test"
     """Which images; all is every image of a folder."""
     out: Annotated[str, Output(".png")] = "completed.png"
@@ -180,8 +212,10 @@ class Complete(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Writing):
-    """Exact bits/dim with its standard error; of a tokenizer reconstruction and codebook use; of a
-    two-stage model both. Says how many of the images the run was trained on.
+    """Measure a run on images: exact bits/dim with its standard error.
+
+    Of a tokenizer, reconstruction and codebook use are measured; of a two-stage model both. The
+    figures say how many of the images the run was trained on.
 
     $ tessella eval runs/x
     $ tessella eval runs/x --data npz:other.npz --split test --json figures.json
@@ -194,8 +228,8 @@ class Eval(Writing):
     """Run directory, or the name of a bundled model."""
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Split = "test"
     """Which images; all is every image of a folder, for folders that were not trained on."""
     against: str = ""
@@ -228,8 +262,8 @@ class Tokenize(Common):
     """Run directory of a tokenizer, or of a two-stage model."""
     overrides: Positional[Overrides] = ()
     """Data options to change, as data.key=value."""
-    data: str = ""
-    """Data source (default: the run's)."""
+    data: ImageSource = ""
+    """Data source."""
     split: Literal["each", "train", "valid", "test", "all"] = "each"
     """Which images; each writes train, valid and test, to directories of these names."""
     out: str = "codes"
@@ -268,8 +302,9 @@ class Detokenize(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Writing):
-    """Versions, devices, what is there; with RUN, what that run is: text, curves, or a page with
-    pictures.
+    """Show versions, devices and what there is; with RUN, what that run is.
+
+    A run is shown as text with curves, as JSON, or as a page with pictures.
 
     $ tessella info
     $ tessella info --models
@@ -295,8 +330,9 @@ class Info(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Common):
-    """Test what a registered class promises: a line for each contract, and status 1 if one fails.
-    Of a directory of codes: whether every shard is what was written.
+    """Test what a registered class promises, or whether codes on disk are intact.
+
+    There is a line for each contract, or shard of codes, and the status is 1 if one fails.
 
     $ tessella check gated-pixelcnn layers=1 hidden=8
     $ tessella check mine --plugin mine.py
@@ -309,9 +345,10 @@ class Check(Common):
     overrides: Positional[Overrides] = ()
     """Arguments of its class, as key=value; small sizes make the check fast."""
     kind: Literal["", "model", "head", "tokenizer", "quantizer", "source"] = ""
-    """What it is, where the name stands for several things."""
+    """Kind of class, where the name stands for several things."""
 
 
+# In the order in which a newcomer meets them; tessella --help lists them so.
 VERBS: dict[str, type[Common]] = {
     "demo": Demo,
     "train": Train,

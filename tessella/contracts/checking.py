@@ -1,4 +1,4 @@
-"""Find out what a name stands for, and test the contracts of its kind."""
+"""Find what is registered under a name, and test the contracts of its kind."""
 
 from __future__ import annotations
 
@@ -33,10 +33,16 @@ TABLES: dict[str, Mapping[str, object]] = {
 
 
 def kinds_of(name: str) -> list[str]:
-    """What is registered under a name: keys of :data:`TABLES`. A source may carry its path."""
+    """The kinds of things registered under a name, as keys of :data:`TABLES`.
+
+    The name of a source may carry its path.
+    """
     found = []
     for kind, table in TABLES.items():
-        key = name.partition(":")[0] if kind == "source" else name
+        key = name
+        # Only sources are written NAME:PATH.
+        if kind == "source":
+            key = name.partition(":")[0]
         if key in table:
             found.append(kind)
     return found
@@ -62,9 +68,12 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
     if kind:
         if kind not in TABLES:
             raise ConfigError(unknown("kind", kind, TABLES))
+        # Nothing is left where the name is registered for other kinds only.
         kinds = [found for found in kinds if found == kind]
     if not kinds:
-        known = [key for table in TABLES.values() for key in table]
+        known: list[str] = []
+        for table in TABLES.values():
+            known += table
         raise ConfigError(unknown(kind or "registered name", name, known))
     if len(kinds) > 1:
         raise ConfigError(f"{name!r} is a {' and a '.join(kinds)}: say which with kind=")
@@ -72,12 +81,14 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
 
 
 def _check_model(name: str, options: Options) -> Iterator[Outcome]:
+    # A model must keep its promises with any head, and a head with any model.
     for head in HEADS:
         case = density_model_contracts.ModelCase(name, head, options)
         yield from run(density_model_contracts.CONTRACTS, case, f"{name} with head {head}")
 
 
 def _check_head(name: str, options: Options) -> Iterator[Outcome]:
+    # A few models are enough: what a head is given differs only between pixels and sequences.
     for model in HEAD_MODELS:
         case = density_model_contracts.ModelCase(model, name, options)
         yield from run(density_model_contracts.CONTRACTS, case, f"{model} with head {name}")

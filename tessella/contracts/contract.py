@@ -12,8 +12,9 @@ import torch
 
 Subject = TypeVar("Subject")
 
+# Passed on as keywords: only the class they are for knows their types.
 Options = dict[str, Any]
-"""Arguments of a registered class; what it takes is its affair."""
+"""Arguments of a registered class, which checks them itself."""
 
 
 class BrokenContractError(AssertionError):
@@ -36,7 +37,7 @@ class Contract(Generic[Subject]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of testing a contract.
+    """The result of testing a contract.
 
     Args:
         promise: the contract's promise.
@@ -79,6 +80,7 @@ def run(
 
 def require(condition: bool | np.bool_ | torch.Tensor, message: str) -> None:
     """Raise :class:`BrokenContractError` unless a condition is true."""
+    # A tensor of one element, such as `symbols.min() >= 0`, is a condition as well.
     if not bool(condition):
         raise BrokenContractError(message)
 
@@ -94,6 +96,7 @@ def require_close(
         actual.shape == expected.shape,
         f"{what}: shape {list(actual.shape)} where {list(expected.shape)} is right",
     )
+    # An empty tensor has no largest difference.
     if actual.numel() == 0:
         return
     difference = (actual.double() - expected.double()).abs().max().item()

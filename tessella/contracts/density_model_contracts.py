@@ -1,4 +1,4 @@
-"""What every density model promises, with any head (``docs/architecture.md`` says why)."""
+"""The promises of every density model, with any head (``docs/architecture.md`` says why)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class ModelCase:
         """
         sizes: Options = dict(self.sizes)
         model = create(self.name, grid, self.head, classes, seed=3, **sizes)
+        # In float64 two ways to compute a number differ by 1e-13; an error of 1e-9 is a mistake.
         model = model.double().eval()
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -70,6 +71,7 @@ def random_grids(grid: Grid, n: int, seed: int = 0) -> torch.Tensor:
 
 def all_grids(grid: Grid) -> torch.Tensor:
     """Every grid there is: ``int64 [levels ** symbols, height, width, channels]``."""
+    # Like counting in base `levels`, with one digit for each symbol.
     sequences = itertools.product(range(grid.levels), repeat=grid.symbols)
     return torch.tensor(list(sequences)).view(-1, *grid.shape)
 
@@ -78,6 +80,7 @@ def all_grids(grid: Grid) -> torch.Tensor:
 def tables(model: DensityModel, x: torch.Tensor, cond: torch.Tensor | None = None) -> torch.Tensor:
     """Log-probabilities of all levels of all symbols, in parallel: ``[n, symbols, levels]``."""
     distribution = model.distribution(x, model.condition(cond, len(x)))
+    # [n, h, w, c, levels] -> [n, symbols, levels]
     return distribution.table(x).flatten(1, 3)
 
 
@@ -88,6 +91,7 @@ def stepped_tables(
     """The result of :func:`tables`, computed one step after another."""
     state = model.init_state(len(x), cond)
     sequence = x.flatten(1)
+    # The first step has no symbol before it, and must not look at what it is given.
     previous = torch.zeros(len(x), dtype=torch.int64)
     rows = []
     for index in range(model.grid.symbols):
@@ -107,12 +111,14 @@ def depends_on_receptive_field(case: ModelCase) -> None:
             f"{grid}: receptive_field() must be bool [{grid.symbols}, {grid.symbols}]",
         )
         measured = torch.zeros_like(declared)
+        # One image alone can hide a dependence behind a ReLU.
         for seed in range(3):
             x = random_grids(grid, 1, seed)
             # Row s of `changed` differs from x in symbol s alone, by at least one level.
             changed = x.flatten(1).repeat(grid.symbols, 1)
             changed.diagonal().add_(1 + seed % (grid.levels - 1)).remainder_(grid.levels)
             changed = changed.view(-1, *grid.shape)
+            # [changed symbol, symbol]; transposed below, as a receptive field has rows of readers.
             difference = (tables(model, changed) - tables(model, x)).abs().amax(-1)
             measured |= (difference > 1e-13).T
         leaks = measured & ~declared
@@ -121,6 +127,7 @@ def depends_on_receptive_field(case: ModelCase) -> None:
             require(
                 False, f"{grid}: symbol {symbol} depends on symbol {source}, which is not declared"
             )
+        # The other way round: samplers skip what is not declared, so both must be exact.
         unused = declared & ~measured
         if unused.any():
             symbol, source = unused.nonzero()[0].tolist()
@@ -138,6 +145,7 @@ def steps_equal_forward(case: ModelCase) -> None:
             model = case.build(grid, classes)
             x = random_grids(grid, 4)
             cond = torch.arange(4) if classes else None
+            # The null class, index 3, is among the four.
             what = f"{grid}, {classes} classes: tables of step and forward"
             require_close(stepped_tables(model, x, cond), tables(model, x, cond), EXACT, what)
 
@@ -147,6 +155,7 @@ def probabilities_sum_to_one(case: ModelCase) -> None:
     for grid in COUNTABLE:
         model = case.build(grid)
         with torch.no_grad():
+            # log sum exp(log p) = log 1 = 0
             total = model.log_prob(all_grids(grid)).logsumexp(0)
         require_close(total, torch.zeros_like(total), EXACT, f"{grid}: log of the sum, nats")
 
@@ -155,6 +164,7 @@ def fast_samples_equal_slow_ones(case: ModelCase) -> None:
     """Draw with cached steps, and with a pass over the whole grid for every symbol."""
     for grid in GRIDS:
         model = case.build(grid)
+        # Equal noise, so equal symbols: nothing here is compared in distribution only.
         fast = sample(model, n=5, seed=11, method="cached")
         for method in ("naive", "parallel"):
             slow = sample(model, n=5, seed=11, method=method)
@@ -173,6 +183,7 @@ def batches_do_not_matter(case: ModelCase) -> None:
     model = case.build(Grid(3, 3, 2, 5))
     together = sample(model, n=7, seed=4)
     require(torch.equal(together, sample(model, n=7, seed=4, batch=3)), "batches of 3 differ")
+    # Image i of seed s has the seed s + i.
     alone = sample(model, n=1, seed=9)
     require(torch.equal(together[5:6], alone), "image 5 of seed 4 is not image 0 of seed 9")
 
@@ -185,6 +196,7 @@ def samples_are_as_frequent_as_probable(case: ModelCase) -> None:
     drawn = sample(model, n=n, seed=100, batch=n).flatten(1)
     with torch.no_grad():
         expected = n * model.log_prob(all_grids(grid)).exp()
+    # [n, 2] symbols of three levels to the number of the grid, in the order of all_grids.
     seen = torch.bincount(drawn @ torch.tensor([3, 1]), minlength=9)
     chi_square = float(((seen - expected) ** 2 / expected).sum())
     # 8 degrees of freedom; an exact sampler exceeds 26.1 once in a thousand seeds.
@@ -198,6 +210,7 @@ def states_can_be_cloned(case: ModelCase) -> None:
         model = case.build(grid, classes=2)
         x = random_grids(grid, 3)
         cond = torch.tensor([0, 1, 2])
+        # Half-way, so that caches are neither empty nor full.
         half = grid.symbols // 2
         state = model.init_state(3, cond)
         previous = torch.zeros(3, dtype=torch.int64)
@@ -205,6 +218,7 @@ def states_can_be_cloned(case: ModelCase) -> None:
             _, state = model.step(previous, index, state)
             previous = x.flatten(1)[:, index]
         copy = state.clone()
+        # In another order, and one row fewer.
         rows = torch.tensor([2, 0])
         expected, _ = model.step(previous, half, state)
         again, _ = model.step(previous, half, copy.clone())
@@ -215,6 +229,7 @@ def states_can_be_cloned(case: ModelCase) -> None:
 
 def saving_keeps_log_prob(case: ModelCase) -> None:
     """Save a float32 model to a directory and load it again."""
+    # Weights are saved as they are, so float32 must come back bit for bit.
     model = case.build(Grid(3, 2, 2, 6), classes=2).float()
     x = random_grids(model.grid, 3)
     cond = torch.tensor([0, 1, 2])
@@ -249,8 +264,10 @@ def creation_follows_its_seed(case: ModelCase) -> None:
     require(torch.equal(before, torch.get_rng_state()), "create() moves the global generator")
     require(not models[0].training, "create() returns a model in training mode")
     first, second, other = (list(model.parameters()) for model in models)
+    # The first two were made with one seed.
     for a, b in zip(first, second, strict=True):
         require(torch.equal(a, b), "one seed gives two different models")
+    # Some parameters begin at zero with every seed, but not all of them.
     differing = 0
     for a, b in zip(first, other, strict=True):
         differing += int(not torch.equal(a, b))
@@ -282,6 +299,7 @@ def every_parameter_learns(case: ModelCase) -> None:
         gradients.append(found)
     for name, gradient in gradients[0].items():
         what = f"gradient of {name} with and without checkpointing"
+        # Relative to large gradients, absolute for small ones.
         scale = 1 + float(gradient.abs().max())
         require_close(gradients[1][name] / scale, gradient / scale, 1e-10, what)
 

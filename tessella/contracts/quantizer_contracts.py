@@ -1,4 +1,4 @@
-"""What every quantizer promises."""
+"""The promises of every quantizer."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class QuantizerCase:
     def build(self) -> Quantizer:
         """A fresh quantizer in training mode, the same each time."""
         options: Options = {}
+        # The levels of a lattice, such as FSQ, determine its dimension.
         if "dim" in quantizer_arguments(self.name):
             options["dim"] = DIM
         with torch.random.fork_rng(devices=[]):
@@ -38,7 +39,11 @@ class QuantizerCase:
         """The quantizer after some batches, in evaluation mode."""
         quantizer = self.build()
         parameters = list(quantizer.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=0.01) if parameters else None
+        optimizer = None
+        # Codebooks that follow moving averages have nothing to optimize.
+        if parameters:
+            optimizer = torch.optim.Adam(parameters, lr=0.01)
+        # Three batches: seeding, a first update, and one more with codes in use.
         for seed in range(3):
             z = random_vectors(quantizer, 300, seed=seed)
             out = quantizer(z)
@@ -61,8 +66,10 @@ def random_vectors(quantizer: Quantizer, *shape: int, seed: int = 0) -> torch.Te
 def symbols_have_their_shape(case: QuantizerCase) -> None:
     """Quantize vectors in batches of several shapes."""
     quantizer = case.trained()
+    # A vector alone, without any batch dimension, is the last.
     for shape in ((40,), (2, 30), (2, 5, 6), (1,), ()):
         z = random_vectors(quantizer, *shape)
+        # [*shape, dim] -> [*shape, depth]
         symbols = quantizer.encode(z)
         wanted = (*shape, quantizer.depth)
         require(
@@ -86,6 +93,7 @@ def a_call_gives_the_codes(case: QuantizerCase) -> None:
     quantizer = case.trained()
     z = random_vectors(quantizer, 50)
     out = quantizer(z)
+    # Exactly: a prior learns the codes of encode, and the decoder learned the values of calls.
     require(torch.equal(out.symbols, quantizer.encode(z)), "a call and encode give other symbols")
     require_close(out.z, quantizer.decode(out.symbols), 0.0, "values of a call, and of decode")
 
@@ -93,6 +101,7 @@ def a_call_gives_the_codes(case: QuantizerCase) -> None:
 def evaluation_learns_nothing(case: QuantizerCase) -> None:
     """Encode, decode and call in evaluation mode; compare the state before and after."""
     quantizer = case.trained()
+    # Buffers too: usage counts and moving averages must stand still.
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     z = random_vectors(quantizer, 50, seed=7)
     quantizer(z)
@@ -104,6 +113,7 @@ def evaluation_learns_nothing(case: QuantizerCase) -> None:
 def the_state_is_all_there_is(case: QuantizerCase) -> None:
     """Move the state to a fresh quantizer and encode the same vectors."""
     quantizer = case.trained()
+    # Anything kept outside the state, such as a flag that seeding is done, would be missing.
     again = case.build()
     again.load_state_dict(quantizer.state_dict())
     again.eval()
@@ -116,6 +126,7 @@ def the_state_is_all_there_is(case: QuantizerCase) -> None:
 def a_gradient_passes(case: QuantizerCase) -> None:
     """Take the gradient of the quantized vectors with respect to the vectors."""
     quantizer = case.trained().train()
+    # Rounding has no gradient: it passes straight through, or by a relaxation.
     z = random_vectors(quantizer, 60, seed=5).requires_grad_()
     (gradient,) = torch.autograd.grad(quantizer(z).z.square().sum(), z)
     require(gradient.isfinite().all(), "the gradient is not finite")
@@ -131,6 +142,7 @@ def odd_batches_do_no_harm(case: QuantizerCase) -> None:
         "a batch that is not a number": lambda q: torch.full((40, q.dim), float("nan")),
     }
     for described, make in bad_batches.items():
+        # As the very first batch, which may seed the codebook, and later on.
         for quantizer in (case.build(), case.trained().train()):
             quantizer(make(quantizer))
             out = quantizer(random_vectors(quantizer, 64, seed=2))

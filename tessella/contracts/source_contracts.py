@@ -1,4 +1,4 @@
-"""What every data source promises."""
+"""The promises of every data source."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class SourceCase:
 def images_are_uint8(case: SourceCase) -> None:
     """Look at type and shape of the images of every split."""
     for split in data.SPLITS:
+        # Some, since a folder on disk is read as it is indexed.
         images = np.asarray(case.load(split).images[:64])
         require(
             images.dtype == np.uint8 and images.ndim == 4 and 1 <= images.shape[3] <= 4,
@@ -46,9 +47,11 @@ def splits_are_disjoint(case: SourceCase) -> None:
     """
     hashes = {}
     for split in data.SPLITS:
+        # Each image once: copies within a split do no harm here.
         hashes[split] = np.unique(case.load(split).hashes())
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         shared = int(np.isin(hashes[one], hashes[other]).sum())
+        # In proportion to the smaller split, which suffers most from copies.
         least = min(len(hashes[one]), len(hashes[other]))
         require(100 * shared <= least, f"{shared} images are in {one} and in {other} (of {least})")
 
@@ -56,6 +59,7 @@ def splits_are_disjoint(case: SourceCase) -> None:
 def loading_repeats(case: SourceCase) -> None:
     """Load a split twice."""
     for split in data.SPLITS:
+        # The identity holds the hash of all pixels in their order.
         first = case.load(split)
         second = case.load(split)
         require(
@@ -79,6 +83,7 @@ def labels_fit(case: SourceCase) -> None:
             labels.min() >= 0 and labels.max() < images.classes,
             f"{split}: labels lie in {labels.min()}..{labels.max()}, classes are {images.classes}",
         )
+        # Numbers of classes mean the same in all splits only if the names are the same.
         names.append(tuple(images.label_names or ()))
     require(len(set(names)) <= 1, f"the splits name different classes: {names}")
 

@@ -1,4 +1,4 @@
-"""What every tokenizer promises."""
+"""The promises of every tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessella.contracts.contract import Contract, Options, require, require_clos
 from tessella.grid import Grid
 from tessella.pipeline import load_model, save_model
 from tessella.tokenizers import Tokenizer, create_tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import Symbols, as_tuple
 
 SIZES = ((8, 8), (12, 8), (9, 7), (1, 1))
 """Heights and widths of the images; not all are multiples of what a network halves."""
@@ -48,14 +48,18 @@ def symbols_fit_their_grids(case: TokenizerCase) -> None:
     tokenizer = case.build()
     for size in SIZES:
         images = random_images(tokenizer, 3, size)
-        symbols = parts(tokenizer.encode(images))
+        symbols = as_tuple(tokenizer.encode(images))
         grids = tokenizer.grids(*size)
         require(
             len(symbols) == len(grids), f"encode gives {len(symbols)} grids, grids() {len(grids)}"
         )
         for part, grid in zip(symbols, grids, strict=True):
             check_symbols(part, grid)
-        given = symbols if len(symbols) > 1 else symbols[0]
+        # One grid is a tensor, several are a tuple.
+        given: Symbols = symbols[0]
+        if len(symbols) > 1:
+            given = symbols
+        # Cropped to the size of the images: the stride need not divide it.
         decoded = tokenizer.decode(given, size)
         require(
             decoded.dtype == torch.uint8 and decoded.shape == images.shape,
@@ -79,9 +83,10 @@ def an_image_is_encoded_alone(case: TokenizerCase) -> None:
     """Encode images together and one by one."""
     tokenizer = case.build()
     images = random_images(tokenizer, 5, (8, 8))
-    together = parts(tokenizer.encode(images))
+    # Codes are stored batch by batch and looked up one by one.
+    together = as_tuple(tokenizer.encode(images))
     for index in range(len(images)):
-        alone = parts(tokenizer.encode(images[index : index + 1]))
+        alone = as_tuple(tokenizer.encode(images[index : index + 1]))
         for part, single in zip(together, alone, strict=True):
             require(
                 torch.equal(part[index : index + 1], single),
@@ -107,6 +112,7 @@ def a_gradient_reaches_the_encoder(case: TokenizerCase) -> None:
     images = random_images(tokenizer, 4, (8, 8)).float() / 255
     output = tokenizer(images)
     require(output.losses["loss"].isfinite(), "the loss of a batch is not finite")
+    # Codes that no vector was nearest to get none, so one parameter with a gradient suffices.
     output.losses["loss"].backward()
     reached = 0
     for parameter in parameters:
@@ -125,8 +131,9 @@ def saving_keeps_symbols(case: TokenizerCase) -> None:
         loaded = load_model(Path(folder))
     require(isinstance(loaded, Tokenizer), f"what was loaded is a {type(loaded).__name__}")
     assert isinstance(loaded, Tokenizer)
+    # Exactly: stored codes must mean what they meant.
     symbols = tokenizer.encode(images)
-    for one, other in zip(parts(symbols), parts(loaded.encode(images)), strict=True):
+    for one, other in zip(as_tuple(symbols), as_tuple(loaded.encode(images)), strict=True):
         require(torch.equal(one, other), "the loaded tokenizer gives other symbols")
     require_close(loaded.decode(symbols), tokenizer.decode(symbols), 0.0, "decoded images")
 
@@ -136,6 +143,7 @@ def configurations_rebuild(case: TokenizerCase) -> None:
     tokenizer = case.build()
     again = create_tokenizer(case.name, **tokenizer.config())
     require(again.config() == tokenizer.config(), "the rebuilt one has another configuration")
+    # Which raises unless all names and shapes agree.
     again.load_state_dict(tokenizer.state_dict())
 
 

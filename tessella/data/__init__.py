@@ -2,10 +2,10 @@
 
 A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``, ``cifar10:PATH``,
 ``npz:PATH``, ``folder:PATH``, or one that a plugin added (:func:`register_source`). :func:`load`
-reads one split of it and does what the :class:`~tessella.config.DataConfig` asks; :func:`augment`
-makes the random changes that are drawn anew each epoch. Images of a folder stay in a file
-(:class:`StoredImages`), those of other sources in memory. Importing this package does not import
-torch.
+reads one split of it and prepares the pixels as the :class:`~tessella.config.DataConfig` asks;
+:func:`augment` makes the random changes that differ from epoch to epoch. Images of a folder stay in
+a file on disk (:class:`StoredImages`), those of other sources in memory. Importing this package
+does not import torch.
 
 >>> from tessella.config import DataConfig
 >>> train = load(DataConfig("digits"), "train")
@@ -30,8 +30,8 @@ from tessella.data import digits, idx, cifar, npz, folder, stored_codes  # isort
 __all__ = [
     "SOURCES",
     "SPLITS",
-    "Images",
     "ImageSet",
+    "Images",
     "Part",
     "Source",
     "StoredImages",

@@ -1,8 +1,8 @@
-"""Whether an array is what it is taken for: images ``[n, height, width, channels]`` of 0..255.
+"""Checks that an array really holds images: ``[n, height, width, channels]``, 0..255.
 
-Nothing in an array says which axis counts images or which value is white. A wrong guess trains
-without complaint and gives figures that mean nothing, so what is doubtful is refused, with the
-line of numpy that settles it.
+An array does not say which axis counts the images or which value is white. After a wrong guess,
+training runs without complaint and its figures mean nothing. So an ambiguous array is refused, with
+a line of numpy that makes it unambiguous.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ CHANNELS = (1, 3, 4)
 SMALL_RANGES = (1, 3, 7, 15, 16, 31, 63)
 """Largest values of images of 1 to 6 bits, and of the 17 shades of the UCI digits."""
 SURELY_SMALL = 16
-"""Several images without a value above this are not images of 0..255."""
+"""Two or more images without a value above this are not images of 0..255."""
 SLIVER = 8
-"""Images so many times as long as they are wide are probably axes in a wrong order."""
+"""Ratio of height to width from which the axes are probably in the wrong order."""
 
 
 def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray, int]:
-    """Checked images with 8 bits a channel, and the number of values that a pixel takes.
+    """Check an array and convert it to images with 8 bits per channel.
 
     Args:
         array: bool or integers ``[n, height, width]`` or ``[n, height, width, channels]``.
         title: what the array is called in messages.
-        levels: ``data.levels``; 256 says that small values are meant as they are.
+        levels: ``data.levels``; 256 declares that small values are meant literally.
 
     Returns:
-        ``uint8 [n, height, width, channels]`` with 2 levels for bool (stored as 0 and 255), else
-        256.
+        the images ``uint8 [n, height, width, channels]``, and the number of values that a pixel
+        takes: 2 for bool (stored as 0 and 255), else 256.
 
     Raises:
-        InputError: for another type, shape or range of values.
+        InputError: for any other type, shape or range of values.
     """
     check_shape(array.shape, title)
     check_values(array, title, levels)
     images = array if array.ndim == 4 else array[..., None]
-    # Public images are always of 0..255, and two colours are its ends.
+    # Public images always span 0..255, so the two colours become its ends.
     if array.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255), 2
     return np.ascontiguousarray(images, dtype=np.uint8), 256
 
 
 def check_shape(shape: Sequence[int], title: str) -> None:
-    """Raise :class:`InputError` unless a shape is that of images, beyond doubt."""
+    """Raise :class:`InputError` unless a shape can only be that of images."""
     shape = list(shape)
     # An axis of length 0 has no images or no pixels, and falls through to the last line.
     if len(shape) == 3 and 0 not in shape:
@@ -78,15 +78,15 @@ def _check_three_axes(shape: list[int], title: str) -> None:
             f"{title} has the shape {shape}, which looks like one colour picture "
             f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
         )
-    # Three grey images are possible, so this is only spoken of.
+    # Three grey images are possible too, so this only warns.
     if first in (3, 4) and middle > first and last > first:
         warn_caller(
             f"{title} has the shape {shape} and is taken for {first} grey images of "
             f"{middle}x{last}; if it is one colour picture with its channels first, store "
             "x.transpose(1, 2, 0)[None]"
         )
-    # The number of images is usually far larger than their sides, and square images have two equal
-    # sides: both tell where it stands.
+    # There are usually far more images than pixels along a side, and square images have two equal
+    # sides: both show which axis counts the images.
     counted_last = first == middle and last != middle
     far_more_last = middle > 1 and last > 4 * first and last >= SLIVER * middle
     if first > 1 and (counted_last or far_more_last):
@@ -121,10 +121,10 @@ def _check_four_axes(shape: list[int], title: str) -> None:
         if second in CHANNELS:
             raise InputError(channels_first)
         raise InputError(f"{title} has the shape {shape}; {_ALLOWED}")
-    # From here on the last axis can be channels, but may be a small number of images or of columns.
+    # From here on the last axis can be channels, or else a small number of images or columns.
     sliver = second >= SLIVER * third
     if third in CHANNELS and second != third and (first == second or sliver):
-        # One channel is how grey images are marked as such, also where a refusal asked for it.
+        # A last axis of 1 marks grey images, and the messages above ask for just that.
         if last > 1:
             raise InputError(number_last)
         warn_caller(
@@ -136,9 +136,8 @@ def _check_four_axes(shape: list[int], title: str) -> None:
 
 
 def _hint_for_rows(count: int, length: int) -> str:
-    """A guess at what rows of this length hold, with the line that makes images of them."""
-    # The sides of a square image in each of the ways in which a row may hold one: packed bits, grey
-    # values, colours.
+    """A guess at what each row holds, with the line of numpy that makes images of it."""
+    # The side of a square image that one row could hold as packed bits, grey values or colours.
     packed = math.isqrt(8 * length)
     flat = math.isqrt(length)
     colour = math.isqrt(length // 3)
@@ -165,13 +164,13 @@ def _hint_for_rows(count: int, length: int) -> str:
 def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
     """Raise :class:`InputError` unless the values of an array are those of 8-bit or bool images.
 
-    All values are judged together, so that every split of a file is judged alike and one dark
-    image among others does no harm.
+    All values are judged together, so that all splits of a file get the same verdict, and one dark
+    image among others is harmless.
 
     Args:
         array: ``[n, height, width(, channels)]``, of any type.
-        title: what it is called in messages.
-        levels: ``data.levels``; 256 says that small values are meant as they are.
+        title: what the array is called in messages.
+        levels: ``data.levels``; 256 declares that small values are meant literally.
     """
     kind = array.dtype.kind
     if kind not in "biuf":
@@ -191,7 +190,7 @@ def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
     if low == high:
         warn_if_constant(array, title)
         return
-    # bool says that there are two values, and data.levels=256 that all 256 are meant.
+    # The type bool, or data.levels=256, already says how small values are meant.
     if kind == "b" or levels == 256:
         return
     if high == 1:
@@ -213,7 +212,7 @@ def warn_if_constant(array: np.ndarray, title: str) -> None:
 
 
 def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
-    """Several images of 2 to 6 bits: surely wrong as they are up to 16, doubtful up to 63."""
+    """Refuse images whose values end at 16 or below; warn if they end at 63 or below."""
     # A single picture may well be as dark as this; a data set hardly ever is.
     if len(array) < 2 or high > SMALL_RANGES[-1]:
         return
@@ -221,8 +220,8 @@ def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
     line = _save(f"np.round(x * (255 / {largest})).astype(np.uint8)")
     message = (
         f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}; images are "
-        f"uint8 of 0..255. If they are so dark, set data.levels=256; if they have {largest + 1} "
-        f"shades, set data.levels={largest + 1} and convert them with {line}"
+        f"uint8 of 0..255. If they really are this dark, set data.levels=256; if they have "
+        f"{largest + 1} shades, set data.levels={largest + 1} and convert them with {line}"
     )
     if high <= SURELY_SMALL:
         raise InputError(message)
@@ -230,7 +229,7 @@ def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
 
 
 def _line_for_wide(low: int, high: int) -> str:
-    """The line that brings integers outside of 0..255 to 8 bits."""
+    """The line of numpy that converts integers outside 0..255 to 8 bits."""
     if low == -1 and high <= 1:
         line = _save("np.round(127.5 * (x + 1)).astype(np.uint8)")
         return f"If -1 is black and 1 is white, convert them with {line}"
@@ -257,7 +256,7 @@ def _about_floats(array: np.ndarray, low: float, high: float, title: str) -> str
             "images are uint8 of 0..255"
         )
     says = f"{title} is {array.dtype} with values {low:g}..{high:g}; images are uint8 of 0..255. "
-    # Beyond both usual ranges, 0..255 and -1..1, which a little overshoot does not change.
+    # Outside both usual ranges, 0..255 and -1..1, even with a little overshoot.
     if low < -1 or high > 256:
         return says + (
             "Undo what was done to them first (x * std + mean for a normalization), then "

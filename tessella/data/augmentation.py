@@ -1,6 +1,6 @@
-"""Random changes of training images, drawn anew each epoch.
+"""Random changes of training images, different in every epoch.
 
-The one module of this folder that uses torch.
+This is the only module of the folder that uses torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def augment(
     images: torch.Tensor, generator: torch.Generator, *, flip: bool, binarize: bool
 ) -> torch.Tensor:
-    """Mirror half of the images left to right, then draw each value anew as black or white.
+    """Mirror half of the images left to right, then draw each value as black or white.
 
-    A value v becomes 255 with probability v/255, else 0.
+    Both are optional. A binarized value v becomes 255 with probability v/255, else 0.
 
     Args:
         images: ``uint8 [batch, height, width, channels]``; not changed.
-        generator: the randomness. Numbers are drawn on the generator's device, so that images on
-            any device are changed alike.
+        generator: source of the random numbers. They are drawn on its device, so that the changes
+            do not depend on the device of the images.
         flip: mirror each image with probability 1/2.
         binarize: make the Bernoulli(v/255) draw.
 
@@ -45,7 +45,7 @@ def augment(
         mirrored = mirrored.to(images.device)[:, None, None, None]  # [batch, 1, 1, 1]
         images = torch.where(mirrored, images.flip(2), images)  # dimension 2 is the width
     if binarize:
-        # A whole number u of 0..254 is below v with probability exactly v/255.
+        # A uniform integer in 0..254 is below v with probability exactly v/255.
         draw = torch.randint(
             255, images.shape, generator=generator, device=generator.device, dtype=torch.uint8
         )

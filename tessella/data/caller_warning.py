@@ -1,4 +1,4 @@
-"""Warnings that point at the caller's line and not at one of this package."""
+"""Warnings that point at a line of the caller, not of this package."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The pickles of CIFAR-10, taken apart without trusting them.
+"""Read the pickles of CIFAR-10 without trusting them.
 
-A pickle is a program. It can call any function, and even one that calls nothing can ask for
-gigabytes in six bytes. So two things stand between it and Python's unpickler: the instructions are
-read through first, within bounds, and every name they ask for is looked up in a table of harmless
-stand-ins.
+A pickle is a program. It can call any function, and even one that calls nothing can request
+gigabytes in six bytes. There are two safeguards: the instructions are first scanned, within limits,
+without running them; then every name they ask for is looked up in a table of harmless stand-ins.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tessella.data.paths import one_line
 from tessella.errors import DataError
 
 MAX_INSTRUCTIONS = 1_000_000
-"""Instructions of one pickle; a batch of 10,000 images with names takes about 50,000."""
+"""Most instructions of one pickle; a batch of 10,000 images with names has about 50,000."""
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _TWO_LINES = ("GLOBAL", "INST")
 _LENGTH_BYTES = {
@@ -29,7 +28,7 @@ _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-"""Bytes of the number that says how long an argument is."""
+"""Bytes of the length field of an argument, by kind of argument."""
 
 
 class PickledDtype:
@@ -43,8 +42,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """Stands in for ``numpy.ndarray``, so that no state out of a file ever reaches numpy's own
-    unpickling."""
+    """Stands in for ``numpy.ndarray``, which must never unpickle state from a file."""
 
     def __init__(self, *arguments: object) -> None:
         self._state: object = None
@@ -53,16 +51,16 @@ class PickledArray:
         self._state = state
 
     def as_bytes(self, name: str) -> np.ndarray:
-        """The array, which must be one of unsigned bytes in row-major order.
+        """The array as numpy; it must hold unsigned bytes in row-major order.
 
         Args:
-            name: of the file, for messages.
+            name: the file name, for messages.
 
         Raises:
-            DataError: when it is of another type or order, or its shape does not fit its bytes.
+            DataError: when it has another type or order, or its shape does not match its bytes.
         """
         try:
-            # What numpy.ndarray.__reduce__ gives; a damaged pickle can hold anything in its place.
+            # The format of numpy.ndarray.__reduce__; a damaged pickle can hold anything instead.
             state = cast(tuple[int, tuple[int, ...], PickledDtype, bool, object], self._state)
             _, shape, dtype, by_columns, raw = state
             if dtype.name not in ("u1", "|u1", "uint8") or by_columns or not isinstance(raw, bytes):
@@ -73,13 +71,12 @@ class PickledArray:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, text, numbers and the stand-ins above; refuses every other name before
-    anything runs."""
+    """Builds dicts, lists, text, numbers and stand-ins; refuses every other name."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
-        # Text that is stored once can be encoded again and again; the copies together may not take
-        # more than the file.
+        # Text that is stored once could be encoded again and again, so all the copies together may
+        # not be larger than the file.
         self._encodable = len(content)
         self._allowed: dict[tuple[str, str], Callable[..., object]] = {
             ("numpy.core.multiarray", "_reconstruct"): PickledArray,
@@ -90,8 +87,10 @@ class _Unpickler(pickle.Unpickler):
         }
 
     def _encode(self, text: str, encoding: str | bytes) -> bytes:
-        """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old protocols:
-        latin-1 only."""
+        """Stands in for ``_codecs.encode``, for latin-1 only.
+
+        Python 3 uses it to store bytes in the old protocols.
+        """
         if encoding not in ("latin1", b"latin1"):
             raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
         self._encodable -= len(text)
@@ -100,6 +99,7 @@ class _Unpickler(pickle.Unpickler):
         return text.encode("latin-1")
 
     def find_class(self, module: str, name: str) -> Callable[..., object]:
+        """The stand-in for a name; UnpicklingError for any name without one."""
         try:
             return self._allowed[module, name]
         except KeyError:
@@ -108,18 +108,19 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: object) -> NoReturn:
+        """Refuse a reference to an object outside the pickle."""
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def unpickle(content: bytes, name: str) -> object:
-    """The object that a pickle describes, of dicts, lists, text, numbers and the stand-ins.
+    """The object in a pickle, built from dicts, lists, text, numbers and stand-ins.
 
     Args:
         content: the bytes of the pickle.
-        name: of the file, for messages.
+        name: the file name, for messages.
 
     Raises:
-        DataError: when it is damaged, asks for anything else, or for memory out of proportion.
+        DataError: when it is damaged, asks for anything else, or for far more memory than its size.
     """
     try:
         check_instructions(content)
@@ -129,14 +130,14 @@ def unpickle(content: bytes, name: str) -> object:
 
 
 def check_instructions(content: bytes) -> None:
-    """Read through a pickle's instructions without carrying any out.
+    """Scan the instructions of a pickle without executing any.
 
-    The unpickler takes memory for the largest number of its memo and for the length of an argument
-    before it looks whether the bytes are there.
+    The unpickler allocates memory for the largest index of its memo, and for the length of an
+    argument, before it checks that the bytes are there.
 
     Raises:
-        pickle.UnpicklingError: for an unknown instruction, an argument beyond the end, a place in
-            the memo above :data:`MAX_INSTRUCTIONS`, or more instructions than that.
+        pickle.UnpicklingError: for an unknown instruction, an argument that extends past the end, a
+        memo index above :data:`MAX_INSTRUCTIONS`, or more instructions than that.
     """
     at = 0
     # A loop with an end: a pickle of nothing but one-byte instructions is bounded as well.
@@ -145,13 +146,13 @@ def check_instructions(content: bytes) -> None:
             raise pickle.UnpicklingError("it ends without its last instruction")
         opcode = _OPCODES.get(content[at])
         if opcode is None:
-            raise pickle.UnpicklingError(f"byte {at} is no instruction of a pickle")
+            raise pickle.UnpicklingError(f"byte {at} is not a pickle instruction")
         start = at + 1
         at = _end_of_argument(content, start, opcode)
         if at > len(content):
             raise pickle.UnpicklingError("an argument is longer than the file")
-        # Places in the memo are handed out by pickle one after the other, so a high number is not
-        # honest in a short file. MEMOIZE takes the next free place and needs no check.
+        # pickle assigns memo indices consecutively, so a short file has no reason for a large one.
+        # MEMOIZE takes the next free index and needs no check.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             argument = content[start:at]
             if opcode.name == "PUT":
@@ -166,7 +167,7 @@ def check_instructions(content: bytes) -> None:
 
 
 def _end_of_argument(content: bytes, start: int, opcode: pickletools.OpcodeInfo) -> int:
-    """Where the argument of an instruction ends; beyond the content where it is cut short."""
+    """Offset of the end of an argument; past the end of the content if it is cut short."""
     if opcode.arg is None:
         return start
     size = opcode.arg.n
@@ -179,8 +180,8 @@ def _end_of_argument(content: bytes, start: int, opcode: pickletools.OpcodeInfo)
             newline = content.find(b"\n", end)
             end = newline + 1 if newline >= 0 else len(content) + 1
         return end
-    # What is left begins with its own length. A negative one, of four bytes with a sign, reads as
-    # more than two billion here and ends beyond the file.
+    # All other arguments begin with their length. A negative length, in four signed bytes, reads as
+    # more than two billion here, which is past the end of the file.
     width = _LENGTH_BYTES[size]
     length = int.from_bytes(content[start : start + width], "little")
     return start + width + length

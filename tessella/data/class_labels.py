@@ -1,4 +1,4 @@
-"""Labels as classes 0, 1, 2, ... of a model, whatever numbers the data set gives them."""
+"""Turn the labels of any data set into the classes 0, 1, 2, ... of a model."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ import numpy as np
 from tessella.errors import InputError
 
 MAX_CLASSES = 65_536
-"""Most classes that labels may have; a conditional model keeps an embedding for each."""
+"""Most classes that labels may have; a conditional model has an embedding for each."""
 DENSE_UP_TO = 100
-"""Labels below this are kept as they are, even where some numbers do not occur."""
+"""Labels below this are kept as they are, even if some numbers do not occur."""
 
 
 def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
-    """Labels of ``count`` images as ``int64 [count]``, as they are numbered in the data.
+    """Check labels and return them as ``int64 [count]``, with the data set's own numbers.
 
     Args:
-        labels: whole numbers ``[count]`` or ``[count, 1]``.
+        labels: integers ``[count]`` or ``[count, 1]``.
         count: number of images.
         title: what the labels are called in messages.
 
     Raises:
-        InputError: for another type, shape or number, and for values below 0 or above those of
-            int64.
+        InputError: for another type, shape or number of labels, and for values outside 0..2^63 - 1.
     """
-    # A column is how MATLAB and some archives of CIFAR-10 have them.
+    # MATLAB and some archives of CIFAR-10 store labels as a column.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{title} is {labels.dtype} {list(labels.shape)}; labels are whole numbers [n]"
-            f"{_way_out(labels)}"
+            f"{title} is {labels.dtype} {list(labels.shape)}; labels must be integers [n]"
+            f"{_conversion_hint(labels)}"
         )
     if len(labels) != count:
         raise InputError(f"{title} holds {len(labels)} labels for {count} images")
     if not count:
         return labels.astype(np.int64)
-    # Python numbers: a comparison within numpy would convert uint64 to a type that loses digits.
+    # Compared as Python numbers, since numpy would convert uint64 to a type that loses digits.
     low = labels.min().item()
     high = labels.max().item()
     if low < 0:
@@ -52,9 +51,8 @@ def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _way_out(labels: np.ndarray) -> str:
-    """The line that makes whole numbers of labels of another kind."""
-    # Numpy's own words for each case stand before this; here is what to do about it.
+def _conversion_hint(labels: np.ndarray) -> str:
+    """The line of numpy that turns labels of another kind into integers, for messages."""
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
         return "; if each row marks its class by a 1 or by scores, store labels.argmax(1)"
     if labels.dtype.kind == "f":
@@ -71,18 +69,18 @@ def _way_out(labels: np.ndarray) -> str:
 
 
 def sparse_ids(labels: Sequence[np.ndarray], title: str) -> np.ndarray | None:
-    """The ids that labels consist of, where they are not simply numbers of classes.
+    """The distinct labels if they are sparse ids, not class numbers; else None.
 
-    A model has one class more than the largest label, so ids such as 7, 1300 and 90000 would give
-    it thousands of classes that never occur. They are renumbered by their rank instead where more
-    than half of the classes would be empty.
+    The number of classes of a model is the largest label plus one, so ids such as 7, 1300 and 90000
+    would give it thousands of classes that never occur. If more than half of the classes would be
+    empty, the caller renumbers the labels by rank instead.
 
     Args:
-        labels: checked labels of every split, so that all of them are numbered alike.
+        labels: checked labels ``int64 [n]`` of every split, so that all splits agree.
         title: what the labels are called in messages.
 
     Returns:
-        the ids, rising, ``int64 [classes]``; None where the labels can stay as they are.
+        the ids in increasing order, ``int64 [classes]``; None if the labels can stay as they are.
 
     Raises:
         InputError: when there are more than :data:`MAX_CLASSES` classes.
@@ -96,8 +94,8 @@ def sparse_ids(labels: Sequence[np.ndarray], title: str) -> np.ndarray | None:
         )
     if not len(distinct):
         return None
-    # A few of ten digits, or of CIFAR-100's classes, are numbers of classes all the same: a run
-    # that was trained on all of them must find them under their numbers.
+    # A subset of ten digits, or of CIFAR-100's classes, still consists of class numbers: a run that
+    # was trained on all classes must find them under the same numbers.
     classes = int(distinct[-1]) + 1
     if classes <= DENSE_UP_TO:
         return None
@@ -107,7 +105,7 @@ def sparse_ids(labels: Sequence[np.ndarray], title: str) -> np.ndarray | None:
 
 
 def renumbered(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The rank of each label among the rising ``ids``: ``int64 [n]``.
+    """The rank of each label among the sorted ``ids``: ``int64 [n]``.
 
     >>> renumbered(np.array([90000, 7, 7]), np.array([7, 1300, 90000])).tolist()
     [2, 0, 0]
@@ -116,5 +114,5 @@ def renumbered(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def names_of_ids(ids: np.ndarray) -> tuple[str, ...]:
-    """The ids as names of classes, so that nothing about the data set's numbering is lost."""
+    """The ids as class names, so that the numbering of the data set is not lost."""
     return tuple(str(number) for number in ids.tolist())

@@ -1,23 +1,23 @@
-"""One image file to one 8-bit Pillow image, with everything checked that can be checked before its
-pixels are read.
+"""Decode one image file to an 8-bit Pillow image, or say why it is damaged or unusable.
 
-A file whose damage can be told is refused, not filled in. Besides all that Pillow reports, the
-checks of :mod:`tessella.data.formats` refuse every file that holds fewer pixels than its header
-says, PNG chunks and packed TIFF strips with wrong checksums, JPEG data of which libjpeg says that
-it is missing or corrupt (Pillow hides that; it takes the package ``simplejpeg``, without which such
-files decode to partly invented pixels), and WebP files of another length than they say. Formats in
-which missing data go unnoticed are not read: JPEG 2000, and TIFF packed as a fax.
+A file that is recognizably damaged is refused, not filled in. In addition to what Pillow reports,
+the checks of :mod:`tessella.data.formats` refuse every file that holds fewer pixels than its header
+says, PNG chunks and compressed TIFF strips with wrong checksums, JPEG data that libjpeg finds
+missing or corrupt, and WebP files whose length differs from their header. (Pillow hides the
+complaints of libjpeg. The package ``simplejpeg`` passes them on; without it, such files decode to
+partly invented pixels.) Formats in which missing data would go unnoticed are not read: JPEG 2000,
+and TIFF with fax compression.
 
-What cannot be told is a change that makes another valid file: of pixels or codes in formats without
-checksums (BMP, PPM, GIF, TGA, QOI, WebP, AVIF, TIFF that is not packed by deflate), and of
+A change that leaves a valid file cannot be detected: changed pixels or codes in formats without
+checksums (BMP, PPM, GIF, TGA, QOI, WebP, AVIF, TIFF without deflate compression), and changed
 coefficients in a JPEG whose codes stay valid.
 
-Memory: an image is decoded if the file and all that decoding holds at once stay within
-:data:`MAX_MEMORY`; with the interpreter and the libraries that is under 300 MB. Pillow takes 4
-bytes for a pixel in colour, so 50-megapixel photographs of cameras fit, also lying on their side:
-an image for which there is no room twice is turned upright by way of a temporary file. The
-estimates are worst cases, measured with Pillow 13, and trust the size in the header. An array of
-the whole image, where no size is asked for, comes on top with a byte for each value.
+Memory: an image is decoded if the file and everything that decoding holds at once fit into
+:data:`MAX_MEMORY`; with the interpreter and the libraries that is less than 300 MB. Pillow needs 4
+bytes per colour pixel, so 50-megapixel photographs fit. They also fit if they have to be rotated,
+because an image that does not fit twice is rotated through a temporary file. The estimates are
+worst cases, measured with Pillow 13, and trust the size in the header. If no size is asked for, an
+array of the whole image comes on top, one byte per value.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from tessella.data.formats import (
 from tessella.data.formats.jpeg import simplejpeg_version
 from tessella.data.formats.png import PngFacts, check_significant_bits, opacity
 from tessella.data.formats.tiff import TiffDirectory, piece_bytes
-from tessella.data.paths import one_line, passing
-from tessella.data.pixel_conversion import BAND, Conversion, convert, is_wide_grey, stride
+from tessella.data.paths import is_transient, one_line
+from tessella.data.pixel_conversion import BAND, Conversion, bytes_per_pixel, convert, is_wide_grey
 from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError
 
@@ -59,21 +59,21 @@ __all__ = [
     "MAX_PIXELS",
     "Opened",
     "UnusableImage",
-    "begin",
     "decode",
-    "finish",
+    "decode_pixels",
     "is_image",
     "known_kinds",
     "libraries",
-    "quiet",
+    "open_image",
+    "without_pillow_warnings",
 ]
 
 MAX_BYTES = 128 << 20
-"""Largest image file that is read."""
+"""Largest image file that is read, in bytes."""
 MAX_PIXELS = 100_000_000
-"""Largest image, in pixels, that is decoded."""
+"""Largest image that is decoded, in pixels."""
 MAX_MEMORY = 250 << 20
-"""Bytes that a file and its image may take while it is decoded."""
+"""Most bytes that a file and its image may take while it is decoded."""
 
 KINDS = (
     "PNG",
@@ -90,39 +90,39 @@ KINDS = (
     "TGA",
     "EPS",
 )
-"""Formats that are opened, as Pillow names them. Containers of other files (icons, for one) are not
-among them, because what lies inside has another size than they say. EPS and JPEG 2000 are
-recognized to be refused with their reasons."""
+"""Formats that are opened, as Pillow names them. Containers of other files, such as icons, are not
+among them, because the image inside has another size than the container says. EPS and JPEG 2000 are
+opened only to say why they are refused."""
 _DECODER = {"PNG": 0, "JPEG": 0, "MPO": 0, "BMP": 0, "PPM": 0, "TGA": 0, "GIF": 4, "TIFF": 0}
-"""Bytes a pixel that a decoder holds besides the image; 16 for the others, which hold several whole
-copies."""
+"""Bytes per pixel that a decoder holds in addition to the image; other decoders hold several whole
+copies, which counts as 16."""
 LARGEST_OF_16_BITS = "tessella:largest"
-"""Key in the ``info`` of a decoded image whose file has 16 bits a value: the largest value. Of
-colours it is known to a multiple of 256."""
+"""Key in the ``info`` of a decoded image whose file has 16 bits per value: its largest value. For
+colour images it is only an upper bound, up to 255 too large."""
 _ORIENTATION = 274  # the EXIF tag
 _HEADER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, struct.error, zlib.error)
-"""Errors that headers which say the impossible end in."""
+"""Errors that impossible values in a header can cause."""
 
 
 def decode(file: io.BufferedIOBase, channels: int) -> Image.Image:
-    """Read an image of a known kind (by its content, not its name), upright, as 8 bits a channel.
+    """Decode an image file, upright, to 8 bits per channel. Its content decides the format.
 
     Palettes are expanded, CMYK and other colour spaces become RGB, animations give their first
-    frame, values of 16 bits are shifted (``v >> 8``), transparency is laid on white unless four
-    channels are asked for, and the EXIF orientation is applied. Colour profiles are not.
+    frame, 16-bit values are shifted (``v >> 8``), transparency is composited onto white unless four
+    channels are asked for, and the EXIF orientation is applied. Colour profiles are not applied.
 
     Args:
         file: the file, open for reading.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 keeps grey images grey and makes the others RGB.
 
     Raises:
-        UnusableImage: with the reason, when the file is too large, is no image, has pixels of a
-            kind without a clear 8-bit meaning (floating point, 32-bit integers), or is damaged.
-        OSError, MemoryError: for a reason outside of the file
-            (:func:`tessella.data.paths.passing`).
+        UnusableImage: with the reason, when the file is too large, not an image, or damaged, or
+            when its pixels have no clear 8-bit meaning (floating point, 32-bit integers).
+        OSError, MemoryError: for a reason that has nothing to do with the file
+            (:func:`tessella.data.paths.is_transient`).
         DataError: when Pillow is set to load truncated files.
     """
-    return finish(begin(file), channels)
+    return decode_pixels(open_image(file), channels)
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class Opened:
     """An image whose header passed all checks and whose pixels are not decoded yet.
 
     Args:
-        image: the image.
-        data: its file.
-        facts: what its format says that Pillow does not pass on.
-        memory: bytes that the file, decoding it, and one copy of its pixels may take together.
+        image: the image, as Pillow opened it.
+        data: the content of its file.
+        facts: facts in the file that Pillow does not pass on.
+        memory: most bytes that the file, decoding it, and one copy of its pixels take together.
     """
 
     image: ImageFile.ImageFile
@@ -142,12 +142,17 @@ class Opened:
     memory: int
 
 
-def begin(file: io.BufferedIOBase) -> Opened:
-    """The first half of :func:`decode`: read the file and check all that its header says."""
+def open_image(file: io.BufferedIOBase) -> Opened:
+    """The first half of :func:`decode`: read the file and check its header.
+
+    Raises:
+        UnusableImage: with the reason.
+        DataError: when Pillow is set to load truncated files.
+    """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise DataError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so that Pillow makes up what damaged files"
-            " lack; set it to False, and damaged files are skipped and named"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which makes Pillow invent missing parts"
+            " of damaged files; set it to False, and damaged files are skipped and named instead"
         )
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -159,21 +164,26 @@ def begin(file: io.BufferedIOBase) -> Opened:
         image = _open(io.BytesIO(data), data)
         _check_header(image)
         facts = check_opened(image, data, png)
-        need = _memory(image, len(data), facts)
-        _check_memory(image, need)
+        needed = _memory(image, len(data), facts)
+        _check_memory(image, needed)
     except _HEADER_ERRORS as error:
         raise UnusableImage(f"damaged: {one_line(error)}") from error
-    return Opened(image, data, facts, need + 4 * image.width * image.height)
+    return Opened(image, data, facts, needed + 4 * image.width * image.height)
 
 
-def finish(opened: Opened, channels: int) -> Image.Image:
-    """The second half of :func:`decode`: its pixels."""
+def decode_pixels(opened: Opened, channels: int) -> Image.Image:
+    """The second half of :func:`decode`: decode the pixels.
+
+    Raises:
+        UnusableImage: with the reason.
+        OSError, MemoryError: for a reason that has nothing to do with the file.
+    """
     try:
         return _pixels(opened, channels)
     except UnusableImage:
         raise
     except Exception as error:  # decoders meet damaged bytes with errors of every class
-        if passing(error):
+        if is_transient(error):
             raise
         raise UnusableImage(f"damaged: {one_line(error)}") from error
 
@@ -181,7 +191,7 @@ def finish(opened: Opened, channels: int) -> Image.Image:
 def is_image(file: io.BufferedIOBase) -> bool:
     """Whether the content of a file begins like an image.
 
-    TGA does not count, for it has no mark to be known by.
+    TGA does not count, because it has no signature.
     """
     try:
         return _open(file, b"").format != "TGA"
@@ -190,11 +200,10 @@ def is_image(file: io.BufferedIOBase) -> bool:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Pillow's warnings back (bombs, odd EXIF data): the checks here take their place.
+def without_pillow_warnings() -> Iterator[None]:
+    """Suppress Pillow's warnings (bombs, odd EXIF data), which the checks here replace.
 
-    Filters of warnings belong to the whole process: enter before threads start, leave after they
-    end.
+    Warning filters apply to the whole process: enter before threads start, leave after they end.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
@@ -202,7 +211,7 @@ def quiet() -> Iterator[None]:
 
 
 def libraries() -> list[str]:
-    """The libraries that pixels depend on besides the files, with their versions."""
+    """The libraries, with versions, on which the decoded pixels depend."""
     return [f"Pillow {PIL.__version__}", f"simplejpeg {simplejpeg_version()}"]
 
 
@@ -214,7 +223,7 @@ def known_kinds() -> tuple[str, ...]:
 
 
 def _open(file: io.BufferedIOBase, data: bytes) -> ImageFile.ImageFile:
-    """Read the header of an image file; ``data`` is its content where it is at hand."""
+    """Read the header of an image file; ``data`` is its content, or empty if not at hand."""
     try:
         image = Image.open(cast(IO[bytes], file), formats=known_kinds())
     except UnidentifiedImageError as error:
@@ -222,7 +231,7 @@ def _open(file: io.BufferedIOBase, data: bytes) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise UnusableImage(f"its header asks for more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # plugins meet damaged headers with errors of every class
-        if passing(error):
+        if is_transient(error):
             raise
         raise UnusableImage(f"damaged: {one_line(error)}") from error
     return image
@@ -237,49 +246,51 @@ def _check_header(image: Image.Image) -> None:
         raise UnusableImage("L*a*b* colours, which need a colour profile; save it as RGB first")
     if image.mode == "F":
         raise UnusableImage("floating-point pixels; scale them to 8 bits first")
-    # Pillow spells grey of 16 bits "I" in PNM files; elsewhere "I" is 32 bits, or 16 with a sign.
+    # Mode "I" means 16-bit grey in PNM files; elsewhere it is 32 bits, or 16 signed bits.
     if image.mode == "I" and image.format != "PPM":
         raise UnusableImage("32-bit or signed integer pixels; scale them to 8 bits first")
 
 
-def _check_memory(image: Image.Image, need: int) -> None:
+def _check_memory(image: Image.Image, needed: int) -> None:
     """Refuse an image whose decoding would take more than :data:`MAX_MEMORY`."""
-    if need > MAX_MEMORY:
+    if needed > MAX_MEMORY:
         raise UnusableImage(
             f"{image.width}x{image.height} pixels of this {image.format} take up to"
-            f" {need / 1e6:,.0f} MB to decode, more than {MAX_MEMORY / 1e6:,.0f};"
+            f" {needed / 1e6:,.0f} MB to decode, more than {MAX_MEMORY / 1e6:,.0f};"
             " scale it down, or save it as a JPEG that is not progressive"
         )
 
 
 def _memory(image: ImageFile.ImageFile, size: int, facts: FormatFacts) -> int:
-    """Most bytes that decoding an image takes, its file of ``size`` bytes included."""
+    """Most bytes that decoding takes, including those of the file, which has ``size`` bytes."""
     pixels = image.width * image.height
     held = _DECODER.get(image.format or "", 16)
     if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
-        # All coefficients, two bytes each, without counting on smaller colour planes.
+        # All coefficients at two bytes each, as if no colour plane were subsampled.
         held += 2 * len(image.getbands())
     if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
         held += 8
     if isinstance(facts, PngFacts) and facts.key:
-        # The alpha channel, and of 16-bit colour the low bytes as a second image.
-        held += 1 + (4 if facts.depth == 16 and len(facts.key) == 3 else 0)
-    total = size + pixels * (stride(image.mode) + held)
-    # libtiff decodes a strip or tile at a time: up to the whole image, of a tile even more.
+        # The alpha channel; for 16-bit colour, the low bytes as a second image too.
+        held += 1
+        if facts.depth == 16 and len(facts.key) == 3:
+            held += 4
+    total = size + pixels * (bytes_per_pixel(image.mode) + held)
+    # libtiff decodes one strip or tile at a time, which can be as large as the image or larger.
     if isinstance(facts, TiffDirectory) and image.tile and image.tile[0].codec_name == "libtiff":
         total += piece_bytes(facts)
     return total
 
 
 def _pixels(opened: Opened, channels: int) -> Image.Image:
-    """Decode, turn upright, reduce to 8 bits, convert."""
+    """Decode an opened image to the channels asked for, upright and in 8 bits."""
     image = opened.image
     data = opened.data
     facts = opened.facts
     # Before anything is allocated: a header may announce millions of pixels that are not there.
     check_data(image, data, facts)
     stream = image.fp
-    # Values of PGM and PPM files are scaled by the largest that the header allows.
+    # Pillow already scales values of PGM and PPM files by the maximum in their header.
     scaled = image.format == "PPM" and image.tile[0].codec_name != "raw"
     image.load()
     check_decoded(image, data, facts, stream.tell() if stream else 0)
@@ -300,26 +311,26 @@ def _pixels(opened: Opened, channels: int) -> Image.Image:
         if isinstance(facts, TiffDirectory):
             grey_bits = facts.bits[0]
             inverted = facts.white_is_zero
-    how = Conversion(channels, orientation, grey_bits, inverted, alpha)
-    result = convert(image, how, MAX_MEMORY // 2)
+    conversion = Conversion(channels, orientation, grey_bits, inverted, alpha)
+    result = convert(image, conversion, MAX_MEMORY // 2)
     if largest is not None:
         result.info[LARGEST_OF_16_BITS] = largest
     return result
 
 
 def _largest_of_16_bits(image: Image.Image, facts: FormatFacts) -> int | None:
-    """The largest value of a decoded image whose file has 16 bits a value; None for others."""
+    """The largest value of a decoded image whose file has 16 bits per value; else None."""
     depth = 16 if is_wide_grey(image) else 8
     if isinstance(facts, PngFacts):
         depth = facts.depth
     elif isinstance(facts, TiffDirectory):
         depth = max(facts.bits)
         if facts.white_is_zero:
-            return None  # in which few bits are bright
+            return None  # unused high bits make such an image bright, not dark
     if depth != 16:
         return None
     if not is_wide_grey(image):
-        # Pillow keeps the high bytes of colours; of their low bytes the worst is assumed.
+        # Pillow keeps the high bytes of colours only; their low bytes are taken as 255.
         colours = [band not in ("A", "a") for band in image.getbands()]
         high_bytes = np.array(image.getextrema()).reshape(-1, 2)[colours, 1]  # [bands]
         return int(high_bytes.max()) << 8 | 255

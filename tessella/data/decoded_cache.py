@@ -1,14 +1,14 @@
-"""Decoded images in a file: written once, read piece by piece.
+"""A cache of decoded images on disk: written once, read in pieces.
 
-Memory does not grow with the data set.
+So memory does not grow with the size of the data set.
 
-The files lie in ``images/`` of the folder that ``TESSELLA_CACHE`` names, else of
-``$XDG_CACHE_HOME/tessella``, else of ``~/.cache/tessella``. An entry is two files,
-``PLACE-LISTING.u8`` (the pixels, row-major, then one 64-bit hash for each image) and
-``PLACE-LISTING.json`` (everything else), where PLACE is a hash of what was asked for and LISTING
-one of what lay there. The JSON file is written last: an entry without it, or with a file of another
-size than it says, is made anew. Everything here can be deleted at any time; a program that has an
-entry open keeps reading it.
+The files are in the sub-folder ``images/`` of ``$TESSELLA_CACHE``, or else of
+``$XDG_CACHE_HOME/tessella``, or else of ``~/.cache/tessella``. An entry consists of two files,
+``REQUEST-CONTENTS.u8`` (the pixels in row-major order, then one 64-bit hash for each image) and
+``REQUEST-CONTENTS.json`` (everything else). REQUEST is a hash of what was asked for, CONTENTS a
+hash of the source files. The JSON file is written last: an entry without it, or with a file whose
+size differs from what it says, is rebuilt. Everything here can be deleted at any time; a program
+that has an entry open can still read it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from tessella.data.paths import one_line, reason
 from tessella.errors import ArtifactError, DataError
 
 VERSION = 3
-"""Of the format of an entry, and of how the pixels in it are made."""
+"""Version of the format of an entry, and of how its pixels are computed."""
 CHUNK = 1 << 27
-"""Most bytes that one call to the system reads."""
+"""Most bytes that one system call reads."""
 MAX_FACTS = 1 << 30
 """Largest JSON file of an entry, in bytes; it holds the name of each image."""
-_HASH_BYTES = 8  # of each image, behind all pixels
+_HASH_BYTES = 8  # per image, stored after all the pixels
 
-Facts = dict[str, Any]
-"""JSON values that are kept beside the images of an entry."""
+CacheFacts = dict[str, Any]
+"""JSON values that are stored with the images of an entry."""
 
 
 class StoredImages:
@@ -51,11 +51,11 @@ class StoredImages:
 
     ``images[3]`` is ``[height, width, channels]``; ``images[2:9]``, ``images[[5, 0]]`` and
     ``images[mask]`` are ``[k, height, width, channels]``; ``numpy.asarray(images)`` is everything.
-    Safe to use from several threads, after a fork, and through pickling (which keeps the path, not
-    the pixels).
+    It can be used from several threads and after a fork, and it can be pickled (with its path, not
+    its pixels).
 
     Args:
-        path: the file, which begins with the pixels.
+        path: the ``.u8`` file of an entry.
         shape: ``(n, height, width, channels)``.
         sha256: hexadecimal SHA-256 of the pixels in row-major order.
 
@@ -77,7 +77,7 @@ class StoredImages:
             raise DataError(
                 f"the decoded images {path} cannot be read: {one_line(error)}; load them again"
             ) from error
-        # Open from now on: the images can be read even if another process replaces the entry.
+        # The file stays open, so the images can be read even if another process replaces the entry.
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != len(self) * (self._image_bytes + _HASH_BYTES):
             raise DataError(self._wrong_length())
@@ -94,9 +94,9 @@ class StoredImages:
         """
         if isinstance(index, slice):
             return self._read(np.arange(*index.indices(len(self))))
-        places = self._places(index)
-        # [*index shape, height, width, channels], as numpy has it
-        return self._read(places.ravel()).reshape(*places.shape, *self.shape[1:])
+        indices = self._indices(index)
+        # [*shape of the index, height, width, channels], as in numpy
+        return self._read(indices.ravel()).reshape(*indices.shape, *self.shape[1:])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -121,52 +121,52 @@ class StoredImages:
         self._fill(values.view(np.uint8), len(self) * self._image_bytes)
         return values.astype(np.uint64)
 
-    def _places(self, index: object) -> np.ndarray:
-        """Numbers of 0..n-1 for any index but a slice; of no dimension for a single number."""
-        # numpy would take these for masks, new axes or several axes.
+    def _indices(self, index: object) -> np.ndarray:
+        """Indices in 0..n-1 for any index but a slice; zero-dimensional for a single number."""
+        # numpy would interpret these as masks, new axes or several axes.
         if isinstance(index, (bool, np.bool_, tuple)) or index is None or index is Ellipsis:
             raise IndexError(
-                f"images in a file are indexed by their number alone, got {index!r};"
-                " index the array that comes back"
+                f"images in a file are indexed along their first axis only, got {index!r};"
+                " index the array that this returns"
             )
-        places = np.asarray(index)
-        if places.dtype == np.bool_:
-            if places.shape != (len(self),):
+        indices = np.asarray(index)
+        if indices.dtype == np.bool_:
+            if indices.shape != (len(self),):
                 raise IndexError(
                     f"a mask of {len(self)} images must be bool [{len(self)}],"
-                    f" got {list(places.shape)}"
+                    f" got {list(indices.shape)}"
                 )
-            return np.flatnonzero(places)
-        if not places.size:
-            return places.astype(np.int64)
-        if places.dtype.kind not in "iu":
-            raise IndexError(f"images are numbered by integers, got {places.dtype}")
-        outside = (places < -len(self)) | (places >= len(self))
+            return np.flatnonzero(indices)
+        if not indices.size:
+            return indices.astype(np.int64)
+        if indices.dtype.kind not in "iu":
+            raise IndexError(f"images are numbered by integers, got {indices.dtype}")
+        outside = (indices < -len(self)) | (indices >= len(self))
         if outside.any():
-            wrong = places[outside].ravel()[0]
+            wrong = indices[outside].ravel()[0]
             raise IndexError(f"index {wrong} is out of range for {len(self)} images")
-        return np.where(places < 0, places + len(self), places).astype(np.int64)
+        return np.where(indices < 0, indices + len(self), indices).astype(np.int64)
 
-    def _read(self, places: np.ndarray) -> np.ndarray:
-        """The images at ``places`` (``[k]``, each in 0..n-1), neighbours in one read."""
-        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        """The images at ``indices`` (``[k]``, each in 0..n-1); neighbours share one read."""
+        found = np.empty((len(indices), *self.shape[1:]), np.uint8)
         flat = found.reshape(-1)
-        # A run of neighbours ends where the next place is not the next number.
-        breaks = np.flatnonzero(np.diff(places) != 1) + 1
+        # A run of neighbours ends where the next index does not follow.
+        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
         starts = [0, *breaks.tolist()]
-        ends = [*breaks.tolist(), len(places)]
+        ends = [*breaks.tolist(), len(indices)]
         for start, end in zip(starts, ends, strict=True):
             if end > start:
                 target = flat[start * self._image_bytes : end * self._image_bytes]
-                self._fill(target, int(places[start]) * self._image_bytes)
+                self._fill(target, int(indices[start]) * self._image_bytes)
         return found
 
     def _fill(self, target: np.ndarray, offset: int) -> None:
-        """Read ``uint8 [length]`` from a place of the file."""
+        """Fill ``target``, ``uint8 [length]``, from an offset in the file, in bytes."""
         view = target.data
         done = 0
         while done < len(view):
-            # preadv has no position of its own to share, so threads do not disturb each other.
+            # preadv does not move the file's position, so threads do not disturb each other.
             count = os.preadv(self._file, [view[done : done + CHUNK]], offset + done)
             if not count:
                 raise DataError(self._wrong_length())
@@ -180,7 +180,7 @@ class StoredImages:
 
 
 class Writer:
-    """Images appended one by one to a file, with their SHA-256 and their hashes.
+    """Appends images to the file of an entry, and computes their SHA-256 and hashes.
 
     Args:
         file: open for writing, empty.
@@ -201,40 +201,41 @@ class Writer:
         self._image = image.shape
         self._file.write(image.data)
         self._sha256.update(image.data)
-        # Hashed while it is at hand: finding copies later would read all pixels again.
+        # Hashed now, while the image is in memory: later this would read all pixels again.
         self._hashes.append(image_hashes(image[None]).astype("<u8").tobytes())
 
-    def finish(self) -> Facts:
-        """Write the hashes; returns shape and SHA-256."""
+    def finish(self) -> CacheFacts:
+        """Write the hashes; return shape and SHA-256."""
         self._file.write(b"".join(self._hashes))
         return {"shape": [len(self._hashes), *self._image], "sha256": self._sha256.hexdigest()}
 
 
 def cache_folder() -> Path:
-    """Return the folder of decoded images; see the module's text."""
+    """Return the folder of decoded images; see the docstring of the module."""
     return files.cache_folder() / "images"
 
 
 def digest(*facts: object) -> str:
-    """A short hash of JSON values, for names of entries."""
+    """A short hash of JSON values, 24 hexadecimal digits, for the names of entries."""
     return hashlib.sha256(json.dumps([VERSION, *facts]).encode()).hexdigest()[:24]
 
 
-def stored(
-    place: str,
-    listing: str,
+def cached_images(
+    request: str,
+    contents: str,
     make: Callable[[Writer], Mapping[str, object]],
     title: str = "the same images",
-) -> tuple[StoredImages, Facts]:
-    """The images of an entry, made first where there are none.
+) -> tuple[StoredImages, CacheFacts]:
+    """The images of an entry, which is created first if it does not exist.
 
-    Other entries of the same place are replaced.
+    It replaces the other entries for the same request.
 
     Args:
-        place: :func:`digest` of what is asked for.
-        listing: :func:`digest` of what it is made from.
-        make: appends all images to the writer and returns the facts to keep beside them, as JSON
-            values. Of several processes one calls it, and the others wait and say so on stderr.
+        request: :func:`digest` of the source and of how its images are prepared.
+        contents: :func:`digest` of the source files as they are now.
+        make: appends all images to the writer and returns the facts to store with them, as JSON
+            values. If several processes need the entry, one calls this, and the others wait and say
+            so on stderr.
         title: the source, for that message.
 
     Raises:
@@ -242,17 +243,17 @@ def stored(
         TessellaError: whatever ``make`` raises.
     """
     folder = cache_folder()
-    found = _find(folder, place, listing)
+    found = _find(folder, request, contents)
     if found is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _acquired(FileLock(folder / f"{place}.lock"), title):
-            # By now another process may have made it.
-            found = _find(folder, place, listing)
+        with _acquired(FileLock(folder / f"{request}.lock"), title):
+            # Another process may have created it while this one waited.
+            found = _find(folder, request, contents)
             if found is None:
-                _make(folder, place, listing, make)
-                found = _find(folder, place, listing)
+                _make(folder, request, contents, make)
+                found = _find(folder, request, contents)
     except (OSError, NotImplementedError) as error:
         raise DataError(_cannot_keep(folder, error)) from error
     assert found is not None
@@ -261,13 +262,13 @@ def stored(
 
 def _cannot_keep(folder: Path, error: BaseException) -> str:
     return (
-        f"cannot keep decoded images in {folder}: {reason(error)};"
-        " set TESSELLA_CACHE to a folder that can be written and has space"
+        f"cannot store decoded images in {folder}: {reason(error)};"
+        " set TESSELLA_CACHE to a writable folder on a disk with enough space"
     )
 
 
 def _acquired(lock: FileLock, title: str) -> contextlib.AbstractContextManager[object]:
-    """The lock, held; released at the end of a ``with`` block."""
+    """Acquire a lock; it is released at the end of a ``with`` block."""
     try:
         return lock.acquire(timeout=1)
     except Timeout:
@@ -275,26 +276,26 @@ def _acquired(lock: FileLock, title: str) -> contextlib.AbstractContextManager[o
         return lock.acquire()
 
 
-def _find(folder: Path, place: str, listing: str) -> tuple[StoredImages, Facts] | None:
-    """An entry that is whole, or None."""
-    name = f"{place}-{listing}"
+def _find(folder: Path, request: str, contents: str) -> tuple[StoredImages, CacheFacts] | None:
+    """An entry, or None if it is missing or incomplete."""
+    name = f"{request}-{contents}"
     try:
         facts = files.read_json_object(folder / f"{name}.json", MAX_FACTS)
         count, height, width, channels = facts["shape"]
         shape = (count, height, width, channels)
         return StoredImages(folder / f"{name}.u8", shape, facts["sha256"]), facts
     except (OSError, ValueError, KeyError, TypeError, ArtifactError, DataError):
-        # Missing, half written by an older version, or damaged: all are made anew.
+        # Missing, damaged, or left half-written by an older version: it is rebuilt.
         return None
 
 
 def _make(
-    folder: Path, place: str, listing: str, make: Callable[[Writer], Mapping[str, object]]
+    folder: Path, request: str, contents: str, make: Callable[[Writer], Mapping[str, object]]
 ) -> None:
-    """Write an entry and delete the others of its place; the caller holds the lock."""
-    # The JSON file goes first and comes last: an entry without it does not count.
-    name = f"{place}-{listing}"
-    files.sweep(folder, f"{place}-*")  # what a killed process left
+    """Write an entry and delete the others for its request; the caller holds the lock."""
+    # The JSON file is removed first and written last: an entry without it does not count.
+    name = f"{request}-{contents}"
+    files.sweep(folder, f"{request}-*")  # what a killed process left
     (folder / f"{name}.json").unlink(missing_ok=True)
     failure: Exception | None = None
     try:
@@ -305,13 +306,13 @@ def _make(
             except Exception as error:
                 failure = error
                 raise
-            facts: Facts = {**made, "version": VERSION, **writer.finish()}
+            facts: CacheFacts = {**made, "version": VERSION, **writer.finish()}
         files.write_json(folder / f"{name}.json", facts)
     except ArtifactError as error:
-        # The maker's own errors come back as they were; others are of the cache.
+        # Errors of make() are raised unchanged; all others come from writing the cache.
         if failure is not None:
             raise failure from None
         raise DataError(_cannot_keep(folder, error.__cause__ or error)) from error
-    for old in folder.glob(f"{place}-*"):
+    for old in folder.glob(f"{request}-*"):
         if old.stem != name:
             old.unlink(missing_ok=True)

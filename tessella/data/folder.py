@@ -19,24 +19,30 @@ from PIL import Image
 from tessella.config import DataConfig
 from tessella.data.archive import open_archive
 from tessella.data.caller_warning import warn_caller
-from tessella.data.decode import UnusableImage, is_image, known_kinds, libraries, quiet
-from tessella.data.decoded_cache import Writer, digest, stored
+from tessella.data.decode import (
+    UnusableImage,
+    is_image,
+    known_kinds,
+    libraries,
+    without_pillow_warnings,
+)
+from tessella.data.decoded_cache import Writer, cached_images, digest
 from tessella.data.folder_layouts import (
     LAYOUT_VERSION,
     Listing,
     divide_listing,
 )
-from tessella.data.image_files import Files, decode_files
+from tessella.data.image_files import ImageFiles, decode_files
 from tessella.data.limits import PIECE
-from tessella.data.other_formats import HEAD, describe, describe_content, with_way_out
+from tessella.data.other_formats import HEAD, describe, describe_content, with_advice
 from tessella.data.paths import (
     READ_ERRORS,
+    is_transient,
     last_name,
-    listing,
+    name_list,
     one_line,
-    passing,
-    passing_ends,
     printable,
+    transient_as_data_error,
 )
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
 from tessella.data.splits import ALL
@@ -44,12 +50,12 @@ from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
 MAX_LIST_BYTES = 4 * PIECE
-"""Bytes of a list of labels or splits beside the images."""
+"""Largest list of labels or splits that is read, in bytes."""
 FEW_FILES = 1000
-"""Files that are looked at to tell whether a folder is one of images."""
-_FOREIGN = ("__MACOSX",)
+"""Number of files that are examined to guess whether a folder holds images."""
+_IGNORED_NAMES = ("__MACOSX",)
 _CAMERA_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2")
-UNREAD = {
+UNSUPPORTED = {
     **dict.fromkeys((".heic", ".heics", ".heif", ".hif"), "HEIC"),
     **dict.fromkeys(_CAMERA_RAW, "camera raw"),
     ".jxl": "JPEG XL",
@@ -58,12 +64,12 @@ UNREAD = {
     ".ico": "ICO",
     ".pcx": "PCX",
 }
-"""Extensions of images that are not read, whatever the file holds (camera raws are TIFF files of a
-small preview), and what they are called."""
+"""Formats that are not read, by file extension, whatever the file contains. (Camera raws are TIFF
+files that contain a small preview.)"""
 
 
 class _Facts(TypedDict):
-    """Facts that are kept of a decoded split besides its pixels."""
+    """Facts about a decoded split that are cached with its pixels."""
 
     names: list[str]
     labels: list[int] | None
@@ -72,7 +78,7 @@ class _Facts(TypedDict):
     resampled: bool
     split_rule: str
     notes: list[str]
-    # The rest is for people who look into the cache.
+    # The rest is for people who inspect the cache.
     source: str
     split: str
     size: str
@@ -81,13 +87,13 @@ class _Facts(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ImageTree:
     """The files in a folder or a zip file.
 
     Args:
         names: relative paths with ``/`` between their parts, sorted.
-        stamps: facts about each file that change when its content does.
-        open: opens the file of a name, from any thread.
+        stamps: for each file, numbers that change when its content does.
+        open: opens a file by its name; may be called from any thread.
     """
 
     names: Sequence[str]
@@ -95,12 +101,12 @@ class _Place:
     open: Callable[[str], BufferedIOBase]
 
     def read_text(self, name: str) -> str:
-        """A list beside the images, as text.
+        """The text of a list of labels or splits that comes with the images.
 
         Raises:
             DataError: when it cannot be read or is too large for a list.
         """
-        # One byte more than allowed tells a list of exactly that size from a larger file.
+        # One byte more than allowed distinguishes a list of exactly that size from a larger file.
         try:
             with self.open(name) as file:
                 content = file.read(MAX_LIST_BYTES + 1)
@@ -115,7 +121,7 @@ class _Place:
 
 @register_source("folder")
 class FolderSource(Source):
-    """Image files, decoded once into a file of their pixels."""
+    """Image files in a folder or a zip file, decoded once into a file of pixels."""
 
     about = "a folder or a .zip file of images"
     allows_all = True
@@ -123,10 +129,10 @@ class FolderSource(Source):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether image files lie in a folder, its first sub-folders, or a zip file."""
+        """Whether there are image files in a folder, its sub-folders, or a zip file."""
         try:
             if path.is_dir():
-                # A guess for an error message: data sets can hold millions of files.
+                # Only a guess, for an error message: data sets can have millions of files.
                 names = []
                 for file in itertools.islice(path.glob("**/*"), FEW_FILES):
                     names.append(file.name)
@@ -142,37 +148,38 @@ class FolderSource(Source):
     def read(self, path: str, split: str, config: DataConfig) -> Part:
         """One split of the images under a folder or in a zip file, sorted by relative path.
 
-        Files and folders whose name begins with a dot are passed over, and so is ``__MACOSX``. What
-        is an image is decided by its content; a file that is none, or is damaged, is skipped and
-        named. Files that are not even named like an image are no failures; the others are, those of
-        :data:`UNREAD` among them. Splits and classes come from the folders or from lists beside the
-        images (:mod:`tessella.data.folder_layouts`); where nothing says the splits, they are taken
-        by :func:`tessella.data.splits.by_hash`. ``all`` takes every image. Only files of the split
-        are decoded: once, into a file that is used until a file of the folder is added, removed or
-        changed, or another size, crop, limit or number of channels is asked for
-        (:mod:`tessella.data.decoded_cache`).
+        Files and folders whose name begins with a dot are ignored, and so is ``__MACOSX``. The
+        content of a file decides whether it is an image. A file that is not an image, or is
+        damaged, is skipped and listed; it counts as a failure if it is named like an image, which
+        includes the formats in :data:`UNSUPPORTED`. Splits and classes come from the sub-folders or
+        from lists that come with the images (:mod:`tessella.data.folder_layouts`); if neither
+        defines splits, :func:`tessella.data.splits.by_hash` does. ``all`` takes every image. Only
+        the files of the split are decoded, once, into a cache (:mod:`tessella.data.decoded_cache`).
+        It is used until a file in the folder is added, removed or changed, or another size, crop,
+        limit or number of channels is asked for.
 
         Raises:
-            DataError: when there is no image, the lists or classes do not fit the images, more than
-                20 % of the files of the split (and at least three) are unusable, one cannot be read
-                for a reason outside of it, or the decoded images cannot be kept.
+            DataError: when there are no images, when lists or classes do not match the images, when
+                more than 20 % of the files of the split (and at least three) are unusable, when one
+                cannot be read for a reason that has nothing to do with the file, or when the cache
+                cannot be written.
             InputError: when images differ in size and ``config.size`` is empty.
         """
         root = self.locate(path)
         with _open(root) as archive:
-            place = _in_zip(archive) if archive else _in_folder(root)
+            tree = _zip_tree(archive) if archive else _folder_tree(root)
 
-            # Called only where nothing fitting is in the cache.
+            # Called only if the cache has no such entry.
             def make(writer: Writer) -> dict[str, object]:
-                return dict(_decode(place, split, config, writer, root))
+                return dict(_decode(tree, split, config, writer, root))
 
-            images, kept = stored(
-                _key(root, split, config), _listing_key(place), make, f"folder:{last_name(root)}"
-            )
+            request = _request_key(root, split, config)
+            title = f"folder:{last_name(root)}"
+            images, kept = cached_images(request, _contents_key(tree), make, title)
         facts = cast(_Facts, kept)
-        # Kept with the pixels, so that they are heard of each time and not only the first.
+        # Cached with the pixels, so that every run prints them and not only the first.
         for note in facts["notes"]:
-            warn_caller(f"folder:{last_name(root)}: {note}")
+            warn_caller(f"{title}: {note}")
         labels = None
         if facts["labels"] is not None:
             labels = np.array(facts["labels"], np.int64)
@@ -188,22 +195,23 @@ class FolderSource(Source):
         )
 
 
-def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root: Path) -> _Facts:
-    """Decode a split into ``writer``; returns what is to be known of it besides its pixels."""
+def _decode(tree: _ImageTree, split: str, config: DataConfig, writer: Writer, root: Path) -> _Facts:
+    """Decode a split into ``writer`` and return the facts to cache with its pixels."""
     names = []
-    others = []
-    with quiet():
-        for name in place.names:
-            if _may_be_image(name, place.open, root):
+    other_files = []
+    with without_pillow_warnings():
+        for name in tree.names:
+            if _may_be_image(name, tree.open, root):
                 names.append(name)
             else:
-                others.append(name)
+                other_files.append(name)
     if not names:
-        raise DataError(_no_images(place, others, root))
-    division = divide_listing(Listing(names, _unreadable(names), others, place.read_text), split)
+        raise DataError(_no_images(tree, other_files, root))
+    files = Listing(names, _unsupported(names), other_files, tree.read_text)
+    division = divide_listing(files, split)
     labels = division.labels(split)
-    # Other splits are divided along with this one, since the rules look at all images, but only
-    # this one is decoded.
+    # All images are assigned to splits, since the rules depend on all of them, but only the images
+    # of this split are decoded.
     chosen: list[str] = []
     chosen_labels: list[int] = []
     for index, part in enumerate(division.splits):
@@ -213,15 +221,19 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
                 chosen_labels.append(labels[index])
 
     def open_chosen(index: int) -> BufferedIOBase:
-        return _open_image(place, chosen[index])
+        return _open_image(tree, chosen[index])
 
-    files = Files(chosen, open_chosen, None if labels is None else chosen_labels)
+    chosen_files = ImageFiles(chosen, open_chosen, None if labels is None else chosen_labels)
     title = f"folder:{last_name(root)}"
     decoded = decode_files(
-        files, config, writer.append, channels=config.channels or 3, place=f"{title}, {split}"
+        chosen_files,
+        config,
+        writer.append,
+        channels=config.channels or 3,
+        title=f"{title}, {split}",
     )
     skipped = list(decoded.skipped)
-    for name in others:
+    for name in other_files:
         skipped.append(f"{printable(name)}: not an image")
     return {
         "names": decoded.names,
@@ -239,37 +251,35 @@ def _decode(place: _Place, split: str, config: DataConfig, writer: Writer, root:
     }
 
 
-def _no_images(place: _Place, others: list[str], root: Path) -> str:
-    """The message for a folder without images: what is there, and how it is read where that is
-    known."""
-    # An .npz file is a zip as well, and a folder may hold idx files or batches of CIFAR-10.
+def _no_images(tree: _ImageTree, other_files: list[str], root: Path) -> str:
+    """The message for a folder without images: its content, and how to read that if known."""
+    # An .npz file is a zip file too, and a folder may hold idx files or batches of CIFAR-10.
     refuse_other_kind(root, FolderSource)
-    there = listing(list(map(printable, others)))
+    there = name_list(list(map(printable, other_files)))
     described = ""
-    for name in others[:FEW_FILES]:
+    for name in other_files[:FEW_FILES]:
         try:
-            with place.open(name) as file:
+            with tree.open(name) as file:
                 described = describe_content(PurePosixPath(name).name, file.read(HEAD))
         except READ_ERRORS:
             continue
-        # The first file that says something speaks for the others, which are mostly of its kind.
+        # One recognized file is enough, since the others are mostly of the same kind.
         if described:
             break
-    return with_way_out(f"{root} has no images; it holds {there}", described)
+    return with_advice(f"{root} has no images; it holds {there}", described)
 
 
-def _unreadable(names: Iterable[str]) -> frozenset[str]:
-    """The files of a kind that is not read; they have no say in how a folder is divided."""
+def _unsupported(names: Iterable[str]) -> frozenset[str]:
+    """The files of unsupported formats; they do not affect how a folder is divided."""
     unreadable = set()
     for name in names:
-        if PurePosixPath(name).suffix.lower() in UNREAD:
+        if PurePosixPath(name).suffix.lower() in UNSUPPORTED:
             unreadable.add(name)
     return frozenset(unreadable)
 
 
-def _key(root: Path, split: str, config: DataConfig) -> str:
-    """The place of the decoded images in the cache: where they come from and what is made of
-    them."""
+def _request_key(root: Path, split: str, config: DataConfig) -> str:
+    """The cache key of a request: the source, and how its images are prepared."""
     size = parse_size(config.size, "size")
     crop = config.crop if size else ""  # without a size nothing is cropped
     channels = config.channels or 3
@@ -277,29 +287,29 @@ def _key(root: Path, split: str, config: DataConfig) -> str:
     return digest(where, split, size, crop, channels, config.limit, LAYOUT_VERSION)
 
 
-def _listing_key(place: _Place) -> str:
-    """A hash of the files that lie there, and of the libraries that decode them."""
-    return digest(libraries(), list(zip(place.names, place.stamps, strict=True)))
+def _contents_key(tree: _ImageTree) -> str:
+    """The cache key of the files as they are now, and of the libraries that decode them."""
+    return digest(libraries(), list(zip(tree.names, tree.stamps, strict=True)))
 
 
-def _open(place: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
-    """The zip file to read from, or None for a folder."""
-    if place.is_dir():
+def _open(path: Path) -> AbstractContextManager[zipfile.ZipFile | None]:
+    """The zip file to read from, open; None for a folder."""
+    if path.is_dir():
         return nullcontext()
     try:
-        return open_archive(place)
+        return open_archive(path)
     except READ_ERRORS as error:
         message = (
-            f"folder:PATH takes a folder or a .zip file, and {place} is neither: {one_line(error)}"
+            f"folder:PATH takes a folder or a .zip file, and {path} is neither: {one_line(error)}"
         )
-        raise DataError(with_way_out(message, describe(place))) from error
+        raise DataError(with_advice(message, describe(path))) from error
 
 
-def _in_zip(archive: zipfile.ZipFile) -> _Place:
+def _zip_tree(archive: zipfile.ZipFile) -> _ImageTree:
     found = {}
     for info in archive.infolist():
-        # The checksum changes with the content, whatever times an archive says.
-        if not info.is_dir() and _visible(info.filename.split("/")):
+        # The checksum changes with the content, whatever dates the archive states.
+        if not info.is_dir() and _all_visible(info.filename.split("/")):
             found[info.filename] = (info.CRC, info.file_size)
     names = sorted(found)
 
@@ -307,22 +317,22 @@ def _in_zip(archive: zipfile.ZipFile) -> _Place:
     def open_member(name: str) -> BufferedIOBase:
         return cast(BufferedIOBase, archive.open(archive.getinfo(name)))
 
-    return _Place(names, [found[name] for name in names], open_member)
+    return _ImageTree(names, [found[name] for name in names], open_member)
 
 
-def _in_folder(root: Path) -> _Place:
-    """The files under a folder. Links to folders are followed, each folder is visited once."""
+def _folder_tree(root: Path) -> _ImageTree:
+    """The files under a folder. Links are followed; each folder is visited only once."""
     found: dict[str, tuple[int, ...]] = {}
     visited: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
-        # A link to a folder above would lead round in a circle.
+        # Without this, a link to a parent folder would loop forever.
         real = os.path.realpath(folder)
         if real in visited:
             inner.clear()
             continue
         visited.add(real)
-        # Changed in place, which tells os.walk where to go; sorted, so that of two links to one
-        # folder the same is followed on every machine.
+        # os.walk descends into what is left in this list. It is sorted, so that if two links point
+        # to the same folder, every machine follows the same one.
         inner[:] = sorted(filter(_is_visible, inner))
         for name in filter(_is_visible, names):
             file = Path(folder, name)
@@ -330,16 +340,16 @@ def _in_folder(root: Path) -> _Place:
             if stamp:
                 found[file.relative_to(root).as_posix()] = stamp
     names = sorted(found)
-    return _Place(names, [found[name] for name in names], lambda name: (root / name).open("rb"))
+    return _ImageTree(names, [found[name] for name in names], lambda name: (root / name).open("rb"))
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Size, time of change and permissions; empty for what is not a file (a dead link, a pipe that
-    might never end)."""
+    """Size, modification time and permissions; empty if it is not a regular file."""
     try:
         facts = file.stat()
     except OSError:
-        return ()
+        return ()  # a broken link, for example
+    # Reading a pipe, for example, might never end.
     if not stat.S_ISREG(facts.st_mode):
         return ()
     return (facts.st_size, facts.st_mtime_ns, facts.st_mode)
@@ -349,39 +359,39 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"a folder cannot be read: {one_line(error)}") from error
 
 
-def _visible(parts: Iterable[str]) -> bool:
-    """Whether no part of a path is hidden or foreign."""
+def _all_visible(parts: Iterable[str]) -> bool:
+    """Whether no part of a path is hidden or ignored."""
     return all(map(_is_visible, parts))
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name not in _FOREIGN
+    return not name.startswith(".") and name not in _IGNORED_NAMES
 
 
 def _looks_like_image(name: str) -> bool:
     """Whether a file is named like an image."""
     extension = PurePosixPath(name).suffix.lower()
-    return extension in UNREAD or Image.registered_extensions().get(extension) in known_kinds()
+    return extension in UNSUPPORTED or Image.registered_extensions().get(extension) in known_kinds()
 
 
 def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase], root: Path) -> bool:
-    """Whether a file is named like an image, or else has the content of one."""
-    # A file that is named like an image counts as one even if it is damaged: it is a failure then,
-    # which must not go unnoticed. Only other files are opened to see what they are.
+    """Whether a file is named like an image or contains one."""
+    # A file that is named like an image counts as one even if it is damaged, since that is a
+    # failure to report. Other files are opened to see what they are.
     if _looks_like_image(name):
         return True
-    with passing_ends(f"{root}, {printable(name)}"):
+    with transient_as_data_error(f"{root}, {printable(name)}"):
         try:
             with opener(name) as file:
                 return is_image(file)
         except READ_ERRORS as error:
-            if passing(error):
+            if is_transient(error):
                 raise
             return False
 
 
-def _open_image(place: _Place, name: str) -> BufferedIOBase:
-    kind = UNREAD.get(PurePosixPath(name).suffix.lower())
+def _open_image(tree: _ImageTree, name: str) -> BufferedIOBase:
+    kind = UNSUPPORTED.get(PurePosixPath(name).suffix.lower())
     if kind:
         raise UnusableImage(f"{kind} is not read here; convert it to JPEG or PNG")
-    return place.open(name)
+    return tree.open(name)

@@ -1,10 +1,10 @@
 """How a folder of images is divided into splits and classes.
 
-Most folders say it by their sub-folders: splits first where they bear the names of splits, classes
-below. Published data sets have layouts of their own, where lists beside the images say it. Those of
-Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and so is a list of labels in a CSV
-file (:mod:`tessella.data.label_lists`). A list is followed to the letter: an image that it does not
-name is an error, since whatever could be guessed about it may be wrong.
+Usually the sub-folders decide: the upper ones are splits if they are named like splits, and those
+below are classes. Some published data sets come with lists of splits and classes instead. The
+layouts of Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and so is a list of
+labels in a CSV file (:mod:`tessella.data.label_lists`). A list must be complete: an image that it
+does not name is an error, since any guess about it may be wrong.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from tessella.data.label_lists import Table, find_label_list, read_table
-from tessella.data.paths import listing, printable
-from tessella.data.splits import ALL, FOLDERS, SPLITS, by_folders, by_hash, divide, fill_missing
+from tessella.data.paths import name_list, printable
+from tessella.data.splits import ALL, FOLDERS, SPLITS, are_splits, by_folders, by_hash, fill_missing
 from tessella.errors import DataError
 
 HASH_RULE = (
     "SHA-256 of 'tessella split:' and the relative path: 5 % test, 5 % valid, the rest train"
 )
 LAYOUT_VERSION = 2
-"""Of the rules below. Decoded folders are kept with their labels, and made anew when it changes."""
+"""Version of the rules below. The cache stores labels with the pixels, and is rebuilt when this
+changes."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Listing:
 
     Args:
         images: relative paths of those that may be images, with ``/`` between their parts, sorted.
-        unreadable: those of them that are images of a kind that is not read.
+        unreadable: those of ``images`` whose format is not supported.
         others: relative paths of all other files.
-        read_text: the text of a file, by its relative path.
+        read_text: returns the text of a file, given its relative path.
     """
 
     images: Sequence[str]
@@ -57,12 +58,12 @@ class Division:
     """How the images of a folder are divided.
 
     Args:
-        splits: of each image.
-        classes: the name of each image's class, empty where it has none.
-        rule: how the splits were taken, in words.
-        given: the splits that the data set itself says, each of which has labels or has none;
-            empty where the splits are taken by a hash.
-        notes: what the user should hear of.
+        splits: the split of each image.
+        classes: the class name of each image, empty if it has none.
+        rule: the rule that defined the splits, as text.
+        given: the splits that the data set itself defines, each with or without labels; empty if
+            the splits are taken by a hash.
+        notes: warnings for the user.
     """
 
     splits: list[str]
@@ -73,28 +74,28 @@ class Division:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, sorted; ``()`` where there are none."""
+        """Names of the classes, sorted; ``()`` if there are none."""
         if not self.given and not all(self.classes):
             return ()
         return tuple(sorted(set(self.classes) - {""}))
 
     def labels(self, split: str) -> list[int] | None:
-        """The class of each image, by its place in :attr:`label_names`.
+        """The label of each image: the index of its class in :attr:`label_names`.
 
         Returns:
-            one label for each image, whatever its split (0 where it has no class); None when an
-            image of this split (without given splits: any image) has no class.
+            one label for each image of every split (0 if it has no class); None if an image of this
+            split has no class, or if any image has none and the data set does not define splits.
         """
         for part, name in zip(self.splits, self.classes, strict=True):
-            # Where the splits are given, test images without classes leave train its labels.
-            concerned = not self.given or split in (part, ALL)
-            if concerned and not name:
+            # If the data set defines splits, train keeps its labels even if test has none.
+            needs_class = not self.given or split in (part, ALL)
+            if needs_class and not name:
                 return None
         number = {name: label for label, name in enumerate(self.label_names)}
         return [number.get(name, 0) for name in self.classes]
 
     def classes_in(self, split: str) -> set[str]:
-        """The classes that occur in a split."""
+        """The names of the classes that occur in a split."""
         found = set()
         for part, name in zip(self.splits, self.classes, strict=True):
             if part == split and name:
@@ -106,19 +107,19 @@ def divide_listing(files: Listing, split: str) -> Division:
     """The splits and classes of the images in a folder.
 
     Args:
-        files: what lies in the folder.
-        split: the one that is wanted; with ``all``, splits may differ in their classes.
+        files: the files in the folder.
+        split: the split that is wanted; with ``all``, splits may have different classes.
 
     Raises:
-        DataError: when images lie beside folders that are splits, when a list does not fit the
-            images, or when held-out images have classes that training images lack.
+        DataError: when there are images next to split folders, when a list does not match the
+            images, or when held-out images have classes that no training image has.
     """
-    # The layouts that lists define come first: their folders would say something else, such as a
-    # single class "img_align_celeba".
+    # Layouts with lists come first, because their folders would be misread, for example as a single
+    # class "img_align_celeba".
     division = _celeba(files) or _cub(files) or _omniglot(files)
     if division is None:
         division = by_sub_folders(files.images, files.unreadable)
-        # Annotations before false classes: they name the class of images in "val/images".
+        # Annotations come before false classes: they name the classes of images in "val/images".
         division = _with_annotations(files, division)
         division = _without_false_classes(division)
         division = _with_label_list(files, division)
@@ -128,13 +129,13 @@ def divide_listing(files: Listing, split: str) -> Division:
 
 
 def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset()) -> Division:
-    """The division that the sub-folders say. Files that cannot be read have no say in it.
+    """Divide images by their sub-folders. Files in unsupported formats do not count.
 
-    Where every image lies in a sub-folder, the sub-folder is its class: the first part of its path,
-    after the parts that all images share with a further sub-folder below them.
+    If every image is in a sub-folder, the sub-folder is its class. That is the first part of its
+    path, not counting leading folders that all images share, as long as another sub-folder follows.
 
     Raises:
-        DataError: when images lie beside folders that are splits.
+        DataError: when there are images next to split folders.
     """
     readable = [name for name in names if name not in unreadable] or list(names)
     shared = _count_shared([_folders_of(name) for name in readable])
@@ -150,29 +151,29 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
         else:
             stray.append(name)
     for name in unreadable:
-        # What cannot be read is never labelled, so that any folder will do for it.
+        # An unsupported file is never decoded, so any folder will do for it.
         if not below[name] and top_folders:
             below[name] = [min(top_folders)]
-    if not divide(top_folders):
-        # One image that lies in no folder, and none of them has a class.
+    if not are_splits(top_folders):
+        # If one image is in no sub-folder, then none of them has a class.
         classes = [""] * len(names)
         if not stray:
             classes = [below[name][0] for name in names]
         return Division(by_hash(names), classes, HASH_RULE + _not_splits(top_folders))
     if stray:
         raise DataError(
-            f"the folders {', '.join(sorted(top_folders))} are splits, and {printable(stray[0])} "
-            "lies beside them: move it into one of them, or elsewhere"
+            f"the folders {', '.join(sorted(top_folders))} are splits, but {printable(stray[0])} "
+            "is in none of them: move it into one of them, or out of this folder"
         )
     splits, rule = by_folders(names, [below[name][0] for name in names])
-    # Below the folder of its split, the next folder is an image's class; again without folders that
-    # all images share. Splits may differ in this: test images often have no classes.
+    # The class is the next folder below that of the split, again not counting folders that all
+    # images share. Test images often have no classes, so splits may differ in this.
     inner = [below[name][1:] for name in names]
     shared = _count_shared(list(filter(None, inner)))
     classes = []
     for parts in inner:
         classes.append(parts[shared] if parts else "")
-    # "val" and "validation" are one split.
+    # "val" and "validation" are the same split.
     given = set()
     for folder in top_folders:
         given.add(FOLDERS[folder.lower()])
@@ -180,26 +181,26 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
 
 
 def _folders_of(name: str) -> list[str]:
-    """The folders that a relative path leads through."""
+    """The folders in a relative path, outermost first."""
     return name.split("/")[:-1]
 
 
 def _count_shared(folders: list[list[str]]) -> int:
-    """How many leading parts all these paths share, with a further folder below them."""
+    """How many leading folders all these paths share, always leaving one more below."""
     if not folders:
         return 0
     first = min(folders)
     last = max(folders)
     shortest = min(map(len, folders))
     count = 0
-    # In the order of sorting, what the first and the last path share, all share.
+    # Parts that the first and the last path in sorted order share are shared by all.
     while count + 1 < shortest and first[count] == last[count]:
         count += 1
     return count
 
 
 def _not_splits(folders: set[str]) -> str:
-    """The words for folders of which some, but not all, are named like splits."""
+    """An addition to the rule, for folders of which only some are named like splits."""
     alike = [name for name in sorted(folders) if name.lower() in FOLDERS]
     others = sorted(folders - set(alike))
     if len(alike) < 2 or not others:
@@ -213,8 +214,8 @@ def _not_splits(folders: set[str]) -> str:
 def _with_annotations(files: Listing, division: Division) -> Division:
     """Classes of Tiny ImageNet's validation images, from ``val_annotations.txt`` beside them.
 
-    Its lines are ``val_0.JPEG<tab>n03444034<tab>box``; the images lie in ``val/images``, a folder
-    that is no class.
+    Its lines are ``val_0.JPEG<tab>n03444034<tab>box``; the images are in ``val/images``, a folder
+    that is not a class.
     """
     found = files.named("val_annotations.txt")
     if not found:
@@ -225,19 +226,21 @@ def _with_annotations(files: Listing, division: Division) -> Division:
         folder = path.removesuffix("val_annotations.txt")
         for number, name in enumerate(files.images):
             if name.startswith(folder):
-                classes[number] = _listed(by_name, PurePosixPath(name).name, name, path)
+                classes[number] = _entry_of(by_name, PurePosixPath(name).name, name, path)
     return replace(division, classes=classes)
 
 
 def _without_false_classes(division: Division) -> Division:
-    """Take away the class of held-out images that all lie in one folder which training images do
-    not have: ``test/images`` and ``test/unknown`` are folders, and no classes."""
+    """Remove the only class of a held-out split if no training image has it.
+
+    Folders such as ``test/images`` and ``test/unknown`` are not classes.
+    """
     if not division.given:
         return division
     classes = list(division.classes)
     rule = division.rule
     training = division.classes_in("train")
-    # A single class among several is left alone where training images have it too.
+    # If training images have the class too, it is one.
     for split in ("valid", "test"):
         held_out = division.classes_in(split)
         if training and len(held_out) == 1 and not held_out & training:
@@ -249,11 +252,11 @@ def _without_false_classes(division: Division) -> Division:
 
 
 def _with_label_list(files: Listing, division: Division) -> Division:
-    """Classes from a CSV file, for images that no sub-folders of classes hold."""
+    """Classes from a CSV file, for images that are not in sub-folders of classes."""
     in_one_folder = len(set(division.classes)) <= 1
     if not in_one_folder or files.read_text is None:
         return division
-    # Splits that a hash took say nothing about which images have labels.
+    # Splits that come from a hash say nothing about which images have labels.
     groups = [ALL] * len(files.images)
     if division.given:
         groups = division.splits
@@ -274,7 +277,7 @@ def _with_label_list(files: Listing, division: Division) -> Division:
 def _celeba(files: Listing) -> Division | None:
     """CelebA: faces in one folder, and in ``list_eval_partition.txt`` the split of each (0, 1, 2).
 
-    The attributes of ``list_attr_celeba.txt`` are forty for each face, so there are no classes.
+    ``list_attr_celeba.txt`` has forty attributes for each face, so there are no classes.
     """
     partitions = files.named("list_eval_partition.txt", "list_eval_partition.csv")
     attributes = files.named("list_attr_celeba.txt", "list_attr_celeba.csv")
@@ -287,17 +290,20 @@ def _celeba(files: Listing) -> Division | None:
     split_of = {}
     for row in files.table(path).rows:
         if len(row) == 2 and row[1] in ("0", "1", "2"):
-            # The list names .jpg files; the same pictures are published as .png too.
+            # The list names .jpg files, but the same pictures are also published as .png.
             split_of[PurePosixPath(row[0]).stem] = SPLITS[int(row[1])]
     splits = []
     for name in files.images:
-        splits.append(_listed(split_of, PurePosixPath(name).stem, name, path))
+        splits.append(_entry_of(split_of, PurePosixPath(name).stem, name, path))
     return Division(splits, no_classes, f"the list {path}", frozenset(SPLITS))
 
 
 def _cub(files: Listing) -> Division | None:
-    """CUB-200-2011: ``images.txt`` numbers the images, ``train_test_split.txt`` and
-    ``image_class_labels.txt`` speak of these numbers, ``classes.txt`` names the classes."""
+    """CUB-200-2011: lists that refer to the images by number.
+
+    ``images.txt`` numbers the images, ``train_test_split.txt`` and ``image_class_labels.txt`` use
+    these numbers, ``classes.txt`` names the classes.
+    """
     needed = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
     found = {}
     for name in (*needed, "classes.txt"):
@@ -319,11 +325,11 @@ def _cub(files: Listing) -> Division | None:
     splits = []
     classes = []
     for name in files.images:
-        # The list's paths begin below the folder "images", which lies beside the list.
+        # Paths in the list are relative to the folder "images" next to the list.
         inside = name.rpartition("images/")[2]
-        number = _listed(number_of, inside, name, images_list)
-        label = _listed(label_of, number, name, labels_list)
-        in_training = _listed(trains, number, name, splits_list) == "1"
+        number = _entry_of(number_of, inside, name, images_list)
+        label = _entry_of(label_of, number, name, labels_list)
+        in_training = _entry_of(trains, number, name, splits_list) == "1"
         if in_training:
             splits.append("train")
         else:
@@ -335,17 +341,18 @@ def _cub(files: Listing) -> Division | None:
 
 
 def _omniglot(files: Listing) -> Division | None:
-    """Omniglot: ``ALPHABET/characterNN/drawing.png``, within ``images_background`` or
-    ``images_evaluation``; a class is a character of an alphabet.
+    """Omniglot: a class is a character of an alphabet, ``ALPHABET/characterNN``.
+
+    The drawings are in ``images_background`` or ``images_evaluation``.
 
     Raises:
-        DataError: when both sets are there, which have no character in common.
+        DataError: when both sets are there, since they have no character in common.
     """
     sets = set()
     classes = []
     for name in files.images:
         folders = _folders_of(name)
-        # A single alphabet has one folder less, and is read by its sub-folders.
+        # A single alphabet has one folder less, and is divided by its sub-folders.
         if len(folders) < 2 or not re.fullmatch(r"character\d+", folders[-1]):
             return None
         classes.append("/".join(folders[-2:]))
@@ -355,14 +362,14 @@ def _omniglot(files: Listing) -> Division | None:
     if len(sets) > 1:
         raise DataError(
             f"the sets {', '.join(sorted(sets))} of Omniglot have no character in common, so they "
-            "are no splits of one another: name one of them, such as "
+            "are not splits of one data set: name one of them, such as "
             f"folder:PATH/{min(sets)}"
         )
     return Division(by_hash(files.images), classes, HASH_RULE)
 
 
 def _pairs(files: Listing, path: str) -> dict[str, str]:
-    """A list of two columns as a mapping."""
+    """The first two columns of a list, as a mapping from the first to the second."""
     pairs = {}
     for row in files.table(path).rows:
         if len(row) >= 2:
@@ -370,8 +377,8 @@ def _pairs(files: Listing, path: str) -> dict[str, str]:
     return pairs
 
 
-def _listed(values: Mapping[str, str], key: str, name: str, path: str) -> str:
-    """The entry of an image in a list.
+def _entry_of(values: Mapping[str, str], key: str, name: str, path: str) -> str:
+    """The entry for an image in a list.
 
     Raises:
         DataError: when the list does not name it.
@@ -386,10 +393,10 @@ def _listed(values: Mapping[str, str], key: str, name: str, path: str) -> str:
 
 
 def _check_same_classes(division: Division) -> None:
-    """Refuse held-out images of classes that no training image has, and say which are missing.
+    """Refuse held-out images of classes that no training image has; note missing classes.
 
     Raises:
-        DataError: when a held-out split has classes of its own.
+        DataError: when a held-out split has classes that train lacks.
     """
     if not division.given:
         return
@@ -397,8 +404,8 @@ def _check_same_classes(division: Division) -> None:
     if not training:
         if division.label_names and "train" in division.splits:
             division.notes.append(
-                "training images have no classes and held-out images have: "
-                f"{listing(list(division.label_names))}"
+                "training images have no classes, but held-out images do: "
+                f"{name_list(list(division.label_names))}"
             )
         return
     for split in ("valid", "test"):
@@ -406,15 +413,15 @@ def _check_same_classes(division: Division) -> None:
         foreign = sorted(held_out - training)
         if foreign:
             raise DataError(
-                f"the split {split} has classes that train lacks ({listing(foreign)}); train has "
-                f"{listing(sorted(training))}. A model cannot learn them: move these images "
+                f"the split {split} has classes that train lacks ({name_list(foreign)}); train has "
+                f"{name_list(sorted(training))}. A model cannot learn these: move their images "
                 "elsewhere, or name the folder of one split, which is then divided by itself"
             )
-        # Nothing is wrong with the labels here, but figures of the split are not of all classes. A
-        # split that was cut from train by a hash may well lack a rare class.
+        # The labels are fine, but figures on this split do not cover all classes. This is not worth
+        # a note if the split was taken from train by a hash, since it may well lack a rare class.
         absent = sorted(training - held_out)
         if split in division.given and held_out and absent:
             division.notes.append(
                 f"the split {split} has no images of {len(absent)} of the {len(training)} classes: "
-                f"{listing(absent)}"
+                f"{name_list(absent)}"
             )

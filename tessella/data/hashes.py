@@ -1,4 +1,4 @@
-"""One number per image, equal for equal pixels, by which exact copies are found."""
+"""A hash of each image, equal for equal pixels, by which exact copies are found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def image_hashes(images: np.ndarray) -> np.ndarray:
-    """A number for each image: BLAKE2b of its bytes in row-major order.
+    """A hash of each image: BLAKE2b of its bytes in row-major order.
 
-    The digest is 8 bytes long and read as a little-endian number.
+    The digest has 8 bytes, which are read as a little-endian number.
 
     Args:
         images: ``uint8 [n, height, width, channels]``.
@@ -24,5 +24,5 @@ def image_hashes(images: np.ndarray) -> np.ndarray:
     digests = bytearray()
     for image in images:
         digests += hashlib.blake2b(image.tobytes(), digest_size=8).digest()
-    # Read as little-endian everywhere, then kept in the machine's own order.
+    # Little-endian on every machine, then converted to the native byte order.
     return np.frombuffer(digests, "<u8").astype(np.uint64)

@@ -1,5 +1,4 @@
-"""``mnist:PATH``: a folder with the four idx files of MNIST, or of a data set published in its
-form.
+"""``mnist:PATH``: a folder with the four idx files of MNIST, or of a data set in the same format.
 
 The idx format (Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits): a
 big-endian magic number whose third byte is the type (8: unsigned byte) and whose fourth is the
@@ -21,10 +20,10 @@ import numpy as np
 from tessella.config import DataConfig
 from tessella.data.array_checks import check_values
 from tessella.data.limits import check_content, read_up_to
-from tessella.data.other_formats import describe, with_way_out
-from tessella.data.paths import READ_ERRORS, listing, one_line
+from tessella.data.other_formats import describe, with_advice
+from tessella.data.paths import READ_ERRORS, name_list, one_line
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
-from tessella.data.splits import with_tail
+from tessella.data.splits import tail_split
 from tessella.data.transform import Part, fit_arrays
 from tessella.errors import DataError
 
@@ -40,7 +39,7 @@ class MnistSource(Source):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Whether a folder holds a file named like one of the four."""
+        """Whether a folder contains a file named like one of the four."""
         if not path.is_dir():
             return False
         return any(re.search(r"[.-]idx[13]-ubyte(\.gz)?$", file.name) for file in path.iterdir())
@@ -50,34 +49,34 @@ class MnistSource(Source):
 
         The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
         ``t10k``; ``.idx3-ubyte`` for ``-idx3-ubyte`` and a further ``.gz`` are accepted. The last
-        5,000 training images are valid (of fewer than 50,000: the last tenth), the files ``t10k``
-        are test.
+        5,000 training images are the split ``valid`` (the last tenth if there are fewer than
+        50,000), the files ``t10k`` are ``test``.
 
         Raises:
             DataError: when the folder or a file is missing, is not in the idx format, is cut short
                 or too long, or when images and labels differ in number.
-            InputError: when the values are not of 0..255, but of 0 and 1, for example.
+            InputError: when the values do not span 0..255, but only 0 and 1, for example.
         """
         folder = self.locate(path)
-        # The four files belong together, so the folder is named and never one of them.
+        # The four files belong together, so the path must be that of their folder.
         if not folder.is_dir():
             refuse_other_kind(folder, MnistSource)
             message = f"mnist:PATH takes the folder of the four idx files, got the file {path}"
-            raise DataError(with_way_out(message, describe(folder)))
+            raise DataError(with_advice(message, describe(folder)))
         prefix = _PREFIX[split]
         images_file = _find(folder, f"{prefix}-images", 3)
         images = read_idx(images_file, 3)  # [n, height, width]
         labels = read_idx(_find(folder, f"{prefix}-labels", 1), 1)  # [n]
         if len(images) != len(labels):
             raise DataError(f"{path}: {len(images)} {prefix} images have {len(labels)} labels")
-        # Binarized sets are published in this form too, some of them as 0 and 1.
+        # Binarized data sets are published in this format too, some of them with values 0 and 1.
         check_values(images, images_file.name, config.levels)
         # Every label of the file counts, so that train and valid have the same classes.
         classes = max(10, int(labels.max(initial=0)) + 1)
         index = slice(None)
         rule = "the files t10k"
         if split != "test":
-            index = with_tail(len(images), split)
+            index = tail_split(len(images), split)
             rule = "the last 5,000 (or tenth) of the files train are valid"
         part = Part(
             images=images[index][..., None],
@@ -90,20 +89,21 @@ class MnistSource(Source):
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """An idx file of unsigned bytes, gzipped or not.
+    """Read an idx file of unsigned bytes, gzipped or not.
 
-    Memory is taken for the values that are there, never for those that a header promises.
+    Memory is allocated for values that are in the file, never for those that only the header
+    declares.
 
     Args:
         file: the file.
         dimensions: how many dimensions the array must have.
 
     Raises:
-        DataError: when the magic number or the length is wrong, the content is out of proportion to
-            the file, or it cannot be read.
+        DataError: when the magic number or the length is wrong, when the content is far too large
+            for its file, or when the file cannot be read.
     """
     header_bytes = 4 + 4 * dimensions
-    # Nothing is allocated by the header: it is four numbers that anybody can write.
+    # The header alone allocates nothing: anybody can write four numbers.
     try:
         on_disk = file.stat().st_size
         with _opened(file) as opened:
@@ -111,11 +111,11 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
             count = math.prod(shape)
             if isinstance(opened, gzip.GzipFile):
                 check_content(count, on_disk, f"the content of {file.name}")
-                # One byte more shows a file that is too long.
+                # One byte more than declared shows whether the file is too long.
                 values = read_up_to(opened, count + 1)
                 found = len(values)
             else:
-                # The size on disk tells at once whether the header is true.
+                # The size on disk shows immediately whether the header is right.
                 found = on_disk - header_bytes
                 values = read_up_to(opened, count) if found == count else bytearray()
     except READ_ERRORS as error:
@@ -130,7 +130,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
 
 
 def _opened(file: Path) -> gzip.GzipFile | BufferedReader:
-    """The file, decompressed on the way where it begins as gzip files do, whatever its name."""
+    """Open a file, decompressing it if it starts like a gzip file, whatever its name."""
     with file.open("rb") as raw:
         zipped = raw.read(2) == _GZIP
     if zipped:
@@ -139,14 +139,14 @@ def _opened(file: Path) -> gzip.GzipFile | BufferedReader:
 
 
 def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
-    """The sizes in a header, ``[dimensions]``."""
+    """The sizes in a header, one for each dimension."""
     expected = 0x0800 + dimensions
     if len(header) != 4 + 4 * dimensions:
         raise DataError(f"{file.name} is cut short: {len(header)} bytes do not hold an idx header")
     # Big-endian: 0, 0, type (8: unsigned byte), number of dimensions; then one size for each.
     magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
     if magic != expected:
-        kind = {0x0801: "labels", 0x0803: "images"}.get(magic, "no idx file of bytes")
+        kind = {0x0801: "labels", 0x0803: "images"}.get(magic, "not an idx file of bytes")
         raise DataError(
             f"{file.name} has the magic number {magic:#010x} ({kind}), expected {expected:#010x}"
         )
@@ -156,18 +156,18 @@ def _shape(header: bytes, dimensions: int, file: Path) -> tuple[int, ...]:
 
 
 def _in_words(shape: Sequence[int]) -> str:
-    """``60000x28x28``."""
+    """A shape as text, such as ``60000x28x28``."""
     return "x".join(str(size) for size in shape)
 
 
 def _find(folder: Path, name: str, dimensions: int) -> Path:
-    # The files as published have a hyphen; unpacking programs of old made it a dot.
+    # The published files have a hyphen, which some old unpacking programs turn into a dot.
     for separator in "-.":
         for end in ("", ".gz"):
             file = folder / f"{name}{separator}idx{dimensions}-ubyte{end}"
             if file.is_file():
                 return file
     refuse_other_kind(folder, MnistSource)
-    there = listing([file.name for file in folder.iterdir()])
+    there = name_list([file.name for file in folder.iterdir()])
     message = f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"
-    raise DataError(with_way_out(message, describe(folder)))
+    raise DataError(with_advice(message, describe(folder)))

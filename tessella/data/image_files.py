@@ -1,7 +1,7 @@
 """Decode many image files into images of one size.
 
-Several threads decode, the images come in the order of the files, and memory stays bounded however
-many there are.
+Several threads decode, images arrive in the order of the files, and memory stays bounded, however
+many files there are.
 """
 
 from __future__ import annotations
@@ -22,37 +22,49 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tessella.config import DataConfig
 from tessella.data.caller_warning import warn_caller
-from tessella.data.decode import LARGEST_OF_16_BITS, Opened, begin, finish, quiet
+from tessella.data.decode import (
+    LARGEST_OF_16_BITS,
+    Opened,
+    decode_pixels,
+    open_image,
+    without_pillow_warnings,
+)
 from tessella.data.memory_budget import Budget
-from tessella.data.paths import READ_ERRORS, passing, passing_ends, printable, reason
+from tessella.data.paths import (
+    READ_ERRORS,
+    is_transient,
+    printable,
+    reason,
+    transient_as_data_error,
+)
 from tessella.data.transform import Part, cut, parse_size
 from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError, InputError
 
-MOST_FAILURES = 0.2
+MAX_FAILURES = 0.2
 """Share of unusable files above which a folder is refused."""
-FEW_FAILURES = 2
-"""As many failures never refuse a folder, however small it is."""
+TOLERATED_FAILURES = 2
+"""This many failures never refuse a folder, however small it is."""
 MAX_TOGETHER = 512 << 20
-"""Bytes that all threads together may hold to decode images, finished ones that wait for their turn
-included. The files that are being read, one a thread, come on top until their headers are known."""
+"""Most bytes that all threads together hold while decoding, including finished images that wait for
+their turn. Files whose header is not parsed yet come on top, one per thread."""
 MANY_FILES = 300
-"""From so many files on, a line is printed where there is no terminal for a progress bar."""
+"""Number of files from which a line is printed if there is no terminal for a progress bar."""
 PATIENCE = 5.0
-"""From so many seconds on, that line is printed too."""
-_FEW_BITS = 14  # as many or fewer in samples of 16 bits come out dark
+"""Seconds of decoding after which that line is printed for fewer files too."""
+_LOW_BITS = 14  # this many bits or fewer, stored as 16, come out dark
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Image files of one split, in order.
 
     Args:
-        names: their names, for names of images and for messages.
-        open: opens the file of a number; called from several threads at once.
-        labels: the class of each file, or None.
+        names: the file names, from which the images get theirs.
+        open: opens a file by its index; called from several threads at once.
+        labels: the label of each file, or None.
     """
 
     names: Sequence[str]
@@ -65,11 +77,11 @@ class Files:
 
 @dataclass
 class Decoded:
-    """Facts about decoded images, beside their pixels.
+    """Facts about decoded images, without their pixels.
 
     Args:
-        names: of each image; a tile has the suffix ``#top,left``.
-        labels: of each image; empty where the files have none.
+        names: the name of each image; a tile has the suffix ``#top,left``.
+        labels: the label of each image; empty if the files have none.
         skipped: files left out, each as ``name: reason``.
         resampled: whether pixels were interpolated.
     """
@@ -81,13 +93,13 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """The images that one file gives.
+class _CutImages:
+    """The images cut from one file.
 
     Args:
-        cut: of each image, the suffix of its name and its pixels.
-        size: (height, width) of the file's own image.
-        largest: the largest value of a file of 16 bits a value, else None.
+        cut: for each image, the suffix of its name and its pixels ``[height, width, channels]``.
+        size: (height, width) of the uncut image.
+        largest: the largest value if the file has 16 bits per value, else None.
     """
 
     cut: list[tuple[str, np.ndarray]]
@@ -96,16 +108,23 @@ class _Pieces:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all the images."""
         return sum(image.nbytes for _, image in self.cut)
 
 
-# Of each file: its images, or the reason why it has none.
-_Outcome = _Pieces | UnusableImage
+_Outcome = _CutImages | UnusableImage
+"""The images of a file, or the reason why it has none."""
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """The images asked for: their channels, (height, width) or None, and how they are cut."""
+class _Target:
+    """What images should become.
+
+    Args:
+        channels: 1, 3 or 4.
+        size: (height, width); None leaves images as large as they are.
+        crop: ``center``, ``squash`` or ``tiles``; see :func:`~tessella.data.transform.cut`.
+    """
 
     channels: int
     size: tuple[int, int] | None
@@ -113,7 +132,7 @@ class _Wanted:
 
     @property
     def bytes(self) -> int:
-        """Bytes for an image of this size while it is made: as Pillow keeps it, and as an array."""
+        """Bytes of a resized image, which exists both in Pillow and as an array for a while."""
         if self.size is None:
             return 0
         height, width = self.size
@@ -121,12 +140,12 @@ class _Wanted:
 
 
 def fit_files(
-    files: Files, config: DataConfig, *, channels: int, place: str, strict: bool = False
+    files: ImageFiles, config: DataConfig, *, channels: int, title: str, strict: bool = False
 ) -> Part:
     """:func:`decode_files` into one array in memory, ``uint8 [n, height, width, channels]``."""
     images: list[np.ndarray] = []
     decoded = decode_files(
-        files, config, images.append, channels=channels, place=place, strict=strict
+        files, config, images.append, channels=channels, title=title, strict=strict
     )
     labels = None
     if files.labels is not None:
@@ -144,104 +163,107 @@ def fit_files(
 
 
 def decode_files(
-    files: Files,
+    files: ImageFiles,
     config: DataConfig,
     keep: Callable[[np.ndarray], None],
     *,
     channels: int,
-    place: str,
+    title: str,
     strict: bool = False,
 ) -> Decoded:
-    """Decode files until ``config.limit`` images of the size asked for are there.
+    """Decode files, in order, until there are ``config.limit`` images.
 
-    Unusable files are skipped and named.
+    Unusable files are skipped and listed.
 
     Args:
         files: the files of one split, in order.
-        config: size, crop and limit.
-        keep: takes each image, ``uint8 [height, width, channels]``, in order.
-        channels: channels of the result; 0 keeps those of the first image.
-        place: the source, for messages.
-        strict: refuse a single unusable file.
+        config: its size, crop and limit are applied.
+        keep: called with each image, ``uint8 [height, width, channels]``, in order.
+        channels: channels of the result; 0 takes those of the first usable image.
+        title: the source, for messages.
+        strict: refuse even a single unusable file.
+
+    Returns:
+        names, labels and skipped files; the pixels went to ``keep``.
 
     Raises:
-        DataError: when more than 20 % of the files, and at least three, are unusable (at the first
-            file that makes this certain), or one where ``strict``; when a file cannot be read for a
-            reason outside of it.
-        InputError: when the images differ in size and none is asked for.
+        DataError: when at least three files, and more than 20 % of them, are unusable (raised as
+            soon as this is certain), or one if ``strict``; when a file cannot be read for a reason
+            that has nothing to do with it.
+        InputError: when the images differ in size and ``config.size`` is empty.
     """
-    # Filters of warnings belong to all threads, so they are set around the whole loop.
-    with quiet():
-        wanted = _Wanted(
+    # Warning filters apply to all threads, so they are set around the whole loop.
+    with without_pillow_warnings():
+        target = _Target(
             channels or _first_channels(files), parse_size(config.size, "size"), config.crop
         )
-        collector = _Collector(files, wanted, config.limit, keep, place)
-        for index, outcome in _in_order(files, wanted, config.limit, place):
+        collector = _Collector(files, target, config.limit, keep, title)
+        for index, outcome in _outcomes_in_order(files, target, config.limit, title):
             if isinstance(outcome, UnusableImage):
                 collector.skip(index, outcome, strict=strict)
             else:
                 collector.add(index, outcome)
             if collector.full:
-                break  # ends the generator, which leaves the other files alone
-    # Now against the files that were looked at: the limit may have left out the good ones.
+                break  # closes the generator, which leaves the other files alone
+    # Now relative to the files that were tried: the limit may have left out the good ones.
     collector.check_failures(collector.tried)
     collector.warn_of_few_bits()
     return collector.decoded
 
 
 class _Collector:
-    """Takes the outcomes of files in order, and stops where too many are unusable.
+    """Collects the outcomes of files in order, and stops if too many are unusable.
 
     Args:
         files: the files.
-        wanted: the images asked for.
-        limit: most images to keep, 0 for all.
-        keep: takes each image.
-        place: the source, for messages.
+        target: the images asked for.
+        limit: most images to keep; 0 for all.
+        keep: called with each image.
+        title: the source, for messages.
     """
 
     def __init__(
         self,
-        files: Files,
-        wanted: _Wanted,
+        files: ImageFiles,
+        target: _Target,
         limit: int,
         keep: Callable[[np.ndarray], None],
-        place: str,
+        title: str,
     ) -> None:
         self.decoded = Decoded()
         self.tried = 0
         self._files = files
-        self._wanted = wanted
+        self._target = target
         self._limit = limit
         self._keep = keep
-        self._place = place
+        self._title = title
         self._failures = 0
         self._largest: list[int | None] = []  # of each file
         self._first: tuple[str, tuple[int, int]] | None = None
 
     @property
     def full(self) -> bool:
-        """Whether as many images are there as were asked for."""
+        """Whether there are as many images as were asked for."""
         return bool(self._limit) and len(self.decoded.names) >= self._limit
 
     def skip(self, index: int, why: UnusableImage, *, strict: bool) -> None:
-        """Note an unusable file; refuse all of them once too many are."""
+        """Record an unusable file; raise DataError once there are too many."""
         name = printable(self._files.names[index])
         self.tried = index + 1
         self._failures += 1
         self.decoded.skipped.append(f"{name}: {why}")
         if strict:
-            raise DataError(f"{self._place}, {name}: {why}") from why
-        # Measured against all files: so many failures are too many whatever comes after them.
+            raise DataError(f"{self._title}, {name}: {why}") from why
+        # Relative to all files: this many failures are too many, whatever follows.
         self.check_failures(len(self._files), at_least="at least ")
 
-    def add(self, index: int, pieces: _Pieces) -> None:
-        """Keep the images of one file, up to the limit, and let go of them."""
+    def add(self, index: int, pieces: _CutImages) -> None:
+        """Keep the images of one file, up to the limit, and release its copy of them."""
         self.tried = index + 1
         self._largest.append(pieces.largest)
-        # Without a size all images must agree, for they become one array.
+        # Without a size, all images must have the same one, since they become one array.
         name = self._files.names[index]
-        if self._wanted.size is None:
+        if self._target.size is None:
             self._check_same_size(name, pieces.size)
         images = pieces.cut
         if self._limit:
@@ -253,35 +275,36 @@ class _Collector:
                 self.decoded.labels.append(int(self._files.labels[index]))
         if not pieces.cut:
             self.decoded.skipped.append(f"{printable(name)}: smaller than a tile")
-        if self._wanted.size not in (None, pieces.size) and self._wanted.crop != "tiles":
+        if self._target.size not in (None, pieces.size) and self._target.crop != "tiles":
             self.decoded.resampled = True
-        # Whoever holds the outcome holds its pixels; its share of memory is given back next.
+        # Anything that still holds the outcome would hold its pixels, whose memory is given back
+        # next.
         pieces.cut.clear()
 
     def check_failures(self, count: int, at_least: str = "") -> None:
-        """Refuse where more than a fifth of ``count`` files, and more than two, are unusable."""
-        if self._failures <= max(FEW_FAILURES, MOST_FAILURES * count):
+        """Raise DataError if more than a fifth of ``count`` files, and at least three, failed."""
+        if self._failures <= max(TOLERATED_FAILURES, MAX_FAILURES * count):
             return
         raise DataError(
-            f"{at_least}{self._failures} of {count} files of {self._place} are unusable (more than"
+            f"{at_least}{self._failures} of {count} files of {self._title} are unusable (more than"
             f" 20 %); repair, convert or remove them; the first: {self.decoded.skipped[0]}"
         )
 
     def warn_of_few_bits(self) -> None:
-        """Warn where all files have 16 bits a value and no value needs as many.
+        """Warn if all files have 16 bits per value and no value needs that many.
 
-        One such file may be a dark image; where all are, they hold the 10 to 14 bits of a camera as
-        they came, and their high bytes are nearly black.
+        A single such file may be a dark image. If all files are like this, they hold unscaled
+        values of a 10- to 14-bit camera, whose high bytes are nearly black.
         """
         known = [largest for largest in self._largest if largest is not None]
         if not known or len(known) < len(self._largest):
             return
         largest = max(known)
-        if 0 < largest < 1 << _FEW_BITS:
+        if 0 < largest < 1 << _LOW_BITS:
             factor = 1 << (16 - max(8, largest.bit_length()))
             warn_caller(
-                f"{self._place}: no image of 16 bits a value has a value above {largest}, so that"
-                f" they come out nearly black; multiply all values by {factor}, or save 8 bits"
+                f"{self._title}: no 16-bit image has a value above {largest}, so they"
+                f" come out nearly black; multiply all values by {factor}, or save 8 bits"
             )
 
     def _check_same_size(self, name: str, size: tuple[int, int]) -> None:
@@ -296,147 +319,147 @@ class _Collector:
             )
 
 
-def _in_order(
-    files: Files, wanted: _Wanted, limit: int, place: str
+def _outcomes_in_order(
+    files: ImageFiles, target: _Target, limit: int, title: str
 ) -> Iterator[tuple[int, _Outcome]]:
     """The outcome of each file, in order, while threads decode a few files ahead.
 
-    Together they stay within a budget of memory. Whoever takes the outcomes may stop at any time;
-    files that nobody began are then left alone. Where a file gives at most one image and ``limit``
-    are wanted, no file is begun that may turn out not to be needed.
+    All threads share a memory budget. The caller may stop iterating at any time; files that were
+    not started are then left alone. If each file gives at most one image, no more files are started
+    than ``limit`` may need.
     """
-    threads = workers()
+    threads = worker_count()
     budget = Budget(MAX_TOGETHER)
     waiting: deque[tuple[int, Future[tuple[_Outcome, int]]]] = deque()
-    one_each = limit > 0 and wanted.crop != "tiles"
+    one_each = limit > 0 and target.crop != "tiles"
     begun = 0
     found = 0
     executor = ThreadPoolExecutor(threads, "decode")
-    bar = tqdm(total=len(files), desc=f"decoding {place}", unit="file", disable=None, leave=False)
+    bar = tqdm(total=len(files), desc=f"decoding {title}", unit="file", disable=None, leave=False)
     announce: Callable[[], object] = bar.update
-    if bar.disable:  # there is no terminal
-        announce = _Announcement(files, limit if one_each else 0, place)
+    if bar.disable:  # no terminal
+        announce = _Announcement(files, limit if one_each else 0, title)
     try:
         while True:
-            # Two files a thread: one that is decoded, and one that is read meanwhile.
+            # Two files per thread: one is decoded while the next waits.
             ahead = 2 * threads
             if one_each:
                 ahead = min(ahead, limit - found)
             while len(waiting) < ahead and begun < len(files):
-                future = executor.submit(_attempt, files, begun, wanted, budget, place)
+                future = executor.submit(_decode_one, files, begun, target, budget, title)
                 waiting.append((begun, future))
                 begun += 1
             if not waiting:
                 return
-            # The oldest first, whichever is done: images come in the order of the files.
+            # Wait for the oldest, even if others are done: images keep the order of the files.
             index, future = waiting.popleft()
             outcome, held = future.result()
-            del future  # it holds the outcome
-            if isinstance(outcome, _Pieces):
+            del future  # it would keep the outcome in memory
+            if isinstance(outcome, _CutImages):
                 found += 1
             announce()
             yield index, outcome
             budget.give_back(held)
     finally:
         bar.close()
-        # Threads that wait for memory would wait for ever.
+        # Otherwise threads that wait for memory would wait forever.
         budget.close()
         executor.shutdown(cancel_futures=True)
 
 
-def workers() -> int:
-    """Threads to decode with: one for each core that this process may use."""
+def worker_count() -> int:
+    """Number of decoding threads: one for each core that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class _Announcement:
-    """Called after each file; prints one line on stderr where there are many or they take long.
+    """Called after each file; prints one line to stderr if there are many or they are slow.
 
     Args:
         files: all files.
-        limit: most files that will be decoded, 0 for all.
-        place: the source, for the message.
+        limit: most files that will be decoded; 0 for all.
+        title: the source, for the message.
     """
 
-    def __init__(self, files: Files, limit: int, place: str) -> None:
+    def __init__(self, files: ImageFiles, limit: int, title: str) -> None:
         self._count = min(limit or len(files), len(files))
-        self._place = place
+        self._title = title
         self._started = time.monotonic()
         self._printed = False
 
     def __call__(self) -> None:
-        long = time.monotonic() - self._started > PATIENCE
-        if not self._printed and (self._count > MANY_FILES or long):
-            print(f"decoding {self._count} files of {self._place}", file=sys.stderr, flush=True)
+        is_slow = time.monotonic() - self._started > PATIENCE
+        if not self._printed and (self._count > MANY_FILES or is_slow):
+            print(f"decoding {self._count} files of {self._title}", file=sys.stderr, flush=True)
             self._printed = True
 
 
-def _attempt(
-    files: Files, index: int, wanted: _Wanted, budget: Budget, place: str
+def _decode_one(
+    files: ImageFiles, index: int, target: _Target, budget: Budget, title: str
 ) -> tuple[_Outcome, int]:
     """Decode and cut one file, in a thread.
 
     Returns:
-        Its images or the reason why there are none, and its share of the budget, to be given back
-        once the images are taken over.
+        Its images or the reason why there are none, and the bytes of the budget that it still
+        holds, which the caller gives back once it has kept the images.
     """
     outcome: _Outcome
-    with passing_ends(f"{place}, {printable(files.names[index])}"):
-        opened = _tried(partial(_begun, files, index))
-        # Every file takes its turn in the budget, or those after it would wait for ever.
+    with transient_as_data_error(f"{title}, {printable(files.names[index])}"):
+        opened = _or_unusable(partial(_open, files, index))
+        # Every file must take its turn in the budget, or those after it would wait forever.
         if isinstance(opened, Opened):
-            taken = budget.take(index, opened.memory + wanted.bytes)
-            outcome = _tried(partial(_finished, opened, wanted))
+            taken = budget.take(index, opened.memory + target.bytes)
+            outcome = _or_unusable(partial(_decode_and_cut, opened, target))
         else:
             taken = budget.take(index, 0)
             outcome = opened
-    del opened  # the file and Pillow's image go; the pieces stay until they are taken over
-    held = min(taken, outcome.bytes) if isinstance(outcome, _Pieces) else 0
+    del opened  # frees the file and Pillow's image; only the cut images remain
+    held = min(taken, outcome.bytes) if isinstance(outcome, _CutImages) else 0
     budget.give_back(taken - held)
     return outcome, held
 
 
-def _begun(files: Files, index: int) -> Opened:
+def _open(files: ImageFiles, index: int) -> Opened:
     """Read a file and check its header."""
     with files.open(index) as file:
-        return begin(file)
+        return open_image(file)
 
 
-def _finished(opened: Opened, wanted: _Wanted) -> _Pieces:
+def _decode_and_cut(opened: Opened, target: _Target) -> _CutImages:
     """Decode the pixels of a file and cut them."""
-    image = finish(opened, wanted.channels)
-    return _Pieces(
-        list(cut(image, wanted.size, wanted.crop)),
+    image = decode_pixels(opened, target.channels)
+    return _CutImages(
+        list(cut(image, target.size, target.crop)),
         (image.height, image.width),
         image.info.get(LARGEST_OF_16_BITS),
     )
 
 
-def _tried(step: Callable[[], _Result]) -> _Result | UnusableImage:
-    """The result of a step, or the reason where the file is to blame.
+def _or_unusable(step: Callable[[], _Result]) -> _Result | UnusableImage:
+    """The result of a step, or the reason if the file is to blame for a failure.
 
-    The error is a fresh one: a traceback would keep the image in memory.
+    The error is a new one, because a traceback would keep the image in memory.
     """
     try:
         return step()
     except UnusableImage as error:
         return UnusableImage(str(error))
     except READ_ERRORS as error:
-        if passing(error):
+        if is_transient(error):
             raise
         return UnusableImage(f"cannot be read: {reason(error)}")
 
 
-def _first_channels(files: Files) -> int:
-    """Channels of the first usable image (grey keeps one); 3 where there is none."""
+def _first_channels(files: ImageFiles) -> int:
+    """Channels of the first usable image (1 for grey); 3 if there is none."""
     for index in range(len(files)):
-        with passing_ends(printable(files.names[index])):
-            opened = _tried(partial(_begun, files, index))
+        with transient_as_data_error(printable(files.names[index])):
+            opened = _or_unusable(partial(_open, files, index))
             if not isinstance(opened, Opened):
                 continue
-            image = _tried(partial(finish, opened, 0))
+            image = _or_unusable(partial(decode_pixels, opened, 0))
         if not isinstance(image, UnusableImage):
             return len(image.getbands())
     return 3

@@ -5,37 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
+from tessella.files import JSONValue
 
 Images = np.ndarray | StoredImages
-"""Images in memory, or in a file that is read piece by piece; indexed alike by a number, a slice,
-numbers or a mask."""
+"""Images in memory, or in a file that is read in pieces. Both are indexed in the same way, by an
+integer, a slice, an array of integers or a mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One split of a data source, ready to be made symbols.
+    """One split of a data source, ready for a tokenizer.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``, values 0..255. For folders they are
-            :class:`StoredImages`, which lie in a file (binarized ones excepted); ``images[i:j]``
-            gives a numpy array of either.
+        images: ``uint8 [n, height, width, channels]``, values 0..255. For folders (unless
+            binarized) they are :class:`StoredImages`, which are in a file; ``images[i:j]`` is a
+            numpy array in either case.
         labels: ``int64 [n]``, or None.
-        label_names: names of the classes in the order of the labels; ``()`` when unknown. Where a
-            data set numbers its classes by sparse ids, the ids are the names.
-        levels: values a pixel should take in a model: ``DataConfig.levels`` where that is set, else
-            17 for the digits, 2 for binarized, boolean or bit-packed images, 256 otherwise.
+        label_names: class names in the order of the labels; ``()`` when unknown. If a data set
+            numbers its classes by sparse ids, the ids are the names.
+        levels: number of values that a pixel takes in a model: ``DataConfig.levels`` if that is
+            set; otherwise 17 for the digits, 2 for binarized, boolean or bit-packed images, and 256
+            for all others.
         name: the source with the last part of its path, such as ``npz:mnist.npz``.
         split: ``train``, ``valid`` or ``test``.
-        names: for folders, the path of each image relative to the folder, with ``/`` between its
-            parts (and ``#top,left`` in pixels after the path of a tile); None for other sources.
+        names: for folders, the path of each image relative to the folder, with ``/`` as separator
+            (and ``#top,left``, in pixels, after the path of a tile); None for other sources.
         skipped: files left out, each as ``path: reason``.
-        recipe: how the split was taken and the pixels prepared, as JSON values.
+        recipe: how the split was defined and the pixels prepared, as JSON values.
     """
 
     images: Images
@@ -46,15 +47,17 @@ class ImageSet:
     split: str = "train"
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, JSONValue] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def classes(self) -> int:
-        """Number of classes: that of ``label_names``, else one more than the greatest label here; 0
-        without labels."""
+        """Number of classes; 0 without labels.
+
+        It is the number of ``label_names``, or else the largest label plus one.
+        """
         if self.label_names:
             return len(self.label_names)
         # Without names, every number up to the largest is a class, whether or not it occurs.
@@ -63,38 +66,36 @@ class ImageSet:
         return int(self.labels.max()) + 1
 
     def numbered_by_ids(self) -> ImageSet:
-        """These images with the labels that the data set itself gives, and no names.
+        """These images with the data set's own numbers as labels, and no class names.
 
-        Where labels are sparse ids, the names of the classes are the ids; other sets are returned
-        as they are.
+        This undoes the renumbering of sparse ids; all other sets are returned unchanged.
         """
         if self.labels is None or not all(name.isdecimal() for name in self.label_names):
             return self
-        # By way of Python integers, as text of any length can be a name.
+        # Via Python integers, since a name can have any number of digits.
         ids = np.array(self.label_names, dtype=object).astype(np.int64)
         if np.array_equal(ids, np.arange(len(ids))):
             return self
         return replace(self, labels=ids[self.labels], label_names=())
 
     def hashes(self) -> np.ndarray:
-        """:func:`tessella.data.hashes.image_hashes` of all images, ``uint64 [n]``: equal for equal
-        images."""
-        # Those of a file were computed when the images were stored, and reading all of it again
-        # would take as long as an epoch.
+        """A hash of each image, ``uint64 [n]``; see :func:`tessella.data.hashes.image_hashes`."""
+        # Stored images were hashed when the file was written; reading it all again would take as
+        # long as an epoch.
         if isinstance(self.images, StoredImages):
             return self.images.hashes
         return image_hashes(self.images)
 
-    def identity(self) -> dict[str, Any]:
-        """JSON values that say what these images are: equal identities mean equal pixels in equal
-        order.
+    def identity(self) -> dict[str, JSONValue]:
+        """JSON values that identify these images: if they are equal, so are all the pixels.
 
-        Holds the source (without its directory), the split and how it was taken, the number and
-        shape ``[height, width, channels]`` of the images, the SHA-256 of their bytes in row-major
-        order, the names of the classes, the preparation of the pixels, and the number of files
-        skipped.
+        They contain the source (without its directory), the split and the rule that defines it, the
+        number and shape ``[height, width, channels]`` of the images, the SHA-256 of their bytes in
+        row-major order, the class names, the preparation of the pixels, and the number of skipped
+        files.
         """
-        # How the split was taken is said beside its name, not among what was done to the pixels.
+        # The rule that defines the split belongs to the split, not to the preparation of the
+        # pixels.
         preprocessing = dict(self.recipe)
         split_rule = preprocessing.pop("split_rule", "")
         preprocessing["levels"] = self.levels
@@ -114,7 +115,7 @@ class ImageSet:
 def _sha256(images: Images) -> str:
     """Hexadecimal SHA-256 of the pixels in row-major order.
 
-    Images in a file had theirs computed as they were stored.
+    For images in a file it was computed when the file was written.
     """
     if isinstance(images, StoredImages):
         return images.sha256

@@ -1,7 +1,8 @@
-"""Limits on memory that a file or a request could otherwise claim at will.
+"""Limits on the memory that a file or a request can claim.
 
-Headers and archives say how much will come out of them, and can say anything. Every size is
-compared with the bytes that are really there, or with a limit below, before memory is taken for it.
+Headers and archives state how much data they hold, and can state anything. Every size is checked
+against the bytes that are really there, or against a limit below, before memory is allocated for
+it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Protocol, runtime_checkable
 from tessella.errors import ConfigError, DataError, InputError
 
 FREE_BYTES = 512 << 20
-"""Decompressed data of up to so many bytes are read, whatever the size of the file."""
+"""Decompressed data up to this many bytes are read, whatever the size of the file."""
 MAX_RATIO = 200
-"""Beyond :data:`FREE_BYTES`, decompressed data may be so many times as large as the file. Images
-shrink to a twentieth at best; a file that promises more is built to exhaust memory."""
+"""Beyond :data:`FREE_BYTES`, decompressed data may be this many times as large as the file. Images
+compress by a factor of about 20 at best; a file that claims far more is built to exhaust memory."""
 MAX_IMAGE_PIXELS = 1 << 26
-"""Pixels of one image that ``data.size`` or ``data.bits`` may ask for: 8192x8192."""
+"""Most pixels per image that ``data.size`` or ``data.bits`` may ask for: 8192x8192."""
 MAX_RESIZED_BYTES = 8 << 30
-"""Bytes of all images of a split after resizing, for sources that are held in memory."""
+"""Most bytes of the resized images of a split, for sources that are held in memory."""
 PIECE = 1 << 24
 """Bytes that are decompressed at a time."""
 
@@ -36,22 +37,22 @@ class BinaryReader(Protocol):
 
 def largest_content(bytes_on_disk: int) -> int:
     """Most bytes that a compressed file of this size may hold."""
-    # Small files of one colour shrink by far more than photographs, and do no harm.
+    # Images of one colour compress far better than photographs; while small, they do no harm.
     return max(FREE_BYTES, MAX_RATIO * bytes_on_disk)
 
 
 def check_content(size: int, bytes_on_disk: int, title: str) -> None:
-    """Refuse content whose declared size is out of proportion to its file.
+    """Refuse content whose declared size is implausibly large for its file.
 
     Args:
-        size: bytes that the content takes when it is decompressed, as the file says.
+        size: bytes of the decompressed content, according to the file.
         bytes_on_disk: bytes of the file.
         title: what the content is, for the message.
 
     Raises:
         DataError: when the size is above :func:`largest_content`.
     """
-    # The declared size is not trusted here, only bounded: readers stop when less or more comes.
+    # The declared size is only bounded here, not verified: readers notice if less or more comes.
     most = largest_content(bytes_on_disk)
     if size > most:
         raise DataError(
@@ -62,11 +63,11 @@ def check_content(size: int, bytes_on_disk: int, title: str) -> None:
 
 
 def read_up_to(file: BinaryReader, count: int) -> bytearray:
-    """Up to ``count`` bytes of a file, taking memory only for those that are there.
+    """Read up to ``count`` bytes, allocating memory only for those that are there.
 
-    ``file.read(count)`` would reserve ``count`` bytes before it looks.
+    ``file.read(count)`` would allocate ``count`` bytes first.
     """
-    # Grows as pieces arrive, to at most twice what is there while it is moved.
+    # It grows as pieces arrive; while it is moved, it takes twice its size.
     content = bytearray()
     while len(content) < count:
         piece = file.read(min(PIECE, count - len(content)))
@@ -77,8 +78,8 @@ def read_up_to(file: BinaryReader, count: int) -> bytearray:
 
 
 def check_image_size(size: tuple[int, int], key: str) -> None:
-    """Raise :class:`ConfigError` where one image of (height, width) exceeds the limit of pixels."""
-    # Counted as Python integers, which have no largest one.
+    """Raise :class:`ConfigError` if an image of (height, width) would have too many pixels."""
+    # As Python integers, which cannot overflow.
     if math.prod(size) > MAX_IMAGE_PIXELS:
         raise ConfigError(
             f"data.{key}={size[0]}x{size[1]} asks for {math.prod(size):,} pixels an image; "
@@ -87,16 +88,16 @@ def check_image_size(size: tuple[int, int], key: str) -> None:
 
 
 def check_resized(shape: Sequence[int]) -> None:
-    """Refuse images ``[n, height, width, channels]`` that memory is not made for.
+    """Refuse images ``[n, height, width, channels]`` that would take too much memory.
 
     Raises:
-        InputError: above :data:`MAX_RESIZED_BYTES`.
+        InputError: when they would take more than :data:`MAX_RESIZED_BYTES`.
     """
-    size = math.prod(shape)  # one byte a value
+    size = math.prod(shape)  # one byte per value
     if size > MAX_RESIZED_BYTES:
         count, height, width, channels = shape
         raise InputError(
             f"{count:,} images of {height}x{width}x{channels} would take {size:,} bytes of memory; "
-            f"at most {MAX_RESIZED_BYTES:,} are taken. Ask for a smaller data.size or a "
+            f"at most {MAX_RESIZED_BYTES:,} are allowed. Ask for a smaller data.size or a "
             "data.limit, or keep the images in a folder (folder:PATH), which is decoded to disk"
         )

@@ -1,7 +1,8 @@
-"""Files that hold images and are not read here: what they are, and the line that converts them.
+"""Explain files in formats that are not read, with a line of code that converts them.
 
-Each kind is known by its first bytes where it has a signature, else by its extension. The lines
-write an ``.npz`` file that ``npz:PATH`` reads, with libraries that this package does not need.
+A format is recognized by its first bytes if it has a signature, and otherwise by its extension. The
+code writes an ``.npz`` file that ``npz:PATH`` reads, and uses libraries that this package does not
+need.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from pathlib import Path
 from tessella.data.paths import READ_ERRORS
 
 HEAD = 256
-"""First bytes of a file that are looked at."""
+"""Number of bytes at the beginning of a file that are examined."""
 
 _SAVE_SHARES = (
     "files = [row['image']['bytes'] for row in rows]; "
     "np.savez('new.npz', jpeg=np.frombuffer(b''.join(files), np.uint8), "
     "offsets=np.cumsum([0, *map(len, files)]), labels=[row['label'] for row in rows])"
 )
-"""From rows of encoded images to the layout of files end to end."""
+"""Code that turns rows of encoded images into the layout of concatenated files."""
 
 
 def describe(path: Path) -> str:
-    """The kind of a file and how it is converted, in one line; empty for no known kind.
+    """The format of a file and how to convert it, in one line; empty if it is unknown.
 
     Args:
         path: an existing file or folder.
@@ -32,23 +33,23 @@ def describe(path: Path) -> str:
     try:
         if path.is_dir():
             return _describe_folder(path)
-        # A signature lies at the very beginning; the list of a zip file lies at the end.
+        # A signature is at the very beginning of a file, the directory of a zip file at the end.
         with path.open("rb") as file:
             head = file.read(HEAD)
         names = _members(path) if head.startswith(b"PK") else []
     except READ_ERRORS:
-        # This only ever improves a message about another error.
+        # The description would only have improved the message of another error.
         return ""
     return describe_content(path.name, head, names)
 
 
-def with_way_out(message: str, described: str) -> str:
-    """An error message, followed by what a file is where that is known."""
+def with_advice(message: str, described: str) -> str:
+    """An error message, followed by the description of a file if there is one."""
     return f"{message}: {described}" if described else message
 
 
 def describe_content(name: str, head: bytes, members: list[str] | None = None) -> str:
-    """:func:`describe` for a file that may lie in an archive.
+    """:func:`describe` for a file that may be inside an archive.
 
     Args:
         name: its name.
@@ -56,7 +57,7 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         members: the names in it, for a zip file.
     """
     extension = Path(name).suffix.lower()
-    # Signatures go before extensions: a file of MATLAB 7.3 is named .mat as well, and is HDF5.
+    # Signatures before extensions: files of MATLAB 7.3 are also named .mat, but are HDF5.
     if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
         return (
             f"{name} is an HDF5 file; convert it with h5py: f = h5py.File({name!r}); "
@@ -71,8 +72,8 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
             "labels=m['y'].ravel() % 10)"
         )
-    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. Image files end
-    # to end are a layout of our own, so nothing need be decoded.
+    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. npz:PATH reads
+    # concatenated image files, so nothing needs to be decoded.
     if head.startswith(b"PAR1") or extension == ".parquet":
         return (
             f"{name} is a Parquet file; convert it with pyarrow: "
@@ -100,8 +101,7 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
 
 
 def _describe_amat(name: str) -> str:
-    """The text files in which H. Larochelle's binarized MNIST is published: a row of 784 zeros and
-    ones for each image."""
+    """The text files of H. Larochelle's binarized MNIST, with 784 zeros and ones per row."""
     says = f"{name} is a text of numbers; convert it with "
     published = re.fullmatch(r"(.*)_(train|valid|test)\.amat", name)
     # Three files make one data set, so one line converts all of them.
@@ -117,8 +117,8 @@ def _describe_amat(name: str) -> str:
 
 
 def _describe_ours(name: str, members: list[str]) -> str:
-    """Files of a kind that another source reads."""
-    # Named without their folder: whoever meets them there knows which one it is.
+    """Describe a file that another source reads."""
+    # Only the file name: the user knows which folder it is in.
     if re.search(r"[.-]idx[13]-ubyte(\.gz)?$", name):
         return f"{name} is an idx file: name its folder with --data mnist:FOLDER"
     if re.fullmatch(r"(data_batch_[1-5]|test_batch)", name):
@@ -156,8 +156,8 @@ def _describe_folder(path: Path) -> str:
 
 
 def _members(path: Path) -> list[str]:
-    """The names in a zip file; none in a damaged one."""
-    # The first two bytes are also those of a zip file that was cut short.
+    """The names of the members of a zip file; none if it is damaged."""
+    # A zip file that is cut short has the same first two bytes.
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Paths that data sources name: finding them, and errors that say why they cannot be read."""
+"""Find the paths of data sources, and explain why they cannot be read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
-"""Errors that reading damaged, cut or encrypted files and archives ends in."""
+"""Errors that damaged, truncated or encrypted files and archives can cause."""
 
 _CAUSED_BY_THE_FILE = (
     errno.ENOENT,
@@ -36,13 +36,14 @@ _CAUSED_BY_THE_FILE = (
     errno.EISDIR,
     errno.EINVAL,  # seeking to an impossible place that a damaged archive names
 )
-"""Errors of the system for which a file itself is to blame."""
+"""System errors that are the fault of the file itself."""
 
 
-def passing(error: BaseException) -> bool:
-    """Whether reading failed for a reason outside of the file.
+def is_transient(error: BaseException) -> bool:
+    """Whether reading failed for a reason that has nothing to do with the file.
 
-    Such reasons are want of memory, disk or open files, and faults of the device.
+    Such reasons are a lack of memory, disk space or file handles, and device errors. Reading may
+    succeed later.
     """
     if isinstance(error, OSError):
         # Errors that Pillow raises about a file's content have no number.
@@ -51,27 +52,31 @@ def passing(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def passing_ends(title: str) -> Iterator[None]:
-    """Make a :func:`passing` failure a :class:`DataError` with the ``title`` of what was read."""
+def transient_as_data_error(title: str) -> Iterator[None]:
+    """Raise :class:`DataError` for a :func:`is_transient` failure inside the block.
+
+    Args:
+        title: what was read, for the message.
+    """
     try:
         yield
     except (OSError, MemoryError) as error:
-        if not passing(error):
+        if not is_transient(error):
             raise
         raise DataError(
-            f"{title}: cannot be read at present: {reason(error)}; load it again once that is over"
+            f"{title}: cannot be read at present: {reason(error)}; solve that, and load it again"
         ) from error
 
 
 def reason(error: BaseException) -> str:
-    """The reason why something could not be read, in the words of the system where it has any."""
+    """The reason why something could not be read, in the words of the system if possible."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     return getattr(error, "strerror", None) or one_line(error)
 
 
 def existing(path: str, form: str) -> Path:
-    """The path a source names.
+    """The existing file or folder that a source names.
 
     Args:
         path: as the user wrote it; ``~`` is the home folder.
@@ -82,15 +87,14 @@ def existing(path: str, form: str) -> Path:
     """
     if not path:
         raise DataError(f"{form.partition(':')[0]} needs a path: {form}")
-    place = find(path)
-    if place is None:
+    location = find(path)
+    if location is None:
         raise DataError(f"{form}: there is no file or folder {path}{_near_name(path)}")
-    return place
+    return location
 
 
 def _near_name(path: str) -> str:
-    """The words for a file or folder of nearly the same name beside a missing one; empty where
-    there is none."""
+    """A suggestion of a file or folder with nearly the same name; empty if there is none."""
     wanted = Path(path)
     folder = find(str(wanted.parent))
     if folder is None or not folder.is_dir():
@@ -101,36 +105,36 @@ def _near_name(path: str) -> str:
         return ""
     near = difflib.get_close_matches(wanted.name, names, n=1)
     if not near:
-        # Letters of another case are far apart for the comparison above.
+        # The comparison above treats upper and lower case as different letters.
         near = [name for name in names if name.lower() == wanted.name.lower()]
     return f"; did you mean {wanted.parent / near[0]}?" if near else ""
 
 
 def find(path: str) -> Path | None:
-    """The file or folder at a path as the user wrote it, or None where there is none."""
+    """The file or folder at a path as the user wrote it, or None if there is none."""
     try:
-        place = Path(path).expanduser()
-        if place.exists():
-            return place
+        location = Path(path).expanduser()
+        if location.exists():
+            return location
     except (OSError, RuntimeError, ValueError):
         pass  # no access, no such home folder, not a possible name
     return None
 
 
 def last_name(path: Path) -> str:
-    """The last part of a path as it is written; for ``.`` and ``..`` the name of that folder."""
+    """The last part of a path as written; for ``.`` and ``..``, the name of that folder."""
     if path.name in ("", ".."):
         return path.resolve().name
     return path.name
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text on one line, or its class where it has none."""
+    """The text of an error on one line, or the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def listing(names: list[str], most: int = 8) -> str:
-    """Names on one line, sorted, the first few where there are many."""
+def name_list(names: list[str], most: int = 8) -> str:
+    """Names on one line, sorted; only the first ``most`` if there are more."""
     if not names:
         return "nothing"
     names = sorted(names)
@@ -141,7 +145,7 @@ def listing(names: list[str], most: int = 8) -> str:
 
 
 def printable(name: str) -> str:
-    """A path as text that can be printed and written as UTF-8.
+    """A path as text that can be printed and encoded as UTF-8.
 
     Bytes of other encodings become escapes like ``\\xff``.
     """

@@ -1,7 +1,7 @@
-"""The base class of data sources, and :data:`SOURCES`, the table of all that there are.
+"""The base class of data sources, and :data:`SOURCES`, the table of all of them.
 
-A source is one class: how it is written, what it reads, what it allows, and the reader. Code
-outside the package adds one with :func:`register_source`::
+A source is a class that says how it is written, what it reads and what it allows, and that has a
+method to read. Code outside the package adds one with :func:`register_source`::
 
     @ts.register_source("mine")
     class Mine(ts.Source):
@@ -33,6 +33,7 @@ SourceImages = Part | np.ndarray | tuple[np.ndarray, np.ndarray | None]
 """Result of a reader: a :class:`~tessella.data.transform.Part`, images, or images and labels."""
 
 Reader = Callable[[str, str, DataConfig], SourceImages]
+"""A function of path, split and config; see :meth:`Source.read`."""
 
 
 class Source(ABC):
@@ -43,13 +44,13 @@ class Source(ABC):
     form: ClassVar[str] = ""
     """How the source is written: ``digits``, ``npz:PATH``."""
     about: ClassVar[str] = ""
-    """The data it reads, in a few words, for help texts and error messages."""
+    """What it reads, in a few words, for help texts and error messages."""
     argument: ClassVar[str] = "PATH"
     """Name of the part after the colon in help texts; empty for a source that takes nothing."""
     allows_all: ClassVar[bool] = False
-    """Whether the split ``all`` (every image, however it is divided) can be asked for."""
+    """Whether it can read the split ``all``: every image, however they are divided."""
     takes_bits: ClassVar[bool] = False
-    """Whether ``data.bits`` has a meaning for it."""
+    """Whether it supports ``data.bits``, for images packed as bits."""
     sizes_may_differ: ClassVar[bool] = False
     """Whether its images can differ in size, so that ``data.size`` may be needed."""
     holds_codes: ClassVar[bool] = False
@@ -59,8 +60,8 @@ class Source(ABC):
     def recognizes(cls, path: Path) -> bool:
         """Whether an existing file or folder looks like one that this source reads.
 
-        Asked of every source when another one was named by mistake; a guess from names and the
-        first bytes is enough.
+        Every source is asked this if the user named the wrong one; a guess from names and the first
+        bytes is good enough.
         """
         return False
 
@@ -78,10 +79,11 @@ class Source(ABC):
         """One split of the source.
 
         Args:
-            path: what followed the colon; empty where nothing did.
+            path: what followed the colon; empty if nothing did.
             split: ``train``, ``valid`` or ``test``; ``all`` only where :attr:`allows_all`.
-            config: what was asked for. Size, channels and limit are applied by the reader where
-                it returns a :class:`~tessella.data.transform.Part`, and else afterwards.
+            config: size, channels and limit, among others. A reader that returns a
+                :class:`~tessella.data.transform.Part` must apply these; otherwise they are applied
+                to the arrays that it returns.
 
         Raises:
             DataError: when the source is missing, damaged, or lacks this split.
@@ -90,21 +92,25 @@ class Source(ABC):
 
 
 SOURCES: Registry[type[Source]] = Registry("data source", base=Source)
+"""Every data source by name, in the order in which help texts list them."""
 
 Registered = TypeVar("Registered", type[Source], Reader)
 
 
 def register_source(name: str) -> Callable[[Registered], Registered]:
-    """Decorator that adds a data source under a name, from inside or outside the package.
+    """Decorator that registers a data source under a name.
 
-    Takes a class derived from :class:`Source`, or a function ``read(path, split, config)``, whose
-    first line of documentation becomes the source's description.
+    It takes a class derived from :class:`Source`, or a function ``read(path, split, config)``; the
+    first line of the function's docstring becomes the description of the source.
 
     Raises:
-        ConfigError: for a name that is taken or cannot stand before a colon, or another object.
+        ConfigError: when the name is taken, is empty or contains a colon, or when the decorated
+            object is neither of the two.
     """
     if not isinstance(name, str) or not name or ":" in name or name != name.strip():
-        raise ConfigError(f"a data source is registered under a name without ':', got {name!r}")
+        raise ConfigError(
+            f"a data source must be registered under a name without ':', got {name!r}"
+        )
 
     def decorate(entry: Registered) -> Registered:
         if isinstance(entry, type) and issubclass(entry, Source):
@@ -116,7 +122,7 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
                 f"data source {name!r} must be a class derived from Source or a function "
                 f"read(path, split, config), got {entry!r}"
             )
-        # Registered first, which refuses a name that is taken before anything is changed.
+        # Registered first: a name that is taken is refused before the class is changed.
         SOURCES.register(name)(source)
         source.form = f"{name}:{source.argument}" if source.argument else name
         return entry
@@ -125,7 +131,7 @@ def register_source(name: str) -> Callable[[Registered], Registered]:
 
 
 def _from_function(reader: Reader) -> type[Source]:
-    # A function has no attributes to ask for, so its source allows what all sources allow.
+    # A function cannot declare attributes, so its source has the defaults.
     description = inspect.getdoc(reader) or "images from a plugin"
 
     class FunctionSource(Source):
@@ -134,14 +140,15 @@ def _from_function(reader: Reader) -> type[Source]:
         def read(self, path: str, split: str, config: DataConfig) -> SourceImages:
             return reader(path, split, config)
 
-    # The registry tells two sources of one name apart by the place where they were defined.
+    # The registry distinguishes sources of the same name by where they were defined.
     FunctionSource.__module__ = reader.__module__
     FunctionSource.__qualname__ = reader.__qualname__
     return FunctionSource
 
 
 def source_forms(conjunction: str = "or") -> str:
-    """All ways of naming a data source, in words, for help texts."""
+    """All ways to write a data source, as one phrase, for help texts."""
+    # In the order of registration, with the bundled source first.
     forms = []
     for source in SOURCES.values():
         forms.append(source.form)
@@ -149,11 +156,11 @@ def source_forms(conjunction: str = "or") -> str:
 
 
 def refuse_other_kind(path: Path, given: type[Source]) -> None:
-    """Raise :class:`DataError` where a path is recognized by another source than the one named.
+    """Raise :class:`DataError` if another source than the one named recognizes a path.
 
-    Readers call it when what they found is not theirs, before they complain about details.
+    Readers call this before they complain about details of files that are not theirs.
     """
-    source = recognizing(path)
+    source = source_recognizing(path)
     if source is not None and source is not given:
         raise DataError(
             f"{given.name}: {path} is for the source {source.name} ({source.about}): "
@@ -161,14 +168,13 @@ def refuse_other_kind(path: Path, given: type[Source]) -> None:
         )
 
 
-def recognizing(path: Path) -> type[Source] | None:
-    """The source that recognizes a path, the first in the order of registration; None where none
-    does."""
+def source_recognizing(path: Path) -> type[Source] | None:
+    """The first registered source that recognizes a path; None if none does."""
     for source in SOURCES.values():
         try:
             if source.recognizes(path):
                 return source
         except OSError:
-            # A folder that may not be looked into is nobody's.
+            # No source can recognize a folder without permission to read it.
             continue
     return None

@@ -14,7 +14,7 @@ from tessella.data.image_set import ImageSet
 from tessella.data.limits import check_image_size
 from tessella.data.other_formats import describe
 from tessella.data.paths import find, last_name
-from tessella.data.source_kinds import SOURCES, Source, SourceImages, recognizing
+from tessella.data.source_kinds import SOURCES, Source, SourceImages, source_recognizing
 from tessella.data.splits import ALL, EVERY_SPLIT_FROM, check_split
 from tessella.data.transform import FILTER_NAME, Part, binarize_fixed, fit_arrays, parse_size
 from tessella.errors import ConfigError, DataError, unknown
@@ -24,13 +24,13 @@ def load(config: DataConfig, split: str) -> ImageSet:
     """Read one split of a data source and prepare its pixels.
 
     Args:
-        config: the source and what is done to its images.
+        config: the source, and how its images are prepared.
         split: ``train``, ``valid`` or ``test``; of a folder also ``all``.
 
     Returns:
         the images as ``uint8 [n, height, width, channels]`` with at least one image. Those of a
         folder are decoded into a file once and read from there
-        (:mod:`tessella.data.decoded_cache`), except where they are binarized, which takes the whole
+        (:mod:`tessella.data.decoded_cache`), except if they are binarized, which takes the whole
         array. With ``binarize="dynamic"`` the training images stay grey, for
         :func:`tessella.data.augment` to draw; valid and test get the fixed draw.
 
@@ -39,21 +39,21 @@ def load(config: DataConfig, split: str) -> ImageSet:
         DataError: when the source is unknown, missing, damaged, or has no images for this split.
         InputError: when its images do not fit what is asked.
     """
-    # Everything that needs no image is checked before the first one is read.
+    # Everything that can be checked without images is checked first.
     check_config(config)
     check_split(split)
     source, path = find_source(config.source)
     _check_fits(config, source, split)
     part = _as_part(source().read(path, split, config), config, source)
-    # Only the last name of the path is kept: records of runs go to other machines and people.
+    # Only the last part of the path is recorded, since run records are shared with others.
     name = source.name
     if path:
         name += f":{last_name(Path(path))}"
     if not len(part.images):
-        raise DataError(_nothing(name, split, part))
+        raise DataError(_no_images_message(name, split, part))
     images = part.images
     if config.binarize and not (config.binarize == "dynamic" and split == "train"):
-        # The draw is defined on the whole array, so images of a folder are read into memory for it.
+        # The draw is defined on the whole array, so the images of a folder are read into memory.
         images = binarize_fixed(np.asarray(images), config.binarize_seed, split)
     levels = config.levels or part.levels
     if config.binarize and not config.levels:
@@ -72,9 +72,9 @@ def load(config: DataConfig, split: str) -> ImageSet:
 
 
 def find_source(source: str) -> tuple[type[Source], str]:
-    """The class of a source and the path in it, which is empty where none is given.
+    """The class of a source, and its path, which is empty if none is given.
 
-    Sources of installed plugins are looked for where a name is unknown.
+    If the name is unknown, installed plugins are searched for it.
 
     >>> kind, path = find_source("npz:mnist.npz")
     >>> kind.name, path
@@ -95,12 +95,12 @@ def find_source(source: str) -> tuple[type[Source], str]:
 
 
 def check_config(config: DataConfig) -> None:
-    """Check the options as far as that is possible without the data.
+    """Check the options that can be checked without the data.
 
     Raises:
         ConfigError: for a value that no source can honour.
     """
-    # Once more, although the configuration checked itself: it may have been changed since.
+    # The configuration checked itself when it was created, but may have been changed since.
     config.check()
     for key in ("size", "bits"):
         size = parse_size(getattr(config, key), key)
@@ -109,7 +109,7 @@ def check_config(config: DataConfig) -> None:
 
 
 def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
-    """Refuse what this source, unlike others, cannot do."""
+    """Refuse options that this source does not support, though others do."""
     if source.holds_codes:
         raise DataError(
             f"{config.source} holds the codes of a tokenizer and no images: train a prior on them, "
@@ -130,7 +130,7 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
 
 
 def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> Part:
-    """A reader's result as a part; bare arrays are checked and brought to the size asked for."""
+    """The result of a reader as a part; bare arrays are checked and resized first."""
     if isinstance(result, Part):
         return result
     if isinstance(result, tuple):
@@ -141,8 +141,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
     pixels, levels = as_uint8(np.asarray(images), f"the array of {source.name}", config.levels)
     names: tuple[str, ...] = ()
     if labels is not None:
-        # Ids of this split alone are known here; a source whose splits differ in their labels
-        # returns a Part with names of its own.
+        # Only the ids of this split are known here. A source whose splits have different labels has
+        # to return a Part with its class names.
         title = f"the labels of {source.name}"
         labels = check_labels(np.asarray(labels), len(pixels), title)
         ids = sparse_ids([labels], title)
@@ -153,8 +153,8 @@ def _as_part(result: SourceImages, config: DataConfig, source: type[Source]) -> 
 
 
 def _recipe(config: DataConfig, part: Part) -> dict[str, str | int | None]:
-    """How the split was taken and its pixels prepared, as JSON values."""
-    # Every key is always there, so that two records can be compared key by key.
+    """How the split was defined and its pixels prepared, as JSON values."""
+    # Every key is always present, so that two records can be compared key by key.
     return {
         "split_rule": part.split_rule,
         "size": config.size,
@@ -177,22 +177,22 @@ def _unknown_source(source: str) -> str:
 
 
 def _hint_for_path(source: str) -> str:
-    """How a path is written that was given without the name of a source."""
-    place = find(source)
-    if not source or place is None:
+    """How to write a path that was given without the name of a source; else empty."""
+    location = find(source)
+    if not source or location is None:
         return ""
-    kind = recognizing(place)
+    kind = source_recognizing(location)
     if kind is not None:
         return f"; to read the path {source}, write {kind.name}:{source}"
-    described = describe(place)
+    described = describe(location)
     if described:
         return f"; {described}"
     # Nothing recognizes it, so its name is all there is to go by.
-    kind_name = "npz" if place.suffix == ".npz" else "folder"
+    kind_name = "npz" if location.suffix == ".npz" else "folder"
     return f"; to read the path {source}, write {kind_name}:{source}"
 
 
-def _nothing(name: str, split: str, part: Part) -> str:
+def _no_images_message(name: str, split: str, part: Part) -> str:
     rule = part.split_rule or "the source has none"
     text = f"{name} has no images for split {split!r} ({rule})"
     if part.split_rule == HASH_RULE:

@@ -1,10 +1,10 @@
-"""How images are divided into train, valid and test: four rules, each a pure function of the data.
+"""Four rules that divide images into train, valid and test, each a pure function.
 
-- :func:`permuted`: a permutation of seed 0, for one array.
-- :func:`with_tail`: the last images of the training set become ``valid``, for data sets that come
+- :func:`permuted`: by a permutation with seed 0, for a single array.
+- :func:`tail_split`: the last images of the training set become ``valid``, for data sets that come
   with a test set.
 - :func:`by_hash`: by a hash of each image's relative path, for folders.
-- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, where a folder has them.
+- :func:`by_folders`: by the folders ``train``, ``valid`` and ``test``, if a folder has them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tessella.errors import DataError, unknown
 SPLITS = ("train", "valid", "test")
 
 SHARE = 0.05
-"""Share of the images that ``valid`` and ``test`` get, each, where a source does not divide
-itself."""
+"""Share of the images for ``valid``, and for ``test``, if a source defines no splits."""
 LARGEST_TAIL = 5_000
+"""Most images that are taken from a training set for validation."""
 EVERY_SPLIT_FROM = 20
-"""Number of images from which on a folder gives every split at least one."""
+"""Number of images from which every split of a folder has at least one."""
 
 
 ALL = "all"
-"""For folders: every image, whatever its split; for a folder that was not trained on."""
+"""Every image of a folder, whatever its split; meant for a folder that was not trained on."""
 
 
 def check_split(split: str) -> None:
@@ -38,14 +38,15 @@ def check_split(split: str) -> None:
 
 
 def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
-    """Places of a split in the permutation ``numpy.random.default_rng(0).permutation(count)``.
+    """Indices of the images of a split: part of numpy's permutation with seed 0.
 
-    Train comes first, then ``valid`` places, then ``test`` places.
+    The permutation is ``numpy.random.default_rng(0).permutation(count)``. Its last ``test`` indices
+    are test, the ``valid`` indices before them are valid, and the rest is train.
 
     >>> [len(permuted(1797, split, valid=150, test=297)) for split in SPLITS]
     [1350, 150, 297]
     """
-    # numpy promises this permutation for the seed; it is part of every published figure.
+    # This permutation must never change, since published figures depend on it.
     order = np.random.default_rng(0).permutation(count)
     train = count - valid - test
     if split == "train":
@@ -55,10 +56,12 @@ def permuted(count: int, split: str, valid: int, test: int) -> np.ndarray:
     return order[train + valid :]
 
 
-def share(count: int, largest: int | None = None) -> int:
-    """Size of a split cut from ``count`` images: 5 %, at least 1 (0 of fewer than 3), at most
-    ``largest``."""
-    # Of fewer than three, taking one for valid and one for test would leave nothing to train on.
+def split_size(count: int, largest: int | None = None) -> int:
+    """Size of a split taken from ``count`` images: 5 %, at least 1, at most ``largest``.
+
+    It is 0 if there are fewer than 3 images.
+    """
+    # With fewer than three, one each for valid and test would leave nothing to train on.
     if count < 3:
         return 0
     size = max(1, round(SHARE * count))
@@ -67,9 +70,11 @@ def share(count: int, largest: int | None = None) -> int:
     return size
 
 
-def with_tail(count: int, split: str) -> slice:
-    """Train or valid of a training set of ``count`` images: its last 5,000 are valid (a tenth of
-    fewer than 50,000)."""
+def tail_split(count: int, split: str) -> slice:
+    """The part of a training set of ``count`` images that is the split train or valid.
+
+    Its last 5,000 images are valid, or the last tenth if there are fewer than 50,000.
+    """
     tail = min(LARGEST_TAIL, count // 10)
     if split == "train":
         return slice(0, count - tail)
@@ -79,23 +84,24 @@ def with_tail(count: int, split: str) -> slice:
 def by_hash(names: Sequence[str]) -> list[str]:
     """The split of each file of a folder.
 
-    A path (relative, ``/`` between its parts, Unicode form NFC) has the place ``p`` in [0, 1) that
-    the first 8 bytes of the SHA-256 of ``tessella split:PATH`` spell (the prefix keeps the split
-    apart from any earlier selection of files by the hash of their names). Files with p < 0.05 are
-    test, p < 0.10 valid, the others train; so an image stays in its split when others come or go.
-    An empty train split takes the file of highest p; of 20 files or more, an empty test split takes
-    the training file of lowest p, and then an empty valid split does the same.
+    A relative path (separator ``/``, Unicode form NFC) is mapped to a number ``p`` in [0, 1): the
+    first 8 bytes of the SHA-256 of ``tessella split:PATH``. (The prefix makes the split independent
+    of any earlier selection of files by the hash of their names.) Files with p < 0.05 are test,
+    those with p < 0.10 valid, the others train, so an image stays in its split when others are
+    added or removed. If train is empty, it gets the file with the highest p. With 20 files or more,
+    an empty test split gets the training file with the lowest p, and then so does an empty valid
+    split.
 
     >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
     ['test', 'train', 'valid']
     """
-    # The hash is uniform on [0, 1), so its place alone makes shares of 5, 5 and 90 %.
-    places = []
+    # p is uniform on [0, 1), which gives shares of 5, 5 and 90 %.
+    positions = []
     splits = []
     for name in names:
-        places.append(_place(name))
-        splits.append(_split_at(places[-1]))
-    rising = sorted(range(len(names)), key=lambda i: (places[i], names[i]))
+        positions.append(_hash_position(name))
+        splits.append(_split_at(positions[-1]))
+    rising = sorted(range(len(names)), key=lambda i: (positions[i], names[i]))
     needed: tuple[str, ...] = ()
     if len(names) >= EVERY_SPLIT_FROM:
         needed = ("test", "valid", "train")
@@ -103,7 +109,7 @@ def by_hash(names: Sequence[str]) -> list[str]:
         needed = ("train",)
     for split in needed:
         if split not in splits:
-            # The largest split gives one of its images, the one nearest to the empty split.
+            # The largest split gives up one image, the one nearest to the empty split.
             largest = max(SPLITS, key=splits.count)
             donors = [i for i in rising if splits[i] == largest]
             nearest = donors[0]
@@ -113,10 +119,10 @@ def by_hash(names: Sequence[str]) -> list[str]:
     return splits
 
 
-def _split_at(place: float) -> str:
-    if place < SHARE:
+def _split_at(position: float) -> str:
+    if position < SHARE:
         return "test"
-    if place < 2 * SHARE:
+    if position < 2 * SHARE:
         return "valid"
     return "train"
 
@@ -130,24 +136,26 @@ FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-"""The splits that folders of these names are, in letters of any case."""
+"""The split that a folder of this name is; upper and lower case are the same."""
 
 
-def divide(folders: Iterable[str]) -> bool:
-    """Whether these folders are splits and not classes: all bear a name of :data:`FOLDERS`, of two
-    splits or more."""
+def are_splits(folders: Iterable[str]) -> bool:
+    """Whether these folders are splits, not classes.
+
+    They are if all are named in :data:`FOLDERS`, and stand for at least two different splits.
+    """
     splits = {FOLDERS.get(name.lower(), "") for name in folders}
     return "" not in splits and len(splits) > 1
 
 
 def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
-    """The split of each file of a folder that is divided into sub-folders, and the rule in words.
+    """The split of each file in a folder with split sub-folders, and the rule as text.
 
-    Splits that have no folder are cut from the training files (:func:`fill_missing`).
+    A split without a folder is taken from the training files (:func:`fill_missing`).
 
     Args:
         names: the relative path of each file.
-        folders: the folder of each file that bears the name of a split.
+        folders: for each file, the name of the split folder that it is in.
 
     >>> by_folders(["test/1.png", "train/2.png", "val/3.png"], ["test", "train", "val"])
     (['test', 'train', 'valid'], 'the folders test, train, val')
@@ -158,23 +166,23 @@ def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str],
 
 
 def fill_missing(names: Sequence[str], splits: list[str]) -> str:
-    """Cut a split that a data set lacks from its training files, in place.
+    """Take a split that a data set lacks from its training files, in place.
 
-    Where there are training files but none of one of the other splits, that one gets the training
-    files with the lowest places (those of :func:`by_hash`): p < 0.10 for valid, p < 0.05 for test,
-    and at least one of 20 files.
+    If there are training files but none for valid, or none for test, the missing split gets the
+    training files with the lowest p (see :func:`by_hash`): p < 0.10 for valid, p < 0.05 for test,
+    and at least one file if there are 20 or more.
 
     Args:
         names: the relative path of each file.
-        splits: the split of each file; changed where one was missing.
+        splits: the split of each file; changed if one was missing.
 
     Returns:
-        what was done, to be added to the rule in words; empty where nothing was missing.
+        what was done, to be appended to the rule; empty if nothing was missing.
     """
     training = []
     for number, name in enumerate(names):
         if splits[number] == "train":
-            training.append((_place(name), name, number))
+            training.append((_hash_position(name), name, number))
     training.sort()
     missing = ""
     edge = 2 * SHARE
@@ -185,17 +193,17 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
         edge = SHARE
     if not missing or not training:
         return ""
-    # The places are those of by_hash, and valid takes what there would be valid or test: an image
-    # that a folder without splits would hold out is never trained on here.
+    # p is the same as in by_hash, and valid takes what would be valid or test there: an image that
+    # is held out in a folder without splits is never trained on in one with splits.
     taken = 0
-    for place, _, number in training[:-1]:  # one at least stays for training
-        if place < edge or (taken == 0 and len(training) >= EVERY_SPLIT_FROM):
+    for position, _, number in training[:-1]:  # one at least stays for training
+        if position < edge or (taken == 0 and len(training) >= EVERY_SPLIT_FROM):
             splits[number] = missing
             taken += 1
     return f"; {missing}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
 
 
-def _place(name: str) -> float:
+def _hash_position(name: str) -> float:
     # macOS writes names in another normal form than Linux; surrogates stand for bytes that are no
     # UTF-8.
     text = "tessella split:" + unicodedata.normalize("NFC", name)

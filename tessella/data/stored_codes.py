@@ -1,7 +1,7 @@
-"""``codes:PATH``: a tokenizer's codes on disk, which stand in the place of images for a prior.
+"""``codes:PATH``: a tokenizer's codes on disk, on which a prior can be trained.
 
-The reader is :mod:`tessella.storage.code_store`, which needs torch. Here the source has its name,
-so that it is listed, explained and refused like any other.
+They are read by :mod:`tessella.storage.code_store`, which needs torch. The source is registered
+here so that it is listed and explained like any other, and refused where images are needed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class CodesSource(Source):
         return path.is_dir() and any(path.glob("*/codes-00000.safetensors"))
 
     def read(self, path: str, split: str, config: DataConfig) -> NoReturn:
-        """Refuse: codes are no images.
+        """Refuse, because codes are not images.
 
         Raises:
             DataError: always.
         """
-        # load() refuses earlier, with more words; this is for callers of the class.
-        raise DataError(f"codes:{path} holds codes and no images")
+        # load() refuses earlier, with a longer message; this is for direct callers.
+        raise DataError(f"codes:{path} holds codes, not images: name the images they were made of")

@@ -1,4 +1,4 @@
-"""From images of any size to one array: size, crop, channels, binarization."""
+"""Turn images of any size into one array: size, crop, channels, binarization."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tessella.errors import ConfigError, InputError
 FILTER = Image.Resampling.LANCZOS
 FILTER_NAME = f"lanczos (Pillow {PIL.__version__})"
 """The resampling filter, recorded because it changes bits/dim by about 0.1."""
-_BAND = 1 << 20  # pixels that are copied at a time
+_BAND = 1 << 20  # number of pixels that are copied at a time
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split as a source gives it.
+    """One split, as a data source returns it.
 
     Args:
-        images: ``uint8 [n, height, width, channels]``; in a file for folders, an array for all
-            other sources.
+        images: ``uint8 [n, height, width, channels]``; stored in a file for folders, an array for
+            all other sources.
         labels: ``int64 [n]``, or None.
         label_names: names of the classes; ``()`` when unknown.
-        levels: values that the pixels take by nature.
-        split_rule: one line on how the split was taken.
+        levels: number of values that the pixels of this source take.
+        split_rule: the rule that defines the split, in one line.
         names: names of the images, for folders.
         skipped: files left out, each as ``path: reason``.
         resampled: whether pixels were interpolated, so that they can take any value.
@@ -72,16 +72,16 @@ def parse_size(text: str, key: str) -> tuple[int, int] | None:
 
 
 def fit_arrays(part: Part, config: DataConfig) -> Part:
-    """The first ``config.limit`` images of an array in the size and channels asked for.
+    """Limit, resize and convert the images of a source that is held in memory.
 
-    For sources held in memory.
+    The configuration says how: its ``limit``, ``size``, ``crop`` and ``channels``.
 
     Raises:
         InputError: when the images asked for would take too much memory, or an image is smaller
             than the tiles to be cut from it.
     """
     if config.limit:
-        # Before anything is scaled: tiles of the first images are more than enough.
+        # Limited before scaling; with tiles, the first images give more than enough.
         part = replace(
             part,
             images=part.images[: config.limit],
@@ -92,8 +92,8 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
     height, width, channels = arrays.shape[1:]
     if size in (None, (height, width)) and config.channels in (0, channels):
         return part
-    # Tiles are cut out of what is there already, so they never add up to more. Resized images all
-    # exist at once, first in a list and then in one array.
+    # Tiles are cut out of existing pixels, so together they are never larger. Resized images all
+    # exist at the same time, first in a list and then in one array.
     if size is not None and config.crop != "tiles":
         check_resized((len(arrays), *size, config.channels or channels))
     if size and config.crop == "tiles" and (size[0] > height or size[1] > width):
@@ -116,7 +116,7 @@ def fit_arrays(part: Part, config: DataConfig) -> Part:
 def _cut_all(
     arrays: np.ndarray, channels: int, size: tuple[int, int] | None, config: DataConfig
 ) -> tuple[list[np.ndarray], list[int]]:
-    """The pieces that images give, up to the limit, and the number of the image of each."""
+    """The pieces of all images, up to the limit, and for each the index of its image."""
     pieces: list[np.ndarray] = []
     sources: list[int] = []
     for index, array in enumerate(arrays):
@@ -132,11 +132,11 @@ def _cut_all(
 def cut(
     image: Image.Image, size: tuple[int, int] | None, crop: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays ``uint8 [height, width, channels]`` that an image gives, with name suffixes.
+    """Cut an image into arrays ``uint8 [height, width, channels]``, with name suffixes.
 
-    ``center`` scales the image to cover ``size`` and cuts the middle, ``squash`` scales both sides
-    freely, ``tiles`` cuts tiles from the top left without scaling and drops what is left over at
-    the right and the bottom.
+    ``center`` scales the image to cover ``size`` and crops the centre, ``squash`` scales it without
+    keeping the aspect ratio, and ``tiles`` cuts tiles from the top left without scaling and drops
+    what is left over at the right and the bottom.
 
     Args:
         image: 8-bit image of mode L, RGB or RGBA.
@@ -152,7 +152,6 @@ def cut(
             for left in range(0, image.width - width + 1, width):
                 tile = image.crop((left, top, left + width, top + height))
                 yield f"#{top},{left}", _to_array(tile)
-        # Rows and columns left over at the bottom and the right are dropped.
     elif crop == "squash":
         yield "", _to_array(image.resize((width, height), FILTER))
     else:
@@ -160,20 +159,20 @@ def cut(
 
 
 def binarize_fixed(images: np.ndarray, seed: int, split: str) -> np.ndarray:
-    """One Bernoulli(v/255) draw of every value, as 0 or 255.
+    """Draw every value v once from Bernoulli(v/255), as 0 or 255.
 
     The draw of a split comes from ``numpy.random.default_rng([seed, i])``, i = 0, 1, 2 for train,
     valid, test (3 for all); the first k images of a split get the same draw whether or not others
     follow.
     """
-    # A whole number u of 0..254 is below v with probability exactly v/255.
+    # A uniform integer in 0..254 is below v with probability exactly v/255.
     random = np.random.default_rng([seed, (*SPLITS, ALL).index(split)])
     draw = random.integers(0, 255, size=images.shape, dtype=np.uint8)
     return np.where(images > draw, np.uint8(255), np.uint8(0))
 
 
 def _levels(part: Part, channels: int, images: np.ndarray, resampled: bool) -> int:
-    """Values that pixels take after images of ``channels`` channels became ``images``."""
+    """Number of values that pixels take, after ``channels`` channels became ``images``."""
     mixed = images.shape[-1] == 1 and channels > 1
     # Interpolated pixels, and grey made from colours, can take any value.
     return 256 if resampled or mixed else part.levels
@@ -195,7 +194,7 @@ def _to_pillow(array: np.ndarray) -> Image.Image:
 def _to_array(image: Image.Image) -> np.ndarray:
     """The pixels of an image as ``uint8 [height, width, channels]``.
 
-    Copied band by band: numpy alone would hold the pixels three times.
+    They are copied band by band, since numpy alone would hold the pixels three times.
     """
     array = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
     rows = max(1, _BAND // image.width)

@@ -1,7 +1,7 @@
-"""The one error that every check of an image file raises."""
+"""The error that every check of an image file raises."""
 
 from __future__ import annotations
 
 
 class UnusableImage(Exception):
-    """A file is not an image we can use; the text is the reason."""
+    """A file cannot be used as an image; the text is the reason."""

@@ -1,10 +1,9 @@
-"""Numbers one can quote: exact bits/dim, reconstruction quality, codebook use; each with what it
-was measured on.
+"""Numbers one can quote: exact bits/dim, reconstruction quality, codebook use.
 
-Everything is first measured of each image (:class:`Measured`), by any number of processes, each
-image exactly once. The figures, the table of images and the comparison of two models are all made
-of these numbers. Standard errors are the standard deviation over images (n - 1) divided by the
-square root of their number.
+Each comes with the images that it was measured on. Everything is first measured of each image
+(:class:`Measured`), by any number of processes, each image exactly once. The figures, the table of
+images and the comparison of two models are all made of these numbers. Standard errors are the
+standard deviation over images (n - 1) divided by the square root of their number.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from tessella.evaluation.image_source import (
     with_classes_of,
 )
 from tessella.evaluation.measurement import Evaluation, aspects_of, measure, per_image
+from tessella.files import JSONValue
 from tessella.models import DensityModel
 from tessella.pipeline import (
     SavedModel,
@@ -62,8 +62,8 @@ BATCH = 64
 
 def evaluate(
     run: Path | str | SavedModel | DensityModel,
-    images: Any = None,
-    labels: Any = None,
+    images: object = None,
+    labels: object = None,
     batch: int = BATCH,
     split: str = "test",
 ) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def evaluate(
         run: a run directory, the name of a bundled model, or a model.
         images: ``uint8 [n, height, width, channels]``, or an :class:`~tessella.data.ImageSet`;
             without them, ``split`` of the data the run was trained on.
-        labels: class of each image ``[n]``, for a model with classes (an image set brings its own);
-            without them it is scored with the null class.
+        labels: class of each image ``[n]``, for a model with classes (an image set has them
+            already); without them it is scored with the null class.
         batch: images at a time.
         split: which split to read where ``images`` are not given.
 
@@ -104,8 +104,8 @@ def evaluate(
 
 def assess(
     run: Path | str | SavedModel | DensityModel,
-    images: Any = None,
-    labels: Any = None,
+    images: object = None,
+    labels: object = None,
     batch: int = BATCH,
     split: str = "test",
     model: SavedModel | None = None,
@@ -117,23 +117,33 @@ def assess(
         model: of the run, where it is loaded already.
     """
     check_integer("batch", batch, least=1)
-    path = locate(run) if isinstance(run, (str, Path)) else None
+    path = None
+    described: object = "the model"
+    if isinstance(run, (str, Path)):
+        path = locate(run)
+        described = run
     if model is None:
         model = _model_of(run)
     chosen, identity = images_of(path, images, labels, split)
+    # A mean of nothing would be no number.
     if not len(chosen):
         raise InputError("there are no images to evaluate")
     # Before anything is measured, so that the refusal comes at once.
-    check_fit(model, "the model" if path is None else run, chosen)
+    check_fit(model, described, chosen)
     # Labels that a model cannot use are left alone: tokenizers and VAEs take none.
     scores_classes = isinstance(model, ScoresImages) and class_count(model) > 0
     if scores_classes and labels is None:
         chosen = with_classes_of(path, chosen)
-    classes = chosen.labels if scores_classes else None
+    classes = None
+    if scores_classes:
+        classes = chosen.labels
     measured = measure(model, chosen.images, classes, batch, path)
-    figures: dict[str, Any] = {"images": len(chosen)}
-    # The record of a two-stage run tells the steps of its prior, not of its tokenizer.
-    steps = steps_of(path) if model.kind == "tokenizer" else None
+    figures: dict[str, JSONValue] = {"images": len(chosen)}
+    steps = None
+    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
+    if model.kind == "tokenizer":
+        steps = steps_of(path)
+    # Figures of all processes' images; every process computes them from the same numbers.
     for aspect in aspects_of(model, tokenizer_steps=steps):
         figures |= aspect.figures(measured)
     figures |= pixel_bounds(measured, math.prod(chosen.images.shape[1:]))

@@ -1,8 +1,9 @@
-"""One aspect of a model that can be measured: the base of what its symbols cost, how good its
-reconstructions are, and what bounds its likelihood.
+"""One aspect of a model that can be measured.
 
-An aspect takes numbers of each image, batch by batch, and makes columns and figures of them. Which
-aspects a model has follows from its capabilities, see :mod:`tessella.evaluation.measurement`.
+Aspects are the cost of its symbols, the quality of its reconstructions, and bounds on its
+likelihood. An aspect takes numbers of each image, batch by batch, and makes columns and figures of
+them. Which aspects a model has follows from its capabilities, see
+:mod:`tessella.evaluation.measurement`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from tessella.files import JSONValue
 from tessella.tokenizers.tokenizer import Symbols
 
 Values = Mapping[str, torch.Tensor]
@@ -38,7 +39,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of each image, in the order of the images.
+    """Numbers of each image, in the order of the images.
 
     Args:
         hashes, mirrored: of the pixels of each image, and of its mirror image: uint64 ``[n]``.
@@ -52,6 +53,7 @@ class Measured:
         conditional: whether each image was scored given its class.
     """
 
+    # Hashes find images again among those that a run was trained on.
     hashes: np.ndarray
     mirrored: np.ndarray
     values: Values
@@ -74,7 +76,7 @@ class Aspect(ABC):
         """Numbers of each image that people quote, named with their unit, float64 ``[n]`` each."""
 
     @abstractmethod
-    def figures(self, measured: Measured) -> dict[str, Any]:
+    def figures(self, measured: Measured) -> dict[str, JSONValue]:
         """Figures of all images: plain values."""
 
     def counts(self) -> tuple[torch.Tensor, ...]:

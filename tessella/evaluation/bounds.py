@@ -8,7 +8,6 @@ by the importance-weighted bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from tessella.evaluation.aspect import Aspect, ImageBatch, Measured, Values
 from tessella.evaluation.code_length import baseline_nats
 from tessella.evaluation.metrics import mean_squared_error, psnr, ssim, standard_error
 from tessella.evaluation.reconstruction import reconstruction_columns
+from tessella.files import JSONValue
 from tessella.grid import LN2, Grid
 from tessella.models import DensityModel
 from tessella.pipeline import BoundsImages, SavedModel
@@ -64,7 +64,7 @@ class LatentBound(Aspect):
         bound = values["nats"] / LN2 / self.grid.symbols
         return {"bound_bits_per_dim": bound, **reconstruction_columns(values)}
 
-    def figures(self, measured: Measured) -> dict[str, Any]:
+    def figures(self, measured: Measured) -> dict[str, JSONValue]:
         values = measured.values
         figures = _bits_with_error("bound", values["nats"] / self.grid.symbols)
         figures["bound_samples"] = SAMPLES
@@ -89,7 +89,7 @@ def latent_bound_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) ->
     return LatentBound(model, model.tokenizer.grid(), baseline)
 
 
-def pixel_bounds(measured: Measured, sub_pixels: int) -> dict[str, Any]:
+def pixel_bounds(measured: Measured, sub_pixels: int) -> dict[str, JSONValue]:
     """Bits of the pixels around their codes, where a tokenizer states their likelihood.
 
     Args:
@@ -114,7 +114,7 @@ def pixel_bounds(measured: Measured, sub_pixels: int) -> dict[str, Any]:
     return figures
 
 
-def _bits_with_error(name: str, nats: torch.Tensor) -> dict[str, Any]:
+def _bits_with_error(name: str, nats: torch.Tensor) -> dict[str, JSONValue]:
     """Mean and standard error of nats per sub-pixel, in bits."""
     bits = f"{name}_bits_per_dim"
     return {bits: float(nats.mean()) / LN2, f"{bits}_se": standard_error(nats) / LN2}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from tessella.evaluation.aspect import Aspect, ImageBatch, Measured, Values
 from tessella.evaluation.metrics import standard_error
+from tessella.files import JSONValue
 from tessella.grid import LN2, Grid
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, ScoresImages, learned_tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.pipeline.generator import grids_text
+from tessella.tokenizers.tokenizer import as_tuple
 
 
 class CodeLength(Aspect):
-    """What the symbols of images cost under a model that gives exact probabilities.
+    """The cost of the symbols of images under a model that gives exact probabilities.
 
     Args:
         model: scores the symbols.
@@ -39,14 +40,16 @@ class CodeLength(Aspect):
 
     def values(self, batch: ImageBatch) -> dict[str, torch.Tensor]:
         # Grids are scored one given another, so their nats add up to those of the image.
-        of_grids = [-nats for nats in self.model.grid_log_probs(batch.symbols, batch.cond)]
+        grid_nats = []
+        for log_probs in self.model.grid_log_probs(batch.symbols, batch.cond):
+            grid_nats.append(-log_probs)
         values = {}
-        if len(of_grids) == 1:
-            values["nats"] = of_grids[0]
+        if len(grid_nats) == 1:
+            values["nats"] = grid_nats[0]
         else:
-            for level, nats in enumerate(of_grids):
+            for level, nats in enumerate(grid_nats):
                 values[f"nats_{level}"] = nats
-            values["nats"] = torch.stack(of_grids).sum(0)
+            values["nats"] = torch.stack(grid_nats).sum(0)
         if self.baseline:
             values["baseline_nats"] = baseline_nats(self.baseline, batch)
         return values
@@ -56,18 +59,18 @@ class CodeLength(Aspect):
         bits = nats / LN2
         return {"nats": nats, "bits": bits, "bits_per_dim": bits / self.model.symbols}
 
-    def figures(self, measured: Measured) -> dict[str, Any]:
+    def figures(self, measured: Measured) -> dict[str, JSONValue]:
         nats = measured.values["nats"]
         mean = float(nats.mean())
         error = standard_error(nats)
         # Nats of an image to bits per symbol.
         to_bits = 1 / (LN2 * self.model.symbols)
-        figures: dict[str, Any] = {
+        figures: dict[str, JSONValue] = {
             "bits_per_dim": mean * to_bits,
             "bits_per_dim_se": error * to_bits,
             "nats_per_image": mean,
             "nats_per_image_se": error,
-            "scored_grid": " and ".join(str(grid) for grid in self.model.grids),
+            "scored_grid": grids_text(self.model.grids),
         }
         if self.model.classes:
             figures["condition"] = "labels" if measured.conditional else "null class"
@@ -79,12 +82,12 @@ class CodeLength(Aspect):
             figures["bits_per_image_se"] = error / LN2
             figures["bits_per_image_dim"] = self.image_grid.bits_per_dim(mean)
             figures["bits_per_image_dim_se"] = self.image_grid.bits_per_dim(error)
-        # How the cost is divided among the grids, each by its own number of symbols.
+        # How the cost is divided among the grids, each by its number of symbols.
         if len(self.model.grids) > 1:
-            per_code = []
+            per_code: list[float] = []
             for level, grid in enumerate(self.model.grids):
                 per_code.append(grid.bits_per_dim(float(measured.values[f"nats_{level}"].mean())))
-            figures["bits_per_code_of_grids"] = per_code
+            figures["bits_per_code_grid_nats"] = per_code
         if "baseline_nats" in measured.values:
             baseline = float(measured.values["baseline_nats"].mean())
             figures["baseline_bits_per_dim"] = baseline * to_bits
@@ -102,8 +105,8 @@ def code_length_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) -> 
 
 def baseline_nats(baseline: Sequence[DensityModel], batch: ImageBatch) -> torch.Tensor:
     """Nats of the symbols of each image under independent symbols: ``[n]``."""
-    of_grids = []
-    for model, symbols in zip(baseline, parts(batch.symbols), strict=True):
+    grid_nats = []
+    for model, symbols in zip(baseline, as_tuple(batch.symbols), strict=True):
         # Baselines are histograms, which stay on the CPU.
-        of_grids.append(-model.log_prob(symbols.cpu()))
-    return torch.stack(of_grids).sum(0)
+        grid_nats.append(-model.log_prob(symbols.cpu()))
+    return torch.stack(grid_nats).sum(0)

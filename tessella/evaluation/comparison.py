@@ -19,6 +19,7 @@ from tessella.pipeline import (
     learned_tokenizer,
     pixel_levels,
 )
+from tessella.pipeline.generator import grids_text
 
 CONDITIONS = {
     "labels": "p(image given its class)",
@@ -29,8 +30,7 @@ CONDITIONS = {
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
-    """Two models on the same images: the mean of the difference of each image, and its standard
-    error.
+    """The mean difference of two models over the same images, with its standard error.
 
     The part of a value that the image makes is shared by both models and cancels, so the error of
     the difference is much smaller than that of either figure.
@@ -61,7 +61,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         left_out.add("bound_bits_per_dim")
     ones = per_image(first.model, first.measured)
     others = per_image(second.model, second.measured)
-    result: dict[str, Any] = {"images": len(first.measured)}
+    result: dict[str, object] = {"images": len(first.measured)}
     for name, values in ones.items():
         if name not in others or name in left_out:
             continue
@@ -93,30 +93,32 @@ def check_comparable(first: SavedModel, second: SavedModel) -> str | None:
         InputError: when nothing of them can be compared.
     """
     # Sizes first: it saves measuring the first model in vain.
-    sizes = [model.image_grid for model in (first, second)]
-    if sizes[0].channels != sizes[1].channels or _fixed_sizes_differ(first, second):
-        shapes = [f"{grid.height}x{grid.width}x{grid.channels}" for grid in sizes]
+    channels_differ = first.image_grid.channels != second.image_grid.channels
+    if channels_differ or _fixed_sizes_differ(first, second):
         raise InputError(
-            f"these models cannot be compared: one takes images of {shapes[0]}, the other of "
-            f"{shapes[1]}, and a comparison needs the same images"
+            f"these models cannot be compared: one takes images of {_size(first)}, the other of "
+            f"{_size(second)}, and a comparison needs the same images"
         )
-    if isinstance(first, ScoresImages) and isinstance(second, ScoresImages):
-        refusal = _incomparable(first, second)
-    else:
-        without = first if not isinstance(first, ScoresImages) else second
-        refusal = f"{NOUNS[without.kind]} gives no exact bits"
+    refusal = _bits_refusal(first, second)
     # Distortion needs reconstructions on both sides.
-    shared = set(_names(first)) & set(_names(second))
+    shared = _names(first) & _names(second)
     if refusal and not shared:
         raise InputError(f"these models cannot be compared: {refusal}")
     return refusal
 
 
-def _names(model: SavedModel) -> list[str]:
-    """The numbers that a model gives of an image, beside exact bits."""
+def _size(model: SavedModel) -> str:
+    grid = model.image_grid
+    return f"{grid.height}x{grid.width}x{grid.channels}"
+
+
+def _names(model: SavedModel) -> set[str]:
+    """The kinds of numbers that a model gives of an image, beside exact bits."""
     if learned_tokenizer(model) is not None:
-        return ["distortion"]
-    return ["distortion", "bound"] if isinstance(model, BoundsImages) else []
+        return {"distortion"}
+    if isinstance(model, BoundsImages):
+        return {"distortion", "bound"}
+    return set()
 
 
 def _fixed_sizes_differ(first: SavedModel, second: SavedModel) -> bool:
@@ -126,20 +128,22 @@ def _fixed_sizes_differ(first: SavedModel, second: SavedModel) -> bool:
     return first.image_grid != second.image_grid
 
 
-def _incomparable(first: ScoresImages, second: ScoresImages) -> str | None:
+def _bits_refusal(first: SavedModel, second: SavedModel) -> str | None:
     """Why the bits of two models do not measure the same thing; None where they do."""
-    assert isinstance(first, SavedModel)
-    assert isinstance(second, SavedModel)
+    for model in (first, second):
+        if not isinstance(model, ScoresImages):
+            return f"{NOUNS[model.kind]} gives no exact bits"
     ours = learned_tokenizer(first)
     theirs = learned_tokenizer(second)
     if (ours is None) != (theirs is None):
         return "one gives the bits of pixels, the other those of codes"
     if ours is not None and theirs is not None and fingerprint(ours) != fingerprint(theirs):
         return "their tokenizers differ, and bits of different codes do not compare"
+    # Both describe pixels, or codes of one tokenizer: what is left to differ are the grids.
+    assert isinstance(first, ScoresImages)
+    assert isinstance(second, ScoresImages)
     if first.grids != second.grids:
-        one = " and ".join(str(grid) for grid in first.grids)
-        other = " and ".join(str(grid) for grid in second.grids)
-        return f"one models {one}, the other {other}"
+        return f"one models {grids_text(first.grids)}, the other {grids_text(second.grids)}"
     return None
 
 
@@ -151,6 +155,6 @@ def _conditions(first: Evaluation, second: Evaluation) -> str:
     if (one == "labels") == (other == "labels"):
         return ""
     return (
-        f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class tells something "
+        f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class says something "
         "about its image, so part of the difference is the class and not the model"
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tessella.config import DataConfig, from_dict
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.image_set import ImageSet
 from tessella.errors import ArtifactError, DataError, InputError, TessellaError
+from tessella.files import JSONValue
 from tessella.pipeline import (
     NOUNS,
     SavedModel,
@@ -25,13 +25,11 @@ from tessella.pipeline import (
     read_config,
     read_run_record,
 )
+from tessella.pipeline.run_record import RecipeRecord, train_split
 from tessella.tokenizers.tokenizer import check_images
 
 SHOWN = 20
 """Places of images that were trained on that stand with the figures; the table has them all."""
-
-CODES = "codes:"
-"""How the source of a prior begins that was trained on stored codes."""
 
 SEEN = "images.safetensors"
 """In ``baseline/`` of a run: a 64-bit hash of every training image."""
@@ -44,6 +42,7 @@ def save_seen(out: Path, hashes: np.ndarray) -> None:
         out: the run directory.
         hashes: of the training images, uint64 ``[n]``.
     """
+    # Sorted, so that the file says nothing about the order of the images.
     # The format has no unsigned 64-bit integers everywhere, so the bits travel as signed ones.
     hashes_as_signed = torch.from_numpy(np.sort(hashes).view(np.int64))
     files.write_tensors(out / "baseline" / SEEN, {"hashes": hashes_as_signed})
@@ -65,7 +64,7 @@ def trained_on(run: Path | str) -> np.ndarray | None:
 
 def overlap_with(
     run: Path | None, hashes: np.ndarray, mirrored: np.ndarray
-) -> tuple[np.ndarray | None, dict[str, Any] | None]:
+) -> tuple[np.ndarray | None, dict[str, JSONValue] | None]:
     """Which of the images are among those that the run was trained on.
 
     Args:
@@ -83,7 +82,7 @@ def overlap_with(
     identical = np.isin(hashes, trained)
     # Many trainings mirror images, so a mirrored copy was seen as well.
     flipped = np.isin(mirrored, trained) & ~identical
-    figures = {
+    figures: dict[str, JSONValue] = {
         "identical": int(identical.sum()),
         "mirrored": int(flipped.sum()),
         "first": np.flatnonzero(identical)[:SHOWN].tolist(),
@@ -92,8 +91,8 @@ def overlap_with(
 
 
 def images_of(
-    path: Path | None, images: Any, labels: Any, split: str
-) -> tuple[ImageSet, Mapping[str, Any]]:
+    path: Path | None, images: object, labels: object, split: str
+) -> tuple[ImageSet, Mapping[str, JSONValue]]:
     """The images to measure on, and their identity: what is recorded of them.
 
     Args:
@@ -106,26 +105,30 @@ def images_of(
         if path is None:
             raise InputError("give the images to evaluate on: evaluate(model, images)")
         images = data.load(as_scored(data_config(path)), split)
+    classes = None
+    if labels is not None:
+        classes = np.asarray(labels)
     # Sets know their identity; for arrays it is made here.
     if isinstance(images, ImageSet):
-        chosen = images if labels is None else replace(images, labels=np.asarray(labels))
-        return chosen, images.identity()
+        identity = images.identity()
+        if classes is not None:
+            images = replace(images, labels=classes)
+        return images, identity
     if isinstance(images, StoredImages):
-        identity = {
-            "count": len(images),
-            "shape": list(images.shape[1:]),
-            "sha256": images.sha256,
-        }
-        return ImageSet(images, None if labels is None else np.asarray(labels)), identity
-    # An empty array is not refused here: it has no shape that could be wrong.
-    array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+        return ImageSet(images, classes), _identity(images.shape, images.sha256)
+    if isinstance(images, torch.Tensor):
+        images = images.cpu().numpy()
+    array = np.asarray(images)
     check_images(array)
-    tags = None if labels is None else np.asarray(labels)
-    if tags is not None and tags.shape != (len(array),):
-        raise InputError(f"labels must have shape [{len(array)}], got {list(tags.shape)}")
+    if classes is not None and classes.shape != (len(array),):
+        raise InputError(f"labels must have shape [{len(array)}], got {list(classes.shape)}")
     digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-    identity = {"count": len(array), "shape": list(array.shape[1:]), "sha256": digest}
-    return ImageSet(array, tags), identity
+    return ImageSet(array, classes), _identity(array.shape, digest)
+
+
+def _identity(shape: Sequence[int], sha256: str) -> dict[str, JSONValue]:
+    """The record of images ``[n, h, w, c]`` that come without a name."""
+    return {"count": shape[0], "shape": list(shape[1:]), "sha256": sha256}
 
 
 def check_fit(model: SavedModel, run: object, images: ImageSet, check_levels: bool = False) -> None:
@@ -142,25 +145,30 @@ def check_fit(model: SavedModel, run: object, images: ImageSet, check_levels: bo
         InputError: naming what the model takes, what the images are, and what converts them.
     """
     # One image is read: the set may be a folder on disk.
-    height, width, channels = (int(side) for side in np.asarray(images.images[:1]).shape[1:])
+    height, width, channels = np.asarray(images.images[:1]).shape[1:]
     wanted = model.image_grid
     levels = pixel_levels(model)
+    # A tokenizer's run holds the tokenizer itself, whose convolutions pass over any size.
     takes_any_size = learned_tokenizer(model) is model
     conversions = []
     if not takes_any_size and (height, width) != (wanted.height, wanted.width):
         conversions.append(f"data.size={wanted.height}x{wanted.width}")
     if channels != wanted.channels:
         conversions.append(f"data.channels={wanted.channels}")
-    other_levels = levels is not None and images.levels != levels
-    if conversions or (other_levels and check_levels):
-        if other_levels:
-            conversions.append(f"data.levels={levels}")
-        of_levels = "" if levels is None else f" with {levels} levels"
-        raise InputError(
-            f"{run} is {NOUNS[model.kind]} of images of {wanted.height}x{wanted.width}"
-            f"x{wanted.channels}{of_levels}, and these are {height}x{width}x{channels} with "
-            f"{images.levels} levels: add {' '.join(conversions)} to convert them as they are read"
-        )
+    levels_differ = levels is not None and images.levels != levels
+    if not conversions and not (levels_differ and check_levels):
+        return
+    # One message names all conversions, so that the next attempt succeeds.
+    if levels_differ:
+        conversions.append(f"data.levels={levels}")
+    accepted = f"{wanted.height}x{wanted.width}x{wanted.channels}"
+    if levels is not None:
+        accepted += f" with {levels} levels"
+    raise InputError(
+        f"{run} is {NOUNS[model.kind]} of images of {accepted}, and these are "
+        f"{height}x{width}x{channels} with {images.levels} levels: add {' '.join(conversions)} "
+        "to convert them as they are read"
+    )
 
 
 def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
@@ -169,16 +177,17 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
     Raises:
         InputError: when there is a class that the run does not know.
     """
-    facts = read_run_record(path) if path is not None else {}
-    trained = (facts.get("data") or {}).get("train") or {}
-    known = trained.get("classes") or []
-    if facts and not known:
+    if path is None:
+        return images
+    record = read_run_record(path)
+    known = train_split(record).get("classes") or []
+    if record and not known:
         # The run numbers its classes as its data does, so ids that were renumbered are taken back.
         return images.numbered_by_ids()
     if known and not images.label_names and images.labels is not None and _are_ids(known):
         # Few of the ids that the run was trained on can look like plain numbers of classes.
         ids, ranks = np.unique(images.labels, return_inverse=True)
-        images = replace(images, labels=ranks, label_names=tuple(str(i) for i in ids.tolist()))
+        images = replace(images, labels=ranks, label_names=tuple(map(str, ids.tolist())))
     if images.labels is None or not images.label_names:
         return images
     if not known or list(images.label_names) == known:
@@ -196,12 +205,16 @@ def with_classes_of(path: Path | None, images: ImageSet) -> ImageSet:
 
 def _are_ids(names: list[str]) -> bool:
     """Whether names of classes are whole numbers, and not simply 0, 1, 2, ..."""
-    return all(name.isdecimal() for name in names) and names != [str(i) for i in range(len(names))]
+    if not all(name.isdecimal() for name in names):
+        return False
+    return names != list(map(str, range(len(names))))
 
 
 def as_scored(config: DataConfig) -> DataConfig:
-    """The data as it is scored: what training draws anew each epoch is drawn once."""
-    return replace(config, binarize="fixed") if config.binarize == "dynamic" else config
+    """The data as it is scored: random preprocessing is drawn once, not in every epoch."""
+    if config.binarize != "dynamic":
+        return config
+    return replace(config, binarize="fixed")
 
 
 def data_config(path: Path) -> DataConfig:
@@ -223,39 +236,53 @@ def data_config(path: Path) -> DataConfig:
         raise DataError(
             f"{path} was trained on arrays: name images to measure it on with --data SOURCE"
         )
-    config: DataConfig = from_dict(DataConfig, recipe["data"], "data")
-    if config.source.startswith(CODES):
-        return _images_of_codes(path, config.source)
+    config = from_dict(DataConfig, recipe["data"], "data")
+    if _holds_codes(config.source):
+        return _images_of_codes(path, recipe, config.source)
     return config
 
 
-def _images_of_codes(path: Path, source: str) -> DataConfig:
+def _holds_codes(source: str) -> bool:
+    """Whether a source holds the codes of a tokenizer."""
+    try:
+        kind, _ = data.find_source(source)
+    except DataError:
+        # A source of a plugin that is not installed here; reading it says so.
+        return False
+    return kind.holds_codes
+
+
+def _images_of_codes(path: Path, recipe: RecipeRecord, source: str) -> DataConfig:
     """The images behind the stored codes that a prior was trained on: those of its tokenizer's run.
+
+    Args:
+        path: the run of the prior.
+        recipe: of that run, which names the run of the tokenizer.
+        source: the stored codes, for the message.
 
     Raises:
         DataError: when that run is gone, or the codes are of other images.
     """
-    record = read_run_record(path)
-    named = record["recipe"].get("prior_of") or ""
-    images = (record.get("data") or {}).get("train") or {}
+    images = train_split(read_run_record(path))
     advice = (
         f"{path} was trained on stored codes ({source}) of the images "
         f"{images.get('source', '')!r}: name these images with --data SOURCE"
     )
     try:
-        tokenizer_run = locate(named)
+        tokenizer_run = locate(recipe.get("prior_of") or "")
         config = data_config(tokenizer_run)
-        trained = (read_run_record(tokenizer_run).get("data") or {}).get("train") or {}
+        trained = train_split(read_run_record(tokenizer_run))
     except TessellaError as error:
         raise DataError(advice) from error
     # The codes may have been made of other images than the tokenizer was trained on.
-    if not images.get("sha256") or images["sha256"] != trained.get("sha256"):
+    if not images.get("sha256") or images.get("sha256") != trained.get("sha256"):
         raise DataError(advice)
     return config
 
 
 def steps_of(run: Path | None) -> int | None:
     """Optimizer steps that a run took; None where there is no run, or it does not say."""
-    progress = {} if run is None else read_run_record(run).get("progress") or {}
-    steps: int | None = progress.get("step")
-    return steps
+    if run is None:
+        return None
+    progress = read_run_record(run).get("progress") or {}
+    return progress.get("step")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ from tessella.evaluation.reconstruction import reconstruction_of
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, load_model
 from tessella.tokenizers.tokenizer import check_images
+
+
+@runtime_checkable
+class IndexedImages(Protocol):
+    """Images ``uint8 [n, h, w, c]``: an array, a tensor, or a file that is read piece by piece."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: np.ndarray, /) -> np.ndarray | torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,17 @@ class Evaluation:
         empty where that is unknown); ``nats``, ``bits`` and ``bits_per_dim`` of the symbols;
         ``mse``, ``psnr_db`` and ``ssim`` of the reconstruction.
         """
-        columns: dict[str, Iterable[Any]] = {"index": range(len(self.measured))}
+        columns: dict[str, Iterable[object]] = {"index": range(len(self.measured))}
         if self.images.names is not None:
-            columns["name"] = [printable(name) for name in self.images.names]
+            columns["name"] = map(printable, self.images.names)
         if self.images.labels is not None:
-            columns["label"] = [int(label) for label in self.images.labels]
+            columns["label"] = np.asarray(self.images.labels).tolist()
+        # Hexadecimal: no program that reads tables takes it for a number to round.
         columns["hash"] = [f"{int(value):016x}" for value in self.measured.hashes]
         if self.seen is None:
             columns["in_training"] = [""] * len(self.measured)
         else:
-            columns["in_training"] = [int(seen) for seen in self.seen]
+            columns["in_training"] = self.seen.astype(int).tolist()
         for name, values in per_image(self.model, self.measured).items():
             columns[name] = values.tolist()
         text = io.StringIO()
@@ -98,8 +108,8 @@ def aspects_of(
 @torch.no_grad()
 def measure(
     model: SavedModel,
-    images: Any,
-    labels: Any = None,
+    images: IndexedImages,
+    labels: object = None,
     batch: int = 64,
     run: Path | None = None,
 ) -> Measured:
@@ -128,7 +138,9 @@ def measure(
         # Of the pixels as given, before any tokenizer.
         hashes[rows] = image_hashes(part.numpy())
         mirrored[rows] = image_hashes(part.flip(2).numpy())
-        cond = None if labels is None else torch.as_tensor(np.asarray(labels)[here])
+        cond = None
+        if labels is not None:
+            cond = torch.as_tensor(np.asarray(labels)[here])
         together = ImageBatch(part, model.tokenizer.encode(part), cond)
         for aspect in aspects:
             for name, found in aspect.values(together).items():
@@ -140,7 +152,9 @@ def measure(
     for aspect in aspects:
         counts += aspect.counts()
     measured = Measured(hashes, mirrored, values, counts, labels is not None)
-    return measured if world == 1 else _gathered(measured, len(images), world)
+    if world == 1:
+        return measured
+    return _gathered(measured, len(images), world)
 
 
 def per_image(model: SavedModel, measured: Measured) -> dict[str, torch.Tensor]:
@@ -153,23 +167,27 @@ def per_image(model: SavedModel, measured: Measured) -> dict[str, torch.Tensor]:
 
 def _gathered(measured: Measured, n: int, world: int) -> Measured:
     """The measurements of all processes; process r had the images r, r + world, and so on."""
-    gathered: list[Any] = [None] * world
+    # Each process fills its place.
+    gathered = [measured] * world
     dist.all_gather_object(gathered, measured)
     # A process may have had no image at all.
-    parts: list[Measured] = [part for part in gathered if len(part)]
+    parts = [part for part in gathered if len(part)]
     hashes = np.empty(n, np.uint64)
     mirrored = np.empty(n, np.uint64)
-    values = {name: torch.empty(n, dtype=torch.float64) for name in parts[0].values}
+    values: dict[str, torch.Tensor] = {}
+    for name in parts[0].values:
+        values[name] = torch.empty(n, dtype=torch.float64)
     # Interleave again: process r had every world-th image from r on.
     for rank, part in enumerate(parts):
         hashes[rank::world] = part.hashes
         mirrored[rank::world] = part.mirrored
         for name, whole in values.items():
             whole[rank::world] = part.values[name]
-    counts = []
-    for books in zip(*(part.counts for part in parts), strict=True):
-        # Counts of the processes add up.
-        counts.append(torch.stack(books).sum(0))
+    # Counts of the processes add up, codebook by codebook: int64 [levels] each.
+    counts = list(parts[0].counts)
+    for part in parts[1:]:
+        for book, more in enumerate(part.counts):
+            counts[book] = counts[book] + more
     return Measured(hashes, mirrored, values, tuple(counts), measured.conditional)
 
 
@@ -179,7 +197,9 @@ def _baseline(run: Path | None) -> Sequence[DensityModel]:
         return []
     folder = run / "baseline"
     # One grid has its baseline in the folder itself, several have a folder each.
-    places = [folder] if (folder / "config.json").exists() else sorted(folder.glob("grid-*"))
+    places = sorted(folder.glob("grid-*"))
+    if (folder / "config.json").exists():
+        places = [folder]
     baselines = []
     for place in places:
         model = load_model(place)

@@ -69,7 +69,7 @@ def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     window = _window(min(height, width))
 
     def planes(part: torch.Tensor) -> torch.Tensor:
-        # Each channel is an image of its own: [n * c, 1, h, w].
+        # Each channel is treated as an image: [n, h, w, c] -> [n * c, 1, h, w].
         return part.double().movedim(-1, 1).reshape(n * channels, 1, height, width)
 
     def averaged(values: torch.Tensor) -> torch.Tensor:

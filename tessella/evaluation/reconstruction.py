@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from tessella.evaluation.aspect import Aspect, ImageBatch, Measured, Values
 from tessella.evaluation.metrics import mean_squared_error, psnr, ssim, standard_error
+from tessella.files import JSONValue
 from tessella.pipeline import SavedModel, learned_tokenizer
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.quantizers import CodeUsage
@@ -33,11 +34,14 @@ class Reconstruction(Aspect):
     ) -> None:
         self.tokenizer = tokenizer
         self.steps = steps
-        self.mean_image = None if mean_image is None else mean_image.round().to(torch.uint8)
+        self.mean_image: torch.Tensor | None = None
+        if mean_image is not None:
+            self.mean_image = mean_image.round().to(torch.uint8)
         # One codebook for each channel of each grid, coarse to fine.
         self.books: list[CodeUsage] = []
         for grid in tokenizer.grids():
-            self.books += [CodeUsage(grid.levels) for _ in range(grid.channels)]
+            for _ in range(grid.channels):
+                self.books.append(CodeUsage(grid.levels))
 
     def values(self, batch: ImageBatch) -> dict[str, torch.Tensor]:
         images = batch.images
@@ -60,29 +64,27 @@ class Reconstruction(Aspect):
     def columns(self, values: Values) -> dict[str, torch.Tensor]:
         return reconstruction_columns(values)
 
-    def figures(self, measured: Measured) -> dict[str, Any]:
+    def figures(self, measured: Measured) -> dict[str, JSONValue]:
         mse = measured.values["mse"]
         structure = measured.values["ssim"]
         decibels = psnr(mse)
-        # A perfect reconstruction has an infinite PSNR, of which there is no mean.
-        finite = bool(torch.isfinite(decibels).all())
-        # The counts of all processes, not only of this one.
-        books = [_usage(counts) for counts in measured.counts]
-        figures: dict[str, Any] = {
+        figures: dict[str, JSONValue] = {
             "mse": float(mse.mean()),
             "mse_se": standard_error(mse),
-            "psnr_db": float(decibels.mean()) if finite else None,
-            "psnr_db_se": standard_error(decibels) if finite else None,
+            # A perfect reconstruction has an infinite PSNR, of which there is no mean.
+            "psnr_db": None,
+            "psnr_db_se": None,
             "ssim": float(structure.mean()),
             "ssim_se": standard_error(structure),
-            "codebook_size": _one_or_all([len(book.counts) for book in books]),
-            "codebook_used": _one_or_all([book.used for book in books]),
-            "code_perplexity": _one_or_all([book.perplexity for book in books]),
-            "code_entropy_bits": _one_or_all([book.entropy_bits for book in books]),
         }
+        if bool(torch.isfinite(decibels).all()):
+            figures["psnr_db"] = float(decibels.mean())
+            figures["psnr_db_se"] = standard_error(decibels)
+        figures |= _usage_figures(measured.counts)
         if "mean_image_mse" in measured.values:
-            of_mean_image = psnr(measured.values["mean_image_mse"])
-            figures["mean_image_psnr_db"] = float(of_mean_image.mean())
+            decibels_of_mean = psnr(measured.values["mean_image_mse"])
+            figures["mean_image_psnr_db"] = float(decibels_of_mean.mean())
+        # Whether the codebook is healthy, and what to change where it is not.
         facts = codebook_health.examine(self.tokenizer, list(measured.counts), self.steps)
         return figures | codebook_health.summarize(facts)
 
@@ -95,7 +97,9 @@ def reconstruction_of(
 ) -> Reconstruction | None:
     """The reconstructions of a model; None of one without a learned tokenizer."""
     tokenizer = learned_tokenizer(model)
-    return None if tokenizer is None else Reconstruction(tokenizer, mean_image, steps)
+    if tokenizer is None:
+        return None
+    return Reconstruction(tokenizer, mean_image, steps)
 
 
 def reconstruction_columns(values: Values) -> dict[str, torch.Tensor]:
@@ -104,12 +108,24 @@ def reconstruction_columns(values: Values) -> dict[str, torch.Tensor]:
     return {"mse": mse, "psnr_db": psnr(mse), "ssim": values["ssim"]}
 
 
-def _usage(counts: torch.Tensor) -> CodeUsage:
-    usage = CodeUsage(len(counts))
-    usage.counts = counts
-    return usage
+def _usage_figures(counts: Sequence[torch.Tensor]) -> dict[str, JSONValue]:
+    """How the codes of each codebook are used, from the counts of all processes.
 
-
-def _one_or_all(values: list[Any]) -> Any:
-    """The value of the one codebook there is, or a list of those of all."""
-    return values[0] if len(values) == 1 else values
+    Each figure is a number where there is one codebook, else a list.
+    """
+    columns: dict[str, list[JSONValue]] = {
+        "codebook_size": [],
+        "codebook_used": [],
+        "code_perplexity": [],
+        "code_entropy_bits": [],
+    }
+    for book_counts in counts:
+        book = CodeUsage(len(book_counts))
+        book.counts = book_counts
+        columns["codebook_size"].append(len(book_counts))
+        columns["codebook_used"].append(book.used)
+        columns["code_perplexity"].append(book.perplexity)
+        columns["code_entropy_bits"].append(book.entropy_bits)
+    if len(counts) == 1:
+        return {name: values[0] for name, values in columns.items()}
+    return dict(columns)

@@ -1,10 +1,12 @@
-"""Reading and writing of the package's files.
+"""Read and write the files of the package.
 
-Every file goes through here: written whole or not at all (:mod:`~tessella.files.writing`), checked
-before it is used (:mod:`~tessella.files.reading`, :mod:`~tessella.files.tensors`), and never in the
-place of something that the package did not make (:mod:`~tessella.files.replacing`).
+Every file goes through here. It is written completely or not at all
+(:mod:`~tessella.files.writing`), checked before it is used (:mod:`~tessella.files.reading`,
+:mod:`~tessella.files.tensors`), and never replaces something that the package did not write
+(:mod:`~tessella.files.replacing`).
 """
 
+from tessella.files.json_values import JSONValue
 from tessella.files.reading import (
     JSON_BYTES,
     byte_count,
@@ -35,9 +37,9 @@ from tessella.files.tensors import (
 from tessella.files.writing import (
     append_line,
     atomic_batch,
+    atomic_directory,
     atomic_file,
     cache_folder,
-    directory,
     flush,
     json_text,
     make_directory,
@@ -51,18 +53,19 @@ from tessella.files.writing import (
 __all__ = [
     "HTML_MARK",
     "JSON_BYTES",
+    "JSONValue",
     "PNG_KEY",
     "StoredTensor",
     "TensorsHeader",
     "append_line",
     "atomic_batch",
+    "atomic_directory",
     "atomic_file",
     "byte_count",
     "cache_folder",
     "check_free_space",
     "check_replaceable",
     "check_writable",
-    "directory",
     "existing_parent",
     "flush",
     "json_text",

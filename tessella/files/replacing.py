@@ -1,7 +1,6 @@
-"""Which outputs may replace what stands under their name.
+"""Rules for outputs whose name is taken.
 
-What this package made may be replaced, anything else only with ``force``; links are never written
-through.
+Files that this package wrote may be replaced, others only with ``force``; links are never followed.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from tessella.errors import ArtifactError, InputError
 from tessella.files.reading import byte_count, parse_json, read_json
 
 HTML_MARK = '<meta name="generator" content="tessella'
-"""Begins the tag by which a page that the package wrote is recognised."""
+"""Beginning of the tag by which an HTML page of this package is recognised."""
 
 PNG_KEY = "tessella"
-"""Key of the PNG text that says how a picture was made."""
+"""Key of the PNG text chunk that says how a picture was made."""
 
 
 def check_replaceable(path: Path | str, force: bool = False) -> None:
-    """Refuse an output that would destroy what this package did not make.
+    """Refuse an output that would destroy something that this package did not write.
 
-    The rule for all outputs: a free name is taken; what this package made is replaced; anything
-    else is refused, unless ``force`` is given. A link is always refused, because writing replaces
-    the link and not the file that it points to. A file never replaces a directory, nor a directory
-    a file. Nothing is created here.
+    The rule for all outputs: a free name may be used; what this package wrote may be replaced;
+    anything else is refused, unless ``force`` is given. A link is always refused, because writing
+    would replace the link, not the file that it points to. A file never replaces a directory, nor a
+    directory a file. Nothing is created here.
 
     Args:
-        path: of the file or the saved model that is to be written.
-        force: replace a foreign file, or write into a foreign directory.
+        path: the file or the saved model to be written.
+        force: allow replacing a foreign file, or writing into a foreign directory.
 
     Raises:
-        InputError: when something is there that must not be replaced.
+        InputError: when there is something that must not be replaced.
     """
     path = Path(path)
     if path.is_symlink():
@@ -44,7 +43,7 @@ def check_replaceable(path: Path | str, force: bool = False) -> None:
     if not path.exists():
         return
     if not path.is_dir() and not path.is_file():
-        raise InputError(f"{path} is no regular file: name another output")
+        raise InputError(f"{path} is not a regular file: name another output")
     if force or made_here(path):
         return
     raise InputError(
@@ -54,16 +53,16 @@ def check_replaceable(path: Path | str, force: bool = False) -> None:
 
 
 def made_here(path: Path | str) -> bool:
-    """Return whether this package made a file or a directory, going by what it holds.
+    """Return whether this package wrote a file or a directory, judging by its content.
 
-    PNG files carry a text chunk, ``.npz`` files a comment of the archive, pages a ``generator``
-    tag, JSON files the environment or the format of the package, tables of images their columns.
-    A directory counts when it is empty, or holds a saved model, a run, codes, drawn images or a
-    demo.
+    PNG files have a text chunk, ``.npz`` files an archive comment, HTML pages a ``generator`` tag,
+    JSON files the environment or a format number, and tables of images certain columns. A directory
+    counts if it is empty, or contains a saved model, a run, codes, drawn images or a demo.
     """
     path = Path(path)
     if path.is_dir():
         return _made_directory(path)
+    # The extension says what to look for, the content decides.
     recognise = _RECOGNISERS.get(path.suffix.lower())
     if recognise is None:
         return False
@@ -74,6 +73,7 @@ def made_here(path: Path | str) -> bool:
 
 
 def _made_directory(path: Path) -> bool:
+    # Any of these files makes a directory one of ours; what each holds is checked below.
     records = ("config.json", "run.json", "made.json", "demo.json")
     if not any(path.iterdir()):
         return True
@@ -81,13 +81,14 @@ def _made_directory(path: Path) -> bool:
 
 
 def _made_png(path: Path) -> bool:
-    """Walk the chunks before the pixels; the text comes there."""
+    """Search the chunks before the pixels for the text of this package."""
     with path.open("rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return False
         while len(head := file.read(8)) == 8:
             length = int.from_bytes(head[:4], "big")
             kind = head[4:]
+            # The package writes its text before the pixels.
             if kind == b"IDAT":
                 return False
             if kind in (b"tEXt", b"iTXt", b"zTXt"):
@@ -100,6 +101,7 @@ def _made_png(path: Path) -> bool:
 
 
 def _made_archive(path: Path) -> bool:
+    """Whether the comment of an ``.npz`` file is the record of drawn images."""
     with zipfile.ZipFile(path) as archive:
         record = parse_json(archive.comment, str(path))
     return isinstance(record, dict) and {"model", "seed", "n"} <= record.keys()
@@ -109,6 +111,7 @@ def _made_json(path: Path) -> bool:
     record = read_json(path)
     if not isinstance(record, dict):
         return False
+    # Each kind of record is recognised by keys that it always has.
     is_saved_model = {"format", "kind"} <= record.keys()
     is_run = {"format", "status"} <= record.keys()
     is_series = {"model", "seed", "n"} <= record.keys()
@@ -124,11 +127,13 @@ def _made_page(path: Path) -> bool:
 
 
 def _made_table(path: Path) -> bool:
+    """Whether a CSV file has the columns of the table of an evaluation."""
     with path.open("rb") as file:
         columns = file.read(4096).split(b"\n")[0].strip().split(b",")
     return columns[:1] == [b"index"] and {b"hash", b"in_training"} <= set(columns)
 
 
+# Files of any other kind are never taken for ours.
 _RECOGNISERS: dict[str, Callable[[Path], bool]] = {
     ".png": _made_png,
     ".npz": _made_archive,
@@ -142,9 +147,9 @@ def check_free_space(path: Path | str, needed: int, what: str) -> None:
     """Refuse an output that the disk cannot hold.
 
     Args:
-        path: of the output; it, and folders above it, may be missing.
-        needed: bytes.
-        what: is to be written, for the message.
+        path: the output; it and its parent folders need not exist.
+        needed: size of the output in bytes.
+        what: description of the output, for the message.
 
     Raises:
         ArtifactError: when the file system of ``path`` has less space.
@@ -153,16 +158,16 @@ def check_free_space(path: Path | str, needed: int, what: str) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
-        return  # a file system that does not say; the writer will find out
+        return  # unknown for this file system; writing will show
     if needed > free:
         raise ArtifactError(
-            f"{what} takes about {byte_count(needed)}, and {folder} has {byte_count(free)} free:"
+            f"{what} takes about {byte_count(needed)}, but {folder} has {byte_count(free)} free:"
             " ask for less, or name an output on another disk"
         )
 
 
 def existing_parent(path: Path | str) -> Path:
-    """Return the nearest directory above a path that exists."""
+    """Return the nearest existing directory: the path itself, or one above it."""
     folder = Path(path).absolute()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -173,12 +178,15 @@ def check_writable(path: Path | str) -> None:
     """Refuse an output whose folder cannot be written to, without creating anything.
 
     Raises:
-        ArtifactError: when it cannot.
+        ArtifactError: when it cannot be written to.
     """
     path = Path(path)
     folder = existing_parent(path.parent)
+    # A file in the place of a parent folder.
     blocked = [part for part in path.parents if part.exists() and not part.is_dir()]
     if blocked:
-        raise ArtifactError(f"cannot write to {path.parent}: {blocked[0]} is a file")
+        raise ArtifactError(
+            f"cannot write to {path.parent}: {blocked[0]} is a file; name another output"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write to {path.parent}: no permission to write in {folder}")

@@ -1,7 +1,7 @@
-"""Files written whole or not at all.
+"""Write files completely or not at all.
 
-A file is written to a temporary name beside the target, flushed to disk and renamed. After a kill,
-:func:`sweep` clears what was left.
+A file is written under a temporary name next to the target, flushed to disk and renamed. If the
+process is killed, :func:`sweep` cleans up later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def write_bytes(path: Path | str, data: bytes, private: bool = False) -> None:
     """Write a file atomically.
 
     Args:
-        private: only the user may read or write it, whatever the umask.
+        private: only the user may read or write the file, whatever the umask.
 
     Raises:
-        ArtifactError: naming the file and the reason; the old file, if any, is untouched.
+        ArtifactError: naming the file and the reason; an old file, if any, is unchanged.
     """
     with atomic_file(path, private) as temporary:
         temporary.write_bytes(data)
@@ -34,7 +34,7 @@ def write_bytes(path: Path | str, data: bytes, private: bool = False) -> None:
 def write_text(path: Path | str, text: str) -> None:
     """Write a UTF-8 text file atomically.
 
-    Names of files that are not UTF-8 get escapes. See :func:`write_bytes`.
+    File names in the text that are not UTF-8 are escaped. See :func:`write_bytes`.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
@@ -48,8 +48,8 @@ def json_text(value: object, indent: int | None = 2, sort_keys: bool = False) ->
     """Encode plain values as strict JSON: NaN and infinities become ``null``.
 
     Args:
-        indent: spaces a level; None gives a single line.
-        sort_keys: order the keys of objects, so that equal values give equal text.
+        indent: spaces per level; None gives a single line.
+        sort_keys: sort the keys of objects, so that equal values give equal text.
 
     >>> json_text({"loss": float("inf"), "step": 3}, indent=None)
     '{"loss": null, "step": 3}'
@@ -61,13 +61,13 @@ def json_text(value: object, indent: int | None = 2, sort_keys: bool = False) ->
     try:
         text.encode()
     except UnicodeEncodeError:
-        # A file name that is not UTF-8 holds lone surrogates, which only escapes can carry.
+        # A file name that is not UTF-8 contains lone surrogates, which must be escaped.
         return json.dumps(finite, indent=indent, sort_keys=sort_keys, allow_nan=False)
     return text
 
 
 def append_line(path: Path | str, line: str) -> None:
-    """Append a line of text. A process that is killed can leave a part of it, without its end.
+    """Append a line of text. If the process is killed, an incomplete line may remain.
 
     Raises:
         ArtifactError: naming the file and the reason.
@@ -81,33 +81,33 @@ def append_line(path: Path | str, line: str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str, private: bool = False) -> Iterator[Path]:
-    """Give a temporary path to write to; the file moves to ``path`` at the end of the block.
+    """Yield a temporary path to write to; the file moves to ``path`` when the block ends.
 
     Args:
-        private: only the user may read or write it, whatever the umask.
+        private: only the user may read or write the file, whatever the umask.
 
     Raises:
-        ArtifactError: when the block or the move fails; the old file, if any, is untouched.
+        ArtifactError: when the block or the move fails; an old file, if any, is unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        # The temporary file lies in a directory of its own, because some writers leave temporary
-        # files of theirs beside it when they are killed.
+        # The temporary file has a directory to itself, because some writers leave further temporary
+        # files next to it if they are killed.
         partial.mkdir(parents=True, exist_ok=True)
         temporary = partial / path.name
         yield temporary
-        # Some writers make files that only the owner may read; the new directory has the mode
-        # that the umask asks for.
+        # Some writers create files that only the owner may read; the new directory has the
+        # permissions that the umask asks for.
         permissions = 0o600 if private else partial.stat().st_mode & 0o666
         temporary.chmod(permissions)
         _flush(temporary)
         temporary.replace(path)
         if not path.parent.name.endswith(".partial"):
-            # Inside directory() and atomic_batch() this is done once for all files.
+            # Inside atomic_directory() and atomic_batch() this is done once for all files.
             _flush(path.parent)
     except Exception as error:
-        # Writers built on native code report a full disk as errors of their own.
+        # Writers built on native code report a full disk with error classes of their own.
         raise ArtifactError(f"cannot write {path}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -115,22 +115,22 @@ def atomic_file(path: Path | str, private: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_batch(folder: Path | str) -> Iterator[Path]:
-    """Give a directory to write files to; all of them move to ``folder`` at the end of the block.
+    """Yield a directory to write files to; they all move to ``folder`` when the block ends.
 
-    They get their names in the order of their names, so that after a kill a series of numbered
-    files has no gap. Files inside must be written with the functions of this module, which wait
-    until each is on disk.
+    They move in the order of their names, so that a series of numbered files has no gap if the
+    process is killed. Files inside must be written with the functions of this module, which wait
+    until each file is on disk.
 
     Raises:
         OSError: when a file cannot be moved.
     """
     folder = Path(folder)
     partial = folder / ".batch.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
         partial.mkdir()
         yield partial
-        # Shorter names first: eight digits count on to nine.
+        # Shorter names first, since nine digits come after eight.
         for file in sorted(partial.iterdir(), key=lambda file: (len(file.name), file.name)):
             file.replace(folder / file.name)
         _flush(folder)
@@ -139,15 +139,14 @@ def atomic_batch(folder: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def directory(path: Path | str) -> Iterator[Path]:
-    """Give a directory to fill, which replaces the one at ``path`` at the end of the block.
+def atomic_directory(path: Path | str) -> Iterator[Path]:
+    """Yield a directory to fill, which replaces the one at ``path`` when the block ends.
 
     Files inside must be written with the functions of this module, which wait until each is on
     disk.
 
     Raises:
-        ArtifactError: when something in it could not be written; what stood under the name is
-            untouched.
+        ArtifactError: when something in it could not be written; what was at ``path`` is unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -155,6 +154,7 @@ def directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        # The files are on disk already; the lists of names in folders are not.
         for item in partial.rglob("*"):
             if item.is_dir():
                 _flush(item)
@@ -167,9 +167,9 @@ def directory(path: Path | str) -> Iterator[Path]:
 
 
 def remove_directory(path: Path | str) -> None:
-    """Remove a directory; a kill meanwhile leaves no half of it under its name.
+    """Remove a directory; if the process is killed, no half of it is left under its name.
 
-    What cannot be removed stays, which is no error.
+    Whatever cannot be removed stays, without an error.
     """
     path = Path(path)
     gone = path.with_name(f".{path.name}.partial")
@@ -179,16 +179,16 @@ def remove_directory(path: Path | str) -> None:
 
 
 def sweep(folder: Path | str, name: str = "*") -> None:
-    """Clear what a killed process left half written, and restore what it was about to replace.
+    """Remove what a killed process left half-written, and restore what it was replacing.
 
     Args:
-        folder: may be missing.
-        name: of the files or directories that were being written, as a pattern. Removed are
+        folder: where to look; it need not exist.
+        name: a pattern for the files or directories that were being written. Removed are
             ``.NAME.partial``, ``.NAME.PID.partial`` and the directory ``.NAME.old``; nothing else
             is touched.
 
     Raises:
-        ArtifactError: when it cannot be removed.
+        ArtifactError: when something cannot be removed or restored.
     """
     folder = Path(folder)
     try:
@@ -196,6 +196,7 @@ def sweep(folder: Path | str, name: str = "*") -> None:
             if not old.is_dir():
                 continue
             original = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            # The kill came after both renames, or between them.
             if original.exists():
                 shutil.rmtree(old)
             else:
@@ -211,10 +212,10 @@ def sweep(folder: Path | str, name: str = "*") -> None:
 
 
 def flush(path: Path | str) -> None:
-    """Wait until a file, or the list of names of a directory, is on disk.
+    """Wait until a file, or the list of files in a directory, is on disk.
 
     Raises:
-        ArtifactError: when it cannot be brought there.
+        ArtifactError: when it cannot be written to disk.
     """
     try:
         _flush(Path(path))
@@ -226,11 +227,12 @@ def make_directory(path: Path | str) -> Path:
     """Create a directory and check that it can be written to.
 
     Raises:
-        ArtifactError: when it cannot.
+        ArtifactError: when it cannot be created or written to.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: the file system may be read-only.
         probe = path / f".probe.{os.getpid()}.partial"
         probe.touch()
         probe.unlink()
@@ -240,11 +242,11 @@ def make_directory(path: Path | str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again.
+    """Return the folder for data that can be recomputed.
 
-    It is ``TESSELLA_CACHE``, else ``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``.
+    It is ``$TESSELLA_CACHE``, or else ``$XDG_CACHE_HOME/tessella``, or else ``~/.cache/tessella``.
     """
-    # os.path.expanduser, unlike Path.expanduser, does not raise where there is no home.
+    # os.path.expanduser, unlike Path.expanduser, does not raise if there is no home directory.
     chosen = os.environ.get("TESSELLA_CACHE")
     if chosen:
         return Path(os.path.expanduser(chosen))  # noqa: PTH111
@@ -264,9 +266,9 @@ def _without_infinities(value: object) -> object:
 
 
 def _replace_directory(path: Path, partial: Path) -> None:
-    """Rename a directory to ``path`` and remove what stood there.
+    """Rename a directory to ``path`` and remove what was there.
 
-    Two renames cannot be one step; after a kill in between, :func:`sweep` restores the old one.
+    This takes two renames. If the process is killed in between, :func:`sweep` restores the old one.
     """
     old = path.with_name(f".{path.name}.old")
     if path.exists():

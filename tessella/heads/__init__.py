@@ -1,13 +1,13 @@
-"""Heads: a network's parameters to distributions over symbols.
+"""Heads turn the parameters that a network outputs into distributions over symbols.
 
-A head returns a distribution; the loss, ``log_prob``, sampling and coding use the same object.
-There are two views of it:
+The loss, ``log_prob`` and sampling all use the same distribution object. There are two ways to get
+one:
 
-* over a whole grid, ``head(parameters)``: from what :meth:`DensityModel.forward` returned, a
-  distribution with ``log_prob(x)``, ``table(x)`` and ``mode()`` over
-  ``x [batch, height, width, channels]``;
-* over one symbol a row, ``head.symbol(parameters)``: from what :meth:`DensityModel.step` returned,
-  a distribution over ``[batch]``.
+* ``head(parameters)`` takes what :meth:`DensityModel.forward` returns, and gives a distribution
+  over whole grids ``x [batch, height, width, channels]``, with ``log_prob(x)``, ``table(x)`` and
+  ``mode()``;
+* ``head.symbol(parameters)`` takes what :meth:`DensityModel.step` returns, and gives a distribution
+  over one symbol of each image, ``[batch]``.
 """
 
 from __future__ import annotations
@@ -47,23 +47,28 @@ __all__ = [
 HEADS: Registry[type[Head]] = Registry("head", base=Head)
 """Every head that :func:`create_head` can build."""
 
-# The order in which tables and help show them.
+# This is the order in which tables and help texts show them.
 for _head in (CategoricalHead, OrdinalHead, LogisticMixtureHead):
     HEADS.register(_head.name)(_head)
 
 register_head = HEADS.register
-"""Decorator that adds a head from outside: ``@ts.register_head("mine")``."""
+"""Decorator that adds a custom head: ``@ts.register_head("mine")``."""
 
 
 def create_head(name: str, grid: Grid, **sizes: object) -> Head:
     """Build a registered head.
+
+    Args:
+        name: a key of ``ts.HEADS``.
+        grid: the grid whose symbols are modelled.
+        sizes: further arguments of the head, such as ``components``.
 
     Raises:
         ConfigError: for an unknown name (the known ones are listed) or a size the head does not
             take.
     """
     head = HEADS.get_or_explain(name)
-    # Sizes of a saved configuration may be of any name.
+    # A saved configuration may hold arguments that the head does not know.
     try:
         return head(grid, **sizes)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""``categorical``: any probability for any level."""
+"""The ``categorical`` head: an arbitrary probability for each level."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tessella.heads.head import Distribution, FactoredHead, at_least_float32
 
 
 class Categorical(Distribution):
-    """Any probability for any level: the softmax of logits ``[..., levels]``.
+    """An arbitrary distribution over levels; with two levels, a Bernoulli.
 
-    With two levels, a Bernoulli.
+    Args:
+        logits: ``[..., levels]``; their softmax gives the probabilities.
     """
 
     def __init__(self, logits: torch.Tensor) -> None:
@@ -21,7 +22,7 @@ class Categorical(Distribution):
         return F.log_softmax(self.logits, dim=-1)
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        # The fused loss does not keep a table of all levels for the gradient.
+        # The fused loss does not store a table of all levels for the backward pass.
         nats = F.cross_entropy(self.logits.flatten(0, -2), x.flatten(), reduction="none")
         return -nats.view(x.shape)
 
@@ -30,7 +31,7 @@ class Categorical(Distribution):
 
 
 class CategoricalHead(FactoredHead):
-    """``categorical``: a softmax over the levels; a Bernoulli at two levels."""
+    """``categorical``: a softmax over the levels; with two levels, a Bernoulli."""
 
     name = "categorical"
 
@@ -42,9 +43,9 @@ class CategoricalHead(FactoredHead):
         return Categorical(parameters)
 
     def symbol(self, parameters: torch.Tensor) -> Distribution:
-        # [batch, levels], where a grid has [..., levels]: the softmax is the same.
+        # The softmax is over the last dimension, for one symbol as for a whole grid.
         return Categorical(parameters)
 
     def parameters_from_table(self, table: torch.Tensor) -> torch.Tensor:
-        # Logits are log-probabilities up to a constant, and the table is one choice of them.
+        # Logits are log-probabilities plus any constant, so the table itself will do.
         return table

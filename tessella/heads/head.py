@@ -1,9 +1,10 @@
-"""The bases of heads and of the distributions that they return.
+"""Base classes of heads, and of the distributions that they return.
 
-A *factored* head takes parameters for each symbol; the network that makes them has ordered the
-channels of a pixel. A *joint* head takes one vector for a pixel and orders the channels itself:
-:meth:`JointHead.start` and :meth:`JointHead.next` walk through them, over a whole grid at once or
-for one pixel, with the same code. All arithmetic is float32 or wider.
+With a *factored* head, the network makes parameters for each symbol, and is itself responsible for
+conditioning each channel on the earlier channels of its pixel. A *joint* head takes a single vector
+for each pixel and does that conditioning itself: :meth:`JointHead.start` and :meth:`JointHead.next`
+walk through the channels, with the same code for a whole grid and for a single pixel. All
+arithmetic is in float32 or wider.
 """
 
 from __future__ import annotations
@@ -18,33 +19,41 @@ from tessella.nn.stepping.state import State
 
 
 class Distribution(ABC):
-    """A distribution over symbols of ``[...]``, each given the symbols that come before it."""
+    """Base of the distributions over symbols, each conditioned on the symbols before it."""
 
     @abstractmethod
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
-        """Log-probabilities (nats) of all levels of every symbol: ``[..., levels]``.
+        """Log-probabilities of all levels of every symbol, in nats.
 
-        A joint distribution needs ``x [..., channels]``, of which it uses the channels that come
-        before.
+        Args:
+            x: the symbols, ``int64 [..., channels]``. Only joint distributions need them, because
+                they condition each channel on the channels before it.
+
+        Returns:
+            ``[..., levels]``.
+
+        Raises:
+            InputError: when a joint distribution gets no ``x``.
         """
 
     @abstractmethod
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        """Log-probability (nats) of each symbol of ``x [...]`` given the ones before it:
-        ``[...]``."""
+        """Log-probability of each symbol of ``x int64 [...]``, in nats: ``[...]``."""
 
     @abstractmethod
     def mode(self) -> torch.Tensor:
-        """The likeliest level of each symbol, channel after channel given the modes before:
-        ``int64 [...]``."""
+        """The most likely level of each symbol, ``int64 [...]``.
+
+        A joint distribution goes channel by channel, given the modes of earlier channels.
+        """
 
 
 class Head(ABC):
-    """Turns parameters into distributions over the symbols of one grid.
+    """Base of the heads, which turn parameters into distributions over the symbols of a grid.
 
-    A subclass gives :attr:`size`, :meth:`__call__` and :meth:`symbol`; :meth:`bias` where zeros are
-    a poor start; :meth:`config` where its constructor takes more than the grid. Register it with
-    ``@ts.register_head("name")``.
+    A subclass defines :attr:`size`, :meth:`__call__` and :meth:`symbol`. It overrides :meth:`bias`
+    if zeros are a poor initial bias, and :meth:`config` if its constructor takes more than the
+    grid. Register it with ``@ts.register_head("name")``.
 
     Args:
         grid: the grid whose symbols are modelled.
@@ -55,9 +64,10 @@ class Head(ABC):
 
     name: ClassVar[str]
     joint: ClassVar[bool] = False
-    """Whether one vector of parameters serves a pixel, whose channels the head orders itself."""
+    """Whether there is a single vector of parameters for all channels of a pixel."""
     ordered: ClassVar[bool] = False
-    """Whether it takes level 99 to be next to level 100, which codes are not."""
+    """Whether the head assumes that level 99 is close to level 100, as for intensities but not for
+    codes."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -65,30 +75,37 @@ class Head(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Parameters that a network gives: for each symbol, or for each pixel if the head is
-        joint."""
+        """Number of parameters for each symbol, or for each pixel if the head is joint."""
 
     @abstractmethod
     def __call__(self, parameters: torch.Tensor) -> Distribution:
-        """Distribution over grids, from ``[batch, height, width, channels, size]``
-        (``[batch, height, width, size]`` if joint)."""
+        """Distribution over whole grids.
+
+        Args:
+            parameters: ``[batch, height, width, channels, size]``, or
+                ``[batch, height, width, size]`` if the head is joint.
+        """
 
     @abstractmethod
     def symbol(self, parameters: torch.Tensor) -> Distribution:
-        """Distribution over one symbol of each of ``[batch]`` images, from the parameters that
-        ``step`` returned."""
+        """Distribution over one symbol of each image, ``[batch]``.
+
+        Args:
+            parameters: as :meth:`DensityModel.step` returns them, ``[batch, ...]``.
+        """
 
     def bias(self) -> torch.Tensor:
-        """A good start for the bias of the layer that makes the parameters: ``[size]``."""
+        """Good initial bias for the layer that makes the parameters: ``[size]``."""
+        # Zeros suit heads whose parameters are logits: all levels are equally likely.
         return torch.zeros(self.size)
 
     def config(self) -> dict[str, object]:
-        """Plain values that rebuild the head by :func:`create_head`."""
+        """Plain values from which :func:`create_head` rebuilds the head."""
         return {"name": self.name}
 
     def __repr__(self) -> str:
         sizes = ""
-        # The configuration holds the sizes, under the names of the constructor.
+        # Besides the name, a configuration holds the arguments of the constructor.
         for name, value in self.config().items():
             if name != "name":
                 sizes += f", {name}={value}"
@@ -96,33 +113,41 @@ class Head(ABC):
 
 
 class FactoredHead(Head):
-    """A head whose parameters, one vector for each symbol, can express any table."""
+    """Base of the heads with parameters for each symbol; they can express any distribution."""
 
     @abstractmethod
     def parameters_from_table(self, table: torch.Tensor) -> torch.Tensor:
-        """Parameters ``[..., size]`` whose distribution has the log-probabilities
-        ``table [..., levels]``."""
+        """Parameters ``[..., size]`` of the distribution with these log-probabilities.
+
+        Args:
+            table: log-probabilities in nats, ``[..., levels]``.
+        """
 
 
 class JointHead(Head):
-    """A head that takes one parameter vector for a pixel and orders the channels itself."""
+    """Base of the heads with one parameter vector for each pixel, whose channels they order."""
 
+    # Tells networks to make one vector of parameters for each pixel, without a channel dimension.
     joint = True
 
     @abstractmethod
     def start(self, parameters: torch.Tensor) -> State:
-        """The state before the first channel of pixels, from their ``parameters [..., size]``."""
+        """The state before the first channel.
+
+        Args:
+            parameters: parameters of the pixels, ``[..., size]``.
+        """
 
     @abstractmethod
     def next(
         self, previous: torch.Tensor | None, channel: int, state: State
     ) -> tuple[torch.Tensor, State]:
-        """One channel further.
+        """Advance by one channel.
 
         Args:
-            previous: symbol ``[...]`` of the channel before; None at the first.
-            channel: which channel comes next.
-            state: what :meth:`start` or the call before returned; it is spent.
+            previous: symbols of the previous channel, ``int64 [...]``; None at the first channel.
+            channel: index of the channel to predict.
+            state: returned by :meth:`start` or the previous call; it must not be used again.
 
         Returns:
             The parameters of the channel as :meth:`symbol` takes them, and the next state.
@@ -131,14 +156,17 @@ class JointHead(Head):
     def unroll(
         self, parameters: torch.Tensor, x: torch.Tensor, channels: int
     ) -> list[torch.Tensor]:
-        """Parameters of the first ``channels`` channels of pixels ``[..., size]``, each given the
-        symbols before it.
+        """Parameters of the first channels of pixels whose symbols are known.
 
         Args:
-            parameters: of the pixels, ``[..., size]``.
-            x: their symbols ``[..., channels]``.
+            parameters: parameters of the pixels, ``[..., size]``.
+            x: their symbols, ``int64 [..., channels of the grid]``.
+            channels: how many channels to visit.
+
+        Returns:
+            For each channel, what :meth:`next` returns.
         """
-        # The same walk as in a step, over as many pixels at once as there are.
+        # This is the walk of a step, but over all pixels at once.
         state = self.start(parameters)
         steps = []
         for channel in range(channels):
@@ -149,27 +177,27 @@ class JointHead(Head):
 
 
 class AveragingJointHead(JointHead):
-    """A joint head that can express the average of several of its own distributions.
+    """Base of the joint heads that can express an average of several of their own distributions.
 
-    A network that averages ``parts`` networks (MADE does) gives each of them the head of
-    :meth:`part_of_average`, and puts their parameters together by :meth:`average`.
+    A model that averages several networks, as MADE does, gives each network the head of
+    :meth:`part_of_average`, and combines their parameters by :meth:`average`.
     """
 
     @abstractmethod
     def part_of_average(self, parts: int) -> AveragingJointHead:
-        """The head of each of so many networks.
+        """The head of each network, when the average has this number of parts.
 
         Raises:
-            ConfigError: where this head does not divide into so many parts.
+            ConfigError: when this head cannot be divided into that many parts.
         """
 
     @abstractmethod
     def average(self, parameters: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        """Parameters of the weighted average of distributions.
+        """Parameters of a weighted average of distributions.
 
         Args:
-            parameters: of the parts' heads, ``[..., parts, size of a part]``.
-            log_weights: of the parts, normalized, nats: ``[..., parts]``.
+            parameters: parameters of each part, ``[..., parts, size of a part]``.
+            log_weights: normalized log-weight of each part, in nats, ``[..., parts]``.
 
         Returns:
             ``[..., size]``.
@@ -177,25 +205,33 @@ class AveragingJointHead(JointHead):
 
     @abstractmethod
     def log_weights_after(self, previous: torch.Tensor, state: State, parts: int) -> torch.Tensor:
-        """How likely each part of an average is, given all channels of a pixel.
+        """Posterior log-weight of each part of an average, given all channels of a pixel.
 
         Args:
-            previous: the symbol ``[...]`` of the last channel.
-            state: what :meth:`next` returned for that channel.
-            parts: how many.
+            previous: symbols of the last channel, ``int64 [...]``.
+            state: returned by :meth:`next` for that channel.
+            parts: number of parts.
 
         Returns:
-            Log-weights ``[..., parts]``, nats up to a constant.
+            Log-weights in nats, up to a constant, ``[..., parts]``.
         """
 
     @abstractmethod
     def pixel_log_prob(self, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Log-probability (nats) of whole pixels ``x [..., channels]``: ``[...]``."""
+        """Log-probability of whole pixels, in nats: ``[...]``.
+
+        Args:
+            parameters: ``[..., size]``.
+            x: ``int64 [..., channels]``.
+        """
 
 
 def at_least_float32(parameters: torch.Tensor) -> torch.Tensor:
-    """Parameters in float32 or wider: half precision has too few digits for probabilities."""
-    # The gradient goes back in the type of the parameters.
+    """Convert parameters to float32 or wider.
+
+    Half precision has too few digits for probabilities.
+    """
+    # The conversion is differentiable: gradients return in the original type.
     if parameters.dtype in (torch.float32, torch.float64):
         return parameters
     return parameters.float()

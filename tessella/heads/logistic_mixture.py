@@ -1,4 +1,4 @@
-"""``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel."""
+"""The ``logistic-mixture`` head: a discretized mixture of logistics over a pixel's channels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from tessella.heads.head import AveragingJointHead, Distribution, at_least_float
 from tessella.nn.stepping.state import State
 
 LOG_SCALES = (-7.0, 15.0)
-"""Least and largest log-scale of a logistic, on the axis where the levels span [-1, 1] (the least
-is PixelCNN++'s)."""
+"""Smallest and largest log-scale of a logistic, on the axis where the levels span [-1, 1]. The
+smallest is that of PixelCNN++."""
 
 
 class LogisticMixture(Distribution):
-    """A mixture of logistics, each integrated over the bin of a level (Salimans et al. 2017, eq.
-    2).
+    """A mixture of logistics, each integrated over the bin of a level.
 
-    The levels lie evenly on [-1, 1]; the bins of the first and the last level reach to minus and
-    plus infinity, so that the probabilities sum to one exactly. With ``a`` and ``b`` the
-    standardized edges of a bin,
+    Salimans et al. 2017, eq. 2. The levels are evenly spaced on [-1, 1]. The bins of the first and
+    the last level extend to minus and plus infinity, so that the probabilities sum to exactly one.
+    With ``a`` and ``b`` the standardized edges of a bin,
     ``log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b))``, which
     is stable in both tails.
 
     Args:
-        parameters: ``[..., 3 * components]``: logits of the weights, means, log-scales.
+        parameters: logits of the weights, means and log-scales, ``[..., 3 * components]``.
         levels: number of levels.
     """
 
@@ -46,12 +45,12 @@ class LogisticMixture(Distribution):
         half_bin = 1.0 / (self.levels - 1)
         inverse_scale = torch.exp(-self.log_scales)
         centred = 2.0 * half_bin * x.to(self.means.dtype) - 1.0 - self.means
-        # log sigmoid(b), log sigmoid(-a) and, since b - a is two half bins, log(1 - exp(a - b)).
+        # log sigmoid(b), log sigmoid(-a), and log(1 - exp(a - b)), where b - a is one bin wide.
         below_upper_edge = F.logsigmoid((centred + half_bin) * inverse_scale)
         above_lower_edge = F.logsigmoid((half_bin - centred) * inverse_scale)
         gap = torch.log(-torch.expm1(-2.0 * half_bin * inverse_scale))
         inside = below_upper_edge + above_lower_edge + gap
-        # The outermost bins have one edge only.
+        # The outermost bins have only one edge.
         not_first = torch.where(x == self.levels - 1, above_lower_edge, inside)
         return torch.where(x == 0, below_upper_edge, not_first)
 
@@ -60,7 +59,7 @@ class LogisticMixture(Distribution):
 
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
         levels = torch.arange(self.levels, device=self.means.device)
-        # One more dimension, along which the levels lie.
+        # Score all levels at once, along one more dimension.
         each_level = LogisticMixture(self.parameters.unsqueeze(-2), self.levels)
         return each_level.log_prob(levels.expand(*self.means.shape[:-1], self.levels))
 
@@ -70,38 +69,37 @@ class LogisticMixture(Distribution):
 
 @dataclass
 class PixelPosterior(State):
-    """How far a joint head has walked through the channels of its pixels."""
+    """State of the walk through the channels of pixels."""
 
     parameters: list[torch.Tensor]
-    """Means, log-scales and coefficients of the pixel as the network gave them."""
+    """Means and log-scales of all channels, and coefficients after their ``tanh``."""
     log_weights: torch.Tensor
-    """Posterior of the mixture component given the channels known so far, ``[..., components]``,
-    nats up to a constant."""
+    """Posterior log-weights of the components given the channels known so far, in nats up to a
+    constant, ``[..., components]``."""
     values: list[torch.Tensor]
-    """Known channels on [-1, 1], each ``[..., 1]``."""
+    """Values of the known channels, scaled to [-1, 1], ``[..., 1]`` each."""
     current: torch.Tensor | None = None
-    """Parameters of the channel that was given last, ``[..., 3 * components]``."""
+    """Parameters of the newest channel, ``[..., 3 * components]``."""
 
 
 class LogisticMixtureHead(AveragingJointHead):
-    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel
-    (Salimans et al. 2017, eq. 3).
+    """``logistic-mixture``: a discretized mixture of logistics over the channels of a pixel.
 
-    One set of mixture weights serves a pixel; the mean of channel ``c`` is shifted by
-    ``tanh(coefficient) * value`` for every channel before it, with one coefficient for each pair of
-    channels and component. One symbol at a time this is a *univariate* mixture whose weights are
-    the posterior of the component given the channels already known.
+    Salimans et al. 2017, eq. 3. All channels of a pixel share their mixture weights. The mean of
+    channel ``c`` is shifted by ``tanh(coefficient) * value`` for every earlier channel, with one
+    coefficient for each component and pair of channels. Seen one symbol at a time, this is a
+    *univariate* mixture whose weights are the posterior of the component given the known channels.
 
-    The ``size`` parameters of a pixel with ``M`` components and ``C`` channels, in this order:
-    weights ``[M]``, means ``[C, M]``, log-scales ``[C, M]``, coefficients ``[C (C - 1) / 2, M]``
-    for the pairs (1, 0), (2, 0), (2, 1), ...
+    A pixel with ``M`` components and ``C`` channels has ``size`` parameters, in this order: weights
+    ``[M]``, means ``[C, M]``, log-scales ``[C, M]``, and coefficients ``[C (C - 1) / 2, M]`` for
+    the pairs (1, 0), (2, 0), (2, 1), ...
 
     Args:
-        grid: the grid whose symbols are modelled, of at least 3 levels.
-        components: logistics of the mixture.
+        grid: the grid whose symbols are modelled, with at least 3 levels.
+        components: number of logistics in the mixture.
 
     Raises:
-        ConfigError: for 2 levels, or a number of components that is not positive.
+        ConfigError: for 2 levels, or a number of components that is not a positive integer.
     """
 
     name = "logistic-mixture"
@@ -109,7 +107,7 @@ class LogisticMixtureHead(AveragingJointHead):
 
     def __init__(self, grid: Grid, components: int = 10) -> None:
         super().__init__(grid)
-        # Two bins that both reach to infinity are a Bernoulli, in a roundabout way.
+        # With 2 levels both bins extend to infinity: a roundabout way to write a Bernoulli.
         if grid.levels < 3:
             raise ConfigError(
                 "the logistic-mixture head needs at least 3 levels; "
@@ -123,7 +121,7 @@ class LogisticMixtureHead(AveragingJointHead):
 
     @property
     def pairs(self) -> int:
-        """Pairs of channels of a pixel."""
+        """Number of pairs of channels in a pixel."""
         return self.grid.channels * (self.grid.channels - 1) // 2
 
     @property
@@ -151,12 +149,12 @@ class LogisticMixtureHead(AveragingJointHead):
         if channel:
             assert previous is not None
             assert state.current is not None
-            # Bayes' rule. The logits that `current` holds and the posterior differ by a constant,
-            # which the softmax drops.
+            # Bayes' rule. This omits the normalizing constant, which the softmax of the next
+            # channel's mixture drops anyway.
             state.log_weights = state.log_weights + self.symbol(state.current).components(previous)
             value = previous.to(state.log_weights) * (2.0 / (self.grid.levels - 1)) - 1.0
             state.values.append(value.unsqueeze(-1))
-        # The means of this channel, shifted by each channel before it (eq. 3).
+        # The means of this channel, shifted by each earlier channel (eq. 3).
         means, log_scales, coefficients = state.parameters
         this_channel = slice(channel * m, (channel + 1) * m)
         mean = means[..., this_channel]
@@ -167,7 +165,7 @@ class LogisticMixtureHead(AveragingJointHead):
         return state.current, state
 
     def bias(self) -> torch.Tensor:
-        """Means spread over [-1, 1], scales as wide as their distance."""
+        """Initial bias with means spread over [-1, 1], and scales equal to half their spacing."""
         m = self.components
         c = self.grid.channels
         weights = torch.zeros(m)
@@ -186,27 +184,27 @@ class LogisticMixtureHead(AveragingJointHead):
         return LogisticMixtureHead(self.grid, self.components // parts)
 
     def average(self, parameters: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        # A mixture of mixtures: all components of all parts, their weights multiplied.
+        # A mixture of mixtures has the components of all parts, with the product of the weights.
         parts = log_weights.shape[-1]
-        # [..., parts, vectors, components of a part]
-        each = parameters.unflatten(-1, (-1, self.components // parts)).to(log_weights.dtype)
-        weights = F.log_softmax(each[..., :1, :], dim=-1) + log_weights[..., None, None]
-        together = torch.cat([weights, each[..., 1:, :]], dim=-2)
-        # Components of all parts side by side within each vector.
-        return together.transpose(-3, -2).flatten(-3)
+        # [..., parts, vectors, components of a part]; the first vector is the mixture weights.
+        vectors = parameters.unflatten(-1, (-1, self.components // parts)).to(log_weights.dtype)
+        weights = F.log_softmax(vectors[..., :1, :], dim=-1) + log_weights[..., None, None]
+        weighted = torch.cat([weights, vectors[..., 1:, :]], dim=-2)
+        # Concatenate the components of all parts within each vector.
+        return weighted.transpose(-3, -2).flatten(-3)
 
     def log_weights_after(self, previous: torch.Tensor, state: State, parts: int) -> torch.Tensor:
         assert isinstance(state, PixelPosterior)
         assert state.current is not None
         mixture = self.symbol(state.current)
-        # The components of each part lie side by side.
+        # The components of a part are contiguous.
         joint = mixture.log_weights + mixture.components(previous)
         return joint.unflatten(-1, (parts, -1)).logsumexp(dim=-1)
 
     def pixel_log_prob(self, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         steps = self.unroll(parameters, x, self.grid.channels)
-        # Weight logits of the last channel are those of the first plus the log-probabilities of
-        # the channels between, so the last channel's term and a constant complete the sum.
+        # The weight logits of the last channel already contain the log-probabilities of all earlier
+        # channels. What is missing is the last channel, and the normalization of the first logits.
         last = self.symbol(steps[-1])
         joint = steps[-1].chunk(3, dim=-1)[0] + last.components(x[..., -1])
         constant = steps[0].chunk(3, dim=-1)[0].logsumexp(dim=-1)
@@ -217,20 +215,28 @@ class LogisticMixtureHead(AveragingJointHead):
 
 
 class PixelMixture(Distribution):
-    """The joint distribution of a :class:`LogisticMixtureHead` over ``[..., channels]``."""
+    """The joint distribution of a :class:`LogisticMixtureHead` over pixels.
+
+    Args:
+        head: the head.
+        parameters: ``[..., size]``.
+    """
 
     def __init__(self, head: LogisticMixtureHead, parameters: torch.Tensor) -> None:
         self.head = head
         self.parameters = parameters
 
-    def given(self, x: torch.Tensor) -> LogisticMixture:
-        """The univariate mixture of each symbol of ``x [..., channels]`` given the channels before
-        it."""
+    def conditionals(self, x: torch.Tensor) -> LogisticMixture:
+        """The univariate mixture of each symbol, given the earlier channels of its pixel.
+
+        Args:
+            x: ``int64 [..., channels]``.
+        """
         steps = self.head.unroll(self.parameters, x, self.head.grid.channels)
         return LogisticMixture(torch.stack(steps, dim=-2), self.head.grid.levels)
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        return self.given(x).log_prob(x)
+        return self.conditionals(x).log_prob(x)
 
     def table(self, x: torch.Tensor | None = None) -> torch.Tensor:
         if x is None:
@@ -238,11 +244,11 @@ class PixelMixture(Distribution):
                 "the table of a joint distribution needs x: "
                 "the channels of a pixel depend on each other"
             )
-        return self.given(x).table()
+        return self.conditionals(x).table()
 
     def mode(self) -> torch.Tensor:
         state = self.head.start(self.parameters)
-        # Greedy, channel by channel: not the likeliest pixel, which would take a search.
+        # This is greedy, channel by channel. The most likely pixel would take a search.
         modes: list[torch.Tensor] = []
         for channel in range(self.head.grid.channels):
             previous = modes[-1] if modes else None

@@ -1,4 +1,4 @@
-"""``ordinal``: a categorical whose logits share strength between neighbouring levels."""
+"""The ``ordinal`` head: a categorical whose neighbouring levels learn from each other."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from tessella.grid import Grid
 from tessella.heads.categorical import Categorical, CategoricalHead
 from tessella.heads.head import Distribution, at_least_float32
 
-MOST_ORDINAL = 4096
-"""Levels of an ordinal head: the square root of its covariance takes their cube in time, their
-square in memory."""
+MAX_LEVELS = 4096
+"""Upper limit on the levels of an ordinal head. The square root of its covariance takes cubic time
+and quadratic memory."""
 
 
 class OrdinalHead(CategoricalHead):
-    """``ordinal``: a categorical whose logits share strength between neighbouring levels.
+    """``ordinal``: a categorical whose neighbouring levels learn from each other.
 
     With parameters ``u`` the logits are ``L u``, where ``L`` is the symmetric square root of a
-    covariance ``C`` between levels: ``C[i, j]`` is the sum of ``0.1 [i = j]`` and of squared
-    exponentials ``exp(-(i - j)^2 / (2 l^2))`` of lengths ``l`` = 1, 4, 16, ... below a quarter of
-    the levels, each length with the same share of 0.9.
+    covariance ``C`` between levels. ``C[i, j]`` is the sum of ``0.1 [i = j]`` and of squared
+    exponentials ``exp(-(i - j)^2 / (2 l^2))`` with lengths ``l`` = 1, 4, 16, ... below a quarter of
+    the levels, each length with an equal share of 0.9.
 
-    A gradient step that moves one level moves its neighbours too, near ones most (it is a step on
-    the logits preconditioned by ``C``), and independent parameters make smooth logits, drawn from a
-    Gaussian process over the levels. ``L`` is invertible, so every distribution over the levels is
-    still expressible, as by the softmax.
+    A gradient step that moves one level also moves its neighbours, the nearest ones most: it is a
+    step on the logits preconditioned by ``C``. And independent random parameters make smooth
+    logits, a sample of a Gaussian process over the levels. ``L`` is invertible, so the head can
+    still express any distribution over the levels.
+
+    Args:
+        grid: the grid whose symbols are modelled.
 
     Raises:
-        ConfigError: above ``MOST_ORDINAL`` levels.
+        ConfigError: for more than ``MAX_LEVELS`` levels.
     """
 
     name = "ordinal"
@@ -36,9 +39,9 @@ class OrdinalHead(CategoricalHead):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
-        if grid.levels > MOST_ORDINAL:
+        if grid.levels > MAX_LEVELS:
             raise ConfigError(
-                f"the ordinal head takes at most {MOST_ORDINAL:,} levels, got {grid.levels:,}: "
+                f"the ordinal head takes at most {MAX_LEVELS:,} levels, got {grid.levels:,}: "
                 "take head='categorical'"
             )
         self._roots: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -56,15 +59,15 @@ class OrdinalHead(CategoricalHead):
         return _product(table, inverse)
 
     def _root_and_inverse(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``L`` and its inverse ``[levels, levels]``, on the device and of the type of a tensor.
+        """``L`` and its inverse, ``[levels, levels]`` each, of the device and type of ``like``.
 
         They are computed once for each device and type.
         """
         key = (like.device, like.dtype)
         if key not in self._roots:
-            # Whoever asks first may be in inference mode, whose tensors training could not use.
+            # The first call may be in inference mode, and training could not use such tensors.
             with torch.inference_mode(False), torch.no_grad():
-                # L = V sqrt(D) V^T where C = V D V^T. No eigenvalue is below 0.1: L has an inverse.
+                # C = V D V^T, so L = V sqrt(D) V^T. No eigenvalue is below 0.1, so L is invertible.
                 values, vectors = torch.linalg.eigh(level_covariance(self.grid.levels))
                 root = (vectors * values**0.5) @ vectors.T
                 inverse = (vectors * values**-0.5) @ vectors.T
@@ -73,9 +76,11 @@ class OrdinalHead(CategoricalHead):
 
 
 def level_covariance(levels: int) -> torch.Tensor:
-    """How much levels have in common, see :class:`OrdinalHead`: float64 ``[levels, levels]``, 1 on
-    the diagonal."""
-    # 1, 4, 16, ... as long as a quarter of the levels is longer.
+    """Covariance between levels, see :class:`OrdinalHead`: ``float64 [levels, levels]``.
+
+    The diagonal is 1.
+    """
+    # 1, 4, 16, ... below a quarter of the levels.
     lengths = [1]
     while 4 * 4 * lengths[-1] < levels:
         lengths.append(4 * lengths[-1])

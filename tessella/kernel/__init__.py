@@ -1,15 +1,15 @@
-"""The compiled part: programs of steps and the search of codebooks, two small C++ files.
+"""The compiled kernel: two small C++ files, for programs of steps and for codebook search.
 
-They are built when first needed, by a C++ compiler (``c++``, or what ``CXX`` names). Without one,
-or with ``TESSELLA_KERNEL=0`` in the environment, everything runs in plain torch, slower, with equal
-results up to rounding.
+They are compiled on first use, with ``c++`` or the compiler named by ``CXX``. Without a compiler,
+or with ``TESSELLA_KERNEL=0`` in the environment, everything runs in plain torch: slower, but with
+the same results up to rounding.
 
-The library is kept in ``kernel/`` of the cache (``TESSELLA_CACHE``, else
-``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``), under a name made of the source, the
-compiler and the processor, so that it is built once for each. Loading a library runs its code, so
-only the user may write there: the folder is created for the user alone (mode 0700), and a folder or
-a file that belongs to somebody else, or that others can write, is not used. Beside the library lies
-its SHA-256, which is compared before it is loaded: a damaged library is built again.
+The library is cached in the folder ``kernel/`` of the cache (``TESSELLA_CACHE``, else
+``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``). Its name is a hash of the source, the
+compiler and the processor, so it is built once for each combination. Loading a library runs its
+code, so nobody but the user may be able to write it. The folder is created for the user alone (mode
+0700), and a folder or file that belongs to somebody else, or that others can write, is not used.
+Next to the library is its SHA-256, which is compared before loading; a damaged library is rebuilt.
 """
 
 from __future__ import annotations
@@ -35,60 +35,62 @@ from tessella.errors import ArtifactError, TessellaWarning
 SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search.cpp"))
 HEADER = Path(__file__).parent / "vector.h"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-WAYS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
-"""Flags that are tried in turn. OpenMP's threads are torch's own where both use the same
-runtime."""
+FLAG_SETS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
+"""Compiler flags, tried one after the other. If both use the same OpenMP runtime, the kernel shares
+torch's threads."""
 
 TIMEOUT = 120
-"""Seconds that a compiler may take."""
+"""Time limit for the compiler, in seconds."""
 
 BUILD_BYTES = 1 << 25
-"""Free space that a build needs: 32 MiB. The library has a tenth of that."""
-
+"""Free disk space that a build needs: 32 MiB, about ten times the size of the library."""
 
 _notes: list[str] = []
-"""What a user may want to know of the library of this process."""
+"""Remarks about the library of this process, for :func:`describe`."""
 
 
 Arguments = list[type[ctypes.c_void_p] | type[ctypes.c_int64]]
+"""Argument types of a C function."""
 
 
 class BuildError(Exception):
-    """The library cannot be built here; the message says why."""
+    """The library cannot be built on this machine; the message says why."""
 
 
 def available() -> bool:
-    """Whether programs run compiled here.
+    """Whether programs run compiled in this process.
 
-    That needs a compiler whose library loads, and nobody who turned it off.
+    They do if the library can be built and loaded, and ``TESSELLA_KERNEL`` does not disable it.
     """
+    # Test the variable first, so that nothing is compiled if the kernel is disabled.
     return os.environ.get("TESSELLA_KERNEL", "1") != "0" and library() is not None
 
 
 def describe() -> str:
-    """Say whether programs run compiled here, and why not."""
+    """Say whether programs run compiled in this process, and if not, why."""
     if os.environ.get("TESSELLA_KERNEL", "1") == "0":
         return "no, TESSELLA_KERNEL=0 turns them off"
     if library() is None:
-        return f"no: {_try()[1]}"
+        return f"no: {_load_or_explain()[1]}"
     return "; ".join(["yes", *_notes])
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library; None where it cannot be built."""
-    return _try()[0]
+    """The loaded library, built if necessary; None if it cannot be built."""
+    return _load_or_explain()[0]
 
 
 @cache
-def _try() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and why."""
+def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
+    """The library and an empty string, or None and the reason."""
     name = os.environ.get("CXX", "c++")
     compiler = shutil.which(name)
     if compiler is None:
         return None, f"there is no C++ compiler {name} (CXX names one)"
+    # Some compilers lack OpenMP, or -march=native: try with fewer flags.
     reason = ""
-    for flags in WAYS:
+    for flags in FLAG_SETS:
         try:
             return _loaded(compiler, flags), ""
         except subprocess.CalledProcessError as error:
@@ -98,60 +100,71 @@ def _try() -> tuple[ctypes.CDLL | None, str]:
         except subprocess.TimeoutExpired:
             return None, f"{compiler} took more than {TIMEOUT} s"
         except BuildError as error:
-            return None, str(error)  # other flags would not help
+            # Other flags would not help.
+            return None, str(error)
         except (OSError, AttributeError) as error:
             reason = str(error)
     return None, reason
 
 
 def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """The kept library, or one that is built now and kept."""
-    path = _path(compiler, flags)
-    keeps = path.is_absolute() and _is_private_folder(path.parent)
-    if keeps and path.exists():
+    """Load the cached library, or build a new one and cache it.
+
+    Raises:
+        BuildError: when there is no space to build.
+        subprocess.CalledProcessError, subprocess.TimeoutExpired: when the compiler fails.
+        OSError, AttributeError: when the new library cannot be loaded.
+    """
+    path = _library_path(compiler, flags)
+    can_cache = path.is_absolute() and _is_private_folder(path.parent)
+    if can_cache and path.exists():
+        # A library that does not load is treated like a damaged one.
         with contextlib.suppress(OSError, AttributeError):
-            if _is_as_written(path):
-                return _declared(ctypes.CDLL(str(path)))
-        if _digest_path(path).exists():  # not so of libraries that early versions left
-            _say(f"the compiled kernel {path} is damaged: it is built again")
-    with _workshop(path.parent if keeps else None) as workshop:
-        built = workshop / path.name
+            if _is_intact(path):
+                return _with_signatures(ctypes.CDLL(str(path)))
+        # Early versions wrote no hash; those libraries are rebuilt without a warning.
+        if _digest_path(path).exists():
+            _warn_once(f"the compiled kernel {path} is damaged: it is built again")
+    with _build_folder(path.parent if can_cache else None) as build_folder:
+        built = build_folder / path.name
         command = [compiler, *flags, "-o", str(built), *map(str, SOURCES)]
         # Compilers write their temporary files to TMPDIR.
-        environment = {**os.environ, "TMPDIR": str(workshop)}
+        environment = {**os.environ, "TMPDIR": str(build_folder)}
         subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT, env=environment)
-        loaded = _declared(ctypes.CDLL(str(built)))
-        if keeps:
-            _keep(built, path)
+        loaded = _with_signatures(ctypes.CDLL(str(built)))
+        if can_cache:
+            _store(built, path)
     return loaded
 
 
-def _keep(built: Path, path: Path) -> None:
-    """Copy a new library to the cache; where that fails, it serves this process alone."""
+def _store(built: Path, path: Path) -> None:
+    """Copy a new library to the cache; if that fails, only this process uses it."""
     content = built.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     try:
-        # The hash first: a process that looks between the two writes builds the library, too.
+        # Write the hash first. A process that looks between the two writes finds no library, and
+        # builds its own.
         files.write_bytes(_digest_path(path), digest.encode(), private=True)
         files.write_bytes(path, content, private=True)
     except ArtifactError as error:
         cause = error.__cause__
-        _serves_alone(str(error), is_full=isinstance(cause, OSError) and cause.errno == ENOSPC)
+        _note_not_cached(str(error), is_full=isinstance(cause, OSError) and cause.errno == ENOSPC)
 
 
 def _is_private_folder(folder: Path) -> bool:
-    """Whether libraries can be kept in a folder, which is created for the user alone."""
+    """Whether libraries can be cached in a folder, which is created if it does not exist."""
     try:
         if not folder.exists() and not folder.is_symlink():
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)  # whatever the umask
+            # mkdir's mode would be subject to the umask.
+            folder.chmod(0o700)
         if _is_private(folder, stat.S_ISDIR):
             return True
     except OSError as error:
         problem = f"cannot write {folder}: {files.reason(error)}"
-        _serves_alone(problem, is_full=error.errno == ENOSPC)
+        _note_not_cached(problem, is_full=error.errno == ENOSPC)
         return False
-    _say(
+    _warn_once(
         f"{folder} is not used for the compiled kernel, which each process then builds: it must"
         " be a folder of yours that nobody else can write (chmod 700)"
     )
@@ -159,19 +172,21 @@ def _is_private_folder(folder: Path) -> bool:
 
 
 def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether a file or folder itself (no link) is the user's, and nobody else can write it.
+    """Whether a file or folder belongs to the user, and nobody else can write it.
 
     Args:
+        path: the file or folder; symbolic links do not count.
         is_kind: ``stat.S_ISREG`` or ``stat.S_ISDIR``.
     """
+    # lstat does not follow links.
     facts = path.lstat()
     is_own = facts.st_uid == os.geteuid()
     is_writable_by_others = bool(facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
     return is_kind(facts.st_mode) and is_own and not is_writable_by_others
 
 
-def _is_as_written(path: Path) -> bool:
-    """Whether a kept library is the user's, and has the content that it was written with."""
+def _is_intact(path: Path) -> bool:
+    """Whether a cached library belongs to the user and matches its hash."""
     digest = _digest_path(path)
     if not (_is_private(path, stat.S_ISREG) and _is_private(digest, stat.S_ISREG)):
         return False
@@ -179,15 +194,21 @@ def _is_as_written(path: Path) -> bool:
 
 
 def _digest_path(path: Path) -> Path:
+    """The file next to a library that holds its SHA-256."""
     return path.with_name(f"{path.name}.sha256")
 
 
 @contextlib.contextmanager
-def _workshop(kept_in: Path | None) -> Iterator[Path]:
-    """A folder to build in, on a disk that has the space.
+def _build_folder(kept_in: Path | None) -> Iterator[Path]:
+    """A temporary folder to build in, on a disk with enough space.
 
-    A compiler that runs out of space takes its time to find out, in every process.
+    Args:
+        kept_in: the cache, used if there is no space for temporary files elsewhere.
+
+    Raises:
+        BuildError: when all disks are full.
     """
+    # Check beforehand: a compiler takes long to notice a full disk, and every process would try.
     candidates = [Path(tempfile.gettempdir())]
     if kept_in is not None:
         candidates.append(kept_in)
@@ -195,37 +216,38 @@ def _workshop(kept_in: Path | None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if shutil.disk_usage(folder).free < BUILD_BYTES:
                 continue
-            workshop = tempfile.TemporaryDirectory(dir=folder, prefix=".build-")
+            build_folder = tempfile.TemporaryDirectory(dir=folder, prefix=".build-")
             break
     else:
         places = " and ".join(str(folder) for folder in candidates)
         raise BuildError(f"there is no space to build the kernel: {places} are full")
-    with workshop as path:
+    with build_folder as path:
         yield Path(path)
 
 
-def _serves_alone(problem: str, is_full: bool) -> None:
-    """Note that the library was not kept; warn of a full disk, since each process builds it."""
+def _note_not_cached(problem: str, is_full: bool) -> None:
+    """Note that the library was not cached, and warn if the reason is a full disk."""
     message = (
         f"the compiled kernel serves this process alone, and the next one builds it: {problem}"
     )
     _notes.append(message)
     if is_full:
-        _say(message)
+        _warn_once(message)
 
 
 @cache
-def _say(message: str) -> None:
-    """Warn, once a process."""
+def _warn_once(message: str) -> None:
+    """Issue a warning, at most once per process for the same message."""
     warnings.warn(message, TessellaWarning, stacklevel=2)
 
 
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the types of its functions.
+def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the signatures of a library's functions to ctypes, and return the library.
 
     Raises:
-        AttributeError: when it is another library.
+        AttributeError: when it lacks one of the functions.
     """
+    # These follow the declarations in program.cpp and search.cpp.
     pointer = ctypes.c_void_p
     number = ctypes.c_int64
     run_arguments: Arguments = [pointer, number, number, number, pointer, number, number]
@@ -243,8 +265,8 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     return loaded
 
 
-def _path(compiler: str, flags: tuple[str, ...]) -> Path:
-    """Where the library is kept, named by all that it is made of."""
+def _library_path(compiler: str, flags: tuple[str, ...]) -> Path:
+    """Path of the cached library, whose name is a hash of everything it depends on."""
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT
     ).stdout
@@ -255,7 +277,8 @@ def _path(compiler: str, flags: tuple[str, ...]) -> Path:
 
 
 def _processor() -> str:
-    """The facts of the processor that ``-march=native`` depends on."""
+    """The properties of the processor on which ``-march=native`` depends."""
+    # Only Linux has this file; elsewhere the name of the processor must do.
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() + platform.machine()

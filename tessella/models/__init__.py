@@ -1,11 +1,11 @@
-"""Density models by name."""
+"""The table of density models, and the functions that build them by name."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 
@@ -33,7 +33,7 @@ from tessella.registry import Registry
 MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
 """Every density model that :func:`create` can build."""
 
-# The order in which tables and help show them.
+# This is the order in which tables and help texts show them.
 for _model in (
     Independent,
     GatedPixelCNN,
@@ -51,10 +51,10 @@ for _model in (
     MODELS.register(_model.name)(_model)
 
 register_model = MODELS.register
-"""Decorator that adds a density model from outside: ``@ts.register_model("mine")``."""
+"""Decorator that adds a custom density model: ``@ts.register_model("mine")``."""
 
 Prior = DensityModel | Hierarchy
-"""A model of the symbols of a tokenizer: one density model, or one for each of its grids."""
+"""A model of a tokenizer's codes: one density model, or a hierarchy with one for each grid."""
 
 __all__ = [
     "MODELS",
@@ -108,30 +108,31 @@ def create(
 
     Args:
         name: a key of ``ts.MODELS``.
-        grid: the grid it models.
+        grid: the grid to model.
         head: a key of ``ts.HEADS``.
-        classes: classes to condition on; 0 for none.
-        seed: of the weights; the global generator is left alone.
+        classes: number of classes to condition on; 0 for none.
+        seed: seed of the initial weights; the global generator is left unchanged.
         codes: grid of codes to condition on, for the models that take one.
-        sizes: sizes of the family and of the head, see above.
+        sizes: sizes of the model and of the head, see above.
 
     Raises:
-        ConfigError: for an unknown name or size; the known ones are listed.
+        ConfigError: for an unknown name or size; the message lists the known ones.
         InputError: for an argument of the wrong type.
 
     >>> model = create("gated-pixelcnn", Grid(4, 4, 1, 2), layers=2, hidden=8)
     >>> model.log_prob(torch.zeros(3, 4, 4, 1, dtype=torch.int64)).shape
     torch.Size([3])
     """
+    # A tuple would fail only later, with an error that does not name the argument.
     if not isinstance(grid, Grid):
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
     model_sizes, head_sizes = _divide_sizes(name, head, sizes)
-    # Weights are drawn from the global generator, as torch's layers do; its state is put back.
+    # torch's layers draw their weights from the global generator, so its state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        # The head first: an unfit head is refused before any weight is drawn.
+        # Build the head first, so that a bad head is rejected before any weight is drawn.
         built_head = create_head(head, grid, **head_sizes)
         conditioning = Conditioning(classes, codes)
         model = family(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
@@ -144,33 +145,38 @@ def create_prior(
     head: str = "categorical",
     classes: int = 0,
     seed: int = 0,
-    finer: Mapping[str, Any] | None = None,
+    finer: Mapping[str, object] | None = None,
     **sizes: Unpack[ModelSizes],
 ) -> Prior:
-    """The prior of a tokenizer that makes these grids: a density model, or a :class:`Hierarchy` for
-    several.
+    """Build the prior of a tokenizer, with fresh weights.
 
     Args:
         name, head, classes, seed, sizes: see :func:`create`.
-        grids: ``tokenizer.grids()``, coarse to fine.
-        finer: sizes of the models after the first where they are others, and ``name`` where it is
-            another family.
+        grids: grids of the tokenizer's codes, coarse to fine, as ``tokenizer.grids()`` returns
+            them.
+        finer: sizes of the models after the first, where they differ from ``sizes``; may also hold
+            ``name``, for models of another family.
+
+    Returns:
+        A density model for one grid, a :class:`Hierarchy` for several.
 
     Raises:
         ConfigError: see :func:`create` and :class:`Hierarchy`.
-        InputError: where ``grids`` is no sequence of grids.
+        InputError: when ``grids`` is not a sequence of grids.
     """
     if not isinstance(grids, Sequence) or not grids:
         raise InputError(
             f"grids must be a tuple of grids, as tokenizer.grids() gives, got {grids!r}"
         )
+    # Most tokenizers make one grid, which needs no hierarchy.
     if len(grids) == 1:
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
         return create(name, grids[0], head, classes, seed, **sizes)
-    # The finer models take the sizes of the first, but for those given in finer.
-    finer_sizes: dict[str, Any] = {**sizes, **(finer or {})}
-    finer_name = finer_sizes.pop("name", name)
+    # The finer models take the sizes of the first, except for those given in `finer`.
+    changed = dict(finer or {})
+    finer_name = str(changed.pop("name", name))
+    finer_sizes = cast("ModelSizes", {**sizes, **changed})
     priors = [create(name, grids[0], head, classes, seed, **sizes)]
     for coarse, fine in pairwise(grids):
         priors.append(create(finer_name, fine, head, classes, seed, codes=coarse, **finer_sizes))
@@ -178,14 +184,20 @@ def create_prior(
 
 
 def prior_from_config(config: Mapping[str, Any]) -> Prior:
-    """The density model or the hierarchy of a ``config()``, with fresh weights."""
+    """Build the density model or hierarchy of a saved ``config()``, with fresh weights."""
+    # A hierarchy is not in MODELS, because it is made of models.
     if config["name"] == Hierarchy.name:
         return Hierarchy([from_config(part) for part in config["priors"]]).eval()
     return from_config(config)
 
 
 def from_config(config: Mapping[str, Any]) -> DensityModel:
-    """The model of a :meth:`DensityModel.config`, with fresh weights."""
+    """Build the model of a saved :meth:`DensityModel.config`, with fresh weights.
+
+    Raises:
+        ConfigError: for names or sizes that this version does not know.
+    """
+    # The configuration of a head holds its name and its sizes side by side.
     head_sizes = dict(config["head"])
     head_name = head_sizes.pop("name")
     codes = Grid(**config["codes"]) if config.get("codes") else None
@@ -198,26 +210,27 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
         **head_sizes,
         **config["sizes"],
     )
-    # Found out in training, so no argument of the constructor.
+    # Training sets this, so it is not an argument of the constructor.
     model.null_class = bool(config["null_class"])
     return model
 
 
 def _divide_sizes(
     name: str, head: str, sizes: Mapping[str, object]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sizes of a model and those of its head, checked.
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """Split sizes into those of the model and those of its head.
 
     Raises:
-        ConfigError: for a size that neither of them takes, or of another type than its default.
+        ConfigError: for a size that neither of them takes, or one of the wrong type.
     """
     family = MODELS.get_or_explain(name)
     model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
     head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    # Any, because every family has sizes of other types, which are checked here.
     model_sizes: dict[str, Any] = {}
-    head_sizes: dict[str, Any] = {}
+    head_sizes: dict[str, object] = {}
     for key, value in sizes.items():
-        # A size of one name may belong to both.
+        # Model and head may have a size of the same name.
         if key in model_parameters:
             _check_type(key, value, model_parameters[key])
             model_sizes[key] = value
@@ -230,10 +243,14 @@ def _divide_sizes(
 
 
 def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:
-    """Parameters of a class's constructor by name, those that are no sizes left out.
+    """Parameters of a class's constructor that are sizes, by name.
+
+    Args:
+        cls: class of a model or a head.
+        without: parameters that are not sizes.
 
     Raises:
-        ConfigError: where the constructor does not take them.
+        ConfigError: when the constructor lacks a parameter named in ``without``.
     """
     parameters = dict(inspect.signature(cls).parameters)
     for name in without:
@@ -246,12 +263,12 @@ def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Par
 
 
 def _check_type(key: str, value: object, parameter: inspect.Parameter) -> None:
-    """Refuse a size whose type is not that of its default."""
+    """Raise ConfigError for a size whose type differs from that of its default."""
     default = parameter.default
-    # Without a default (a model from outside), any type will do.
+    # Custom models may have sizes without a default; those can be of any type.
     if default is parameter.empty:
         return
-    # An int will do for a float, not the other way round.
+    # An int can stand for a float, but not the other way round.
     allowed = (int, float) if isinstance(default, float) else type(default)
     # A bool is an int to Python, but layers=True is a mistake.
     is_stray_bool = isinstance(value, bool) and not isinstance(default, bool)

@@ -1,21 +1,21 @@
-"""The common part of the three families of van den Oord et al. 2016, "Pixel Recurrent Neural
-Networks" (Table 1).
+"""The common part of PixelCNN, Row LSTM and Diagonal BiLSTM.
 
-Symbols are embedded, a 7 x 7 convolution under mask A makes ``2 * hidden`` features a pixel,
-residual layers under mask B follow, then twice ReLU and a 1 x 1 convolution under mask B, and the
-output. With a factored head the features of every layer are split into a group for each channel
-(sec. 3.4, ``tessella.nn.channel_groups``) and the parameters of channel ``c`` are made from group
-``c``. A joint head orders the channels itself: there is one group then, which sees nothing of the
-pixel it predicts.
+All three are from van den Oord et al. 2016, "Pixel Recurrent Neural Networks" (Table 1).
 
-The paper feeds scaled intensities; here a level's vector is a free one plus a direction times the
-level, which serves codes as well. As in the paper, only the margins of the convolutions let a pixel
-know where it is.
+A 7 x 7 convolution under mask A turns embedded symbols into ``2 * hidden`` features per pixel.
+Residual layers under mask B follow, then two pairs of ReLU and 1 x 1 convolution under mask B, and
+the output. With a factored head, the features of every layer are split into one group per channel
+(sec. 3.4, ``tessella.nn.channel_groups``), and group ``c`` makes the parameters of channel ``c``. A
+joint head orders the channels itself, so there is a single group, which sees nothing of the pixel
+it predicts.
 
-A step computes one group of features in every layer: the groups before it at the pixel are known
-and do not change. The contribution of the rows above to a layer is computed once a row, for all its
-pixels by one product; that of the pixels to the left and of the groups before, by one product in
-the group's turn.
+The paper's input is scaled intensities. Here the vector of a level is a free vector plus a
+direction times the level, which also works for codes. As in the paper, a pixel can tell its
+position only from the zero padding of the convolutions.
+
+A step computes one group of features in every layer; earlier groups of the pixel are known and do
+not change. The contribution of the rows above is computed once per row, with one product for all
+pixels. That of the pixels to the left and of earlier groups takes one product per group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,61 +55,76 @@ from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 FIRST_REACH = 3
-"""How far the first layer's 7 x 7 convolution sees."""
+"""How far the first layer's 7 x 7 convolution sees, in rows and in columns."""
 
-EMBEDDED = 16
-"""Length of the vector of a symbol."""
+EMBEDDING_WIDTH = 16
+"""Length of the vector of an embedded symbol."""
 
 
 class SteppedLayer(ABC):
-    """A layer on the memory of a step."""
+    """Base of the layers bound to the memory of a step."""
 
     @abstractmethod
-    def entering(self, group: int) -> Operand:
-        """Where the layer takes a group of its input at the ``column``, ``[batch, features]``."""
+    def group_input(self, group: int) -> Operand:
+        """Memory for one group of the layer's input at the ``column``, ``[batch, features]``."""
 
     @abstractmethod
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        """Append the layer's work on a group at the ``column``; its output goes to ``out``."""
+        """Append the layer's work on one group at the ``column``.
+
+        Args:
+            program: the program of the group.
+            group: which group.
+            out: receives the output, ``[batch, features of the group]``.
+            activation: applied to the output.
+        """
 
 
 class ChannelMaskedLayer(nn.Module, ABC):
-    """A residual layer with channel groups, from ``2 * hidden`` features to as many."""
+    """Base of the residual layers with channel groups; ``2 * hidden`` features in and out."""
 
     biases: int
-    """How many numbers of the layer a class adds to."""
+    """Length of the bias that a class adds to the layer."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``[batch, height, width, 2 * hidden]`` to the same shape; ``bias [batch, 1, 1, biases]``
-        is what the class adds."""
-
-    @abstractmethod
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
-        """Take memory for a step, and append the work once a row to ``step.row``.
+        """Apply the layer; the result has the shape of ``x``.
 
         Args:
-            step: where the layer is written.
-            bias: what the class adds, ``[batch, 1, biases]``.
+            x: ``[batch, height, width, 2 * hidden]``.
+            bias: bias of each image's class, ``[batch, 1, 1, biases]``.
+        """
+
+    @abstractmethod
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+        """Allocate memory for a step, and append the work on whole rows to ``step.row``.
+
+        Args:
+            step: the step to write to.
+            bias: bias of each image's class, ``[batch, 1, biases]``.
         """
 
     @abstractmethod
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach the layer's features, given those that reach its input: both
-        ``bool [sources, groups, height, width]``."""
+        """Receptive field of the layer's output, given that of its input.
+
+        Both are ``bool [sources, groups, height, width]``.
+        """
 
 
 class GroupedOutput(nn.Module):
-    """Twice ReLU and a 1 x 1 convolution under mask B, then the parameters of each channel from its
-    group.
+    """The output layers: each channel's parameters are made from its group of features.
+
+    There are two pairs of ReLU and 1 x 1 convolution under mask B, and then one linear layer for
+    each group.
 
     Args:
         groups: how features are split.
-        inputs: features that come in.
-        hidden: features of the two layers.
-        head: whose parameters are made.
+        inputs: input features.
+        hidden: features of the two convolutions.
+        head: the head whose parameters are made.
     """
 
     def __init__(self, groups: ChannelGroups, inputs: int, hidden: int, head: Head) -> None:
@@ -126,7 +141,7 @@ class GroupedOutput(nn.Module):
             self.last.append(linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` of a joint head."""
+        """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` for a joint head."""
         x = F.relu(self.two(F.relu(self.one(F.relu(x)))))
         parameters = []
         # Parameters of channel c come from group c alone.
@@ -134,17 +149,17 @@ class GroupedOutput(nn.Module):
             parameters.append(linear(x[..., part]))
         return parameters[0] if self.joint else torch.stack(parameters, dim=-2)
 
-    def start(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
-        """Take memory for a step."""
+    def bind(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
+        """Allocate memory for a step."""
         return SteppedGroupedOutput(self, step)
 
 
 class SteppedGroupedOutput:
-    """A :class:`GroupedOutput` on the memory of a step.
+    """A :class:`GroupedOutput` bound to the memory of a step.
 
     Args:
-        layer: the output.
-        step: where it is written.
+        layer: the output layers.
+        step: the step to write to.
     """
 
     def __init__(self, layer: GroupedOutput, step: ChannelGroupStep) -> None:
@@ -153,25 +168,32 @@ class SteppedGroupedOutput:
         self._input_slices = layer.groups.slices(inputs)
         self._one = step.products(layer.groups.products(layer.one.weight))
         self._two = step.products(layer.groups.products(layer.two.weight))
-        self._inputs = step.memory.zeros(inputs)  # after the ReLU
-        self._middle = step.memory.zeros(layer.one.weight.shape[0])  # after the first and the ReLU
-        # Weights and bias of each group's parameters.
+        # Later groups read these, so they belong to the state. Both are stored after their ReLU.
+        self._inputs = step.memory.zeros(inputs)
+        self._middle = step.memory.zeros(layer.one.weight.shape[0])
+        # Weights and bias of each group's last layer.
         self._last = []
         for linear in layer.last:
             assert isinstance(linear, nn.Linear)
             self._last.append((step.memory.matrix(linear.weight.T), linear.bias.detach()))
 
-    def entering(self, group: int) -> Operand:
-        """Where a group of features goes, after a ReLU."""
+    def group_input(self, group: int) -> Operand:
+        """Memory for a group of input features after their ReLU, ``[batch, features]``."""
         return self._inputs[:, self._input_slices[group]]
 
     def write_group(self, program: OperationWriter, group: int, out: torch.Tensor) -> None:
-        """Append the way from a group's features to its parameters, ``[batch, size]``."""
+        """Append the output layers of one group.
+
+        Args:
+            program: the program of the group.
+            group: which group.
+            out: receives the parameters, ``[batch, size]``.
+        """
         layer = self._layer
         part = layer.slices[group]
         assert layer.one.bias is not None
         assert layer.two.bias is not None
-        # A group sees the groups before it and itself, which lie first.
+        # Under mask B a group sees the leading features, up to its own end.
         known_inputs = self._inputs[:, : self._input_slices[group].stop]
         first_bias = layer.one.bias[part].detach()
         middle = self._middle[:, part]
@@ -186,52 +208,52 @@ class SteppedGroupedOutput:
 
 @dataclass
 class GroupPrograms:
-    """The programs of a state, and the memory that they share with its model."""
+    """The programs of a state, and the memory through which the model feeds them."""
 
-    known: Program
-    """Takes in the symbols of a pixel that no later group of it will see, at a ``column``."""
+    end_row: Program
+    """Embeds the symbols of a row's last pixel that no group has read, at a ``column``."""
     between_rows: Callable[[], None] | None
-    """Work on a row that has become complete, before the next one begins."""
+    """Work on a complete row before the next row begins."""
     row: Program
-    """The contribution of the rows above to a row, in all layers."""
+    """Computes the contribution of the rows above to a new row, in all layers."""
     first: Program
-    """The first group of a row's first pixel."""
+    """Computes the first group of a row's first pixel."""
     groups: list[Program]
-    """Each group at a ``column``, after what has become known since the group before."""
+    """For each group, embeds the newest symbol and computes the group, at a ``column``."""
     symbols: list[torch.Tensor]
-    """The symbol of each channel that has become known last: ``int64 [batch]``."""
+    """The newest symbol of each channel: ``int64 [batch]``."""
     pixels: Places
-    """Embedded pixels of this row, zeros for what is not known: ``[batch, width, features]``."""
+    """Embedded pixels of this row, zero where not yet known: ``[batch, width, features]``."""
 
 
 @dataclass
 class ChannelMaskedState(State):
-    """Caches of the walk."""
+    """The cached state of a walk."""
 
     derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     parameters: torch.Tensor
-    """Of the group that came last: ``[batch, size]``."""
+    """Parameters of the newest group: ``[batch, size]``."""
     labels: torch.Tensor | None
     """Classes of the images: ``int64 [batch]``."""
     memory: StateMemory = field(default_factory=StateMemory)
     joint: State | None = None
-    """How far a joint head is within the pixel."""
+    """State of a joint head within the current pixel."""
     programs: GroupPrograms | None = None
 
 
 class ChannelMasked(DensityModel):
-    """Base of the models with channel groups; a family gives the layers.
+    """Base of the models with channel groups; subclasses create the layers.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: residual layers.
+        layers: number of residual layers.
         hidden: features within a layer (``h``); there are twice as many between layers.
-        last: features of the two last layers.
-        dropout: share of the features dropped in training at the end of each layer.
+        last: features of the last two layers.
+        dropout: dropout rate at the end of each layer.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for a size that is out of range.
     """
 
     def __init__(
@@ -256,16 +278,16 @@ class ChannelMasked(DensityModel):
         self.hidden = hidden
         self.last = last
         self.dropout = dropout
-        self.embedding = ChannelEmbedding(grid, EMBEDDED)
+        self.embedding = ChannelEmbedding(grid, EMBEDDING_WIDTH)
         self.first = GroupedConvolution(
             self.groups,
-            grid.channels * EMBEDDED,
+            grid.channels * EMBEDDING_WIDTH,
             2 * hidden,
             above=FIRST_REACH,
-            aside=FIRST_REACH,
+            side=FIRST_REACH,
             inclusive=False,
         )
-        # A class adds to every layer; one table holds the numbers of all of them.
+        # A class adds a bias to every layer; one table holds those of all layers.
         created = self.create_layers(layers)
         self.layers = nn.ModuleList(created)
         biases = layers * created[0].biases
@@ -280,7 +302,10 @@ class ChannelMasked(DensityModel):
     def write_between_rows(
         self, step: ChannelGroupStep, layers: Sequence[SteppedLayer]
     ) -> Callable[[], None] | None:
-        """Work of the layers on a row that has become complete; most have none."""
+        """A function for the layers' work on a complete row; None where there is no such work.
+
+        It is called after a row is complete and before the next row begins.
+        """
         return None
 
     def channel_layers(self) -> list[ChannelMaskedLayer]:
@@ -297,7 +322,7 @@ class ChannelMasked(DensityModel):
         return parameters
 
     def _class_biases(self, labels: torch.Tensor | None) -> Iterable[torch.Tensor | None]:
-        """What the class adds to each layer: ``[batch, 1, biases]``, or None."""
+        """Bias of the class for each layer: ``[batch, 1, biases]``, or None without classes."""
         if labels is None:
             return [None] * len(self.layers)
         assert self.class_bias is not None
@@ -317,7 +342,8 @@ class ChannelMasked(DensityModel):
         self, previous: torch.Tensor, index: int, state: State
     ) -> tuple[torch.Tensor, ChannelMaskedState]:
         assert isinstance(state, ChannelMaskedState)
-        if state.programs is None:  # of a copy
+        if state.programs is None:
+            # This state is a copy of another.
             state.programs = self._write(state)
         programs = state.programs
         row, column, channel = self.grid.place(index)
@@ -326,12 +352,12 @@ class ChannelMasked(DensityModel):
         if column == 0 and channel == 0:
             self._start_row(row, programs)
             programs.first.run(0)
-        # With a joint head there is one group, and nothing to compute for later channels.
+        # With a joint head there is a single group, so later channels need no program.
         elif channel < self.groups.count:
             programs.groups[channel].run(column)
         if not isinstance(self.head, JointHead):
             return state.parameters.clone(), state
-        # The joint head keeps what it is given, and the next pixel overwrites it.
+        # The head keeps the tensor, and the next pixel overwrites the memory: so clone it.
         if channel == 0:
             state.joint = self.head.start(state.parameters.clone())
         assert state.joint is not None
@@ -340,20 +366,20 @@ class ChannelMasked(DensityModel):
         return parameters, state
 
     def _start_row(self, row: int, programs: GroupPrograms) -> None:
-        # The last pixel of the row above is taken in before its row is used.
+        # Complete the row above before anything reads it.
         if row:
-            programs.known.run(self.grid.width - 1)
+            programs.end_row.run(self.grid.width - 1)
             if programs.between_rows is not None:
                 programs.between_rows()
         programs.row.run()
-        # Symbols are added to the embedded pixels, so those of the row above must be gone.
+        # Embedded symbols are added to this memory, so it must be zero when a row begins.
         programs.pixels.row.zero_()
 
     def _write(self, state: ChannelMaskedState) -> GroupPrograms:
-        """Write the programs of a state, which has or gets the memory."""
+        """Write the programs of a new or copied state."""
         like = state.parameters
         memory = MemoryAllocator(state.memory, len(like), like)
-        known = Program(len(like), ("column",), like)
+        end_row = Program(len(like), ("column",), like)
         first = Program(len(like), ("column",), like)
         groups = []
         for _ in range(self.groups.count):
@@ -361,45 +387,54 @@ class ChannelMasked(DensityModel):
         symbols = []
         for _ in range(self.grid.channels):
             symbols.append(memory.zeros(dtype=torch.int64))
-        # Group 0 is computed by two programs: at a row's first pixel nothing to the left is new.
+        # Two programs compute group 0, because the first pixel of a row has no left neighbour
+        # whose newest symbol must be embedded.
         writers: list[OperationWriter] = [SeveralPrograms([first, groups[0]]), *groups[1:]]
         step = ChannelGroupStep(memory, self.grid.width, writers)
-        # All layers take memory and write their work on a whole row, then the groups in turn.
-        entry = self.first.start(step)
-        self._write_lookups(known, groups, symbols, entry.input)
+        # First every layer allocates memory and writes its work on rows; then come the groups.
+        entry = self.first.bind(step)
+        self._write_lookups(end_row, groups, symbols, entry.input)
         layers = []
         for layer, bias in zip(
             self.channel_layers(), self._class_biases(state.labels), strict=True
         ):
-            layers.append(layer.start(step, bias))
-        output = self.output.start(step)
+            layers.append(layer.bind(step, bias))
+        output = self.output.bind(step)
         for group, program in enumerate(step.groups):
             self._write_group(program, group, entry, layers, output)
             output.write_group(program, group, state.parameters)
         between_rows = self.write_between_rows(step, layers)
-        return GroupPrograms(known, between_rows, step.row, first, groups, symbols, entry.input)
+        return GroupPrograms(end_row, between_rows, step.row, first, groups, symbols, entry.input)
 
     def _write_lookups(
         self,
-        known: Program,
+        end_row: Program,
         groups: Sequence[Program],
         symbols: Sequence[torch.Tensor],
         pixels: Places,
     ) -> None:
-        """Append the symbols that have become known, each where a group sees it first."""
+        """Append the embedding of each symbol to the program that needs it first.
+
+        Args:
+            end_row: see :class:`GroupPrograms`.
+            groups: one program for each group.
+            symbols: the newest symbol of each channel, ``int64 [batch]``.
+            pixels: receives the vectors, ``[batch, width, features]``.
+        """
         table = self.embedding.table().detach()
-        # The place before the column: the pixel to the left.
+        # At a column, this addresses the pixel to its left.
         to_the_left = replace(pixels, margin=pixels.margin - 1)
         for channel, symbol in enumerate(symbols):
-            part = slice(channel * EMBEDDED, (channel + 1) * EMBEDDED)
-            # The last channel is seen by no group of its pixel; with a joint head no channel is.
+            part = slice(channel * EMBEDDING_WIDTH, (channel + 1) * EMBEDDING_WIDTH)
+            # No group of a pixel reads its last channel; under a joint head, none reads any.
             if channel < len(groups) - 1:
-                # Seen by the next group of the same pixel.
+                # The next group of the same pixel reads it.
                 here = pixels.features(part).at("column")
                 groups[channel + 1].lookup(symbol, table[channel], here)
             else:
+                # The next pixel reads it, or the next row if this pixel is the last of its row.
                 here = pixels.features(part).at("column")
-                known.lookup(symbol, table[channel], here)
+                end_row.lookup(symbol, table[channel], here)
                 left = to_the_left.features(part).at("column")
                 groups[0].lookup(symbol, table[channel], left)
 
@@ -411,14 +446,14 @@ class ChannelMasked(DensityModel):
         layers: Sequence[SteppedLayer],
         output: SteppedGroupedOutput,
     ) -> None:
-        """Append the way of a group from the symbols known to the output."""
-        entry.write_group(program, group, layers[0].entering(group))
+        """Append the work on one group in all layers, from the first to the last."""
+        entry.write_group(program, group, layers[0].group_input(group))
         for layer, following in pairwise(layers):
-            layer.write_group(program, group, following.entering(group), "")
-        # The output begins with a ReLU, which the last layer applies on the way.
-        layers[-1].write_group(program, group, output.entering(group), "relu")
+            layer.write_group(program, group, following.group_input(group), "")
+        # The output layers begin with a ReLU, which is fused into the last residual layer.
+        layers[-1].write_group(program, group, output.group_input(group), "relu")
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {
             "layers": len(self.layers),
             "hidden": self.hidden,
@@ -428,14 +463,15 @@ class ChannelMasked(DensityModel):
 
     def receptive_field(self) -> torch.Tensor:
         grid = self.grid
-        # [sources, channels, height, width], of groups once the first layer has merged them.
+        # [sources, channels, height, width]: each symbol reaches itself.
         sources = torch.eye(grid.symbols, dtype=torch.bool).view(-1, *grid.shape).movedim(-1, 1)
         if self.groups.count != grid.channels:
             sources = sources.any(1, keepdim=True)
         field = self.first.field(sources)
         for layer in self.channel_layers():
             field = layer.field(field)
-        # The output sees, within a pixel, the groups up to each one: [symbols or pixels, sources].
+        # Within a pixel, the output of a group sees the groups up to itself. The result is
+        # [symbols, sources], or [pixels, sources] with a single group.
         field = self.groups.field_within(field).movedim(1, -1).flatten(1).T
         if not self.head.joint:
             return field

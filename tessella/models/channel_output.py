@@ -1,7 +1,8 @@
-"""The last stage of a pixel model, which orders the channels inside the pixel.
+"""Output stages of pixel models: from features of a pixel to parameters of its channels.
+
 Each output stage has ``forward`` over whole maps, and ``write``, which appends its work to the
-programs of a step: the first parameters of a pixel follow the backbone in the pixel's program, and
-each of the other channels has a program of its own.
+programs of a step. The parameters of a pixel's first channel are computed in the same program as
+the backbone; each further channel has its own program.
 """
 
 from __future__ import annotations
@@ -21,55 +22,67 @@ from tessella.nn.stepping.step import PixelStep
 
 @dataclass
 class SteppedChannels:
-    """An output stage written for a step."""
+    """An output stage bound to the memory of a step."""
 
     parameters: torch.Tensor
-    """Of the channel that came last, or of the pixel if the head is joint: ``[batch, size]``."""
+    """Parameters of the newest channel, or of the pixel for a joint head: ``[batch, size]``."""
     channels: list[Program] = field(default_factory=list)
-    """For each channel but the first, makes its parameters once the channel before is known; empty
-    where the head orders the channels."""
+    """One program for each channel but the first, which computes its parameters once the previous
+    channel is known; empty for a joint head."""
 
 
 class OutputStage(nn.Module, ABC):
     """Base of the output stages."""
 
     last: nn.Linear
-    """Gives a head's parameters."""
+    """The last layer, which makes the head's parameters."""
 
     @abstractmethod
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Features and symbols to parameters.
+        """Turn features and symbols into parameters.
 
-        ``features [..., features]`` and ``x [..., channels]`` give ``[..., channels, size]``, or
-        ``[..., size]`` of a joint head.
+        Args:
+            features: output of the backbone, ``[..., features]``.
+            x: symbols, ``int64 [..., channels]``.
+
+        Returns:
+            ``[..., channels, size]``, or ``[..., size]`` for a joint head.
         """
 
     @abstractmethod
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
-        """Append what follows the ``features [batch, features]`` of a pixel.
+        """Append the output stage to a step.
 
         Args:
-            step: where it is written.
-            features: what the backbone gives.
-            symbols: the symbol that became known last, ``int64 [batch]``.
+            step: the step to write to.
+            features: output of the backbone at a pixel, ``[batch, features]``.
+            symbols: memory that holds the newest symbol, ``int64 [batch]``.
         """
 
     def write_last(
         self, program: OperationWriter, step: PixelStep, x: Operand, parameters: torch.Tensor
     ) -> None:
-        """Append the product that gives the parameters."""
+        """Append the last layer.
+
+        Args:
+            program: the program to append to.
+            step: owns the memory.
+            x: input, ``[batch, features]``.
+            parameters: receives the result, ``[batch, size]``.
+        """
         weight = step.memory.matrix(self.last.weight.T)
         program.linear(x, weight, parameters, add=self.last.bias.detach())
 
 
 class FactoredOutput(OutputStage):
-    """Parameters for each symbol, the channels before it in the pixel fed in by lookup.
+    """Parameters for each symbol, conditioned on the earlier channels of its pixel.
 
-    Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``; after the
-    activation one matrix, shared by the channels, gives the parameters.
+    Channel ``c`` has the hidden vector ``W_c features + sum over j < c of E_jc[x_j]``, where the
+    ``E_jc`` are embeddings of the earlier channels. After an activation, one matrix that all
+    channels share makes the parameters.
 
     Args:
-        grid: the grid that is modelled.
+        grid: the modelled grid.
         head: a factored head.
         features: width of the backbone's output, and of the hidden vectors.
     """
@@ -78,10 +91,10 @@ class FactoredOutput(OutputStage):
         super().__init__()
         self.grid = grid
         self.hidden = features
-        # The hidden vectors of all channels side by side.
+        # One product makes the hidden vectors of all channels.
         self.project = nn.Linear(features, grid.channels * features)
-        # Channel c adds to the channels - 1 - c channels after it. As in SymbolEmbedding a level
-        # has a free vector and a direction, which says that neighbouring levels are alike.
+        # Channel c contributes to the channels - 1 - c channels after it. As in SymbolEmbedding, a
+        # level has a free vector plus a direction, which makes neighbouring levels similar.
         later = range(grid.channels - 1, 0, -1)
         self.earlier = nn.ParameterList(
             torch.randn(grid.levels, count, features) * 0.3 for count in later
@@ -94,10 +107,10 @@ class FactoredOutput(OutputStage):
         self.values: torch.Tensor
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        # For each channel [..., features].
+        # The hidden vector of each channel, [..., features].
         parts = list(self.project(features).split(self.hidden, dim=-1))
         for c in range(self.grid.channels - 1):
-            # What the symbol of channel c adds to each of the channels after it.
+            # The contribution of channel c to each channel after it.
             added = F.embedding(x[..., c], self._table(c).flatten(1)).split(self.hidden, dim=-1)
             for later, vector in enumerate(added, start=c + 1):
                 parts[later] = parts[later] + vector
@@ -105,7 +118,7 @@ class FactoredOutput(OutputStage):
         return self.last(F.silu(torch.stack(parts, dim=-2)))
 
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
-        # The vectors of all channels side by side; symbols are added as they become known.
+        # The hidden vectors of all channels; symbols are added as they become known.
         hidden = step.memory.zeros(self.grid.channels * self.hidden)
         parameters = step.pixel.zeros(self.last.out_features)
         project = step.memory.matrix(self.project.weight.T)
@@ -113,11 +126,11 @@ class FactoredOutput(OutputStage):
         self._write_channel(step.pixel, step, hidden[:, : self.hidden], parameters)
         programs = []
         for c in range(self.grid.channels - 1):
-            # Nothing moves: all of it happens in the memory of the pixel.
+            # No variables: everything happens in the memory of the current pixel.
             program = Program(step.memory.batch, (), hidden)
             table = step.memory.table(self._table(c).flatten(1))
-            # What channel c adds to the channels after it, at once; then the next channel's own
-            # vector is complete.
+            # Add channel c to all later channels at once. Then the vector of the next channel is
+            # complete.
             later = hidden[:, (c + 1) * self.hidden :]
             program.lookup(symbols, table, later)
             self._write_channel(program, step, later[:, : self.hidden], parameters)
@@ -136,15 +149,15 @@ class FactoredOutput(OutputStage):
         self.write_last(program, step, active, parameters)
 
     def _table(self, channel: int) -> torch.Tensor:
-        """Vectors that each level of ``channel`` adds to the channels after it.
+        """Contribution of each level of ``channel`` to the channels after it.
 
-        ``[levels, later channels, hidden]``.
+        ``[levels, later channels, features]``.
         """
         return self.earlier[channel] + self.directions[channel] * self.values
 
 
 class JointOutput(OutputStage):
-    """One parameter vector a pixel; the head orders the channels.
+    """One parameter vector for each pixel, for joint heads, which order the channels themselves.
 
     Args:
         head: a joint head.
@@ -170,12 +183,10 @@ class JointOutput(OutputStage):
 
 
 class LinearOutput(OutputStage):
-    """Parameters by one linear map, where there is nothing to order inside a pixel.
-
-    For a joint head, and for a factored one on grids of one channel.
+    """Parameters by a single linear layer, where there is nothing to order inside a pixel.
 
     Args:
-        head: the head.
+        head: a joint head, or a factored head on a grid of one channel.
         features: width of the backbone's output.
     """
 
@@ -188,7 +199,7 @@ class LinearOutput(OutputStage):
         parameters = self.last(features)
         if self.joint:
             return parameters
-        # A factored head wants a dimension for channels, here of one.
+        # A factored head expects a dimension of channels, here of size 1.
         return parameters.unsqueeze(-2)
 
     def write(self, step: PixelStep, features: Operand, symbols: torch.Tensor) -> SteppedChannels:
@@ -198,7 +209,14 @@ class LinearOutput(OutputStage):
 
 
 def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -> OutputStage:
-    """The output stage that fits the head. ``direct`` takes a linear map where that is enough."""
+    """Create the output stage that fits a head.
+
+    Args:
+        grid: the modelled grid.
+        head: a head of that grid.
+        features: width of the backbone's output.
+        direct: use a single linear layer where that is enough.
+    """
     if direct and (head.joint or grid.channels == 1):
         return LinearOutput(head, features)
     if isinstance(head, JointHead):
@@ -207,7 +225,7 @@ def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -
 
 
 def _create_last(head: Head, features: int) -> nn.Linear:
-    """A linear map to a head's parameters, which starts near the head's own start."""
+    """A linear layer to a head's parameters, initialized with the head's preferred bias."""
     last = nn.Linear(features, head.size)
     last.bias.data.copy_(head.bias())
     return last

@@ -1,4 +1,4 @@
-"""The condition of a model: a class of the image, a coarser grid of codes, or both."""
+"""Conditions of a model: the class of an image, a coarser grid of codes, or both."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Conditioning:
     """The kind of condition that a model takes.
 
     Args:
-        classes: labels ``0 .. classes - 1``; index ``classes`` is the null class. 0 for none.
-        codes: grid of the codes the model is conditioned on, for example the upper level of a
-            VQ-VAE-2; None for none.
+        classes: number of classes; labels are ``0 .. classes - 1``, and label ``classes`` is the
+            null class. 0 for no classes.
+        codes: grid of the codes, for example the upper level of a VQ-VAE-2; None for no codes.
 
     Raises:
-        InputError: when ``classes`` is not an integer of at least 0, or ``codes`` no grid.
+        InputError: when ``classes`` is not an integer of at least 0, or ``codes`` is not a grid.
     """
 
     classes: int = 0
     codes: Grid | None = None
 
     def __post_init__(self) -> None:
-        # A saved configuration comes through here too, so the type is checked and not converted.
+        # Saved configurations come through here too, so types are checked rather than converted.
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
             raise InputError(f"classes must be an integer of at least 0, got {self.classes!r}")
         if self.codes is not None and not isinstance(self.codes, Grid):
@@ -40,10 +40,10 @@ class Conditioning:
 
 @dataclass
 class Condition(State):
-    """The condition of each image of a batch, checked.
+    """A checked condition for each image of a batch.
 
-    :meth:`DensityModel.condition` makes it from a caller's argument. It is a :class:`State` for the
-    sake of ``select`` (the condition of some of the images).
+    :meth:`DensityModel.condition` makes it from a caller's argument. It derives from :class:`State`
+    to get ``select``, which picks the condition of some of the images.
     """
 
     labels: torch.Tensor | None = None
@@ -53,26 +53,31 @@ class Condition(State):
 
 
 Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None
-"""A class ``[batch]``, a code grid ``[batch, h, w, c]``, a dictionary
-``{"class": ..., "codes": ...}`` of both, a condition already checked, or nothing."""
+"""A condition as a caller may give it: class labels ``[batch]``, codes ``[batch, h, w, c]``, a
+dictionary ``{"class": ..., "codes": ...}``, a :class:`Condition`, or None."""
 
 UNCONDITIONAL = Condition()
+"""The condition of an unconditional model."""
 
 CODE_DIMENSIONS = 4
-"""Dimensions of a grid of codes, which distinguish it from classes."""
+"""Number of dimensions of codes, which tells them from class labels."""
 
 
 def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Class and codes from a caller's condition, as tensors, but otherwise unchecked.
+    """Split a caller's condition into class labels and codes.
+
+    Both become tensors, but are not checked any further.
 
     Raises:
-        InputError: for what is no tensor, or a dictionary with other keys.
+        InputError: for anything that cannot become a tensor, or a dictionary with unknown keys.
     """
     if cond is None:
         return None, None
+    # A checked condition, as samplers pass it on.
     if isinstance(cond, Condition):
         return cond.labels, cond.codes
     if isinstance(cond, Mapping):
+        # A misspelled key would otherwise drop the condition silently.
         other_keys = set(cond) - {"class", "codes"}
         if other_keys:
             raise InputError(
@@ -84,7 +89,7 @@ def split(cond: Cond) -> tuple[torch.Tensor | None, torch.Tensor | None]:
             None if labels is None else to_tensor("cond['class']", labels),
             None if codes is None else to_tensor("cond['codes']", codes),
         )
-    # A bare tensor is recognized by its shape.
+    # A bare tensor is told apart by its number of dimensions.
     given = to_tensor("cond", cond)
     if given.dim() == CODE_DIMENSIONS:
         return None, given

@@ -1,10 +1,11 @@
-"""The base of every density model: an exact probability for a grid of symbols, in raster order.
+"""The base class of density models, which give exact probabilities to grids of symbols.
 
-A model gives, for symbol ``t`` of the sequence ``x.flatten(1)``, a distribution given all symbols
-before it, so that ``log p(x) = sum over t of log p(x_t | x_0 .. x_(t-1))``. There are two ways to
-evaluate it, proven equal by the contract tests: :meth:`DensityModel.forward` over a whole grid in
-parallel, and :meth:`DensityModel.step` one symbol at a time with an explicit cached state. The base
-class steps by running ``forward`` on the whole grid: slow, right, and the oracle of the fast ones.
+A model predicts each symbol ``t`` of the sequence ``x.flatten(1)`` from all symbols before it, so
+that ``log p(x) = sum over t of log p(x_t | x_0 .. x_(t-1))``. There are two ways to evaluate it,
+which the contract tests prove equal: :meth:`DensityModel.forward` evaluates a whole grid in
+parallel, and :meth:`DensityModel.step` goes one symbol at a time with an explicit cached state. The
+base class steps by running ``forward`` on the whole grid. That is slow but correct, and the tests
+use it as the reference (the *oracle*) for faster steps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -25,48 +26,51 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.nn.masked import Masked
 from tessella.nn.stepping.state import State
 
-PIECE = 1 << 26
-"""Numbers that one layer of a pass may hold, about: more images are scored in several passes."""
+PASS_VALUES = 1 << 26
+"""Roughly how many values a layer may hold in one pass; larger batches are split."""
 
-FEATURES = 1 << 10
-"""Numbers of one pixel in a layer, for the estimate of what a pass holds."""
+PIXEL_VALUES = 1 << 10
+"""Assumed number of values per pixel in a layer, for the estimate of a pass's memory."""
 
 Result = TypeVar("Result")
 
 
 @dataclass
 class WholeGridState(State):
-    """The state of the oracle: the grid so far, random symbols in the places not yet drawn."""
+    """The state of steps that run ``forward`` on the whole grid."""
 
     x: torch.Tensor
+    """The symbols so far, and random symbols after them: ``int64 [batch, height, width,
+    channels]``."""
     condition: Condition
 
 
 class DensityModel(nn.Module, ABC):
     """An exact distribution over grids of symbols.
 
-    A family defines :meth:`forward`, :meth:`sizes` and :meth:`receptive_field`, and takes ``grid``,
-    ``head`` and ``conditioning`` and then its sizes, each with a default, in its constructor. That
-    is enough to train, score and sample; :meth:`init_state` and :meth:`step` make sampling fast.
-    From outside the package, it is added with ``@ts.register_model("name")``. Its :meth:`config` is
-    what a saved model keeps, so sizes must be plain numbers, booleans and strings.
+    A subclass (a *family*) defines :meth:`forward`, :meth:`sizes` and :meth:`receptive_field`. Its
+    constructor takes ``grid``, ``head``, ``conditioning``, and then its sizes, each with a default.
+    That is enough to train, score and sample. Overriding :meth:`init_state` and :meth:`step` makes
+    sampling fast. A class outside this package registers itself with
+    ``@ts.register_model("name")``. A saved model stores its :meth:`config`, so sizes must be plain
+    numbers, booleans or strings.
 
     Args:
-        grid: the grid that is modelled.
+        grid: the grid to model.
         head: turns the network's parameters into distributions.
-        conditioning: the classes and the grid of codes it is conditioned on.
+        conditioning: the classes and the grid of codes that the model is conditioned on.
 
     Raises:
-        ConfigError: for a grid of codes where the model takes none.
+        ConfigError: when codes are given to a family that does not take them.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "density-model"
-    """The kind of model that a saved ``config.json`` names."""
+    """The kind of model in a saved ``config.json``."""
     takes_codes: ClassVar[bool] = False
-    """Whether it can be conditioned on a grid of codes."""
+    """Whether the model can be conditioned on a grid of codes."""
     pass_is_cheap: ClassVar[bool] = False
-    """Whether a pass over the whole grid costs not much more than a cached step."""
+    """Whether a pass over the whole grid costs little more than one cached step."""
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__()
@@ -76,10 +80,11 @@ class DensityModel(nn.Module, ABC):
         self.head = head
         self.conditioning = conditioning
         self.null_class = True
-        """Whether the null class means something; training without label dropout clears it."""
+        """Whether the model has learned the null class; training without label dropout clears
+        this."""
         self.checkpointing = False
-        """Keep only what enters each part of the network for the gradient, and compute the rest
-        again: slower training in less memory. See :meth:`recomputed`."""
+        """Whether to use activation checkpointing, for slower training in less memory; see
+        :meth:`recomputed`."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
@@ -87,36 +92,43 @@ class DensityModel(nn.Module, ABC):
 
         Args:
             x: ``int64 [batch, height, width, channels]``.
-            condition: of each image, as :meth:`condition` returns it.
+            condition: condition of each image, as :meth:`condition` returns it.
 
         Returns:
             The argument of :meth:`Head.__call__`: ``[batch, height, width, channels, size]``, or
-            ``[batch, height, width, size]`` of a joint head. The part of symbol ``t`` depends on
-            symbols before ``t`` only.
+            ``[batch, height, width, size]`` for a joint head. The parameters of symbol ``t`` depend
+            only on symbols before ``t``.
         """
 
     def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
-        """:meth:`forward` of the rows from ``row`` on. A family may leave out what only the rows
-        above depend on."""
+        """:meth:`forward`, but only for the rows from ``row`` on.
+
+        A family can override it to skip computations that these rows do not depend on.
+        """
         return self(x, condition)[:, row:]
 
     @abstractmethod
-    def sizes(self) -> dict[str, Any]:
-        """The sizes it was built with, as :func:`tessella.create` takes them."""
+    def sizes(self) -> dict[str, object]:
+        """The sizes the model was built with, as keywords of :func:`tessella.create`."""
 
     @abstractmethod
     def receptive_field(self) -> torch.Tensor:
-        """``bool [symbols, symbols]``: whether the distribution of symbol ``t`` (row) depends on
-        symbol ``s`` (column)."""
+        """Which symbols the prediction of each symbol depends on: ``bool [symbols, symbols]``.
+
+        Row ``t``, column ``s`` is True if the distribution of symbol ``t`` depends on symbol ``s``.
+        """
 
     def distribution(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> Distribution:
-        """The distributions of all symbols of ``x``, each given the symbols before it. Takes
-        checked input.
+        """The distribution of every symbol of ``x``, given the symbols before it.
+
+        Args:
+            x: symbols as :meth:`Grid.check` returns them, on the device of the model.
+            condition: condition of each image, as :meth:`condition` returns it.
 
         Raises:
-            InputError: for a condition that :meth:`condition` did not make.
+            InputError: for a condition that belongs to another model.
         """
-        # A condition of another model would broadcast, or be left out, without a word.
+        # A condition of another model would silently broadcast, or be ignored.
         has_labels = condition.labels is not None
         has_codes = condition.codes is not None
         if has_labels != bool(self.classes) or has_codes != bool(self.conditioning.codes):
@@ -128,30 +140,29 @@ class DensityModel(nn.Module, ABC):
     def log_prob(self, x: object, cond: Cond = None, reduce: bool = True) -> torch.Tensor:
         """Exact log-probability in nats.
 
-        Many images are scored a piece at a time, in the memory of one piece.
+        Large batches are scored in pieces, to limit memory.
 
         Args:
             x: symbols, any integer type, ``[batch, height, width, channels]``.
             cond: class of each image (int64 ``[batch]``), codes, or a dictionary of both; without a
-                class, the null class.
-            reduce: sum over the symbols of an image.
+                class, the null class is used.
+            reduce: whether to sum over the symbols of an image.
 
         Returns:
             ``[batch]``, or ``[batch, height, width, channels]`` without ``reduce``.
 
         Raises:
-            InputError: for symbols or a condition that do not fit, or a model left in training mode
-                with dropout.
-            NumericalError: where the model gives no probabilities, since its parameters are NaN or
-                infinite.
+            InputError: for symbols or a condition that do not fit the model, or a model with
+                dropout in training mode.
+            NumericalError: when the result would be NaN or infinite, because weights are.
         """
         self.check_eval_mode()
         images = to_tensor("symbols", x)
         if images.dim() == 0:
             raise InputError(f"symbols must have four dimensions, got the number {images.item()}")
         pieces = list(self._pieces(images))
-        # All images are checked before the first is scored; int64 copies of all of them at once
-        # would take eight times the memory of uint8 symbols.
+        # Check all images before scoring the first. This goes piece by piece, because int64 copies
+        # of all images would take eight times the memory of uint8 symbols.
         for piece in pieces:
             self.grid.check(images[piece])
         condition = self.condition(cond, len(images))
@@ -169,13 +180,13 @@ class DensityModel(nn.Module, ABC):
         return torch.cat(scores)
 
     def _pieces(self, images: torch.Tensor) -> Iterator[slice]:
-        """Parts of a batch that are scored at a time."""
-        # An estimate serves: it decides about memory and speed, not about results. The parameters
-        # of a pixel outgrow its features where a head has more than ``FEATURES`` of them.
-        features = self.grid.pixels * FEATURES
+        """Slices of a batch that are scored at a time."""
+        # A rough estimate is enough: it affects memory and speed, not results. The parameters of
+        # a pixel take more memory than its features if the head has very many of them.
+        features = self.grid.pixels * PIXEL_VALUES
         parameters = self.grid.symbols * self.head.size
-        at_a_time = max(1, PIECE // max(features, parameters))
-        # Of no images there is one piece, whose score is empty.
+        at_a_time = max(1, PASS_VALUES // max(features, parameters))
+        # An empty batch is one empty piece.
         for start in range(0, max(1, len(images)), at_a_time):
             yield slice(start, start + at_a_time)
 
@@ -188,13 +199,13 @@ class DensityModel(nn.Module, ABC):
         return self.whole_grid_state(batch, cond)
 
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
-        """One symbol further.
+        """Advance by one symbol.
 
         Args:
-            previous: ``int64 [batch]``, symbol ``index - 1``; ignored at 0.
-            index: which symbol of the sequence comes next.
-            state: what :meth:`init_state` or the step before returned; it may be updated in place
-                and is spent.
+            previous: symbol ``index - 1``, ``int64 [batch]``; ignored at index 0.
+            index: index of the symbol to predict.
+            state: returned by :meth:`init_state` or the previous step. It may be updated in place
+                and must not be used again.
 
         Returns:
             The parameters of symbol ``index`` as :meth:`Head.symbol` takes them, ``[batch, ...]``,
@@ -203,11 +214,13 @@ class DensityModel(nn.Module, ABC):
         return self.whole_grid_step(previous, index, state)
 
     def whole_grid_state(self, batch: int, cond: Cond = None, seed: int = 0) -> WholeGridState:
-        """The state of the oracle: random symbols everywhere, since zeros would hide a leak.
+        """The initial state of :meth:`whole_grid_step`.
+
+        Symbols that are not known yet are random, because zeros could hide a leak from the future.
 
         Args:
             batch, cond: as in :meth:`init_state`.
-            seed: of these random symbols, on which no result may depend.
+            seed: seed of the random symbols; no result may depend on it.
         """
         condition = self.condition(cond, batch)
         generator = torch.Generator().manual_seed(seed)
@@ -217,7 +230,7 @@ class DensityModel(nn.Module, ABC):
     def whole_grid_step(
         self, previous: torch.Tensor, index: int, state: State
     ) -> tuple[torch.Tensor, WholeGridState]:
-        """:meth:`step` by a forward pass over the whole grid."""
+        """:meth:`step` by a forward pass over the whole grid: slow, but simple and correct."""
         assert isinstance(state, WholeGridState)
         if index:
             # flatten makes a view, so the grid itself is changed.
@@ -227,20 +240,21 @@ class DensityModel(nn.Module, ABC):
             parameters = self(state.x, state.condition)[:, row, column]
         if not isinstance(self.head, JointHead):
             return parameters[:, channel], state
-        # A joint head walks through the channels from the first one again; those that are not drawn
-        # yet hold random symbols, which it must not look at.
+        # A joint head repeats its walk from the first channel on. The channels not drawn yet hold
+        # random symbols, which it must not look at.
         pixel = state.x[:, row, column]
         return self.head.unroll(parameters, pixel, channel + 1)[-1], state
 
     def condition(self, cond: Cond, batch: int) -> Condition:
-        """The condition of each of ``batch`` images, checked.
+        """Check a caller's condition for ``batch`` images.
 
         Raises:
-            InputError: for a condition the model does not take or lacks, a class out of range, or
-                the null class of a model that never trained with it.
+            InputError: for a condition that the model does not take, a missing one, a class out of
+                range, or the null class of a model that was trained without it.
         """
         batch = check_integer("batch", batch)
         labels, codes = split(cond)
+        # First what the model cannot take, then what it needs.
         if labels is not None and not self.classes:
             raise InputError(
                 "this model has no classes: leave cond (--class-label) out, "
@@ -257,7 +271,7 @@ class DensityModel(nn.Module, ABC):
                 )
             codes = code_grid.check(codes).to(self.device)
             if len(codes) != batch:
-                raise InputError(f"cond holds the codes of {len(codes)} images, wanted are {batch}")
+                raise InputError(f"cond holds the codes of {len(codes)} images, expected {batch}")
         return Condition(self._labels(labels, batch) if self.classes else None, codes)
 
     def _labels(self, cond: torch.Tensor | None, batch: int) -> torch.Tensor:
@@ -275,7 +289,7 @@ class DensityModel(nn.Module, ABC):
                 f"classes must be integers of shape [{batch}], "
                 f"got {cond.dtype} of shape {list(cond.shape)}"
             )
-        # As in Grid.check, unsigned numbers that int64 does not hold become negative.
+        # As in Grid.check, unsigned numbers too large for int64 become negative.
         labels = cond.long()
         largest = self.classes if self.null_class else self.classes - 1
         if batch and (int(labels.min()) < 0 or int(labels.max()) > largest):
@@ -287,8 +301,8 @@ class DensityModel(nn.Module, ABC):
         return labels.to(self.device)
 
     def check_eval_mode(self) -> None:
-        """Raise InputError in training mode with dropout, where no probability is exact."""
-        # Without dropout both modes compute the same, so training mode is no mistake then.
+        """Raise InputError if dropout is active, because probabilities would not be exact."""
+        # Without dropout both modes compute the same, so training mode is harmless.
         if not self.training:
             return
         for module in self.modules():
@@ -298,9 +312,12 @@ class DensityModel(nn.Module, ABC):
                 )
 
     def recomputed(self, part: Callable[..., Result], *inputs: object) -> Result:
-        """``part(*inputs)``, a piece of the network; with ``checkpointing`` nothing inside it is
-        kept for the gradient."""
-        # Sampling and scoring keep nothing for a gradient anyway.
+        """Call ``part(*inputs)``, one part of the network, with checkpointing if that is enabled.
+
+        With :attr:`checkpointing`, activations inside the part are not stored for the backward
+        pass, but computed again.
+        """
+        # Without gradients, nothing is stored anyway.
         if self.checkpointing and torch.is_grad_enabled():
             result: Result = checkpoint(part, *inputs, use_reentrant=False)
             return result
@@ -308,11 +325,11 @@ class DensityModel(nn.Module, ABC):
 
     @property
     def classes(self) -> int:
-        """Classes it is conditioned on; index ``classes`` is the null class."""
+        """Number of classes the model is conditioned on; label ``classes`` is the null class."""
         return self.conditioning.classes
 
     def parameter_count(self) -> int:
-        """Numbers that training sets: weights that a mask holds at zero do not count."""
+        """Number of trainable parameters, not counting weights that a mask holds at zero."""
         count = sum(parameter.numel() for parameter in self.parameters())
         for module in self.modules():
             if isinstance(module, Masked):
@@ -321,19 +338,21 @@ class DensityModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
-    def config(self) -> dict[str, Any]:
-        """Plain values that rebuild the model, without its weights, by
-        :func:`tessella.models.from_config`."""
-        config: dict[str, Any] = {
+    def config(self) -> dict[str, object]:
+        """Plain values from which :func:`tessella.models.from_config` rebuilds the model.
+
+        The weights are not included.
+        """
+        config: dict[str, object] = {
             "name": self.name,
             "grid": asdict(self.grid),
             "head": self.head.config(),
             "classes": self.classes,
         }
-        # The key is left out where there are no codes: saved models without it stay readable.
+        # Without codes the key is omitted, as in models saved before codes existed.
         if self.conditioning.codes is not None:
             config["codes"] = asdict(self.conditioning.codes)
         config["null_class"] = self.null_class
@@ -341,7 +360,7 @@ class DensityModel(nn.Module, ABC):
         return config
 
     def extra_repr(self) -> str:
-        """The line that ``print(model)`` shows above the layers."""
+        """The line that ``print(model)`` shows above the list of layers."""
         sizes = ""
         for key, value in self.sizes().items():
             sizes += f", {key}={value}"
@@ -349,10 +368,10 @@ class DensityModel(nn.Module, ABC):
 
 
 def check_finite(nats: torch.Tensor) -> None:
-    """Refuse log-probabilities that are none.
+    """Check that log-probabilities are finite.
 
     Raises:
-        NumericalError: where a value is NaN or infinite.
+        NumericalError: when a value is NaN or infinite.
     """
     if not bool(torch.isfinite(nats).all()):
         raise NumericalError(
@@ -362,15 +381,18 @@ def check_finite(nats: torch.Tensor) -> None:
 
 
 def symbol_field(grid: Grid, pixels: torch.Tensor, inside: bool) -> torch.Tensor:
-    """A receptive field over pixels to one over symbols.
+    """Expand a receptive field over pixels to one over symbols.
 
     Args:
         grid: the grid.
         pixels: ``bool [pixels, pixels]``: whether pixel ``t`` (row) sees pixel ``s`` (column).
-        inside: whether a symbol sees the channels before it in its own pixel.
+        inside: whether a symbol also sees the earlier channels of its own pixel.
+
+    Returns:
+        ``bool [symbols, symbols]``.
     """
     c = grid.channels
-    # A pixel that is seen is seen in all its channels, by all channels.
+    # If pixel t sees pixel s, all channels of t see all channels of s.
     field = pixels.repeat_interleave(c, 0).repeat_interleave(c, 1)
     if inside:
         # On the diagonal blocks, one for each pixel: channel t sees the channels s < t.

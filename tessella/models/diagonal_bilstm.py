@@ -1,19 +1,20 @@
-"""Diagonal BiLSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5,
-Fig. 3, Fig. 5 right).
+"""Diagonal BiLSTM: LSTMs that go along the diagonals of the image in two directions.
 
-Every layer is an LSTM that walks along the diagonals of the image in two directions. From left to
-right the state of a pixel is made of the states of the pixel to its left and of the pixel above (a
-column-wise convolution of size 2 on the *skewed* map, whose row ``r`` is moved ``r`` places to the
-right, so that a diagonal of the image is a column), and of its input under mask B; from right to
-left of the pixel to its right and of the one above. All pixels of a diagonal are computed at once.
-So that no pixel sees one after it, the right-to-left map is moved down by one row before it is
-added. A 1 x 1 convolution leads back to ``2 h`` features and the layer's input is added. The class
-adds a bias to all gates.
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.2 to 3.5, Fig. 3 and Fig. 5
+(right).
 
-A pixel sees everything before it but for one place: what the right-to-left state knows of row
-``r - 1`` begins with the features of its last pixel, which (mask A) do not contain that pixel
-itself. The last pixel of the row above is therefore seen only within the reach of the first layer's
-7 x 7 convolution (:meth:`DiagonalBiLSTM.receptive_field`).
+From left to right, the state of a pixel depends on the states of the pixel to its left and of the
+pixel above, and on its own input under mask B. (In the paper this is a column-wise convolution of
+size 2 on the *skewed* map, whose row ``r`` is shifted ``r`` places to the right, so that a diagonal
+of the image becomes a column.) From right to left, it depends on the pixel to its right and the
+pixel above. All pixels of a diagonal are computed at once. The right-to-left map is shifted down by
+one row before it is added, so that no pixel sees a later one. A 1 x 1 convolution restores ``2 h``
+features, and the layer's input is added. The class adds a bias to all gates.
+
+A pixel sees everything before it, with one exception. The right-to-left states of row ``r - 1``
+start from the features of its last pixel, and because of mask A these do not contain that pixel
+itself. So the last pixel of the row above is seen only within the reach of the first layer's 7 x 7
+convolution (:meth:`DiagonalBiLSTM.receptive_field`).
 
 Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024``
 for CIFAR-10.
@@ -34,10 +35,10 @@ from tessella.nn.stepping.program import Operand, OperationWriter, Places, Progr
 
 
 class Diagonals(nn.Module):
-    """The order of pixels by diagonals, and within a diagonal from the top, for both directions.
+    """Sorts pixels by diagonal, and within a diagonal from the top, for both directions.
 
     Args:
-        height, width: of the grid.
+        height, width: size of the grid.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -45,19 +46,19 @@ class Diagonals(nn.Module):
         self.width = width
         rows = torch.arange(height)[:, None]
         columns = torch.arange(width)
-        # Numbers that grow along a diagonal, and from one diagonal to the next.
+        # A sort key that grows along a diagonal, and from one diagonal to the next.
         number = (rows + columns) * height + rows
         order = torch.stack([number.flatten().argsort(), number.flip(1).flatten().argsort()])
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("place", order.argsort(1), persistent=False)
         self.order: torch.Tensor
-        """The pixels in this order, ``int64 [directions, pixels]``."""
+        """The pixels in this order, in each direction: ``int64 [2, pixels]``."""
         self.place: torch.Tensor
-        """The places of the pixels in it, ``int64 [directions, pixels]``."""
+        """The inverse of :attr:`order`, the position of each pixel: ``int64 [2, pixels]``."""
         self.first_rows: list[int] = []
         """The topmost row of each diagonal."""
         self.lengths: list[int] = []
-        """Its pixels."""
+        """The number of pixels in each diagonal."""
         for diagonal in range(height + width - 1):
             first = max(0, diagonal - width + 1)
             self.first_rows.append(first)
@@ -65,13 +66,13 @@ class Diagonals(nn.Module):
 
 
 class DiagonalLayer(ChannelMaskedLayer):
-    """Both directions, and the way back to the features of the next layer.
+    """LSTMs in both directions, and a 1 x 1 convolution that restores the number of features.
 
     Args:
         groups: how features are split.
         hidden: features of a state.
         diagonals: the order of the grid's pixels.
-        dropout: share of the states dropped in training on the way to the next layer.
+        dropout: dropout rate of the states before the 1 x 1 convolution.
     """
 
     def __init__(
@@ -83,20 +84,21 @@ class DiagonalLayer(ChannelMaskedLayer):
         self.biases = 2 * GATES * hidden
         self.diagonals = diagonals
         self.left = groups.linear(2 * hidden, hidden, GATES)
-        """From the inputs to the gates of the direction from left to right."""
+        """Weights from the inputs to the gates, left to right."""
         self.right = groups.linear(2 * hidden, hidden, GATES)
-        """From the inputs to the gates of the direction from right to left."""
+        """Weights from the inputs to the gates, right to left."""
         bound = (2 * hidden) ** -0.5
         weight = torch.empty(2, 2 * hidden, GATES * hidden).uniform_(-bound, bound)
         self.state = nn.Parameter(weight)
-        """From the states above and beside, in this order, to the gates, for each direction."""
+        """Weights from the states above and beside, in this order, to the gates, in each
+        direction."""
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         width = self.diagonals.width
         left, right = self.states(x, bias)
-        # From right to left a pixel has seen pixels after it, so its state serves the row below.
+        # A right-to-left state has seen later pixels of its row, so only the row below may use it.
         moved_down = F.pad(right[:-width], (0, 0, 0, 0, width, 0))
         out = self.restore(self.dropout(left + moved_down))
         return x + out.transpose(0, 1).view_as(x)
@@ -104,8 +106,16 @@ class DiagonalLayer(ChannelMaskedLayer):
     def states(
         self, x: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states of each pixel in both directions, ``[pixels, batch, hidden]`` each."""
-        # [pixels, batch, 2 * hidden]: the pixels first, to be sorted by diagonals.
+        """Hidden states of all pixels, left to right and right to left.
+
+        Args:
+            x: ``[batch, height, width, 2 * hidden]``.
+            bias: bias of each image's class, ``[batch, 1, 1, biases]``.
+
+        Returns:
+            ``[pixels, batch, hidden]`` for each direction.
+        """
+        # [pixels, batch, 2 * hidden]: pixels come first, because they are reordered.
         pixels = x.flatten(1, 2).transpose(0, 1)
         order = self.diagonals.order
         # [2, pixels, batch, gates], diagonal by diagonal
@@ -116,25 +126,32 @@ class DiagonalLayer(ChannelMaskedLayer):
         return left[self.diagonals.place[0]], right[self.diagonals.place[1]]
 
     def bias(self) -> torch.Tensor:
-        """The biases of the gates of both directions, ``[2 * gates]``."""
+        """The biases of the gates in both directions, concatenated, ``[2 * 4 * hidden]``."""
         assert self.left.bias is not None
         assert self.right.bias is not None
         return torch.cat([self.left.bias, self.right.bias])
 
     def _walk(self, gates: torch.Tensor) -> torch.Tensor:
-        """The states ``[2, pixels, batch, hidden]``, from what the inputs add to the gates,
-        diagonal by diagonal ``[2, pixels, batch, gates]``."""
+        """Run the LSTMs over all diagonals.
+
+        Args:
+            gates: contribution of the inputs to the gates, sorted by diagonal,
+                ``[2, pixels, batch, 4 * hidden]``.
+
+        Returns:
+            The hidden states in the same order, ``[2, pixels, batch, hidden]``.
+        """
         batch = gates.shape[2]
-        # Of the diagonal before, [2, its pixels + 2, batch, hidden]: a row of zeros at both ends.
+        # States of the previous diagonal, with a zero at both ends: [2, pixels + 2, batch, hidden].
         hidden = gates.new_zeros(2, 2, batch, self.hidden)
         cell = hidden.to(cell_dtype(gates))
         states = []
-        # The diagonal before the first one is a place of zeros.
+        # Before the first diagonal, these are zeros only.
         first_before = 0
         parts = gates.split(self.diagonals.lengths, dim=1)
         for first, part in zip(self.diagonals.first_rows, parts, strict=True):
             rows = part.shape[1]
-            # On the diagonal before, the pixel above is one place up from the pixel beside.
+            # On the previous diagonal, the pixel above comes one place before the pixel beside.
             above = slice(first - first_before, first - first_before + rows)
             beside = slice(above.start + 1, above.stop + 1)
             seen = torch.cat([hidden[:, above], hidden[:, beside]], dim=-1)
@@ -146,11 +163,11 @@ class DiagonalLayer(ChannelMaskedLayer):
             first_before = first
         return torch.cat(states, dim=1)
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedDiagonalLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        # From right to left is from left to right on the mirrored map.
+        # Right to left is left to right on the mirrored map.
         inside = self.groups.field_within(field)
         right = _field_from_the_left(inside.flip(-1)).flip(-1)
         moved_down = torch.zeros_like(right)
@@ -159,7 +176,7 @@ class DiagonalLayer(ChannelMaskedLayer):
 
 
 class SteppedDiagonalLayer(SteppedLayer):
-    """A :class:`DiagonalLayer` on the memory of a step."""
+    """A :class:`DiagonalLayer` bound to the memory of a step."""
 
     def __init__(
         self, layer: DiagonalLayer, step: ChannelGroupStep, bias: torch.Tensor | None
@@ -168,35 +185,37 @@ class SteppedDiagonalLayer(SteppedLayer):
         hidden = layer.hidden
         memory = step.memory
         self.layer = layer
-        self._wide = groups.slices(2 * hidden)
-        self._narrow = groups.slices(hidden)
+        self._input_slices = groups.slices(2 * hidden)
+        self._hidden_slices = groups.slices(hidden)
         self._gates = groups.slices(hidden, GATES)
-        # [batch, 1, 2 * gates], both directions side by side
+        # [batch, 1, 2 * 4 * hidden], both directions concatenated.
         gates_bias = layer.bias().expand(memory.batch, 1, -1)
         if bias is not None:
             gates_bias = bias + gates_bias
         left_bias, right_bias = gates_bias.split(GATES * hidden, dim=-1)
         left_bias = memory.keep(groups.arranged(left_bias, GATES))
         self.right_bias = memory.keep(right_bias)
-        """``[batch, 1, gates]``."""
-        # For each place the left-to-right state to its left, zeros at the first, then the input.
-        # This row up to the pixel; from the pixel on, still the row above.
+        """Bias of the right-to-left gates: ``[batch, 1, 4 * hidden]``."""
+        # For each place, the left-to-right state of the place to its left (zero at the first) and
+        # then the input of the place. From the current pixel on, this is still the row above.
         self._row = step.places(3 * hidden, right=1)
         self._inputs = self._row.features(slice(hidden, 3 * hidden))
         self._states = self._row.features(slice(0, hidden)).delayed()
         self.cells = memory.zeros(hidden, dtype=cell_dtype(memory.like))
-        """Cell states of the pixel to the left, or of this pixel for the groups known; between rows
-        those of the other direction: ``[batch, hidden]``."""
+        """Cell states ``[batch, hidden]``: those of the pixel to the left or, for groups already
+        computed, of this pixel. Between rows, the right-to-left direction uses this memory."""
         self.right = step.places(hidden, right=1)
-        """Right-to-left states in the row above, zeros at the right."""
-        self._both = memory.zeros(hidden)  # the sum of both directions at this pixel
+        """Right-to-left states of the row above, ``[batch, width, hidden]``, and a zero after
+        them."""
+        # The sum of both directions at this pixel.
+        self._both = memory.zeros(hidden)
         self._above = step.places(GATES * hidden)
         # [direction, above or beside, hidden, gates]
         state = layer.state.detach().unflatten(1, (2, hidden))
         above_weight = groups.arranged(state[0, 0], GATES).contiguous()
         self._here = step.products(groups.products(layer.left.weight, GATES, before=state[0, 1]))
         self._restore = step.products(groups.products(layer.restore.weight))
-        # Of the right-to-left direction all groups are computed at once.
+        # The right-to-left direction computes all groups at once.
         self.right_inputs = memory.matrix(layer.right.kernel().T)
         self.right_above = memory.matrix(state[1, 0])
         self.right_beside = memory.matrix(state[1, 1])
@@ -204,8 +223,8 @@ class SteppedDiagonalLayer(SteppedLayer):
             self._states.row, memory.matrix(above_weight), self._above.row, add=left_bias
         )
 
-    def entering(self, group: int) -> Operand:
-        return self._inputs.features(self._wide[group]).at("column")
+    def group_input(self, group: int) -> Operand:
+        return self._inputs.features(self._input_slices[group]).at("column")
 
     @property
     def row_inputs(self) -> torch.Tensor:
@@ -215,28 +234,28 @@ class SteppedDiagonalLayer(SteppedLayer):
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        narrow = self._narrow[group]
+        hidden_slice = self._hidden_slices[group]
         hidden = self.layer.hidden
-        gates = program.zeros(GATES * (narrow.stop - narrow.start))
-        # The state to the left and, of the inputs, the groups up to this one: neighbours in memory.
-        seen = self._row.at("column").first(hidden + self._wide[group].stop)
+        gates = program.zeros(GATES * (hidden_slice.stop - hidden_slice.start))
+        # The state to the left, and the inputs of the groups up to this one, contiguous in memory.
+        seen = self._row.at("column").first(hidden + self._input_slices[group].stop)
         above = self._above.features(self._gates[group]).at("column")
         program.linear(seen, self._here[group], gates, add=above)
-        state = self._states.features(narrow).at("column")
-        program.cell(gates, self.cells[:, narrow], state)
-        from_right = self.right.features(narrow).at("column")
-        program.add(state, from_right, self._both[:, narrow])
-        known = self._both[:, : narrow.stop]
-        x = self.entering(group)
+        state = self._states.features(hidden_slice).at("column")
+        program.cell(gates, self.cells[:, hidden_slice], state)
+        from_right = self.right.features(hidden_slice).at("column")
+        program.add(state, from_right, self._both[:, hidden_slice])
+        known = self._both[:, : hidden_slice.stop]
+        x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 
 class RightToLeft:
-    """The right-to-left states of a row that has become complete, in place of those above it.
+    """Computes the right-to-left states of a complete row, replacing those of the row above it.
 
     Args:
-        step: where the layers are written.
-        layers: all of them; each column is computed in all layers by one program.
+        step: the step to which the layers belong.
+        layers: all layers; one program computes a column in all of them.
     """
 
     def __init__(self, step: ChannelGroupStep, layers: Sequence[SteppedDiagonalLayer]) -> None:
@@ -246,14 +265,14 @@ class RightToLeft:
         self._cells = [layer.cells for layer in layers]
         self._gates = Program(batch, (), like, places=step.width)
         self._states = Program(batch, ("column",), like)
-        # Scratch of one layer at a time.
+        # Scratch memory that all layers share, because they run one after the other.
         sums = self._states.zeros(self._cells[0].shape[1] * GATES)
         for layer in layers:
-            # What inputs and the states above give the gates of the row.
+            # The contribution of inputs and states above to the gates of the row.
             gates = self._gates.zeros(sums.shape[1])
             self._gates.linear(layer.row_inputs, layer.right_inputs, gates, add=layer.right_bias)
             self._gates.linear(layer.right.row, layer.right_above, gates, add=gates)
-            # One column after the other from the right.
+            # Then one column after the other, from the right.
             here = Places(gates).at("column")
             beside = layer.right.delayed().at("column")
             self._states.linear(beside, layer.right_beside, sums, add=here)
@@ -265,7 +284,7 @@ class RightToLeft:
         self._clear_cells()
         for column in reversed(range(self._width)):
             self._states.run(column)
-        # The direction from left to right begins the next row with empty cells.
+        # The left-to-right direction starts the next row with zero cell states.
         self._clear_cells()
 
     def _clear_cells(self) -> None:
@@ -274,18 +293,17 @@ class RightToLeft:
 
 
 class DiagonalBiLSTM(ChannelMasked):
-    """``diagonal-bilstm``: LSTMs along the diagonals in two directions, channel groups in every
-    layer.
+    """``diagonal-bilstm``: LSTMs along the diagonals, in two directions.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: LSTM layers.
+        layers: number of LSTM layers.
         hidden: features of a state; there are twice as many between layers.
-        last: features of the two last layers.
-        dropout: share of the states dropped in training on the way to the next layer.
+        last: features of the last two layers.
+        dropout: dropout rate of each layer's states.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range.
     """
 
     name = "diagonal-bilstm"
@@ -305,9 +323,11 @@ class DiagonalBiLSTM(ChannelMasked):
 
 
 def _field_from_the_left(inside: torch.Tensor) -> torch.Tensor:
-    """Which sources reach the states from left to right, given those that reach the inputs:
-    ``bool [sources, groups, height, width]``."""
-    # Everything above and to the left, and the pixel.
+    """Receptive field of the left-to-right states, given that of the inputs.
+
+    Both are ``bool [sources, groups, height, width]``.
+    """
+    # Everything above and to the left, including the pixel itself.
     every = inside.any(1).cummax(1).values.cummax(2).values
     before = torch.zeros_like(every)
     before[:, 1:] |= every[:, :-1]

@@ -1,15 +1,14 @@
-"""The prior of a tokenizer that makes several grids of an image: one density model for each, coarse
-to fine.
+"""A prior over several grids of codes, coarse to fine, as VQ-VAE-2 makes them.
 
-``log p(x_0, x_1) = log p(x_0) + log p(x_1 | x_0)``: the model of the second grid is conditioned on
-the codes of the first (Razavi et al. 2019, section 3.2). Each part is an ordinary density model,
-sampled by the ordinary walk.
+There is one density model for each grid. ``log p(x_0, x_1) = log p(x_0) + log p(x_1 | x_0)``: the
+model of the second grid is conditioned on the codes of the first (Razavi et al. 2019, section 3.2).
+Each is an ordinary density model and is sampled like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,19 +18,19 @@ from tessella.grid import LN2, Grid
 from tessella.models.condition import Cond, Condition, split
 from tessella.models.density_model import DensityModel
 
-DEEPEST = 2
-"""Grids that there may be: a model takes the codes of one other grid."""
+GRIDS = 2
+"""Number of grids in a hierarchy; a model can be conditioned on the codes of one other grid."""
 
 
 class Hierarchy(nn.Module):
-    """Density models of the grids of an image, coarse to fine.
+    """Density models over several grids of an image, coarse to fine.
 
     Args:
-        priors: the models; the second is conditioned on the codes of the first one's grid
-            (``codes=``), and all on the same classes.
+        priors: two models. The second is conditioned on the grid of the first (``codes=``), and
+            both on the same classes.
 
     Raises:
-        ConfigError: for fewer or more than two models, or ones that do not fit each other.
+        ConfigError: for any other number of models, or models that do not fit each other.
 
     >>> import tessella as ts
     >>> coarse, fine = ts.Grid(2, 2, 1, 4), ts.Grid(4, 4, 1, 4)
@@ -48,10 +47,8 @@ class Hierarchy(nn.Module):
 
     def __init__(self, priors: Sequence[DensityModel]) -> None:
         super().__init__()
-        if len(priors) != DEEPEST:
-            raise ConfigError(
-                f"a hierarchy has {DEEPEST} priors, coarse to fine, got {len(priors)}"
-            )
+        if len(priors) != GRIDS:
+            raise ConfigError(f"a hierarchy has {GRIDS} priors, coarse to fine, got {len(priors)}")
         # Each prior must be conditioned on the grid of the one before it; the first on none.
         coarser: Grid | None = None
         for prior in priors:
@@ -61,11 +58,12 @@ class Hierarchy(nn.Module):
                     f"not {prior.conditioning.codes}"
                 )
             coarser = prior.grid
+        # One class label conditions all grids of an image.
         if len({(prior.classes, prior.null_class) for prior in priors}) > 1:
             raise ConfigError(
                 "the priors of a hierarchy must all be conditioned on the same classes"
             )
-        # A ModuleList, so that the weights are found; it is indexed and iterated as a sequence.
+        # A ModuleList registers the weights. Type checkers may treat it as a plain sequence.
         self.priors = cast("Sequence[DensityModel]", nn.ModuleList(priors))
 
     def __iter__(self) -> Iterator[DensityModel]:
@@ -73,22 +71,23 @@ class Hierarchy(nn.Module):
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """The grids that are modelled, coarse to fine."""
+        """The modelled grids, coarse to fine."""
         return tuple(prior.grid for prior in self.priors)
 
     @property
     def symbols(self) -> int:
-        """Symbols of all grids together."""
+        """Number of symbols in all grids together."""
         return sum(grid.symbols for grid in self.grids)
 
     @property
     def classes(self) -> int:
-        """Classes it is conditioned on; index ``classes`` is the null class."""
+        """Number of classes; label ``classes`` is the null class."""
+        # All priors have the same classes.
         return self.priors[0].classes
 
     @property
     def null_class(self) -> bool:
-        """Whether the null class means something; see :class:`DensityModel`."""
+        """Whether the priors have learned the null class; see :class:`DensityModel`."""
         return self.priors[0].null_class
 
     @null_class.setter
@@ -98,16 +97,19 @@ class Hierarchy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def condition(self, cond: Cond, batch: int) -> Condition:
-        """The classes of ``batch`` images, checked; the codes are each other's.
+        """Check the class labels of ``batch`` images.
+
+        The result has no codes: the hierarchy models them itself.
 
         Raises:
-            InputError: see :meth:`DensityModel.condition`.
+            InputError: for codes, and see :meth:`DensityModel.condition`.
         """
         labels, codes = split(cond)
+        # The codes of each grid come from the hierarchy itself.
         if codes is not None:
             raise InputError(
                 "a hierarchy draws its own codes: give it a class as condition, or nothing"
@@ -119,20 +121,24 @@ class Hierarchy(nn.Module):
 
         Args:
             x: symbols of each grid, any integer type, ``[batch, height, width, channels]``.
-            cond: class of each image (int64 ``[batch]``); without it, the null class.
+            cond: class of each image (int64 ``[batch]``); without it, the null class is used.
 
         Raises:
-            InputError: for symbols or a condition that do not fit, or a model in training mode with
-                dropout.
+            InputError: for symbols or a condition that do not fit, or a model with dropout in
+                training mode.
+            NumericalError: when the result would be NaN or infinite, because weights are.
         """
         # The chain rule: log p(x_0) + log p(x_1 | x_0).
         return torch.stack(self.log_probs(x, cond)).sum(0)
 
     def log_probs(self, x: object, cond: Cond = None) -> list[torch.Tensor]:
-        """:meth:`log_prob` of each grid given the coarser ones, ``[batch]`` each."""
+        """Log-probability of each grid given the coarser ones, in nats: ``[batch]`` each.
+
+        Arguments and errors are those of :meth:`log_prob`.
+        """
         if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
             raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
-        # All grids are checked before the first is scored.
+        # Check all grids before scoring the first.
         symbols = []
         for prior, part in zip(self.priors, x, strict=True):
             symbols.append(prior.grid.check(part))
@@ -144,12 +150,12 @@ class Hierarchy(nn.Module):
         return scores
 
     def bits_per_dim(self, x: object, cond: Cond = None) -> torch.Tensor:
-        """Bits per symbol of all grids: ``[batch]``."""
+        """Bits per symbol, averaged over the symbols of all grids: ``[batch]``."""
         return -self.log_prob(x, cond) / (LN2 * self.symbols)
 
     @property
     def checkpointing(self) -> bool:
-        """See :class:`DensityModel`."""
+        """Whether to use activation checkpointing; see :class:`DensityModel`."""
         return self.priors[0].checkpointing
 
     @checkpointing.setter
@@ -158,20 +164,28 @@ class Hierarchy(nn.Module):
             prior.checkpointing = value
 
     def parameter_count(self) -> int:
-        """Numbers that training sets."""
+        """Number of trainable parameters."""
         return sum(prior.parameter_count() for prior in self.priors)
 
-    def config(self) -> dict[str, Any]:
-        """Plain values that rebuild the priors, without their weights."""
+    def config(self) -> dict[str, object]:
+        """Plain values from which :func:`tessella.models.prior_from_config` rebuilds the priors.
+
+        The weights are not included.
+        """
         return {"name": self.name, "priors": [prior.config() for prior in self.priors]}
 
 
 def level_condition(
     prior: DensityModel, labels: torch.Tensor | None, coarser: Sequence[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The condition of one prior of a hierarchy: the labels, and the codes of the next coarser
-    grid."""
-    # An empty dictionary is no condition.
+    """The condition of one prior of a hierarchy, as a dictionary.
+
+    Args:
+        prior: the prior.
+        labels: class of each image, ``int64 [batch]``.
+        coarser: codes of all coarser grids, coarse to fine.
+    """
+    # An empty dictionary means no condition.
     cond: dict[str, torch.Tensor] = {}
     if labels is not None:
         cond["class"] = labels
@@ -181,13 +195,13 @@ def level_condition(
 
 
 def pack(symbols: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The symbols of several grids, ``[n, ...]`` each, as one row for each image:
-    ``[n, symbols]``."""
+    """Concatenate the symbols of several grids, ``[n, ...]`` each, to ``[n, symbols]``."""
     return torch.cat([part.flatten(1) for part in symbols], dim=1)
 
 
 def unpack(packed: torch.Tensor, grids: Sequence[Grid]) -> tuple[torch.Tensor, ...]:
-    """The inverse of :func:`pack`: symbols ``[n, height, width, channels]`` of each grid."""
+    """Undo :func:`pack`: the symbols ``[n, height, width, channels]`` of each grid."""
+    # The grids lie one after the other in each row.
     pieces = packed.split([grid.symbols for grid in grids], dim=1)
     symbols = []
     for piece, grid in zip(pieces, grids, strict=True):

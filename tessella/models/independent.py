@@ -1,14 +1,13 @@
-"""Independent pixels: a distribution for each position, blind to all others.
+"""Independent pixels: each position has its own distribution, whatever the other pixels are.
 
-The baseline every model is measured against, and the analytic oracle of the tests: fitted to counts
-it has a closed form.
+This is the baseline for all other models. It can be fitted in closed form, by counting, so tests
+also use it as an exact reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,14 +22,15 @@ from tessella.nn.stepping.state import State
 
 @dataclass
 class IndependentState(State):
-    """The class of each image, and how far a joint head is within the pixel."""
+    """The class of each image, and the state of a joint head within the current pixel."""
 
     labels: torch.Tensor
+    """``int64 [batch]``."""
     pixel: State | None = None
 
 
 class Independent(DensityModel):
-    """``independent``: one parameter vector for each position (and class).
+    """``independent``: one parameter vector for each position and class.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -46,6 +46,7 @@ class Independent(DensityModel):
         self.table = nn.Parameter(head.bias() + 0.1 * noise)
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        # The prediction is the same whatever the symbols are.
         if condition.labels is None:
             return self.table[0].expand(len(x), *self.table.shape[1:])
         return self.table[condition.labels]
@@ -73,11 +74,14 @@ class Independent(DensityModel):
 
     @torch.no_grad()
     def fit(self, x: torch.Tensor | Iterable[torch.Tensor]) -> Independent:
-        """Set the probabilities to the histograms of ``x``, one count added to each level
-        (Laplace's rule).
+        """Set the probabilities to smoothed histograms of ``x``.
 
         Args:
-            x: checked symbols ``int64 [n, height, width, channels]``, or several such parts.
+            x: symbols as :meth:`Grid.check` returns them, ``int64 [n, height, width, channels]``,
+                or an iterable of such batches.
+
+        Returns:
+            The model itself.
 
         Raises:
             ConfigError: when the head is joint, or the model has classes.
@@ -85,7 +89,7 @@ class Independent(DensityModel):
         if not isinstance(self.head, FactoredHead) or self.classes:
             raise ConfigError("histograms fit the categorical and ordinal heads, without classes")
         grid = self.grid
-        # Laplace's rule: every level has been seen once before the first image.
+        # Laplace's rule: start with one count for every level.
         counts = torch.ones(grid.symbols * grid.levels, dtype=torch.float64)
         # Symbol t at level k is counted in bin t * levels + k.
         first_bin = torch.arange(grid.symbols) * grid.levels
@@ -99,10 +103,10 @@ class Independent(DensityModel):
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {}
 
     def receptive_field(self) -> torch.Tensor:
-        # No pixel sees another; within one, a joint head's channels see those before them.
+        # No pixel sees another. Within a pixel, a joint head conditions on earlier channels.
         pixels = torch.zeros(self.grid.pixels, self.grid.pixels, dtype=torch.bool)
         return symbol_field(self.grid, pixels, inside=self.head.joint)

@@ -1,9 +1,10 @@
-"""Class-conditional LlamaGen transformers (Sun et al. 2024, "Autoregressive Model Beats Diffusion")
-as ours.
+"""Load class-conditional LlamaGen transformers.
 
-Their network is our :class:`Transformer` with the prefix ``"nowhere"``, one channel, and zeros for
-what they do not have: the vectors of rows and columns, the direction in the embedding of symbols,
-the bias of the output. This module maps their tensors, by their names, to ours.
+Sun et al. 2024, "Autoregressive Model Beats Diffusion".
+
+A LlamaGen network equals our :class:`Transformer` with the prefix ``"nowhere"``, one channel, and
+zeros for the parts that it lacks: the vectors of rows and columns, the direction in the embedding
+of symbols, and the bias of the output. This module maps its tensors to ours by name.
 """
 
 from __future__ import annotations
@@ -28,43 +29,45 @@ BLOCK_NAMES = {
     "ffn_norm.weight": "before_feedforward.weight",
     "feed_forward.w2.weight": "feedforward.narrow.weight",
 }
-"""Their names within a layer to ours within a block; ``w1`` and ``w3`` make one matrix here."""
+"""From their names within a layer to ours within a block. ``w1`` and ``w3`` are missing here,
+because they become one matrix."""
 GATE = "feed_forward.w1.weight"
 VALUE = "feed_forward.w3.weight"
 
 NAMES_SHOWN = 3
-"""How many tensor names a message lists before it says "..."."""
+"""How many tensor names an error message lists before "..."."""
 
 
 def from_llamagen(
     state: Mapping[str, torch.Tensor], height: int, width: int, heads: int, null_row: bool = True
 ) -> DensityModel:
-    """The model whose weights are those of a class-conditional LlamaGen transformer.
+    """Build a model from the weights of a class-conditional LlamaGen transformer.
 
     Args:
-        state: tensors of the checkpoint by the names LlamaGen gives them
-            (``tok_embeddings.weight``, ...).
-        height, width: of the grid of codes; LlamaGen's are square, 16 x 16 for images of 256 x 256.
-        heads: query heads, which no shape reveals: 12 of GPT-B, 16 of L, 20 of XL, 24 of XXL, 40 of
-            XXXL.
-        null_row: whether the last row of the table of classes is the null class, as in all
-            published checkpoints; without it the model needs a class for every image.
-
-    Raises:
-        ConfigError: naming tensors that are missing, left over or of another shape; for heads that
-            do not fit.
+        state: tensors of the checkpoint, under LlamaGen's names (``tok_embeddings.weight``, ...).
+        height, width: size of the grid of codes; LlamaGen's are square, 16 x 16 codes for images of
+            256 x 256 pixels.
+        heads: number of query heads, which cannot be read from the shapes: 12 for GPT-B, 16 for L,
+            20 for XL, 24 for XXL, 40 for XXXL.
+        null_row: whether the last row of the class table is the null class, as in all published
+            checkpoints. Without it, the model needs a class for every image.
 
     Returns:
         A ``transformer`` in eval mode, float32.
+
+    Raises:
+        ConfigError: for tensors that are missing, unknown or of the wrong shape, which the message
+            names, or for a number of heads that does not fit.
     """
-    # Names and sizes first: what follows may rely on them.
+    # This checks all names, so the code below can rely on them.
     sizes = _sizes(state, heads)
-    rows, levels = state[CLASSES].shape[0], state[TOKENS].shape[0]
+    rows = state[CLASSES].shape[0]
+    levels = state[TOKENS].shape[0]
     classes = rows - 1 if null_row else rows
     model = create("transformer", Grid(height, width, 1, levels), classes=classes, **sizes)
     ours = model.state_dict()
     renamed = _renamed(state, sizes["layers"], null_row)
-    # They have no learned vectors of positions; ours are zero.
+    # LlamaGen has no learned vectors of positions, so ours are set to zero.
     for name in ("rows", "columns"):
         renamed[name] = torch.zeros_like(ours[name])
     for name in sorted(ours.keys() | renamed.keys()):
@@ -73,7 +76,7 @@ def from_llamagen(
         if expected != got:
             raise ConfigError(
                 "these tensors make no LlamaGen transformer: "
-                f"{name} would be {got}, wanted is {expected}"
+                f"{name} would be {got}, expected {expected}"
             )
     model.load_state_dict(renamed)
     model.null_class = null_row
@@ -81,11 +84,12 @@ def from_llamagen(
 
 
 def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> ModelSizes:
-    """The sizes of the transformer, read from shapes.
+    """Read the sizes of the transformer from the shapes of its tensors.
 
     Raises:
-        ConfigError: for names or heads that do not fit.
+        ConfigError: for names or a number of heads that do not fit.
     """
+    # Layers are numbered from 0, so their count is the largest number plus 1.
     layers = 0
     for name in state:
         if name.startswith("layers."):
@@ -106,7 +110,8 @@ def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> ModelSizes:
             "these tensors are not those of a class-conditional LlamaGen transformer: "
             + "; ".join(problems)
         )
-    # Queries, then keys and values of possibly fewer heads: inner = width + 2 * kv_heads * size.
+    # One matrix makes queries, keys and values; keys and values may have fewer heads. So
+    # inner = width + 2 * kv_heads * (width / heads).
     inner, width = state["layers.0.attention.wqkv.weight"].shape
     if heads < 1 or width % heads or (inner - width) % (2 * width // heads):
         raise ConfigError(
@@ -123,7 +128,7 @@ def _sizes(state: Mapping[str, torch.Tensor], heads: int) -> ModelSizes:
 
 
 def _some(names: list[str]) -> str:
-    """The first names of a list, for a message."""
+    """The first few names of a list, for an error message."""
     shown = ", ".join(names[:NAMES_SHOWN])
     return shown + ", ..." if len(names) > NAMES_SHOWN else shown
 
@@ -131,11 +136,11 @@ def _some(names: list[str]) -> str:
 def _renamed(
     state: Mapping[str, torch.Tensor], layers: int, null_row: bool
 ) -> dict[str, torch.Tensor]:
-    """Their tensors by our names and in our shapes, float32."""
+    """The tensors under our names and in our shapes, as float32."""
     tokens = state[TOKENS]
     classes = state[CLASSES]
     if not null_row:
-        # Our table always has a row for the null class. This model never uses it.
+        # Our table always has a row for the null class, which this model never uses.
         classes = torch.cat([classes, torch.zeros_like(classes[:1])])
     ours = {
         "embedding.vectors": tokens[None],
@@ -148,7 +153,7 @@ def _renamed(
     for i in range(layers):
         for theirs, our_name in BLOCK_NAMES.items():
             ours[f"blocks.{i}.{our_name}"] = state[f"layers.{i}.{theirs}"]
-        # Our layer makes gate and value by one product.
+        # Our layer computes gate and value with one product.
         gate = state[f"layers.{i}.{GATE}"]
         value = state[f"layers.{i}.{VALUE}"]
         ours[f"blocks.{i}.feedforward.widen.weight"] = torch.cat([gate, value])

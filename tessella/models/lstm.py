@@ -1,23 +1,23 @@
-"""An LSTM that reads the image as a sentence, one symbol after the other in raster order.
+"""An LSTM that reads an image like a sentence, one symbol after the other in raster order.
 
-The cell is that of Hochreiter and Schmidhuber 1997 with forget gates; an image as one sequence of
-symbols is the plainest of the recurrent models of images, compare the spatial LSTM of Theis and
-Bethge 2015 and the PixelRNN of van den Oord et al. 2016. Its input at a place is the vector of the
-symbol before, plus learned vectors of the row, column and channel of the place to be predicted,
-plus the vector of the class. Layers are residual.
+The cell is that of Hochreiter and Schmidhuber 1997 with forget gates. Treating an image as one long
+sequence is the simplest of the recurrent models; compare the spatial LSTM of Theis and Bethge 2015
+and the PixelRNN of van den Oord et al. 2016. The input at a place is the vector of the previous
+symbol, plus learned vectors of the row, column and channel of the place to be predicted, plus the
+vector of the class. Layers are residual.
 
-The sequence is run in segments. With activation checkpointing, only the states between segments are
-kept for each image, and the activations of the one segment that is computed again: memory that
-grows with the square root of the length up to 65,536 places, where segments stop growing, and
-linearly from there. To this add the vectors of the places, kept once for all images, and symbols
-and parameters, which are linear in the length anyway.
+The sequence is processed in segments. With activation checkpointing, only the states between
+segments and the activations of a single segment are in memory. So memory per image grows with the
+square root of the length up to 65,536 places, where segments reach their largest size, and linearly
+beyond. In addition there are the vectors of the places, stored once for all images, and symbols and
+parameters, which always grow linearly.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,12 @@ from tessella.nn.stepping.program import Program, SeveralPrograms
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 SEGMENT = (32, 256)
-"""Least and largest length of a segment; between them it is the square root of the number of
-places."""
+"""Shortest and longest segment. In between, a segment is as long as the square root of the number
+of places."""
 
 TORCH_GATES = [3, 1, 0, 2]
-"""Where torch, whose order is input, forget, content, output, keeps the gates of
-:func:`tessella.nn.lstm_cell.lstm_cell`."""
+"""For each gate of :func:`tessella.nn.lstm_cell.lstm_cell`, its index in torch, whose order is
+input, forget, content, output."""
 
 
 @dataclass
@@ -49,40 +49,40 @@ class LSTMPrograms:
     """The programs of a state, each with the variables ``row`` and ``column``."""
 
     first: Program
-    """The first place, before which nothing is known."""
+    """Predicts the first place, before which nothing is known."""
     later: list[Program]
-    """A place, from the symbols of the place before, for each channel; for a joint head there is
-    one."""
+    """Predict any later place from the symbols of the place before: one program for each channel,
+    a single one for a joint head."""
     symbols: list[torch.Tensor]
-    """Those of the place before, as far as they are known: ``int64 [batch]``."""
+    """The symbols of the previous place: ``int64 [batch]`` each."""
     parameters: torch.Tensor
-    """Of the place that came last: ``[batch, size]``."""
+    """Parameters of the newest place: ``[batch, size]``."""
 
 
 @dataclass
 class LSTMState(SequenceState):
-    """States of the layers."""
+    """The cached state of a walk."""
 
     derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     constant: list[torch.Tensor]
-    """Vectors of class and channel, for each channel; for a joint head there is one:
-    ``[batch, hidden]``."""
+    """Sum of the vectors of class and channel, ``[batch, hidden]``: one for each channel, a single
+    one for a joint head."""
     memory: StateMemory = field(default_factory=StateMemory)
     programs: LSTMPrograms | None = None
 
 
 class LSTM(SequenceModel[LSTMState]):
-    """``lstm``: the image as a sentence of symbols, read by residual LSTM layers.
+    """``lstm``: residual LSTM layers over the image as one sequence of symbols.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: LSTM layers.
-        hidden: numbers in a state, and in the vectors between layers.
-        dropout: share of a layer's outputs dropped in training.
+        layers: number of LSTM layers.
+        hidden: width of a state, and of the vectors between layers.
+        dropout: dropout rate of each layer's outputs.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range, or weights that are too large.
     """
 
     name = "lstm"
@@ -107,16 +107,18 @@ class LSTM(SequenceModel[LSTMState]):
         largest = hidden * max(GATES * hidden, grid.channels * grid.levels)
         self.check_matrix(largest, "take a smaller hidden=")
         self.embedding = SymbolEmbedding(grid, hidden)
-        # They add up, by broadcasting, to [height, width, channels, hidden].
+        # Their sum broadcasts to [height, width, channels, hidden].
         self.row = nn.Parameter(torch.randn(grid.height, 1, 1, hidden) * 0.3)
         self.column = nn.Parameter(torch.randn(grid.width, 1, hidden) * 0.3)
-        self.channel = nn.Parameter(torch.randn(grid.channels // self.group, hidden) * 0.3)
+        self.channel = nn.Parameter(
+            torch.randn(grid.channels // self.symbols_per_place, hidden) * 0.3
+        )
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
         self.layers = nn.ModuleList()
         for _ in range(layers):
             self.layers.append(nn.LSTM(hidden, hidden, batch_first=True))
         self.drop = nn.Dropout(dropout)
-        self.last = nn.Linear(hidden, self.free)
+        self.last = nn.Linear(hidden, self.free_size)
         with torch.no_grad():
             for layer in self.recurrent():
                 bias: torch.Tensor = layer.get_parameter("bias_hh_l0")
@@ -125,10 +127,9 @@ class LSTM(SequenceModel[LSTMState]):
 
     @property
     def segment(self) -> int:
-        """Places that are run at once: the square root of their number, rounded up, within
-        ``SEGMENT``."""
+        """Length of a segment: the square root of the number of places, within ``SEGMENT``."""
         shortest, longest = SEGMENT
-        # Then as many states are kept between segments as activations within one.
+        # With the square root, rounded up, there are as many segments as places in a segment.
         root = math.isqrt(self.places - 1) + 1 if self.places > 1 else 1
         return min(max(root, shortest), longest)
 
@@ -137,15 +138,15 @@ class LSTM(SequenceModel[LSTMState]):
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        # Only for its check of the condition.
+        # Called only because it checks the condition.
         self.class_rows(condition)
-        symbols = x.flatten(1).unflatten(1, (self.places, self.group))
+        symbols = x.flatten(1).unflatten(1, (self.places, self.symbols_per_place))
         table = self.embedding.table().flatten(0, 1)
         classes = None
         if self.class_vectors is not None:
             classes = self.class_vectors(condition.labels)[:, None]  # [batch, 1, hidden]
         zero = self.row.new_zeros(1, len(x), self.hidden)
-        # Hidden and cell state of each layer in turn; all begin at zero.
+        # Hidden state and cell state of layer 0, then of layer 1, and so on; all start at zero.
         states = [zero] * (2 * len(self.layers))
         parts = []
         for i, positions in enumerate(self._positions().split(self.segment)):
@@ -165,18 +166,18 @@ class LSTM(SequenceModel[LSTMState]):
         start: int,
         *states: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """One segment.
+        """Run the layers over one segment.
 
         Args:
-            symbols: of all places, ``int64 [batch, places, group]``.
+            symbols: symbols of all places, ``int64 [batch, places, symbols_per_place]``.
             table: vectors of the symbols, ``[channels * levels, hidden]``.
             positions: vectors of the segment's places, ``[length, hidden]``.
             classes: vectors of the images' classes, ``[batch, 1, hidden]``.
-            start: the first place of the segment.
-            states: hidden and cell state of each layer in turn, ``[1, batch, hidden]``.
+            start: index of the segment's first place.
+            states: hidden state and cell state of each layer, alternating, ``[1, batch, hidden]``.
 
         Returns:
-            The segment's parameters, ``[batch, length, free]``, and the states after it.
+            The segment's parameters, ``[batch, length, free_size]``, and then the new states.
         """
         x = self._vectors_before(symbols, table, start, start + len(positions)) + positions
         if classes is not None:
@@ -184,7 +185,7 @@ class LSTM(SequenceModel[LSTMState]):
         after: list[torch.Tensor] = []
         for i, layer in enumerate(self.recurrent()):
             hidden, cell = states[2 * i : 2 * i + 2]
-            # Few processors have an LSTM in bfloat16.
+            # Few processors support LSTMs in bfloat16.
             with torch.autocast("cpu", enabled=False):
                 y, pair = layer(x, (hidden.to(x.dtype), cell.to(x.dtype)))
             after.extend(pair)
@@ -194,15 +195,22 @@ class LSTM(SequenceModel[LSTMState]):
     def _vectors_before(
         self, symbols: torch.Tensor, table: torch.Tensor, start: int, stop: int
     ) -> torch.Tensor:
-        """Vectors of the symbols before each of the places ``start .. stop - 1``:
-        ``[batch, stop - start, hidden]``."""
+        """Input vectors of the places ``start .. stop - 1``, from the symbols before each of them.
+
+        ``symbols`` and ``table`` are as in :meth:`_run`; the result is
+        ``[batch, stop - start, hidden]``.
+        """
         first = max(start - 1, 0)
         before = symbols[:, first : stop - 1]
-        index = torch.arange(first * self.group, (stop - 1) * self.group, device=symbols.device)
-        channel = (index % self.grid.channels).view(-1, self.group)
-        # Symbol k of channel c is row c * levels + k of the table.
+        index = torch.arange(
+            first * self.symbols_per_place,
+            (stop - 1) * self.symbols_per_place,
+            device=symbols.device,
+        )
+        channel = (index % self.grid.channels).view(-1, self.symbols_per_place)
+        # Level k of channel c is row c * levels + k of the table.
         vectors = F.embedding(before + channel * self.grid.levels, table).sum(2)
-        # Nothing comes before place 0.
+        # Place 0 has no previous place, and gets zeros.
         return F.pad(vectors, (0, 0, 1, 0)) if start == 0 else vectors
 
     def _positions(self) -> torch.Tensor:
@@ -212,7 +220,7 @@ class LSTM(SequenceModel[LSTMState]):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
         labels = self.condition(cond, batch).labels
-        # Class and channel do not change on the way, so they are added once.
+        # The vectors of class and channel are constant, so they are added up once.
         if self.class_vectors is None:
             classes = self.row.new_zeros(batch, self.hidden)
         else:
@@ -221,34 +229,34 @@ class LSTM(SequenceModel[LSTMState]):
         state.programs = self._write(state)
         return state
 
-    def learn(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        self._programs(state).symbols[index % self.group].copy_(symbol)
+    def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
+        self._programs(state).symbols[index % self.symbols_per_place].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
         programs = self._programs(state)
-        row, column, channel = self.grid.place(place * self.group)
+        row, column, channel = self.grid.place(place * self.symbols_per_place)
         # For a joint head the place is a pixel, and its channel is 0.
         program = programs.later[channel] if place else programs.first
         program.run(row, column)
         return programs.parameters.clone()
 
     def _programs(self, state: LSTMState) -> LSTMPrograms:
-        """The programs of a state; a copy of a state has none at first."""
+        """The programs of a state, written now if the state is a fresh copy without any."""
         if state.programs is None:
             state.programs = self._write(state)
         return state.programs
 
     def _write(self, state: LSTMState) -> LSTMPrograms:
-        """Write the programs of a state, which has or gets the memory."""
+        """Write the programs of a new or copied state."""
         like = state.constant[0]
         memory = MemoryAllocator(state.memory, len(like), like)
         symbols = []
-        for _ in range(self.group):
+        for _ in range(self.symbols_per_place):
             symbols.append(memory.zeros(dtype=torch.int64))
         parameters = memory.zeros(self.head.size)
         entering = []
         for _ in self.layers:
-            # The layer's input, and its state of the place before, side by side.
+            # The layer's input and its previous hidden state, concatenated for one product.
             entering.append(memory.zeros(2 * self.hidden))
         # One program for the first place, and one for the later places of each channel.
         first = Program(len(like), ("row", "column"), like)
@@ -263,11 +271,11 @@ class LSTM(SequenceModel[LSTMState]):
         every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
         table = self.embedding.table().detach()
         for channel, program in enumerate(later):
-            for i in range(self.group):
-                # Counted from the end, which wraps around: before channel 0 comes the last one.
-                program.lookup(symbols[i], table[channel - self.group + i], x)
+            for i in range(self.symbols_per_place):
+                # A negative index wraps around: the symbol before channel 0 is the last channel.
+                program.lookup(symbols[i], table[channel - self.symbols_per_place + i], x)
         gates = every.zeros(GATES * self.hidden)
-        # What enters each layer and, after the last one, the output.
+        # The input of each layer and, last, of the output layer.
         inputs = [entered[:, : self.hidden] for entered in entering] + [every.zeros(self.hidden)]
         for i, layer in enumerate(self.recurrent()):
             weight, bias = packed(layer)
@@ -276,24 +284,26 @@ class LSTM(SequenceModel[LSTMState]):
             every.linear(entering[i], memory.matrix(weight), gates, add=bias)
             every.cell(gates, cell, hidden)
             every.add(inputs[i], hidden, inputs[i + 1])
-        # With two levels only the last parameter is free; the first stays zero.
+        # With two levels only the last parameter is computed, and the first stays zero.
         last = memory.matrix(self.last.weight.T)
-        every.linear(inputs[-1], last, parameters[:, -self.free :], add=self.last.bias.detach())
+        every.linear(
+            inputs[-1], last, parameters[:, -self.free_size :], add=self.last.bias.detach()
+        )
         return LSTMPrograms(first, later, symbols, parameters)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
 
 
 def packed(layer: nn.LSTM) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of a layer as one product, gates in the order of the cell.
+    """Pack the weights of an LSTM layer into one product, with the gates in our cell's order.
 
     Returns:
-        ``[2 * hidden, 4 * hidden]``, for the input and then the state, and the bias
+        Weights ``[2 * hidden, 4 * hidden]`` for input and hidden state, concatenated, and the bias
         ``[4 * hidden]``.
     """
     hidden = layer.hidden_size
-    # torch keeps [4 * hidden, hidden] twice and two biases; the cell wants one product.
+    # torch has two matrices [4 * hidden, hidden], for input and state, and a bias for each.
     by_gate = []
     for parameter in layer.parameters():
         by_gate.append(parameter.detach().unflatten(0, (GATES, hidden))[TORCH_GATES])

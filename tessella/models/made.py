@@ -1,24 +1,24 @@
-"""Masked autoencoder for distribution estimation (Germain et al. 2015).
+"""Masked autoencoder for distribution estimation, MADE (Germain et al. 2015).
 
-Hidden units have degrees: a unit of degree ``d`` sees the first ``d`` places only (eq. 8 and 12),
-the output of place ``t`` sees units of degree ``t`` and less (eq. 9 and 13, whose ``d`` counts
-places from 1). The order is always the raster order; the ``masks`` sets of degrees differ in their
-connectivity (sec. 4.4). All sets share the weights.
+Each hidden unit has a degree. A unit of degree ``d`` sees only the first ``d`` places (eq. 8 and
+12), and the output of place ``t`` sees only units of degree ``t`` or less (eq. 9 and 13, whose
+``d`` counts places from 1). Places are always in raster order. A *set* of degrees assigns one to
+every hidden unit; the ``masks`` sets differ in their connectivity (sec. 4.4) and share the weights.
 
 The model is the average of the joint distributions of the ``M`` sets,
-``p(x) = 1/M sum over m of p_m(x)`` (sec. 4.4), and it is the likelihood of this average that is
-scored and trained. (The paper draws one set for each batch instead, which maximizes a lower bound.)
-Its conditionals are mixtures, ``p(x_t | x_<t) = sum over m of w_m p_m(x_t | x_<t)``, with weights
-``w_m`` proportional to ``p_m(x_<t)``. With a joint head each set makes a share of the mixture's
-components, and the weights ``w_m`` go into the weights of the components. Hidden units are SiLU
-(ReLU in the paper).
+``p(x) = 1/M sum over m of p_m(x)`` (sec. 4.4). Training and scoring use the likelihood of this
+average. (The paper draws one set for each batch instead, which maximizes a lower bound.) The
+conditional distributions are mixtures, ``p(x_t | x_<t) = sum over m of w_m p_m(x_t | x_<t)``, with
+weights ``w_m`` proportional to ``p_m(x_<t)``. With a joint head, each set makes a share of the
+mixture's components, whose weights are multiplied by ``w_m``. Hidden units are SiLU (ReLU in the
+paper).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,68 +29,75 @@ from tessella.grid import Grid
 from tessella.heads import AveragingJointHead, FactoredHead, Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import symbol_field
-from tessella.models.sequence_model import MASKED, SequenceModel, SequenceState, SymbolInputs
+from tessella.models.sequence_model import (
+    MASKED_TRAINING_BYTES,
+    SequenceModel,
+    SequenceState,
+    SymbolInputs,
+)
 from tessella.nn.condition_embedding import ClassEmbedding
 
 
 @dataclass
 class MADEWeights:
-    """Weights laid out for stepping, in lists by set of degrees; hidden units are sorted by
-    degree."""
+    """Weights laid out for stepping, with hidden units sorted by degree.
+
+    The outermost lists have one item for each set of degrees.
+    """
 
     table: torch.Tensor
-    """Inputs of every channel and level: ``[channels, levels, embedding]``."""
+    """Input vector of every channel and level: ``[channels, levels, embedding]``."""
     hidden: list[list[torch.Tensor]]
-    """Of each layer ``[units, inputs]``."""
+    """Weights of each hidden layer, ``[units, inputs]``."""
     ends: list[list[list[int]]]
-    """Of each layer how many units have degree ``t`` or less, by place ``t``."""
+    """For each hidden layer and place ``t``, how many units have degree ``t`` or less."""
     output: list[torch.Tensor]
-    """``[places, free, units]``."""
+    """Weights from the last hidden layer to the outputs, ``[places, free_size, units]``."""
     direct: torch.Tensor | None
-    """``[places, free, symbols * embedding]``."""
+    """Weights from inputs to outputs, ``[places, free_size, symbols * embedding]``."""
 
 
 @dataclass
 class MADEState(SequenceState):
-    """The known part of the inputs and the hidden units."""
+    """The cached state of a walk: the inputs and hidden units known so far."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     weights: MADEWeights
     inputs: torch.Tensor
-    """``[batch, symbols * embedding]``, zero for the symbols to come."""
+    """Input vectors, zero for unknown symbols: ``[batch, symbols * embedding]``."""
     units: list[list[torch.Tensor]]
-    """Of each set and layer, activations by degree; before they are final, biases:
-    ``[batch, units]``."""
+    """For each set and layer, the activations ``[batch, units]`` sorted by degree. Units that
+    cannot be computed yet hold their bias."""
     classes: torch.Tensor | slice
-    """Rows of the classes' biases that the images take."""
+    """Each image's row in the tables of biases, see :meth:`SequenceModel.class_rows`."""
     log_weights: torch.Tensor
-    """``log w_m`` of the sets given the known symbols: ``[batch, masks]``."""
+    """``log w_m`` of each set given the known symbols: ``[batch, masks]``."""
     tables: torch.Tensor | None = None
-    """Log-probabilities of the last place under each set: ``[batch, masks, levels]``."""
+    """Log-probabilities at the newest place under each set: ``[batch, masks, levels]``."""
 
 
 class MADE(SequenceModel[MADEState]):
-    """``made``: masked autoencoder, hidden layers whose units see so many symbols and no more.
+    """``made``: a masked autoencoder; each hidden unit sees only the first few symbols.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: hidden layers.
-        hidden: units of a layer.
-        masks: sets of degrees whose distributions are averaged.
-        direct: whether inputs go straight to later outputs too (sec. 4.1).
-        embedding: length of the vectors that stand for symbols of more than two levels.
-        dropout: share of the hidden units dropped in training.
-        mask_seed: of the degrees.
+        layers: number of hidden layers.
+        hidden: units in a hidden layer.
+        masks: number of sets of degrees whose distributions are averaged.
+        direct: whether to add direct connections from inputs to outputs (sec. 4.1).
+        embedding: length of the vectors of symbols, if there are more than two levels.
+        dropout: dropout rate of the hidden units.
+        mask_seed: seed of the degrees.
 
     Raises:
-        ConfigError: for sizes that make no network, a grid whose matrices no machine holds, or
-            mixture components that do not divide by the masks; or several masks with a head that
-            cannot average.
+        ConfigError: for sizes out of range, a grid whose matrices are too large, a number of
+            mixture components that does not divide by ``masks``, or several masks with a head that
+            cannot express an average.
     """
 
     name = "made"
-    undecayed = ("bias",)  # of each place: not shrunk by weight decay
+    undecayed = ("bias",)  # weight decay must not shrink the biases of places
     pass_is_cheap = True
 
     def __init__(
@@ -118,44 +125,46 @@ class MADE(SequenceModel[MADEState]):
         self.embedding = embedding
         self.dropout = dropout
         self.mask_seed = mask_seed
-        # With a joint head, the components are divided among the sets, so each makes fewer numbers.
-        self.set_head = self._head_of_a_set()
+        # With a joint head, the sets share out the components, so each makes fewer parameters.
+        self.set_head = self._create_set_head()
         """The head whose parameters the network makes for each set of degrees."""
         if head.joint:
-            self.free //= masks
+            self.free_size //= masks
         self.inputs = SymbolInputs(grid, embedding)
         features = grid.symbols * self.inputs.width
-        outputs = self.places * self.free
+        outputs = self.places * self.free_size
         largest_hidden = hidden * max(hidden, features)
         largest_output = outputs * (features if direct else hidden)
         self.check_matrix(
             max(largest_hidden, largest_output),
             "take a smaller grid, fewer levels, smaller sizes, direct=False, "
             "or head='logistic-mixture'",
-            MASKED,
+            MASKED_TRAINING_BYTES,
         )
         self.check_biases()
-        # Made from the seed when a model is loaded, so they are not saved.
+        # Not saved: they are drawn again from the seed when a model is loaded.
         self.register_buffer("degrees", self._draw_degrees(layers), persistent=False)
         self.degrees: torch.Tensor
         # The degree of each input: its place, counted from 1.
-        owners = torch.arange(self.places).repeat_interleave(features // self.places) + 1
-        self.register_buffer("owners", owners, persistent=False)
-        self.owners: torch.Tensor
+        input_degrees = torch.arange(self.places).repeat_interleave(features // self.places) + 1
+        self.register_buffer("input_degrees", input_degrees, persistent=False)
+        self.input_degrees: torch.Tensor
         self.layers = nn.ModuleList()
         for i in range(layers):
             self.layers.append(nn.Linear(hidden if i else features, hidden))
-        self.output = nn.Parameter(torch.randn(self.places, self.free, hidden) * 0.3 * hidden**-0.5)
+        self.output = nn.Parameter(
+            torch.randn(self.places, self.free_size, hidden) * 0.3 * hidden**-0.5
+        )
         self.direct: nn.Parameter | None = None
         if direct:
             self.direct = nn.Parameter(torch.randn(outputs, features) * 0.2 * features**-0.5)
-        bias = self.set_head.bias()[-self.free :]
+        bias = self.set_head.bias()[-self.free_size :]
         self.bias = nn.Parameter(bias.repeat(self.places, 1))
         self.class_units = ClassEmbedding(self.classes, layers * hidden) if self.classes else None
         self.class_bias = ClassEmbedding(self.classes, outputs) if self.classes else None
         self.drop = nn.Dropout(dropout)
 
-    def _head_of_a_set(self) -> Head:
+    def _create_set_head(self) -> Head:
         """The head whose parameters the network makes for each set of degrees."""
         if self.masks == 1 or isinstance(self.head, FactoredHead):
             return self.head
@@ -167,15 +176,17 @@ class MADE(SequenceModel[MADEState]):
         )
 
     def _draw_degrees(self, layers: int) -> torch.Tensor:
-        """Degrees of the units of each set and layer: ``int64 [masks, layers, hidden]``; none is
-        below the least of the layer before (sec. 4.2)."""
+        """Draw the degrees of all units: ``int64 [masks, layers, hidden]``.
+
+        No degree is below the least degree of the layer before (sec. 4.2).
+        """
         generator = torch.Generator().manual_seed(self.mask_seed)
         largest = max(self.places - 1, 1)
         degrees = torch.empty(self.masks, layers, self.hidden, dtype=torch.int64)
         for set_degrees in degrees:
             least = 1
             for layer_degrees in set_degrees:
-                # On the CPU even where the model is built without memory, on the meta device.
+                # Draw on the CPU, even if the model is built on the meta device.
                 drawn = torch.randint(
                     least, largest + 1, (self.hidden,), generator=generator, device="cpu"
                 )
@@ -183,13 +194,21 @@ class MADE(SequenceModel[MADEState]):
                 least = int(drawn.min())
         return degrees
 
-    def mask(self, which: int, layer: int) -> torch.Tensor:
-        """Which units of a layer see which inputs, ``bool [units, inputs]``; past the last layer
-        which places do."""
-        # A unit sees units of its degree and below; a place sees units of degrees up to its index,
-        # that is, of the places before it.
-        degrees = self.degrees[which]
-        before = degrees[layer - 1] if layer else self.owners
+    def mask(self, set_index: int, layer: int) -> torch.Tensor:
+        """Which units of a layer see which units (or inputs) of the layer before.
+
+        Args:
+            set_index: index of the set of degrees.
+            layer: index of the hidden layer; ``layers`` stands for the output, whose units are the
+                places.
+
+        Returns:
+            ``bool [units, inputs]``.
+        """
+        # A unit sees units of its own degree and below. A place sees units of degrees up to its
+        # index, which depend only on earlier places.
+        degrees = self.degrees[set_index]
+        before = degrees[layer - 1] if layer else self.input_degrees
         if layer < len(degrees):
             after = degrees[layer]
         else:
@@ -202,14 +221,14 @@ class MADE(SequenceModel[MADEState]):
         unit_bias = self._unit_bias(classes)
         bias = self._bias(classes, slice(0, self.places))
         if self.direct is not None:
-            weights = self.direct.unflatten(0, (self.places, self.free))
+            weights = self.direct.unflatten(0, (self.places, self.free_size))
             weights = weights * self._earlier_inputs()[:, None]
             straight = F.linear(inputs, weights.flatten(0, 1))
-            bias = bias + straight.unflatten(1, (self.places, self.free))
+            bias = bias + straight.unflatten(1, (self.places, self.free_size))
         # All sets share weights, inputs and biases; only the masks differ.
         sets = []
-        for which in range(self.masks):
-            sets.append(self.recomputed(self._network, inputs, unit_bias, bias, which))
+        for set_index in range(self.masks):
+            sets.append(self.recomputed(self._network, inputs, unit_bias, bias, set_index))
         if self.masks == 1:
             return self.on_grid(sets[0])
         parameters = torch.stack(sets, dim=2)  # [batch, places, masks, size]
@@ -217,21 +236,21 @@ class MADE(SequenceModel[MADEState]):
 
     def _earlier_inputs(self) -> torch.Tensor:
         """Which inputs come before each place: ``bool [places, inputs]``."""
-        places = torch.arange(self.places, device=self.owners.device)
-        return self.owners <= places[:, None]
+        places = torch.arange(self.places, device=self.input_degrees.device)
+        return self.input_degrees <= places[:, None]
 
     def _unit_bias(self, classes: torch.Tensor | slice) -> torch.Tensor:
-        """Of the hidden units: ``[batch or 1, layers, hidden]``."""
+        """Biases of the hidden units: ``[batch or 1, layers, hidden]``."""
         bias = torch.stack([layer.bias for layer in self._linear()])[None]
         if self.class_units is not None:
             bias = bias + self.class_units.weight[classes].unflatten(1, bias.shape[1:])
         return bias
 
     def _bias(self, classes: torch.Tensor | slice, places: slice) -> torch.Tensor:
-        """Of the outputs of some places: ``[batch or 1, places, free]``."""
+        """Biases of the outputs of some places: ``[batch or 1, places, free_size]``."""
         bias = self.bias[None, places]
         if self.class_bias is not None:
-            part = slice(places.start * self.free, places.stop * self.free)
+            part = slice(places.start * self.free_size, places.stop * self.free_size)
             bias = bias + self.class_bias.weight[classes, part].unflatten(1, bias.shape[1:])
         return bias
 
@@ -239,73 +258,98 @@ class MADE(SequenceModel[MADEState]):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def _network(
-        self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, which: int
+        self, inputs: torch.Tensor, unit_bias: torch.Tensor, bias: torch.Tensor, set_index: int
     ) -> torch.Tensor:
-        """Parameters ``[batch, places, size]`` by one set of degrees."""
+        """Run the network with the masks of one set of degrees.
+
+        Args:
+            inputs: ``[batch, symbols * embedding]``.
+            unit_bias: ``[batch or 1, layers, hidden]``.
+            bias: ``[batch or 1, places, free_size]``.
+            set_index: index of the set.
+
+        Returns:
+            Parameters of the set's head, ``[batch, places, size of a set]``.
+        """
         units = inputs  # [batch, features of this layer]
         for i, layer in enumerate(self._linear()):
-            sums = F.linear(units, layer.weight * self.mask(which, i)) + unit_bias[:, i]
+            sums = F.linear(units, layer.weight * self.mask(set_index, i)) + unit_bias[:, i]
             units = self.drop(F.silu(sums))
-        weights = self.output * self.mask(which, len(self.layers))[:, None]
-        free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free))
+        weights = self.output * self.mask(set_index, len(self.layers))[:, None]
+        free = F.linear(units, weights.flatten(0, 1)).unflatten(1, (self.places, self.free_size))
         return self._set_parameters(free + bias)
 
     def _set_parameters(self, free: torch.Tensor) -> torch.Tensor:
-        """``[..., free]`` to parameters of a set's head, ``[..., size]``."""
-        return F.pad(free, (self.set_head.size - self.free, 0))
+        """Add the fixed parameters of a set's head: ``[..., free_size]`` to ``[..., size]``."""
+        return F.pad(free, (self.set_head.size - self.free_size, 0))
 
     def _average(self, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Parameters of the average of the sets, each place given the symbols before it.
+        """Parameters of the average of all sets.
 
         Args:
-            parameters: of the sets, ``[batch, places, masks, size of a set]``.
+            parameters: parameters of each set, ``[batch, places, masks, size of a set]``.
             x: ``int64 [batch, height, width, channels]``.
+
+        Returns:
+            ``[batch, places, size]``.
         """
         if isinstance(self.set_head, AveragingJointHead):
-            # The same pixels for each set: [batch, pixels, masks, channels].
+            # Every set scores the same pixels: [batch, pixels, masks, channels].
             pixels = x.flatten(1, 2)[:, :, None].expand(-1, -1, self.masks, -1)
-            each = self.set_head.pixel_log_prob(parameters, pixels)
-            return self._average_pixels(parameters, log_weights_before(each))
+            log_probs = self.set_head.pixel_log_prob(parameters, pixels)
+            return self._average_pixels(parameters, log_weights_before(log_probs))
         tables = self.set_head.symbol(parameters).table()  # [batch, places, masks, levels]
         chosen = x.flatten(1)[..., None, None].expand(-1, -1, self.masks, 1)
-        each = tables.gather(-1, chosen)[..., 0]
-        return self._average_tables(tables, log_weights_before(each))
+        log_probs = tables.gather(-1, chosen)[..., 0]
+        return self._average_tables(tables, log_weights_before(log_probs))
 
     def _average_tables(self, tables: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        """Parameters of the mixture of ``tables [..., masks, levels]`` under
-        ``log_weights [..., masks]``."""
+        """Parameters ``[..., size]`` of a weighted average, for factored heads.
+
+        Args:
+            tables: log-probabilities under each set, ``[..., masks, levels]``.
+            log_weights: ``[..., masks]``.
+        """
         assert isinstance(self.head, FactoredHead)
         mixed = (log_weights[..., None] + tables).logsumexp(dim=-2)
         return self.head.parameters_from_table(mixed)
 
     def _average_pixels(self, parameters: torch.Tensor, log_weights: torch.Tensor) -> torch.Tensor:
-        """Parameters of the mixture of the sets' mixtures ``[..., masks, size of a set]`` under
-        ``log_weights [..., masks]``."""
+        """Parameters ``[..., size]`` of a weighted average, for joint heads.
+
+        Args:
+            parameters: parameters of each set's mixture, ``[..., masks, size of a set]``.
+            log_weights: ``[..., masks]``.
+        """
         assert isinstance(self.head, AveragingJointHead)
         return self.head.average(parameters, log_weights)
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> MADEState:
         classes = self.class_rows(self.condition(cond, batch))
-        # Units in the order of their degrees, so that those known at a place are the first ones.
+        # Sort the units by degree, so that at each place the known ones come first.
         orders = self.degrees.argsort(dim=-1, stable=True)
         unit_bias = self._unit_bias(classes).expand(batch, -1, -1)
         units = []
         for set_orders in orders:
             units.append([unit_bias[:, i, order] for i, order in enumerate(set_orders)])
-        # The weights of the sets are float32 or wider, as all arithmetic of heads.
+        # The weights of the sets are float32 or wider, like all arithmetic of heads.
         dtype = torch.promote_types(unit_bias.dtype, torch.float32)
         equal_weights = unit_bias.new_zeros(batch, self.masks, dtype=dtype).log_softmax(dim=-1)
         return MADEState(
             pixel=None,
             weights=self._weights(orders),
-            inputs=unit_bias.new_zeros(batch, len(self.owners)),
+            inputs=unit_bias.new_zeros(batch, len(self.input_degrees)),
             units=units,
             classes=classes,
             log_weights=equal_weights,
         )
 
     def _weights(self, orders: torch.Tensor) -> MADEWeights:
+        """Lay out the weights for stepping.
+
+        ``orders int64 [masks, layers, hidden]`` sort the units by degree.
+        """
         hidden = []
         output = []
         for set_orders in orders:
@@ -313,26 +357,26 @@ class MADE(SequenceModel[MADEState]):
             for i, layer in enumerate(self._linear()):
                 weight = layer.weight[set_orders[i]]
                 if i:
-                    # The units of the layer before are sorted as well.
+                    # Its inputs, the units of the layer before, are sorted as well.
                     weight = weight[:, set_orders[i - 1]].contiguous()
                 weights.append(weight)
             hidden.append(weights)
             output.append(self.output[:, :, set_orders[-1]].contiguous())
         places = torch.arange(self.places, device=self.degrees.device)
-        # [masks, layers, places]: since units are sorted, a count is also where they end.
+        # [masks, layers, places]: since units are sorted, their count is also their end index.
         ends = (self.degrees[:, :, None] <= places[:, None]).sum(-1).tolist()
         direct = None
         if self.direct is not None:
-            direct = self.direct.unflatten(0, (self.places, self.free))
+            direct = self.direct.unflatten(0, (self.places, self.free_size))
         return MADEWeights(self.inputs.table(), hidden, ends, output, direct)
 
-    def learn(self, symbol: torch.Tensor, index: int, state: MADEState) -> None:
+    def observe(self, symbol: torch.Tensor, index: int, state: MADEState) -> None:
         width = self.inputs.width
         vectors = state.weights.table[index % self.grid.channels, symbol]
         state.inputs[:, index * width : (index + 1) * width] = vectors
-        if self.masks == 1 or (index + 1) % self.group:
+        if self.masks == 1 or (index + 1) % self.symbols_per_place:
             return
-        # The place is complete: Bayes' rule for the weights of the sets.
+        # The place is complete, so update the weights of the sets by Bayes' rule.
         if isinstance(self.head, AveragingJointHead):
             assert state.pixel is not None
             log_weights = self.head.log_weights_after(symbol, state.pixel, self.masks)
@@ -344,46 +388,55 @@ class MADE(SequenceModel[MADEState]):
 
     def predict(self, place: int, state: MADEState) -> torch.Tensor:
         weights = state.weights
-        # Of the inputs, those of the places before.
-        known = place * self.group * self.inputs.width
+        # How many inputs belong to earlier places.
+        known = place * self.symbols_per_place * self.inputs.width
         bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
         if weights.direct is not None:
             bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
         sets = []
-        for which in range(self.masks):
-            sets.append(self._set_parameters(self._advance_units(which, place, bias, state)))
+        for set_index in range(self.masks):
+            sets.append(self._set_parameters(self._advance_units(set_index, place, bias, state)))
         if self.masks == 1:
             return sets[0]
         parameters = torch.stack(sets, dim=1)  # [batch, masks, size]
         if self.head.joint:
             wide = parameters.to(state.log_weights.dtype)
             return self._average_pixels(wide, state.log_weights)
-        # Kept for the moment when the symbol is known and the sets are weighed anew.
+        # Kept for `observe`, which updates the weights of the sets once the symbol is known.
         state.tables = self.set_head.symbol(parameters).table()
         return self._average_tables(state.tables, state.log_weights)
 
     def _advance_units(
-        self, which: int, place: int, bias: torch.Tensor, state: MADEState
+        self, set_index: int, place: int, bias: torch.Tensor, state: MADEState
     ) -> torch.Tensor:
-        """Finish the units whose degree is ``place``, all of whose inputs are known now.
+        """Compute the units of degree ``place``, all of whose inputs are known now.
+
+        Args:
+            set_index: index of the set of degrees.
+            place: the place to predict.
+            bias: biases of the place, ``[batch, free_size]``.
+            state: its units are updated in place.
 
         Returns:
-            The set's free parameters of the place, ``[batch, free]``.
+            The set's free parameters of the place, ``[batch, free_size]``.
         """
         weights = state.weights
-        inputs = state.inputs[:, : place * self.group * self.inputs.width]
-        layers = zip(weights.hidden[which], weights.ends[which], state.units[which], strict=True)
+        inputs = state.inputs[:, : place * self.symbols_per_place * self.inputs.width]
+        layers = zip(
+            weights.hidden[set_index], weights.ends[set_index], state.units[set_index], strict=True
+        )
         for packed, ends, units in layers:
             start = ends[place - 1] if place else 0
             stop = ends[place]
             if stop > start:
-                new = units[:, start:stop]  # biases so far
+                # Until now these units hold their biases.
+                new = units[:, start:stop]
                 rows = packed[start:stop, : inputs.shape[1]]
                 new.copy_(F.silu(torch.addmm(new, inputs, rows.T)))
             inputs = units[:, :stop]
-        return torch.addmm(bias, inputs, weights.output[which][place, :, : inputs.shape[1]].T)
+        return torch.addmm(bias, inputs, weights.output[set_index][place, :, : inputs.shape[1]].T)
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {
             "layers": len(self.layers),
             "hidden": self.hidden,
@@ -397,21 +450,23 @@ class MADE(SequenceModel[MADEState]):
     def parameter_count(self) -> int:
         masked = 0
         for layer in range(len(self.layers) + 1):
-            # A weight counts where any set of degrees uses it.
-            used = torch.stack([self.mask(which, layer) for which in range(self.masks)]).any(0)
-            weights_each = self.free if layer == len(self.layers) else 1
+            # A weight counts if any set of degrees uses it.
+            used = torch.stack(
+                [self.mask(set_index, layer) for set_index in range(self.masks)]
+            ).any(0)
+            weights_each = self.free_size if layer == len(self.layers) else 1
             masked += int((~used).sum()) * weights_each
         if self.direct is not None:
-            masked += int((~self._earlier_inputs()).sum()) * self.free
+            masked += int((~self._earlier_inputs()).sum()) * self.free_size
         return super().parameter_count() - masked
 
     def receptive_field(self) -> torch.Tensor:
-        # Where the weights of the sets did not matter, the union of their fields would be all.
-        fields = torch.stack([self._field(which) for which in range(self.masks)])
+        # If the weights of the sets were constant, the union of the sets' fields would be all.
+        fields = torch.stack([self._field(set_index) for set_index in range(self.masks)])
         field = fields.any(0)
         for one, other in combinations(range(self.masks), 2):
-            # The odds of two sets change with every place where they differ, and matter at later
-            # places that differ too.
+            # The odds of two sets change at every place where the sets differ. They influence the
+            # prediction of all later places where the sets differ too.
             differ = torch.tensor([self._differ(one, other, place) for place in range(self.places)])
             seen = fields[one] | fields[other] | torch.eye(self.places, dtype=torch.bool)
             changes_odds = seen & differ[:, None]
@@ -421,19 +476,22 @@ class MADE(SequenceModel[MADEState]):
             return symbol_field(self.grid, field, inside=True)
         return field
 
-    def _field(self, which: int) -> torch.Tensor:
-        """Which places a set's parameters of each place depend on: ``bool [places, places]``."""
-        paths = torch.eye(self.places)[self.owners - 1].cpu()  # [inputs, places]
+    def _field(self, set_index: int) -> torch.Tensor:
+        """Receptive field of one set, over places: ``bool [places, places]``.
+
+        Row ``t``, column ``s`` is True if the parameters of place ``t`` depend on place ``s``.
+        """
+        paths = torch.eye(self.places)[self.input_degrees - 1].cpu()  # [inputs, places]
         for i in range(len(self.layers) + 1):
-            # A path through the layer, counted as one however many there are.
-            paths = (self.mask(which, i).cpu().float() @ paths).clamp(max=1)
+            # Extend the paths through the layer. Only whether there is one matters.
+            paths = (self.mask(set_index, i).cpu().float() @ paths).clamp(max=1)
         if self.direct is not None:
             paths += torch.ones_like(paths).tril(-1)
         return paths > 0
 
     def _differ(self, one: int, other: int, place: int) -> bool:
-        """Whether two sets have other connections to a place."""
-        # From the output down, the units that reach the place.
+        """Whether two sets of degrees have different connections that lead to a place."""
+        # Going from the output to the inputs, the units that reach the place.
         active: torch.Tensor | None = None
         for i in reversed(range(len(self.layers) + 1)):
             rows = torch.tensor([place]) if active is None else active.nonzero()[:, 0]
@@ -445,13 +503,17 @@ class MADE(SequenceModel[MADEState]):
         return False
 
 
-def log_weights_before(each: torch.Tensor) -> torch.Tensor:
-    """``log w_m`` of each place, from the places' log-probabilities under each set: both
-    ``[batch, places, masks]``.
+def log_weights_before(log_probs: torch.Tensor) -> torch.Tensor:
+    """``log w_m`` at each place, given the symbols before it.
 
-    Sums are float64: thousands of places add up to numbers that leave float32 no digits for how the
-    sets differ.
+    Args:
+        log_probs: log-probability of each place under each set, ``[batch, places, masks]``.
+
+    Returns:
+        The same shape.
     """
-    wide = each.double()
+    # In float64: the sum over thousands of places is so large that float32 would have no digits
+    # left for the differences between sets.
+    wide = log_probs.double()
     before = wide.cumsum(dim=1) - wide
-    return F.log_softmax(before, dim=-1).to(each.dtype)
+    return F.log_softmax(before, dim=-1).to(log_probs.dtype)

@@ -1,8 +1,8 @@
-"""Models whose backbone runs once a pixel: their cached steps.
+"""The cached step of models whose backbone runs once per pixel.
 
-A step looks up the symbol that has become known, at the first pixel of a row does the work of a
-row, at the first channel of a pixel runs the backbone, and leaves the other channels to the output
-stage. All of it is written once for a state, as programs on the state's memory
+A step first embeds the symbol that has just become known. At the first pixel of a row it does the
+work on rows, and at the first channel of a pixel it runs the backbone. Further channels are left to
+the output stage. All of this is written once for each state, as programs on the state's memory
 (``tessella.nn.stepping.step``). A family composes its layers in :meth:`PixelModel.write` as it does
 in ``forward``.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -27,10 +27,10 @@ from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep, Stat
 
 @dataclass
 class SteppedFeatures:
-    """A backbone written for a step."""
+    """The memory through which a backbone is connected to the rest of a step."""
 
     pixels: Operand
-    """Where the vectors of a pixel's symbols are summed up as they become known, by ``column``:
+    """Embedded pixel at a ``column``, to which each symbol's vector is added as it becomes known:
     ``[batch, size]``."""
     features: Operand
     """Input of the output stage at a pixel: ``[batch, features]``."""
@@ -41,35 +41,36 @@ class PixelPrograms:
     """The programs of a state."""
 
     step: PixelStep
-    """The backbone, and the first part of the output stage."""
-    known: list[Program]
-    """For each channel, adds the vector of its symbol to its pixel, at a ``column``."""
+    """Runs the backbone, and the output stage of a pixel's first channel."""
+    lookups: list[Program]
+    """For each channel, adds the vector of a symbol to its pixel, at a ``column``."""
     output: SteppedChannels
+    """The rest of the output stage."""
 
 
 @dataclass
 class PixelState(State):
-    """The state of a walk over pixels."""
+    """The cached state of a walk."""
 
     derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     labels: torch.Tensor | None
-    """Of the condition: ``int64 [batch]``."""
+    """Class of each image: ``int64 [batch]``."""
     codes: torch.Tensor | None
     """Features of the codes that the model is conditioned on: ``[batch, height, width, size]``."""
     symbols: torch.Tensor
-    """The symbol that became known last: ``int64 [batch]``."""
+    """The newest symbol: ``int64 [batch]``."""
     memory: StateMemory
     """The caches of all layers."""
-    joint: Any = None
-    """How far a joint head is within the pixel."""
+    joint: State | None = None
+    """State of a joint head within the current pixel."""
     programs: PixelPrograms | None = None
 
 
 class PixelModel(DensityModel):
-    """A model with a backbone that runs once a pixel, and an output stage that orders its channels.
+    """Base of the models with a backbone that runs once per pixel, and an output stage.
 
-    A family sets ``output``, and defines :meth:`symbol_embedding` and, beside ``forward``,
+    A family sets :attr:`output`, and defines :meth:`symbol_embedding`, ``forward`` and
     :meth:`write`.
     """
 
@@ -77,7 +78,7 @@ class PixelModel(DensityModel):
 
     @abstractmethod
     def symbol_embedding(self) -> EmbeddedSymbols:
-        """The vectors that the backbone sees of symbols."""
+        """The embedding that the backbone uses for symbols."""
 
     @abstractmethod
     def write(
@@ -86,25 +87,25 @@ class PixelModel(DensityModel):
         """Append the backbone's work on a pixel to the programs of a step.
 
         Args:
-            step: what :meth:`create_step` gives.
-            labels: of the condition, ``int64 [batch]``.
-            codes: what :meth:`code_features` gave, in the memory of the state.
+            step: made by :meth:`create_step`.
+            labels: class of each image, ``int64 [batch]``.
+            codes: result of :meth:`code_features`, in the memory of the state.
         """
 
     def create_step(self, memory: MemoryAllocator) -> PixelStep:
-        """The programs that a step consists of."""
+        """Create the empty programs of a step."""
         return GridStep(memory, self.grid.width)
 
     def code_features(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features of a grid of codes for each pixel: ``[batch, height, width, size]``.
+        """Features for each pixel from a grid of codes: ``[batch, height, width, size]``.
 
-        For models that take codes.
+        Only models that can be conditioned on codes define this.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> PixelState:
-        # Checked, so that a bad label is refused before any memory is taken.
+        # Check the condition before allocating any memory.
         condition = self.condition(cond, batch)
         codes = None
         if condition.codes is not None:
@@ -122,16 +123,16 @@ class PixelModel(DensityModel):
         # [channels, levels, size]; copies of the state share it.
         table = memory.table(table)
         step = self.create_step(memory)
-        # The order matters here only: the output stage reads what the backbone wrote last.
+        # The backbone must be written first, because the output stage reads its features.
         backbone = self.write(step, state.labels, state.codes)
         output = self.output.write(step, backbone.features, state.symbols)
-        known = []
+        lookups = []
         for vectors in table:
-            # A program for each channel, as each adds to the same pixel from a table of its own.
+            # Each channel needs its own program, because it has its own table.
             program = Program(batch, ("column",), table)
             program.lookup(state.symbols, vectors, backbone.pixels)
-            known.append(program)
-        return PixelPrograms(step, known, output)
+            lookups.append(program)
+        return PixelPrograms(step, lookups, output)
 
     @torch.no_grad()
     def step(
@@ -139,28 +140,29 @@ class PixelModel(DensityModel):
     ) -> tuple[torch.Tensor, PixelState]:
         assert isinstance(state, PixelState)
         if state.programs is None:
-            # A copy of another state: its layers get the memory that was copied.
+            # This state is a copy of another. Its layers get the copied memory.
             state.programs = self._write_programs(state)
         programs = state.programs
         row, column, channel = self.grid.place(index)
         if index:
             state.symbols.copy_(previous)
-            # The symbol before belongs to the pixel before, where a new pixel begins.
+            # At the start of a pixel, the previous symbol belongs to the pixel before.
             _, previous_column, previous_channel = self.grid.place(index - 1)
-            programs.known[previous_channel].run(previous_column)
+            programs.lookups[previous_channel].run(previous_column)
         if channel == 0:
             if column == 0:
                 programs.step.start_row(row)
             programs.step.start_pixel(row, column)
         parameters = programs.output.parameters
-        # A joint head makes the channels' parameters one after the other from those of the pixel.
+        # A joint head turns the parameters of a pixel into those of its channels, one by one.
         if isinstance(self.head, JointHead):
             if channel == 0:
                 state.joint = self.head.start(parameters.clone())
-            known = state.symbols if channel else None
-            given, state.joint = self.head.next(known, channel, state.joint)
-            return given, state
+            assert state.joint is not None
+            before = state.symbols if channel else None
+            channel_parameters, state.joint = self.head.next(before, channel, state.joint)
+            return channel_parameters, state
         if channel:
             programs.output.channels[channel - 1].run()
-        # The memory is written to again at the next step, so the caller gets a copy.
+        # The next step overwrites this memory, so the caller gets a copy.
         return parameters.clone(), state

@@ -1,12 +1,14 @@
-"""PixelCNN (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5
-left, Table 1).
+"""PixelCNN: masked convolutions with channel groups.
 
-After the first layer come residual blocks: ``2 h`` features are reduced to ``h`` by a 1 x 1
-convolution, a 3 x 3 convolution looks around, a 1 x 1 convolution leads back to ``2 h`` and the
-block's input is added; all under mask B, with a ReLU before each convolution. A stack of masked 3 x
-3 convolutions has a *blind spot*: of the rows above it sees a wedge that widens by one pixel a row
-to the right, so that pixels farther to the right are never seen, however many layers there are.
-:meth:`PixelCNN.receptive_field` shows it. The class adds a bias to the 3 x 3 convolution of every
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.3 to 3.5, Fig. 5 (left) and
+Table 1.
+
+The first layer is followed by residual blocks: a 1 x 1 convolution reduces ``2 h`` features to
+``h``, a 3 x 3 convolution looks at the neighbours, another 1 x 1 convolution restores ``2 h``
+features, and the block's input is added. All are under mask B, with a ReLU before each convolution.
+A stack of masked 3 x 3 convolutions has a *blind spot*: to the right, its view of the rows above
+widens by only one pixel per row, so that pixels beyond are never seen, however many layers there
+are (:meth:`PixelCNN.receptive_field`). The class adds a bias to the 3 x 3 convolution of every
 block.
 
 The paper's CIFAR-10 model has ``layers=15, hidden=128, last=1024``.
@@ -34,12 +36,12 @@ from tessella.nn.stepping.program import Operand, OperationWriter
 
 
 class ResidualBlock(ChannelMaskedLayer):
-    """A block of Fig. 5 (left).
+    """The residual block of Fig. 5 (left).
 
     Args:
         groups: how features are split.
         hidden: features of the 3 x 3 convolution.
-        dropout: share of its features dropped in training.
+        dropout: dropout rate of these features.
     """
 
     def __init__(self, groups: ChannelGroups, hidden: int, dropout: float) -> None:
@@ -47,82 +49,82 @@ class ResidualBlock(ChannelMaskedLayer):
         self.groups = groups
         self.biases = hidden
         self.reduce = groups.linear(2 * hidden, hidden)
-        self.around = GroupedConvolution(groups, hidden, hidden, above=1, aside=1)
+        self.around = GroupedConvolution(groups, hidden, hidden, above=1, side=1)
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        # [..., 2 h] -> [..., h] -> [..., h], and back to [..., 2 h]
+        # [..., 2 h] to [..., h]; the restoring layer below leads back to [..., 2 h].
         y = self.around(F.relu(self.reduce(F.relu(x))))
         if bias is not None:
             y = y + bias
         out: torch.Tensor = x + self.restore(self.dropout(F.relu(y)))
         return out
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedBlock(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
+        # The block is residual, so its input reaches the output too.
         return field | self.around.field(self.groups.field_within(field))
 
 
 class SteppedBlock(SteppedLayer):
-    """A :class:`ResidualBlock` on the memory of a step."""
+    """A :class:`ResidualBlock` bound to the memory of a step."""
 
     def __init__(
         self, block: ResidualBlock, step: ChannelGroupStep, bias: torch.Tensor | None
     ) -> None:
         groups = block.groups
         hidden = block.biases
-        self._wide = groups.slices(2 * hidden)
-        self._narrow = groups.slices(hidden)
-        # The 3 x 3 convolution writes what the rows above give; the rest is written for each group.
-        self._around = block.around.start(step, bias)
+        self._input_slices = groups.slices(2 * hidden)
+        self._hidden_slices = groups.slices(hidden)
+        # This appends the contribution of the rows above; the rest is appended for each group.
+        self._around = block.around.bind(step, bias)
         self._reduce = step.products(groups.products(block.reduce.weight))
         self._restore = step.products(groups.products(block.restore.weight))
         assert block.reduce.bias is not None
         self._reduce_bias = block.reduce.bias.detach()
         self._x = step.memory.zeros(2 * hidden)
-        # Later groups see what came to earlier ones, so it is part of the state.
+        # Later groups read the features of earlier ones, so these belong to the state.
         self._active_x = step.memory.zeros(2 * hidden)
         self._gathered = step.memory.zeros(hidden)
 
-    def entering(self, group: int) -> Operand:
-        return self._x[:, self._wide[group]]
+    def group_input(self, group: int) -> Operand:
+        return self._x[:, self._input_slices[group]]
 
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        wide = self._wide[group]
-        narrow = self._narrow[group]
-        x = self.entering(group)
-        program.map(x, self._active_x[:, wide], "relu")
+        input_slice = self._input_slices[group]
+        hidden_slice = self._hidden_slices[group]
+        x = self.group_input(group)
+        program.map(x, self._active_x[:, input_slice], "relu")
         program.linear(
-            self._active_x[:, : wide.stop],
+            self._active_x[:, : input_slice.stop],
             self._reduce[group],
-            self._around.input.features(narrow).at("column"),
-            add=self._reduce_bias[narrow],
+            self._around.input.features(hidden_slice).at("column"),
+            add=self._reduce_bias[hidden_slice],
             activation="relu",
         )
-        self._around.write_group(program, group, self._gathered[:, narrow], "relu")
-        # A group is made from its own and the groups before it; the block's input is added.
-        known = self._gathered[:, : narrow.stop]
+        self._around.write_group(program, group, self._gathered[:, hidden_slice], "relu")
+        # Under mask B, a group reads itself and the groups before it.
+        known = self._gathered[:, : hidden_slice.stop]
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 
 class PixelCNN(ChannelMasked):
-    """``pixelcnn``: residual blocks of masked 3 x 3 convolutions, channel groups in every layer; it
-    has a blind spot.
+    """``pixelcnn``: residual blocks of masked 3 x 3 convolutions, with a blind spot.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: residual blocks.
+        layers: number of residual blocks.
         hidden: features of the 3 x 3 convolutions; there are twice as many between blocks.
-        last: features of the two last layers.
-        dropout: share of the features dropped in training, before the last convolution of a block.
+        last: features of the last two layers.
+        dropout: dropout rate before the last convolution of each block.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range.
     """
 
     name = "pixelcnn"
@@ -143,6 +145,6 @@ class PixelCNN(ChannelMasked):
         return [ResidualBlock(self.groups, self.hidden, self.dropout) for _ in range(count)]
 
     def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
-        # Each block sees one row further up.
+        # Each block extends the view by one row, so rows above `top` can be skipped.
         top = max(0, row - FIRST_REACH - len(self.layers))
         return self(x[:, top:], condition)[:, row - top :]

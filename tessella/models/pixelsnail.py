@@ -1,19 +1,19 @@
-"""PixelSNAIL: causal convolutions and attention to all pixels before.
+"""PixelSNAIL: causal convolutions and attention to all earlier pixels.
 
 Chen, Mishra, Rohaninejad, Abbeel 2018, "PixelSNAIL: An Improved Autoregressive Generative Model",
 sections 3 and 4.
 
-Each block has gated residual blocks of causal convolutions and then attention: a pixel looks at all
-pixels before it, strictly, with queries from its own features and keys and values from the features
-*and the values* of the others; the first pixel looks at nothing and gets zeros. Both see their
-row and column. The sizes follow the widely used implementation over VQ-VAE-2 codes (Razavi et al.
-2019): two 5 x 5 convolutions in a residual block, with a kernel whose last row is moved to the left
-instead of being masked. The class adds a bias in each of these blocks, a grid of codes a product of
-its features.
+Each block has gated residual blocks of causal convolutions, and then attention from a pixel to all
+pixels strictly before it. Queries are made from the pixel's own features; keys and values from the
+features of the other pixels *and the pixels themselves*. The first pixel has nothing to attend to
+and gets zeros. Queries and keys also contain row and column. The design follows the widely used
+implementation over VQ-VAE-2 codes (Razavi et al. 2019): two convolutions in a residual block, with
+a kernel whose last row is shifted to the left instead of being masked. In each of these blocks the
+class adds a bias, and a grid of codes a linear map of its features.
 
-A step computes what the rows above add to each convolution once a row, for the whole row; the
-products with the row itself, the keys and values of the pixel that has just become known, and the
-attention of the new one, once a pixel.
+A step computes the contribution of the rows above to each convolution once per row, for the whole
+row. At each pixel it computes the products with the row itself, the keys and values of the previous
+pixel, and the attention of the new pixel.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from tessella.nn.stepping.program import Plane, Vectors
 from tessella.nn.stepping.step import GridStep, PixelStep
 
 OUTPUT_SHARE = 0.1
-"""The last layer starts with this share of its usual weights, so that a fresh model is near the
-head's own start."""
+"""Factor on the initial weights of the last layer, so that a fresh model starts near the head's
+preferred distribution."""
 
 
 class PixelSNAIL(PixelModel):
-    """``pixelsnail``: causal convolutions and attention to all pixels before.
+    """``pixelsnail``: causal convolutions and attention to all earlier pixels.
 
     Args:
-        grid, head, conditioning: see :class:`DensityModel`; codes are taken.
-        blocks: blocks of convolutions and attention.
-        residual_blocks: convolution blocks in each.
-        channels: width of the features.
+        grid, head, conditioning: see :class:`DensityModel`; can be conditioned on codes.
+        blocks: number of blocks of convolutions and attention.
+        residual_blocks: number of convolution blocks in each block.
+        channels: width of the features; divisible by ``2 * heads``.
         residual_channels: width between the two convolutions of a convolution block.
-        kernel: odd size of the convolutions, at least 3.
-        heads: of the attention; ``2 * heads`` divides ``channels``.
-        dropout: share of the features inside a residual block that is dropped in training.
+        kernel: size of the convolutions, odd, at least 3.
+        heads: number of attention heads.
+        dropout: dropout rate inside a residual block.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range, or that do not fit each other.
     """
 
     name = "pixelsnail"
@@ -99,8 +99,7 @@ class PixelSNAIL(PixelModel):
         side = kernel // 2
         codes = conditioning.codes
         self.embedding = SymbolEmbedding(grid, channels)
-        # Together they see the rows above, as far to the right as to the left, and the row to the
-        # left.
+        # Together they see the rows above, equally far to both sides, and the pixels to the left.
         self.first_above = ShiftedConvolution(channels, channels, side, side, side)
         self.first_left = ShiftedConvolution(channels, channels, side + 1, side - 1, 0)
         self.blocks = nn.ModuleList()
@@ -116,7 +115,7 @@ class PixelSNAIL(PixelModel):
                     heads,
                 )
             )
-        # A bias for both halves of each convolution block's gate.
+        # In each convolution block, the class adds a bias to both halves of the gate.
         count = blocks * residual_blocks
         self.class_bias = None
         if self.classes:
@@ -144,17 +143,17 @@ class PixelSNAIL(PixelModel):
         places = self.places.to(pixels.dtype).expand(len(x), -1, -1, -1)
         codes = None if condition.codes is None else self.code_features(condition.codes)
         biases = iter(self._biases(condition.labels))
-        # Delayed by a row and by a column, so that no pixel sees itself.
+        # Shifted down by a row, and right by a column, so that no pixel sees itself.
         features = self.first_above(delayed(pixels, 1)) + self.first_left(delayed(pixels, 2))
         for block in self._blocks():
-            # With checkpointing these are the pieces that are computed again.
+            # With checkpointing, these are the parts that are computed again.
             for convolution in block.convolutions:
                 features = self.recomputed(convolution, features, next(biases), codes)
             features = self.recomputed(block.attend, features, pixels, places)
         return self.output(F.elu(features), x)
 
     def _biases(self, labels: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """Biases of the class for each convolution block: ``[batch, 2 * channels]``."""
+        """Bias of the class for each convolution block: ``[batch, 2 * channels]``, or None."""
         if labels is None or self.class_bias is None:
             return [None] * (len(self.blocks) * self.residual_blocks)
         return list(self.class_bias(labels).split(2 * self.channels, dim=-1))
@@ -163,16 +162,16 @@ class PixelSNAIL(PixelModel):
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
         assert isinstance(step, GridStep)
-        # The pixels of this row, one place later than they stand, and behind them the last pixel of
-        # the row above, which attention asks for at the start of a row.
-        left = self.first_left.start(step, margin=2)
+        # Pixels are stored one place to the right of where they stand. After the row comes the last
+        # pixel of the row above, which attention needs at the start of a row.
+        left = self.first_left.bind(step, margin=2)
         pixels = left.input.delayed()
-        above = self.first_above.start(step)
+        above = self.first_above.bind(step)
         step.advance.map(pixels.row, above.input.row)
         step.advance.map(pixels.memory[:, -2:-1], pixels.memory[:, -1:])
         step.cleared.append(pixels.row)
-        # The row above, and what first_left sees of rows above, add up for the whole row;
-        # first_left's part of the row itself follows pixel by pixel.
+        # Both convolutions see rows above, and their sum is computed for the whole row. The part of
+        # first_left that sees the row itself follows pixel by pixel.
         above.write_row(above.sums.row)
         step.row.add(left.sums.row, above.sums.row, left.sums.row)
         x = step.pixel.zeros(self.channels)
@@ -198,13 +197,13 @@ class PixelSNAIL(PixelModel):
         }
 
     def receptive_field(self) -> torch.Tensor:
-        # Attention reaches every pixel before.
+        # Attention reaches every earlier pixel.
         everything = torch.ones(self.grid.pixels, self.grid.pixels, dtype=torch.bool).tril(-1)
         return symbol_field(self.grid, everything, inside=True)
 
 
 def _places(grid: Grid) -> torch.Tensor:
-    """Rows and columns from -1/2 to just below 1/2: ``[height, width, 2]``."""
+    """Row and column of each pixel, scaled to [-1/2, 1/2): ``[height, width, 2]``."""
     rows = torch.arange(grid.height) / grid.height - 0.5
     columns = torch.arange(grid.width) / grid.width - 0.5
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)

@@ -1,14 +1,16 @@
-"""Row LSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.1, 3.3 to 3.5, Fig.
-5 right).
+"""Row LSTM: LSTMs that go from row to row.
 
-Every layer is an LSTM that walks from row to row. The gates of a pixel are the sum of a convolution
-along its own row (input to state, kernel 3 x 1 under mask B: the pixel to the left and the pixel
-itself) and of an unmasked 3 x 1 convolution of the states in the row above (state to state); the
-cell state comes from the pixel above (eq. 3). A 1 x 1 convolution leads back to ``2 h`` features
-and the layer's input is added. The class adds a bias to the gates. A row is computed at once.
+Van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sec. 3.1, 3.3 to 3.5, Fig. 5 (right).
 
-The state knows a triangle above the pixel, one pixel wider on each side with each row up, and grown
-by what the first layer and the convolutions along rows see: :meth:`RowLSTM.receptive_field`.
+Every layer is an LSTM that goes from row to row. The gates of a pixel are the sum of two terms: a
+convolution along its own row (input to state, kernel 3 x 1 under mask B, that is, the pixel to the
+left and the pixel itself) and an unmasked 3 x 1 convolution of the states in the row above (state
+to state). The cell state comes from the pixel above (eq. 3). A 1 x 1 convolution restores ``2 h``
+features, and the layer's input is added. The class adds a bias to the gates. All pixels of a row
+are computed at once.
+
+A pixel sees a triangle of the rows above, one pixel wider on each side with each row up, plus what
+the first layer and the convolutions along rows see (:meth:`RowLSTM.receptive_field`).
 
 Sizes of the paper: ``layers=7, hidden=16, last=32`` for MNIST, ``layers=12, hidden=128, last=1024``
 for CIFAR-10.
@@ -29,16 +31,16 @@ from tessella.nn.lstm_cell import GATES, cell_dtype, lstm_cell
 from tessella.nn.stepping.program import Operand, OperationWriter, Places
 
 REACH = 1
-"""How far the convolutions along a row see to each side: a kernel of 3."""
+"""How far the convolutions along a row see to each side; the kernel size is 3."""
 
 
 class RowLayer(ChannelMaskedLayer):
-    """An LSTM from row to row, and the way back to the features of the next layer.
+    """An LSTM from row to row, and a 1 x 1 convolution that restores the number of features.
 
     Args:
         groups: how features are split.
         hidden: features of a state.
-        dropout: share of the states dropped in training on the way to the next layer.
+        dropout: dropout rate of the states before the 1 x 1 convolution.
     """
 
     def __init__(self, groups: ChannelGroups, hidden: int, dropout: float) -> None:
@@ -46,15 +48,13 @@ class RowLayer(ChannelMaskedLayer):
         self.groups = groups
         self.hidden = hidden
         self.biases = GATES * hidden
-        self.input = GroupedConvolution(
-            groups, 2 * hidden, hidden, above=0, aside=REACH, maps=GATES
-        )
+        self.input = GroupedConvolution(groups, 2 * hidden, hidden, above=0, side=REACH, maps=GATES)
         taps = 2 * REACH + 1
-        # Uniform within one over the root of the inputs, as torch's LSTM begins.
+        # Uniform within 1 / sqrt(inputs), like the initial weights of torch's LSTM.
         bound = (taps * hidden) ** -0.5
         weight = torch.empty(taps * hidden, GATES * hidden).uniform_(-bound, bound)
         self.state = nn.Parameter(weight)
-        """From the states above, the leftmost first, to the gates."""
+        """Weights from the states above, the leftmost first, to the gates."""
         self.restore = groups.linear(hidden, 2 * hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -66,8 +66,14 @@ class RowLayer(ChannelMaskedLayer):
         return out
 
     def states(self, gates: torch.Tensor) -> torch.Tensor:
-        """The states ``[batch, height, width, hidden]``, from what the inputs add to the gates,
-        ``[batch, height, width, gates]``."""
+        """Run the LSTM over all rows.
+
+        Args:
+            gates: contribution of the inputs to the gates, ``[batch, height, width, 4 * hidden]``.
+
+        Returns:
+            The hidden states, ``[batch, height, width, hidden]``.
+        """
         batch, _, width, features = gates.shape
         hidden = gates.new_zeros(batch, width, features // GATES)
         cell = hidden.to(cell_dtype(gates))
@@ -82,11 +88,11 @@ class RowLayer(ChannelMaskedLayer):
             states.append(hidden)
         return torch.stack(states, dim=1)
 
-    def start(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
+    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
         return SteppedRowLayer(self, step, bias)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        # Along its row a pixel sees what the convolution sees; from above, what those states saw.
+        # In its own row a pixel sees what the convolution sees; from above, what the states saw.
         states = self.input.field(field)
         for row in range(1, states.shape[2]):
             reach_above = states[:, :, row - 1].any(1, keepdim=True)
@@ -95,53 +101,53 @@ class RowLayer(ChannelMaskedLayer):
 
 
 class SteppedRowLayer(SteppedLayer):
-    """A :class:`RowLayer` on the memory of a step."""
+    """A :class:`RowLayer` bound to the memory of a step."""
 
     def __init__(self, layer: RowLayer, step: ChannelGroupStep, bias: torch.Tensor | None) -> None:
         groups = layer.groups
-        self._wide = groups.slices(2 * layer.hidden)
-        self._narrow = groups.slices(layer.hidden)
-        self._input = layer.input.start(step, bias)
+        self._input_slices = groups.slices(2 * layer.hidden)
+        self._hidden_slices = groups.slices(layer.hidden)
+        self._input = layer.input.bind(step, bias)
         self._restore = step.products(groups.products(layer.restore.weight))
-        # This row up to the pixel; from the pixel on, still the row above.
+        # Hidden states of this row up to the current pixel, and of the row above from there on.
         self._hidden = step.places(layer.hidden, REACH, REACH)
         cells = step.memory.zeros(step.width, layer.hidden, dtype=cell_dtype(step.memory.like))
         self._cells = Places(cells)
-        # The states above add to the gates of the whole row at once.
+        # The contribution of the states above, for the gates of the whole row at once.
         weight = step.memory.matrix(groups.arranged(layer.state, GATES).contiguous())
         above = self._hidden.windows(REACH, REACH)
         step.row.linear(above, weight, self._input.sums.row, add=self._input.bias)
 
-    def entering(self, group: int) -> Operand:
-        return self._input.input.features(self._wide[group]).at("column")
+    def group_input(self, group: int) -> Operand:
+        return self._input.input.features(self._input_slices[group]).at("column")
 
     def write_group(
         self, program: OperationWriter, group: int, out: Operand, activation: str
     ) -> None:
-        narrow = self._narrow[group]
-        # Gates: what the row above gave (already in the sums), then the inputs of this row.
-        gates = program.zeros(GATES * (narrow.stop - narrow.start))
+        hidden_slice = self._hidden_slices[group]
+        # The sums already hold the contribution of the row above; this adds that of the inputs.
+        gates = program.zeros(GATES * (hidden_slice.stop - hidden_slice.start))
         self._input.write_group(program, group, gates)
-        cell = self._cells.features(narrow).at("column")
-        program.cell(gates, cell, self._hidden.features(narrow).at("column"))
-        # Back to the features of the next layer; the layer is residual.
-        known = self._hidden.at("column").first(narrow.stop)
-        x = self.entering(group)
+        cell = self._cells.features(hidden_slice).at("column")
+        program.cell(gates, cell, self._hidden.features(hidden_slice).at("column"))
+        # Restore the number of features, and add the layer's input.
+        known = self._hidden.at("column").first(hidden_slice.stop)
+        x = self.group_input(group)
         program.linear(known, self._restore[group], out, add=x, activation=activation)
 
 
 class RowLSTM(ChannelMasked):
-    """``row-lstm``: LSTMs from row to row that see a triangle above, channel groups in every layer.
+    """``row-lstm``: LSTMs from row to row, which see a triangle of the rows above.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
-        layers: LSTM layers.
+        layers: number of LSTM layers.
         hidden: features of a state; there are twice as many between layers.
-        last: features of the two last layers.
-        dropout: share of the states dropped in training on the way to the next layer.
+        last: features of the last two layers.
+        dropout: dropout rate of each layer's states.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range.
     """
 
     name = "row-lstm"

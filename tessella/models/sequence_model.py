@@ -1,8 +1,9 @@
-"""Models of the flattened image: one symbol after another, with no notion of a pixel's neighbours.
+"""Models of the flattened image: a sequence of symbols, without two-dimensional neighbourhoods.
 
-With a factored head such a model makes parameters for each symbol, from the symbols before it. With
-a joint head it makes one vector for each pixel, from the symbols before the pixel, and the head
-orders the channels. A *place* is what parameters are made for: a symbol, or a pixel.
+With a factored head, such a model makes parameters for each symbol from the symbols before it. With
+a joint head, it makes one parameter vector for each pixel from the symbols before that pixel, and
+the head orders the channels. A *place* is a position of this sequence of predictions: a symbol with
+a factored head, a pixel with a joint head.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from tessella.models.condition import Condition, Conditioning
 from tessella.models.density_model import DensityModel
 from tessella.nn.stepping.state import State
 
-LARGEST = 600_000_000
-"""Numbers that one matrix of parameters may hold."""
+MAX_WEIGHTS = 600_000_000
+"""Upper limit on the number of weights in one matrix."""
 
-TRAINED = 20
-"""Bytes that training takes for a weight in float32: itself, its gradient, two moments of the
-optimizer, average."""
+TRAINING_BYTES = 20
+"""Bytes that training needs for each float32 weight: the weight, its gradient, two moments of the
+optimizer, and a running average."""
 
-MASKED = 30
-"""As ``TRAINED``, for a weight under a mask: also the mask, the masked copy and its gradient."""
+MASKED_TRAINING_BYTES = 30
+"""The same for a weight under a mask, which adds the mask, the masked weight and its gradient."""
 
 
 @dataclass
@@ -38,7 +39,7 @@ class SequenceState(State):
     """Base of the states of sequence models."""
 
     pixel: State | None
-    """How far a joint head is within the pixel; None at first."""
+    """State of a joint head within the current pixel; None at first."""
 
 
 SequenceStateT = TypeVar("SequenceStateT", bound=SequenceState)
@@ -47,38 +48,49 @@ SequenceStateT = TypeVar("SequenceStateT", bound=SequenceState)
 class SequenceModel(DensityModel, Generic[SequenceStateT]):
     """Base of the models of the flattened image.
 
+    A family defines :meth:`observe` and :meth:`predict`, from which this class builds its cached
+    step.
+
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
     """
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__(grid, head, conditioning)
-        self.group = grid.channels if head.joint else 1
-        """Symbols of a place."""
-        self.places = grid.symbols // self.group
-        self.free = 1 if grid.levels == 2 and not head.joint else head.size
-        """Numbers that determine a place's parameters: one logit for two levels, whose other logit
-        is zero."""
+        self.symbols_per_place = grid.channels if head.joint else 1
+        """1, or the number of channels for a joint head, whose places are pixels."""
+        self.places = grid.symbols // self.symbols_per_place
+        self.free_size = 1 if grid.levels == 2 and not head.joint else head.size
+        """How many of a place's parameters the network computes. With two levels it computes one
+        logit, and the other is fixed at zero."""
 
     @abstractmethod
-    def learn(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
-        """Take ``symbol [batch]``, number ``index`` of the sequence, into the state."""
+    def observe(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
+        """Update the state with a symbol that has become known.
+
+        Args:
+            symbol: ``int64 [batch]``.
+            index: its index in the sequence of symbols.
+            state: updated in place.
+        """
 
     @abstractmethod
     def predict(self, place: int, state: SequenceStateT) -> torch.Tensor:
-        """Parameters of a place, whose earlier symbols the state has: ``[batch, size]``. Called
-        once a place."""
+        """Parameters of a place given the symbols before it: ``[batch, size]``.
+
+        It is called once for each place, after :meth:`observe` for all symbols before it.
+        """
 
     @torch.no_grad()
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
         assert isinstance(state, SequenceState)
         family_state = cast("SequenceStateT", state)
-        # The symbol before this one has become known.
+        # The previous symbol has just become known.
         if index:
-            self.learn(previous, index - 1, family_state)
+            self.observe(previous, index - 1, family_state)
         if not isinstance(self.head, JointHead):
             return self.predict(index, family_state), state
-        # One prediction serves a pixel; the head makes its channels of it, one after the other.
+        # One prediction is made for each pixel, and the head turns it into its channels, in order.
         pixel, channel = divmod(index, self.grid.channels)
         if channel == 0:
             state.pixel = self.head.start(self.predict(pixel, family_state))
@@ -88,52 +100,55 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         return parameters, state
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
-        """``[..., free]`` to the head's parameters ``[..., size]``."""
-        # With two levels the logit of level 0 is zero.
-        return F.pad(free, (1, 0)) if self.free < self.head.size else free
+        """Add the fixed parameters: ``[..., free_size]`` to ``[..., size]``."""
+        # With two levels the logit of level 0 is fixed at zero.
+        return F.pad(free, (1, 0)) if self.free_size < self.head.size else free
 
     def free_bias(self) -> torch.Tensor:
-        """A good start for the bias of the free parameters: ``[free]``."""
-        return self.head.bias()[-self.free :]
+        """Initial bias of the layer that makes the free parameters: ``[free_size]``."""
+        return self.head.bias()[-self.free_size :]
 
     def on_grid(self, parameters: torch.Tensor) -> torch.Tensor:
-        """``[batch, places, size]`` as :meth:`forward` returns them."""
+        """Reshape ``[batch, places, size]`` to what :meth:`forward` returns."""
         places = (self.grid.height, self.grid.width) if self.head.joint else self.grid.shape
         return parameters.unflatten(1, places)
 
-    def check_matrix(self, count: int, hint: str, bytes_each: int = TRAINED) -> None:
-        """Refuse a matrix that no ordinary machine trains.
+    def check_matrix(self, count: int, hint: str, bytes_each: int = TRAINING_BYTES) -> None:
+        """Raise an error for a matrix that is too large to train on an ordinary machine.
 
         Args:
-            count: weights of the matrix.
-            hint: how to make it smaller, for the message.
-            bytes_each: memory that training takes for a weight.
+            count: number of weights.
+            hint: how to make the matrix smaller, for the message.
+            bytes_each: memory that training needs for each weight, in bytes.
 
         Raises:
-            ConfigError: above ``LARGEST``.
+            ConfigError: for more than ``MAX_WEIGHTS`` weights.
         """
-        if count > LARGEST:
+        if count > MAX_WEIGHTS:
             gibibytes = count * bytes_each / 2**30
             raise ConfigError(
                 f"{self.name} on a grid of {self.grid} would have a matrix of {count:,} weights, "
-                f"more than {LARGEST:,} (to train it takes about {gibibytes:.0f} GiB): {hint}"
+                f"more than {MAX_WEIGHTS:,} (to train it takes about {gibibytes:.0f} GiB): {hint}"
             )
 
     def check_biases(self) -> None:
-        """Refuse a bias of each class and place that is larger than a matrix may be.
+        """Raise an error if the table of biases, one for each class and place, is too large.
 
         Raises:
-            ConfigError: above ``LARGEST``.
+            ConfigError: for more than ``MAX_WEIGHTS`` biases.
         """
         self.check_matrix(
-            (self.classes + 1) * self.places * self.free,
+            (self.classes + 1) * self.places * self.free_size,
             f"each of the {self.classes} classes has biases of its own; take fewer classes, "
             "a smaller grid, fewer levels, or a head with few parameters (head='logistic-mixture')",
         )
 
     def class_rows(self, condition: Condition) -> torch.Tensor | slice:
-        """The index that picks the rows of the images from a table ``[classes + 1, ...]``; for a
-        model without classes its only row, which serves all images."""
+        """Index that selects each image's row of a table ``[classes + 1, ...]``.
+
+        A model without classes has a single row, which all images share.
+        """
+        # These assertions catch a condition that belongs to another model.
         if condition.labels is None:
             assert not self.classes, "a condition that model.condition did not make"
             return slice(0, 1)
@@ -141,25 +156,25 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         return condition.labels
 
     def receptive_field(self) -> torch.Tensor:
-        # Every symbol sees all before it.
+        # Every symbol depends on all symbols before it.
         return torch.ones(self.grid.symbols, self.grid.symbols, dtype=torch.bool).tril(-1)
 
 
 class SymbolInputs(nn.Module):
-    """Input vectors of symbols: with two levels the bit itself, else a learned vector for each
-    level.
+    """Input vectors of symbols, shared by all pixels.
 
-    The vectors are shared by all pixels: a free part plus a direction times the level on [-1, 1].
+    With two levels the vector is the bit itself. With more levels it is a learned vector for each
+    level plus a learned direction times the level, scaled to [-1, 1].
 
     Args:
-        grid: the grid that is modelled.
-        width: length of the vectors above two levels.
+        grid: the modelled grid.
+        width: length of the vectors, for more than two levels.
     """
 
     def __init__(self, grid: Grid, width: int) -> None:
         super().__init__()
         self.grid = grid
-        # A bit needs no vector: one weight says all about it.
+        # A bit needs no longer vector: one weight per output can express all it has to say.
         self.width = width if grid.levels > 2 else 1
         if grid.levels > 2:
             self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)
@@ -167,17 +182,18 @@ class SymbolInputs(nn.Module):
             values = torch.linspace(-1, 1, grid.levels)[:, None]
             self.register_buffer("values", values, persistent=False)
         else:
+            # [channels, 2, 1]: the same table as for vectors, so that families need not tell.
             bits = torch.arange(2.0)[:, None].repeat(grid.channels, 1, 1)
             self.register_buffer("bits", bits, persistent=False)
 
     def table(self) -> torch.Tensor:
-        """``[channels, levels, width]``."""
+        """Input vectors of every channel and level: ``[channels, levels, width]``."""
         if self.grid.levels == 2:
             return self.get_buffer("bits")
         return self.vectors + self.direction * self.get_buffer("values")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``int64 [batch, height, width, channels]`` to ``[batch, symbols, width]``."""
-        # One table of all channels: symbol k of channel c is row c * levels + k.
+        # The channels' tables are stacked: level k of channel c is row c * levels + k.
         first_row = torch.arange(self.grid.channels, device=x.device) * self.grid.levels
         return F.embedding((x + first_row).flatten(1), self.table().flatten(0, 1))

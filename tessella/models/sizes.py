@@ -6,9 +6,9 @@ from typing import TypedDict
 
 
 class ModelSizes(TypedDict, total=False):
-    """Keywords of :func:`tessella.create`, which says which family takes which.
+    """Keywords of :func:`tessella.create`; its documentation lists which model takes which.
 
-    A model or head from outside may have others: give them as ``**sizes``, with
+    A custom model or head may have others. To pass those past a type checker, use ``**sizes`` with
     ``sizes: dict[str, Any]``.
     """
 

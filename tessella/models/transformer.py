@@ -1,17 +1,16 @@
 """A decoder-only transformer over the pixels of a grid in raster order.
 
-The sequence is a prefix (the class, or a learned vector) and then the pixels but the last; what
-comes out at a place is for the pixel that follows it. Norms come before each part, by root mean
-square, the feed-forward parts are SwiGLU, nothing in the backbone has a bias, and positions are
-two-dimensional rotations: the network of LLaMA (Touvron et al. 2023, section 2.2) as LlamaGen
-applies it to images (Sun et al. 2024, section 2.2). In addition, a learned vector for its row and
-one for its column say where the pixel lies that comes next; rotations alone say only how far two
-pixels are apart.
+The sequence is a prefix (the class, or a learned vector) followed by all pixels but the last; the
+output at each position predicts the pixel after it. The network is that of LLaMA (Touvron et al.
+2023, section 2.2) as LlamaGen applies it to images (Sun et al. 2024, section 2.2): root-mean-square
+norms before each part, SwiGLU feed-forward parts, no biases in the backbone, and positions encoded
+by two-dimensional rotations. In addition, learned vectors for row and column tell the network where
+the next pixel is, because rotations only encode the offset between two pixels.
 
-A pixel is one place of the sequence, the sum of the vectors of its channels (or of its depth of
-residual codes), and its channels are ordered by the output stage
-(``tessella.models.channel_output``), so the backbone runs once a pixel. A step keeps the keys and
-values of all layers, and costs as much as one place of the sequence.
+A pixel is one token, the sum of the vectors of its channels (or of its depth of residual codes).
+Its channels are ordered by the output stage (``tessella.models.channel_output``), so the backbone
+runs once per pixel. A step caches the keys and values of all layers, and costs as much as one token
+of the sequence.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from tessella.nn.stepping.program import Operand, Places, Vectors
 from tessella.nn.stepping.step import PixelStep
 
 PREFIXES = ("origin", "nowhere")
-"""Where the prefix stands for the rotations: at the first pixel, or nowhere, its queries and keys
-zero (LlamaGen)."""
+"""Position of the prefix in the rotations: ``"origin"`` is the first pixel; with ``"nowhere"`` its
+queries and keys are zero, as in LlamaGen."""
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward part, each added to what comes in.
+    """Attention and a feed-forward part, each with a residual connection.
 
     Args:
         width: length of the vectors.
         heads, kv_heads: see :class:`CausalAttention`.
-        feedforward: see :class:`SwiGLU`.
-        dropout: share of what each part adds that is dropped in training.
+        feedforward: hidden width, see :class:`SwiGLU`.
+        dropout: dropout rate of the output of each part.
     """
 
     def __init__(
@@ -60,18 +59,26 @@ class TransformerBlock(nn.Module):
         self.feedforward = SwiGLU(width, feedforward)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """``x [batch, positions, width]`` to the same shape."""
-        x = x + self.dropout(self.attention(self.before_attention(x), turns))
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+        """Apply the block; the result has the shape of ``x``.
+
+        Args:
+            x: ``[batch, positions, width]``.
+            cos_sin: rotation of each position, ``[positions, 2, size]``.
+        """
+        x = x + self.dropout(self.attention(self.before_attention(x), cos_sin))
         return x + self.dropout(self.feedforward(self.before_feedforward(x)))
 
-    def write(self, step: PixelStep, x: Operand, turns: Operand, length: int) -> None:
-        """Append the block for one of ``length`` positions.
+    def write(self, step: PixelStep, x: Operand, cos_sin: Operand, length: int) -> None:
+        """Append the block for one position.
 
-        ``x [batch, width]`` is changed in place; ``turns`` are the position's rotation, ``[2 *
-        size]``.
+        Args:
+            step: the step to write to.
+            x: ``[batch, width]``, updated in place.
+            cos_sin: rotation of the position, ``[2 * size]``.
+            length: positions of the sequence.
         """
-        self.attention.write(step, self.before_attention.write(step, x), turns, length, x)
+        self.attention.write(step, self.before_attention.write(step, x), cos_sin, length, x)
         self.feedforward.write(step, self.before_feedforward.write(step, x), x)
 
 
@@ -79,19 +86,19 @@ class Transformer(PixelModel):
     """``transformer``: a decoder-only transformer over pixels or codes with cached keys and values.
 
     Args:
-        grid, head, conditioning: see :class:`DensityModel`.
-        layers: blocks.
+        grid, head, conditioning: see :class:`DensityModel`; can be conditioned on codes.
+        layers: number of blocks.
         width: length of the vectors.
-        heads: query heads; they divide the width, and what each gets divides by 4.
-        kv_heads: heads of keys and values, a divisor of ``heads``; 0 takes as many.
-        feedforward: width of the feed-forward parts; 0 takes 8/3 of the width, rounded up to a
+        heads: number of query heads; ``4 * heads`` must divide ``width``.
+        kv_heads: number of heads of keys and values, a divisor of ``heads``; 0 means ``heads``.
+        feedforward: width of the feed-forward parts; 0 means 8/3 of ``width``, rounded up to a
             multiple of 64.
-        dropout: share of tokens' and parts' numbers dropped in training.
-        prefix: where the prefix stands for the rotations: ``"origin"``, at the first pixel, or
-            ``"nowhere"``, its queries and keys zero, as in LlamaGen.
+        dropout: dropout rate of the tokens, and of the output of each part.
+        prefix: position of the prefix in the rotations: ``"origin"`` is the first pixel; with
+            ``"nowhere"`` its queries and keys are zero, as in LlamaGen.
 
     Raises:
-        ConfigError: for sizes that make no network.
+        ConfigError: for sizes out of range, or that do not fit each other.
     """
 
     name = "transformer"
@@ -134,7 +141,7 @@ class Transformer(PixelModel):
             self.class_embedding = ClassEmbedding(self.classes, width, std=0.5)
         # Without classes the prefix is one learned vector.
         self.start = None if self.classes else nn.Parameter(torch.randn(width) * 0.5)
-        # Of the pixel that comes next, not of the one that a token holds.
+        # Row and column of the pixel to be predicted, not of the pixel in the token.
         self.rows = nn.Parameter(torch.randn(grid.height, 1, width) * 0.3)
         self.columns = nn.Parameter(torch.randn(grid.width, width) * 0.3)
         self.code_embedding = None
@@ -149,27 +156,23 @@ class Transformer(PixelModel):
             self.blocks.append(TransformerBlock(width, heads, kv_heads or heads, hidden, dropout))
         self.norm = RMSNorm(width)
         self.output = create_output(grid, head, width, direct=True)
-        self.register_buffer("turns", self._turns(width // heads), persistent=False)
-        self.turns: torch.Tensor
+        self.register_buffer("cos_sin", self._rotations(width // heads), persistent=False)
+        self.cos_sin: torch.Tensor
         self._initialize()
 
-    def _turns(self, size: int) -> torch.Tensor:
-        """Rotations of the sequence: ``[pixels, 2, size]``.
-
-        Of the prefix, then of all pixels but the last.
-        """
-        # A token stands where its pixel does; it predicts the pixel after it.
-        turns = rotations(self.grid.height, self.grid.width, size)
-        prefix = turns[:1]
+    def _rotations(self, size: int) -> torch.Tensor:
+        """Rotations of the prefix and of all pixels but the last: ``[pixels, 2, size]``."""
+        # A token has the position of its own pixel, and predicts the pixel after it.
+        cos_sin = rotations(self.grid.height, self.grid.width, size)
+        prefix = cos_sin[:1]
         if self._sizes["prefix"] == "nowhere":
             prefix = torch.zeros_like(prefix)
-        return torch.cat([prefix, turns[:-1]]).to(torch.get_default_dtype())
+        return torch.cat([prefix, cos_sin[:-1]]).to(torch.get_default_dtype())
 
     def _initialize(self) -> None:
-        """Draw normal weights.
+        """Initialize the weights from normal distributions.
 
-        Weights that add to the residual stream start small, and so do those of the head's
-        parameters.
+        Layers that write to the residual stream, and the last layer, start with small weights.
         """
         for block in self._blocks():
             attention = block.attention
@@ -182,10 +185,10 @@ class Transformer(PixelModel):
                 feedforward.narrow,
             ):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            # Two parts a block are added up: their sum keeps its variance.
+            # The residual stream sums two such outputs per block; this keeps its variance at 1.
             for layer in added:
                 layer.weight.data /= math.sqrt(2 * len(self.blocks))
-        # A fresh model is near the head's own start.
+        # A fresh model starts near the head's preferred distribution.
         nn.init.normal_(self.output.last.weight, std=0.02)
 
     def _blocks(self) -> list[TransformerBlock]:
@@ -200,7 +203,7 @@ class Transformer(PixelModel):
         return features
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        # [batch, pixels, width], the prefix in front and the last pixel left out.
+        # [batch, pixels, width]: the prefix, then all pixels but the last.
         tokens = self.embedding(x).flatten(1, 2)
         prefix = self._prefix(condition.labels, len(x))
         tokens = torch.cat([prefix[:, None], tokens[:, :-1]], dim=1)
@@ -209,7 +212,7 @@ class Transformer(PixelModel):
             tokens = tokens + self.code_features(condition.codes).flatten(1, 2)
         tokens = self.dropout(tokens)
         for block in self.blocks:
-            tokens = self.recomputed(block, tokens, self.turns)
+            tokens = self.recomputed(block, tokens, self.cos_sin)
         features = self.norm(tokens).unflatten(1, (self.grid.height, self.grid.width))
         return self.output(features, x)
 
@@ -228,25 +231,25 @@ class Transformer(PixelModel):
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
         pixel = step.pixel
-        # The prefix, then the sum of the channels known of the pixel before.
+        # The token holds the prefix at first, and then the previous pixel, channel by channel.
         token = step.memory.keep(self._prefix(labels, step.memory.batch))
         x = pixel.zeros(token.shape[1])
         places = Vectors(step.memory.table(self._places()))
         pixel.add(token, places.at("position"), x)
         if codes is not None:
             pixel.add(x, Places(codes.flatten(1, 2)).at("position"), x)
-        # The symbols of the next pixel are added to zero.
+        # Clear the token, to which the symbols of this pixel will be added.
         pixel.map(torch.zeros_like(token), token)
-        turns = Vectors(self.turns.flatten(1)).at("position")
+        cos_sin = Vectors(self.cos_sin.flatten(1)).at("position")
         for block in self._blocks():
-            block.write(step, x, turns, self.grid.pixels)
-        # Symbols go to the token whatever their column: it is the only one.
+            block.write(step, x, cos_sin, self.grid.pixels)
+        # All symbols are added to the same token, whatever their column.
         return SteppedFeatures(token, self.norm.write(step, x))
 
     def sizes(self) -> dict[str, object]:
         return dict(self._sizes)
 
     def receptive_field(self) -> torch.Tensor:
-        # Every pixel attends to all before it.
+        # Every pixel attends to all earlier pixels.
         pixels = torch.ones(self.grid.pixels, self.grid.pixels).tril(-1).bool()
         return symbol_field(self.grid, pixels, inside=True)

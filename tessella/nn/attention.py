@@ -1,9 +1,9 @@
 """The parts of a transformer over pixels: norm, causal self-attention, feed-forward.
 
-Positions are marked by rotations in two dimensions (``tessella.nn.rotary``). Several query heads
-may share one head of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
+Positions are encoded by two-dimensional rotations (``tessella.nn.rotary``). Several query heads may
+share one head of keys and values (Ainslie et al. 2023, "GQA", section 2.2).
 
-Beside ``forward`` over a whole sequence each part has ``write``, which appends its work on one
+Besides ``forward`` over a whole sequence, each part has ``write``, which appends its work on one
 position to the programs of a step.
 """
 
@@ -19,7 +19,7 @@ from tessella.nn.stepping.program import Operand, Places
 from tessella.nn.stepping.step import PixelStep
 
 EPSILON = 1e-5
-"""Added to a mean square before its root."""
+"""Added to the mean square before taking its root."""
 
 
 class RMSNorm(nn.Module):
@@ -40,22 +40,23 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, EPSILON)
 
     def write(self, step: PixelStep, x: Operand) -> torch.Tensor:
-        """Append the norm of ``x [batch, width]``, and return where it goes."""
+        """Append the norm of ``x [batch, width]``, and return the memory it is written to."""
         out = step.pixel.zeros(len(self.weight))
         step.pixel.norm(x, self.weight.detach(), out, EPSILON)
         return out
 
 
 class CausalAttention(nn.Module):
-    """Every position looks at itself and the positions before it.
+    """Multi-head attention of every position to itself and the positions before it.
 
     Args:
         width: length of the vectors.
-        heads: query heads; they share the width.
+        heads: query heads; a divisor of ``width``.
         kv_heads: heads of keys and values; a divisor of ``heads``.
 
     Raises:
-        ConfigError: when heads and widths do not divide.
+        ConfigError: when ``heads`` does not divide ``width``, or ``kv_heads`` does not divide
+            ``heads``.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
@@ -68,54 +69,57 @@ class CausalAttention(nn.Module):
         self.heads = heads
         self.kv_heads = kv_heads
         self.size = width // heads
-        # Queries, keys and values of a position, side by side.
+        # One product makes queries, keys and values, concatenated in this order.
         self.project = nn.Linear(width, (heads + 2 * kv_heads) * self.size, bias=False)
         self.merge = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """``x [batch, positions, width]`` to the same shape.
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+        """Attend over a whole sequence; the result has the shape of ``x``.
 
-        ``turns [positions, 2, size]`` are the positions' rotations, see
-        :func:`tessella.nn.rotary.rotations`.
+        Args:
+            x: ``[batch, positions, width]``.
+            cos_sin: rotation of each position, ``[positions, 2, size]``, see
+                :func:`tessella.nn.rotary.rotations`.
         """
         # [batch, heads + 2 * kv_heads, positions, size]
         vectors = self.project(x).unflatten(-1, (-1, self.size)).transpose(1, 2)
         turned, values = vectors.tensor_split([self.heads + self.kv_heads], dim=1)
-        queries, keys = rotate(turned, turns).tensor_split([self.heads], dim=1)
+        queries, keys = rotate(turned, cos_sin).tensor_split([self.heads], dim=1)
+        # Grouped-query attention lets several query heads share one head of keys and values.
         seen = F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, enable_gqa=self.kv_heads < self.heads
         )
         return self.merge(seen.transpose(1, 2).flatten(2))
 
     def write(
-        self, step: PixelStep, normed: Operand, turns: Operand, length: int, out: Operand
+        self, step: PixelStep, normed: Operand, cos_sin: Operand, length: int, out: Operand
     ) -> None:
-        """Append one position's look at itself and those before it.
+        """Append attention from one position to itself and the positions before it.
 
-        Keys and values stay in the state.
+        Its keys and values are cached in the state.
 
         Args:
-            step: where it is written, with the variables ``position`` and ``known``.
-            normed: what comes in, ``[batch, width]``.
-            turns: the position's rotation, ``[2 * size]``.
+            step: the step to append to, with the variables ``position`` and ``known``.
+            normed: input, ``[batch, width]``.
+            cos_sin: the position's rotation, ``[2 * size]``.
             length: positions of the sequence.
-            out: what is seen is added to it, ``[batch, width]``.
+            out: ``[batch, width]``; the result is added to it.
         """
         pixel = step.pixel
         width = self.heads * self.size
         shared = self.kv_heads * self.size
-        # [batch, length, kv_heads * size]; a position is filled in when it comes.
+        # [batch, length, kv_heads * size]; each position is filled in by its own step.
         keys = Places(step.memory.zeros(length, shared))
         values = Places(step.memory.zeros(length, shared))
-        # Values are not turned: they have a product of their own, straight into the cache.
+        # Values are not rotated, so a separate product writes them straight to the cache.
         turned_weight, value_weight = self.project.weight.tensor_split([width + shared])
-        # Queries and keys come from one product, and are then turned.
+        # Queries and keys come from one product and are then rotated.
         vectors = pixel.zeros(width + shared)
         pixel.linear(normed, step.memory.matrix(turned_weight.T), vectors)
         pixel.linear(normed, step.memory.matrix(value_weight.T), values.at("position"))
         query = pixel.zeros(width)
-        pixel.rotate(vectors[:, :width], turns, query, self.heads)
-        pixel.rotate(vectors[:, width:], turns, keys.at("position"), self.kv_heads)
+        pixel.rotate(vectors[:, :width], cos_sin, query, self.heads)
+        pixel.rotate(vectors[:, width:], cos_sin, keys.at("position"), self.kv_heads)
         seen = pixel.zeros(width)
         pixel.attend(query, keys.memory, values.memory, seen, "known", self.heads, self.kv_heads)
         pixel.linear(seen, step.memory.matrix(self.merge.weight.T), out, add=out)
@@ -126,12 +130,12 @@ class SwiGLU(nn.Module):
 
     Args:
         width: length of the vectors.
-        hidden: length of the gated vectors between.
+        hidden: length of the gated vectors in between.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        # W1 and W3 as one product.
+        # W1 and W3, concatenated, so that one product computes both.
         self.widen = nn.Linear(width, 2 * hidden, bias=False)
         self.narrow = nn.Linear(hidden, width, bias=False)
 
@@ -141,7 +145,10 @@ class SwiGLU(nn.Module):
         return self.narrow(F.silu(gate) * value)
 
     def write(self, step: PixelStep, normed: Operand, out: Operand) -> None:
-        """Append the part for ``normed [batch, width]``; the result is added to ``out``."""
+        """Append the layer for ``normed [batch, width]``, and add the result to ``out``.
+
+        ``out`` is ``[batch, width]``.
+        """
         hidden = step.pixel.zeros(self.narrow.in_features)
         widen = step.memory.matrix(self.widen.weight.T)
         narrow = step.memory.matrix(self.narrow.weight.T)

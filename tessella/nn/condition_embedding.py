@@ -1,4 +1,4 @@
-"""From conditions to vectors that a network adds."""
+"""Embeddings of conditions: class labels, and grids of codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ClassEmbedding(nn.Embedding):
     Args:
         classes: number of classes, at least 1.
         width: length of the vectors.
-        std: spread of their first values.
+        std: standard deviation of their initial values.
     """
 
     def __init__(self, classes: int, width: int, std: float = 0.1) -> None:
@@ -27,19 +27,20 @@ class ClassEmbedding(nn.Embedding):
 
 
 class CodeEmbedding(nn.Module):
-    """A map of features from a grid of codes, as large as the grid that is modelled.
+    """Features of a grid of codes, upsampled to the size of the modelled grid.
 
-    The codes are embedded, two residual blocks of 3 x 3 convolutions look at their neighbours on
-    all sides (codes are known as a whole), and each place of the modelled grid takes the features
-    of the code that covers it.
+    The codes are embedded and pass through two residual blocks of 3 x 3 convolutions. These need no
+    mask, because all codes are known beforehand. Each pixel of the modelled grid then takes the
+    features of the code that covers it.
 
     Args:
         codes: grid of the codes.
-        grid: grid that is modelled.
+        grid: the modelled grid.
         width: length of the vectors.
 
     Raises:
-        ConfigError: for codes finer than the grid, of which some would reach no pixel.
+        ConfigError: for a grid of codes that is finer than the modelled grid: some codes would
+            reach no pixel.
     """
 
     def __init__(self, codes: Grid, grid: Grid, width: int) -> None:
@@ -66,5 +67,5 @@ class CodeEmbedding(nn.Module):
         x = self.embedding(codes).movedim(-1, 1)
         for block in self.blocks:
             x = x + block(x)
-        # Nearest: a code's features go to all pixels that it covers, unmixed.
+        # Nearest-neighbour: a pixel gets the features of exactly one code.
         return F.interpolate(x, size=self.size, mode="nearest").movedim(1, -1)

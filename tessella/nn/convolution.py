@@ -1,8 +1,7 @@
 """Causal convolutions along one axis of an image, and 1 x 1 convolutions as matrix products.
 
-A tap looks back along rows (``axis="rows"``: upwards) or along a row (``axis="columns"``: to the
-left). The same weights are read as a convolution over the whole map and, packed, as a matrix that
-multiplies the last few vectors.
+A tap looks up (``axis="rows"``) or to the left (``axis="columns"``). The same weights serve as a
+convolution over the whole map and, packed, as a matrix that multiplies the last few vectors.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ Axis = Literal["rows", "columns"]
 
 
 class CausalConvolution(nn.Module):
-    """Convolution that sees ``taps`` places up to and including its own, or strictly before it.
+    """Convolution over the last ``taps`` places along one axis.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
-        taps: places it sees.
+        inputs: input channels.
+        outputs: output channels.
+        taps: number of places it sees.
         axis: ``"rows"`` looks up, ``"columns"`` looks left.
-        exclusive: leave out the place itself (a mask of type A in van den Oord et al. 2016).
+        exclusive: end strictly before the place itself (mask A of van den Oord et al. 2016);
+            otherwise the place is included.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class CausalConvolution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[batch, inputs, height, width]`` to ``[batch, outputs, height, width]``."""
         dim = 1 if self.axis == "rows" else 2
-        # [batch, height, width, inputs], as the maps lie in memory.
+        # [batch, height, width, inputs]: the layout in memory.
         maps = x.movedim(1, -1)
         before = self.taps - 1
         if self.exclusive:
-            # One zero more in front and the last place left out: each window ends one place sooner.
+            # Shift everything by one place, so that each window ends before its own place.
             maps = maps.narrow(dim, 0, maps.shape[dim] - 1)
             before = self.taps
         shape = list(maps.shape)
@@ -62,11 +62,11 @@ class CausalConvolution(nn.Module):
         return F.conv2d(padded.movedim(-1, 1), self.weight, self.bias)
 
     def packed(self) -> torch.Tensor:
-        """The weights as ``[taps * inputs, outputs]``, those of the farthest place first."""
+        """The weights as ``[taps * inputs, outputs]``, the most distant place first."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
 
-    def start_rows(self, step: GridStep) -> SteppedRows:
-        """Take memory for the rows that a convolution along ``"rows"`` sees."""
+    def bind_rows(self, step: GridStep) -> SteppedRows:
+        """Allocate memory for the rows that a convolution along ``"rows"`` sees."""
         assert self.axis == "rows"
         return SteppedRows(self, step)
 
@@ -76,11 +76,11 @@ class CausalConvolution(nn.Module):
         """Append the output of a convolution along ``"columns"`` at each pixel.
 
         Args:
-            step: where it is written.
-            x: the row that comes in, known as far as the convolution sees.
-            out: what goes out, ``[batch, outputs]`` before the activation.
-            add: what is added to the products, bias included.
-            activation: what follows.
+            step: the step to write to.
+            x: the input row, filled in as far as the convolution looks.
+            out: the output, ``[batch, outputs]`` before the activation.
+            add: ``[batch, outputs]``, added to the product; must include the bias.
+            activation: applied last, see :data:`tessella.nn.stepping.operation.ACTIVATIONS`.
         """
         assert self.axis == "columns"
         if self.exclusive:
@@ -92,48 +92,54 @@ class CausalConvolution(nn.Module):
 
 
 class SteppedRows:
-    """A :class:`CausalConvolution` along rows, on the memory of a step.
+    """A :class:`CausalConvolution` along rows, bound to the memory of a step.
 
     Args:
         layer: the convolution.
-        step: where it is written.
+        step: the step to write to.
     """
 
     def __init__(self, layer: CausalConvolution, step: GridStep) -> None:
         inputs = layer.weight.shape[1]
-        # Of each place the rows seen, side by side, so that one product takes them all.
+        # For each column all visible rows, concatenated, so that one product suffices.
         self._rows = step.places(layer.taps * inputs).row
         self._row = step.row
         self._weight = step.memory.matrix(layer.packed())
-        # The farthest first, as in the packed weights.
+        # The topmost row first, as in the packed weights.
         rows = self._rows.split(inputs, dim=2)
         for older, newer in pairwise(rows):
             step.advance.map(newer, older)
         self.newest = rows[-1]
-        """Where the newest row goes: ``[batch, width, inputs]``."""
+        """The newest row, which the caller fills in: ``[batch, width, inputs]``."""
 
     def write_row(
         self, out: Operand, add: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
         """Append the output of a row.
 
-        ``add`` holds what is added to the products, bias included.
+        Args:
+            out: ``[batch, width, outputs]`` before the activation.
+            add: of the same shape, added to the product; must include the bias.
+            activation, residual: see :meth:`OperationWriter.linear`.
         """
         self._row.linear(self._rows, self._weight, out, add, activation, residual)
 
 
 def pointwise(
-    convolution: nn.Conv2d, x: torch.Tensor, add: torch.Tensor | None = None, spend: bool = False
+    convolution: nn.Conv2d, x: torch.Tensor, add: torch.Tensor | None = None, in_place: bool = False
 ) -> torch.Tensor:
-    """A 1 x 1 convolution as one matrix product.
+    """Apply a 1 x 1 convolution as one matrix product.
 
-    Fastest where the maps lie in memory as ``[batch, height, width, channels]``.
+    Fastest for maps in the memory layout ``[batch, height, width, channels]``.
 
     Args:
-        convolution: its weights and bias.
+        convolution: holds the weights and the bias.
         x: ``[batch, inputs, height, width]``.
         add: a map that is added, ``[batch, outputs, height, width]``.
-        spend: add in place, into the memory of ``add``; then no gradient may need its values.
+        in_place: write the sum into the memory of ``add``; then no gradient may need its values.
+
+    Returns:
+        ``[batch, outputs, height, width]``.
     """
     # [batch, height, width, inputs]; flattened, a row for each pixel.
     rows = x.movedim(1, -1)
@@ -141,8 +147,8 @@ def pointwise(
     weight = convolution.weight[:, :, 0, 0].T
     if add is None:
         out = vectors @ weight
-    elif spend and not torch.is_autocast_enabled(x.device.type):
-        # Autocast passes over operations in place, so with it the sum is made anew.
+    elif in_place and not torch.is_autocast_enabled(x.device.type):
+        # Autocast does not cover in-place operations, so under it the sum needs new memory.
         out = add.movedim(1, -1).flatten(0, 2).addmm_(vectors, weight)
     else:
         out = torch.addmm(add.movedim(1, -1).flatten(0, 2), vectors, weight)
@@ -157,7 +163,7 @@ def pointwise_matrix(step: GridStep, convolution: nn.Conv2d) -> Matrix:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay the weights of convolutions out for maps ``[batch, height, width, channels]``."""
+    """Lay out convolution weights in memory for maps ``[batch, height, width, channels]``."""
     for parameter in module.parameters():
         # Convolutions only; the values stay, their order in memory changes.
         if parameter.dim() == 4:
@@ -165,12 +171,15 @@ def channels_last(module: nn.Module) -> None:
 
 
 def field_along(field: torch.Tensor, axis: Axis, first: int, last: int) -> torch.Tensor:
-    """Which sources reach a place through taps at offsets ``first .. last`` (negative looks back).
+    """Receptive field of a convolution with taps at the offsets ``first .. last``.
 
     Args:
-        field: ``bool [sources, height, width]``.
+        field: receptive field of its input, ``bool [sources, height, width]``.
         axis: along which the taps lie.
-        first, last: offsets of the taps.
+        first, last: offsets of the taps; negative ones look back.
+
+    Returns:
+        ``bool [sources, height, width]``.
     """
     dim = 1 if axis == "rows" else 2
     size = field.shape[dim]

@@ -1,4 +1,4 @@
-"""From symbols to the vectors a network starts with."""
+"""Embeddings of symbols: the input vectors of a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tessella.grid import Grid
 
 
 class EmbeddedSymbols(nn.Module, ABC):
-    """Base of the embeddings whose vector of a pixel is a sum over its channels."""
+    """Base of the embeddings that sum a pixel's vector over its channels."""
 
     @abstractmethod
     def table(self) -> torch.Tensor:
@@ -19,11 +19,11 @@ class EmbeddedSymbols(nn.Module, ABC):
 
 
 class SymbolEmbedding(EmbeddedSymbols):
-    """The vector of a pixel: the sum over its channels of a vector for the level there.
+    """Embeds each channel of a pixel by its level, and sums over the channels.
 
-    A level's vector is a free one plus a learned direction times the level on [-1, 1]. The free
-    part serves codes, whose numbers mean nothing; the direction says from the start that level 99
-    is next to level 100.
+    The vector of a level is a free vector plus a learned direction times the level, scaled to
+    [-1, 1]. The free part is for codes, whose numbers mean nothing. The direction tells the network
+    from the start that level 99 is next to level 100.
 
     Args:
         grid: the grid whose symbols are embedded.
@@ -35,7 +35,7 @@ class SymbolEmbedding(EmbeddedSymbols):
         self.grid = grid
         self.vectors = nn.Parameter(torch.randn(grid.channels, grid.levels, width) * 0.5)
         self.direction = nn.Parameter(torch.randn(grid.channels, 1, width) * 0.5)
-        # [levels, 1], for all channels.
+        # [levels, 1]: all channels share the scaled levels.
         levels = torch.linspace(-1, 1, grid.levels)[:, None]
         self.register_buffer("values", levels, persistent=False)
         self.values: torch.Tensor
@@ -49,29 +49,32 @@ class SymbolEmbedding(EmbeddedSymbols):
 
 
 class ChannelEmbedding(SymbolEmbedding):
-    """The vectors of a pixel's channels side by side, ``width`` numbers for each.
+    """Embeds each channel of a pixel like :class:`SymbolEmbedding`, but concatenates the vectors.
 
-    See :class:`SymbolEmbedding`, which adds them up.
+    A pixel gets ``channels * width`` features.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Symbols to vectors.
+        """Embed symbols.
 
-        ``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels *
-        width]``.
+        Args:
+            x: ``int64 [batch, height, width, channels]``.
+
+        Returns:
+            ``[batch, height, width, channels * width]``.
         """
-        # One lookup in the tables of all channels, one below the other.
+        # One lookup in a single table, in which the channels' tables are stacked.
         first = torch.arange(self.grid.channels, device=x.device) * self.grid.levels
         return nn.functional.embedding(x + first, self.table().flatten(0, 1)).flatten(-2)
 
 
 class Intensities(EmbeddedSymbols):
-    """A pixel as the PixelCNN++ paper feeds it: its channels on [-1, 1], and a one.
+    """The input of the PixelCNN++ paper: channel values scaled to [-1, 1], and a constant one.
 
-    The one separates the image from the zeros around it.
+    The one distinguishes the image from the zero padding around it.
 
     Args:
-        grid: the grid whose symbols are fed.
+        grid: the grid whose symbols are embedded.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -80,8 +83,9 @@ class Intensities(EmbeddedSymbols):
         vectors = torch.zeros(channels, grid.levels, channels + 1)
         for channel in range(channels):
             vectors[channel, :, channel] = torch.linspace(-1, 1, grid.levels)
-        # The one goes with the first channel: the vectors of a pixel's channels are summed.
+        # Only the first channel carries the one, because the channels' vectors are summed.
         vectors[0, :, channels] = 1.0
+        # A buffer moves to the model's device; it is constant, so it is not saved.
         self.register_buffer("vectors", vectors, persistent=False)
         self.vectors: torch.Tensor
 
@@ -89,16 +93,28 @@ class Intensities(EmbeddedSymbols):
         return self.vectors
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Symbols to intensities.
+        """Scale symbols to intensities.
 
-        ``x int64 [batch, height, width, channels]`` to ``[batch, height, width, channels + 1]``.
+        Args:
+            x: ``int64 [batch, height, width, channels]``.
+
+        Returns:
+            ``[batch, height, width, channels + 1]``.
         """
         return sum_over_channels(x, self.vectors)
 
 
 def sum_over_channels(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """``x int64 [..., channels]`` and ``table [channels, levels, width]`` to ``[..., width]``."""
-    # A loop over the channels needs the memory of one channel's vectors at a time.
+    """Look up every channel in its own table, and sum the vectors.
+
+    Args:
+        x: ``int64 [..., channels]``.
+        table: ``[channels, levels, width]``.
+
+    Returns:
+        ``[..., width]``.
+    """
+    # Looping over the channels holds the vectors of one channel in memory at a time.
     total = nn.functional.embedding(x[..., 0], table[0])
     for channel in range(1, len(table)):
         total = total + nn.functional.embedding(x[..., channel], table[channel])

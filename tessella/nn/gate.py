@@ -14,15 +14,14 @@ def gate(x: torch.Tensor, dim: int = 1) -> torch.Tensor:
 
 
 class GateFunction(torch.autograd.Function):
-    """The gate, with a gradient that is written once into one tensor.
+    """The gate, with a backward pass that writes the gradient into one tensor.
 
     Autograd would make a gradient for each half, pad both with zeros and add them.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
-        # The factors are kept for the gradient rather than a and b: their derivatives need only
-        # them.
+        # Save the factors instead of a and b: the derivatives are functions of the factors.
         a, b = x.chunk(2, dim=dim)
         signal = fast_tanh(a)
         strength = b.sigmoid()
@@ -34,11 +33,11 @@ class GateFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         signal, strength = ctx.saved_tensors
-        # The result has the gated dimension last in memory, wherever it stands in the shape.
+        # In memory the gated dimension comes last, whichever dimension of the shape it is.
         last = gradient.movedim(ctx.dim, -1)
         both = last.new_empty(*last.shape[:-1], 2 * last.shape[-1]).movedim(-1, ctx.dim)
         signal_part, strength_part = both.chunk(2, dim=ctx.dim)
-        # Both write into their part: (1 - tanh^2) and sigmoid (1 - sigmoid), times what arrives.
+        # Both write into their half: (1 - tanh^2) and sigmoid (1 - sigmoid), times the gradient.
         torch.ops.aten.tanh_backward.grad_input(gradient * strength, signal, grad_input=signal_part)
         torch.ops.aten.sigmoid_backward.grad_input(
             gradient * signal, strength, grad_input=strength_part
@@ -47,9 +46,9 @@ class GateFunction(torch.autograd.Function):
 
 
 def fast_tanh(x: torch.Tensor) -> torch.Tensor:
-    """``tanh``; in float32 on a CPU by way of the sigmoid, which is faster there.
+    """``tanh`` of ``x``, computed through the sigmoid in float32 on a CPU, where that is faster.
 
-    Its error is absolute (1e-7), not relative, which does not matter to a factor of a gate.
+    The error is about 1e-7, absolute rather than relative, which is harmless in a gate.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return (2 * x).sigmoid_().mul_(2).sub_(1)

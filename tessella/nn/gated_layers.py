@@ -3,9 +3,9 @@
 Van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.2 and
 figure 2.
 
-The vertical stack sees the rows above a pixel, the horizontal one the pixels to its left and the
-vertical stack. A layer has ``forward`` over whole maps ``[batch, hidden, height, width]``, and
-``write``, which appends its work to the programs of a step.
+The vertical stack sees the rows above a pixel. The horizontal stack sees the pixels to its left,
+and the vertical stack. A layer has ``forward`` over whole maps ``[batch, hidden, height, width]``,
+and ``write``, which appends its work to the programs of a step.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from tessella.nn.stepping.step import GridStep
 
 @dataclass(frozen=True)
 class SteppedCondition:
-    """Position, class and codes as a step has them; see :meth:`GatedLayer.forward`."""
+    """Position, class and codes in the form a step needs; see :meth:`GatedLayer.forward`."""
 
     position: Plane | None
-    """``[height, width, 4 * hidden]``."""
+    """Bias of each pixel, ``[height, width, 4 * hidden]``."""
     class_bias: torch.Tensor | None
-    """``[batch, 4 * hidden]``."""
+    """Bias of each image's class, ``[batch, 4 * hidden]``."""
     codes: Plane | None
-    """``[batch, height, width, hidden]``."""
+    """Features of the codes, ``[batch, height, width, hidden]``."""
 
 
 @dataclass(frozen=True)
 class SteppedStacks:
-    """A row of each stack, as a step has it."""
+    """The current row of each stack, in the memory of a step."""
 
     v: Places
-    """The vertical stack, known as a whole when a row begins."""
+    """The vertical stack; the whole row is known when the row begins."""
     h: Places
-    """The horizontal stack, known up to the pixel."""
+    """The horizontal stack; known up to the current pixel."""
 
 
 class GatedLayer(nn.Module):
@@ -49,11 +49,13 @@ class GatedLayer(nn.Module):
     Args:
         hidden: width of the stacks.
         kernel: odd size of the convolution; the vertical stack sees ``kernel // 2`` rows up, the
-            horizontal one as many pixels left.
-        dropout: share of the horizontal gate's outputs that is dropped in training.
-        first: the first layer must not see its own row (vertical) or pixel (horizontal).
-        last: the last layer's horizontal output goes to the skip connection only.
-        codes: whether features of codes come in.
+            horizontal stack as many pixels to the left.
+        dropout: dropout rate of the horizontal gate's outputs.
+        first: whether this is the first layer, which must not see its own row (vertical stack) or
+            its own pixel (horizontal stack).
+        last: whether this is the last layer, whose horizontal output goes to the skip connection
+            only.
+        codes: whether the layer is conditioned on features of codes.
     """
 
     def __init__(
@@ -63,10 +65,10 @@ class GatedLayer(nn.Module):
         self.hidden = hidden
         self.side = kernel // 2
         self.first = first
-        # With the place itself a window is one longer.
+        # A window that includes the place itself is one longer.
         reach = self.side if first else self.side + 1
         self.widen = nn.Conv2d(hidden, hidden, (1, kernel), padding=(0, self.side))
-        # Both stacks have outputs a and b for the gate, side by side.
+        # Each stack makes both halves of its gate, a and b, in one convolution.
         self.up = CausalConvolution(hidden, 2 * hidden, reach, "rows", exclusive=first)
         self.left = CausalConvolution(hidden, 2 * hidden, reach, "columns", exclusive=first)
         self.link = nn.Conv2d(hidden, 2 * hidden, 1, bias=False)
@@ -83,20 +85,23 @@ class GatedLayer(nn.Module):
         class_bias: torch.Tensor | None,
         codes: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Both stacks one layer on, and the layer's skip output.
+        """Apply the layer to both stacks.
 
         Args:
             v, h: the vertical and the horizontal stack, ``[batch, hidden, height, width]``.
-            position: added to the gates of both, ``[1, 4 * hidden, height, width]``.
-            class_bias: what the class adds to them, ``[batch, 4 * hidden]``.
+            position: bias of the gates at each pixel, ``[1, 4 * hidden, height, width]``.
+            class_bias: bias of the gates for each image's class, ``[batch, 4 * hidden]``.
             codes: features of the codes, ``[batch, height, width, hidden]``.
+
+        Returns:
+            The new ``v``, the new ``h`` and the skip output, of the same shape each.
         """
         v_bias, h_bias = self._gate_biases(position, class_bias, codes)
         rows = gate(_add(self.up(self.widen(v)), v_bias))
-        # The first layer's input is the pixel itself, which its output must not hold.
+        # The first layer's input is the pixel itself, so a residual connection would leak it.
         v = rows if self.first else v + rows
-        # The horizontal gates see the vertical stack after its gate.
-        sums = pointwise(self.link, v, add=self.left(h), spend=True)
+        # The horizontal gates see the output of the vertical stack.
+        sums = pointwise(self.link, v, add=self.left(h), in_place=True)
         gated = self.dropout(gate(_add(sums, h_bias)))
         if self.residual is not None:
             h = pointwise(self.residual, gated, add=None if self.first else h)
@@ -108,7 +113,7 @@ class GatedLayer(nn.Module):
         class_bias: torch.Tensor | None,
         codes: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Position, class and codes, as they are added to the gates of each stack."""
+        """Sum of all conditions, split by stack: ``[batch, 2 * hidden, height, width]`` each."""
         total = position
         if class_bias is not None:
             total = _add(class_bias[..., None, None], total)
@@ -129,34 +134,34 @@ class GatedLayer(nn.Module):
         self,
         step: GridStep,
         stacks: SteppedStacks,
-        given: SteppedCondition,
+        condition: SteppedCondition,
         gated: torch.Tensor,
         next_side: int,
     ) -> SteppedStacks:
-        """Append the layer.
+        """Append the layer to a step.
 
         Args:
-            step: where it is written.
-            stacks: what comes in. Of the first layer both are the pixels: the vertical stack takes
-                in the row that is complete, the horizontal one the row that grows.
-            given: position, class and codes.
-            gated: where the horizontal gate's output goes, ``[batch, hidden]``.
-            next_side: places that the next layer sees to either side.
+            step: the step to write to.
+            stacks: the input. For the first layer both are the pixels: the vertical stack reads the
+                row that is complete, the horizontal stack the row that is being filled.
+            condition: position, class and codes.
+            gated: receives the output of the horizontal gate, ``[batch, hidden]``.
+            next_side: how far the next layer sees to either side.
 
         Returns:
-            What goes out.
+            The output of both stacks.
         """
         v = step.places(self.hidden, next_side, next_side)
-        self._write_vertical(step, stacks.v, given, v)
-        # What vertical stack, position, class and codes add to the horizontal gates of this row.
+        self._write_vertical(step, stacks.v, condition, v)
+        # Contribution of vertical stack, position, class and codes to this row's horizontal gates.
         links = step.places(2 * self.hidden)
-        added = self._write_gate_bias(step, 1, given, links.row)
+        added = self._write_gate_bias(step, 1, condition, links.row)
         step.row.linear(v.row, pointwise_matrix(step, self.link), links.row, add=added)
-        # What is left of the horizontal gate for the pixel: one product with the row.
+        # All that remains to be done at each pixel is one product with the pixels to the left.
         self.left.write_place(step, stacks.h, gated, links.at(step.column), "gate")
         if self.residual is None:
             return SteppedStacks(v, stacks.h)
-        # The next layer's window reads what the pixels before have written here.
+        # The next layer reads from here what earlier pixels of the row have written.
         h = step.places(self.hidden, left=next_side)
         residual = pointwise_matrix(step, self.residual)
         before = None if self.first else stacks.h.at(step.column)
@@ -164,45 +169,51 @@ class GatedLayer(nn.Module):
         return SteppedStacks(v, h)
 
     def _write_vertical(
-        self, step: GridStep, v: Places, given: SteppedCondition, out: Places
+        self, step: GridStep, v: Places, condition: SteppedCondition, out: Places
     ) -> None:
-        rows = self.up.start_rows(step)
-        # [kernel * hidden, hidden]: the places of a window are side by side.
+        rows = self.up.bind_rows(step)
+        # [kernel * hidden, hidden]: the places of a window, concatenated.
         taps = self.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
         assert self.widen.bias is not None
         bias = self.widen.bias.detach()
-        # The first layer sees the row before its own, so it takes in what has become complete: in
-        # the first row there is nothing to take in, not even the bias.
+        # The first layer reads the row above, so its work belongs to `advance`, which is skipped
+        # in the first row: there is no row above, and not even the bias may be added.
         program = step.advance if self.first else step.row
         windows = v.windows(self.side, self.side)
         program.linear(windows, step.memory.matrix(taps), rows.newest, add=bias)
-        added = self._write_gate_bias(step, 0, given, step.row.zeros(2 * self.hidden))
+        added = self._write_gate_bias(step, 0, condition, step.row.zeros(2 * self.hidden))
         rows.write_row(out.row, added, "gate", residual=None if self.first else v.row)
 
     def _write_gate_bias(
-        self, step: GridStep, stack: int, given: SteppedCondition, sums: torch.Tensor
+        self, step: GridStep, stack: int, condition: SteppedCondition, sums: torch.Tensor
     ) -> Operand:
-        """Append what is added to the gates of one stack in a row.
+        """Append the sum of bias and conditions for the gates of one stack.
 
-        ``stack`` is 0 for the vertical and 1 for the horizontal one; ``sums`` is memory for the
-        sum.
+        Args:
+            step: the step to write to.
+            stack: 0 for the vertical stack, 1 for the horizontal stack.
+            condition: position, class and codes.
+            sums: memory for the sum, ``[batch, width, 2 * hidden]``.
+
+        Returns:
+            The sum: ``sums``, or a constant if there is only a bias.
         """
         part = slice(2 * self.hidden * stack, 2 * self.hidden * (stack + 1))
-        own = self.left.bias if stack else self.up.bias
-        # [batch, 1, 2 * hidden]; kept, as it depends on the class.
-        bias = own.expand(step.memory.batch, 1, -1)
-        if given.class_bias is not None:
-            bias = given.class_bias[:, None, part] + bias
+        layer_bias = self.left.bias if stack else self.up.bias
+        # [batch, 1, 2 * hidden]; part of the state, because it depends on the class.
+        bias = layer_bias.expand(step.memory.batch, 1, -1)
+        if condition.class_bias is not None:
+            bias = condition.class_bias[:, None, part] + bias
         added: Operand = step.memory.keep(bias)
-        if given.position is not None:
-            # The row of the grid, for all images.
-            row = given.position.row("row").features(part)
+        if condition.position is not None:
+            # The biases of this row, the same for all images.
+            row = condition.position.row("row").features(part)
             step.row.add(row.moving_row(), added, sums)
             added = sums
-        if given.codes is not None:
+        if condition.codes is not None:
             assert self.codes is not None
             weight = step.memory.matrix(self.codes.weight[part].T)
-            step.row.linear(given.codes.row("row").moving_row(), weight, sums, add=added)
+            step.row.linear(condition.codes.row("row").moving_row(), weight, sums, add=added)
             added = sums
         return added
 

@@ -5,37 +5,40 @@ from __future__ import annotations
 import torch
 
 GATES = 4
-"""Maps that a cell takes, side by side: output gate, forget gate, input gate, content."""
+"""Inputs of a cell, concatenated: output gate, forget gate, input gate, content."""
 
 
 def lstm_cell(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden state and cell state one step on, ``[..., n]`` each.
+    """One update of an LSTM cell.
 
     Args:
-        gates: sums before their activations, ``[..., 4 n]``.
-        cell: the cell state before, ``[..., n]``. It may be of a wider type than the gates, so that
-            what it adds up over a long walk is not rounded away.
+        gates: the :data:`GATES` before their activations, ``[..., 4 n]``.
+        cell: the previous cell state, ``[..., n]``. It may have a wider type than the gates, so
+            that small updates over a long sequence are not rounded away.
+
+    Returns:
+        The new hidden state and the new cell state, ``[..., n]`` each.
     """
     n = cell.shape[-1]
-    # One call for the three sigmoids, as they lie side by side.
-    emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
-    cell = forget * cell + write * gates[..., 3 * n :].tanh()
-    return (emit * cell.tanh()).to(gates.dtype), cell
+    # The three gates with a sigmoid are contiguous, so one call computes them all.
+    output_gate, forget_gate, input_gate = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
+    cell = forget_gate * cell + input_gate * gates[..., 3 * n :].tanh()
+    return (output_gate * cell.tanh()).to(gates.dtype), cell
 
 
 def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> None:
     """:func:`lstm_cell` in place, for stepping without gradients.
 
-    ``cell`` is renewed and ``out`` gets the hidden state.
+    It updates ``cell [..., n]`` and writes the hidden state to ``out [..., n]``.
     """
     n = cell.shape[-1]
-    emit, forget, write = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
+    output_gate, forget_gate, input_gate = gates[..., : 3 * n].sigmoid().chunk(3, dim=-1)
     # c = f c + i tanh(content)
-    cell.mul_(forget).addcmul_(write, gates[..., 3 * n :].tanh())
-    # h = o tanh(c), of the renewed cell.
-    torch.mul(emit, cell.tanh(), out=out)
+    cell.mul_(forget_gate).addcmul_(input_gate, gates[..., 3 * n :].tanh())
+    # h = o tanh(c), with the updated c.
+    torch.mul(output_gate, cell.tanh(), out=out)
 
 
 def cell_dtype(gates: torch.Tensor) -> torch.dtype:
-    """The type of the cell states that go with ``gates``: float32 or wider."""
+    """Type of the cell state for these ``gates``: float32 or wider."""
     return torch.promote_types(gates.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Layers whose weights a mask holds at zero where information must not flow."""
+"""Layers with masked weights: zero wherever information must not flow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class Masked(nn.Module, ABC):
-    """A layer with a mask over its weights. The mask is made by the model and is not saved.
+    """Base of the layers whose weights are masked.
 
     Args:
-        weight: first values of the weights.
-        bias: first values of the bias, or None for no bias.
-        mask: ``bool``, of the shape of the weights: where they may differ from zero.
+        weight: initial weights.
+        bias: initial bias, or None for no bias.
+        mask: ``bool``, of the shape of the weights; True where a weight may differ from zero.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor) -> None:
@@ -24,31 +24,32 @@ class Masked(nn.Module, ABC):
         assert mask.shape == weight.shape
         self.weight = nn.Parameter(weight.detach())
         self.bias = None if bias is None else nn.Parameter(bias.detach())
-        # Not saved: it follows from the sizes.
+        # Not saved: the model derives it from its sizes.
         self.register_buffer("mask", mask, persistent=False)
         self.mask: torch.Tensor
 
     def kernel(self) -> torch.Tensor:
-        """The weights, zero where the mask is."""
-        # Also the gradient of a masked weight is zero, so it never moves.
+        """The weights, with zeros where the mask is False."""
+        # The gradient of a masked weight is zero too, so training never changes it.
         return self.weight * self.mask
 
     @property
     def masked(self) -> int:
-        """Number of weights that are held at zero."""
+        """Number of masked weights."""
         return int((~self.mask).sum())
 
 
 class MaskedLinear(Masked):
-    """``x [..., inputs]`` to ``[..., outputs]``.
+    """A linear layer under a mask, from ``[..., inputs]`` to ``[..., outputs]``.
 
     Args:
         mask: ``bool [outputs, inputs]``.
-        bias: whether to add one.
+        bias: whether to add a bias.
     """
 
     def __init__(self, mask: torch.Tensor, bias: bool = True) -> None:
         outputs, inputs = mask.shape
+        # Start from torch's usual initialization of a layer of this size.
         initial = nn.Linear(inputs, outputs, bias=bias)
         super().__init__(initial.weight, initial.bias if bias else None, mask)
 

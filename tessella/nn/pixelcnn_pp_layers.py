@@ -1,12 +1,15 @@
-"""The layers of PixelCNN++: gated residual blocks of two streams, and the way between resolutions.
+"""The layers of PixelCNN++: gated residual blocks of two streams, and changes of resolution.
 
-One stream sees the rows above a pixel, the other its row too (Salimans et al. 2017, "PixelCNN++",
-sections 2.3 to 2.5).
+The vertical stream sees the rows above a pixel, the horizontal stream also the pixels to its left
+(Salimans et al. 2017, "PixelCNN++", sections 2.3 to 2.5).
 
 Each layer has ``forward`` over whole maps ``[batch, height, width, filters]``, ``field``, which
-does the same to sets of sources, and ``write``, which appends its work to the programs of a step.
-There a stream is changed in place: a row of the vertical one ``[batch, width, filters]``, a place
-of the horizontal one ``[batch, filters]``.
+traces the receptive field, and ``write``, which appends its work to the programs of a step. In a
+step the streams are updated in place: the vertical stream a row at a time,
+``[batch, width, filters]``, the horizontal stream a place at a time, ``[batch, filters]``.
+
+As in a U-Net, the streams go down to smaller resolutions and up again. A block on the way up has a
+skip connection from its *mirror*: the map of the same resolution on the way down.
 """
 
 from __future__ import annotations
@@ -18,33 +21,39 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella.nn.shifted_convolution import (
-    GrowingConvolution,
     NormedLinear,
     ShiftedConvolution,
     SteppedConvolution,
+    UpsamplingConvolution,
     concat_elu,
 )
 from tessella.nn.stepping.program import Matrix, Operand, Places, Plane, Program, SeveralPrograms
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep
 
 UNIT_GAIN = 1.25
-"""Length of weights that keeps the variance of what a concatenated ELU gives."""
+"""Initial norm of the weights after a concatenated ELU; it preserves the variance."""
 RESIDUAL_GAIN = 0.5
-"""First length of the weights that make a block's output, so that a deep sum starts small."""
+"""Initial norm of the weights that make a block's output, so that deep sums start small."""
 
 
 @dataclass(frozen=True)
 class SteppedSkip:
-    """Both streams as a block opposite sees them, after :func:`concat_elu`."""
+    """Both streams as the mirror block on the way up sees them: after :func:`concat_elu`."""
 
     v: Operand
     """A row of the vertical stream, ``[batch, width, 2 * filters]``."""
     h: Operand
-    """A place of the horizontal one, ``[batch, 2 * filters]``."""
+    """A place of the horizontal stream, ``[batch, 2 * filters]``."""
 
     @staticmethod
     def write(step: GridStep, v: Places, h: Operand) -> SteppedSkip:
-        """Append :func:`concat_elu` of both streams, to be kept while they change."""
+        """Append a copy of both streams after :func:`concat_elu`, which later blocks leave alone.
+
+        Args:
+            step: the step to write to.
+            v: a row of the vertical stream, ``[batch, width, filters]``.
+            h: a place of the horizontal stream, ``[batch, filters]``.
+        """
         features = 2 * v.memory.shape[-1]
         skip = SteppedSkip(step.row.zeros(features), step.pixel.zeros(features))
         step.row.map(v.moving_row(), skip.v, "concat-elu")
@@ -57,14 +66,14 @@ class GatedResidual(nn.Module):
 
     Args:
         filters: width of the stream.
-        right: places it sees to the right: 1 in the vertical stream, 0 in the horizontal one.
-        skips: maps besides its input that it sees, each after :func:`concat_elu`.
-        dropout: share of the features between its convolutions that is dropped in training.
+        right: how many places it sees to the right: 1 in the vertical stream, 0 in the horizontal.
+        skips: number of further input maps, each after :func:`concat_elu`.
+        dropout: dropout rate between the two convolutions.
     """
 
     def __init__(self, filters: int, right: int, skips: int, dropout: float) -> None:
         super().__init__()
-        # Two rows by three places in the vertical stream, by two in the horizontal one.
+        # 2 x 3 kernels in the vertical stream, 2 x 2 kernels in the horizontal stream.
         self.inner = ShiftedConvolution(2 * filters, filters, 2, 1, right, gain=UNIT_GAIN)
         self.outer = ShiftedConvolution(2 * filters, 2 * filters, 2, 1, right, gain=RESIDUAL_GAIN)
         self.skip = NormedLinear(2 * skips * filters, filters, UNIT_GAIN) if skips else None
@@ -73,24 +82,27 @@ class GatedResidual(nn.Module):
     def forward(
         self, x: torch.Tensor, skips: torch.Tensor | None, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """One block on.
+        """Apply the block; the result has the shape of ``x``.
 
         Args:
             x: the stream, ``[batch, height, width, filters]``.
-            skips: the other maps side by side, ``[batch, height, width, 2 * skips * filters]``.
-            bias: added to what enters the gate, ``[batch, 2 * filters]``.
+            skips: the other maps, concatenated, ``[batch, height, width, 2 * skips * filters]``.
+            bias: added to the input of the gate, ``[batch, 2 * filters]``.
         """
         sums = self.inner(concat_elu(x))
         if self.skip is not None:
             sums = sums + self.skip(skips)
-        # a and b for the gate, side by side: [batch, height, width, 2 * filters].
+        # Both halves of the gate, a and b: [batch, height, width, 2 * filters].
         gates = self.outer(self.dropout(concat_elu(sums)))
         if bias is not None:
             gates = gates + bias[:, None, None]
         return x + F.glu(gates, dim=-1)
 
     def field(self, x: torch.Tensor, skips: torch.Tensor | None) -> torch.Tensor:
-        """Which sources reach a place: ``bool [sources, height, width]`` each."""
+        """Receptive field of the block, given those of ``x`` and ``skips``.
+
+        All are ``bool [sources, height, width]``.
+        """
         sums = self.inner.field(x)
         if skips is not None:
             sums = sums | skips
@@ -99,20 +111,26 @@ class GatedResidual(nn.Module):
     def write_row(
         self, step: GridStep, v: Places, skip: Operand | None, bias: torch.Tensor | None
     ) -> Operand:
-        """Append a block of the vertical stream, whose row ``v`` is known at once.
+        """Append a block of the vertical stream, which computes a whole row at once.
+
+        Args:
+            step: the step to write to.
+            v: a row of the stream, ``[batch, width, filters]``, updated in place.
+            skip: the mirror map, ``[batch, width, 2 * filters]``.
+            bias: as in :meth:`forward`.
 
         Returns:
-            The row after :func:`concat_elu`, before it is changed.
+            The input row after :func:`concat_elu`, ``[batch, width, 2 * filters]``.
         """
-        # What rows above and biases add is appended here; the row itself follows.
-        inner, outer, products = self._start(step, bias)
+        # This appends the contribution of biases and rows above; the row itself follows.
+        inner, outer, products = self._bind(step, bias)
         row = step.row
         row.map(v.moving_row(), inner.input.row, "concat-elu")
         if skip is not None:
             row.linear(skip, products[0], inner.sums.row, add=inner.sums.row)
-        # The activated sums are the next convolution's input, so they are written to its memory.
+        # The activated sums go straight to the input memory of the next convolution.
         inner.write_row(outer.input.row, "concat-elu")
-        # x + a * sigmoid(b), in place of x.
+        # x + a * sigmoid(b), written over x.
         outer.write_row(v.moving_row(), "glu", residual=v.moving_row())
         return inner.input.row
 
@@ -124,22 +142,23 @@ class GatedResidual(nn.Module):
         skip: Operand | None,
         bias: torch.Tensor | None,
     ) -> Operand:
-        """Append a block of the horizontal stream, which goes place by place.
+        """Append a block of the horizontal stream, which computes one place at a time.
 
         Args:
-            step: where it is written.
-            h: the stream at a place, changed in place.
-            v: a row of the vertical stream after :func:`concat_elu`.
-            skip: what the block opposite saw at the place.
+            step: the step to write to.
+            h: the stream at a place, ``[batch, filters]``, updated in place.
+            v: a row of the vertical stream after :func:`concat_elu`,
+                ``[batch, width, 2 * filters]``.
+            skip: the mirror map at the place, ``[batch, 2 * filters]``.
             bias: as in :meth:`forward`.
 
         Returns:
-            The place after :func:`concat_elu`, before it is changed.
+            The input at the place after :func:`concat_elu`, ``[batch, 2 * filters]``.
         """
-        inner, outer, products = self._start(step, bias)
-        # What the vertical stream adds is known for the whole row, when it begins.
+        inner, outer, products = self._bind(step, bias)
+        # The contribution of the vertical stream is known for the whole row when it begins.
         step.row.linear(v, products[0], inner.sums.row, add=inner.sums.row)
-        # The pixels before have filled the memory to the left of it.
+        # Earlier pixels have filled the memory to the left of this place.
         active = inner.input.at(step.column)
         step.pixel.map(h, active, "concat-elu")
         if skip is not None:
@@ -149,23 +168,24 @@ class GatedResidual(nn.Module):
         outer.write_place(h, "glu", residual=h)
         return active
 
-    def _start(
+    def _bind(
         self, step: GridStep, bias: torch.Tensor | None
     ) -> tuple[SteppedConvolution, SteppedConvolution, list[Matrix]]:
-        """Both convolutions, and the weights of each map besides the input.
+        """Allocate memory, and append the contribution of biases and rows above.
 
-        The weights are ``[2 * filters, filters]``.
+        Returns:
+            Both convolutions, and the weights of each skip map, ``[2 * filters, filters]`` each.
         """
         skip_bias = None
         products = []
         if self.skip is not None:
-            # Its bias goes with the inner convolution's.
+            # Both biases are added to the same sums, so they become one.
             skip_bias = self.skip.bias.expand(step.memory.batch, -1)
             filters = len(self.skip.bias)
             for weight in self.skip.weight().T.split(2 * filters):
                 products.append(step.memory.matrix(weight))
-        inner = self.inner.start(step, skip_bias)
-        outer = self.outer.start(step, bias)
+        inner = self.inner.bind(step, skip_bias)
+        outer = self.outer.bind(step, bias)
         return inner, outer, products
 
 
@@ -174,13 +194,14 @@ class GatedBlock(nn.Module):
 
     Args:
         filters, dropout: see :class:`GatedResidual`.
-        opposite: whether it sees the block opposite.
+        mirrored: whether it has a skip connection from a mirror map, as blocks on the way up have.
     """
 
-    def __init__(self, filters: int, dropout: float, opposite: bool) -> None:
+    def __init__(self, filters: int, dropout: float, mirrored: bool) -> None:
         super().__init__()
-        self.vertical = GatedResidual(filters, 1, int(opposite), dropout)
-        self.horizontal = GatedResidual(filters, 0, 1 + int(opposite), dropout)
+        # The horizontal stream always sees the vertical one as a further map.
+        self.vertical = GatedResidual(filters, 1, int(mirrored), dropout)
+        self.horizontal = GatedResidual(filters, 0, 1 + int(mirrored), dropout)
 
     def forward(
         self,
@@ -190,9 +211,12 @@ class GatedBlock(nn.Module):
         h_skip: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both streams ``[batch, height, width, filters]``, one block on.
+        """Apply the block to both streams; both results have the shape of ``v``.
 
-        ``bias [batch, 4 * filters]`` is added to what enters the gates.
+        Args:
+            v, h: vertical and horizontal stream, ``[batch, height, width, filters]``.
+            v_skip, h_skip: mirror maps of both, of the same shape.
+            bias: added to the inputs of the gates, ``[batch, 4 * filters]``.
         """
         v_bias, h_bias = _halves(bias)
         if v_skip is not None:
@@ -210,7 +234,7 @@ class GatedBlock(nn.Module):
         v_skip: torch.Tensor | None,
         h_skip: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which sources reach a place of each stream: ``bool [sources, height, width]`` each."""
+        """Receptive fields of both streams after the block: ``bool [sources, height, width]``."""
         v = self.vertical.field(v, v_skip)
         seen = v if h_skip is None else v | h_skip
         return v, self.horizontal.field(h, seen)
@@ -223,10 +247,17 @@ class GatedBlock(nn.Module):
         skip: SteppedSkip | None,
         bias: torch.Tensor | None,
     ) -> SteppedSkip:
-        """Append the block: a row ``v`` and a place ``h``, both changed in place.
+        """Append the block to a step.
+
+        Args:
+            step: the step to write to.
+            v: a row of the vertical stream, ``[batch, width, filters]``, updated in place.
+            h: a place of the horizontal stream, ``[batch, filters]``, updated in place.
+            skip: the mirror maps of both streams.
+            bias: as in :meth:`forward`.
 
         Returns:
-            What the block opposite sees: both streams before they are changed.
+            Both streams before the update, for the mirror block on the way up.
         """
         v_bias, h_bias = _halves(bias)
         v_skip = None if skip is None else skip.v
@@ -240,7 +271,7 @@ class GatedBlock(nn.Module):
 
 
 class Resize(nn.Module):
-    """The way from a resolution to the next one, half as high and wide, and back; for both streams.
+    """Halves the resolution of both streams on the way down, and doubles it on the way up.
 
     Args:
         filters: width of the streams.
@@ -250,67 +281,72 @@ class Resize(nn.Module):
         super().__init__()
         self.shrink_v = ShiftedConvolution(filters, filters, 2, 1, 1, stride=2)
         self.shrink_h = ShiftedConvolution(filters, filters, 2, 1, 0, stride=2)
-        # As wide as the convolutions that shrink.
-        self.grow_v = GrowingConvolution(filters, filters, 3)
-        self.grow_h = GrowingConvolution(filters, filters, 2)
+        # Kernels of the same width as on the way down: 3 columns and 2 columns.
+        self.grow_v = UpsamplingConvolution(filters, filters, 3)
+        self.grow_h = UpsamplingConvolution(filters, filters, 2)
 
     def shrink(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both streams ``[batch, height, width, filters]`` to half the sides."""
+        """Halve the sides of both streams ``[batch, height, width, filters]``."""
         return self.shrink_v(v), self.shrink_h(h)
 
     def grow(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both streams ``[batch, height, width, filters]`` to twice the sides."""
+        """Double the sides of both streams ``[batch, height, width, filters]``."""
         return self.grow_v(v), self.grow_h(h)
 
     def shrink_field(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which sources reach a place after :meth:`shrink`: ``bool [sources, height, width]``."""
+        """Receptive fields after :meth:`shrink`: ``bool [sources, height, width]`` each."""
         return self.shrink_v.field(v), self.shrink_h.field(h)
 
     def grow_field(self, v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which sources reach a place after :meth:`grow`: ``bool [sources, height, width]``."""
+        """Receptive fields after :meth:`grow`: ``bool [sources, height, width]`` each."""
         return self.grow_v.field(v), self.grow_h.field(h)
 
-    def start_shrink(
+    def bind_shrink(
         self, larger: GridStep, smaller: GridStep
     ) -> tuple[SteppedConvolution, SteppedConvolution]:
-        """Take memory for the way down, for the vertical and the horizontal stream."""
-        v = self.shrink_v.start(larger, into=smaller)
-        h = self.shrink_h.start(larger, into=smaller)
+        """Allocate memory for :meth:`shrink`, and return the convolutions of both streams.
+
+        Args:
+            larger: the step of the resolution they read.
+            smaller: the step of the resolution they write.
+        """
+        v = self.shrink_v.bind(larger, into=smaller)
+        h = self.shrink_h.bind(larger, into=smaller)
         return v, h
 
     def write_grow(
         self, smaller: GridStep, v: Places, h: Operand, parity: str, place: str
     ) -> tuple[Places, Operand]:
-        """Append the way up.
+        """Append :meth:`grow` to a step.
 
-        A row of the smaller maps gives two of the larger ones, which are kept: the larger
-        resolution reads one now and the other a row later.
+        One row of the smaller maps makes two rows of the larger maps. Both stay in the state: the
+        larger resolution reads the first now, and the second one row later.
 
         Args:
-            smaller: the step of the smaller maps.
-            v: a row of the smaller vertical map.
-            h: a place of the smaller horizontal map.
-            parity: the variable that says which of the two rows is read.
-            place: the variable that says where the larger horizontal map is read, see
+            smaller: the step of the smaller resolution.
+            v: a row of the smaller vertical map, ``[batch, width, filters]``.
+            h: a place of the smaller horizontal map, ``[batch, filters]``.
+            parity: name of the variable that selects one of the two rows.
+            place: name of the variable that selects a place of the larger horizontal map, see
                 :func:`grown_index`.
 
         Returns:
-            A row of the larger vertical map, and a place of the larger horizontal one.
+            A row of the larger vertical map, and a place of the larger horizontal map.
         """
         rows = self._write_rows(smaller, v)
         weight = self.grow_h.weight().permute(1, 2, 3, 0)
         filters = weight.shape[0]
-        # The four places that a place gives, two rows by two columns, side by side.
+        # One place of the smaller map makes four: two rows by two columns, concatenated.
         four = smaller.places(4 * filters)
         matrix = smaller.memory.matrix(weight.flatten(1))
         bias = smaller.memory.table(self.grow_h.bias.repeat(4))
         smaller.pixel.linear(h, matrix, four.at(smaller.column), add=bias)
-        # [batch, 4 * width, filters]: the four places, one after the other.
+        # [batch, 4 * width, filters]: a view with the four places one after the other.
         places = Places(four.memory.unflatten(2, (4, filters)).flatten(1, 2))
         return rows.row(parity), places.at(place)
 
     def _write_rows(self, smaller: GridStep, v: Places) -> Plane:
-        """The two rows of the larger vertical map, with a margin of zeros at the right."""
+        """Append the two rows of the larger vertical map, with a margin of zeros on the right."""
         weight = self.grow_v.weight().permute(2, 3, 1, 0)
         filters = weight.shape[-1]
         width = 2 * smaller.width
@@ -318,8 +354,8 @@ class Resize(nn.Module):
         bias = self.grow_v.bias.detach()
         # [2 rows, 3 taps, inputs, outputs]
         for row, (left, here, right) in enumerate(weight):
-            # An even column is reached from the place above it only, by the middle tap; an odd one
-            # from that place by its right tap and from the next place by its left tap.
+            # An even column of the larger map depends on one column of the smaller map, through the
+            # middle tap. An odd column depends on that column and the next, through the outer taps.
             even = smaller.memory.matrix(here)
             odd = smaller.memory.matrix(torch.cat([right, left]))
             smaller.row.linear(v.moving_row(), even, memory[:, row, :-1:2], add=bias)
@@ -330,13 +366,13 @@ class Resize(nn.Module):
 class PyramidStep(PixelStep):
     """The programs of a step over several resolutions, each half as large as the one before.
 
-    The vertical stream of resolution ``s`` moves on once every ``2^s`` rows, its horizontal stream
-    at every ``2^s``-th pixel of these rows. So a row or pixel reaches one or more resolutions, from
-    the largest on.
+    The vertical stream of resolution ``s`` advances once every ``2^s`` rows, its horizontal stream
+    at every ``2^s``-th pixel of these rows. So a row or a pixel involves one or more resolutions,
+    starting with the largest.
 
     Args:
-        memory: where layers get the state's memory.
-        width: places of a row of the largest maps.
+        memory: allocates the state's memory for the layers.
+        width: places in a row of the largest maps.
         count: number of resolutions.
     """
 
@@ -344,14 +380,14 @@ class PyramidStep(PixelStep):
         super().__init__(memory)
         variables = [f"column{s}" for s in range(count)]
         variables += [f"grown{s}" for s in range(count - 1)]
-        # One program for each number of resolutions that a pixel reaches, so that each pixel is a
-        # single call. Work of resolution s belongs to the programs that reach it.
+        # One program for each number of resolutions that a pixel can involve, so that each pixel
+        # is a single call. The work of resolution s goes to all programs that involve it.
         self._pixels = [Program(memory.batch, variables, memory.like) for _ in range(count)]
         self.pixel = SeveralPrograms(self._pixels)
         self.down: list[GridStep] = []
-        """Of each resolution, with the rows of the vertical stream on the way down."""
+        """The step of each resolution on the way down."""
         self.up: list[GridStep] = []
-        """Of each resolution, with the rows on the way up; the smallest one shares its step."""
+        """The step of each resolution on the way up; the smallest has one step for both ways."""
         for s in range(count):
             # Half as wide with each resolution.
             places = width >> s
@@ -367,27 +403,27 @@ class PyramidStep(PixelStep):
 
     def start_row(self, row: int) -> None:
         reached = self._reached(row)
-        # Down through the resolutions: each takes its row from the one before.
+        # Down through the resolutions: each reads its row from the one before.
         for s in range(reached):
             if row:
                 self.down[s].advance.run()
             self.down[s].row.run()
-        # And up: the smallest one did both in one program.
+        # And up again: the smallest resolution has done both directions in one program.
         for s in reversed(range(reached)):
             if self.up[s] is not self.down[s]:
                 self.up[s].row.run((row >> s) % 2)
         self.clear()
 
     def start_pixel(self, row: int, column: int) -> None:
-        # The column in each resolution; programs do not read those they do not reach.
+        # The column in each resolution; a program ignores the resolutions that it does not involve.
         values = [column >> s for s in range(len(self.down))]
         for s in range(len(self.down) - 1):
             values.append(grown_index(row >> s, column >> s))
-        # A pixel begins at resolution s where its row and its column do.
+        # A pixel involves resolution s if both its row and its column do.
         self._pixels[self._reached(row | column) - 1].run(*values)
 
     def _reached(self, place: int) -> int:
-        """How many resolutions have a row (or column) that begins at ``place``."""
+        """How many resolutions have a row (or column) that begins at row (or column) ``place``."""
         for s in range(1, len(self.down)):
             # Resolution s has a row at every 2^s-th place.
             if place % 2**s:
@@ -395,33 +431,33 @@ class PyramidStep(PixelStep):
         return len(self.down)
 
 
-def start_streams(
+def bind_streams(
     step: PyramidStep,
     first_v: ShiftedConvolution,
     first_above: ShiftedConvolution,
     first_left: ShiftedConvolution,
 ) -> tuple[Places, SteppedConvolution, SteppedConvolution]:
-    """Take memory for the convolutions of pixels that the streams start with.
+    """Append the input convolutions, from pixels to both streams.
 
     Args:
-        step: where they are written.
-        first_v: gives the vertical stream, from the rows above.
-        first_above, first_left: their sum is the horizontal stream, from the row above and from the
-            pixels to the left.
+        step: the step to write to.
+        first_v: makes the vertical stream from the rows above.
+        first_above, first_left: make the horizontal stream, which is their sum, from the row above
+            and from the pixels to the left.
 
     Returns:
-        The pixels of this row, and the convolutions whose outputs the vertical and the horizontal
-        stream are.
+        The pixels of this row, which the caller fills in, and the convolutions whose outputs are
+        the vertical and the horizontal stream.
     """
     grid = step.down[0]
-    # The row of pixels that becomes known, one place later than they stand, because a pixel sees
-    # those to its left; the extra place holds the last one, which the next row sees from above.
+    # Pixels are stored one place to the right of where they stand, because a pixel sees only those
+    # to its left. The extra place holds the last pixel, which the next row sees from above.
     above_bias = first_above.bias.expand(step.memory.batch, -1)
-    left = first_left.start(grid, above_bias, margin=1)
+    left = first_left.bind(grid, above_bias, margin=1)
     pixels = left.input.delayed()
-    v = first_v.start(grid)
-    above = first_above.start(grid, sums=left.sums)
-    # The row of pixels that is complete is the newest row of what looks up.
+    v = first_v.bind(grid)
+    above = first_above.bind(grid, sums=left.sums)
+    # A complete row of pixels becomes the newest row of the convolutions that look up.
     grid.advance.map(pixels.row, v.input.row)
     grid.advance.map(pixels.row, above.input.row)
     step.cleared.append(pixels.row)
@@ -430,14 +466,15 @@ def start_streams(
 
 
 def grown_index(row: int, column: int) -> int:
-    """Where a place of the larger map lies in the memory of :meth:`Resize.write_grow`.
+    """Index of a place of the larger map in the memory of :meth:`Resize.write_grow`.
 
-    There are four for each place of the smaller map.
+    That memory holds four places of the larger map for each place of the smaller one.
     """
     return 4 * (column // 2) + 2 * (row % 2) + column % 2
 
 
 def _halves(bias: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Split the bias ``[batch, 4 * filters]`` into those of the vertical and horizontal block."""
     if bias is None:
         return None, None
     first, second = bias.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""The layers of PixelSNAIL: gated residual blocks, and attention to all pixels before.
+"""The layers of PixelSNAIL: gated residual blocks, and attention to all earlier pixels.
 
 Chen, Mishra, Rohaninejad, Abbeel 2018, sections 3 and 4.
 
@@ -27,15 +27,15 @@ class ConvolutionBlock(nn.Module):
         channels: width of the features.
         hidden: width between the convolutions.
         kernel: see :class:`CausalKernel`.
-        dropout: share of the features between the convolutions that is dropped in training.
-        codes: whether features of codes come in.
+        dropout: dropout rate between the convolutions.
+        codes: whether the block is conditioned on features of codes.
     """
 
     def __init__(
         self, channels: int, hidden: int, kernel: int, dropout: float, codes: bool
     ) -> None:
         super().__init__()
-        # k x k each, with the last row moved to the left.
+        # k x k kernels whose last row is shifted to the left.
         self.inner = CausalKernel(channels, hidden, kernel, UNIT_GAIN)
         self.outer = CausalKernel(hidden, 2 * channels, kernel, RESIDUAL_GAIN)
         self.codes = nn.Linear(channels, 2 * channels, bias=False) if codes else None
@@ -44,10 +44,12 @@ class ConvolutionBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, bias: torch.Tensor | None, codes: torch.Tensor | None
     ) -> torch.Tensor:
-        """``x [batch, height, width, channels]`` to the same shape.
+        """Apply the block; the result has the shape of ``x``.
 
-        What is added before the gate: ``bias [batch, 2 * channels]`` of the class, and a product of
-        the features ``codes``, which are as large as ``x``.
+        Args:
+            x: ``[batch, height, width, channels]``.
+            bias: bias of the gate for each image's class, ``[batch, 2 * channels]``.
+            codes: features of the codes, of the shape of ``x``.
         """
         gates = self.outer(self.dropout(F.elu(self.inner(F.elu(x)))))
         if bias is not None:
@@ -64,10 +66,18 @@ class ConvolutionBlock(nn.Module):
         bias: torch.Tensor | None,
         codes: Plane | None,
     ) -> None:
-        """Append the block for a place ``x [batch, channels]``; ``out`` may be ``x``."""
-        inner = self.inner.start(step)
-        # What rows above and the class add to the gate, for a whole row.
-        outer = self.outer.start(step, bias)
+        """Append the block for one place.
+
+        Args:
+            step: the step to write to.
+            x: input, ``[batch, channels]``.
+            out: receives the output, ``[batch, channels]``; may be ``x``.
+            bias: as in :meth:`forward`.
+            codes: features of the codes, ``[batch, height, width, channels]``.
+        """
+        inner = self.inner.bind(step)
+        # This appends the contribution of class and rows above to the gates of a whole row.
+        outer = self.outer.bind(step, bias)
         if self.codes is not None:
             assert codes is not None
             weight = step.memory.matrix(self.codes.weight.T)
@@ -80,42 +90,47 @@ class ConvolutionBlock(nn.Module):
 
 
 class PointBlock(nn.Module):
-    """``x + a * sigmoid(b)`` with ``a, b`` from two products within a pixel.
+    """``x + a * sigmoid(b)`` with ``a, b`` from two linear layers within a pixel.
 
     Args:
         channels: width of the features.
-        hidden: width between the products.
-        dropout: see :class:`ConvolutionBlock`.
-        beside: width of other features that come in before the second product; 0 for none.
+        hidden: width between the layers.
+        dropout: dropout rate between the layers.
+        extra: width of a second input, which is added before the second layer; 0 for none.
     """
 
-    def __init__(self, channels: int, hidden: int, dropout: float, beside: int = 0) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float, extra: int = 0) -> None:
         super().__init__()
         self.inner = NormedLinear(channels, hidden, UNIT_GAIN)
-        self.beside = NormedLinear(beside, hidden, UNIT_GAIN) if beside else None
+        # Saved models know the layer of the second input by this name.
+        self.beside = NormedLinear(extra, hidden, UNIT_GAIN) if extra else None
         self.outer = NormedLinear(hidden, 2 * channels, RESIDUAL_GAIN)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
-        """``x [..., channels]`` to the same shape, given ``beside [..., beside]``."""
+    def forward(self, x: torch.Tensor, extra: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the block to ``x [..., channels]`` and the second input ``extra [..., extra]``.
+
+        The result has the shape of ``x``.
+        """
         sums = self.inner(F.elu(x))
-        if self.beside is not None and beside is not None:
-            sums = sums + self.beside(F.elu(beside))
+        if self.beside is not None and extra is not None:
+            sums = sums + self.beside(F.elu(extra))
         return x + F.glu(self.outer(self.dropout(F.elu(sums))), dim=-1)
 
     def write(self, step: GridStep, active: Operand, x: Operand, out: Operand) -> None:
         """Append the block for ``x [batch, channels]``.
 
         Args:
-            step: where it is written.
-            active: ``elu`` of ``x`` and of what is beside it, ``[batch, channels + beside]``.
-            x: what comes in.
-            out: what goes out; may be ``x``.
+            step: the step to write to.
+            active: ``elu`` of ``x`` and the second input, concatenated,
+                ``[batch, channels + extra]``.
+            x: input, ``[batch, channels]``.
+            out: receives the output, ``[batch, channels]``; may be ``x``.
         """
         weight = self.inner.weight()
         bias = self.inner.bias.detach()
         if self.beside is not None:
-            # Both products are one, of the vectors side by side.
+            # The inputs are concatenated, so both layers become one product.
             weight = torch.cat([weight, self.beside.weight()], dim=1)
             bias = bias + self.beside.bias
         hidden = step.pixel.zeros(len(bias))
@@ -127,12 +142,12 @@ class PointBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Convolution blocks, then a look at all pixels before, then both together.
+    """Convolution blocks, then attention to all earlier pixels, then a block that merges the two.
 
     Args:
         channels, hidden, kernel, dropout, codes: see :class:`ConvolutionBlock`.
-        count: convolution blocks.
-        heads: of the attention, which is half as wide as the features.
+        count: number of convolution blocks.
+        heads: attention heads; together they are half as wide as the features.
     """
 
     def __init__(
@@ -152,21 +167,21 @@ class AttentionBlock(nn.Module):
         self.convolutions = nn.ModuleList()
         for _ in range(count):
             self.convolutions.append(ConvolutionBlock(channels, hidden, kernel, dropout, codes))
-        # Keys and values are made of pixel, features, row and column; queries of features, row and
-        # column, as the pixel is not known yet.
+        # Keys and values are made from pixel, features, row and column. Queries lack the pixel,
+        # which is not known yet.
         self.key_block = PointBlock(2 * channels + 2, channels, dropout)
         self.query_block = PointBlock(channels + 2, channels, dropout)
         self.query = nn.Linear(channels + 2, half)
         self.keys_values = nn.Linear(2 * channels + 2, 2 * half, bias=False)
-        self.merge = PointBlock(channels, channels, dropout, beside=half)
+        self.merge = PointBlock(channels, channels, dropout, extra=half)
 
     def attend(self, x: torch.Tensor, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """``x [batch, height, width, channels]`` to the same shape.
+        """Attend to all earlier pixels; the result has the shape of ``x``.
 
         Args:
-            x: features after the convolutions.
+            x: features after the convolutions, ``[batch, height, width, channels]``.
             pixels: embedded pixels, of the shape of ``x``.
-            places: rows and columns, ``[batch, height, width, 2]``.
+            places: row and column of each pixel, ``[batch, height, width, 2]``.
         """
         # [batch, height, width, channels / 2]
         queries = self.query(self.query_block(torch.cat([x, places], dim=-1)))
@@ -192,40 +207,40 @@ class AttentionBlock(nn.Module):
         biases: Iterator[torch.Tensor | None],
         codes: Plane | None,
     ) -> None:
-        """Append the block for a place ``x [batch, channels]``, changed in place.
+        """Append the block for one place.
 
         Args:
-            step: where it is written.
-            x: the features.
-            pixels: the embedded pixels of this row, and after them the last of the row above.
-            places: row and column of each pixel.
-            biases: of the class, for each convolution block.
-            codes: features of the codes.
+            step: the step to write to.
+            x: features of the place, ``[batch, channels]``, updated in place.
+            pixels: the embedded pixels of this row, and after them the last pixel of the row above.
+            places: row and column of each pixel, ``[pixels, 2]``.
+            biases: for each convolution block, the bias of the class, ``[batch, 2 * channels]``.
+            codes: features of the codes, ``[batch, height, width, channels]``.
         """
         channels = self.channels
         half = channels // 2
         pixel = step.pixel
-        # Embedded pixel, features, row and column: the key's part of the pixel comes one step
-        # later, when it is known.
+        # Embedded pixel, features, row and column. The keys of a pixel need the pixel itself, so
+        # they are computed one step later, when it is known.
         content = step.memory.zeros(2 * channels + 2)
         keys, values = self._write_keys(step, content, pixels, len(places.table))
         features = content[:, channels : 2 * channels]
-        asking = content[:, channels:]
+        query_input = content[:, channels:]
         convolutions = [c for c in self.convolutions if isinstance(c, ConvolutionBlock)]
         for convolution in convolutions[:-1]:
             convolution.write(step, x, x, next(biases), codes)
         convolutions[-1].write(step, x, features, next(biases), codes)
         pixel.map(places.at("position"), content[:, 2 * channels :])
 
-        # `active` holds elu of the features, and behind it first elu of row and column, for the
-        # query, and then of what was seen, for the merge.
+        # `active` starts with elu(features). After that it holds elu(row and column) while the
+        # query is computed, and then elu(attention output) for the merge.
         active = pixel.zeros(channels + max(2, half))
-        pixel.map(asking, active[:, : channels + 2], "elu")
-        asked = pixel.zeros(channels + 2)
-        self.query_block.write(step, active[:, : channels + 2], asking, asked)
+        pixel.map(query_input, active[:, : channels + 2], "elu")
+        mixed = pixel.zeros(channels + 2)
+        self.query_block.write(step, active[:, : channels + 2], query_input, mixed)
         query = pixel.zeros(half)
         weight = step.memory.matrix(self.query.weight.T)
-        pixel.linear(asked, weight, query, add=self.query.bias.detach())
+        pixel.linear(mixed, weight, query, add=self.query.bias.detach())
         seen = active[:, channels : channels + half]
         pixel.attend(query, keys, values, seen, "position", self.heads)
         pixel.map(seen, seen, "elu")
@@ -234,10 +249,17 @@ class AttentionBlock(nn.Module):
     def _write_keys(
         self, step: GridStep, content: torch.Tensor, pixels: Places, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values of the pixel before, which has become known.
+        """Append keys and values of the previous pixel, which has just become known.
+
+        Args:
+            step: the step to write to.
+            content: features, row and column of the previous pixel; the pixel itself is filled in
+                here, ``[batch, 2 * channels + 2]``.
+            pixels: as in :meth:`write`.
+            count: number of pixels of the grid.
 
         Returns:
-            Keys and values of all ``count`` pixels, ``[batch, count, channels / 2]`` each.
+            Keys and values of all pixels, ``[batch, count, channels / 2]`` each.
         """
         pixel = step.pixel
         half = self.query.out_features
@@ -248,7 +270,7 @@ class AttentionBlock(nn.Module):
         self.key_block.write(step, active, content, mixed)
         sequences = []
         for weight in self.keys_values.weight.split(half):
-            # Before the first pixel there is none: what is written then goes to a place in front.
+            # The first pixel has no previous one: its step writes to an extra place in front.
             memory = Places(step.memory.zeros(1 + count, half))
             pixel.linear(mixed, step.memory.matrix(weight.T), memory.at("position"))
             sequences.append(memory.memory[:, 1:])
@@ -258,14 +280,14 @@ class AttentionBlock(nn.Module):
 def strictly_before(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of each position to the positions before it; the first one gets zeros.
+    """Attention of each position to the positions strictly before it; the first gets zeros.
 
-    All are ``[batch, heads, positions, size]``.
+    Inputs and result are ``[batch, heads, positions, size]``.
     """
     first = torch.zeros_like(values[:, :, :1])
     if queries.shape[2] == 1:
         return first
-    # Moved by one, "strictly before" is the usual causal mask, for which torch has a fast kernel.
+    # Shifted by one, "strictly before" becomes the usual causal mask, which has a fast kernel.
     others = F.scaled_dot_product_attention(
         queries[:, :, 1:].contiguous(),
         keys[:, :, :-1].contiguous(),

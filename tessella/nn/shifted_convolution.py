@@ -1,10 +1,10 @@
-"""Shifted convolutions with normalized weights, over a whole grid and row by row or pixel by pixel.
+"""Shifted convolutions with normalized weights: over a whole grid, by rows, or by pixels.
 
-A *down-shifted* convolution sees rows above and its own row, on both sides; a *down-right-shifted*
-one sees rows above and its own row up to its own place (Salimans et al. 2017, "PixelCNN++"; van den
-Oord et al. 2016b). Fed with rows that are complete, respectively with pixels that are known,
-neither needs a mask. Weights are written as a length times a direction (Salimans and Kingma 2016,
-"Weight Normalization", eq. 2), one length for each output.
+A *down-shifted* convolution sees rows above and its own row, on both sides. A *down-right-shifted*
+convolution sees rows above, and its own row up to its own place (Salimans et al. 2017,
+"PixelCNN++"; van den Oord et al. 2016b). Neither needs a mask: the first is fed complete rows, the
+second known pixels. Weights are parametrized as a norm times a direction (Salimans and Kingma 2016,
+"Weight Normalization", eq. 2), with one norm for each output.
 
 Maps are ``[batch, height, width, features]``.
 """
@@ -24,49 +24,49 @@ from tessella.nn.stepping.step import GridStep
 
 
 def concat_elu(x: torch.Tensor) -> torch.Tensor:
-    """``elu`` of ``x`` and of ``-x`` side by side: ``[..., n]`` to ``[..., 2 n]``.
+    """Concatenate ``elu(x)`` and ``elu(-x)``: ``[..., n]`` to ``[..., 2 n]``.
 
-    Shang et al. 2016, with the exponential unit.
+    This is the concatenated ReLU of Shang et al. 2016 with an exponential unit.
     """
     return F.elu(torch.cat([x, -x], dim=-1))
 
 
 def delayed(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x`` one place further along ``dim``, zero at its start."""
+    """Shift ``x`` by one place along ``dim``; the first place becomes zero."""
     zero = torch.zeros_like(x.narrow(dim, 0, 1))
     return torch.cat([zero, x.narrow(dim, 0, x.shape[dim] - 1)], dim)
 
 
 class Normed(nn.Module):
-    """Weights ``gain * direction / |direction|`` and a bias.
+    """Base of the layers with weights ``gain * direction / |direction|`` and a bias.
 
     Args:
-        outputs: vectors that go out.
-        inputs: shape of what each output sees.
-        gain: first length of each output's weights.
+        outputs: number of outputs.
+        inputs: shape of the weights of one output.
+        gain: initial norm of the weights of each output.
     """
 
-    undecayed = ("gain",)  # the length of the weights: not shrunk by weight decay
+    undecayed = ("gain",)  # weight decay must not shrink the norm of the weights
 
     def __init__(self, outputs: int, inputs: tuple[int, ...], gain: float = 1.0) -> None:
         super().__init__()
-        # Directions of about length 1, whatever the number of inputs.
+        # Directions have a norm of about 1, whatever the number of inputs.
         self.direction = nn.Parameter(torch.randn(outputs, *inputs) / math.sqrt(math.prod(inputs)))
         self.gain = nn.Parameter(torch.full((outputs, *(1 for _ in inputs)), gain))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def weight(self) -> torch.Tensor:
-        """``[outputs, *inputs]``."""
-        # One length for each output, over all that it sees.
+        """The normalized weights, ``[outputs, *inputs]``."""
+        # The norm of an output's weights is over all its inputs.
         lengths = torch.linalg.vector_norm(self.direction.flatten(1), dim=1)
         return self.direction * (self.gain / lengths.view_as(self.gain))
 
 
 class NormedLinear(Normed):
-    """``x [..., inputs]`` to ``[..., outputs]``.
+    """A linear layer with normalized weights, from ``[..., inputs]`` to ``[..., outputs]``.
 
     Args:
-        inputs, outputs: features that come in and go out.
+        inputs, outputs: input and output features.
         gain: see :class:`Normed`.
     """
 
@@ -78,14 +78,14 @@ class NormedLinear(Normed):
 
 
 class RowConvolution(Normed):
-    """Base of the convolutions that see some rows above and their own row.
+    """Base of the convolutions over some rows above and their own row.
 
     Args:
-        inputs, outputs: features that come in and go out.
-        rows: rows it sees, its own included.
-        above: places it sees to the left and to the right in the rows above.
-        here: places it sees to the left and to the right in its own row.
-        stride: 2 halves the map.
+        inputs, outputs: input and output features.
+        rows: how many rows it sees, its own included.
+        above: how many places it sees to the left and to the right in the rows above.
+        here: how many places it sees to the left and to the right in its own row.
+        stride: 2 halves the sides of the map.
         gain: see :class:`Normed`.
     """
 
@@ -106,7 +106,7 @@ class RowConvolution(Normed):
         self.here = here
         self.stride = stride
 
-    def start(
+    def bind(
         self,
         step: GridStep,
         bias: torch.Tensor | None = None,
@@ -114,26 +114,27 @@ class RowConvolution(Normed):
         margin: int = 0,
         sums: Places | None = None,
     ) -> SteppedConvolution:
-        """Take memory for a step, and append what the rows above add to a row.
+        """Allocate memory for a step, and append the contribution of the rows above.
 
         Args:
-            step: of the maps that come in.
-            bias: added to the layer's own, ``[batch, outputs]``.
-            into: the step of the maps that go out, where they are smaller.
-            margin: further places to the right of a row, for whoever fills it in.
-            sums: memory that holds already what else is added, bias included.
+            step: the step of the input maps.
+            bias: added to the layer's own bias, ``[batch, outputs]``.
+            into: the step of the output maps, if they are smaller; by default ``step``.
+            margin: additional places to the right of an input row, for the caller's use.
+            sums: memory that already holds everything else to be added, bias included. Only for
+                convolutions of one row.
         """
         return SteppedConvolution(self, step, bias, into or step, margin, sums)
 
 
 class ShiftedConvolution(RowConvolution):
-    """Convolution over rows up to and including its own, with places on both sides.
+    """Convolution over rows up to and including its own, as wide in every row.
 
     Args:
-        inputs, outputs: features that come in and go out.
-        rows: rows it sees, its own included.
-        left, right: places it sees on either side, in every row.
-        stride: 2 halves the map: it keeps the even rows and columns.
+        inputs, outputs: input and output features.
+        rows: how many rows it sees, its own included.
+        left, right: how many places it sees on either side, in every row.
+        stride: 2 halves the sides of the map, keeping the even rows and columns.
         gain: see :class:`Normed`.
     """
 
@@ -152,29 +153,33 @@ class ShiftedConvolution(RowConvolution):
         self.right = right
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Over a whole map.
+        """Convolve a whole map.
 
-        ``[batch, height, width, inputs]`` to ``[batch, height / stride, width / stride, outputs]``.
+        Args:
+            x: ``[batch, height, width, inputs]``.
+
+        Returns:
+            ``[batch, height / stride, width / stride, outputs]``.
         """
         # F.pad counts from the last dimension: features, columns, rows.
         padded = F.pad(x, (0, 0, self.left, self.right, self.rows - 1, 0)).movedim(-1, 1)
         return F.conv2d(padded, self.weight(), self.bias, self.stride).movedim(1, -1)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach a place of the output: ``bool [sources, height, width]``."""
+        """Receptive field of the output, given that of the input: ``bool [sources, h, w]``."""
         wide = field_along(field, "columns", -self.left, self.right)
         return field_along(wide, "rows", 1 - self.rows, 0)[:, :: self.stride, :: self.stride]
 
 
 class CausalKernel(RowConvolution):
-    """Convolution with a ``kernel x kernel`` kernel whose last row is moved to the left.
+    """Convolution with a ``kernel x kernel`` kernel whose last row is shifted to the left.
 
-    Of the rows above it sees as many places on both sides, of its own row its own place and
-    ``kernel - 1`` places before. No weight is masked.
+    In the rows above it sees the same number of places on both sides. In its own row it sees its
+    own place and the ``kernel - 1`` places before it. No weight is masked.
 
     Args:
-        inputs, outputs: features that come in and go out.
-        kernel: odd, at least 3.
+        inputs, outputs: input and output features.
+        kernel: size of the kernel, odd, at least 3.
         gain: see :class:`Normed`.
     """
 
@@ -188,24 +193,24 @@ class CausalKernel(RowConvolution):
         weight = self.weight()
         before = self.kernel - 1
         side = self.kernel // 2
-        # Of the rows above, the last one is a row up: it never sees its own row.
+        # The last row of x is dropped: this part of the kernel ends one row above its place.
         rows_above = F.pad(x[:, :-1], (0, 0, side, side, before, 0)).movedim(-1, 1)
         this_row = F.pad(x, (0, 0, before, 0)).movedim(-1, 1)
-        # The kernel's last row has other columns than the rows above, so it is a convolution apart.
+        # The kernel's last row covers other columns, so it needs a separate convolution.
         above = F.conv2d(rows_above, weight[:, :, :-1])
         here = F.conv2d(this_row, weight[:, :, -1:], self.bias)
         return (above + here).movedim(1, -1)
 
 
 class SteppedConvolution:
-    """A :class:`RowConvolution` on the memory of a step.
+    """A :class:`RowConvolution` bound to the memory of a step.
 
-    A row of its input is filled in by whoever knows it, at once or place by place; then
-    :meth:`write_row` or :meth:`write_place` gives the output.
+    The caller fills in the input row, at once or place by place; then :meth:`write_row` or
+    :meth:`write_place` computes the output.
 
     Args:
         layer: the convolution.
-        step, bias, into, margin, sums: see :meth:`RowConvolution.start`.
+        step, bias, into, margin, sums: see :meth:`RowConvolution.bind`.
     """
 
     def __init__(
@@ -218,29 +223,29 @@ class SteppedConvolution:
         sums: Places | None,
     ) -> None:
         outputs, inputs, rows, _ = layer.direction.shape
-        # Margins for the wider of both windows.
+        # The margins must fit the wider of the two windows.
         left = max(layer.above[0], layer.here[0])
         right = max(layer.above[1], layer.here[1])
         memory = step.memory.zeros(rows, left + step.width + right + margin, inputs)
-        # The rows still seen, the newest last; they move up when a row is complete.
+        # All visible rows, the newest last. They move up by one when a row is complete.
         history = [Places(row, left, step.width) for row in memory.unbind(1)]
         for older, newer in pairwise(history):
             step.advance.map(newer.row, older.row)
-        # [rows, taps * inputs, outputs]: a window times one of these is a row of the kernel.
+        # [rows, taps * inputs, outputs]: one matrix for each row of the kernel.
         weights = layer.weight().permute(2, 3, 1, 0).flatten(1, 2)
         self._layer = layer
         self._into = into
         self._here = step.memory.matrix(weights[-1])
         self.input = history[-1]
-        """The newest row."""
+        """The newest row, ``[batch, width, inputs]``, which the caller fills in."""
         if sums is not None:
             assert rows == 1
             assert bias is None
             self.sums = sums
             return
         self.sums = into.places(outputs)
-        """Bias and rows above, as they are added to the outputs of this row."""
-        # [batch, 1, outputs]: one row of biases for all places.
+        """Bias plus contribution of the rows above, for each place: ``[batch, width, outputs]``."""
+        # [batch, 1, outputs]: the same bias for all places.
         total = layer.bias.expand(len(memory), 1, -1)
         if bias is not None:
             total = total + bias[:, None]
@@ -265,9 +270,13 @@ class SteppedConvolution:
     def write_row(
         self, out: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
-        """Append the output of a whole row, at the start of a row.
+        """Append the output of a whole row, computed when the row begins.
 
-        ``out`` is ``[batch, width / stride, outputs]``; the input's row must be complete.
+        The input row must be complete by then.
+
+        Args:
+            out: ``[batch, width / stride, outputs]`` before the activation.
+            activation, residual: see :meth:`OperationWriter.linear`.
         """
         left, right = self._layer.here
         windows = self.input.windows(left, right, self._layer.stride)
@@ -276,24 +285,29 @@ class SteppedConvolution:
     def write_place(
         self, out: Operand, activation: str = "", residual: Operand | None = None
     ) -> None:
-        """Append the output of a place, ``[batch, outputs]``, at each pixel."""
+        """Append the output of one place, computed at each pixel.
+
+        Args:
+            out: ``[batch, outputs]`` before the activation.
+            activation, residual: see :meth:`OperationWriter.linear`.
+        """
         left, right = self._layer.here
         column = self._into.column
-        # The pixels before have filled it up to this place.
+        # Earlier pixels have filled the input row up to this place.
         window = self.input.window(column, left, right, self._layer.stride)
         above = self.sums.at(column)
         self._into.pixel.linear(window, self._here, out, above, activation, residual)
 
 
-class GrowingConvolution(Normed):
-    """Transposed convolution of stride 2.
+class UpsamplingConvolution(Normed):
+    """Transposed convolution of stride 2, which doubles both sides of a map.
 
-    Each place gives two rows, two columns wide (``taps`` = 2), or three columns wide, which overlap
-    with those of its neighbours on both sides (``taps`` = 3).
+    Each input place contributes to two rows of the output. With two taps it contributes to two
+    columns; with three taps to three, which overlap with those of its neighbours.
 
     Args:
-        inputs, outputs: features that come in and go out.
-        taps: 2 or 3.
+        inputs, outputs: input and output features.
+        taps: columns of the kernel, 2 or 3.
         gain: see :class:`Normed`.
     """
 
@@ -306,15 +320,18 @@ class GrowingConvolution(Normed):
         """``[batch, height, width, inputs]`` to ``[batch, 2 * height, 2 * width, outputs]``."""
         weight = self.weight().transpose(0, 1)
         maps = F.conv_transpose2d(x.movedim(-1, 1), weight, self.bias, stride=2)
-        # With three taps the first column lies to the left of the map.
+        # With three taps the first output column lies to the left of the map and is dropped.
         return maps[..., self.taps - 2 :].movedim(1, -1)
 
     def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Which sources reach a place: ``bool [sources, height, width]`` to twice the sides."""
-        # Each place gives two rows by two columns.
+        """Receptive field of the output, given that of the input.
+
+        ``bool [sources, height, width]`` to ``[sources, 2 * height, 2 * width]``.
+        """
+        # Each place contributes to two rows by two columns.
         rows = field.repeat_interleave(2, 1)
         wide = rows.repeat_interleave(2, 2)
         if self.taps == 3:
-            # Odd columns are reached from the place to their right too.
+            # Odd columns also depend on the place to their right.
             wide[:, :, 1:-1:2] |= rows[:, :, 1:]
         return wide

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from tessella.errors import ArtifactError, TessellaError
 from tessella.files import StoredTensor, TensorsHeader
-from tessella.models import Prior, prior_from_config
+from tessella.grid import Grid
+from tessella.models import Hierarchy, Prior, prior_from_config
 from tessella.pipeline.weights import weight_problems
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.vae import VAE, create_vae
@@ -57,6 +58,7 @@ TYPES = {
 
 def build_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a saved configuration, with fresh weights."""
+    # Values can be anything here: constructors check their types and ranges.
     return create_tokenizer(**config)
 
 
@@ -66,7 +68,7 @@ def build_vae(config: Mapping[str, Any]) -> VAE:
     return create_vae(**arguments)
 
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+BUILDERS: dict[str, Callable[[Mapping[str, object]], Network]] = {
     "density-model": prior_from_config,
     "prior": prior_from_config,
     "tokenizer": build_tokenizer,
@@ -76,7 +78,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
 
 
 def build(kind: str, config: object, header: TensorsHeader, where: str) -> Network:
-    """Build the network of a configuration, after a check that the weights are its own.
+    """Build the network of a configuration, after a check that the weights fit it.
 
     Args:
         kind: what the network is, a key of :data:`BUILDERS`.
@@ -92,7 +94,7 @@ def build(kind: str, config: object, header: TensorsHeader, where: str) -> Netwo
             it.
     """
     source = f"{where}/config.json"
-    # From cheap to dear: types, numbers, shapes without memory, and only then the network itself.
+    # The cheapest check comes first: types, numbers, shapes without memory, the network itself.
     check_form(kind, config, source)
     assert isinstance(config, Mapping)
     _check_numbers(config, header, source)
@@ -147,8 +149,8 @@ def check_form(kind: str, config: object, source: str) -> None:
 
 
 def outline_of(
-    kind: str, config: Mapping[str, Any], header: TensorsHeader, source: str
-) -> nn.Module:
+    kind: str, config: Mapping[str, object], header: TensorsHeader, source: str
+) -> Network:
     """The network on the meta device: every tensor has its shape and takes no memory.
 
     Raises:
@@ -186,11 +188,11 @@ class _LimitedCalls(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         # Leaving torch.no_grad() is a call too: if it failed, gradients would stay off for good.
         if func is not SET_GRAD_ENABLED:
             self.left -= 1
@@ -202,7 +204,7 @@ class _LimitedCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check_numbers(config: Mapping[str, Any], header: TensorsHeader, source: str) -> None:
+def _check_numbers(config: Mapping[str, object], header: TensorsHeader, source: str) -> None:
     """Refuse numbers that no network with these weights can have."""
     weights = sum(_numbers(stored) for stored in header.tensors.values())
     limit = max(LARGEST_NUMBER, weights)
@@ -235,7 +237,7 @@ def _numbers(stored: StoredTensor) -> int:
     return count
 
 
-def _check_memory(outline: nn.Module, header: TensorsHeader, source: str) -> None:
+def _check_memory(outline: Network, header: TensorsHeader, source: str) -> None:
     """Refuse images and tables whose size the weights do not justify."""
     symbols = _image_symbols(outline)
     if symbols > MOST_SYMBOLS:
@@ -244,7 +246,7 @@ def _check_memory(outline: nn.Module, header: TensorsHeader, source: str) -> Non
         )
     stored = sum(entry.stop - entry.start for entry in header.tensors.values())
     tables = 0
-    # Weights are known to fit their file; tables that are made anew from sizes are not.
+    # Weights are known to be as large as their file; tables are computed from sizes alone.
     for tensor in outline.buffers():
         tables += tensor.numel() * tensor.element_size()
     if tables > 4 * stored + SPARE_BYTES:
@@ -254,26 +256,28 @@ def _check_memory(outline: nn.Module, header: TensorsHeader, source: str) -> Non
         )
 
 
-def _image_symbols(outline: nn.Module) -> int:
+def _image_symbols(outline: Network) -> int:
     """Symbols of an image, of the largest grid that the network describes."""
-    # A tokenizer has a method, a hierarchy a property, all others have one grid.
-    grids = getattr(outline, "grids", None)
-    if grids is None:
-        grids = (getattr(outline, "grid"),)  # noqa: B009 - nn.Module's attributes are not typed
-    elif callable(grids):
-        grids = grids()
-    sizes = [grid.symbols for grid in grids]
-    image_grid = getattr(outline, "image_grid", None)
-    if image_grid is not None:
-        sizes.append(image_grid.symbols)
+    sizes = [grid.symbols for grid in grids_of(outline)]
+    if isinstance(outline, (Tokenizer, VAE)):
+        sizes.append(outline.image_grid.symbols)
     return max(sizes)
+
+
+def grids_of(network: Network) -> tuple[Grid, ...]:
+    """The grids of symbols that a network makes or models, coarse to fine."""
+    if isinstance(network, Tokenizer):
+        return network.grids()
+    if isinstance(network, Hierarchy):
+        return network.grids
+    return (network.grid,)
 
 
 def _stored_types(outline: nn.Module) -> dict[str, StoredTensor]:
     """The weights of a network as the header of their file describes them."""
     described = {}
     for name, tensor in outline.state_dict().items():
-        # A type that the format does not have keeps its own name, and then fits nothing.
+        # A type that the format lacks keeps the name torch gives it, which matches nothing.
         dtype = TYPES.get(tensor.dtype, str(tensor.dtype))
         described[name] = StoredTensor(dtype, tuple(tensor.shape), 0, 0)
     return described

@@ -22,7 +22,7 @@ from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import Symbols, check_images, parts
+from tessella.tokenizers.tokenizer import Symbols, as_tuple, check_images
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Generator:
         height, width = self.tokenizer.image_size
         grids = grids_text(self.grids)
         prior = " and ".join(part.name for part in self.priors)
-        classes = f", classes={self.classes}" if self.classes else ""
+        classes = ""
+        if self.classes:
+            classes = f", classes={self.classes}"
         return (
             f"Generator({height}x{width}x{self.tokenizer.channels} images, "
             f"tokenizer={self.tokenizer.name}, prior={prior} on {grids}{classes}, "
@@ -87,7 +89,9 @@ class Generator:
     @property
     def kind(self) -> str:
         """``generator`` where the symbols are codes, ``density-model`` where they are pixels."""
-        return "generator" if self.two_stage else "density-model"
+        if self.two_stage:
+            return "generator"
+        return "density-model"
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -140,6 +144,7 @@ class Generator:
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
+        # Checked and drawn as batches are, so that both give the same images.
         drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:
             raise InputError(f"start must lie below n, {n}: there is nothing to draw")
@@ -197,13 +202,14 @@ class Generator:
         Arguments as of :func:`tessella.stream`.
         """
         samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
+        # Symbols that are still missing are zeros, and are decoded like any others.
         for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known)):
             yield index, self.tokenizer.decode(symbols)
 
     def complete(
         self,
-        images: Any,
-        known: Any,
+        images: object,
+        known: object,
         seed: int = 0,
         *,
         batch: int = sampling.BATCH,
@@ -225,13 +231,13 @@ class Generator:
         Raises:
             InputError: for an argument that does not fit.
         """
-        symbols = parts(self.encode(images))
+        symbols = as_tuple(self.encode(images))
         # Every grid holds all images.
         n = len(symbols[0])
         kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
         return torch.cat(list(self._batches(n, seed, batch, 0, cond, watch, kept, options)))
 
-    def encode(self, images: Any) -> Any:
+    def encode(self, images: object) -> Any:
         """Images to the symbols that the prior models.
 
         Args:
@@ -243,6 +249,7 @@ class Generator:
         Raises:
             InputError: for images of another type or size.
         """
+        # Tokenizers take images of other sizes as well, but the prior's grid is fixed.
         images = check_images(images, self.tokenizer.channels)
         height, width = self.tokenizer.image_size
         if tuple(images.shape[1:3]) != (height, width):
@@ -271,11 +278,12 @@ class Generator:
         Returns:
             ``[n]`` for each grid, coarse to fine.
         """
+        # Each grid given the coarser ones, so that the terms add up to log p of all symbols.
         if isinstance(self.prior, Hierarchy):
             return self.prior.log_probs(symbols, cond)
         return [self.prior.log_prob(symbols, cond)]
 
-    def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
+    def log_prob(self, images: object, cond: Cond = None) -> torch.Tensor:
         """Exact log-probability in nats of the symbols of each image: ``[n]``.
 
         Of a pixel model this is the probability of the image (at the model's levels); of a
@@ -283,7 +291,7 @@ class Generator:
         """
         return self.prior.log_prob(self.encode(images), cond)
 
-    def bits_per_dim(self, images: Any, cond: Cond = None) -> torch.Tensor:
+    def bits_per_dim(self, images: object, cond: Cond = None) -> torch.Tensor:
         """Bits per symbol that the prior models: ``[n]``; see :meth:`log_prob`."""
         return self.prior.bits_per_dim(self.encode(images), cond)
 
@@ -296,7 +304,7 @@ class Generator:
     def save(
         self,
         directory: Path | str,
-        figures: Mapping[str, Any] | None = None,
+        figures: Mapping[str, object] | None = None,
         force: bool = False,
     ) -> None:
         """Save to a directory, see the docstring of :mod:`tessella.pipeline`.
@@ -310,6 +318,7 @@ class Generator:
             InputError: when the directory holds something that was not made here.
             ArtifactError: when it cannot be written.
         """
+        # Before the first file is written: a model that is refused leaves the directory as it was.
         files.check_replaceable(directory, force)
         save_generator(self.tokenizer, self.prior, directory, figures)
 
@@ -330,13 +339,19 @@ class Generator:
         check_integer("start", start)
         check_seed(seed, n)
         # Checked for all images at once, so that no batch is drawn before the refusal.
-        condition = None if cond is None else self.prior.condition(cond, n)
+        condition = None
+        if cond is not None:
+            condition = self.prior.condition(cond, n)
         samplers = self._samplers(sampling.Sampling.from_keywords(**options))
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
             size = rows.stop - rows.start
-            cond_here = None if condition is None else condition.select(torch.arange(n)[rows])
-            kept_here = None if kept is None else kept.rows(rows)
+            cond_here = None
+            if condition is not None:
+                cond_here = condition.select(torch.arange(n)[rows])
+            kept_here = None
+            if kept is not None:
+                kept_here = kept.rows(rows)
             drawing = self._grids(samplers, size, seed + first, cond_here, kept_here)
             # Partial grids are drawn over until the last one, which is the batch.
             for placed, symbols in drawing:  # noqa: B007
@@ -345,9 +360,10 @@ class Generator:
             yield self.tokenizer.decode(symbols)
 
     def _samplers(self, options: sampling.Sampling) -> list[sampling.Sampler]:
-        """One sampler for each grid, each with noise of its own."""
+        """One sampler for each grid, each with its own stream of noise."""
         samplers = []
         for part, prior in enumerate(self.priors):
+            # The part numbers the streams of noise: grids must not share theirs.
             samplers.append(sampling.Sampler(prior, options, part))
         return samplers
 
@@ -358,25 +374,26 @@ class Generator:
         seed: int,
         cond: Cond,
         kept: _Kept | None,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, Symbols]]:
         """Draw the grids of ``n`` images one after another.
 
         Yields:
             ``(symbols in place, symbols)``, 0 where there is none yet.
         """
         if len(samplers) == 1:
-            known = None if kept is None else kept.check(0, self.priors[0])
-            yield from samplers[0].stream(n, seed, cond, known)
+            yield from samplers[0].stream(n, seed, cond, self._kept_of(0, kept))
             return
         # Classes condition every grid; codes are each other's condition, which is made below.
-        labels = None if cond is None else self.prior.condition(cond, n).labels
+        labels = None
+        if cond is not None:
+            labels = self.prior.condition(cond, n).labels
         symbols = []
         for grid in self.grids:
             symbols.append(torch.zeros(n, *grid.shape, dtype=torch.int64, device=self.device))
-        # Symbols of the grids that are complete.
+        # Symbols of the grids that are complete, to count those in place.
         before = 0
         for level, (sampler, prior) in enumerate(zip(samplers, self.priors, strict=True)):
-            known = None if kept is None else kept.check(level, prior)
+            known = self._kept_of(level, kept)
             # A finer grid is drawn given the coarser one, which is complete by now.
             condition = level_condition(prior, labels, symbols[:level]) or None
             for index, drawn in sampler.stream(n, seed, condition, known):
@@ -385,6 +402,12 @@ class Generator:
             # The sampler reuses its array for the next batch.
             symbols[level] = symbols[level].clone()
             before += prior.grid.symbols
+
+    def _kept_of(self, level: int, kept: _Kept | None) -> sampling.KnownSymbols | None:
+        """The symbols to keep of one grid, checked; None where all of it is drawn."""
+        if kept is None:
+            return None
+        return kept.check(level, self.priors[level])
 
     def _known_symbols(self, known: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
         """Which symbols of each grid are known: those of which all pixels are."""
@@ -400,8 +423,12 @@ class Generator:
             if known.dim() == 2:
                 known = known[:, :, None].expand(n, height, width, channels)
             return (known,)
-        # A cell needs all channels of its pixels: [n, h, w, c] -> [n, h, w].
-        whole = known.all(-1) if known.dim() == 4 else known.expand(n, height, width)
+        # A code is kept where its whole cell is known: all channels of all its pixels.
+        # [n, h, w, c] -> [n, h, w]
+        if known.dim() == 4:
+            whole = known.all(-1)
+        else:
+            whole = known.expand(n, height, width)
         # The cells at the border may reach beyond the image, where nothing is unknown.
         finest = self.grids[-1]
         stride = self.tokenizer.stride
@@ -420,7 +447,12 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
 
     The warning is a :class:`TessellaWarning` at the place that called the caller.
     """
-    first = prior.priors[0] if isinstance(prior, Hierarchy) else prior
+    first = prior
+    # All grids of a hierarchy have heads of one kind.
+    if isinstance(prior, Hierarchy):
+        first = prior.priors[0]
+    assert isinstance(first, DensityModel)
+    # Only a warning: some codes, such as those of FSQ, are ordered in part.
     if first.head.ordered and not tokenizer.of_pixels:
         warnings.warn(
             f"the prior's head {first.head.name!r} takes neighbouring levels to be alike, and the "
@@ -432,15 +464,16 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
 
 
 def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
-    """What is kept of each grid; None where all is drawn."""
+    """The symbols to keep of each grid; None where all are drawn."""
     if x is None and known is None:
         return None
+    # A mask alone would keep symbols that nobody gave.
     if x is None or known is None:
         raise InputError("completion needs both: x, the symbols, and known, where to keep them")
-    return _Kept(parts(x), parts(known))
+    return _Kept(as_tuple(x), as_tuple(known))
 
 
-def _as_mask(known: Any) -> torch.Tensor:
+def _as_mask(known: object) -> torch.Tensor:
     try:
         mask = torch.as_tensor(known)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -27,6 +27,7 @@ BundledTokenizer = Literal["digits-vqvae"]
 
 def bundled() -> list[str]:
     """Names of the small trained models that ship with the package."""
+    # Some distributions leave the models out of the package.
     folder = resources.files("tessella") / "bundle"
     if not folder.is_dir():
         return []
@@ -44,7 +45,7 @@ def locate(run: Path | str) -> Path:
     Raises:
         ArtifactError: when there is neither.
     """
-    # A directory comes first: a run of one's own may have the name of a bundled model.
+    # A directory comes first: users may give their runs the names of bundled models.
     path = Path(run)
     if path.is_dir():
         return path
@@ -66,8 +67,11 @@ def load(run: Path | str, device: torch.device | str = "cpu", *, expect: Callabl
 @overload
 def load(run: Path | str, device: torch.device | str = "cpu") -> Any: ...
 def load(
-    run: Path | str, device: torch.device | str = "cpu", *, expect: Callable[..., Any] | None = None
-) -> Any:
+    run: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    expect: Callable[..., object] | None = None,
+) -> object:
     """Load a run directory or a bundled model.
 
     Args:
@@ -98,13 +102,16 @@ def load(
 
 
 def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedModel:
-    """:func:`load`, for callers that ask for capabilities: see
-    :mod:`tessella.pipeline.saved_model`."""
+    """Load a run, for callers that ask for capabilities.
+
+    As :func:`load`, with the type of :mod:`tessella.pipeline.saved_model`.
+    """
     path = locate(run)
     kind = read_config(path)["kind"]
     if kind == "prior":
         raise ArtifactError(f"{path} is one half of a two-stage model: load the directory above it")
     try:
+        # Each part is loaded as its kind, so that two swapped directories are noticed.
         if kind == "generator":
             tokenizer = cast(Tokenizer, _load_network(path / "tokenizer", "tokenizer"))
             prior = cast(Prior, _load_network(path / "prior", "prior"))
@@ -113,6 +120,7 @@ def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedMode
         # Codes of several grids mean nothing without the tokenizer that made them.
         if isinstance(network, Hierarchy):
             raise ArtifactError(f"{path} is a prior on codes without its tokenizer")
+        # A density model on pixels is a generator whose tokenizer is the identity.
         if isinstance(network, DensityModel):
             return pixel_generator(network).to(device)
         return network.to(device)
@@ -175,17 +183,18 @@ def _load_network(path: Path, kind: str) -> Network:
     if found != kind and {found, kind} != INTERCHANGEABLE:
         raise ArtifactError(f"{path} is a {found}, not a {kind}")
     if found not in BUILDERS:
-        raise ArtifactError(f"{path} is a {found}: it has no weights of its own")
+        raise ArtifactError(f"{path} is a {found}: it has no weights")
     weights = path / "model.safetensors"
     # Only the header so far: tensors are read once the network is known to fit them.
     header = files.read_tensors_header(weights)
-    network = build(found, config.get("model"), header, str(path))
+    network = build(found, config["model"], header, str(path))
     if "sha256" not in header.metadata:
         warnings.warn(
             f"{weights} carries no checksum, so damage to it cannot be noticed; save the model "
-            "anew to add one",
+            "again to add one",
             TessellaWarning,
             stacklevel=2,
         )
     load_weights(network, files.read_tensors(weights), str(path))
+    # No dropout, and codebooks that stand still.
     return network.eval()

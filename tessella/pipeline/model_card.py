@@ -1,10 +1,8 @@
-"""The model card: what a saved model is and what was measured on it, as Markdown beside its
-weights."""
+"""The model card: Markdown beside the weights that says what the model is and what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from tessella import files
 
@@ -43,7 +41,7 @@ NOTHING_MEASURED = (
 )
 
 
-def card(kind: str, config: Any, figures: Mapping[str, Any] | None) -> str:
+def card(kind: str, config: object, figures: Mapping[str, object] | None) -> str:
     """The text of a card.
 
     Args:
@@ -52,6 +50,7 @@ def card(kind: str, config: Any, figures: Mapping[str, Any] | None) -> str:
         figures: measured numbers by name; nested mappings become sections. None when nothing was
             measured.
     """
+    # The lines between `---` are what model hubs read.
     lines = [
         "---",
         "library_name: tessella",
@@ -78,12 +77,13 @@ def card(kind: str, config: Any, figures: Mapping[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _table(figures: Mapping[str, Any]) -> list[str]:
-    """Figures as a table, and the nested ones as tables under headings of their own."""
+def _table(figures: Mapping[str, object]) -> list[str]:
+    """Figures as a table, and the nested ones as tables under separate headings."""
     lines = ["| figure | value |", "|---|---|"]
     sections = []
     # Sections come after the table, since Markdown has no nested tables.
     for name, value in figures.items():
+        # A comparison with another run, or the identity of the images.
         if isinstance(value, Mapping):
             sections += ["", f"### {name}", "", *_table(value)]
         else:
@@ -92,4 +92,5 @@ def _table(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    # Enough to compare models; `run.json` keeps all digits.
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,15 +1,16 @@
 """The record of a run, ``run.json``: read with the type of every entry checked.
 
-The record is written by training and read by evaluation, reports and resumed runs. It may come from
-elsewhere, so whoever reads it can rely on what is said here: an entry is missing, null, or of the
-type that :data:`ENTRIES` gives it.
+Training writes the record; evaluation, reports and resumed runs read it. A run may come from
+somebody else, so every entry is checked: it is missing, null, or has the type that
+:class:`RunRecord` gives it. Entries that are not listed there are not checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import tessella
 from tessella import files
@@ -20,65 +21,112 @@ NAME = "run.json"
 RUN_FORMAT = 1
 """Version of the record."""
 
-NUMBER = (int, float)
 
-EVERY = "*"
-"""Stands for all names of an object."""
+class PreprocessingRecord(TypedDict, total=False):
+    """How pixels were prepared."""
 
-DATA: dict[str, Any] = {
-    "source": str,
-    "split": str,
-    "split_rule": str,
-    "count": int,
-    "shape": [int],
-    "sha256": str,
-    "classes": [str],
-    "preprocessing": {"levels": int},
-    "skipped": int,
-}
-"""What is said of the images of a split."""
-
-ENVIRONMENT: dict[str, Any] = {
-    "tessella": str,
-    "torch": str,
-    "python": str,
-    "system": str,
-    "device": str,
-    "cores": int,
-    "threads": int,
-    "world_size": int,
-    "started": str,
-    "command": [str],
-}
-"""What is said of the machine."""
-
-ENTRIES: dict[str, Any] = {
-    "recipe": {
-        "about": str,
-        "prior_of": str,
-        "data": {"source": str},
-        "train": {"steps": NUMBER, "epochs": NUMBER, "minutes": NUMBER},
-    },
-    "data": {EVERY: DATA},
-    "task": {"kind": str, "model": {"name": str}, "tokenizer": str},
-    "environment": ENVIRONMENT,
-    "sittings": [{"step": int, "environment": ENVIRONMENT}],
-    "status": str,
-    "progress": {
-        "step": int,
-        "seconds": NUMBER,
-        "validations": int,
-        "best": NUMBER,
-        "best_step": int,
-        "figures": {},
-    },
-    "figures": {EVERY: {}},
-    "overlap": int,
-}
-"""Types of the entries that are relied on: a type, entries of an object, or items of a list."""
+    levels: int | None
 
 
-def read_run_record(path: Path) -> dict[str, Any]:
+class SplitRecord(TypedDict, total=False):
+    """The images of a split; see :meth:`tessella.data.ImageSet.identity`."""
+
+    source: str | None
+    split: str | None
+    split_rule: str | None
+    count: int | None
+    shape: list[int] | None
+    sha256: str | None
+    classes: list[str] | None
+    preprocessing: PreprocessingRecord | None
+    skipped: int | None
+
+
+class EnvironmentRecord(TypedDict, total=False):
+    """The machine, and the versions of what runs on it."""
+
+    tessella: str | None
+    torch: str | None
+    python: str | None
+    system: str | None
+    device: str | None
+    cores: int | None
+    threads: int | None
+    world_size: int | None
+    started: str | None
+    command: list[str] | None
+
+
+class SittingRecord(TypedDict, total=False):
+    """Where and when a run was resumed."""
+
+    step: int | None
+    environment: EnvironmentRecord | None
+
+
+class DataRecord(TypedDict, total=False):
+    """The ``data`` of a recipe."""
+
+    source: str | None
+
+
+class TrainRecord(TypedDict, total=False):
+    """The ``train`` of a recipe."""
+
+    steps: float | None
+    epochs: float | None
+    minutes: float | None
+
+
+class RecipeRecord(TypedDict, total=False):
+    """The recipe of a run; ``data`` is missing where it was trained on arrays."""
+
+    about: str | None
+    prior_of: str | None
+    data: DataRecord | None
+    train: TrainRecord | None
+
+
+class ModelRecord(TypedDict, total=False):
+    """The model that is trained; its sizes are checked where it is built."""
+
+    name: str | None
+
+
+class TaskRecord(TypedDict, total=False):
+    """The kind and the configuration of the model that is trained."""
+
+    kind: str | None
+    model: ModelRecord | None
+    tokenizer: str | None
+
+
+class ProgressRecord(TypedDict, total=False):
+    """How far a run is, and its best validation."""
+
+    step: int | None
+    seconds: float | None
+    validations: int | None
+    best: float | None
+    best_step: int | None
+    figures: dict[str, object] | None
+
+
+class RunRecord(TypedDict, total=False):
+    """The entries of ``run.json`` that are relied on."""
+
+    recipe: RecipeRecord | None
+    data: dict[str, SplitRecord | None] | None
+    task: TaskRecord | None
+    environment: EnvironmentRecord | None
+    sittings: list[SittingRecord] | None
+    status: str | None
+    progress: ProgressRecord | None
+    figures: dict[str, dict[str, object] | None] | None
+    overlap: int | None
+
+
+def read_run_record(path: Path) -> RunRecord:
     """The record of a run; empty where a saved model has none.
 
     Args:
@@ -89,7 +137,9 @@ def read_run_record(path: Path) -> dict[str, Any]:
     """
     if not (path / NAME).exists():
         return {}
-    return check_record(files.read_json(path / NAME), path / NAME)
+    record = check_record(files.read_json(path / NAME), path / NAME)
+    # A type checker cannot know that every entry has just been compared with its type.
+    return cast(RunRecord, record)
 
 
 def check_record(record: object, source: Path) -> dict[str, Any]:
@@ -111,40 +161,72 @@ def check_record(record: object, source: Path) -> dict[str, Any]:
             f"{source} has format {record.get('format')!r:.40}; "
             f"tessella {tessella.__version__} reads format {RUN_FORMAT}"
         )
-    _check(record, ENTRIES, source, "")
+    _check(record, RunRecord, source, "")
     return record
 
 
-def _check(value: object, wanted: Any, source: Path, name: str) -> None:
-    """Compare a value with a type, with the entries of an object, or with a list of one kind."""
+def train_split(record: RunRecord) -> SplitRecord:
+    """The record of the training images; empty where there is none."""
+    return (record.get("data") or {}).get("train") or {}
+
+
+def _check(value: object, hint: object, source: Path, name: str) -> None:
+    """Compare a value, and all that it holds, with a type of this module."""
     # Entries that do not apply are null, and records of early versions lack some.
-    if value is None:
+    if value is None or hint is object:
         return
-    if isinstance(wanted, dict):
-        fits = isinstance(value, Mapping)
-    elif isinstance(wanted, list):
-        fits = isinstance(value, list)
-    else:
-        # True is an int to Python, and never meant as a number here.
-        fits = isinstance(value, wanted) and not isinstance(value, bool)
-    if not fits:
+    # `int | None` is int here.
+    wanted = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    if not _fits(value, wanted):
         raise ArtifactError(
             f"{source}: {name} must be {_noun(wanted)}, got {value!r:.60}: "
             "the record is damaged, or was not written by tessella"
         )
-    if isinstance(value, Mapping) and isinstance(wanted, dict):
-        for key, entry in wanted.items():
-            # `*` stands for whatever names there are, such as those of splits.
-            for found in value if key == EVERY else [key]:
-                _check(value.get(found), entry, source, f"{name}.{found}" if name else found)
-    elif isinstance(value, list):
+    for key, item, item_hint in _inner(value, wanted):
+        # The items of a list have no names.
+        if not key:
+            inner_name = f"an item of {name}"
+        elif name:
+            inner_name = f"{name}.{key}"
+        else:
+            inner_name = key
+        _check(item, item_hint, source, inner_name)
+
+
+def _fits(value: object, wanted: object) -> bool:
+    """Whether a value is of a type, whatever it holds."""
+    if is_typeddict(wanted) or get_origin(wanted) is dict:
+        return isinstance(value, Mapping)
+    if get_origin(wanted) is list:
+        return isinstance(value, list)
+    # True is an int to Python, and never meant as a number here.
+    if isinstance(value, bool):
+        return False
+    # A whole number may be written without a point.
+    if wanted is float:
+        return isinstance(value, (int, float))
+    assert isinstance(wanted, type)
+    return isinstance(value, wanted)
+
+
+def _inner(value: object, wanted: object) -> Iterator[tuple[str, object, object]]:
+    """The parts of a value: the name of each (empty in lists), its value and its type."""
+    if isinstance(value, list):
         for item in value:
-            _check(item, wanted[0], source, f"an item of {name}")
+            yield "", item, get_args(wanted)[0]
+    elif isinstance(value, Mapping) and is_typeddict(wanted):
+        for key, hint in get_type_hints(wanted).items():
+            yield key, value.get(key), hint
+    elif isinstance(value, Mapping):
+        # Whatever names there are, such as those of splits.
+        for key, item in value.items():
+            yield key, item, get_args(wanted)[1]
 
 
-def _noun(wanted: Any) -> str:
-    if isinstance(wanted, dict):
+def _noun(wanted: object) -> str:
+    if is_typeddict(wanted) or get_origin(wanted) is dict:
         return "an object"
-    if isinstance(wanted, list):
+    if get_origin(wanted) is list:
         return "a list"
-    return {str: "text", int: "an integer", NUMBER: "a number"}[wanted]
+    nouns: dict[object, str] = {str: "text", int: "an integer", float: "a number"}
+    return nouns[wanted]

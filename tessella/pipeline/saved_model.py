@@ -13,7 +13,7 @@ Callers ask for the capability they need, never for a class::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self, TypeVar, Unpack, cast, runtime_checkable
+from typing import Protocol, Self, TypeVar, Unpack, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from tessella.grid import Grid
 from tessella.models.condition import Cond
 from tessella.sampling import SamplingKeywords
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.tokenizer import Symbols
 
 Watch = Callable[[float], object]
 """Called while images are drawn with the number of images done so far, in fractions."""
@@ -30,7 +31,7 @@ Watch = Callable[[float], object]
 
 @runtime_checkable
 class SavedModel(Protocol):
-    """What all models that a run can hold have: pixel and two-stage models, tokenizers, VAEs."""
+    """Any model that a run can hold: pixel and two-stage models, tokenizers, VAEs."""
 
     @property
     def kind(self) -> str:
@@ -63,8 +64,10 @@ class SavedModel(Protocol):
 
 @runtime_checkable
 class Component(Protocol):
-    """A network that is saved in a directory of its own, and rebuilt from a name and plain
-    values."""
+    """A network that is saved in its own directory.
+
+    It is rebuilt from a name and plain values.
+    """
 
     @property
     def kind(self) -> str:
@@ -74,10 +77,10 @@ class Component(Protocol):
     def name(self) -> str:
         """Name of its class in the registry of its kind."""
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """Plain values that rebuild it, without its weights."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
         """Its weights, by name."""
 
 
@@ -102,8 +105,10 @@ class DrawsImages(Protocol):
 
 @runtime_checkable
 class CompletesImages(Protocol):
-    """Draws images symbol after symbol, so that known symbols can be kept and rules of sampling
-    apply: pixel models and two-stage models."""
+    """Draws images symbol after symbol: pixel models and two-stage models.
+
+    So known symbols can be kept, and rules of sampling apply.
+    """
 
     @property
     def classes(self) -> int:
@@ -127,8 +132,8 @@ class CompletesImages(Protocol):
 
     def complete(
         self,
-        images: Any,
-        known: Any,
+        images: object,
+        known: object,
         seed: int = 0,
         *,
         batch: int = 64,
@@ -155,10 +160,10 @@ class ScoresImages(Protocol):
     def grids(self) -> tuple[Grid, ...]:
         """The grids whose symbols are scored, coarse to fine."""
 
-    def grid_log_probs(self, symbols: Any, cond: Cond = None) -> list[torch.Tensor]:
+    def grid_log_probs(self, symbols: Symbols, cond: Cond = None) -> list[torch.Tensor]:
         """Nats ``[n]`` of the symbols of each grid given the coarser grids."""
 
-    def log_prob(self, images: Any, cond: Cond = None) -> torch.Tensor:
+    def log_prob(self, images: object, cond: Cond = None) -> torch.Tensor:
         """Nats ``[n]`` of the symbols of each image."""
 
 
@@ -166,10 +171,10 @@ class ScoresImages(Protocol):
 class BoundsImages(Protocol):
     """Gives a lower bound on the log-probability of images: VAEs."""
 
-    def bound(self, images: Any, samples: int = 16, seed: int = 0) -> torch.Tensor:
+    def bound(self, images: object, samples: int = 16, seed: int = 0) -> torch.Tensor:
         """Nats ``[n]``, at most the log-probability of each image."""
 
-    def reconstruct(self, images: Any) -> torch.Tensor:
+    def reconstruct(self, images: object) -> torch.Tensor:
         """Images through the latents and back."""
 
 
@@ -182,6 +187,7 @@ class TakesClasses(Protocol):
         """Classes that it is conditioned on; 0 for none."""
 
 
+# Bound to the protocol that is asked for, so that the result has its methods.
 Capability = TypeVar("Capability")
 
 NOUNS = {
@@ -226,18 +232,23 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
     """
     # A protocol is a class at run time, whatever type checkers make of it.
     protocol = cast(type, capability)
-    # Runtime protocols compare names of methods, which suffices for classes of our own.
+    # Runtime protocols compare names of methods, which is enough for the classes of this package.
     if isinstance(model, protocol):
         return cast(Capability, model)
     message = f"{run} is {NOUNS[model.kind]}, which {LACKING[protocol]}"
     advice = ADVICE.get((model.kind, protocol))
-    raise InputError(f"{message}: {advice}" if advice else message)
+    # Not every refusal has a way out.
+    if advice:
+        message += f": {advice}"
+    raise InputError(message)
 
 
 def learned_tokenizer(model: SavedModel) -> Tokenizer | None:
     """The tokenizer that makes codes; None of a model that describes pixels."""
     # The identity is a tokenizer too, but one that learned nothing.
-    return None if model.tokenizer.of_pixels else model.tokenizer
+    if model.tokenizer.of_pixels:
+        return None
+    return model.tokenizer
 
 
 def require_codes(model: SavedModel, run: object) -> Tokenizer:
@@ -247,6 +258,7 @@ def require_codes(model: SavedModel, run: object) -> Tokenizer:
         InputError: when the model describes pixels.
     """
     tokenizer = learned_tokenizer(model)
+    # Pixels are symbols as well, but there is nothing to store or to look at in them.
     if tokenizer is None:
         raise InputError(
             f"{run} is {NOUNS[model.kind]} on pixels, without a learned tokenizer, so it makes no "
@@ -260,9 +272,15 @@ def pixel_levels(model: SavedModel) -> int | None:
 
     None where images pass through a learned tokenizer, which takes pixels as they are.
     """
-    return model.tokenizer.grid().levels if model.tokenizer.of_pixels else None
+    # The prior of a two-stage model never sees levels of pixels.
+    if not model.tokenizer.of_pixels:
+        return None
+    return model.tokenizer.grid().levels
 
 
 def class_count(model: object) -> int:
     """Classes that a model is conditioned on; 0 also of models that have no use for classes."""
-    return model.classes if isinstance(model, TakesClasses) else 0
+    # Training asks this of tokenizers too, which have no such attribute.
+    if not isinstance(model, TakesClasses):
+        return 0
+    return model.classes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import tessella
 from tessella import files
@@ -21,11 +21,20 @@ ROLES = ("tokenizer", "prior")
 """Networks of a two-stage model, in directories of these names."""
 
 
+class SavedConfig(TypedDict):
+    """The entries of a ``config.json`` that are read."""
+
+    kind: str
+    """A key of :data:`~tessella.pipeline.model_card.TITLES`."""
+    model: object
+    """Name and sizes of the network, still to be checked; None of a two-stage model."""
+
+
 def save_generator(
     tokenizer: Tokenizer,
     prior: Prior,
     directory: Path | str,
-    figures: Mapping[str, Any] | None = None,
+    figures: Mapping[str, object] | None = None,
 ) -> None:
     """Save the two networks of a generator; see :meth:`Generator.save`.
 
@@ -33,13 +42,14 @@ def save_generator(
         ArtifactError: when they cannot be written.
     """
     path = files.make_directory(directory)
-    # The identity has no weights, and its configuration follows from the prior's grid.
+    # A pixel model is saved as its prior alone: the identity has no weights, and its configuration
+    # follows from the prior's grid.
     if tokenizer.of_pixels:
         _save_component(prior, path, prior.kind, figures)
         return
     _save_component(tokenizer, path / "tokenizer", tokenizer.kind, None)
     _save_component(prior, path / "prior", "prior", None)
-    # Written last: without it the directory is no saved model, whatever it holds.
+    # Written last: a directory without it does not count as a saved model.
     config = _header("generator") | {"parts": list(ROLES)}
     files.write_json(path / "config.json", config)
     parts = {"tokenizer": tokenizer.config(), "prior": prior.config()}
@@ -47,7 +57,7 @@ def save_generator(
 
 
 def save_model(
-    model: Component, directory: Path | str, figures: Mapping[str, Any] | None = None
+    model: Component, directory: Path | str, figures: Mapping[str, object] | None = None
 ) -> None:
     """Save one tokenizer, one VAE, or one density model without a tokenizer.
 
@@ -57,31 +67,32 @@ def save_model(
     _save_component(model, files.make_directory(directory), model.kind, figures)
 
 
-def write_card(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write the card of a saved model anew, with these figures.
+def write_card(path: Path, figures: Mapping[str, object]) -> None:
+    """Rewrite the card of a saved model with these figures.
 
     Raises:
         ArtifactError: when it cannot be read or written.
     """
     config = read_config(path)
-    shown: Any
+    shown = config["model"]
+    # The parts of a two-stage model have their configurations in their directories.
     if config["kind"] == "generator":
-        shown = {role: read_config(path / role).get("model") for role in ROLES}
-    else:
-        shown = config.get("model")
+        shown = {role: read_config(path / role)["model"] for role in ROLES}
     files.write_text(path / "README.md", card(config["kind"], shown, figures))
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> SavedConfig:
     """The ``config.json`` of a saved model, its format and kind checked.
 
     Raises:
         ArtifactError: when it is missing, not ours, or of another version.
     """
-    # A run that trains has checkpoints before it has a model.
     if not (path / "config.json").exists():
-        hint = "; training has not saved a model yet" if (path / "checkpoints").exists() else ""
-        raise ArtifactError(f"{path} is no saved model: it has no config.json{hint}")
+        hint = ""
+        # A run that trains has checkpoints before it has a model.
+        if (path / "checkpoints").exists():
+            hint = "; training has not saved a model yet"
+        raise ArtifactError(f"{path} is not a saved model: it has no config.json{hint}")
     config = files.read_json_object(path / "config.json")
     if "format" not in config or "kind" not in config:
         raise ArtifactError(
@@ -94,18 +105,20 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if not isinstance(config["kind"], str) or config["kind"] not in TITLES:
         raise ArtifactError(f"{path}/config.json: " + unknown("kind", config["kind"], TITLES))
-    return config
+    return {"kind": config["kind"], "model": config.get("model")}
 
 
-def _header(kind: str) -> dict[str, Any]:
+def _header(kind: str) -> dict[str, object]:
+    """The entries that every ``config.json`` begins with."""
     return {"format": FORMAT, "kind": kind, "tessella": tessella.__version__}
 
 
 def _save_component(
-    component: Component, path: Path, kind: str, figures: Mapping[str, Any] | None
+    component: Component, path: Path, kind: str, figures: Mapping[str, object] | None
 ) -> None:
-    config = {"name": component.name} | component.config()
+    """Write a network: its weights, its configuration and its card."""
+    config = {"name": component.name, **component.config()}
     files.write_tensors(path / "model.safetensors", component.state_dict())
-    # The configuration comes last of the two: a directory without one is no saved model.
+    # The configuration comes last of the two: a directory without one is not a saved model.
     files.write_json(path / "config.json", _header(kind) | {"model": config})
     files.write_text(path / "README.md", card(kind, config, figures))

@@ -21,7 +21,11 @@ def fingerprint(model: SavedModel | nn.Module) -> str:
 
     It says which model made a file.
     """
-    modules = [model] if isinstance(model, nn.Module) else list(model.components().values())
+    # Tokenizers and VAEs are modules themselves, generators hold two.
+    if isinstance(model, nn.Module):
+        modules = [model]
+    else:
+        modules = list(model.components().values())
     # Names in order and bytes on the CPU: the same weights have one fingerprint everywhere.
     digest = hashlib.sha256()
     for module in modules:
@@ -55,6 +59,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
             "computes would be wrong: its training diverged, or the file is damaged; "
             "take an earlier model"
         )
+    # Names and shapes are known to fit, so this copies and does not fail.
     module.load_state_dict(dict(weights))
 
 
@@ -87,6 +92,7 @@ def weight_problems(
     """How weights differ from what a module expects, a line for each kind of difference."""
     shapes = []
     types = []
+    # Tensors, or their descriptions in the header of a file, whose shapes are tuples.
     for name in sorted(expected.keys() & weights.keys()):
         found = weights[name]
         wanted = expected[name]
@@ -108,5 +114,7 @@ def weight_problems(
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    text = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        text += ", ..."
+    return text

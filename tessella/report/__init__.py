@@ -1,2 +1,1 @@
-"""What a run is, told to a person: a summary as text and JSON, curves in the terminal, one HTML
-file with pictures."""
+"""A run for people: a summary as text and JSON, curves in the terminal, a page with pictures."""

@@ -1,5 +1,4 @@
-"""The codes of a tokenizer in pictures: maps beside images, how often each is used, and what each
-decodes to."""
+"""The codes of a tokenizer in pictures: maps, usage, and the patch that each code decodes to."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tessella.report.svg import Axes, Picture, picture, rgb, sheet, size_of, som
 from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.quantizers import CodeUsage
-from tessella.tokenizers.tokenizer import channels
+from tessella.tokenizers.tokenizer import Symbols, channels
 
 USAGE_PIXELS = 2**20
 """Pixels of the images whose codes are counted: 1024 images of 32x32."""
@@ -34,7 +33,7 @@ MOST_MAPS = 8
 """Codebooks that are drawn: depths beyond it are left out."""
 
 ERROR_GAIN = 4
-"""Error maps are so many times brighter than the errors."""
+"""Factor by which error maps are brighter than the errors."""
 
 SIDE = 5
 """Places along each side of the patch of one code, of which the middle is shown."""
@@ -105,8 +104,7 @@ def code_map(symbols: np.ndarray, levels: int, stride: int, size: tuple[int, int
 
 
 def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSection | None:
-    """How much the codes of each codebook are used, what is wrong with that, and what each code
-    decodes to.
+    """The section on codes: their usage, a diagnosis of it, and the patch of each code.
 
     Args:
         tokenizer: makes the codes.
@@ -116,7 +114,7 @@ def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSec
         None where there are no counts.
     """
     diagnosis: list[str] = []
-    rows: list[list[tuple[str, str]]]
+    rows: list[list[tuple[str, str]]] = []
     if images is not None:
         height, width = size_of(images)
         # As many images as it takes for a stable count, and no more.
@@ -125,11 +123,13 @@ def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSec
         facts = codebook_health.examine(tokenizer, counts)
         diagnosis = codebook_health.diagnose(facts)
         where = f"{len(counted):,} images of {which(images)}"
-        rows = [_rows(book) for book in facts]
+        for book in facts:
+            rows.append(_rows(book))
     else:
         counts = _running_counts(tokenizer)
         where = "moving averages of the training batches"
-        rows = [[] for _ in counts]
+        for _ in counts:
+            rows.append([])
     if not counts:
         return None
     books: list[CodebookPart] = []
@@ -145,14 +145,17 @@ def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSec
 def atlases(tokenizer: Tokenizer, counts: list[torch.Tensor]) -> list[Picture]:
     """The :func:`atlas` of each codebook, up to the eighth."""
     arrays = [count.numpy() for count in counts]
-    return [atlas(tokenizer, arrays, book) for book in range(min(len(counts), MOST_MAPS))]
+    charts = []
+    for book in range(min(len(counts), MOST_MAPS)):
+        charts.append(atlas(tokenizer, arrays, book))
+    return charts
 
 
 def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Picture:
     """Each code decoded where all its neighbours are the same code.
 
     The most used codes come first, unused ones are crossed out. Other codebooks, where there are
-    some, hold their most used code meanwhile.
+    some, are set to their most used code.
 
     Args:
         tokenizer: decodes.
@@ -185,7 +188,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
     if len(used) > len(order):
         note += f" The first {len(order):,} of {len(used):,}."
     if len(counts) > 1:
-        note += " The other codebooks hold their most used code meanwhile."
+        note += " The other codebooks are set to their most used code."
     return picture("What the codes decode to", pictures.sheet(cells, columns, 1), note)
 
 
@@ -215,10 +218,13 @@ def _counted(tokenizer: Tokenizer, images: np.ndarray) -> list[torch.Tensor]:
     """How often each code of each codebook is used in some images."""
     books: list[CodeUsage] = []
     for grid in tokenizer.grids():
-        books += [CodeUsage(grid.levels) for _ in range(grid.channels)]
+        for _ in range(grid.channels):
+            books.append(CodeUsage(grid.levels))
+    counts = []
     for book, codes in zip(books, channels(tokenizer.encode(images)), strict=True):
         book.update(codes)
-    return [book.counts for book in books]
+        counts.append(book.counts)
+    return counts
 
 
 def _running_counts(tokenizer: Tokenizer) -> list[torch.Tensor]:
@@ -230,7 +236,10 @@ def _running_counts(tokenizer: Tokenizer) -> list[torch.Tensor]:
     levels = []
     for grid in tokenizer.grids():
         levels += [grid.levels] * grid.channels
-    return kept if [len(count) for count in kept] == levels else []
+    # Other buffers may be called so, and some quantizers keep no counts.
+    if list(map(len, kept)) != levels:
+        return []
+    return kept
 
 
 def _rows(book: codebook_health.Facts) -> list[tuple[str, str]]:
@@ -267,8 +276,11 @@ def _patches(
             # Codebooks are numbered through all grids and depths.
             number += 1
         symbols.append(part)
-    images = tokenizer.decode(tuple(symbols) if len(symbols) > 1 else symbols[0], (size, size))
-    return images.cpu().numpy()
+    # One grid is a tensor, several are a tuple.
+    given: Symbols = symbols[0]
+    if len(symbols) > 1:
+        given = tuple(symbols)
+    return tokenizer.decode(given, (size, size)).cpu().numpy()
 
 
 def _shares(shares: np.ndarray, columns: int) -> str:
@@ -315,4 +327,7 @@ def _histogram(counts: np.ndarray, name: str) -> str:
         axes.set_ylabel("times used")
 
     title = "How often each code is used"
-    return svg(f"{title}, {name}" if name else title, plot)
+    # Several codebooks have names; titles must differ, as they seed the names within a plot.
+    if name:
+        title += f", {name}"
+    return svg(title, plot)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
 
 from tessella.report.curves import Curves, after_start, panels, thinned
 from tessella.report.svg import Axes, Plotter, svg
@@ -43,7 +42,7 @@ def curve_plots(curves: Curves) -> list[str]:
     for title, labels in (*panels(curves), *EXTRA_PLOTS.items()):
         drawable = {}
         for name, label in labels.items():
-            # A single point is no curve.
+            # A single point does not make a curve.
             if name in curves and len(curves[name]["step"]) > 1:
                 drawable[name] = label
         if drawable:
@@ -60,17 +59,20 @@ def _plotter(curves: Curves, labels: Mapping[str, str]) -> Plotter:
             curve = curves[name]
             smooth = thinned(curve, SMOOTH_POINTS)
             if label == "validation":
-                style: dict[str, Any] = {"color": "#cc6611", "markersize": 3, "linewidth": 1}
-                axes.plot(curve["step"], curve["value"], "o-", label=label, **style)
+                steps = curve["step"]
+                values = curve["value"]
+                colour = "#cc6611"
+                axes.plot(steps, values, "o-", label=label, color=colour, markersize=3, linewidth=1)
             else:
                 axes.plot(curve["step"], curve["value"], color="#4477aa", alpha=0.35, linewidth=0.8)
                 # The curve itself is pale behind its means.
-                style = {"color": "#4477aa", "linewidth": 1.5}
-                axes.plot(smooth["step"], smooth["value"], label=label, **style)
+                steps = smooth["step"]
+                values = smooth["value"]
+                axes.plot(steps, values, label=label, color="#4477aa", linewidth=1.5)
             heights += after_start(smooth)["value"]
         low = min(heights)
         high = max(heights)
-        # A flat curve has no height of its own.
+        # A flat curve has no height to take a share of.
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("step")

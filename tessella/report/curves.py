@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tessella import files
 
@@ -17,7 +17,7 @@ POINTS = 600
 """Points of a curve that are kept; a longer one becomes the means of as many stretches."""
 
 ROWS = 10
-"""Rows of the table that stands for the curves where they cannot be drawn."""
+"""Rows of the table that replaces the curves where they cannot be drawn."""
 
 HEIGHT = 15
 """Lines of a plot in the terminal."""
@@ -29,7 +29,7 @@ LOG_BYTES = 1 << 29
 """Largest log that is read: some millions of lines."""
 
 NO_CURVES = ("step", "seconds", "kept")
-"""Entries of the log that are no curves; ``kept`` marks a validation whose weights were kept."""
+"""Entries of the log that are not curves; ``kept`` marks a validation whose weights were kept."""
 
 LARGEST = 1e300
 """Numbers of a log beyond this are left out."""
@@ -43,19 +43,31 @@ Curve = Mapping[str, list[float]]
 Curves = Mapping[str, Curve]
 
 
-def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
+class LogState(TypedDict):
+    """Last step of a log, its age (None without a log), and how many lines cannot be read."""
+
+    step: int
+    age_seconds: float | None
+    unreadable: int
+
+
+NO_LOG: LogState = {"step": 0, "age_seconds": None, "unreadable": 0}
+"""Of a run that has no log."""
+
+
+def read_log(path: Path) -> tuple[list[Entry], LogState]:
     """The entries of a log, and how it stands.
 
-    Lines that were cut short, or are no entries, are counted and left out.
+    Lines that were cut short or are not entries are counted and left out.
 
     Raises:
-        ArtifactError: when the log is no regular file, or far too large.
+        ArtifactError: when the log is not a regular file, or far too large.
     """
     if not path.exists():
-        return [], {"step": 0, "age_seconds": None, "unreadable": 0}
+        return [], NO_LOG
     # Lines that are not UTF-8 are damaged, and counted below.
     text = files.read_bytes(path, LOG_BYTES).decode(errors="replace")
-    entries = []
+    entries: list[Entry] = []
     unreadable = 0
     for line in text.splitlines():
         entry = _entry(line)
@@ -63,17 +75,16 @@ def read_log(path: Path) -> tuple[list[Entry], dict[str, Any]]:
             unreadable += 1
         else:
             entries.append(entry)
-    standing = {
-        "step": entries[-1]["step"] if entries else 0,
-        # The clock of the machine that writes may be ahead.
-        "age_seconds": max(0.0, time.time() - path.stat().st_mtime),
-        "unreadable": unreadable,
-    }
-    return entries, standing
+    last_step = 0
+    if entries:
+        last_step = int(entries[-1]["step"])
+    # The clock of the machine that writes may be ahead.
+    age = max(0.0, time.time() - path.stat().st_mtime)
+    return entries, {"step": last_step, "age_seconds": age, "unreadable": unreadable}
 
 
 def _entry(line: str) -> Entry | None:
-    """The numbers of a line; None where it is no entry."""
+    """The numbers of a line; None where it is not an entry."""
     try:
         # Early versions wrote NaN and Infinity, which strict JSON does not have.
         values = json.loads(line)
@@ -96,7 +107,7 @@ def _entry(line: str) -> Entry | None:
 
 
 def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
-    """Name to steps and values, without those that are no numbers."""
+    """Steps and values of each curve, without values that are not finite."""
     curves: dict[str, dict[str, list[float]]] = {}
     for entry in entries:
         for name, value in entry.items():
@@ -108,7 +119,7 @@ def curves_of(entries: list[Entry]) -> dict[str, dict[str, list[float]]]:
 
 
 def thinned(curve: Curve, points: int) -> dict[str, list[float]]:
-    """A curve of at most so many points: the means of equal stretches of it."""
+    """A curve of at most ``points`` points: the means of equal stretches of it."""
     steps = curve["step"]
     values = curve["value"]
     if len(steps) <= points:
@@ -217,7 +228,7 @@ def _draw(curves: Curves, unit: str, labels: Mapping[str, str], width: int, colo
 
 
 def _ticks(low: float, high: float, number: int) -> list[int]:
-    """Round numbers from ``low`` to ``high``, about so many."""
+    """About ``number`` round numbers from ``low`` to ``high``."""
     rough = max(1.0, (high - low) / number)
     # The power of ten below, then the first of 1, 2, 5, 10 times it that is enough.
     unit = 10 ** math.floor(math.log10(rough))

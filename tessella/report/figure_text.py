@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tessella.tokenizers import codebook_health
 
@@ -27,7 +26,7 @@ UNITS: dict[str, tuple[str, str]] = {
     "scored_grid": ("scored grid", ""),
     "condition": ("condition", ""),
 }
-"""What a figure is called, and its unit. Others go by their own name."""
+"""Label and unit of each figure. Figures that are not listed are shown under their names."""
 
 WITHOUT_ROW = ("weights", "diagnosis")
 """Figures that are shown elsewhere."""
@@ -39,7 +38,7 @@ Row = tuple[str, str, str]
 """Name, value with its error, unit."""
 
 
-def figure_rows(figures: Mapping[str, Any]) -> list[Row]:
+def figure_rows(figures: Mapping[str, object]) -> list[Row]:
     """Measured figures as rows ``(name, value ± standard error, unit)``.
 
     Values are rounded to the digits that their errors allow.
@@ -85,21 +84,24 @@ def shown(value: object, error: object = None) -> str:
 def _digits(value: float, error: float) -> int:
     """Digits after the point: two of the error, and no more than make sense of the value."""
     # An error of 0.0218 has its first digit at 10^-2, so two digits of it end at 10^-3.
-    of_error = 1 - math.floor(math.log10(error))
+    error_digits = 1 - math.floor(math.log10(error))
     if value == 0 or not math.isfinite(value):
-        return max(0, min(of_error, SIGNIFICANT_DIGITS))
-    of_value = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))
-    return max(0, min(of_error, of_value))
+        return max(0, min(error_digits, SIGNIFICANT_DIGITS))
+    value_digits = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))
+    return max(0, min(error_digits, value_digits))
 
 
 def _without_error(value: float) -> str:
     # Counts, and beyond 1e15 floats that only look like counts.
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    # Four digits, except that digits before the point are never cut off.
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
-def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
+def _stands_beside_another(name: str, figures: Mapping[str, object]) -> bool:
     """Whether a figure is shown in the row of another one: errors, and two figures of codes."""
     # An error stands behind ±.
     if name.endswith("_se") and name.removesuffix("_se") in figures:
@@ -110,7 +112,7 @@ def _stands_beside_another(name: str, figures: Mapping[str, Any]) -> bool:
     return name == "bits_per_dim" and "bits_per_code" in figures
 
 
-def _label_and_unit(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
+def _label_and_unit(name: str, figures: Mapping[str, object]) -> tuple[str, str]:
     kind, _, number = name.partition("/")
     label, unit = UNITS.get(kind, (kind.replace("_", " "), ""))
     if number:
@@ -119,11 +121,15 @@ def _label_and_unit(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
         return "independent codes", "bits/code"
     size = figures.get("codebook_size")
     if name == "codebook_used" and size:
-        unit = f"of {size:,}" if isinstance(size, int) else f"of {size}"
+        # Of several codebooks it is a list.
+        if isinstance(size, int):
+            unit = f"of {size:,}"
+        else:
+            unit = f"of {size}"
     return label, unit
 
 
-def _overlap_row(overlap: Mapping[str, Any]) -> Row:
+def _overlap_row(overlap: Mapping[str, object]) -> Row:
     """The images that the run was trained on.
 
     >>> _overlap_row({"identical": 3, "mirrored": 0, "first": [0, 1, 5]})
@@ -137,7 +143,7 @@ def _overlap_row(overlap: Mapping[str, Any]) -> Row:
     )
 
 
-def _comparison_rows(comparison: Mapping[str, Any], of_codes: bool) -> list[Row]:
+def _comparison_rows(comparison: Mapping[str, object], of_codes: bool) -> list[Row]:
     """The differences to another run.
 
     >>> ssim = {"difference": 0.0213, "difference_se": 0.0012}
@@ -150,7 +156,10 @@ def _comparison_rows(comparison: Mapping[str, Any], of_codes: bool) -> list[Row]
     for metric, entry in comparison.items():
         if not isinstance(entry, Mapping) or "difference" not in entry:
             continue
-        name = "bits_per_code" if of_codes and metric == "bits_per_dim" else metric
+        name = metric
+        # In a two-stage model a dimension of the prior is a code.
+        if of_codes and metric == "bits_per_dim":
+            name = "bits_per_code"
         label, unit = UNITS.get(name, (name.replace("_", " "), ""))
         difference = shown(entry["difference"], entry.get("difference_se"))
         rows.append((f"{label} minus {other}", difference, unit))

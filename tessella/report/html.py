@@ -1,26 +1,24 @@
-"""A run as one HTML file that needs nothing else: figures, curves, samples, reconstructions,
-codebook, how it was made.
+"""A run as one HTML file that needs nothing else.
 
-Pictures are PNG in data URIs, curves are inline SVG in the colour of the text; there are no scripts
-and no outside addresses. The same run gives the same file, except for the date in it. Without
-matplotlib the page has no plots, and says so.
+It shows figures, curves, samples, reconstructions, the codebook, and how the run was made. Pictures
+are PNG in data URIs, curves are inline SVG in the colour of the text; there are no scripts and no
+outside addresses. The same run gives the same file, except for the date in it. Without matplotlib
+the page has no plots, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import tessella
 from tessella import data, files
 from tessella.errors import InputError, TessellaError, check_integer
 from tessella.evaluation import as_scored, check_fit, data_config
 from tessella.pipeline import (
-    Generator,
     SavedModel,
     is_bundled,
     learned_tokenizer,
@@ -31,7 +29,7 @@ from tessella.report import run_summary
 from tessella.report.codebook_figures import CodebookSection, codebooks, rebuilt
 from tessella.report.curve_plots import MISSING_MATPLOTLIB, can_plot, curve_plots
 from tessella.report.figure_text import Row
-from tessella.report.sample_figures import affordable, sample_pictures
+from tessella.report.sample_figures import DrawsSymbols, affordable, sample_pictures
 from tessella.report.svg import Picture
 
 __all__ = ["affordable", "write_report"]
@@ -42,7 +40,7 @@ MOST_SAMPLES = 64
 
 @dataclass
 class _Parts:
-    """What a page shows beside the facts of the run.
+    """The contents of a page beside the facts of the run.
 
     Args:
         pictures: in the order of the page.
@@ -77,10 +75,11 @@ def write_report(
         The file that was written.
 
     Raises:
-        InputError: for a name or number that will not do.
+        InputError: for a file name or a number of samples that is not allowed.
         ArtifactError: when there is no run, or the file cannot be written.
     """
     path = locate(run)
+    # Refusals come first: describing a run reads all of its weights.
     target = _target(path, out, samples)
     files.check_replaceable(target, force)
     facts = run_summary.describe(run)
@@ -89,6 +88,7 @@ def write_report(
     model = None
     if facts["weights"] is not None and facts["kind"] != "prior":
         model = load_saved(path)
+    # Whole in memory, then written: a page is never half there.
     parts = _parts(path, model, samples, seed)
     text = _page(facts, parts)
     files.write_text(target, text)
@@ -103,10 +103,11 @@ def _target(path: Path, out: Path | str | None, samples: int) -> Path:
     check_integer("samples", samples, 0, MOST_SAMPLES)
     if out is None and is_bundled(path):
         raise InputError(
-            f"{path.name} ships with the package: name a file of your own, "
-            f"--report {path.name}.html"
+            f"{path.name} ships with the package: name another file, --report {path.name}.html"
         )
-    target = path / "report.html" if out is None else Path(out)
+    target = path / "report.html"
+    if out is not None:
+        target = Path(out)
     if target.suffix != ".html" or target.is_dir():
         raise InputError(f"the report must be a file ending in .html, got {str(out)!r}")
     return target
@@ -120,12 +121,13 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
         return parts
     # A VAE has neither codes to show nor symbols to complete.
     tokenizer = learned_tokenizer(model)
-    if tokenizer is None and not isinstance(model, Generator):
+    if tokenizer is None and not isinstance(model, DrawsSymbols):
         parts.notes.append("There are no pictures of a VAE yet: see tessella sample.")
         return parts
     images = _own_images(path, model, parts.notes)
-    if isinstance(model, Generator):
+    if isinstance(model, DrawsSymbols):
         parts.pictures += sample_pictures(model, images, samples, seed, parts.notes)
+    # A tokenizer from outside may lack what a picture needs; the page has its other parts.
     if tokenizer is not None:
         try:
             if images is not None:
@@ -158,7 +160,7 @@ def _own_images(path: Path, model: SavedModel, notes: list[str]) -> data.ImageSe
     return None
 
 
-def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
+def _page(facts: run_summary.RunFacts, parts: _Parts) -> str:
     """The text of the page."""
     # Imported where it is used: the command line imports this module before every verb.
     from jinja2 import Environment, StrictUndefined
@@ -170,10 +172,7 @@ def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    configuration = {}
-    for name in ("model", "tokenizer"):
-        if facts[name]:
-            configuration[name] = facts[name]
+    configuration: dict[str, object] = {**run_summary.networks(facts)}
     training = facts["training"]
     configuration["training"] = {**training["settings"], "data": training["data_options"]}
     notes = [*facts["problems"], *parts.notes]
@@ -199,9 +198,10 @@ def _page(facts: Mapping[str, Any], parts: _Parts) -> str:
     )
 
 
-def _figure_tables(facts: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+def _figure_tables(facts: run_summary.RunFacts) -> list[tuple[str, list[Row]]]:
     """Tables of figures under what they were measured on."""
     tables = []
+    # Measured figures first: those of training are of other images, and of a chosen step.
     for name, figures in facts["figures"].items():
         tables.append((run_summary.measured_on(facts, name), run_summary.figure_rows(figures)))
     best = facts["validation"]
@@ -211,12 +211,11 @@ def _figure_tables(facts: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     return tables
 
 
-def _details(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _details(facts: run_summary.RunFacts) -> list[tuple[str, list[str]]]:
     """The run in words, by label."""
     rows = []
-    for part in ("model", "tokenizer"):
-        if facts[part]:
-            rows.append((part, run_summary.model_lines(facts[part])))
+    for role, part in run_summary.networks(facts).items():
+        rows.append((role, run_summary.model_lines(part)))
     if facts["weights"]:
         rows.append(("weights", [f"fingerprint {facts['weights']}"]))
     if facts["data"]:

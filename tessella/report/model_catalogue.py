@@ -1,5 +1,4 @@
-"""The families of density models and the heads to choose from, with their sizes on two known
-grids."""
+"""The families of density models and the heads, with their sizes on two well-known grids."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ GRIDS = {"28x28x1 of 2 levels": Grid(28, 28, 1, 2), "32x32x3 of 256 levels": Gri
 class ModelEntry(TypedDict):
     """A family: a line on it, and its parameters with the default sizes on each of the grids.
 
-    None stands where the family refuses the grid as too large.
+    None where the family refuses the grid as too large.
     """
 
     about: str
@@ -47,7 +46,9 @@ def catalogue() -> Catalogue:
     """All families and heads."""
     models: dict[str, ModelEntry] = {}
     for name, family in MODELS.items():
-        parameters = {text: _parameters(name, grid) for text, grid in GRIDS.items()}
+        parameters = {}
+        for text, grid in GRIDS.items():
+            parameters[text] = _parameters(name, grid)
         models[name] = {"about": _about(family), "parameters": parameters}
     heads: dict[str, HeadEntry] = {}
     for name, head in HEADS.items():
@@ -63,7 +64,9 @@ def render(facts: Catalogue) -> list[str]:
     for name, model in facts["models"].items():
         line = f"  {name:16}"
         for count in model["parameters"].values():
-            text = "too large" if count is None else f"{count:,}"
+            text = "too large"
+            if count is not None:
+                text = f"{count:,}"
             line += f"  {text:>21}"
         lines.append(f"{line}  {model['about']}")
     lines.append("heads:")
@@ -77,6 +80,7 @@ def _about(cls: type) -> str:
 
     The name that some begin with is left out.
     """
+    # "``name``: What it is." becomes "What it is".
     paragraph = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
     return paragraph.split("``: ", 1)[-1].replace("``", "").removesuffix(".")
 
@@ -98,16 +102,18 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
         if func in (torch.randn, torch.rand):
             return torch.empty(*args, **kwargs)
         in_place = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
-        # All of torch.nn.init fills a tensor and returns it.
         if in_place or getattr(func, "__module__", "") == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            # All of torch.nn.init fills its first argument and returns it.
+            if args:
+                return args[0]
+            return kwargs["tensor"]
         return func(*args, **kwargs)

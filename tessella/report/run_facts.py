@@ -1,7 +1,7 @@
 """The facts of a run directory as plain values.
 
 Nothing is needed but the directory: a run that is still training, that has lost its weights or
-never had a log is described as far as it goes, and ``problems`` says what is missing.
+never had a log is described as far as possible, and ``problems`` says what is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from torch import nn
@@ -20,7 +20,6 @@ from tessella import config as configs
 from tessella.errors import ArtifactError, TessellaError
 from tessella.files import TensorsHeader
 from tessella.pipeline import (
-    Component,
     fingerprint,
     is_bundled,
     load_model,
@@ -29,9 +28,20 @@ from tessella.pipeline import (
     read_config,
     read_run_record,
 )
-from tessella.pipeline.building import check_form, outline_of
+from tessella.pipeline.building import Network, check_form, grids_of, outline_of
+from tessella.pipeline.generator import grids_text
 from tessella.pipeline.model_card import TITLES
-from tessella.report.curves import Entry, curves_of, read_log
+from tessella.pipeline.run_record import (
+    EnvironmentRecord,
+    ProgressRecord,
+    RunRecord,
+    SittingRecord,
+    SplitRecord,
+)
+from tessella.report.curves import NO_LOG, Entry, LogState, curves_of, read_log
+from tessella.tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 METRICS = ("valid/precedence", "valid/mse", "valid/bits_per_dim")
 """Figures that the best weights minimize, of logs that do not mark the best: the first logged."""
@@ -41,7 +51,53 @@ QUIET = 600.0
 dead."""
 
 
-def describe(run: Path | str) -> dict[str, Any]:
+class TrainingFacts(TypedDict):
+    """How a run was trained, and how far it is."""
+
+    recipe: str
+    about: str
+    prior_of: str
+    on_arrays: bool
+    settings: dict[str, object]
+    data_options: dict[str, object]
+    steps: int
+    seconds: float
+
+
+class ValidationFacts(TypedDict):
+    """Step and figures of the weights that were kept."""
+
+    step: int | None
+    figures: dict[str, object]
+
+
+class RunFacts(TypedDict):
+    """The facts of a run, as :func:`describe` returns them."""
+
+    run: str
+    name: str
+    kind: str
+    title: str
+    status: str
+    bundled: bool
+    problems: list[str]
+    model: dict[str, object] | None
+    tokenizer: dict[str, object] | None
+    weights: str | None
+    data: dict[str, SplitRecord]
+    training: TrainingFacts
+    validation: ValidationFacts
+    figures: dict[str, dict[str, object]]
+    environment: EnvironmentRecord
+    sittings: list[SittingRecord]
+    log: LogState
+    overlap: int | None
+    bytes: int
+    curves: dict[str, dict[str, list[float]]]
+    next: list[str]
+
+
+def describe(run: Path | str) -> RunFacts:
     """The facts of a run as JSON values.
 
     Args:
@@ -68,7 +124,9 @@ def describe(run: Path | str) -> dict[str, Any]:
     entries, log = _log(path, problems)
     # A run in training writes its log all the time, and its record only at the end.
     progress = _progress(record, entries)
-    facts = {
+    # The same entries without those that are null.
+    environment = cast(EnvironmentRecord, _present(record.get("environment")))
+    facts: RunFacts = {
         "run": str(run),
         "name": path.resolve().name,
         "kind": kind,
@@ -82,23 +140,29 @@ def describe(run: Path | str) -> dict[str, Any]:
         "data": _present(record.get("data")),
         "training": _training(record, progress),
         "validation": {"step": progress.get("best_step"), "figures": progress.get("figures") or {}},
-        "figures": record.get("figures") or {},
-        "environment": _present(record.get("environment")),
+        "figures": _present(record.get("figures")),
+        "environment": environment,
         "sittings": record.get("sittings") or [],
         "log": log,
         "overlap": record.get("overlap"),
         "bytes": _bytes(path),
         "curves": curves_of(entries),
+        "next": [],
     }
-    return facts | {"next": _next(facts)}
+    facts["next"] = _next(facts)
+    return facts
 
 
-def _present(entries: Mapping[str, Any] | None) -> dict[str, Any]:
+def _present(entries: Mapping[str, T | None] | None) -> dict[str, T]:
     """The entries of a mapping that are not null."""
-    return {name: value for name, value in (entries or {}).items() if value is not None}
+    present = {}
+    for name, value in (entries or {}).items():
+        if value is not None:
+            present[name] = value
+    return present
 
 
-def _record(path: Path, problems: list[str]) -> dict[str, Any]:
+def _record(path: Path, problems: list[str]) -> RunRecord:
     """The contents of ``run.json``; empty, with a problem, where it cannot be read."""
     try:
         return read_run_record(path)
@@ -107,11 +171,11 @@ def _record(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _kind(path: Path, record: Mapping[str, Any], problems: list[str]) -> str:
+def _kind(path: Path, record: RunRecord, problems: list[str]) -> str:
     """The kind of model; before the first is saved, of the one that is trained."""
     task = record.get("task")
     if (path / "config.json").exists() or not task:
-        return str(read_config(path)["kind"])
+        return read_config(path)["kind"]
     problems.append("training has not saved a model yet")
     kind = "generator" if task.get("tokenizer") else task.get("kind")
     if kind not in TITLES:
@@ -120,7 +184,7 @@ def _kind(path: Path, record: Mapping[str, Any], problems: list[str]) -> str:
 
 
 def _networks(
-    path: Path, kind: str, record: Mapping[str, Any], problems: list[str]
+    path: Path, kind: str, record: RunRecord, problems: list[str]
 ) -> tuple[dict[str, nn.Module], str | None]:
     """The networks of a run, ``model`` and ``tokenizer``, and the fingerprint of its weights.
 
@@ -146,6 +210,7 @@ def _networks(
         source = f"the configuration of the {role}"
         try:
             check_form(part_kind, config, source)
+            assert isinstance(config, Mapping)
             outlines[role] = outline_of(part_kind, config, TensorsHeader({}, {}), source)
         except ArtifactError as error:
             problems.append(str(error))
@@ -153,16 +218,17 @@ def _networks(
 
 
 def _configurations(
-    path: Path, kind: str, record: Mapping[str, Any], problems: list[str]
-) -> dict[str, tuple[str, Any]]:
+    path: Path, kind: str, record: RunRecord, problems: list[str]
+) -> dict[str, tuple[str, object]]:
     """Kinds and configurations of the networks of a run that is not whole, by role."""
     role = "tokenizer" if kind == "tokenizer" else "model"
     if not (path / "config.json").exists():
-        task = record["task"]
-        return {role: (str(task["kind"]), task.get("model"))}
+        # Without a saved model, what is known is what the run was to train.
+        task = record.get("task") or {}
+        return {role: (str(task.get("kind")), task.get("model"))}
     if kind != "generator":
-        return {role: (kind, read_config(path).get("model"))}
-    found = {}
+        return {role: (kind, read_config(path)["model"])}
+    found: dict[str, tuple[str, object]] = {}
     for role, folder in (("model", path / "prior"), ("tokenizer", path / "tokenizer")):
         if (folder / "config.json").exists():
             try:
@@ -170,35 +236,32 @@ def _configurations(
             except ArtifactError as error:
                 problems.append(str(error))
                 continue
-            found[role] = (str(config["kind"]), config.get("model"))
+            found[role] = (config["kind"], config["model"])
     return found
 
 
-def _described(network: nn.Module | None) -> dict[str, Any] | None:
+def _described(network: nn.Module | None) -> dict[str, object] | None:
     """Configuration, grid and size of a network."""
     if network is None:
         return None
-    assert isinstance(network, Component)
-    facts: dict[str, Any] = {"name": network.name, **network.config()}
+    assert isinstance(network, Network)
+    facts: dict[str, object] = {"name": network.name, **network.config()}
     facts["maps"] = _maps(network)
     facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
     return facts
 
 
-def _maps(network: Component) -> str:
-    """What a network makes of what, in words."""
-    if network.kind == "tokenizer":
-        image: Any = network
-        height, width = image.image_size
-        codes = ", ".join(str(grid) for grid in image.grids())
-        return f"images of {height}x{width}x{image.channels} to {codes}"
-    model: Any = network
-    # A hierarchy has several grids, all other models have one.
-    grids = model.grids if hasattr(model, "grids") else (model.grid,)
-    return "models " + " and ".join(str(grid) for grid in grids)
+def _maps(network: Network) -> str:
+    """The input and the output of a network, in words."""
+    grids = grids_of(network)
+    if isinstance(network, Tokenizer):
+        height, width = network.image_size
+        codes = ", ".join(map(str, grids))
+        return f"images of {height}x{width}x{network.channels} to {codes}"
+    return f"models {grids_text(grids)}"
 
 
-def _training(record: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
+def _training(record: RunRecord, progress: ProgressRecord) -> TrainingFacts:
     """How a run was trained: the recipe, its settings, and how far it is."""
     recipe = record.get("recipe") or {}
     about = recipe.get("about") or ""
@@ -230,20 +293,21 @@ def _recipe_name(about: str, command: list[str]) -> str:
     return Path(words[0]).stem
 
 
-def _log(path: Path, problems: list[str]) -> tuple[list[Entry], dict[str, Any]]:
+def _log(path: Path, problems: list[str]) -> tuple[list[Entry], LogState]:
     try:
         return read_log(path / "log.jsonl")
     except ArtifactError as error:
         problems.append(str(error))
-        return [], {"step": 0, "age_seconds": None, "unreadable": 0}
+        return [], NO_LOG
 
 
-def _progress(record: Mapping[str, Any], entries: list[Entry]) -> dict[str, Any]:
+def _progress(record: RunRecord, entries: list[Entry]) -> ProgressRecord:
     """How far a run is: what it wrote at its end, or while it trains what its log says."""
-    progress = dict(record.get("progress") or {})
+    # A copy, which is filled from the log below.
+    progress = (record.get("progress") or ProgressRecord()).copy()
     if record.get("status") != "running" or not entries:
         return progress
-    progress["step"] = entries[-1]["step"]
+    progress["step"] = int(entries[-1]["step"])
     progress["seconds"] = 0.0
     # Not every line has the time.
     for entry in reversed(entries):
@@ -252,11 +316,12 @@ def _progress(record: Mapping[str, Any], entries: list[Entry]) -> dict[str, Any]
             break
     best = _best(entries)
     if best:
-        progress["best_step"] = best["step"]
-        progress["figures"] = {}
+        progress["best_step"] = int(best["step"])
+        figures: dict[str, object] = {}
         for name, value in best.items():
             if name.startswith("valid/"):
-                progress["figures"][name.removeprefix("valid/")] = value
+                figures[name.removeprefix("valid/")] = value
+        progress["figures"] = figures
     return progress
 
 
@@ -275,21 +340,21 @@ def _best(entries: list[Entry]) -> Entry | None:
     return None
 
 
-def _status(path: Path, record: Mapping[str, Any]) -> str:
+def _status(path: Path, record: RunRecord) -> str:
     """How a run stands: what it says, except that one that says it is running may be killed."""
     status = str(record.get("status") or "saved")
     if status != "running" or not (path / ".lock").exists():
         return status
     try:
-        # The process that trains holds the lock: whoever gets it knows that there is none.
+        # The process that trains holds the lock: if we get it, there is none.
         with FileLock(path / ".lock", timeout=0):
             return "killed"
     except (Timeout, OSError, NotImplementedError):
         return status
 
 
-def _next(facts: Mapping[str, Any]) -> list[str]:
-    """What to type next."""
+def _next(facts: RunFacts) -> list[str]:
+    """The commands that make sense next."""
     run = facts["run"]
     status = facts["status"]
     # A process that was killed cannot say so; its log stops growing.
@@ -298,8 +363,11 @@ def _next(facts: Mapping[str, Any]) -> list[str]:
         # The command line has no arrays to resume with.
         if facts["training"]["on_arrays"]:
             return ["ts.train(..., resume=True) in Python"]
-        lower = " train.learning_rate=..." if status == "failed" else ""
-        return [f"tessella train --resume {run}{lower}"]
+        command = f"tessella train --resume {run}"
+        # What diverged once would diverge again.
+        if status == "failed":
+            command += " train.learning_rate=..."
+        return [command]
     if facts["weights"] is None or facts["kind"] == "prior":
         return []
     commands = []
@@ -312,12 +380,15 @@ def _next(facts: Mapping[str, Any]) -> list[str]:
     return commands
 
 
-def _train_a_prior(facts: Mapping[str, Any]) -> str:
+def _train_a_prior(facts: RunFacts) -> str:
     """The command that trains a prior on a tokenizer, with the recipe for data of its kind."""
     source = str(facts["training"]["data_options"].get("source") or "")
     recipe = _prior_recipe(str(facts["training"]["recipe"]), source)
-    data = f" --data {shlex.quote(source)}" if ":" in source else ""
-    return f"tessella train {recipe}{data} --tokenizer {facts['run']}"
+    command = f"tessella train {recipe}"
+    # A source without a path is the recipe's.
+    if ":" in source:
+        command += f" --data {shlex.quote(source)}"
+    return f"{command} --tokenizer {facts['run']}"
 
 
 def _prior_recipe(tokenizer_recipe: str, source: str) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from tessella.pipeline.run_record import SplitRecord
 from tessella.report.curves import draw
 from tessella.report.figure_text import figure_rows, shown
-from tessella.report.run_facts import QUIET, describe
+from tessella.report.run_facts import QUIET, RunFacts, TrainingFacts, describe
 
 __all__ = [
+    "RunFacts",
     "data_lines",
     "describe",
     "duration",
@@ -21,6 +22,7 @@ __all__ = [
     "figure_rows",
     "measured_on",
     "model_lines",
+    "networks",
     "render",
     "shown",
     "status_line",
@@ -61,7 +63,7 @@ VERSIONS = {
 """Entries of the environment, and the words before them."""
 
 
-def render(facts: Mapping[str, Any], width: int = 80, colour: bool = False) -> str:
+def render(facts: RunFacts, width: int = 80, colour: bool = False) -> str:
     """The facts as text for people, with the curves.
 
     Args:
@@ -72,19 +74,23 @@ def render(facts: Mapping[str, Any], width: int = 80, colour: bool = False) -> s
     width = max(NARROWEST, width)
     lines = [f"{facts['name']}: {facts['title']}", ""]
     for label, texts in _sections(facts):
-        for number, text in enumerate(texts):
-            indent = f"{label if number == 0 else '':{LABEL_WIDTH}}"
+        indent = f"{label:{LABEL_WIDTH}}"
+        for text in texts:
             if label == "next":
                 # Commands are there to be copied, so they stay in one line.
                 lines.append(indent + text)
             else:
                 lines += _wrapped(text, width, indent)
-    text = "\n".join(_printable(line) for line in lines)
+            # Only the first line of a section has its label.
+            indent = " " * LABEL_WIDTH
+    rendered = "\n".join(map(_printable, lines))
     drawn = draw(facts["curves"], width, colour)
-    return f"{text}\n\n{drawn}" if drawn else text
+    if drawn:
+        rendered += f"\n\n{drawn}"
+    return rendered
 
 
-def measured_on(facts: Mapping[str, Any], name: str) -> str:
+def measured_on(facts: RunFacts, name: str) -> str:
     """The images that figures were measured on, and whether with the weights that are here now."""
     weights = facts["figures"][name].get("weights")
     # Figures outlive the weights that they were measured with.
@@ -107,7 +113,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def status_line(facts: Mapping[str, Any]) -> str:
+def status_line(facts: RunFacts) -> str:
     """How a run stands."""
     training = facts["training"]
     status = facts["status"]
@@ -121,7 +127,9 @@ def status_line(facts: Mapping[str, Any]) -> str:
         return "a saved model, without a record of its training"
     if status == "running":
         return _running_line(done, facts["log"]["age_seconds"])
-    line = f"{status}, {done}" if done else status
+    line = status
+    if done:
+        line += f", {done}"
     if facts["bundled"]:
         line += "; ships with the package"
     unreadable = facts["log"]["unreadable"]
@@ -130,38 +138,45 @@ def status_line(facts: Mapping[str, Any]) -> str:
     return line
 
 
-def model_lines(part: Mapping[str, Any]) -> list[str]:
+def model_lines(part: Mapping[str, object]) -> list[str]:
     """A model or tokenizer in words."""
-    sizes = part.get("sizes")
-    if not sizes:
-        sizes = {name: value for name, value in part.items() if name not in NOT_SIZES}
-    # Options of a quantizer are sizes too.
-    sizes = {**sizes, **(sizes.get("options") or {})}
     words = [str(part["name"])]
-    if isinstance(part.get("head"), Mapping):
-        words.append(f"{part['head']['name']} head")
+    head = part.get("head")
+    if isinstance(head, Mapping):
+        words.append(f"{head['name']} head")
     if part.get("classes"):
         words.append(f"{part['classes']} classes")
-    for name, value in sizes.items():
+    for name, value in _sizes(part).items():
         if name not in HIDDEN_SIZES and value != "":
             words.append(f"{name} {value}")
-    return [f"{', '.join(words)}; {_count(part['parameters'])} parameters", part["maps"]]
+    parameters = part["parameters"]
+    assert isinstance(parameters, int)
+    return [f"{', '.join(words)}; {_count(parameters)} parameters", str(part["maps"])]
 
 
-def data_lines(facts: Mapping[str, Any]) -> list[str]:
+def _sizes(part: Mapping[str, object]) -> dict[str, object]:
+    """The sizes of a network by name, with the options of its quantizer."""
+    sizes: dict[str, object] = {}
+    # Density models keep their sizes apart, tokenizers among their other arguments.
+    apart = part.get("sizes")
+    if isinstance(apart, Mapping) and apart:
+        sizes.update(apart)
+    else:
+        for name, value in part.items():
+            if name not in NOT_SIZES:
+                sizes[name] = value
+    options = sizes.get("options")
+    if isinstance(options, Mapping):
+        sizes.update(options)
+    return sizes
+
+
+def data_lines(facts: RunFacts) -> list[str]:
     """The images that a run was trained on, in words."""
     lines = []
     identities = facts["data"]
     for split, identity in identities.items():
-        shape = "x".join(str(side) for side in identity.get("shape") or [])
-        levels = (identity.get("preprocessing") or {}).get("levels")
-        skipped = identity.get("skipped")
-        line = f"{split}: {identity.get('source') or 'arrays'}, "
-        line += f"{identity.get('count') or 0:,} images of {shape}"
-        line += f" of {levels} levels" if levels else ""
-        line += f", sha256 {str(identity.get('sha256') or '')[:16]}"
-        line += f", {skipped} files skipped" if skipped else ""
-        lines.append(line)
+        lines.append(f"{split}: {_split_line(identity)}")
     # The rule is that of all splits, so it is said once.
     for identity in identities.values():
         if identity.get("split_rule"):
@@ -174,7 +189,23 @@ def data_lines(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def training_lines(training: Mapping[str, Any]) -> list[str]:
+def _split_line(identity: SplitRecord) -> str:
+    """The images of one split, in words."""
+    shape = "x".join(map(str, identity.get("shape") or []))
+    line = f"{identity.get('source') or 'arrays'}, "
+    line += f"{identity.get('count') or 0:,} images of {shape}"
+    levels = (identity.get("preprocessing") or {}).get("levels")
+    if levels:
+        line += f" of {levels} levels"
+    # Sixteen digits tell data sets apart; the record has them all.
+    line += f", sha256 {(identity.get('sha256') or '')[:16]}"
+    skipped = identity.get("skipped")
+    if skipped:
+        line += f", {skipped} files skipped"
+    return line
+
+
+def training_lines(training: TrainingFacts) -> list[str]:
     """How a run was trained, in words."""
     lines = []
     if training["recipe"]:
@@ -186,35 +217,41 @@ def training_lines(training: Mapping[str, Any]) -> list[str]:
     settings = training["settings"]
     limits = []
     for name in ("steps", "epochs", "minutes"):
+        # Of several limits, the first that is reached ends the run.
         if settings.get(name):
             limits.append(f"{shown(settings[name])} {name}")
     words = []
     for name in SETTINGS:
         if name in settings:
             value = settings[name]
-            number = f"{value:g}" if isinstance(value, float) else str(value)
-            words.append(f"{name.replace('_', ' ')} {number}")
+            # Without the digits of rounding: 0.3 and not 0.30000000000000004.
+            if isinstance(value, float):
+                value = f"{value:g}"
+            words.append(f"{name.replace('_', ' ')} {value}")
     return [*lines, f"until {', '.join(limits) or 'stopped'}; {', '.join(words)}"]
 
 
-def environment_lines(facts: Mapping[str, Any]) -> list[str]:
+def environment_lines(facts: RunFacts) -> list[str]:
     """Versions and machine of a run, its command and when it was resumed, in words."""
     made = facts["environment"]
     words = []
+    versions: Mapping[str, object] = made
     for name, label in VERSIONS.items():
-        if name in made:
-            words.append(f"{label} {made[name]}".strip())
-    for name in ("cores", "threads"):
-        count = made.get(name)
-        if count:
-            words.append(f"{count} {name.removesuffix('s') if count == 1 else name}")
-    if made.get("world_size", 1) > 1:
-        words.append(f"{made['world_size']} processes")
+        if name in versions:
+            words.append(f"{label} {versions[name]}".strip())
+    words += _numbered(made.get("cores"), "core")
+    words += _numbered(made.get("threads"), "thread")
+    processes = made.get("world_size") or 1
+    if processes > 1:
+        words.append(f"{processes} processes")
     lines = [", ".join(words)]
-    if made.get("started"):
-        lines.append(f"started {made['started']}")
-    if made.get("command"):
-        lines.append("command: " + " ".join(made["command"]))
+    started = made.get("started")
+    if started:
+        lines.append(f"started {started}")
+    command = made.get("command")
+    if command:
+        lines.append("command: " + " ".join(command))
+    # A sitting is a part of the run between two interruptions; the first is the run's start.
     for sitting in facts["sittings"]:
         then = sitting.get("environment") or {}
         lines.append(
@@ -224,13 +261,31 @@ def environment_lines(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _numbered(count: int | None, noun: str) -> list[str]:
+    """A count with its noun; nothing where there is none."""
+    if not count:
+        return []
+    if count == 1:
+        return [f"1 {noun}"]
+    return [f"{count} {noun}s"]
+
+
+def networks(facts: RunFacts) -> dict[str, dict[str, object]]:
+    """The facts of the networks that there are, by role: ``model``, ``tokenizer``."""
+    found = {}
+    if facts["model"]:
+        found["model"] = facts["model"]
+    if facts["tokenizer"]:
+        found["tokenizer"] = facts["tokenizer"]
+    return found
+
+
+def _sections(facts: RunFacts) -> Iterator[tuple[str, list[str]]]:
     """Labels and the lines beside them."""
     yield "run", [f"{facts['run']}, {_size(facts['bytes'])} on disk"]
     yield "status", [status_line(facts), *facts["problems"]]
-    for part in ("model", "tokenizer"):
-        if facts[part]:
-            yield part, model_lines(facts[part])
+    for role, part in networks(facts).items():
+        yield role, model_lines(part)
     if facts["weights"]:
         yield "weights", [f"fingerprint {facts['weights']}"]
     if facts["data"]:
@@ -241,7 +296,8 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if validation["figures"]:
         best = []
         for row in figure_rows(validation["figures"]):
-            best.append(" ".join(part for part in row if part))
+            # Name, value and unit, of which the last may be empty.
+            best.append(" ".join(filter(None, row)))
         yield "validation", [f"{', '.join(best)}; best, at step {validation['step'] or 0:,}"]
     for name, figures in facts["figures"].items():
         lines = [measured_on(facts, name)]
@@ -284,12 +340,20 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    """A line without control characters, which could take over a terminal."""
+    letters = []
+    for letter in line:
+        letters.append(letter if letter.isprintable() else "?")
+    return "".join(letters)
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB"
 
 
 def _count(count: int) -> str:
-    return f"{count / 1e6:.3g} M" if count >= 1e5 else f"{count:,}"
+    if count < 1e5:
+        return f"{count:,}"
+    return f"{count / 1e6:.3g} M"

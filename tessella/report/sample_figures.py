@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 
 from tessella import data
-from tessella.pipeline import Generator
+from tessella.pipeline import CompletesImages, SavedModel, ScoresImages, learned_tokenizer
 from tessella.report.svg import Picture, columns, sheet, some, which
 
 MOST_SYMBOLS = 20_000
@@ -25,7 +27,12 @@ GREY = 128
 """Value of the pixels that are to be drawn."""
 
 
-def affordable(generator: Generator, wanted: int) -> int:
+@runtime_checkable
+class DrawsSymbols(SavedModel, CompletesImages, ScoresImages, Protocol):
+    """A model that draws images symbol by symbol: its samples and completions can be shown."""
+
+
+def affordable(generator: DrawsSymbols, wanted: int) -> int:
     """How many images to draw so that it takes seconds.
 
     It is a function of the model alone, so that pages repeat.
@@ -33,13 +40,21 @@ def affordable(generator: Generator, wanted: int) -> int:
     if generator.symbols > MOST_SYMBOLS:
         return 0
     # Every symbol takes about one multiplication for each parameter.
-    parameters = sum(parameter.numel() for parameter in generator.prior.parameters())
+    parameters = 0
+    for role, network in generator.components().items():
+        # The tokenizer decodes once, and is not part of a step.
+        if role != "tokenizer":
+            parameters += sum(parameter.numel() for parameter in network.parameters())
     work_of_an_image = generator.symbols * max(1, parameters)
     return min(wanted, max(1, int(WORK / work_of_an_image)))
 
 
 def sample_pictures(
-    generator: Generator, images: data.ImageSet | None, samples: int, seed: int, notes: list[str]
+    generator: DrawsSymbols,
+    images: data.ImageSet | None,
+    samples: int,
+    seed: int,
+    notes: list[str],
 ) -> list[Picture]:
     """Samples, and completions where there are images to complete.
 
@@ -58,12 +73,16 @@ def sample_pictures(
         finest = generator.grids[-1]
         notes.append(f"There are no samples: {finest} takes long; tessella sample draws them.")
         return []
-    labels = torch.arange(n) % classes if classes else None
-    drawn = generator.sample(n, seed, cond=labels).cpu().numpy()
-    seeds = f"seeds {seed} to {seed + n - 1}" if n > 1 else f"seed {seed}"
+    seeds = f"seed {seed}"
+    if n > 1:
+        seeds = f"seeds {seed} to {seed + n - 1}"
     note = f"{n} images, {seeds}, nothing adjusted"
+    labels = None
     if classes:
+        labels = torch.arange(n) % classes
         note += f", of classes 0 to {min(n, classes) - 1} in turn"
+    # uint8 [n, h, w, c]
+    drawn = torch.cat(list(generator.batches(n, seed, cond=labels))).cpu().numpy()
     pictures = [sheet("Samples", drawn, columns(drawn, n), f"{note}.")]
     # Completions take as long as that many samples, and a class would have to be chosen.
     if images is not None and not classes and n >= COMPLETED * COMPLETIONS:
@@ -71,7 +90,7 @@ def sample_pictures(
     return pictures
 
 
-def _completed(generator: Generator, images: data.ImageSet, seed: int) -> Picture:
+def _completed(generator: DrawsSymbols, images: data.ImageSet, seed: int) -> Picture:
     """Some images of which the upper half is kept, a few completions each."""
     given = some(images, COMPLETED)
     height, width = given.shape[1:3]
@@ -83,7 +102,7 @@ def _completed(generator: Generator, images: data.ImageSet, seed: int) -> Pictur
     masked = np.where(known.numpy()[None, :, :, None], given, GREY).astype(np.uint8)
     rows = np.concatenate([given[:, None], masked[:, None], drawn], axis=1)
     how = "pixel by pixel"
-    if generator.two_stage:
+    if learned_tokenizer(generator) is not None:
         how = "as reconstructions, since their codes are kept"
     note = f"Each row: an image of {which(images)}, what is kept of it ({how}), three completions."
     return sheet("Completions", rows.reshape(-1, *given.shape[1:]), 2 + COMPLETIONS, note)

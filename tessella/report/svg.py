@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,18 +18,10 @@ from tessella.storage import pictures
 INK = "#010203"
 """Drawn in this colour, then replaced by the colour of the page's text."""
 
-COLOURED = (
-    "axes.edgecolor",
-    "axes.labelcolor",
-    "axes.titlecolor",
-    "text.color",
-    "xtick.color",
-    "ytick.color",
-)
-"""Settings of matplotlib that are set to the ink."""
-
-Axes = Any
-"""``matplotlib.axes.Axes``; matplotlib is optional, so its types are not always there."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Axes  # the name for all plots of a page
+else:
+    Axes = object  # matplotlib is optional, and imported where something is drawn
 
 Plotter = Callable[[Axes], None]
 """Draws onto axes."""
@@ -57,12 +49,19 @@ def svg(title: str, draw: Plotter) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = dict.fromkeys(COLOURED, INK)
-    # The salt makes equal plots equal files.
-    settings |= {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
     with matplotlib.rc_context():
+        # Whatever style the user has set: pages repeat.
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
+        matplotlib.rcParams["axes.edgecolor"] = INK
+        matplotlib.rcParams["axes.labelcolor"] = INK
+        matplotlib.rcParams["axes.titlecolor"] = INK
+        matplotlib.rcParams["text.color"] = INK
+        matplotlib.rcParams["xtick.color"] = INK
+        matplotlib.rcParams["ytick.color"] = INK
+        matplotlib.rcParams["svg.fonttype"] = "none"
+        matplotlib.rcParams["font.size"] = 9
+        # The salt makes equal plots equal files.
+        matplotlib.rcParams["svg.hashsalt"] = title
         figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
@@ -75,15 +74,20 @@ def svg(title: str, draw: Plotter) -> str:
 
 def sheet(title: str, images: np.ndarray, columns: int, note: str) -> Picture:
     """Images in rows as one picture; those of two channels are shown by their first."""
-    shown = rgb(images) if images.shape[3] == 2 else images
-    return picture(title, pictures.sheet(shown, columns), note)
+    if images.shape[3] == 2:
+        images = rgb(images)
+    return picture(title, pictures.sheet(images, columns), note)
 
 
 def picture(title: str, pixels: np.ndarray, note: str) -> Picture:
     """Pixels ``uint8 [h, w, c]`` as a picture of the page."""
     buffer = io.BytesIO()
-    plane = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    Image.fromarray(plane).save(buffer, format="PNG", optimize=True)
+    # Pillow knows grey images as [h, w].
+    if pixels.shape[2] == 1:
+        shown = pixels[:, :, 0]
+    else:
+        shown = pixels
+    Image.fromarray(shown).save(buffer, format="PNG", optimize=True)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return Picture(title, f"data:image/png;base64,{encoded}", note, pixels.shape[1])
 

@@ -1,12 +1,14 @@
-"""Exact sampling and completion, by three methods that draw the same.
+"""Exact sampling and completion, by three methods with identical results.
 
-``cached`` walks along the grid with the model's cached state, symbol after symbol; ``parallel``
-repeats passes over the whole grid until nothing changes (``tessella.sampling.parallel``); ``naive``
-runs the network on the whole grid for every symbol and is the oracle of both. With the noise of
-``tessella.noise`` all give the same symbols for the same seed, whatever the batch. ``auto`` takes
-the one that is fastest, see :func:`choose`.
+* ``cached`` goes through the grid symbol by symbol, with the model's cached state;
+* ``parallel`` repeats passes over the whole grid until nothing changes
+  (``tessella.sampling.parallel``);
+* ``naive`` runs the network on the whole grid for every symbol; it is the slow reference.
 
-The options (:class:`Sampling`, :class:`Rule`) are readable without torch.
+Thanks to the noise of ``tessella.noise``, all of them draw the same symbols from the same seed,
+whatever the batch size. ``auto`` takes the fastest, see :func:`choose`.
+
+The options (:class:`Sampling`, :class:`Rule`) can be imported without torch.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from tessella.sampling.sampler import Sampler, choose, complete, sample, stream
     from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource
 
-# What needs torch loads on first use.
-_HOMES = {
+# These need torch, so they are imported on first use, from the module named here.
+_MODULE_OF = {
     "Passes": "parallel",
     "Replay": "proof",
     "replay": "proof",
@@ -61,8 +63,8 @@ __all__ = [
     "Sampler",
     "Sampling",
     "SamplingKeywords",
-    "SymbolSource",
     "Steps",
+    "SymbolSource",
     "choose",
     "complete",
     "replay",
@@ -72,8 +74,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tessella.sampling' has no attribute {name!r}")
-    value: object = getattr(import_module(f"tessella.sampling.{_HOMES[name]}"), name)
+    value: object = getattr(import_module(f"tessella.sampling.{_MODULE_OF[name]}"), name)
+    # From now on the name is found without calling this function.
     globals()[name] = value
     return value

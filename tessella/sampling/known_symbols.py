@@ -1,4 +1,4 @@
-"""The part of each image that a completion keeps."""
+"""The symbols that a completion keeps."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from tessella.models.density_model import DensityModel
 
 @dataclass(frozen=True)
 class KnownSymbols:
-    """Symbols of ``n`` images, and where they are known."""
+    """The known symbols of ``n`` images."""
 
     x: torch.Tensor
-    """Symbols, 0 where they are not known: ``int64 [n, symbols]``."""
+    """The symbols, with 0 for unknown ones: ``int64 [n, symbols]``."""
     known: torch.Tensor
-    """``bool [n, symbols]``."""
+    """Which symbols are known: ``bool [n, symbols]``."""
 
     @classmethod
     def check(cls, model: DensityModel, x: object, known: object) -> KnownSymbols:
-        """Symbols and mask as a caller gives them.
+        """Check the symbols and the mask that a caller gives.
 
         Args:
-            x: symbols ``[n, height, width, channels]``; what is not known is ignored.
-            known: ``bool [height, width]``, or ``bool [n, height, width, channels]``.
+            model: the model that completes them.
+            x: symbols ``[n, height, width, channels]``; unknown ones are ignored.
+            known: which symbols to keep, ``bool [height, width]`` for all images and channels, or
+                ``bool [n, height, width, channels]``.
 
         Raises:
-            InputError: for another shape or type, or a known symbol out of range.
+            InputError: for a wrong shape or type, or a known symbol out of range.
         """
         if known is None or x is None:
             raise InputError("completion needs both: x, the symbols, and known, where to keep them")
-        # On the model's device from the start: masking is done there.
+        # Move both to the model's device first, where they are combined.
         grid = model.grid
         mask = to_tensor("known", known).to(model.device)
         symbols = to_tensor("x", x).to(model.device)
         if mask.dtype != torch.bool:
             raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
-        # A mask of one image's pixels serves all images and channels.
+        # A mask of pixels applies to all images and channels.
         if tuple(mask.shape) == (grid.height, grid.width) and symbols.dim() == 4:
             mask = mask[None, :, :, None].expand(symbols.shape)
         if symbols.shape != mask.shape:
@@ -48,7 +50,7 @@ class KnownSymbols:
                 f"{list(symbols.shape)}, got {list(mask.shape)}"
             )
         if not symbols.is_floating_point():
-            # What stands in unknown places may be anything, so it is not checked.
+            # Unknown symbols may hold any value, so hide them from the check below.
             symbols = symbols.masked_fill(~mask, 0)
         return cls(grid.check(symbols).flatten(1), mask.flatten(1))
 
@@ -56,5 +58,5 @@ class KnownSymbols:
         return len(self.x)
 
     def images(self, part: range) -> KnownSymbols:
-        """The part of some images, numbered consecutively."""
+        """The known symbols of the images whose indices are in ``part``."""
         return KnownSymbols(self.x[part.start : part.stop], self.known[part.start : part.stop])

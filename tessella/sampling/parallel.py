@@ -1,16 +1,17 @@
 """Exact sampling by whole passes over the grid: the sample as a fixed point.
 
-The noise of every symbol is fixed before the first is drawn, so an image is the one grid that a
-pass turns into itself: ``x_t = argmax(log p(. | x_<t) + noise_t)``. Passes are repeated from a
-forecast until nothing changes (Jacobi iteration, Song et al. 2021, "Accelerating Feedforward
-Computation via Parallel Nonlinear Equation Solving"; predictive sampling, Wiggers and Hoogeboom
-2020, "Predictive Sampling with Forecasting Autoregressive Models"). Since a symbol depends on those
-before it only, a pass over a grid whose first ``t`` symbols are final gives symbol ``t`` and as
-many after it as the forecast had right: the symbols of the sequential walk, in at most as many
-passes as there are symbols.
+The noise of every symbol is fixed beforehand, so a sample is the one grid that a pass maps to
+itself: ``x_t = argmax(log p(. | x_<t) + noise_t)``. Starting from a forecast, passes are repeated
+until nothing changes (Jacobi iteration, Song et al. 2021, "Accelerating Feedforward Computation via
+Parallel Nonlinear Equation Solving"; predictive sampling, Wiggers and Hoogeboom 2020, "Predictive
+Sampling with Forecasting Autoregressive Models"). A symbol depends only on the symbols before it.
+So if the first ``t`` symbols of a grid are final, a pass makes symbol ``t`` final, and also the
+symbols after it up to the first wrong forecast. The result equals that of the sequential walk, and
+the number of passes is at most the number of symbols.
 
-What is final is not computed again: a finished image leaves the batch, and a pass begins at the
-first row that is not final in all images, where the family can (:meth:`DensityModel.forward_from`).
+Final symbols are not computed again where that can be avoided. A finished image leaves the batch,
+and a pass begins at the first row that is not final in all images, if the model supports that
+(:meth:`DensityModel.forward_from`).
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 from tessella.sampling.walk import guided
 
-KEPT = 1 << 25
-"""Numbers of noise that are kept from pass to pass; what goes beyond is made again when it is
-needed."""
+CACHED_NOISE = 1 << 25
+"""How many values of noise are kept between passes; the rest is generated again in each pass."""
 
 
 class Passes:
@@ -37,11 +37,11 @@ class Passes:
 
     Args:
         model: a density model.
-        condition: of the images; with guidance, of the images and then of the same without their
-            class.
-        noise: of the images.
+        condition: condition of each image; with guidance, that of
+            :func:`~tessella.sampling.walk.guidance_condition`.
+        noise: noise of the images.
         rule: see :class:`Rule`.
-        kept: symbols that are given, see :func:`tessella.complete`.
+        kept: symbols to keep, see :func:`tessella.complete`.
     """
 
     def __init__(
@@ -58,19 +58,24 @@ class Passes:
         self.rule = rule
         self.kept = kept
         self.x = torch.zeros(noise.n, model.grid.symbols, dtype=torch.int64, device=model.device)
-        """The forecast, then the images so far: ``[n, symbols]``."""
-        # What is known is the best forecast there is; zeros are one as good as another.
+        """The current symbols, final or forecast: ``int64 [n, symbols]``."""
+        # Known symbols are perfect forecasts; for the others, zeros are as good as anything.
         if kept is not None:
             self.x.copy_(kept.x)
         self.final = torch.zeros(noise.n, dtype=torch.int64)
-        """How many symbols of each image are final."""
+        """How many symbols of each image are final: ``int64 [n]``."""
         self.passes = torch.zeros(noise.n, dtype=torch.int64)
-        """How many passes each image has had."""
+        """How many passes each image has had: ``int64 [n]``."""
         self._noise_of_rows: dict[int, torch.Tensor] = {}
 
     def walk(self, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
-        """As :func:`tessella.sampling.walk.walk`; passes over several marks at once yield the last
-        of them."""
+        """Draw the images, and yield partial grids like :func:`tessella.sampling.walk.walk`.
+
+        A pass may finish more than ``every`` symbols; then some partial grids are skipped.
+
+        Raises:
+            NumericalError: when the model returns NaN or infinity.
+        """
         grid = self.model.grid
         every = every or grid.row_symbols
         shown = 0
@@ -78,7 +83,7 @@ class Passes:
         while shown < grid.symbols:
             self.advance()
             mark = int(self.final.min())
-            # Symbols are shown up to a multiple of ``every``; the last ones in any case.
+            # Show a multiple of `every` symbols, or all of them at the end.
             if mark < grid.symbols:
                 mark = mark // every * every
             if mark > shown:
@@ -88,32 +93,36 @@ class Passes:
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One pass over the images that are not finished."""
+        """Do one pass over the images that are not finished."""
         grid = self.model.grid
         active = (self.final < grid.symbols).nonzero()[:, 0]
         first_row = int(self.final[active].min()) // grid.row_symbols
-        # Rows above the first that is open are never computed again.
+        # Rows above the first open row are never computed again, so drop their noise.
         for row in list(self._noise_of_rows):
             if row < first_row:
                 del self._noise_of_rows[row]
-        drawn = self._drawn(active, first_row)
+        drawn = self._draw_rows(active, first_row)
         start = first_row * grid.row_symbols
         before = self.x[active, start:]
-        # What is final stays, even where rounding makes another symbol of it in another pass.
+        # Final symbols stay, even if rounding would draw a different symbol in this pass.
         place = torch.arange(start, grid.symbols)
         final = (place < self.final[active, None]).to(drawn.device)
         drawn = torch.where(final, before, drawn)
         self.x[active, start:] = drawn
-        # Everything up to the first change had the right symbols before it, and so is final; the
-        # changed symbol itself as well. At least one more is: the first that was not final.
+        # All symbols up to and including the first changed one were drawn from correct
+        # predecessors, and so are final. Every pass makes at least one more symbol final.
         differs = (drawn != before).cpu()
         after_change = start + differs.int().argmax(1) + 1
         after_change = torch.where(differs.any(1), after_change, grid.symbols)
         self.final[active] = torch.maximum(after_change, self.final[active] + 1)
         self.passes[active] += 1
 
-    def _drawn(self, active: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Symbols that a pass draws in the rows from ``first_row`` on.
+    def _draw_rows(self, active: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Draw the rows from ``first_row`` on, all in one pass.
+
+        Args:
+            active: indices of the images, ``int64 [active images]``.
+            first_row: index of the first row to draw.
 
         Returns:
             ``int64 [active images, symbols of these rows]``.
@@ -122,7 +131,7 @@ class Passes:
         x = self.x[active].unflatten(1, grid.shape)
         condition_rows = active
         if self.rule.guidance != 1:
-            # The images with their class, then the same without.
+            # Every image appears twice: with its class, and then with the null class.
             condition_rows = torch.cat([active, active + len(self.x)])
             x = x.repeat(2, 1, 1, 1)
         condition = self.condition.select(condition_rows.to(self.model.device))
@@ -130,7 +139,7 @@ class Passes:
         drawn = []
         best_scores = []
         for row in range(first_row, grid.height):
-            # A row at a time: the tables of whole images may not fit into memory.
+            # Go row by row, because the tables of whole images may not fit into memory.
             distribution = self.model.head(parameters[:, row - first_row : row - first_row + 1])
             table = self._table(distribution, x[:, row : row + 1]).flatten(1, 3)
             score = self.rule(table) + self._noise(row, active)  # [images, row symbols, levels]
@@ -146,6 +155,7 @@ class Passes:
         return torch.where(known, self.kept.x[active, start:], symbols)
 
     def _table(self, distribution: Distribution, x: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of all levels, after guidance: ``[images, ..., levels]``."""
         table = distribution.table(x)
         if self.rule.guidance == 1:
             return table
@@ -158,6 +168,6 @@ class Passes:
         grid = self.model.grid
         places = range(row * grid.row_symbols, (row + 1) * grid.row_symbols)
         noise = torch.stack([self.noise.at(place) for place in places], dim=1)
-        if (len(self._noise_of_rows) + 1) * noise.numel() <= KEPT:
+        if (len(self._noise_of_rows) + 1) * noise.numel() <= CACHED_NOISE:
             self._noise_of_rows[row] = noise
         return noise[active]

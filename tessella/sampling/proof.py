@@ -1,4 +1,4 @@
-"""The proof of a sample by a single pass."""
+"""Proof, by a single pass, that a sample is exact."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tessella.sampling.sampling_options import Sampling
 
 @dataclass(frozen=True, repr=False)
 class Replay:
-    """How one parallel pass judges a sample. Both tensors are ``[n, height, width, channels]``."""
+    """The result of :func:`replay`. Both tensors are ``[n, height, width, channels]``."""
 
     differs: torch.Tensor
-    """``bool``: the pass would have drawn another symbol."""
+    """``bool``: whether the pass would have drawn a different symbol."""
     gap: torch.Tensor
-    """How far (nats) the symbol drawn stayed under the best one; 0 where they agree."""
+    """By how many nats the symbol's score falls short of the best one; 0 where they agree."""
 
     def __repr__(self) -> str:
         n = len(self.differs)
@@ -43,34 +43,35 @@ def replay(
     cond: Cond = None,
     **rule: Unpack[RuleKeywords],
 ) -> Replay:
-    """Prove a sample by induction: one forward pass over it, plus its noise, must draw every symbol
-    again.
+    """Check that one forward pass over a sample, with the same noise, draws every symbol again.
 
-    Costs one pass where the naive sampler costs one for each symbol, so it serves on large grids.
-    In float64 nothing differs; in float32 a difference is a near-tie, which ``gap`` shows.
+    By induction over the symbols, this proves that the sample is exact. It costs a single pass,
+    where the naive sampler costs one for each symbol, so it is feasible on large grids. In float64
+    nothing differs; in float32 a difference is a near-tie, which ``gap`` shows.
 
     Args:
-        model: the model that the sample was drawn from.
-        x: symbols ``[n, height, width, channels]``.
-        seed, cond, rule: as the sample was drawn, see :func:`tessella.stream`; no guidance.
+        model: the model from which the sample was drawn.
+        x: symbols, ``[n, height, width, channels]``.
+        seed, cond, rule: the arguments with which the sample was drawn, see
+            :func:`tessella.stream`; guidance is not supported.
 
     Raises:
         InputError: for an argument that does not fit.
-        NumericalError: where the model gives no probabilities.
+        NumericalError: when the model returns NaN or infinity.
     """
     check_model(model)
-    changed = Sampling.from_keywords(**rule).rule
+    sample_rule = Sampling.from_keywords(**rule).rule
     # Guidance would need a second pass, without the class.
-    if changed.guidance != 1:
+    if sample_rule.guidance != 1:
         raise InputError("replay does not take guidance")
     x = model.grid.check(x).to(model.device)
     noise = Noise(model.grid, len(x), seed, model.device)
     distribution = model.distribution(x, model.condition(cond, len(x)))
-    tables = changed(distribution.table(x)).flatten(1, 3)  # [n, symbols, levels]
+    tables = sample_rule(distribution.table(x)).flatten(1, 3)  # [n, symbols, levels]
     symbols = x.flatten(1)
     best = torch.zeros(symbols.shape, dtype=torch.float64, device=x.device)
     drawn = torch.zeros_like(best)
-    # A symbol at a time: the noise of all symbols at once may not fit into memory.
+    # Go symbol by symbol, because the noise of all symbols may not fit into memory.
     for index in range(model.grid.symbols):
         score = tables[:, index] + noise.at(index)  # [n, levels]
         best[:, index] = score.amax(dim=-1)

@@ -1,6 +1,6 @@
-"""How a sampler changes the distribution of a symbol before it draws from it.
+"""Changes to a symbol's distribution before drawing: temperature, top-k, top-p, guidance.
 
-The options are readable without torch, so that the command line can make its flags of them.
+The options can be imported without torch, so that the command line can build its flags from them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from tessella.errors import InputError, check_integer, check_number
 if TYPE_CHECKING:
     import torch
 
-COLDEST = 1e-30
-"""Below this temperature the likeliest level is certain. Far lower ones overflow float32."""
+MIN_TEMPERATURE = 1e-30
+"""Below this temperature the most likely level is taken; dividing by it would overflow float32."""
 
-HOTTEST = 1e30
-"""Above this temperature all levels are equally likely, as far as float32 can tell."""
+MAX_TEMPERATURE = 1e30
+"""Higher temperatures are clamped to this; all levels are then equally likely in float32."""
 
 
 class RuleKeywords(TypedDict, total=False):
-    """The options of a :class:`Rule`, as keywords of the functions that sample."""
+    """The options of a :class:`Rule`, as keywords of the sampling functions."""
 
     temperature: float
     top_k: int
@@ -31,34 +31,35 @@ class RuleKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Rule:
-    """How the table of a symbol is changed before a level is drawn; the defaults leave it alone.
+    """How a symbol's distribution is changed before a level is drawn; by default, not at all.
 
-    The order is: guidance ``u + s (c - u)`` on log-probabilities, renormalize, temperature, top-k,
-    top-p. A temperature or a ``top_p`` near 0 leaves the likeliest level alone; of levels that are
-    equally likely, the lowest.
+    The changes apply in this order: guidance ``u + s (c - u)`` on log-probabilities,
+    renormalization, temperature, top-k, top-p. A ``temperature`` or ``top_p`` near 0 keeps only the
+    most likely level. Ties go to the lower level.
 
     Args:
         temperature: divides the log-probabilities; above 0.
-        top_k: keep exactly this many levels, ties going to the lower level; 0 keeps all.
-        top_p: then keep the smallest set of likeliest levels whose mass reaches this; in (0, 1].
+        top_k: keep exactly this many of the most likely levels; 0 keeps all.
+        top_p: then keep the smallest set of most likely levels whose total probability reaches
+            this; in (0, 1].
         guidance: scale ``s`` of classifier-free guidance (Ho and Salimans 2022); 1 is the
             conditional model itself.
 
     Raises:
-        InputError: for a value of another type, or out of range.
+        InputError: for a value of the wrong type or out of range.
     """
 
     temperature: float = 1.0
     """Divides the log-probabilities."""
     top_k: int = 0
-    """Keep so many of the likeliest levels of each symbol; 0 keeps all."""
+    """Keep only this many of the most likely levels of each symbol; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of levels whose probability reaches this."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; needs a class."""
 
     def __post_init__(self) -> None:
-        # Bounds that are not allowed themselves (0) are checked apart from the type.
+        # check_number has inclusive bounds only, so exclusive ones are checked here.
         check_number("temperature", self.temperature)
         if self.temperature <= 0:
             raise InputError(
@@ -72,38 +73,47 @@ class Rule:
             raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
-        """Change ``table [..., levels]``, log-probabilities in nats.
+        """Apply temperature, top-k and top-p; guidance is applied by the sampler.
+
+        Args:
+            table: log-probabilities in nats, ``[..., levels]``.
 
         Returns:
-            Log-probabilities of the same shape, those of levels left out ``-inf``. Top-k and top-p
-            do not renormalize: the argmax after adding noise does not need it.
+            Log-probabilities of the same shape, ``-inf`` for excluded levels. They are not
+            renormalized after top-k and top-p, because the argmax after adding noise is the same.
         """
         import torch
 
         levels = torch.arange(table.shape[-1], device=table.device)
-        if self.temperature < COLDEST:
-            # The quotient would overflow to -inf for every level. The limit is the likeliest one.
+        if self.temperature < MIN_TEMPERATURE:
+            # Dividing would overflow to -inf for every level, so take the limit directly.
             likeliest = table.argmax(dim=-1, keepdim=True)
             table = table.masked_fill(levels != likeliest, -torch.inf)
         elif self.temperature != 1:
-            # An infinite divisor would turn levels of probability 0 (-inf) into NaN.
-            table = torch.log_softmax(table / min(self.temperature, HOTTEST), dim=-1)
-        # Exactly k levels, where a threshold would keep all that tie with the k-th.
+            # Clamped, because -inf (probability 0) divided by infinity is NaN.
+            table = torch.log_softmax(table / min(self.temperature, MAX_TEMPERATURE), dim=-1)
+        # Select by rank, because a threshold would also keep all ties with the k-th level.
         if 0 < self.top_k < table.shape[-1]:
             table = _keep(table, levels < self.top_k)
         if self.top_p < 1:
-            # Among the levels that are left: softmax renormalizes after top-k.
+            # The softmax renormalizes the levels that top-k has left.
             ranked = table.sort(dim=-1, descending=True, stable=True).values.softmax(dim=-1)
             mass_before = ranked.cumsum(dim=-1) - ranked
-            # The first is always kept: float32 rounds a tiny top_p to 0, which no mass is below.
+            # Always keep the first level: float32 rounds a tiny top_p to 0, and no mass is below 0.
             table = _keep(table, (mass_before < self.top_p) | (levels == 0))
         return table
 
 
 def _keep(table: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """Leave only the levels whose rank is marked in ``ranks [..., levels]``.
+    """Exclude all levels except those of certain ranks.
 
-    Rank 0 is the likeliest level; of equal levels the lower one comes first.
+    Args:
+        table: log-probabilities, ``[..., levels]``.
+        ranks: whether to keep the level of each rank, ``bool [..., levels]``. Rank 0 is the most
+            likely level; of equally likely levels, the lower one comes first.
+
+    Returns:
+        ``table`` with ``-inf`` for the excluded levels.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Sampling, completion, and the stream of partial grids that both consume."""
+"""Sampling and completion, both built on a stream of partial grids."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampling_options import BATCH, Method, Sampling
-from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, doubled, walk
+from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
 
 
 class Sampler:
     """Draws batch after batch from one model.
 
-    What all batches can share is made once, so the weights must not change meanwhile.
+    Batches share memory and programs, so the weights must not change in between.
 
     Args:
         model: a density model.
-        options: method and rule; ``every`` is that of :meth:`stream`, and ``batch`` is not used.
-        part: which grid of an image the model draws, where an image has several: each has noise of
-            its own.
+        options: method, rule, and ``every`` for :meth:`stream`; ``batch`` is not used.
+        part: index of the grid that the model draws, if an image has several; each grid has its own
+            noise.
 
     Raises:
-        InputError: for a model that is none or has dropout switched on.
+        InputError: when ``model`` is not a density model, or has active dropout.
     """
 
     def __init__(self, model: DensityModel, options: Sampling | None = None, part: int = 0) -> None:
@@ -45,33 +45,42 @@ class Sampler:
     def stream(
         self, n: int = 16, seed: int = 0, cond: Cond = None, kept: KnownSymbols | None = None
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """A generator of partial grids, see :func:`stream`.
+        """Draw ``n`` images, and yield partial grids; see :func:`stream`.
 
-        A new stream takes the memory of the one before, which cannot go on then.
+        A new stream takes over the memory of the previous one, which cannot be continued then.
+
+        Args:
+            n, seed, cond: see :func:`tessella.stream`.
+            kept: symbols to keep, for completion.
+
+        Raises:
+            InputError: for an argument that does not fit, or when a newer stream has begun.
+            NumericalError: when the model returns NaN or infinity.
         """
         n = check_integer("n", n, least=1)
         if kept is not None and len(kept) != n:
             raise InputError(f"x holds {len(kept)} images, n is {n}")
-        # The memory of the steps is shared by all streams of a sampler, so an older one must stop.
+        # All streams of a sampler share one memory, so this stops any older stream.
         self._streams_begun += 1
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         rule = self.options.rule
         if self.method == "parallel":
+            # With guidance, every image is predicted with and without its class.
             if rule.guidance != 1:
-                condition = doubled(self.model, cond, n)
+                condition = guidance_condition(self.model, cond, n)
             else:
                 condition = self.model.condition(cond, n)
             passes = Passes(self.model, condition, noise, rule, kept)
             yield from passes.walk(self.options.every)
             return
-        # Symbol after symbol, by cached steps or by the naive oracle.
+        # The cached and the naive method both go symbol by symbol.
         source: SymbolSource = Draw(noise, rule)
         if kept is not None:
             source = KeepKnown(kept, source)
         this_stream = self._streams_begun
         for partial in walk(self._steps_at_start(n, cond), source, self.options.every):
             yield partial
-            # While the caller had the grid, another stream may have begun.
+            # Between two yields, the caller may have begun another stream.
             if this_stream != self._streams_begun:
                 raise InputError(
                     "this stream cannot go on: its sampler has begun another one; "
@@ -79,7 +88,8 @@ class Sampler:
                 )
 
     def _steps_at_start(self, n: int, cond: Cond) -> Steps:
-        """Steps at their start; those of the batch before where they serve."""
+        """Steps at the first symbol, reusing the memory of the previous batch if it fits."""
+        # Only batches of the same size can share memory.
         if self._steps is None or not self._steps.restart(n, cond):
             cached = self.method == "cached"
             self._steps = Steps(self.model, n, cond, cached, self.options.rule.guidance)
@@ -87,11 +97,12 @@ class Sampler:
 
 
 def choose(model: DensityModel) -> Method:
-    """The method that ``auto`` takes.
+    """The sampling method that ``auto`` stands for.
 
-    It is ``parallel`` where a pass costs not much more than a cached step (MADE) and two levels
-    make passes few, else ``cached``. So it was measured on a CPU (``docs/performance.md``,
-    ``results/parallel.json``). It is a rule, not a race: a seed always takes the same method.
+    It is ``parallel`` for models whose pass costs little more than a cached step (MADE), if there
+    are two levels, which keeps the number of passes low. Otherwise it is ``cached``. The rule
+    follows measurements on a CPU (``docs/performance.md``, ``results/parallel.json``). Nothing is
+    timed here, so the choice never varies between runs.
     """
     return "parallel" if model.pass_is_cheap and model.grid.levels == 2 else "cached"
 
@@ -107,29 +118,29 @@ def stream(
     known: object = None,
     **rule: Unpack[RuleKeywords],
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Sample, and watch: a generator of partial grids.
+    """Sample step by step: a generator of partial grids.
 
     Args:
         model: a density model.
-        n: images, drawn together.
-        seed: image ``i`` has the seed ``seed + i`` and comes out the same whatever ``n``.
-        method: ``"cached"``, ``"parallel"``, ``"naive"``, their slow oracle, or ``"auto"``, see
+        n: number of images, drawn together.
+        seed: image ``i`` has the seed ``seed + i``, and is the same whatever ``n`` is.
+        method: ``"cached"``, ``"parallel"``, ``"naive"`` (the slow reference), or ``"auto"``, see
             :func:`choose`.
         cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
-        every: symbols between two yields; 0 means a row. Parallel passes may skip some.
-        x, known: symbols to keep and where they are, see :func:`complete`.
+        every: number of symbols between two yields; 0 means a row. Parallel passes may skip some.
+        x, known: symbols to keep, and where, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Yields:
         ``(index, x)``: ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols
-        of each image and 0 elsewhere. It is the same array every time: clone it to keep it.
+        of each image and 0 elsewhere. It is the same tensor every time; clone it to keep it.
 
     Raises:
         InputError: at the first iteration, for an argument that does not fit.
-        NumericalError: where the model gives no probabilities, since its parameters are NaN or
-            infinite.
+        NumericalError: when the model returns NaN or infinity.
     """
     sampler = Sampler(model, Sampling.from_keywords(method=method, every=every, **rule))
+    # Either of the two alone is an error, which KnownSymbols.check explains.
     kept = None
     if x is not None or known is not None:
         kept = KnownSymbols.check(model, x, known)
@@ -148,7 +159,7 @@ def sample(
     """Draw ``n`` grids of symbols exactly from the model: ``int64 [n, height, width, channels]``.
 
     Args:
-        batch: images drawn at a time; changes memory and speed, not the result.
+        batch: images drawn at a time; affects memory and speed, but not the result.
         model, n, seed, method, cond, rule: see :func:`stream`.
 
     Raises:
@@ -160,7 +171,7 @@ def sample(
     True
     """
     options = Sampling.from_keywords(method=method, batch=batch, **rule)
-    return _drawn(Sampler(model, options), check_integer("n", n, least=1), seed, cond)
+    return _draw_batches(Sampler(model, options), check_integer("n", n, least=1), seed, cond)
 
 
 def complete(
@@ -173,36 +184,38 @@ def complete(
     batch: int = BATCH,
     **rule: Unpack[RuleKeywords],
 ) -> torch.Tensor:
-    """Keep the known symbols, draw the rest in raster order.
+    """Keep the known symbols, and draw the rest in raster order.
 
     Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot
-    influence the ones *before* it in the raster: a known lower half does not change how the upper
-    half is drawn, and the two may not fit.
+    influence symbols *before* it in raster order: if the lower half is known, the upper half is
+    drawn without regard to it, and the two may not fit together.
 
     Args:
-        x: symbols ``[n, height, width, channels]``; what is not known is ignored.
-        known: ``bool [height, width]``, or ``bool [n, height, width, channels]``.
+        x: symbols, ``[n, height, width, channels]``; unknown ones are ignored.
+        known: which symbols to keep, ``bool [height, width]`` for all images and channels, or
+            ``bool [n, height, width, channels]``.
         model, seed, method, cond, batch, rule: see :func:`sample`.
 
     Returns:
-        ``int64 [n, height, width, channels]``. A symbol drawn at a place has the noise of that
-        place, so with nothing known this is ``sample(model, n, seed)``.
+        ``int64 [n, height, width, channels]``. The noise of a symbol depends only on its position
+        and the seed, so with nothing known this equals ``sample(model, n, seed)``.
 
     Raises:
         InputError, NumericalError: see :func:`stream`.
     """
     options = Sampling.from_keywords(method=method, batch=batch, **rule)
+    # The sampler checks the model, on which the check of the symbols relies.
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)
-    return _drawn(sampler, n, seed, cond, kept)
+    return _draw_batches(sampler, n, seed, cond, kept)
 
 
 def check_model(model: object) -> None:
-    """Refuse what cannot be sampled from.
+    """Check that ``model`` can be sampled from.
 
     Raises:
-        InputError: for what is not a density model, or one that has dropout switched on.
+        InputError: when it is not a density model, or has active dropout.
     """
     if not isinstance(model, DensityModel):
         raise InputError(
@@ -212,14 +225,14 @@ def check_model(model: object) -> None:
     model.check_eval_mode()
 
 
-def _drawn(
+def _draw_batches(
     sampler: Sampler, n: int, seed: int, cond: Cond, kept: KnownSymbols | None = None
 ) -> torch.Tensor:
-    """All images, batch by batch."""
-    # Checked for all images here, so that nothing is drawn before a mistake is found.
+    """Draw all images batch by batch: ``int64 [n, height, width, channels]``."""
+    # Check the arguments for all images, before the first batch is drawn.
     seed = check_seed(seed, n)
     condition: Condition | None = None
-    # None stays None: steps restart faster where there is no condition.
+    # None stays None, because steps restart faster without a condition.
     if cond is not None:
         condition = sampler.model.condition(cond, n)
     batches = []
@@ -229,7 +242,7 @@ def _drawn(
         if condition is not None:
             condition_here = condition.select(torch.arange(part.start, part.stop))
         kept_here = None if kept is None else kept.images(part)
-        # A stream fills one array, which holds the batch in the end.
+        # A stream yields the same tensor each time; in the end it holds the batch.
         last = torch.empty(0)
         for _, partial in sampler.stream(len(part), seed + start, condition_here, kept_here):
             last = partial

@@ -1,4 +1,4 @@
-"""The options of sampling as one object. Readable without torch."""
+"""The options of sampling as one object, which can be imported without torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from tessella.errors import InputError, check_integer, unknown
 from tessella.sampling.rule import Rule, RuleKeywords
 
 Method = Literal["auto", "cached", "parallel", "naive"]
+"""How symbols are drawn, see ``tessella.sampling``."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
+"""All methods, for checks and help texts."""
 
 BATCH = 64
-"""Images that are drawn at a time by default."""
+"""Default number of images drawn at a time."""
 
 
 class SamplingKeywords(RuleKeywords, total=False):
-    """Method and rule, as keywords of the functions that sample."""
+    """Method and rule, as keywords of the sampling functions."""
 
     method: Method
 
@@ -27,14 +29,14 @@ class Sampling:
     """How images are drawn: by which method, how many at a time, from which distribution.
 
     Args:
-        method: ``"cached"`` steps, ``"parallel"`` passes, ``"naive"`` passes (the slow oracle), or
-            ``"auto"``, which takes the fastest. All draw the same images.
-        batch: images drawn at a time; it changes memory and speed, not the result.
-        every: symbols between two partial grids of a stream; 0 means a row.
-        rule: how the distribution of a symbol is changed before a level is drawn.
+        method: ``"cached"`` steps, ``"parallel"`` passes, ``"naive"`` passes (the slow reference),
+            or ``"auto"``, which takes the fastest. All draw the same images.
+        batch: images drawn at a time; affects memory and speed, but not the result.
+        every: number of symbols between two partial grids of a stream; 0 means a row.
+        rule: how a symbol's distribution is changed before a level is drawn.
 
     Raises:
-        InputError: for a method that does not exist, or a number that is none or out of range.
+        InputError: for an unknown method, or a number that is out of range or of the wrong type.
     """
 
     method: Method = "auto"
@@ -43,7 +45,7 @@ class Sampling:
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self) -> None:
-        # A tuple, so that a list or None is refused here rather than by the hash of a set.
+        # METHODS is a tuple, because a set would raise a TypeError for an unhashable value.
         if self.method not in METHODS:
             raise InputError(unknown("sampling method", self.method, METHODS))
         check_integer("batch", self.batch, least=1)
@@ -59,12 +61,12 @@ class Sampling:
         every: int = 0,
         **rule: Unpack[RuleKeywords],
     ) -> Sampling:
-        """The options of keywords that stand side by side, as in ``ts.sample(model, top_k=5)``.
+        """Build the options from flat keywords, as in ``ts.sample(model, top_k=5)``.
 
         Raises:
-            InputError: for a keyword that is none (the nearest one is named), or see above.
+            InputError: for an unknown keyword, and see :class:`Sampling`.
         """
-        # Python would raise a TypeError, without the nearest name.
+        # Rule would raise a TypeError, which does not suggest the nearest name.
         for keyword in rule:
             if keyword not in RuleKeywords.__annotations__:
                 known = ["method", "batch", "every", *RuleKeywords.__annotations__]

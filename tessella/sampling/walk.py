@@ -1,5 +1,7 @@
-"""The walk along a grid: next distribution, next symbol. A symbol drawn is sampling, a symbol given
-is completion."""
+"""The walk along a grid, which alternates between the next distribution and the next symbol.
+
+Sampling draws all symbols; completion takes some of them as given.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,39 @@ from tessella.noise import Noise
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 
-STRONGEST = 1e30
-"""Scales of guidance beyond this one have the same effect."""
+MAX_GUIDANCE = 1e30
+"""Larger scales of guidance are clamped to this, with the same effect."""
 
 
 class SymbolSource(ABC):
-    """Where the symbols of a walk come from."""
+    """Base of the objects that supply the symbols of a walk."""
 
     @abstractmethod
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
-        """Symbol ``index`` of every image, ``int64 [n]``, in view of its distribution."""
+        """Choose the next symbol of every image.
+
+        Args:
+            index: index of the symbol in the sequence.
+            distribution: its distribution, over ``[n]``.
+
+        Returns:
+            ``int64 [n]``.
+        """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise NumericalError where the model gave no probabilities; called once a row or so."""
+        """Raise NumericalError if a distribution was not finite; called about once per row."""
 
 
 class Draw(SymbolSource):
-    """A source that draws: the argmax over levels of ``log p - log E`` (see ``tessella.noise``)."""
+    """A source that draws symbols from their distributions.
+
+    It takes the argmax over levels of ``log p - log E``, see ``tessella.noise``.
+
+    Args:
+        noise: ``-log E``.
+        rule: changes the distributions first.
+    """
 
     def __init__(self, noise: Noise, rule: Rule) -> None:
         self.noise = noise
@@ -44,8 +61,8 @@ class Draw(SymbolSource):
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
         score = self.rule(distribution.table()) + self.noise.at(index)  # [n, levels]
         best, symbol = score.max(dim=-1)
-        # Parameters that are NaN or infinite make the best score NaN, and the sum stays NaN: one
-        # look at it a row costs less than one a symbol, which on a GPU would wait for the result.
+        # NaN or infinite parameters make the best score NaN, and a sum with NaN stays NaN. So it is
+        # enough to check the sum once per row; on a GPU, each check waits for the device.
         self._best_scores += best
         return symbol
 
@@ -54,22 +71,22 @@ class Draw(SymbolSource):
 
 
 class KeepKnown(SymbolSource):
-    """A source that gives what is known and asks another for the rest.
+    """A source that keeps known symbols and gets the rest from another source.
 
     Args:
-        kept: what is known.
-        rest: source of the symbols not known.
+        kept: the known symbols.
+        rest: source of the unknown symbols.
     """
 
     def __init__(self, kept: KnownSymbols, rest: SymbolSource) -> None:
         self.x = kept.x
         self.known = kept.known
         self.rest = rest
-        # Where all images know a symbol, no distribution needs a table.
+        # If a symbol is known in all images, its distribution is never evaluated.
         self.known_in_all: list[bool] = kept.known.all(dim=0).tolist()
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
-        # [n]; of the images that do not know this symbol it holds 0, which is not used.
+        # [n]; 0 for images in which this symbol is unknown.
         given = self.x[:, index]
         if self.known_in_all[index]:
             return given
@@ -80,15 +97,17 @@ class KeepKnown(SymbolSource):
 
 
 class Steps:
-    """The distribution of one symbol after another, by cached steps or by whole passes, with or
-    without guidance.
+    """Predicts one symbol after another, with or without guidance.
 
     Args:
         model: a density model.
-        n: images.
+        n: number of images.
         cond: see :data:`Cond`.
-        cached: whether to take cached steps; else a pass over the whole grid for each symbol.
-        guidance: see :class:`Rule`.
+        cached: whether to use cached steps; otherwise each symbol takes a pass over the whole grid.
+        guidance: scale of guidance, see :class:`Rule`.
+
+    Raises:
+        InputError: for a condition that does not fit.
     """
 
     def __init__(
@@ -100,27 +119,27 @@ class Steps:
         self.cached = cached
         self.state = self._first_state(cond)
         self._unconditional_start: State | None = None
-        """A copy of the first state, where there is no condition."""
+        """A copy of the first state without a condition, made at the first restart."""
 
     def _first_state(self, cond: Cond) -> State:
         rows = self.n
         if self.guidance != 1:
-            # The first half of the rows has the class, the second half the null class.
-            cond = doubled(self.model, cond, rows)
+            # Every image appears twice: with its class, and then with the null class.
+            cond = guidance_condition(self.model, cond, rows)
             rows = 2 * rows
         if self.cached:
             return self.model.init_state(rows, cond)
         return self.model.whole_grid_state(rows, cond)
 
     def restart(self, n: int, cond: Cond) -> bool:
-        """Go back to the start in the memory of these steps.
+        """Go back to the first symbol, in the same memory.
 
         Returns:
-            False where the memory does not serve, since the number of images is another.
+            Whether that was possible. It is not for another number of images, or without caching.
         """
         if n != self.n or not self.cached:
             return False
-        # Without a condition the first state is always the same, and a copy is made faster.
+        # Without a condition the first state is always the same, and copying it is faster.
         if cond is None and self._unconditional_start is not None:
             self.state.load(self._unconditional_start)
             return True
@@ -129,11 +148,15 @@ class Steps:
         return True
 
     def next(self, previous: torch.Tensor, index: int) -> Distribution:
-        """Distribution of symbol ``index`` of every image, given symbol ``previous [n]`` before
-        it."""
+        """Distribution of the next symbol of every image, over ``[n]``.
+
+        Args:
+            previous: symbol ``index - 1``, ``int64 [n]``; ignored at index 0.
+            index: index of the symbol to predict.
+        """
         if self.guidance == 1:
             return self.model.head.symbol(self._step(previous, index))
-        # Both halves have drawn the same symbol.
+        # Both copies of an image share the symbol that was drawn.
         both = self.model.head.symbol(self._step(previous.repeat(2), index))
         return guided(both.table(), self.guidance)
 
@@ -145,11 +168,19 @@ class Steps:
         return parameters
 
 
-def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
-    """The condition of the images, then the condition of the same images with the null class.
+def guidance_condition(model: DensityModel, cond: Cond, n: int) -> Condition:
+    """The condition for guidance: that of each image, and then the same with the null class.
+
+    Args:
+        model: a density model.
+        cond: see :data:`Cond`.
+        n: number of images.
+
+    Returns:
+        A condition of ``2 * n`` images.
 
     Raises:
-        InputError: where guidance makes no sense.
+        InputError: when the model has no classes or no null class, or ``cond`` has no class.
     """
     if not model.classes:
         raise InputError("guidance needs a model with classes; this one has none")
@@ -164,7 +195,7 @@ def doubled(model: DensityModel, cond: Cond, n: int) -> Condition:
         raise InputError("guidance needs a class for the images (cond=)")
     without_class = model.condition(Condition(None, given.codes), n)
     assert without_class.labels is not None
-    # Codes are kept in both halves; only the class is left out.
+    # Both halves keep the codes; only the class differs.
     both = given.select(torch.arange(n).repeat(2))
     both.labels = torch.cat([given.labels, without_class.labels])
     return both
@@ -176,23 +207,31 @@ def guided(table: torch.Tensor, scale: float) -> Categorical:
     Args:
         table: log-probabilities ``[2 * n, ..., levels]``: those with the class (``c``), then those
             without (``u``).
-        scale: ``s``.
+        scale: the scale ``s``.
+
+    Returns:
+        A distribution over ``[n, ...]``.
     """
     with_class, without = table.chunk(2)
-    # Beyond this the product overflows to infinity; the level that gains most is certain before.
-    scale = max(-STRONGEST, min(scale, STRONGEST))
+    # Far larger scales would overflow to infinity. Long before, one level has all the probability.
+    scale = max(-MAX_GUIDANCE, min(scale, MAX_GUIDANCE))
     return Categorical(without + scale * (with_class - without))
 
 
 def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
-    """Walk the grid; yields ``(index, x)`` each time ``every`` more symbols are in place (0: a
-    row).
+    """Visit all symbols in order, and yield partial grids.
 
-    ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols of each image and 0
-    elsewhere. It is the same array every time: clone it to keep it.
+    Args:
+        steps: predict the symbols.
+        source: chooses the symbols.
+        every: number of symbols between two yields; 0 means a row.
+
+    Yields:
+        ``(index, x)``: ``x int64 [n, height, width, channels]`` holds the first ``index`` symbols
+        of each image and 0 elsewhere. It is the same tensor every time; clone it to keep it.
 
     Raises:
-        NumericalError: where the model gives no probabilities.
+        NumericalError: when the model returns NaN or infinity.
     """
     grid = steps.model.grid
     x = torch.zeros(steps.n, *grid.shape, dtype=torch.int64, device=steps.model.device)
@@ -201,8 +240,7 @@ def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[i
     every = every or grid.row_symbols
     for start in range(0, grid.symbols, every):
         stop = min(start + every, grid.symbols)
-        # Gradients are off inside only: a generator that yields within the block would leave them
-        # off in the code that iterates over it.
+        # Do not yield inside no_grad: it would stay in force in the code that iterates over this.
         with torch.no_grad():
             for index in range(start, stop):
                 previous = source(index, steps.next(previous, index))

@@ -1,2 +1,1 @@
-"""What is written for the user and taken up again: codes on disk, images as they are drawn, sheets
-of pictures."""
+"""Outputs on disk: codes and drawn images, which resume where they were stopped, and pictures."""

@@ -1,13 +1,14 @@
 """Codes on disk, as they are read: by index, checked, through memory maps.
 
-A set of codes is a directory. ``codes-00000.safetensors`` and so on hold the codes of so many
-images each, in the smallest integer type that their levels fit: ``codes.0`` (of a tokenizer with
-several grids also ``codes.1``, coarse to fine), ``mirrored.0`` of the mirror images where they were
-asked for, ``hashes`` of the pixels, and ``labels`` where there are some. ``names.json`` names the
-files that images came from. ``config.json``, which is written last, says which tokenizer made them
-(by the hash of its weights), from which images, and the size and SHA-256 of every shard.
+A set of codes is a directory. The files ``codes-00000.safetensors`` and so on are its shards: the
+codes of equally many images each, in the smallest integer type that holds their levels. Their
+tensors are ``codes.0`` (of a tokenizer with several grids also ``codes.1``, coarse to fine),
+``mirrored.0`` of the mirror images where they were asked for, ``hashes`` of the pixels, and
+``labels`` where there are some. ``names.json`` names the files that images came from.
+``config.json``, which is written last, says which tokenizer made them (by the hash of its weights),
+from which images, and the size and SHA-256 of every shard.
 
-A shard is checked when it is first used: its hash, and that every code lies below the levels of its
+A shard is checked when it is first used: its hash, and that every code is below the levels of its
 grid.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -32,8 +33,10 @@ from tessella.errors import (
     TessellaWarning,
     check_integer,
 )
+from tessella.files import JSONValue
 from tessella.grid import Grid
 from tessella.pipeline import fingerprint
+from tessella.pipeline.run_record import SplitRecord
 from tessella.storage.resumable import RECORD
 from tessella.tokenizers import Tokenizer
 
@@ -50,13 +53,54 @@ DTYPES = {"U8": "|u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 """The integer types of shards, in the words of safetensors and of numpy."""
 
 
+class TokenizerRecord(TypedDict):
+    """The tokenizer that made codes."""
+
+    name: str
+    fingerprint: str
+
+
+class GridRecord(TypedDict):
+    """Arguments of :class:`~tessella.Grid`."""
+
+    height: int
+    width: int
+    channels: int
+    levels: int
+
+
+class ShardRecord(TypedDict):
+    """A file of codes, its size in bytes and its hash."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class CodesRecord(TypedDict, total=False):
+    """The entries of ``config.json``; ``shards`` is missing until all of them are made."""
+
+    format: int
+    kind: str
+    tokenizer: TokenizerRecord
+    grids: list[GridRecord]
+    shape: list[int]
+    """Height, width and channels of the images."""
+    count: int
+    shard_images: int
+    mirrored: bool
+    labelled: bool
+    data: SplitRecord
+    shards: list[ShardRecord]
+
+
 Places = slice | np.ndarray | torch.Tensor | list[int]
 """Which images: a slice, or indices."""
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What ``config.json`` says of a shard; ``sha256`` is empty for codes of early versions."""
+    """A shard according to ``config.json``; ``sha256`` is empty for codes of early versions."""
 
     name: str
     size: int
@@ -74,11 +118,12 @@ class CodeSet:
         ArtifactError: when the configuration contradicts itself.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, object]) -> None:
         self.path = path
-        self.config = config
+        # So it says; whether it is so, reading it shows.
+        self.config = cast(CodesRecord, config)
         try:
-            self._read_config(config)
+            self._read_config(self.config)
         except (KeyError, TypeError, ValueError, AttributeError, TessellaError) as error:
             detail = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ArtifactError(
@@ -86,13 +131,17 @@ class CodeSet:
             ) from error
         self._checked: dict[int, dict[str, np.ndarray]] = {}
 
-    def _read_config(self, config: Mapping[str, Any]) -> None:
+    def _read_config(self, config: CodesRecord) -> None:
         """Take the facts out of a configuration that may hold anything."""
-        self.grids = tuple(Grid(**grid) for grid in config["grids"])
+        grids = []
+        for sizes in config["grids"]:
+            grids.append(Grid(**sizes))
+        self.grids = tuple(grids)
         if not self.grids:
             raise ValueError("no grids")
         self.count = check_integer("count", config["count"])
         self.shard_images = check_integer("shard_images", config["shard_images"], least=1)
+        # Whatever is wrong here raises an error that the constructor puts into words.
         height, width, channels = config["shape"]
         self.shape: tuple[int, int, int, int] = (
             self.count,
@@ -101,14 +150,17 @@ class CodeSet:
             check_integer("channels", channels, least=1),
         )
         """Of the images, ``(n, height, width, channels)``."""
-        self.mirrored = _flag(config, "mirrored")
+        self.mirrored = _flag(config["mirrored"], "mirrored")
         """Whether the codes of the mirror images are here too."""
-        self._labelled = _flag(config, "labelled")
+        self._labelled = _flag(config["labelled"], "labelled")
         self.tokenizer = str(config["tokenizer"]["fingerprint"])
         """Fingerprint of the tokenizer that made them."""
         if not isinstance(config["data"], Mapping):
             raise TypeError("data must be an object")
-        self.shards = [_shard_file(entry, i) for i, entry in enumerate(config["shards"])]
+        self.shards = []
+        for number, entry in enumerate(config["shards"]):
+            self.shards.append(_shard_file(entry, number))
+        # The last shard may hold fewer images than the others.
         if len(self.shards) != -(-self.count // self.shard_images):
             raise ValueError(f"{len(self.shards)} shards for {self.count} images")
 
@@ -120,8 +172,12 @@ class CodeSet:
 
         A tokenizer with several grids gives a tuple, one tensor for each grid.
         """
-        codes = [torch.from_numpy(part.astype(np.int64)) for part in self.read(places)]
-        return tuple(codes) if len(codes) > 1 else codes[0]
+        codes = []
+        for part in self.read(places):
+            codes.append(torch.from_numpy(part.astype(np.int64)))
+        if len(codes) == 1:
+            return codes[0]
+        return tuple(codes)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -131,30 +187,38 @@ class CodeSet:
     @cached_property
     def labels(self) -> np.ndarray | None:
         """The class of each image, ``int64 [n]``, or None."""
-        return self._column("labels") if self._labelled else None
+        if not self._labelled:
+            return None
+        return self._column("labels")
 
     @property
     def names(self) -> tuple[str, ...] | None:
         """The file that each image came from, or None."""
+        # Read when it is asked for: names of millions of files take a while.
         path = self.path / NAMES
         if not path.exists():
             return None
         names = files.read_json(path, INDEX_BYTES)
         if not isinstance(names, list) or len(names) != len(self):
             raise ArtifactError(f"{path} does not name {len(self)} images: tokenize them again")
-        return tuple(str(name) for name in names)
+        return tuple(map(str, names))
 
     def hashes(self) -> np.ndarray:
         """Hash of the pixels of each image, ``uint64 [n]``; see :mod:`tessella.data.hashes`."""
+        # The format of shards has no unsigned 64-bit integers: the bits were kept as signed ones.
         return self._column("hashes").view(np.uint64)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, JSONValue]:
         """Say as JSON values which images these codes are of, and which tokenizer made them."""
-        return {**self.config["data"], "tokenizer": self.tokenizer}
+        identity: dict[str, JSONValue] = dict(self.config["data"])  # type: ignore[arg-type]
+        identity["tokenizer"] = self.tokenizer
+        return identity
 
     def variant(self, mirrored: bool = False) -> CodeVariant:
         """The codes as a step of training sees them."""
-        return CodeVariant(self, "mirrored" if mirrored else "codes")
+        if mirrored:
+            return CodeVariant(self, "mirrored")
+        return CodeVariant(self, "codes")
 
     def check(self) -> None:
         """Read every shard and compare it with what was written.
@@ -163,6 +227,7 @@ class CodeSet:
             ArtifactError: naming the shard that is missing or damaged.
         """
         for number in range(len(self.shards)):
+            # It may have been damaged since it was first used.
             self._checked.pop(number, None)
             self.shard(number)
 
@@ -175,12 +240,15 @@ class CodeSet:
         Raises:
             ArtifactError: when a shard is missing or damaged.
         """
+        # Also negative indices and masks become numbers of images.
         chosen = np.arange(len(self))[places]
+        # All shards but the last are of one size.
         shard_of = chosen // self.shard_images
         numbers = np.unique(shard_of)
         read = []
         for level, grid in enumerate(self.grids):
             found = np.empty((len(chosen), *grid.shape), smallest_type(grid.levels))
+            # Shard by shard, whatever the order of the places: each is indexed once.
             for number in numbers.tolist():
                 here = shard_of == number
                 shard = self.shard(number)[f"{kind}.{level}"]
@@ -190,11 +258,15 @@ class CodeSet:
 
     def _column(self, name: str) -> np.ndarray:
         """A tensor of one value an image, of all shards."""
-        columns = [self.shard(number)[name] for number in range(len(self.shards))]
-        return np.concatenate(columns) if columns else np.empty(0, np.int64)
+        # numpy does not concatenate nothing.
+        columns = [np.empty(0, np.int64)]
+        for number in range(len(self.shards)):
+            columns.append(self.shard(number)[name])
+        return np.concatenate(columns)
 
     def shard(self, number: int) -> dict[str, np.ndarray]:
         """The tensors of a shard as memory maps, checked when they are first asked for."""
+        # The hash is computed once for each shard; its pages stay on disk until they are read.
         if number not in self._checked:
             shard = self.shards[number]
             path = self.path / shard.name
@@ -215,17 +287,20 @@ class CodeSet:
         A hash finds damage; this finds a file that was made wrong, and guards codes without hashes.
         """
         images = min(self.shard_images, self.count - number * self.shard_images)
-        expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "hashes": ((images,), np.dtype("<i8"))
-        }
+        one_each = ((images,), np.dtype("<i8"))
+        expected: dict[str, tuple[tuple[int, ...], object]] = {"hashes": one_each}
         if self._labelled:
-            expected["labels"] = ((images,), np.dtype("<i8"))
-        kinds = ("codes", "mirrored") if self.mirrored else ("codes",)
+            expected["labels"] = one_each
+        kinds = ["codes"]
+        if self.mirrored:
+            kinds.append("mirrored")
         for level, grid in enumerate(self.grids):
             for kind in kinds:
                 dtype = np.dtype(smallest_type(grid.levels))
                 expected[f"{kind}.{level}"] = ((images, *grid.shape), dtype)
-        found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        found: dict[str, tuple[tuple[int, ...], object]] = {}
+        for name, array in arrays.items():
+            found[name] = (array.shape, array.dtype)
         if found != expected:
             raise ArtifactError("its tensors are not those that the configuration describes")
         for level, grid in enumerate(self.grids):
@@ -251,8 +326,11 @@ class CodeVariant:
             self.shape: tuple[int, ...] = (len(codes), *grids[0].shape)
         else:
             self.shape = (len(codes), sum(grid.symbols for grid in grids))
+        # One type for all grids, signed as torch has it: int16 holds symbols up to 2^15 - 1.
         most_levels = max(grid.levels for grid in grids)
-        self.dtype = np.dtype(np.int16 if most_levels <= 1 << 15 else np.int32)
+        self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32)
+        if most_levels <= 1 << 15:
+            self.dtype = np.dtype(np.int16)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -261,6 +339,7 @@ class CodeVariant:
         levels = self.codes.read(places, self.kind)
         if len(levels) == 1:
             return levels[0].astype(self.dtype)
+        # [n, h, w, depth] of each grid, side by side: [n, symbols]
         flat = [level.reshape(len(level), -1) for level in levels]
         return np.concatenate(flat, axis=1).astype(self.dtype)
 
@@ -275,9 +354,8 @@ class CodedImages(ImageSet):
         hashes: np.ndarray = self.images.hashes()
         return hashes
 
-    def identity(self) -> dict[str, Any]:
-        identity: dict[str, Any] = self.images.identity()
-        return identity
+    def identity(self) -> dict[str, JSONValue]:
+        return self.images.identity()
 
 
 def load_split(path: Path | str, split: str) -> CodedImages:
@@ -287,11 +365,12 @@ def load_split(path: Path | str, split: str) -> CodedImages:
         ArtifactError: when there are none, or they are damaged.
     """
     codes = open_codes(Path(path) / split)
+    # Images without classes or a rule of the split say nothing of them.
     data = codes.config["data"]
     return CodedImages(
         codes,
         codes.labels,
-        tuple(data.get("classes", ())),
+        tuple(data.get("classes") or ()),
         name=f"codes of {data.get('source', '?')}",
         split=split,
         names=codes.names,
@@ -319,6 +398,7 @@ def open_codes(path: Path | str, tokenizer: Tokenizer | None = None) -> CodeSet:
     if config.get("kind") != "codes" or config.get("format") != FORMAT:
         raise ArtifactError(f"{path}/{CONFIG} does not describe codes of format {FORMAT}")
     codes = CodeSet(path, config)
+    # Shards are only checked as they are used, since reading all of them would take long.
     if not all(shard.sha256 for shard in codes.shards):
         warnings.warn(
             f"the codes in {path} carry no hashes, so damage can go unnoticed:"
@@ -333,9 +413,10 @@ def open_codes(path: Path | str, tokenizer: Tokenizer | None = None) -> CodeSet:
 
 def _what_is_there(path: Path) -> str:
     """Say what stands in a place where codes were expected."""
-    inside = [
-        f"{path}/{part}" for part in ("train", "valid", "test") if (path / part / CONFIG).exists()
-    ]
+    inside = []
+    for split in ("train", "valid", "test"):
+        if (path / split / CONFIG).exists():
+            inside.append(f"{path}/{split}")
     if inside:
         return f"; there are some in {' and '.join(inside)}"
     if (path / RECORD).exists():
@@ -352,10 +433,9 @@ def _check_tokenizer(codes: CodeSet, tokenizer: Tokenizer) -> None:
             " tokenize the images with this one"
         )
     # The fingerprint covers the weights; the sizes in config.json are the file's word alone.
-    fits = codes.shape[3] == tokenizer.channels and codes.grids == tokenizer.grids(
-        *codes.image_size
-    )
-    if not fits:
+    same_channels = codes.shape[3] == tokenizer.channels
+    same_grids = codes.grids == tokenizer.grids(*codes.image_size)
+    if not same_channels or not same_grids:
         raise ArtifactError(
             f"{codes.path / CONFIG} is damaged: its grids are not those that the tokenizer makes of"
             f" images of {codes.shape[1]}x{codes.shape[2]}x{codes.shape[3]}"
@@ -363,6 +443,7 @@ def _check_tokenizer(codes: CodeSet, tokenizer: Tokenizer) -> None:
 
 
 def shard_name(number: int) -> str:
+    """The file of a shard, numbered from 0."""
     return f"codes-{number:05d}.safetensors"
 
 
@@ -374,26 +455,31 @@ def _shard_file(entry: object, number: int) -> ShardFile:
     return ShardFile(shard_name(number), size, str(entry.get("sha256") or ""))
 
 
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    if not isinstance(config[name], bool):
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false")
-    return bool(config[name])
+    return value
 
 
-def smallest_type(levels: int) -> type[np.integer[Any]]:
-    """The smallest type of integers that holds so many levels."""
+def smallest_type(levels: int) -> type[np.uint8] | type[np.int16] | type[np.int32]:
+    """The smallest type of integers that holds ``levels`` levels."""
     if levels <= 1 << 8:
         return np.uint8
-    return np.int16 if levels <= 1 << 15 else np.int32
+    # Signed from here on: torch hardly computes with wider unsigned types.
+    if levels <= 1 << 15:
+        return np.int16
+    return np.int32
 
 
 def _mapped(path: Path, shard: ShardFile) -> dict[str, np.ndarray]:
     """The tensors of a shard as memory maps, after its size and its hash were checked."""
+    # Cheap checks first: hashing reads the whole file.
     header = files.read_tensors_header(path)
     if path.stat().st_size != shard.size:
         raise ArtifactError("it does not have the size that it was written with")
     if shard.sha256 and files.sha256(path) != shard.sha256:
         raise ArtifactError("it does not have the content that it was written with")
+    # Views into one map of the file: nothing is read before it is used.
     raw = np.memmap(path, np.uint8, "r")
     arrays = {}
     for name, tensor in header.tensors.items():

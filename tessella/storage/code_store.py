@@ -13,23 +13,24 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 
 from tessella import files
 from tessella.data.hashes import image_hashes
-from tessella.data.image_set import ImageSet
+from tessella.data.image_set import Images, ImageSet
 from tessella.errors import (
     ArtifactError,
     ConfigError,
     InputError,
     check_integer,
 )
+from tessella.grid import Grid
 from tessella.pipeline import fingerprint
+from tessella.pipeline.run_record import SplitRecord
 from tessella.storage import resumable
 from tessella.storage.code_set import (
     CONFIG,
@@ -38,13 +39,17 @@ from tessella.storage.code_set import (
     NAMES,
     CodedImages,
     CodeSet,
+    CodesRecord,
+    CodeVariant,
+    GridRecord,
+    ShardRecord,
     load_split,
     open_codes,
     shard_name,
     smallest_type,
 )
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import as_tuple
 
 __all__ = ["CodeSet", "CodedImages", "cached", "decoded", "load_split", "open_codes", "tokenize"]
 
@@ -85,20 +90,22 @@ def tokenize(
             other images.
         ArtifactError: when it cannot be written, or another process writes there.
     """
-    image_set = images if isinstance(images, ImageSet) else ImageSet(np.asarray(images))
+    if not isinstance(images, ImageSet):
+        images = ImageSet(np.asarray(images))
     workers = check_integer("workers", workers, most=MOST_WORKERS)
     path = Path(out)
-    record = _record(tokenizer, image_set, mirrored)
+    record = _record(tokenizer, images, mirrored)
     if path.is_symlink() and not path.is_dir():
         files.check_replaceable(path)  # which refuses links
     files.check_writable(path / CONFIG)
+    # Before anything is created: a refused command leaves nothing behind.
     _check_place(path, record)
     with resumable.exclusive(path, path, "writes codes"):
-        _check_place(path, record)  # again: another process may have been there meanwhile
+        _check_place(path, record)  # again: another process may have been faster
         if not _is_finished(path):
             resumable.write_record(path, record)
-            _encode_shards(tokenizer.eval(), image_set, path, record, workers, watch)
-            _finish(path, record, image_set)
+            _encode_shards(tokenizer.eval(), images, path, record, workers, watch)
+            _finish(path, record, images)
     return open_codes(path, tokenizer)
 
 
@@ -122,7 +129,9 @@ def decoded(
         InputError: for numbers out of range.
         ArtifactError: for damaged codes.
     """
-    stop = len(codes) if n is None else check_integer("n", n, most=len(codes))
+    stop = len(codes)
+    if n is not None:
+        stop = check_integer("n", n, most=len(codes))
     start = check_integer("start", start, most=len(codes))
     batch = check_integer("batch", batch, least=1)
     return _decoded(codes, tokenizer, range(start, stop, batch), stop)
@@ -137,7 +146,7 @@ def _decoded(
         yield tokenizer.decode(codes[first:last], codes.image_size).cpu().numpy()
 
 
-def _record(tokenizer: Tokenizer, images: ImageSet, mirrored: bool) -> dict[str, Any]:
+def _record(tokenizer: Tokenizer, images: ImageSet, mirrored: bool) -> CodesRecord:
     """Say as JSON values what the codes are."""
     height, width, channels = images.images.shape[1:]
     if channels != tokenizer.channels:
@@ -145,29 +154,39 @@ def _record(tokenizer: Tokenizer, images: ImageSet, mirrored: bool) -> dict[str,
             f"the tokenizer takes images of {tokenizer.channels} channels, these have {channels}"
         )
     grids = tokenizer.grids(height, width)
+    # Shards of many symbols have few images: the work that a kill can undo is bounded by both.
     symbols = sum(grid.symbols for grid in grids)
-    record = {
+    record: CodesRecord = {
         "format": FORMAT,
         "kind": "codes",
         "tokenizer": {"name": tokenizer.name, "fingerprint": fingerprint(tokenizer)},
-        "grids": [asdict(grid) for grid in grids],
+        "grids": [_grid_record(grid) for grid in grids],
         "shape": [height, width, channels],
         "count": len(images),
         "shard_images": max(1, min(SHARD_IMAGES, SHARD_SYMBOLS // symbols)),
         "mirrored": mirrored,
         "labelled": images.labels is not None,
-        "data": images.identity(),
+        "data": cast(SplitRecord, images.identity()),
     }
     # Through JSON and back: what is read from a file is compared with this.
-    plain: dict[str, Any] = files.parse_json(files.json_text(record), "the record of codes")
-    return plain
+    plain = files.parse_json(files.json_text(record), "the record of codes")
+    return cast(CodesRecord, plain)
 
 
-def _check_place(path: Path, record: Mapping[str, Any]) -> None:
+def _grid_record(grid: Grid) -> GridRecord:
+    return {
+        "height": grid.height,
+        "width": grid.width,
+        "channels": grid.channels,
+        "levels": grid.levels,
+    }
+
+
+def _check_place(path: Path, record: CodesRecord) -> None:
     """Refuse a place that holds something else than these codes, whole or in part."""
-    found = None
+    # Finished codes have a configuration, those that are being made a record.
     if (path / CONFIG).exists():
-        found = files.read_json_object(path / CONFIG, INDEX_BYTES)
+        found: Mapping[str, object] | None = files.read_json_object(path / CONFIG, INDEX_BYTES)
     else:
         found = resumable.read_record(path)
     if found is None:
@@ -179,12 +198,12 @@ def _check_place(path: Path, record: Mapping[str, Any]) -> None:
         raise InputError(f"{path} was not written by tessella tokenize: name another --out")
     differences = []
     for name in resumable.differing(found, record, ignored={"shards"}):
-        was, now = _summary(found.get(name)), _summary(record.get(name))
-        differences.append(f"{name} {was} (now {now})")
+        before = _summary(found.get(name))
+        differences.append(f"{name} {before} (now {_summary(record.get(name))})")
     if differences:
         raise InputError(
             f"{path} holds other codes: {'; '.join(differences)}. Name another --out, or delete"
-            f" {path} to begin anew"
+            f" {path} to start over"
         )
 
 
@@ -200,7 +219,7 @@ def _is_finished(path: Path) -> bool:
     try:
         codes = CodeSet(path, config)
     except ArtifactError:
-        return False  # every shard is looked at below, and the configuration is written anew
+        return False  # then every shard is checked, and the configuration is written again
     finished = True
     for number, shard in enumerate(codes.shards):
         try:
@@ -224,18 +243,24 @@ def _encode_shards(
     tokenizer: Tokenizer,
     images: ImageSet,
     path: Path,
-    record: Mapping[str, Any],
+    record: CodesRecord,
     workers: int,
     watch: Callable[[float], object] | None,
 ) -> None:
     """Make the shards that are missing, each by one of several threads."""
-    shard_images = int(record["shard_images"])
+    shard_images = record["shard_images"]
     n = len(images)
+    # Threads finish in any order: whoever is done takes the next number.
     done = itertools.count(1)
     files.sweep(path)
     torch_threads = torch.get_num_threads()
     copies = _copies(tokenizer)
-    threads = workers or (torch_threads if tokenizer.device.type == "cpu" else len(copies))
+    if workers:
+        threads = workers
+    elif tokenizer.device.type == "cpu":
+        threads = torch_threads
+    else:
+        threads = len(copies)
 
     def encode(number: int) -> None:
         # One thread an operation: rounding must not depend on how many threads there are.
@@ -257,11 +282,13 @@ def _encode_shards(
 
 def _copies(tokenizer: Tokenizer) -> list[Tokenizer]:
     """The tokenizer, or on GPUs a copy of it on each."""
-    gpus = torch.cuda.device_count() if tokenizer.device.type == "cuda" else 1
-    if gpus < 2:
+    if tokenizer.device.type != "cuda" or torch.cuda.device_count() < 2:
         return [tokenizer]
-    devices = [torch.device("cuda", number) for number in range(gpus)]
-    return [copy.deepcopy(tokenizer).to(device).eval() for device in devices]
+    copies = []
+    for number in range(torch.cuda.device_count()):
+        device = torch.device("cuda", number)
+        copies.append(copy.deepcopy(tokenizer).to(device).eval())
+    return copies
 
 
 def _is_whole(path: Path) -> bool:
@@ -274,7 +301,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _shard(
-    tokenizer: Tokenizer, images: ImageSet, places: range, record: Mapping[str, Any]
+    tokenizer: Tokenizer, images: ImageSet, places: range, record: CodesRecord
 ) -> dict[str, torch.Tensor]:
     """Encode the images of one shard; returns its tensors by name."""
     pieces: dict[str, list[torch.Tensor]] = {}
@@ -283,23 +310,27 @@ def _shard(
         hashes = torch.from_numpy(image_hashes(pixels).view(np.int64))
         pieces.setdefault("hashes", []).append(hashes)
         kinds = {"codes": pixels}
+        # [n, h, w, c]: the third axis is the one from left to right.
         if record["mirrored"]:
             kinds["mirrored"] = pixels[:, :, ::-1]
         for kind, given in kinds.items():
-            codes = parts(tokenizer.encode(np.ascontiguousarray(given)))
-            for level, (part, grid) in enumerate(zip(codes, record["grids"], strict=True)):
+            codes = as_tuple(tokenizer.encode(np.ascontiguousarray(given)))
+            for level, grid in enumerate(record["grids"]):
                 dtype = TORCH_TYPES[smallest_type(grid["levels"])]
-                pieces.setdefault(f"{kind}.{level}", []).append(part.cpu().to(dtype))
-    tensors = {name: torch.cat(batches) for name, batches in pieces.items()}
+                part = codes[level].cpu().to(dtype)
+                pieces.setdefault(f"{kind}.{level}", []).append(part)
+    tensors = {}
+    for name, batches in pieces.items():
+        tensors[name] = torch.cat(batches)
     if images.labels is not None:
         labels = np.asarray(images.labels)[places.start : places.stop]
         tensors["labels"] = torch.from_numpy(labels.astype(np.int64))
     return tensors
 
 
-def _finish(path: Path, record: Mapping[str, Any], images: ImageSet) -> None:
+def _finish(path: Path, record: CodesRecord, images: ImageSet) -> None:
     """Write what the codes are, now that every shard is there."""
-    shards = []
+    shards: list[ShardRecord] = []
     for number in range(-(-record["count"] // record["shard_images"])):
         shard = path / shard_name(number)
         if not shard.exists():
@@ -308,6 +339,7 @@ def _finish(path: Path, record: Mapping[str, Any], images: ImageSet) -> None:
         shards.append({"name": shard.name, "bytes": shard.stat().st_size, "sha256": digest})
     if images.names is not None:
         files.write_json(path / NAMES, list(images.names))
+    # Last: from now on the codes count as finished.
     files.write_json(path / CONFIG, {**record, "shards": shards})
     resumable.remove_record(path)
 
@@ -316,18 +348,25 @@ LEAST = 1024
 """Images from which on codes are kept in the cache: fewer are quickly made again."""
 
 
-def cached(tokenizer: Tokenizer, images: Any, mirrored: bool) -> CodeSet | None:
+def cached(tokenizer: Tokenizer, images: Images | CodeVariant, mirrored: bool) -> CodeSet | None:
     """The codes of images that a prior trains on, kept in ``codes/`` of the cache folder.
 
     Returns None where there are few images, where nothing can be written, or with
     ``TESSELLA_CODES=0`` in the environment.
     """
+    # Codes are there already, and need no cache.
+    if isinstance(images, CodeVariant):
+        return None
     if len(images) < LEAST or os.environ.get("TESSELLA_CODES") == "0":
         return None
-    identity = ImageSet(images).identity()["sha256"]
+    image_set = ImageSet(images)
+    identity = image_set.identity()["sha256"]
+    # Other weights, other pixels or a newer layout are other codes.
     facts = f"{FORMAT} {fingerprint(tokenizer)} {identity} {mirrored}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    folder = files.cache_folder() / "codes" / key
+    # Without a cache the images are encoded again, which is only slower.
     try:
-        return tokenize(tokenizer, images, files.cache_folder() / "codes" / key, mirrored=mirrored)
+        return tokenize(tokenizer, image_set, folder, mirrored=mirrored)
     except (ArtifactError, ConfigError):
         return None

@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -57,22 +57,23 @@ class ImageSeries(ABC):
 
     Args:
         path: the directory, or the ``.npz`` file.
-        folder: where the record lies while images are drawn.
+        folder: holds the record while images are drawn.
         made: how the images are made, as plain values; ``n`` of them, from ``seed`` on.
         shape: ``(height, width, channels)`` of each.
     """
 
     def __init__(
-        self, path: Path, folder: Path, made: Mapping[str, Any], shape: tuple[int, int, int]
+        self, path: Path, folder: Path, made: Mapping[str, object], shape: tuple[int, int, int]
     ) -> None:
         self.path = path
         self.folder = folder
         self.made = dict(made)
         self.shape = shape
         self.n = check_integer("n", made["n"], least=1)
-        self.seed = int(made["seed"])
+        self.seed = check_integer("seed", made["seed"])
         self.next = 0
         """Number of the image that :meth:`append` takes next."""
+        # Nothing is created before the first image is there: what is refused leaves no trace.
         self._begun = False
         self._discarded = False
 
@@ -92,7 +93,10 @@ class ImageSeries(ABC):
         """
         batch = check_integer("batch", batch, least=1)
         there = self._count()
-        self.next = there if there == self.n else there - there % batch
+        # The batch that was being written when the run stopped is drawn again from its start.
+        if there < self.n:
+            there -= there % batch
+        self.next = there
         return self.next
 
     def append(self, images: np.ndarray) -> None:
@@ -119,6 +123,7 @@ class ImageSeries(ABC):
         Raises:
             ArtifactError: when images are missing.
         """
+        # Images of an earlier run may all be there, only not packed yet.
         if not self._begun and not self.finished:
             self._begin()
         if self._count() != self.n:
@@ -128,7 +133,7 @@ class ImageSeries(ABC):
         self._close()
 
     def discard(self) -> None:
-        """Remove the images and the record, to begin anew; what else lies there stays."""
+        """Remove the images and the record, to start over; other files stay."""
         self._discarded = True
 
     @abstractmethod
@@ -158,21 +163,23 @@ class ImageSeries(ABC):
     def _recorded(self) -> int:
         """Images that the record asks for; 0 where there is none."""
         record = resumable.read_record(self.folder)
-        return 0 if record is None else self._same_series(self.folder, record)
+        if record is None:
+            return 0
+        return self._same_series(self.folder, record)
 
     def _same_series(self, place: Path, found: object) -> int:
         """Return ``n`` of a record, after refusing one of images that are made in another way."""
-        way_out = f"name another --out, or delete {place} to begin anew"
+        way_out = f"name another --out, or delete {place} to start over"
         if not isinstance(found, dict) or not {"model", "seed", "n"} <= found.keys():
             raise InputError(f"{place} holds something else than a run of images: {way_out}")
-        differences = [
-            f"{name} {found.get(name)} (now {self.made.get(name)})"
-            for name in resumable.differing(found, self.made, FREE)
-        ]
+        differences = []
+        for name in resumable.differing(found, self.made, FREE):
+            differences.append(f"{name} {found.get(name)} (now {self.made.get(name)})")
         if differences:
             raise InputError(
                 f"{place} holds another run of images, of {', '.join(differences)}: {way_out}"
             )
+        # More images can follow, but those that are there are not deleted for a smaller n.
         n = check_integer(f"n in the record of {place}", found["n"])
         if n > self.n:
             raise InputError(
@@ -186,12 +193,13 @@ class PictureFolder(ImageSeries):
 
     @property
     def finished(self) -> bool:
+        # The record of a longer series has a larger n, although the first n images are there.
         return self._recorded() == self._count() == self.n
 
     def discard(self) -> None:
         super().discard()
         for file in self.folder.iterdir():
-            # Other pictures of the user's may lie here.
+            # The user may keep other pictures here.
             if re.fullmatch(r"\d{8,}\.png", file.name) and files.made_here(file):
                 file.unlink()
         resumable.remove_record(self.folder)
@@ -200,10 +208,11 @@ class PictureFolder(ImageSeries):
         if not self.path.is_dir():
             return 0
         if not self._recorded():
-            foreign = any(entry.name.endswith(".png") for entry in self.path.iterdir())
+            foreign = any(self.path.glob("*.png"))
             if foreign and not self._discarded:
                 self._same_series(self.path, None)  # which refuses
             return 0
+        # Up to the first gap: batches are drawn in order, so a later file would be drawn again.
         for number in range(self.n):
             if not (self.path / self._name(number)).exists():
                 return number
@@ -220,6 +229,7 @@ class PictureFolder(ImageSeries):
             pictures.save_png(partial / self._name(number), image, made)
 
         numbers = range(self.next, self.next + len(images))
+        # The pictures of a batch appear together, or a stopped run would leave gaps.
         with files.atomic_batch(self.path) as partial, ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(save, numbers, images))
 
@@ -256,7 +266,7 @@ class PictureArchive(ImageSeries):
             if loose < self.next:
                 self._unpack(pixels, loose, self.next)
 
-    def _unpack(self, pixels: Any, start: int, stop: int) -> None:
+    def _unpack(self, pixels: IO[bytes], start: int, stop: int) -> None:
         """Append images ``start`` to ``stop`` of the finished archive, which is being added to."""
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as packed:
             np.lib.format.read_magic(packed)
@@ -267,6 +277,7 @@ class PictureArchive(ImageSeries):
 
     def _write(self, images: np.ndarray) -> None:
         with (self.folder / PIXELS).open("ab") as pixels:
+            # Only what is on disk counts, so that a run goes on from it after a power failure.
             pixels.write(np.ascontiguousarray(images).data)
             pixels.flush()
             os.fsync(pixels.fileno())
@@ -274,6 +285,7 @@ class PictureArchive(ImageSeries):
     def _close(self) -> None:
         if not self.finished:
             self._pack()
+        # The archive is whole by now, and says itself how it was made.
         for name in (PIXELS, RECORD):
             (self.folder / name).unlink(missing_ok=True)
         files.sweep(self.folder)
@@ -281,6 +293,7 @@ class PictureArchive(ImageSeries):
 
     def _pack(self) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *self.shape)}
+        # Straight from the disk: the archive may be larger than the memory.
         with (
             files.atomic_file(self.path) as partial,
             zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -321,7 +334,10 @@ class PictureArchive(ImageSeries):
             np.lib.format.read_magic(packed)
             shape, _, dtype = np.lib.format.read_array_header_1_0(packed)
             is_whole = member.file_size == packed.tell() + math.prod(shape)
-        return shape[0] if is_whole and dtype == np.uint8 and shape[1:] == self.shape else 0
+        fits = dtype == np.uint8 and shape[1:] == self.shape
+        if not is_whole or not fits:
+            return 0
+        return shape[0]
 
     @property
     def _bytes(self) -> int:
@@ -331,14 +347,14 @@ class PictureArchive(ImageSeries):
 
 @contextlib.contextmanager
 def opened(
-    path: Path, made: Mapping[str, Any], shape: tuple[int, int, int], force: bool = False
+    path: Path, made: Mapping[str, object], shape: tuple[int, int, int], force: bool = False
 ) -> Iterator[ImageSeries]:
     """Open the series of images at a place, new or to be continued, for this process alone.
 
     Args:
         path: a name that ends in ``.npz``, or a directory.
         made, shape: see :class:`ImageSeries`.
-        force: begin anew where the place holds another series or a foreign archive.
+        force: start over where the place holds another series or a foreign archive.
 
     Raises:
         InputError: when the place holds something else, or more images than are asked for.
@@ -346,13 +362,17 @@ def opened(
             there.
     """
     is_archive = path.suffix == ".npz" and not path.is_dir()
-    folder = path.with_name(f"{path.name}.part") if is_archive else path
-    series_class = PictureArchive if is_archive else PictureFolder
-    series = series_class(path, folder, made, shape)
+    series: ImageSeries
+    if is_archive:
+        folder = path.with_name(f"{path.name}.part")
+        series = PictureArchive(path, folder, made, shape)
+    else:
+        folder = path
+        series = PictureFolder(path, folder, made, shape)
     _check_place(series, force)
     with resumable.exclusive(folder, path, "draws images", temporary=is_archive):
         try:
-            series.check()  # again: another process may have been there meanwhile
+            series.check()  # again: another process may have been faster
         except InputError:
             if not force:
                 raise
@@ -367,6 +387,7 @@ def _check_place(series: ImageSeries, force: bool) -> None:
         files.check_replaceable(path)  # which refuses links
     files.check_writable(path)
     there = 0
+    # With force all images are drawn again, so all of them need space.
     if not force:
         series.check()
         there = series.resume(batch=1)
@@ -395,6 +416,7 @@ def progress(total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
     def show(done: float) -> None:
         nonlocal last_line
         now = time.monotonic()
+        # tqdm disables itself where standard error is no terminal.
         if not bar.disable:
             bar.update(done - bar.n)
         elif now - last_line >= EVERY:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +20,7 @@ GAP = 2
 """Pixels between images, at least."""
 
 BACKGROUND = 255
+"""Grey level between images and around them."""
 
 LINE_HEIGHT = 24
 """Pixels of a line of text above a panel."""
@@ -35,7 +35,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Numbers of channels that a PNG can have, and what Pillow calls them."""
 
 
-def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, Any]) -> None:
+def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, object]) -> None:
     """Write one image as PNG, and how it was made in its text.
 
     Args:
@@ -55,7 +55,7 @@ def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, Any]) -> No
     files.write_bytes(path, buffer.getvalue())
 
 
-def read_made(path: Path | str) -> dict[str, Any]:
+def read_made(path: Path | str) -> dict[str, object]:
     """How a PNG was made, as :func:`save_png` stored it; empty when it was not made here.
 
     Raises:
@@ -65,7 +65,7 @@ def read_made(path: Path | str) -> dict[str, Any]:
         text = picture.info.get(files.PNG_KEY, "{}")
     made = files.parse_json(text, f"the text of {path}")
     if not isinstance(made, dict):
-        raise ArtifactError(f"the text of {path} is no JSON object")
+        raise ArtifactError(f"the text of {path} is not a JSON object")
     return made
 
 
@@ -113,11 +113,14 @@ def captioned(panels: Sequence[tuple[str, np.ndarray]], across: bool = True) -> 
         ``uint8 [H, W, 3]``.
     """
     font = ImageFont.load_default(size=16)
-    pictures = [_picture(panel).convert("RGB") for _, panel in panels]
-    titles = [title for title, _ in panels]
+    titles = []
+    pictures = []
     widths = []
     heights = []
-    for title, picture in zip(titles, pictures, strict=True):
+    for title, panel in panels:
+        picture = _picture(panel).convert("RGB")
+        titles.append(title)
+        pictures.append(picture)
         # A title may be wider than its picture.
         widths.append(max(picture.width, int(font.getlength(title)) + 1))
         heights.append(picture.height + LINE_HEIGHT + 4)
@@ -165,5 +168,8 @@ def _picture(image: np.ndarray) -> Image.Image:
             "a picture needs uint8 [height, width, 1, 3 or 4], "
             f"got {image.dtype} {list(image.shape)}; write other data as .npz"
         )
-    plane = image[:, :, 0] if image.shape[2] == 1 else image
-    return Image.fromarray(plane, MODES[image.shape[2]])
+    mode = MODES[image.shape[2]]
+    # Pillow knows grey images as [h, w].
+    if mode == "L":
+        image = image[:, :, 0]
+    return Image.fromarray(image, mode)

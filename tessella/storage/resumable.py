@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,7 +34,7 @@ def exclusive(folder: Path, output: Path, doing: str, temporary: bool = False) -
     that is refused leaves nothing.
 
     Args:
-        folder: where the record and the lock lie.
+        folder: holds the record and the lock.
         output: what the user named, for messages.
         doing: what another process would be doing, for the message: ``writes codes``.
         temporary: the folder goes too when it holds nothing at the end.
@@ -43,10 +42,19 @@ def exclusive(folder: Path, output: Path, doing: str, temporary: bool = False) -
     Raises:
         ArtifactError: when another process writes there, or the disk does not take it.
     """
-    created = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = []
+    for place in (folder, *folder.parents):
+        if not place.exists():
+            created.append(place)
+    # What is to be removed at the end, from the inside out.
+    removable = list(created)
+    if temporary and not created:
+        removable = [folder]
+    # The operating system frees the lock of a process that is killed.
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Whoever finds it taken does not wait: the other process may need hours.
         with lock.acquire(timeout=0):
             try:
                 yield
@@ -62,21 +70,23 @@ def exclusive(folder: Path, output: Path, doing: str, temporary: bool = False) -
         ) from error
     finally:
         with contextlib.suppress(OSError):  # the first folder that holds something stops it
-            for place in created or [folder] * temporary:
+            for place in removable:
                 place.rmdir()
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, object] | None:
     """Return the record of an output that is being made, None where there is none.
 
     Raises:
         ArtifactError: when it is damaged.
     """
     path = folder / RECORD
-    return files.read_json_object(path) if path.exists() else None
+    if not path.exists():
+        return None
+    return files.read_json_object(path)
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
     """Say what is being made, before the first piece is written."""
     files.write_json(folder / RECORD, dict(record))
 
@@ -87,13 +97,16 @@ def remove_record(folder: Path) -> None:
 
 
 def differing(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], ignored: Collection[str] = ()
+    found: Mapping[str, object], wanted: Mapping[str, object], ignored: Collection[str] = ()
 ) -> list[str]:
     """Return the keys in which two records differ, in the order of ``wanted``.
 
     Args:
         ignored: keys that change no piece.
     """
-    keys = list(wanted)
-    keys += [key for key in found if key not in wanted]
-    return [key for key in keys if key not in ignored and found.get(key) != wanted.get(key)]
+    different = []
+    # A dictionary keeps the order of its keys, and holds each of them once.
+    for key in {**wanted, **found}:
+        if key not in ignored and found.get(key) != wanted.get(key):
+            different.append(key)
+    return different

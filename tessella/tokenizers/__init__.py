@@ -1,4 +1,4 @@
-"""Tokenizers by name."""
+"""Tokenizers, which turn images into grids of symbols and back, by name."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ for _tokenizer in (IdentityTokenizer, VQVAE, VQVAE2, VQGAN):
     TOKENIZERS.register(_tokenizer.name)(_tokenizer)
 
 register_tokenizer = TOKENIZERS.register
-"""Decorator that adds a tokenizer from outside: ``@ts.register_tokenizer("mine")``."""
+"""Decorator that registers a tokenizer: ``@ts.register_tokenizer("mine")``."""
 
 
 class TokenizerArguments(TypedDict, total=False):
     """Arguments of the tokenizers of this package; each class takes some of them.
 
-    A class says what they mean and which defaults it has.
+    The classes document their meaning and their defaults.
     """
 
-    # Of all tokenizers, and of the identity
+    # Of all tokenizers; ``levels`` of the identity only
     image_size: tuple[int, int] | list[int]
     channels: int
     levels: int
@@ -69,8 +69,7 @@ def create_tokenizer(
 
     Args:
         name: a key of ``TOKENIZERS``.
-        seed: of the weights, and of the codebook's first places; the global generator is left
-            alone.
+        seed: seed of the weights and of the initial codes; the global generator is not affected.
         config: arguments of the tokenizer (``image_size=``, ``channels=``, ...); see the list
             below.
 
@@ -82,13 +81,13 @@ def create_tokenizer(
     >>> tokenizer.encode(torch.full((1, 8, 8, 1), 7, dtype=torch.uint8)).unique()
     tensor([7])
     """
-    # Weights are drawn on the CPU, whose generator alone has to be put back.
+    # Weights are drawn on the CPU, so only its generator has to be restored.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return construct("tokenizer", TOKENIZERS, name, config).eval()
 
 
-# The list is made of the classes, so that help(ts.create_tokenizer) is never out of date.
+# The list is generated from the classes, so help(ts.create_tokenizer) is never out of date.
 create_tokenizer.__doc__ = "\n\n".join(
     [
         inspect.cleandoc(create_tokenizer.__doc__ or ""),

@@ -14,7 +14,7 @@ class AutoencoderBlock(nn.Module):
     """``x + conv1x1(relu(conv3x3(relu(x))))`` over ``[n, hidden, h, w]``.
 
     Args:
-        hidden: channels.
+        hidden: channels of input and output.
         inner: channels between the two convolutions; 0 for half of ``hidden``.
     """
 
@@ -33,10 +33,10 @@ class Encoder(nn.Sequential):
     """Images ``[n, channels, h, w]`` to ``[n, code_dim, h / 2^stages, w / 2^stages]``.
 
     Args:
-        channels: of the images.
-        hidden: channels at the lowest resolution; half as many before it.
+        channels: channels of the images.
+        hidden: channels at the lowest resolution; half as many at higher ones.
         code_dim: channels of the result.
-        stages: times the sides are halved.
+        stages: how often height and width are halved.
         blocks: residual blocks at the lowest resolution.
     """
 
@@ -45,7 +45,7 @@ class Encoder(nn.Sequential):
         for stage in range(stages):
             is_last = stage == stages - 1
             width = hidden if is_last else max(1, hidden // 2)
-            # 4x4 pixels with a stride of 2: each pixel is seen equally often.
+            # A 4x4 kernel with stride 2 covers every pixel equally often.
             layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU()]
             channels = width
         layers.append(nn.Conv2d(channels, hidden, 3, padding=1))
@@ -61,8 +61,8 @@ class Decoder(nn.Sequential):
     The mirror of :class:`Encoder`.
 
     Args:
-        channels: numbers for each pixel.
-        hidden, code_dim, stages, blocks: as of the encoder.
+        channels: numbers that are decoded for each pixel.
+        hidden, code_dim, stages, blocks: see :class:`Encoder`.
         inner: channels inside a residual block; 0 for half of ``hidden``.
     """
 
@@ -78,11 +78,11 @@ class Decoder(nn.Sequential):
             is_last = stage == stages - 1
             wanted = channels if is_last else max(1, hidden // 2)
             layers.append(nn.ConvTranspose2d(width, wanted, 4, stride=2, padding=1))
-            # The last convolution makes pixels, which may be negative on the scale -1..1.
+            # No ReLU after the last one: pixels on the scale -1..1 can be negative.
             if not is_last:
                 layers.append(nn.ReLU())
             width = wanted
-        # Without a transposed convolution there is still one needed that makes pixels.
+        # Without any transposed convolution, another one must produce the pixels.
         if stages == 0:
             layers.append(nn.Conv2d(hidden, channels, 3, padding=1))
         super().__init__(*layers)

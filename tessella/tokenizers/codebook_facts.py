@@ -1,7 +1,7 @@
-"""Facts about the codebooks of a tokenizer: how their codes are used, and how they were trained.
+"""Facts about the codebooks of a tokenizer: how codes are used, and how they were trained.
 
-One channel of one grid is written with one codebook: residual codes have a codebook for each depth,
-several grids at least one each. :mod:`tessella.tokenizers.codebook_health` judges the facts.
+Each channel of each grid has its codebook: residual codes have one for each depth, and several
+grids have at least one each. :mod:`tessella.tokenizers.codebook_health` judges the facts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -17,31 +17,31 @@ from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, perplexity
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.tokenizer import Tokenizer
 
-FEW = 10
-"""Vectors for each code below which nothing is said of a codebook: a healthy one too would leave
-codes unused. As many must have been seen in training."""
+MIN_VECTORS_PER_CODE = 10
+"""Vectors per code that are needed to judge a codebook: with fewer, even a healthy one leaves codes
+unused. Training must have seen as many, too."""
 
-STEPS = 200
-"""Batches learned from, below which codes and encoder are still far from settled: a moving average
-with the usual decay of 0.98 has a memory of 50 batches."""
+MIN_STEPS = 200
+"""Training batches before which codes and encoder are far from settled: a moving average with the
+usual decay of 0.98 has a memory of 50 batches."""
 
-COLLAPSED = 0.8
-"""Share of the vectors that one code takes from which a codebook has collapsed. A plain background
-may take a half."""
+COLLAPSED_SHARE = 0.8
+"""A codebook has collapsed if one code takes at least this share of the vectors. A plain background
+may well take half of them."""
 
-SURE = 1000
-"""Vectors from which a collapse is one, also where there are few for each code."""
+MIN_VECTORS_FOR_COLLAPSE = 1000
+"""Vectors from which a collapse is certain, even if there are few per code."""
 
-NEAR = 0.01
-"""Two codes are twins when nearer than this share of the distance from a code to its nearest other
-one (the upper quartile over the codes), or than a hundredth of this share of the spread of all
-codes."""
+TWIN_DISTANCE = 0.01
+"""Two codes are twins if their distance is below this share of the distance between nearest
+neighbours (the upper quartile over all codes), or below a hundredth of this share of the spread of
+all codes."""
 
-MOST_COMPARED = 2**14
-"""Codes of larger codebooks are not compared with each other."""
+MAX_COMPARED = 2**14
+"""Largest codebook whose codes are compared with each other."""
 
 COMPARED_AT_ONCE = 256
-"""Codes that are compared with all others at a time."""
+"""Number of codes that are compared with all others at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,23 @@ class Facts:
     """How one codebook is used.
 
     Args:
-        grid, depth: which codebook: grid (coarse to fine) and channel of it, from 0.
-        grids, depths: how many there are.
-        codes: in the codebook.
-        vectors: that were counted.
-        used: codes used at least once.
-        entropy_bits: of the codes' frequencies.
+        grid, depth: which codebook: index of the grid (coarse to fine) and of its channel.
+        grids, depths: numbers of grids, and of channels of this grid.
+        codes: number of codes in the codebook.
+        vectors: number of vectors whose codes were counted.
+        used: number of codes used at least once.
+        entropy_bits: entropy of the codes' frequencies, in bits.
         top_share: share of the vectors that the most frequent code takes.
-        quantizer: its name; empty where it is not known.
-        twins: codes that have another one so near (see :data:`NEAR`) that they say the same; None
-            where unknown.
-        variance_share: of the variance of the quantized vectors, the part that this depth carries;
-            None where the depth is 1. The depths are taken as uncorrelated.
+        quantizer: name of the quantizer; empty if unknown.
+        twins: number of codes that nearly coincide with another one (see :data:`TWIN_DISTANCE`);
+            None if unknown.
+        variance_share: share of the variance of the quantized vectors that is due to this depth, as
+            if depths were uncorrelated; None if there is only one depth.
         usage_drift: half the sum of the absolute changes of the codes' frequencies since the last
-            look, 0 to 1.
-        reviving: whether dead codes are revived in training; None where the quantizer has no such
-            thing.
-        steps: batches that the codebook has learned from; None where unknown.
-        vectors_seen: vectors in those batches, about; None where unknown.
+            validation, 0 to 1; None if unknown.
+        reviving: whether training revives dead codes; None if the quantizer cannot.
+        steps: number of batches that the codebook has learned from; None if unknown.
+        vectors_seen: approximate number of vectors in those batches; None if unknown.
     """
 
     grid: int
@@ -104,29 +103,33 @@ class Facts:
     @property
     def few(self) -> bool:
         """Whether there were too few vectors to judge the codebook."""
-        return self.vectors < FEW * self.codes
+        return self.vectors < MIN_VECTORS_PER_CODE * self.codes
 
     @property
     def collapsed(self) -> bool:
-        """Whether nearly all vectors get one code, and there are too many of them for chance."""
-        return self.vectors >= SURE and self.top_share >= COLLAPSED
+        """Whether nearly all vectors get one code, and there are too many for coincidence."""
+        return self.vectors >= MIN_VECTORS_FOR_COLLAPSE and self.top_share >= COLLAPSED_SHARE
 
     @property
     def undertrained(self) -> bool:
-        """Whether training was too short to judge the codebook; false where that is unknown."""
+        """Whether training was too short to judge the codebook; False if that is unknown."""
+        # Without a count of batches, training gets the benefit of the doubt.
         if self.steps is None:
             return False
-        if self.steps < STEPS:
+        if self.steps < MIN_STEPS:
             return True
-        return self.vectors_seen is not None and self.vectors_seen < FEW * self.codes
+        return (
+            self.vectors_seen is not None and self.vectors_seen < MIN_VECTORS_PER_CODE * self.codes
+        )
 
     @property
     def name(self) -> str:
-        """Which codebook, in words, where there are several; else empty.
+        """Which codebook this is, such as ``depth 1``; empty if there is only one.
 
         >>> Facts(0, 1, 2, 3, 512, 0, 0, 0.0, 0.0).name
         'grid 0, depth 1'
         """
+        # Only what distinguishes this codebook from the others.
         words = []
         if self.grids > 1:
             words.append(f"grid {self.grid}")
@@ -136,12 +139,31 @@ class Facts:
 
     @property
     def quantizer_class(self) -> type[Quantizer]:
-        """The class that knows what to expect of the codes and what helps.
+        """The class that knows which usage is healthy, and what helps if it is not.
 
-        It is that of the default where the quantizer is not known.
+        It is the default quantizer if the quantizer is unknown.
         """
         known = QUANTIZERS.get(self.quantizer) if self.quantizer else None
         return EMAVectorQuantizer if known is None else known
+
+
+class _Usage(TypedDict):
+    """The fields of :class:`Facts` that follow from counts."""
+
+    codes: int
+    vectors: int
+    used: int
+    entropy_bits: float
+    top_share: float
+
+
+class _Training(TypedDict, total=False):
+    """The fields of :class:`Facts` that a quantizer knows."""
+
+    quantizer: str
+    reviving: bool | None
+    steps: int | None
+    vectors_seen: float | None
 
 
 def examine(
@@ -150,21 +172,21 @@ def examine(
     """The facts of every codebook of a tokenizer.
 
     Args:
-        counts: how often each code was used, ``[codes]`` for each channel of each grid, coarse to
+        counts: how often each code was used: ``[codes]`` for each channel of each grid, coarse to
             fine.
-        steps: batches that the tokenizer was trained on, where the caller knows; quantizers that
-            count them say it themselves.
+        steps: number of batches that the tokenizer was trained on, if known. Quantizers that count
+            their batches override it.
     """
     grids = tokenizer.grids()
-    # Codebooks come one after the other: the depths of the first grid, then those of the next.
+    # Codebooks are listed one after another: the depths of the first grid, then of the next.
     books = iter(counts)
     facts: list[Facts] = []
     for number, (grid, quantizer) in enumerate(zip(grids, quantizers_of(tokenizer), strict=True)):
         counts_of_grid = [count.double().cpu() for count in itertools.islice(books, grid.channels)]
-        # Codes that were learned, [codes, dim] for each depth, to compare with each other.
+        # The learned codes, [codes, dim] for each depth, to compare with each other.
         tables: list[torch.Tensor | None] = [None] * grid.channels
         if quantizer is not None:
-            tables = [_codes(quantizer, depth) for depth in range(grid.channels)]
+            tables = [_codes_at_depth(quantizer, depth) for depth in range(grid.channels)]
         shares = _variance_shares(counts_of_grid, tables)
         for depth in range(grid.channels):
             facts.append(
@@ -175,16 +197,17 @@ def examine(
                     depths=grid.channels,
                     **_usage_of(counts_of_grid[depth]),
                     **_training_of(quantizer, steps),
-                    twins=_twins_or_none(tables[depth]),
+                    twins=_twins_if_known(tables[depth]),
                     variance_share=shares[depth],
                 )
             )
     return facts
 
 
-def _usage_of(count: torch.Tensor) -> dict[str, Any]:
-    """Those facts that follow from counts ``[codes]`` of one codebook."""
+def _usage_of(count: torch.Tensor) -> _Usage:
+    """The facts that follow from the counts ``[codes]`` of one codebook."""
     total = float(count.sum())
+    # Without any vector, no code has a share.
     return {
         "codes": len(count),
         "vectors": int(total),
@@ -194,11 +217,11 @@ def _usage_of(count: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _training_of(quantizer: Quantizer | None, steps: int | None) -> dict[str, Any]:
-    """Those facts that a quantizer knows about its training."""
+def _training_of(quantizer: Quantizer | None, steps: int | None) -> _Training:
+    """The facts that a quantizer knows about its training."""
     if quantizer is None:
         return {"steps": steps}
-    # A count that is kept with the codes is right also for a model taken out of its run.
+    # A count that is saved with the codes is right even for a model without its run.
     counted = quantizer.batches_seen
     if counted is not None:
         steps = counted
@@ -217,18 +240,19 @@ def _training_of(quantizer: Quantizer | None, steps: int | None) -> dict[str, An
 def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
     """The quantizer of each grid, coarse to fine.
 
-    They are None where the tokenizer does not have one for each. A tokenizer with several grids
-    must hold their quantizers in the order of the grids.
+    They are all None if the tokenizer does not have exactly one for each. A tokenizer with several
+    grids must hold their quantizers in the order of the grids.
     """
     inside: set[int] = set()
     outermost: list[Quantizer] = []
-    # Parts of a quantizer come after it, and are not quantizers of a grid themselves.
+    # Quantizers inside another one come after it, and do not belong to a grid themselves.
     for module in tokenizer.modules():
         if isinstance(module, Quantizer) and id(module) not in inside:
             outermost.append(module)
             inside.update(id(part) for part in module.modules())
     grids = tokenizer.grids()
     found = [(quantizer.levels, quantizer.depth) for quantizer in outermost]
+    # A mismatch means that the order of modules says nothing about the grids.
     wanted = [(grid.levels, grid.channels) for grid in grids]
     if found != wanted:
         return [None] * len(grids)
@@ -236,7 +260,7 @@ def quantizers_of(tokenizer: Tokenizer) -> list[Quantizer | None]:
 
 
 def _reviving(quantizer: Quantizer) -> bool | None:
-    """Whether a quantizer, or the first part of it that could, revives dead codes."""
+    """Whether a quantizer, or its first part that has the option, revives dead codes."""
     for module in quantizer.modules():
         share = getattr(module, "revive", None)
         if share is not None:
@@ -245,18 +269,19 @@ def _reviving(quantizer: Quantizer) -> bool | None:
 
 
 @torch.no_grad()
-def _codes(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
-    """The codes of one depth, float64 ``[codes, dim]``, up to a shift that all share.
+def _codes_at_depth(quantizer: Quantizer, depth: int) -> torch.Tensor | None:
+    """The codes of one depth, float64 ``[codes, dim]``, up to a common offset.
 
-    They are None where they are not compared.
+    They are None if they are not to be compared.
     """
-    if not quantizer.learns_codes or quantizer.levels > MOST_COMPARED:
+    if not quantizer.learns_codes or quantizer.levels > MAX_COMPARED:
         return None
+    # A quantizer without any tensor works on the CPU.
     device = torch.device("cpu")
     for tensor in itertools.chain(quantizer.parameters(), quantizer.buffers()):
         device = tensor.device
         break
-    # All codes of this depth, each with the first codes of the others.
+    # Every code of this depth, combined with code 0 of the other depths.
     symbols = torch.zeros(quantizer.levels, quantizer.depth, dtype=torch.int64, device=device)
     symbols[:, depth] = torch.arange(quantizer.levels, device=device)
     return quantizer.decode(symbols).double().cpu()
@@ -268,7 +293,7 @@ def _spread(codes: torch.Tensor) -> float:
 
 
 def twins(codes: torch.Tensor) -> int:
-    """How many of the codes ``[codes, dim]`` have a twin; see :data:`NEAR`.
+    """How many of the codes ``[codes, dim]`` have a twin; see :data:`TWIN_DISTANCE`.
 
     >>> twins(torch.tensor([[0.0], [0.001], [1.0], [2.0], [3.0]]))
     2
@@ -276,17 +301,20 @@ def twins(codes: torch.Tensor) -> int:
     centred = codes.double() - codes.double().mean(0)
     squares = centred.square().sum(1)
     distances = torch.empty(len(codes), dtype=torch.float64)
+    # A block of rows at a time, so that no matrix of all pairs is formed.
     for rows in torch.arange(len(codes)).split(COMPARED_AT_ONCE):
-        # |a - b|^2 = a^2 + b^2 - 2 a.b, where a code is not compared with itself
+        # |a - b|^2 = a^2 + b^2 - 2 a.b; the distance of a code to itself does not count.
         found = squares[rows, None] + squares - 2 * centred[rows] @ centred.t()
         found[torch.arange(len(rows)), rows] = torch.inf
         distances[rows] = found.min(1).values.clamp_min(0).sqrt()
-    # The quartile is 0 where most codes have a twin; then the spread of all sets the scale.
-    near = max(NEAR * float(distances.quantile(0.75)), 0.01 * NEAR * _spread(centred))
+    # The quartile is 0 if most codes have a twin; then the spread of all codes sets the scale.
+    near = max(
+        TWIN_DISTANCE * float(distances.quantile(0.75)), 0.01 * TWIN_DISTANCE * _spread(centred)
+    )
     return int((distances <= near).sum())
 
 
-def _twins_or_none(codes: torch.Tensor | None) -> int | None:
+def _twins_if_known(codes: torch.Tensor | None) -> int | None:
     return None if codes is None else twins(codes)
 
 
@@ -295,7 +323,7 @@ def _variance_shares(
 ) -> list[float | None]:
     """The share of each depth in the variance of the quantized vectors.
 
-    It is that of the depth's codes, weighted by use, in the sum over depths.
+    The variance of a depth is that of its codes, weighted by how often they are used.
     """
     unknown: list[float | None] = [None] * len(counts)
     if len(counts) < 2:
@@ -304,6 +332,7 @@ def _variance_shares(
     for count, table in zip(counts, tables, strict=True):
         if table is None:
             return unknown
+        # Codes that are used more often count for more; 0/0 is kept out.
         weights = (count / count.sum().clamp_min(1)).unsqueeze(1)  # [codes, 1]
         mean = (weights * table).sum(0)  # [dim]
         variances.append(float((weights * (table - mean).square()).sum()))

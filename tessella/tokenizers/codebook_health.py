@@ -1,9 +1,9 @@
-"""The codebook doctor: what is wrong with the codes of a tokenizer, and what to change.
+"""The codebook doctor: it says what is wrong with the codes, and what to change.
 
-Figures are those of a whole set of images, never of a batch, which cannot use many codes.
+Figures are always over a whole set of images, since a single batch cannot use many codes.
 
-Nothing here depends on a certain quantizer: each class says for itself whether its codes are
-learned, how evenly they should be used, and what helps when they are not
+Nothing here depends on a particular quantizer: each class declares whether its codes are learned,
+how evenly they should be used, and what helps if they are not
 (:class:`~tessella.tokenizers.quantizers.Quantizer`).
 """
 
@@ -12,16 +12,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from tessella.errors import TessellaWarning
 from tessella.tokenizers.codebook_facts import (
-    COLLAPSED,
-    FEW,
-    STEPS,
-    SURE,
+    COLLAPSED_SHARE,
+    MIN_STEPS,
+    MIN_VECTORS_FOR_COLLAPSE,
+    MIN_VECTORS_PER_CODE,
     Facts,
     examine,
     quantizers_of,
@@ -30,13 +29,13 @@ from tessella.tokenizers.codebook_facts import (
 from tessella.tokenizers.tokenizer import Tokenizer
 
 __all__ = [
-    "COLLAPSED",
-    "FEW",
-    "STEPS",
-    "SURE",
+    "COLLAPSED_SHARE",
+    "MIN_STEPS",
+    "MIN_VECTORS_FOR_COLLAPSE",
+    "MIN_VECTORS_PER_CODE",
     "UNITS",
+    "CodebookMonitor",
     "Facts",
-    "Watch",
     "diagnose",
     "examine",
     "quantizers_of",
@@ -45,17 +44,17 @@ __all__ = [
     "usage_drift",
 ]
 
-USED = 0.9
-"""Share of the codes that a healthy codebook uses."""
+MIN_USED_SHARE = 0.9
+"""Least share of the codes that a healthy codebook uses."""
 
-TWINS = 0.05
-"""Share of the codes that may have a twin."""
+MAX_TWIN_SHARE = 0.05
+"""Largest share of the codes that may have a twin."""
 
-RESTLESS = 0.3
-"""Change of usage between two validations (total variation) from which codes are not settled."""
+MAX_DRIFT = 0.3
+"""Total variation of usage between two validations, above which codes are not settled."""
 
-IDLE = 0.01
-"""Share of the variance below which a depth of residual codes adds nothing."""
+MIN_VARIANCE_SHARE = 0.01
+"""Share of the variance below which a depth of residual codes is useless."""
 
 UNITS = {
     "codebook_used": ("codes used", ""),
@@ -70,38 +69,39 @@ UNITS = {
     "codes_twin": ("codes with a twin", ""),
     "usage_drift": ("change of use since the last look", ""),
 }
-"""Names of the figures of codebooks, for people, and their units."""
+"""For each figure of a codebook, a readable name and the unit."""
 
-COUNTED = ("codes_dead", "codes_twin")
-"""Figures that are numbers of codes."""
+INTEGER_FIGURES = ("codes_dead", "codes_twin")
+"""Figures that are counts of codes."""
 
 
-class Watch:
-    """Looks at the codebooks of a tokenizer repeatedly during training, and reports changes.
+class CodebookMonitor:
+    """Examines the codebooks of a tokenizer at every validation, and reports changes.
 
-    A codebook that is found collapsed twice in a row is warned of (:class:`TessellaWarning`), and
-    again only after it has recovered. While training is too short to judge, nothing is said.
+    If a codebook has collapsed at two validations in a row, it issues a :class:`TessellaWarning`,
+    and another one only after the codebook has recovered. It is silent while training is too short
+    to judge.
 
     Args:
-        drift: whether to report how use changed since the last look. A run that is to go on
-            unchanged after it was resumed keeps :attr:`before` with its checkpoints.
+        drift: whether to report how usage changed since the last validation. A run that should
+            continue identically after a resume must save :attr:`before` in its checkpoints.
     """
 
     def __init__(self, drift: bool = False) -> None:
         self.drift = drift
         self.before: list[list[int]] = []
-        # Looks in a row at which each codebook was found collapsed.
+        # Number of consecutive validations at which each codebook had collapsed.
         self._collapsed: dict[str, int] = {}
 
     def figures(
         self, tokenizer: Tokenizer, counts: Sequence[torch.Tensor], steps: int | None = None
     ) -> dict[str, float]:
-        """Figures to log, of the use of the codes on all validation images.
+        """Figures to log about the usage of the codes on all validation images.
 
-        Of several codebooks they are called ``name/number``.
+        If there are several codebooks, they are called ``name/index``.
 
         Args:
-            counts, steps: as of :func:`examine`.
+            counts, steps: see :func:`examine`.
         """
         facts = examine(tokenizer, counts, steps)
         if self.drift:
@@ -115,10 +115,10 @@ class Watch:
         return figures
 
     def _with_drift(self, facts: list[Facts], counts: Sequence[torch.Tensor]) -> list[Facts]:
-        """The facts with the change since the last look, which this one becomes."""
+        """The facts with the change since the last counts, which these counts replace."""
         before = self.before
         self.before = [count.tolist() for count in counts]
-        # The first look has nothing to compare with; nor has one after another number of grids.
+        # The first time, there is nothing to compare with; nor if the number of grids changed.
         if len(before) != len(counts):
             return facts
         changed: list[Facts] = []
@@ -132,16 +132,16 @@ class Watch:
             if book.collapsed and not book.undertrained:
                 looks = self._collapsed.get(book.name, 0) + 1
             self._collapsed[book.name] = looks
-            # Once, at the second look: the first may have come just after the start.
+            # Once, at the second time: the first may have been right after the start.
             if looks == 2:
                 which = f"codebook {book.name}".strip()
                 warnings.warn(f"{which} {_collapse(book, facts)}", TessellaWarning, stacklevel=4)
 
 
 def usage_drift(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Total variation between the frequencies of codes counted twice.
+    """Total variation distance between two counts of codes ``[codes]``, as frequencies.
 
-    It is 0 for equal frequencies and 1 for no code in common.
+    It is 0 for equal frequencies and 1 if they have no code in common.
 
     >>> usage_drift(torch.tensor([3, 1, 0]), torch.tensor([6, 0, 2]))
     0.25
@@ -154,7 +154,7 @@ def _frequencies(counts: torch.Tensor) -> torch.Tensor:
 
 
 def _logged(book: Facts) -> dict[str, float]:
-    """The figures of a codebook that are known."""
+    """The known figures of a codebook, by the names under which they are logged."""
     figures = {
         "code_usage": book.used_share,
         "code_perplexity_share": book.perplexity / book.codes,
@@ -167,23 +167,23 @@ def _logged(book: Facts) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
-    """Figures to keep with an evaluation, and the diagnosis.
+def summarize(facts: Sequence[Facts]) -> dict[str, float | list[float] | list[str]]:
+    """The figures and the diagnosis that an evaluation reports.
 
     Returns:
-        ``code_perplexity_share`` (perplexity by number of codes), ``codes_dead``,
-        ``code_top_share``, ``codes_twin``, ``code_variance_share`` (of residual codes) as far as
-        they are known: a value, or a list of those of several codebooks; and ``diagnosis``
-        (sentences).
+        ``code_perplexity_share`` (perplexity divided by the number of codes), ``codes_dead``,
+        ``code_top_share``, ``codes_twin`` and ``code_variance_share`` (of residual codes), if they
+        are known: a value, or a list of values if there are several codebooks. ``diagnosis`` is a
+        list of sentences.
     """
     values: dict[str, list[float]] = {}
     for book in facts:
         for name, value in _logged(book).items():
-            # Evaluations have the number of codes used already.
+            # Evaluations already report the number of used codes.
             if name != "code_usage":
-                values.setdefault(name, []).append(int(value) if name in COUNTED else value)
-    summary: dict[str, Any] = {}
-    # The reports have a number for the one codebook, and a list for several.
+                values.setdefault(name, []).append(int(value) if name in INTEGER_FIGURES else value)
+    summary: dict[str, float | list[float] | list[str]] = {}
+    # Reports expect a number for a single codebook, and a list for several.
     for name, found in values.items():
         summary[name] = found[0] if len(found) == 1 else found
     summary["diagnosis"] = diagnose(facts)
@@ -191,12 +191,12 @@ def summarize(facts: Sequence[Facts]) -> dict[str, Any]:
 
 
 def diagnose(facts: Sequence[Facts]) -> list[str]:
-    """Sentences on the faults of the codebooks of a tokenizer, and the changes that help.
+    """Sentences about the faults of the codebooks of a tokenizer, and how to mend them.
 
-    A codebook of which too few vectors were seen (:data:`FEW` for each code) is not judged, but
-    that is said. One that looks bad after too short a training (:data:`STEPS`) gets that sentence
-    alone: more training is the only advice that can be given. Where nothing is wrong, there is a
-    sentence with the figures of each codebook. Thresholds are this module's constants.
+    If too few vectors were counted (:data:`MIN_VECTORS_PER_CODE` per code), the sentence only says
+    so. If a codebook looks bad after too short a training (:data:`MIN_STEPS`), the only advice is
+    to train longer. If nothing is wrong with a codebook, a sentence gives its figures. The
+    thresholds are constants of this module and of :mod:`tessella.tokenizers.codebook_facts`.
     """
     lines: list[str] = []
     for book in facts:
@@ -206,13 +206,13 @@ def diagnose(facts: Sequence[Facts]) -> list[str]:
 
 
 def _findings(book: Facts, facts: Sequence[Facts]) -> list[str]:
-    # Chance leaves codes unused among few vectors, but does not give them all one code.
+    # With few vectors, chance leaves codes unused, but it does not give all of them one code.
     if book.few and not book.collapsed:
         return [_too_few(book)]
     faults = _faults(book, facts)
     if not faults:
         return [_healthy(book)]
-    # Whatever looks wrong now may be right later, so no advice but more training would be honest.
+    # Whatever looks wrong now may be right later, so the only honest advice is more training.
     if book.undertrained:
         return [_undertrained(book)]
     return faults
@@ -223,14 +223,14 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
     if book.collapsed:
         return [_collapse(book, facts)]
     found: list[str] = []
-    if book.used_share < USED:
+    if book.used_share < MIN_USED_SHARE:
         found.append(
             f"{book.dead:,} of {book.codes:,} codes are dead ({1 - book.used_share:.0%}); "
             f"{_against_death(book)}."
         )
-    if book.twins is not None and book.twins > max(1, TWINS * book.codes):
+    if book.twins is not None and book.twins > max(1, MAX_TWIN_SHARE * book.codes):
         found.append(_too_many_twins(book))
-    # Even use is not expected of every quantizer: levels of a bounded value are not.
+    # Not every quantizer is expected to use codes evenly: the levels of a bounded value are not.
     expected = book.quantizer_class.healthy_perplexity
     # Dead codes and twins make use uneven too, and say more about it.
     if not found and book.perplexity < expected * book.codes:
@@ -239,12 +239,16 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
             f"most frequent takes {book.top_share:.0%}; unless the images are mostly plain "
             f"background, take about {_power_of_two(book.perplexity):,} codes, or train longer."
         )
-    if book.depth > 0 and book.variance_share is not None and book.variance_share < IDLE:
+    if (
+        book.depth > 0
+        and book.variance_share is not None
+        and book.variance_share < MIN_VARIANCE_SHARE
+    ):
         found.append(
             f"this depth carries {book.variance_share:.1%} of the variance; "
-            f"take depth = {book.depth}."
+            f"set depth = {book.depth}."
         )
-    if book.usage_drift is not None and book.usage_drift > RESTLESS:
+    if book.usage_drift is not None and book.usage_drift > MAX_DRIFT:
         found.append(
             f"codes are not settled: {book.usage_drift:.0%} of the use moved to other codes since "
             "the last validation; train longer, or at a lower learning rate."
@@ -253,22 +257,22 @@ def _faults(book: Facts, facts: Sequence[Facts]) -> list[str]:
 
 
 def _collapse(book: Facts, facts: Sequence[Facts]) -> str:
-    """The sentence about a codebook whose vectors nearly all get one code."""
+    """The sentence about a codebook in which one code takes nearly all vectors."""
     found = (
         f"collapsed: one code takes {book.top_share:.0%} of the vectors, "
         f"{book.used:,} of {book.codes:,} are used"
     )
-    # A decoder that finds all it needs in the finer grid ignores the coarse one.
+    # A decoder that finds all information in the finer grid ignores the coarse one.
     finer = [other for other in facts if other.grid > book.grid]
     if finer and not any(other.collapsed for other in finer):
         return (
             f"{found}; the finer codes carry all, so give those fewer codes or a shorter code_dim, "
             "or train one grid."
         )
-    # A residual level collapses where there is nothing left to say.
+    # A residual level collapses if the levels before it leave nothing to encode.
     coarser = [other for other in facts if other.depth < book.depth]
     if book.depth > 0 and not any(other.collapsed for other in coarser):
-        return f"{found}; the codes before it leave nothing, so take depth = {book.depth}."
+        return f"{found}; the codes before it leave nothing, so set depth = {book.depth}."
     cure = book.quantizer_class.remedies.collapse
     return (
         f"{found}; unless training has just begun, {cure}, and check that the images are not all "
@@ -277,10 +281,10 @@ def _collapse(book: Facts, facts: Sequence[Facts]) -> str:
 
 
 def _against_death(book: Facts) -> str:
-    """Advice that keeps the codes of this quantizer alive."""
+    """Advice on how to keep the codes of this quantizer alive."""
     if book.reviving is False:
-        return "set revive = 0.1, so that dead codes start anew at vectors of the batch"
-    # Room for the codes in use; a codebook with nearly all codes in use has no smaller power of 2.
+        return "set revive = 0.1, so that dead codes restart at vectors of the batch"
+    # Enough for the codes in use. If nearly all are in use, no smaller power of 2 is.
     size = _power_of_two(book.used)
     fewer = "take fewer codes"
     if size < book.codes:
@@ -290,19 +294,19 @@ def _against_death(book: Facts) -> str:
 
 def _too_many_twins(book: Facts) -> str:
     advice = "take fewer codes"
-    # Revival puts a code on a vector, which may be next to the code that had it.
+    # Revival moves a code to a vector, which may be right next to that vector's code.
     if book.reviving:
-        advice += ", or a smaller revive, as codes start anew at vectors that have one"
+        advice += ", or set a smaller revive, as codes restart at vectors that already have one"
     return f"{book.twins:,} of {book.codes:,} codes have a twin that says the same; {advice}."
 
 
 def _undertrained(book: Facts) -> str:
     assert book.steps is not None
-    if book.steps < STEPS:
+    if book.steps < MIN_STEPS:
         batches = "batch" if book.steps == 1 else "batches"
-        seen = f"the codes learned from {book.steps:,} {batches} only, of at least {STEPS}"
+        seen = f"the codes learned from {book.steps:,} {batches} only, of at least {MIN_STEPS}"
     else:
-        wanted = FEW * book.codes
+        wanted = MIN_VECTORS_PER_CODE * book.codes
         seen = (
             f"the codes learned from about {book.vectors_seen or 0:,.0f} vectors only, "
             f"of at least {wanted:,} for {book.codes:,} codes"
@@ -314,8 +318,8 @@ def _undertrained(book: Facts) -> str:
 
 
 def _too_few(book: Facts) -> str:
-    # Rounded up, so that this many are enough.
-    times = -(-FEW * book.codes // max(1, book.vectors))
+    # Rounded up, so that this many images are enough.
+    times = -(-MIN_VECTORS_PER_CODE * book.codes // max(1, book.vectors))
     return (
         f"too few images to judge: {book.vectors:,} vectors for {book.codes:,} codes, of which "
         f"{book.used:,} were used; measure on {times:,} times as many images, at least."
@@ -331,5 +335,5 @@ def _healthy(book: Facts) -> str:
 
 
 def _power_of_two(codes: float) -> int:
-    """The power of two nearest above, at least 2."""
+    """The smallest power of two that is at least ``codes``, and at least 2."""
     return max(2, 1 << max(0, int(codes - 1)).bit_length())

@@ -1,9 +1,9 @@
-"""Tokenizers of other projects as ours.
+"""Convert tokenizers of other projects to those of this package.
 
-VQGANs of taming-transformers (Esser et al. 2021) and of LlamaGen (Sun et al. 2024) have the network
-of our :class:`VQGAN`, and equal tensors in equal order by other names; LlamaGen's codes have length
-1. A VQ-VAE-2 of rosinality's vq-vae-2-pytorch has that of our :class:`VQVAE2`. This module maps
-their tensors, by their names, to ours.
+VQGANs of taming-transformers (Esser et al. 2021) and of LlamaGen (Sun et al. 2024) have the same
+network as our :class:`VQGAN`, with the same tensors in the same order under other names; LlamaGen's
+codes are unit vectors. A VQ-VAE-2 of rosinality's vq-vae-2-pytorch has that of our :class:`VQVAE2`.
+This module maps the names of their tensors to ours.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tessella.tokenizers.convnet import DeepBlock, Down, SpatialAttention, Up
 from tessella.tokenizers.vqgan import VQGAN
 from tessella.tokenizers.vqvae2 import LEVELS, VQVAE2
 
-State = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, torch.Tensor]
 """Tensors by their names in a checkpoint."""
 
 TRAINING = ("loss.", "quantize.codebook_used")
-"""Beginnings of names of tensors that only training needs."""
+"""Prefixes of tensors that only training needs."""
 
 KINDS = ("weight", "bias")
 
 LLAMAGEN_MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
-"""LlamaGen's numbers of the parts of the lowest resolution, and taming's names."""
+"""LlamaGen's numbers for the modules at the lowest resolution, and taming's names."""
 
 ROSINALITY = {
     "enc_b.": "encode_bottom.",
@@ -42,26 +42,26 @@ ROSINALITY = {
     "quantize_t.": "top.",
     "quantize_b.": "bottom.",
 }
-"""Beginnings of rosinality's names of tensors, and of ours."""
+"""Prefixes of rosinality's tensors, and ours."""
 
 ROSINALITY_CONVOLUTIONS = {"1": ".conv.", "3": ".out."}
-"""Its numbers of the convolutions of a residual block, and our names."""
+"""Rosinality's numbers for the convolutions of a residual block, and our names."""
 
 ROSINALITY_AVERAGES = {"embed": "codebook", "embed_avg": "sums", "cluster_size": "counts"}
-"""Its names of the tensors of a codebook, with codes in columns, and ours."""
+"""Rosinality's names for the tensors of a codebook, with codes in columns, and ours."""
 
 
-def from_taming(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
-    """The VQGAN whose weights are those of a ``VQModel`` of taming-transformers.
+def from_taming(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
+    """Convert the weights of a ``VQModel`` of taming-transformers to a VQGAN.
 
     Args:
         state: tensors by the names they have there (``encoder.conv_in.weight``, ...). The
             discriminator and the perceptual network (``loss.*``) are left out.
-        image_size: height and width of the images it is for.
+        image_size: height and width of the images that it is meant for.
 
     Raises:
-        ConfigError: naming tensors that are missing, left over or of another shape; attention at a
-            higher than the lowest resolution counts as left over.
+        ConfigError: naming tensors that are missing, unknown or of another shape. Attention at any
+            but the lowest resolution counts as unknown.
 
     Returns:
         A ``vqgan`` in eval mode, float32.
@@ -69,22 +69,22 @@ def from_taming(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN
     return _vqgan(state, image_size, cosine=False)
 
 
-def from_llamagen_vq(state: State, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
-    """The VQGAN whose weights are those of a ``VQModel`` of LlamaGen; see :func:`from_taming`."""
+def from_llamagen_vq(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQGAN:
+    """Convert the weights of a ``VQModel`` of LlamaGen to a VQGAN; see :func:`from_taming`."""
     levels = 1 + max(_numbers(state, r"decoder\.conv_blocks\.(\d+)\."), default=0)
     renamed = {_llamagen_to_taming(name, levels): tensor for name, tensor in state.items()}
     return _vqgan(renamed, image_size, cosine=True)
 
 
-def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> VQVAE2:
-    """The VQ-VAE-2 whose weights are those of a ``VQVAE`` of rosinality's vq-vae-2-pytorch.
+def from_rosinality(state: StateDict, image_size: tuple[int, int] = (256, 256)) -> VQVAE2:
+    """Convert the weights of a ``VQVAE`` of rosinality's vq-vae-2-pytorch to a VQ-VAE-2.
 
     Args:
         state: tensors by the names they have there (``enc_b.blocks.0.weight``, ...).
-        image_size: height and width of the images it is for.
+        image_size: height and width of the images that it is meant for.
 
     Raises:
-        ConfigError: naming tensors that are missing, left over or of another shape.
+        ConfigError: naming tensors that are missing, unknown or of another shape.
 
     Returns:
         A ``vqvae2`` in eval mode, float32.
@@ -97,11 +97,11 @@ def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> V
     for name, tensor in state.items():
         name = _rosinality_to_ours(name)
         if name.endswith((".codebook", ".sums")):
-            # Its codes are columns, ours are rows: [dim, codes] to [codes, dim].
+            # Their codes are columns, ours are rows: [dim, codes] to [codes, dim].
             tensor = tensor.T
         renamed[name] = tensor.float().contiguous()
     for level in LEVELS:
-        # The codes have their places, after a number of steps that nobody noted.
+        # The codes are placed, after an unknown number of steps; 1 stands for that.
         renamed[f"{level}.steps"] = torch.tensor(1)
         renamed[f"{level}.seed"] = model.state_dict()[f"{level}.seed"]
     try:
@@ -113,8 +113,8 @@ def from_rosinality(state: State, image_size: tuple[int, int] = (256, 256)) -> V
     return model
 
 
-def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
-    """A VQGAN from tensors by taming's names."""
+def _vqgan(state: StateDict, image_size: tuple[int, int], cosine: bool) -> VQGAN:
+    """Build a VQGAN from tensors under taming's names."""
     given = {name: tensor for name, tensor in state.items() if not name.startswith(TRAINING)}
     sizes = _vqgan_sizes(given)
     sizes["image_size"] = image_size
@@ -126,7 +126,7 @@ def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
     renamed = {
         "quantizer.counts": fresh["quantizer.counts"],
         "quantizer.seed": fresh["quantizer.seed"],
-        # The codes have their places, after a number of steps that nobody noted.
+        # The codes are placed, after an unknown number of steps; 1 stands for that.
         "quantizer.steps": torch.ones_like(fresh["quantizer.steps"]),
     }
     wanted = _names(model)
@@ -136,18 +136,19 @@ def _vqgan(state: State, image_size: tuple[int, int], cosine: bool) -> VQGAN:
         tensor = torch.cat([given[part] for part in names]).float()
         if tensor.shape != fresh[name].shape:
             raise ConfigError(
-                f"{names[0]} would be {list(tensor.shape)}, wanted is {list(fresh[name].shape)}"
+                f"{names[0]} makes a tensor {list(tensor.shape)}, but {name} must be "
+                f"{list(fresh[name].shape)}"
             )
         renamed[name] = tensor
     model.load_state_dict(renamed)
     return model
 
 
-def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
-    """Refuse tensors that do not fit, by name.
+def _check_names(wanted: Mapping[str, Sequence[str]], given: StateDict) -> None:
+    """Refuse tensors whose names do not match, and list them.
 
     Args:
-        wanted: our names to theirs.
+        wanted: for each of our names, the names there.
     """
     expected: set[str] = set()
     for names in wanted.values():
@@ -161,16 +162,16 @@ def _check_names(wanted: Mapping[str, Sequence[str]], given: State) -> None:
             found.append(f"{len(unmatched)} {what} ({', '.join(first)}{dots})")
     if found:
         raise ConfigError(
-            "these tensors are no VQGAN with attention at the lowest level only: "
+            "these tensors are not those of a VQGAN with attention at the lowest level only: "
             f"{'; '.join(found)}"
         )
 
 
-def _vqgan_sizes(state: State) -> TokenizerArguments:
-    """The sizes of the VQGAN, read from taming's names and shapes.
+def _vqgan_sizes(state: StateDict) -> TokenizerArguments:
+    """Infer the sizes of a VQGAN from taming's names and shapes.
 
     Raises:
-        ConfigError: when the names that show them are not there.
+        ConfigError: when a tensor that shows a size is missing.
     """
     try:
         # Weights of convolutions are [out, in, rows, columns].
@@ -184,7 +185,7 @@ def _vqgan_sizes(state: State) -> TokenizerArguments:
         codes = state["quantize.embedding.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"these tensors are not those of a VQGAN: {error} gives a size and is missing"
+            f"these tensors are not those of a VQGAN: {error}, which shows a size, is missing"
         ) from error
     return {
         "channels": channels,
@@ -197,11 +198,11 @@ def _vqgan_sizes(state: State) -> TokenizerArguments:
     }
 
 
-def _vqvae2_sizes(state: State) -> TokenizerArguments:
-    """The sizes of the VQ-VAE-2, read from rosinality's names and shapes.
+def _vqvae2_sizes(state: StateDict) -> TokenizerArguments:
+    """Infer the sizes of a VQ-VAE-2 from rosinality's names and shapes.
 
     Raises:
-        ConfigError: when the names that show them are not there.
+        ConfigError: when a tensor that shows a size is missing.
     """
     try:
         channels = state["enc_b.blocks.0.weight"].shape[1]
@@ -209,9 +210,9 @@ def _vqvae2_sizes(state: State) -> TokenizerArguments:
         hidden = state["quantize_conv_t.weight"].shape[1]
     except KeyError as error:
         raise ConfigError(
-            f"these tensors are not those of a VQ-VAE-2: {error} gives a size and is missing"
+            f"these tensors are not those of a VQ-VAE-2: {error}, which shows a size, is missing"
         ) from error
-    # Without residual blocks there is nothing to read it from, and it does not matter.
+    # Without residual blocks, nothing shows this size, and it does not matter.
     inner = 1
     if "dec.blocks.1.conv.1.weight" in state:
         inner = state["dec.blocks.1.conv.1.weight"].shape[0]
@@ -226,7 +227,7 @@ def _vqvae2_sizes(state: State) -> TokenizerArguments:
 
 
 def _numbers(state: Iterable[str], pattern: str) -> set[int]:
-    """The numbers that a pattern finds at the beginning of names."""
+    """The numbers that a pattern captures at the beginning of names."""
     numbers: set[int] = set()
     for name in state:
         found = re.match(pattern, name)
@@ -236,20 +237,20 @@ def _numbers(state: Iterable[str], pattern: str) -> set[int]:
 
 
 def _llamagen_to_taming(name: str, levels: int) -> str:
-    """Taming's name of one of LlamaGen's tensors.
+    """Taming's name for one of LlamaGen's tensors.
 
     Args:
-        levels: number of resolutions. LlamaGen's decoder counts them from the lowest.
+        levels: number of resolutions, which LlamaGen's decoder counts from the lowest.
     """
 
     def resolution(found: re.Match[str]) -> str:
         half = found[1]
         level = int(found[2])
         part = "block" if found[3] == "res" else found[3]
-        place = f"down.{level}"
+        path = f"down.{level}"
         if half == "decoder":
-            place = f"up.{levels - 1 - level}"
-        return f"{half}.{place}.{part}."
+            path = f"up.{levels - 1 - level}"
+        return f"{half}.{path}.{part}."
 
     def middle(found: re.Match[str]) -> str:
         return f".mid.{LLAMAGEN_MIDDLE[found[1]]}."
@@ -259,63 +260,62 @@ def _llamagen_to_taming(name: str, levels: int) -> str:
 
 
 def _names(model: VQGAN) -> dict[str, list[str]]:
-    """Our names of all weights to taming's; several of theirs where ours is one matrix of them."""
-    places = {"encoder": _encoder_places(model), "decoder": _decoder_places(model)}
+    """For each of our weights, taming's names; several if ours is their concatenation."""
+    paths = {"encoder": _encoder_paths(model), "decoder": _decoder_paths(model)}
     names = {"quantizer.codebook": ["quantize.embedding.weight"]}
-    # The 1x1 convolutions around the codes, which lie outside of both halves.
+    # The 1x1 convolutions around the codes, which belong to neither half.
     for ours, theirs in (("to_code", "quant_conv"), ("from_code", "post_quant_conv")):
         for kind in KINDS:
             names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
     for half, network in (("encoder", model.encoder), ("decoder", model.decoder)):
-        # Both networks are sequences that pass their parts in one order, so positions match.
-        for number, (part, place) in enumerate(zip(network, places[half], strict=True)):
+        # Both networks are sequences of the same modules in the same order, so indices match.
+        for number, (part, path) in enumerate(zip(network, paths[half], strict=True)):
             for ours, theirs_of_part in _part_names(part).items():
                 names[f"{half}.{number}.{ours}"] = [
-                    f"{half}.{place}.{name}" for name in theirs_of_part
+                    f"{half}.{path}.{name}" for name in theirs_of_part
                 ]
     return names
 
 
-MIDDLE_PLACES = ["mid.block_1", "mid.attn_1", "mid.block_2"]
-OUTPUT_PLACES = ["norm_out", "conv_out"]
+MIDDLE_PATHS = ["mid.block_1", "mid.attn_1", "mid.block_2"]
+OUTPUT_PATHS = ["norm_out", "conv_out"]
 
 
-def _encoder_places(model: VQGAN) -> list[str]:
-    """Taming's names of the parts of the encoder, in the order they are passed."""
+def _encoder_paths(model: VQGAN) -> list[str]:
+    """Taming's names for the modules of the encoder, in the order of execution."""
     lowest = len(model.multipliers) - 1
-    places = ["conv_in"]
+    paths = ["conv_in"]
     for level in range(lowest + 1):
-        places += _blocks("down", level, model.residual_blocks, level == lowest)
+        paths += _blocks("down", level, model.residual_blocks, level == lowest)
         if level != lowest:
-            places.append(f"down.{level}.downsample")
-    return places + MIDDLE_PLACES + OUTPUT_PLACES
+            paths.append(f"down.{level}.downsample")
+    return paths + MIDDLE_PATHS + OUTPUT_PATHS
 
 
-def _decoder_places(model: VQGAN) -> list[str]:
-    """Taming's names of the parts of the decoder, in the order they are passed."""
+def _decoder_paths(model: VQGAN) -> list[str]:
+    """Taming's names for the modules of the decoder, in the order of execution."""
     lowest = len(model.multipliers) - 1
-    places = ["conv_in", *MIDDLE_PLACES]
-    # From the lowest resolution up, though its names count from the highest.
+    paths = ["conv_in", *MIDDLE_PATHS]
+    # Executed from the lowest resolution up, though the names count from the highest.
     for level in range(lowest, -1, -1):
-        places += _blocks("up", level, model.residual_blocks + 1, level == lowest)
+        paths += _blocks("up", level, model.residual_blocks + 1, level == lowest)
         if level > 0:
-            places.append(f"up.{level}.upsample")
-    return places + OUTPUT_PLACES
+            paths.append(f"up.{level}.upsample")
+    return paths + OUTPUT_PATHS
 
 
 def _blocks(direction: str, level: int, blocks: int, attention: bool) -> list[str]:
-    """Taming's names of the blocks of one resolution, each followed by attention if there is
-    some."""
-    places: list[str] = []
+    """Taming's names for the blocks of one resolution, each followed by its attention, if any."""
+    paths: list[str] = []
     for block in range(blocks):
-        places.append(f"{direction}.{level}.block.{block}")
+        paths.append(f"{direction}.{level}.block.{block}")
         if attention:
-            places.append(f"{direction}.{level}.attn.{block}")
-    return places
+            paths.append(f"{direction}.{level}.attn.{block}")
+    return paths
 
 
 def _part_names(part: nn.Module) -> dict[str, list[str]]:
-    """Our names of the weights within a part to taming's."""
+    """For each of our weights within a module, taming's names."""
     # A convolution or a normalization by itself has only its weight and bias.
     pairs = {"": [""]}
     if isinstance(part, DeepBlock):
@@ -335,16 +335,16 @@ def _part_names(part: nn.Module) -> dict[str, list[str]]:
 
 
 def _rosinality_to_ours(name: str) -> str:
-    """Our name of one of rosinality's tensors."""
-    # enc_b.blocks.3.conv.1.weight to encode_bottom.3.conv.weight; in the inner sequence 0 and 2 are
-    # activations, so its convolutions have the numbers 1 and 3.
+    """Our name for one of rosinality's tensors."""
+    # Example: enc_b.blocks.3.conv.1.weight to encode_bottom.3.conv.weight. In the inner sequence, 0
+    # and 2 are activations, so the convolutions have the numbers 1 and 3.
     name = re.sub(r"\.blocks\.(\d+)\.", r".\1.", name)
     name = re.sub(r"\.conv\.([13])\.", lambda found: ROSINALITY_CONVOLUTIONS[found[1]], name)
     for theirs, ours in ROSINALITY.items():
         if name.startswith(theirs):
             rest = name.removeprefix(theirs)
             if theirs.startswith("quantize_"):
-                # Codebooks and the convolutions before them share this beginning.
+                # Codebooks and the convolutions before them share this prefix.
                 rest = ROSINALITY_AVERAGES.get(rest, rest)
             return ours + rest
     return name

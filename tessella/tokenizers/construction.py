@@ -21,18 +21,18 @@ from tessella.registry import Registry
 T = TypeVar("T")
 
 PlainValues = dict[str, Any]
-"""Values that JSON and TOML have, by name."""
+"""Values that JSON and TOML can represent, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """One plain value that builds a class.
+    """One plain value that a class can be built with.
 
     Args:
         name: what recipes and configurations call it.
-        hint: its annotation.
-        default: ``inspect.Parameter.empty`` where it must be given.
-        parameter: the constructor's parameter that takes it.
+        hint: its type annotation.
+        default: its default; ``inspect.Parameter.empty`` if it is required.
+        parameter: the constructor's parameter that receives it.
         grouped: whether that parameter is an options object, of which this is a field.
     """
 
@@ -52,7 +52,7 @@ class Argument:
 
 
 def check_count(name: str, value: object, least: int, most: int) -> int:
-    """A size that a constructor takes, checked before any memory is taken for it.
+    """Check a size in a constructor, before any memory is allocated for it.
 
     Raises:
         ConfigError: when it is not an integer in ``least..most``.
@@ -64,7 +64,7 @@ def check_count(name: str, value: object, least: int, most: int) -> int:
 
 
 def arguments_of(cls: type) -> list[Argument]:
-    """The plain values that build a class, in the order of its constructor."""
+    """The plain values that a class can be built with, in the order of its constructor."""
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     found: list[Argument] = []
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -74,8 +74,8 @@ def arguments_of(cls: type) -> list[Argument]:
             continue
         field_hints = get_type_hints(hint)
         for field in dataclasses.fields(hint):
-            # A vqgan has more codes than a vqvae, in options of one type: the class's defaults
-            # stand in its default object, not in the type of that.
+            # The defaults are those of the default object, not of its type: a vqgan and a vqvae
+            # have options of the same type, but a vqgan has more codes by default.
             default = getattr(parameter.default, field.name)
             found.append(Argument(field.name, field_hints[field.name], default, name, grouped=True))
     return found
@@ -87,9 +87,9 @@ def construct(
     """Build a registered class from plain values.
 
     Args:
-        kind: what the table holds, in words, for messages.
+        kind: what the table holds, such as ``tokenizer``, for messages.
         table: classes by name, such as a :class:`~tessella.registry.Registry`.
-        name: of the class.
+        name: name of the class in the table.
         arguments: plain values by name; those left out have the class's defaults.
 
     Raises:
@@ -105,13 +105,14 @@ def construct(
     values = _checked(known, arguments, f"{kind} {name}")
     given: PlainValues = {}
     fields: dict[str, PlainValues] = {}
-    # Plain values go straight to their parameter, or into the options object of theirs.
+    # A plain value goes to its parameter directly, or into an options object.
     for argument in known:
         value = values[argument.name]
         if argument.grouped:
             fields.setdefault(argument.parameter, {})[argument.name] = value
         else:
             given[argument.parameter] = value
+    # Fields that were not given keep the values of the class's default object.
     parameters = inspect.signature(cls).parameters
     for parameter, options in fields.items():
         given[parameter] = dataclasses.replace(parameters[parameter].default, **options)
@@ -119,7 +120,7 @@ def construct(
 
 
 def describe_arguments(table: Mapping[str, type]) -> str:
-    """The plain values of every class of a table with their defaults, a paragraph for each."""
+    """The plain values of every class in a table, with defaults, one paragraph per class."""
     paragraphs = []
     for name, cls in table.items():
         listed = ", ".join(str(argument) for argument in arguments_of(cls))
@@ -128,17 +129,18 @@ def describe_arguments(table: Mapping[str, type]) -> str:
 
 
 def _checked(known: list[Argument], arguments: Mapping[str, object], where: str) -> PlainValues:
-    """All values of a class, those given checked against their annotations."""
+    """All values for a class, with defaults filled in and types checked."""
     missing = [part.name for part in known if part.required and part.name not in arguments]
     if missing:
         raise ConfigError(f"{where} needs {', '.join(missing)}")
+    # In the form that make_dataclass takes: (name, type) or (name, type, field).
     fields: list[Any] = []
     for argument in known:
         if argument.required:
             fields.append((argument.name, argument.hint))
         else:
             fields.append((argument.name, argument.hint, _field_with(argument.default)))
-    # A dataclass with these fields is what the reader of recipes knows how to check.
+    # The function that checks recipes also checks these values, given a dataclass.
     checker = dataclasses.make_dataclass("Arguments", fields)
     return dict(vars(from_dict(checker, arguments, where)))
 

@@ -1,9 +1,10 @@
 """The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7).
 
-They are residual convolutions with group normalization, and attention at the lowest resolution.
+They consist of residual convolutions with group normalization, and attention at the lowest
+resolution.
 
-Inside, activations lie channels last on a CPU, as the images do, and channel by channel on a GPU,
-as its group normalization wants them.
+Inside, activations are stored channels last on a CPU, like the images, and channels first on a GPU,
+which suits its group normalization.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import torch.nn.functional as F
 from torch import nn
 
 GROUPS = 32
-"""Groups of channels that are normalized together, where that divides the channels."""
+"""Number of groups of channels that are normalized together, if it divides the channels."""
 
 GROUP_CHANNELS = 4
-"""Channels of a group, about, elsewhere."""
+"""Approximate number of channels per group otherwise."""
 
 
 class Norm(nn.GroupNorm):
     """Group normalization over ``[n, channels, h, w]``, by default followed by ``x sigmoid(x)``.
 
-    There are 32 groups where that divides the channels, else groups of about four channels.
-    Statistics are float32 (or wider), also under autocast.
+    There are 32 groups if that divides the channels, else groups of about four channels. Statistics
+    are float32 (or wider), also under autocast.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         swish: whether ``x sigmoid(x)`` is applied to the result.
     """
 
@@ -43,7 +44,7 @@ class Norm(nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = super().forward(x)
         if self.swish:
-            # The normalized values are nobody else's, but a gradient needs them.
+            # Nothing else uses the normalized values, except for a gradient.
             x = F.silu(x, inplace=not torch.is_grad_enabled())
         return x
 
@@ -51,7 +52,11 @@ class Norm(nn.GroupNorm):
 class DeepBlock(nn.Module):
     """``x + conv3x3(norm(conv3x3(norm(x))))``.
 
-    ``x`` passes a 1x1 convolution where the width changes.
+    A 1x1 convolution is applied to the first ``x`` if the number of channels changes.
+
+    Args:
+        channels: channels of the input ``[n, channels, h, w]``.
+        width: channels of the result.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -70,9 +75,9 @@ class DeepBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """``x +`` a mixture of values from all places of ``[n, channels, h, w]``.
+    """``x`` plus self-attention over all positions of ``[n, channels, h, w]``.
 
-    There is one head as wide as the channels.
+    There is a single head, as wide as the channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -93,9 +98,9 @@ class SpatialAttention(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the sides: a convolution over 3x3 pixels, from each second pixel on.
+    """Halve height and width: a 3x3 convolution with stride 2.
 
-    Beyond the last row and column of an even side there is a row and a column of zeros.
+    ``[n, channels, h, w]`` is padded with zeros at the bottom and on the right only.
     """
 
     def __init__(self, channels: int) -> None:
@@ -103,17 +108,17 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Padding on one side alone would need a padded copy. With two rows of zeros on both sides
-        # only the first result sees zeros that are not wanted, and it is left out.
+        # Padding on one side only would need a padded copy. With two rows of zeros on both sides,
+        # only the first row and column of the result see unwanted zeros, and they are dropped.
         return self.conv(x)[:, :, 1:, 1:]
 
 
 class Up(nn.Module):
-    """Twice the sides: each pixel four times, then a 3x3 convolution.
+    """Double height and width: repeat each pixel, then apply a 3x3 convolution.
 
-    Of the nine weights of a pixel of the result some meet the same pixel before it is repeated.
-    They are added first: what remains is a transposed convolution, with 4/9 of the multiplications
-    and no larger copy.
+    Several of the nine weights of an output pixel apply to the same input pixel. They are added
+    first; what remains is a transposed convolution, with 4/9 of the multiplications and no enlarged
+    copy of the input ``[n, channels, h, w]``.
     """
 
     def __init__(self, channels: int) -> None:
@@ -130,8 +135,10 @@ def resolution_layers(channels: int, width: int, blocks: int, attention: bool) -
     """The blocks of one resolution, each followed by attention if that is wanted.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         width: channels of the result.
+        blocks: number of residual blocks.
+        attention: whether each block is followed by attention.
     """
     layers: list[nn.Module] = []
     for block in range(blocks):
@@ -149,13 +156,14 @@ def middle_layers(width: int) -> list[nn.Module]:
 class DeepEncoder(nn.Sequential):
     """Images ``[n, channels, h, w]`` to ``[n, latent, h', w']``.
 
-    The sides are halved between every two multipliers.
+    Height and width are halved between consecutive resolutions.
 
     Args:
-        channels: of the images.
-        hidden: channels of the convolutions, times
-        multipliers: of each resolution, highest first. The last has attention.
-        blocks: residual blocks of each resolution; two more, around attention, follow the last.
+        channels: channels of the images.
+        hidden: channels of the convolutions, before multiplication.
+        multipliers: a factor for ``hidden`` at each resolution, highest first. The last
+            resolution has attention.
+        blocks: residual blocks per resolution; two more, around attention, follow the last.
         latent: channels of the result.
     """
 
@@ -171,7 +179,7 @@ class DeepEncoder(nn.Sequential):
             before = width
             if level != last:
                 layers.append(Down(before))
-        # Two more blocks at the lowest resolution, where every place sees the whole image.
+        # Two more blocks at the lowest resolution, where attention covers the whole image.
         layers += middle_layers(before)
         super().__init__(*layers, Norm(before), nn.Conv2d(before, latent, 3, padding=1))
 
@@ -182,7 +190,8 @@ class DeepEncoder(nn.Sequential):
 class DeepDecoder(nn.Sequential):
     """``[n, latent, h', w']`` to images ``[n, channels, h, w]``.
 
-    The mirror of :class:`DeepEncoder`, with one block more for each resolution.
+    It mirrors :class:`DeepEncoder`, which has the same arguments, with one more block per
+    resolution.
     """
 
     def __init__(
@@ -205,7 +214,7 @@ class DeepDecoder(nn.Sequential):
 
 
 def _merge_repeated(weight: torch.Tensor, side: int) -> torch.Tensor:
-    """Three weights along a side, applied to repeated pixels, as four applied to single ones.
+    """Turn three weights for repeated pixels, along one side, into four for single pixels.
 
     A result at an even place sees pixels (a, b, b), one at an odd place (b, b, c): the weights
     (w0, w1, w2) act as (w0, w1 + w2) and as (w0 + w1, w2).
@@ -215,12 +224,12 @@ def _merge_repeated(weight: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _in_best_layout(x: torch.Tensor) -> torch.Tensor:
-    """Equal values in the memory format that suits the device."""
+    """The same values in the memory format that suits the device."""
     if x.device.type == "cpu":
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
 
 
 def _add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The sum; without gradients it takes the place of ``x``, which nobody else needs."""
+    """The sum; without gradients it overwrites ``x``, which is not used again."""
     return x + y if torch.is_grad_enabled() else x.add_(y)

@@ -13,14 +13,14 @@ from tessella.tokenizers.tokenizer import Tokenizer
 class IdentityTokenizer(Tokenizer):
     """Values 0..255 to ``levels`` levels, one symbol a channel.
 
-    A value ``v`` becomes ``v >> (8 - k)`` for ``levels = 2^k``, else
-    ``round(v (levels - 1) / 255)``; a symbol ``s`` becomes ``round(255 s / (levels - 1))``; halves
-    are rounded up. So ``encode(decode(s)) == s`` for all levels, while ``decode(encode(v)) == v``
-    holds for all values at 256 levels only. (Images that happen to lie on the levels, like the
-    digits on 17, come back unchanged too.)
+    A value ``v`` becomes ``v >> (8 - k)`` for ``levels = 2^k``, else ``round(v (levels - 1) /
+    255)``; a symbol ``s`` becomes ``round(255 s / (levels - 1))``; halves are rounded up. So
+    ``encode(decode(s)) == s`` for all levels, while ``decode(encode(v)) == v`` holds for all values
+    at 256 levels only. (Images whose values happen to be those of levels, such as the digits with
+    17 levels, are unchanged too.)
 
     Args:
-        image_size: height and width that :meth:`grids` assumes.
+        image_size: height and width that :meth:`grids` assumes, in pixels.
         channels: colour channels, 1 to 4.
         levels: 2 to 256.
 
@@ -44,7 +44,7 @@ class IdentityTokenizer(Tokenizer):
         self.levels = levels
         self._symbol_of: torch.Tensor
         self._value_of: torch.Tensor
-        # Tables follow from levels, so they are not saved.
+        # The tables follow from levels, so they are not saved.
         self.register_buffer("_symbol_of", _symbols_of_values(levels), persistent=False)
         self.register_buffer("_value_of", _values_of_symbols(levels), persistent=False)
 
@@ -64,6 +64,7 @@ class IdentityTokenizer(Tokenizer):
             "levels": self.levels,
         }
 
+    # The features of pixels are the pixels themselves.
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
@@ -80,6 +81,7 @@ class IdentityTokenizer(Tokenizer):
 def _symbols_of_values(levels: int) -> torch.Tensor:
     """The symbol of each value: ``int64 [256]``."""
     values = torch.arange(256)
+    # The high bits are the usual way to reduce depth; rounding makes cells of unequal size.
     is_power_of_two = levels & (levels - 1) == 0
     if is_power_of_two:
         bits = levels.bit_length() - 1

@@ -1,4 +1,4 @@
-"""Learned tokenizers: a decoder's images against the true ones, and the probability of these."""
+"""Learned tokenizers, trained to reconstruct images and optionally to assign probabilities."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tessella.tokenizers.tokenizer import (
     Tokenizer,
     TokenizerOutput,
     check_images,
-    evaluating,
+    eval_mode,
     images_at_once,
 )
 
-MOST_WIDTH = 2**16
-"""Most channels of a convolution that is built."""
+MAX_WIDTH = 2**16
+"""Most channels that a convolution may have."""
 
-MOST_BLOCKS = 1024
-"""Most residual blocks of a network that is built."""
+MAX_BLOCKS = 1024
+"""Most residual blocks that a network may have."""
 
-MOST_WEIGHTS = 2**32
-"""Weights of the largest network that is built: 16 GiB in float32."""
+MAX_WEIGHTS = 2**32
+"""Most weights that a network may have: 16 GiB in float32."""
 
-MOST_DOWNSAMPLE = 2**12
+MAX_DOWNSAMPLE = 2**12
 """Largest factor by which a grid may be smaller than the image."""
 
 
@@ -44,8 +44,8 @@ class CodebookOptions:
     Args:
         codebook_size: number of codes K.
         code_dim: length of a code's vector.
-        quantizer: one of :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size``
-            goes to those that take it.
+        quantizer: a name in :data:`~tessella.tokenizers.quantizers.QUANTIZERS`; ``codebook_size``
+            is passed on if it takes one.
         options: further arguments of the quantizer, such as ``{"depth": 4}``.
     """
 
@@ -66,12 +66,12 @@ class CodebookOptions:
         wanted: PlainValues = {"dim": self.code_dim, "codebook_size": self.codebook_size}
         if beta is not None:
             wanted["beta"] = beta
-        # Drawn also where the quantizer takes no seed: weights that are drawn later stay the same.
+        # Drawn even if the quantizer takes no seed, so that later weights do not depend on this.
         wanted["seed"] = int(torch.randint(2**31, (), device="cpu"))
         # Not every quantizer has a commitment loss, or draws anything.
         known = quantizer_arguments(self.quantizer)
         arguments = {name: value for name, value in wanted.items() if name in known}
-        # Options come last: they are what the user wrote for this quantizer.
+        # Options come last, since the user wrote them for this quantizer.
         arguments.update(self.options or {})
         return construct("quantizer", QUANTIZERS, self.quantizer, arguments)
 
@@ -90,10 +90,10 @@ class Quantized:
     """Features of images after quantization.
 
     Args:
-        features: ``[n, h', w', code_dim]``, one for each grid where there are several; gradients
-            pass through.
-        symbols: of the images.
-        losses, stats: of the quantizers.
+        features: ``[n, h', w', code_dim]``, or one such tensor per grid if there are several;
+            gradients pass through.
+        symbols: the symbols of the images.
+        losses, stats: losses and statistics of the quantizers.
     """
 
     features: Any
@@ -107,11 +107,11 @@ class ReconstructingTokenizer(Tokenizer):
 
     A subclass sets ``decoder``'s outputs to ``self.outputs`` and supplies what is abstract here.
     Training minimizes the quantizers' losses plus ``mse(2x - 1, decoder(e))``, over pixels on the
-    scale -1..1; with ``likelihood="logistic"``, instead of the squared error, the nats per
-    dimension of the discretized logistic.
+    scale -1..1. With ``likelihood="logistic"``, the nats per dimension of the discretized logistic
+    replace the squared error.
 
     Args:
-        image_size, channels: as of :class:`~tessella.tokenizers.tokenizer.Tokenizer`.
+        image_size, channels: see :class:`~tessella.tokenizers.tokenizer.Tokenizer`.
         codes: number and length of the codes, and the quantizer.
         likelihood: ``mse`` or ``logistic``, see
             :class:`~tessella.tokenizers.likelihood.PixelLikelihood`; empty for the squared error
@@ -127,19 +127,19 @@ class ReconstructingTokenizer(Tokenizer):
 
     @abstractmethod
     def network_config(self) -> PlainValues:
-        """The constructor's arguments but image size, channels and codes, as JSON values."""
+        """The constructor's arguments, except image size, channels and codes, as JSON values."""
 
     @abstractmethod
     def quantize(self, images: torch.Tensor) -> Quantized:
-        """Float images in 0..1 to quantized features; in training mode the codebooks learn."""
+        """Quantize float images ``[n, h, w, channels]`` in 0..1; in training mode codes learn."""
 
     @abstractmethod
     def look_up(self, symbols: Any) -> Any:
-        """The features of symbols."""
+        """The features that symbols stand for; see :class:`Quantized`."""
 
     @abstractmethod
     def parameters_of(self, features: Any) -> torch.Tensor:
-        """The decoder's result for features: ``[n, h, w, outputs]``, not cropped.
+        """The output of the decoder for features: ``[n, h, w, outputs]``, not cropped.
 
         Means on the scale -1..1 come first.
         """
@@ -159,7 +159,7 @@ class ReconstructingTokenizer(Tokenizer):
 
     @property
     def outputs(self) -> int:
-        """Numbers that the decoder gives for a pixel."""
+        """Number of values that the decoder gives per pixel."""
         return self.channels if self.likelihood is None else self.likelihood.outputs
 
     @property
@@ -174,13 +174,13 @@ class ReconstructingTokenizer(Tokenizer):
             images: ``[n, h, w, channels]``, uint8, or floats in 0..1.
 
         Returns:
-            With the losses ``loss`` (to optimize), ``mse`` of the reconstruction on the scale 0..1,
-            those of the quantizer, and with a likelihood ``pixel_bits``: bits/dim of the pixels
-            given their codes.
+            the reconstruction, and as losses ``loss`` (to optimize), ``mse`` of the reconstruction
+            on the scale 0..1, those of the quantizer, and with a likelihood ``pixel_bits``:
+            bits/dim of the pixels given their codes.
         """
         target = self._unit(images)  # [n, h, w, c] in 0..1
         quantized = self.quantize(target)
-        # [n, h, w, outputs], cropped to the image: what lies beyond it was never given
+        # [n, h, w, outputs], cropped to the image, since the padding has no target.
         decoded = self.parameters_of(quantized.features)[:, : target.shape[1], : target.shape[2]]
         reconstruction = self._images(decoded)
         mse = F.mse_loss(reconstruction.to(target.dtype), target)
@@ -193,7 +193,7 @@ class ReconstructingTokenizer(Tokenizer):
         losses = {"loss": loss}
         if self.likelihood is not None:
             dimensions = target[0].numel()
-            # Rounding makes integers of images that came as floats.
+            # Images that were given as floats are rounded to the integers they stand for.
             nats = -self.likelihood((target * 255).round(), decoded).mean() / dimensions
             loss = loss + nats
             losses["pixel_bits"] = nats.detach() / LN2
@@ -208,13 +208,13 @@ class ReconstructingTokenizer(Tokenizer):
     def log_likelihood(self, images: object, symbols: object) -> torch.Tensor:
         """Log-probability in nats of images given symbols: ``[n]``, on this tokenizer's device.
 
-        With the probability of the symbols that :meth:`encode` gives under a prior,
-        ``-log2 p(symbols) - log2 p(images | symbols)`` is an upper bound of the bits of the images
-        under the two-stage model: other symbols could only add to their probability.
+        If a prior assigns a probability to the symbols from :meth:`encode`, then ``-log2 p(symbols)
+        - log2 p(images | symbols)`` is an upper bound on the bits of the images under the two-stage
+        model: other symbols could only add to their probability.
 
         Args:
             images: uint8 ``[n, h, w, channels]``.
-            symbols: as :meth:`encode` gives them for images of this size.
+            symbols: the result of :meth:`encode` for images of this size.
 
         Raises:
             InputError: when the tokenizer has no likelihood, or images and symbols do not fit each
@@ -230,11 +230,12 @@ class ReconstructingTokenizer(Tokenizer):
         height, width = self._size_of(codes, (checked.shape[1], checked.shape[2]))
         if len(codes[0]) != len(checked):
             raise InputError(
-                f"give the symbols of all images: {len(checked)} images, symbols of {len(codes[0])}"
+                f"give the symbols of all images: got {len(checked)} images and the symbols of "
+                f"{len(codes[0])}"
             )
         at_once = images_at_once(height * width)
         nats: list[torch.Tensor] = []
-        with evaluating(self):
+        with eval_mode(self):
             pieces = zip(checked.split(at_once), self._pieces(codes, at_once), strict=True)
             for piece, symbols_of_piece in pieces:
                 decoded = self.parameters_of(self.look_up(symbols_of_piece))
@@ -250,11 +251,11 @@ class ReconstructingTokenizer(Tokenizer):
 
     def _decode(self, symbols: Any) -> torch.Tensor:
         images = self.decode_float(self.look_up(symbols))
-        # A decoder may exceed the scale, and the conversion to uint8 would wrap around.
+        # A decoder can exceed the scale, and the conversion to uint8 would wrap around.
         return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _images(self, decoded: torch.Tensor) -> torch.Tensor:
-        """The means of the decoder's result, from the scale -1..1 to 0..1."""
+        """The means in the decoder's output, converted from the scale -1..1 to 0..1."""
         return (decoded[..., : self.channels] + 1) / 2
 
     def _unit(self, images: torch.Tensor) -> torch.Tensor:
@@ -274,7 +275,7 @@ class SingleGridTokenizer(ReconstructingTokenizer):
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
         """One grid of ``ceil(height / stride)`` by ``ceil(width / stride)`` codes."""
         height, width = self._size(height, width)
-        # Rounded up: the last cells may cover less of the image.
+        # Rounded up: the last cells may extend beyond the image.
         rows = -(-height // self.stride)
         columns = -(-width // self.stride)
         return (Grid(rows, columns, self.quantizer.depth, self.quantizer.levels),)
@@ -290,20 +291,20 @@ class SingleGridTokenizer(ReconstructingTokenizer):
 def pad_images(images: torch.Tensor, stride: int) -> torch.Tensor:
     """``[n, h, w, c]`` in 0..1 to ``[n, c, h', w']`` in -1..1.
 
-    Sides are extended by their last row or column to multiples of ``stride``.
+    Sides are padded to multiples of ``stride`` by repeating the last row and column.
     """
     x = (2 * images - 1).permute(0, 3, 1, 2)
-    # Repeated edges look like images; zeros would be a grey frame that costs codes.
+    # Repeated edges look like images; zeros would be a grey border that wastes codes.
     return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride), mode="replicate")
 
 
 def check_downsample(downsample: int, least: int) -> int:
-    """The number of times that ``downsample`` halves the sides.
+    """How often ``downsample`` halves height and width: its base-2 logarithm.
 
     Raises:
-        ConfigError: when it is no power of two from ``least`` on, or too large.
+        ConfigError: when it is not a power of two, below ``least``, or too large.
     """
-    check_count("downsample", downsample, least, MOST_DOWNSAMPLE)
+    check_count("downsample", downsample, least, MAX_DOWNSAMPLE)
     # A power of two has one bit set.
     if downsample & (downsample - 1):
         raise ConfigError(f"downsample must be a power of two, got {downsample}")
@@ -311,19 +312,19 @@ def check_downsample(downsample: int, least: int) -> int:
 
 
 def check_weights(width: int, layers: int) -> None:
-    """Refuse a network too large to be meant, before it is built.
+    """Refuse a network that is too large to be intended, before it is built.
 
     Args:
-        width: most channels of one of its convolutions.
-        layers: number of its convolutions of 4x4 pixels at most.
+        width: channels of its widest convolution.
+        layers: number of its convolutions, whose kernels are 4x4 at most.
 
     Raises:
         ConfigError: when it might have more than 2^32 weights.
     """
-    # All convolutions as wide as the widest: a bound, without building anything.
+    # A bound that needs no network: as if all convolutions were as wide as the widest.
     most = 16 * width**2 * layers
-    if most > MOST_WEIGHTS:
+    if most > MAX_WEIGHTS:
         raise ConfigError(
             f"these sizes make {layers} convolutions of up to {width} channels, which may need "
-            f"{most:,} weights; at most {MOST_WEIGHTS:,} are allowed: take fewer channels or blocks"
+            f"{most:,} weights; at most {MAX_WEIGHTS:,} are allowed: take fewer channels or blocks"
         )

@@ -1,9 +1,9 @@
 """The interface of tokenizers: images to symbols and back, in pieces that keep memory bounded.
 
-Images at this boundary are ``uint8 [batch, height, width, channels]``, always 0..255; symbols are
-``int64`` grids as :class:`~tessella.grid.Grid` describes them. Floats live inside:
-:meth:`Tokenizer.encode_float` and :meth:`Tokenizer.decode_float` are the networks' halves, on
-images in 0..1, with gradients.
+Images in this interface are ``uint8 [batch, height, width, channels]``, always 0..255; symbols are
+``int64`` grids as :class:`~tessella.grid.Grid` describes them. Floats are internal:
+:meth:`Tokenizer.encode_float` and :meth:`Tokenizer.decode_float` are the two halves of the network,
+on images in 0..1, with gradients.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from tessella.grid import Grid
 from tessella.tokenizers.construction import PlainValues
 
 PIXELS_AT_ONCE = 2**18
-"""Pixels that pass through a network at once: 256 images of 32x32, four of 256x256."""
+"""Pixels that a network processes at once: 256 images of 32x32, or four of 256x256."""
 
 IMAGES_AT_ONCE = 1024
-"""Most images that pass through a network at once, however small they are."""
+"""Most images that a network processes at once, however small they are."""
 
-MOST_SIDE = 2**16
-"""Longest side of an image."""
+MAX_SIDE = 2**16
+"""Longest side of an image, in pixels."""
 
 Symbols = torch.Tensor | tuple[torch.Tensor, ...]
-"""The symbols of images, ``int64 [n, h', w', depth]``; of a tokenizer with several grids, one
-tensor for each, coarse to fine."""
+"""The symbols of images, ``int64 [n, h', w', depth]``; for a tokenizer with several grids, a tuple
+of such tensors, coarse to fine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerOutput:
-    """The result of a pass of a trainable tokenizer over a batch.
+    """What a trainable tokenizer returns for a batch.
 
     Args:
         reconstruction: float images ``[n, h, w, c]`` on the scale 0..1, not clamped.
-        symbols: see :data:`Symbols`.
-        losses: scalars; ``loss`` is the sum to optimize, the others are its parts and figures to
+        symbols: the symbols of the images; see :data:`Symbols`.
+        losses: scalars; ``loss`` is the one to optimize, the others are its terms and figures to
             log.
-        stats: scalars without gradient, about the codebook, to log.
+        stats: scalars about the codebook, without gradient, to log.
     """
 
     reconstruction: torch.Tensor
@@ -59,12 +59,12 @@ class Tokenizer(nn.Module, ABC):
     """Images to grids of symbols and back.
 
     A subclass supplies ``_encode``, ``_decode``, the float halves, :meth:`grids` and
-    :meth:`config`; this class checks, cuts into pieces, and crops. A subclass must have a parameter
-    or a buffer, which says on which device work happens.
+    :meth:`config`; this class checks arguments, works in pieces, and crops. A subclass must have a
+    parameter or a buffer, whose device is the one it works on.
 
     Args:
-        image_size: height and width of the images that :meth:`grids` describes when it is given no
-            size. Other sizes are encoded and decoded too.
+        image_size: height and width, in pixels, that :meth:`grids` assumes if it is given no size.
+            Images of other sizes can be encoded and decoded too.
         channels: colour channels, 1 to 4.
 
     Raises:
@@ -80,11 +80,10 @@ class Tokenizer(nn.Module, ABC):
 
     def __init__(self, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
-        # A grid of any size costs nothing here, but memory where a model is built for it.
-        if not 1 <= min(image_size) <= max(image_size) <= MOST_SIDE:
+        # A large grid costs nothing here, but a model that is built for it takes memory.
+        if not 1 <= min(image_size) <= max(image_size) <= MAX_SIDE:
             raise ConfigError(
-                f"image_size must be a height and a width in 1..{MOST_SIDE}, "
-                f"got {tuple(image_size)}"
+                f"image_size must be a height and a width in 1..{MAX_SIDE}, got {tuple(image_size)}"
             )
         if not 1 <= channels <= 4:
             raise ConfigError(f"channels must be 1 (grey) to 4 (RGBA), got {channels}")
@@ -101,7 +100,7 @@ class Tokenizer(nn.Module, ABC):
         """The grids of the symbols of an image, coarse to fine.
 
         Args:
-            height, width: of the image; ``image_size`` where they are not given.
+            height, width: size of the image in pixels; by default ``image_size``.
         """
 
     @abstractmethod
@@ -113,7 +112,7 @@ class Tokenizer(nn.Module, ABC):
         """Features of float images ``[n, h, w, channels]`` in 0..1, before they are discretized.
 
         Returns:
-            ``[n, h', w', features]``, one such tensor for each grid where there are several.
+            ``[n, h', w', features]``, or one such tensor for each grid if there are several.
         """
 
     @abstractmethod
@@ -126,15 +125,15 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, images: torch.Tensor) -> Symbols:
-        """Symbols of a piece of checked uint8 images."""
+        """Symbols of a few uint8 images ``[n, h, w, channels]``, already checked."""
 
     @abstractmethod
     def _decode(self, symbols: Any) -> torch.Tensor:
-        """Uint8 images of a piece of checked symbols, not cropped."""
+        """Uint8 images of a few symbols, already checked; not cropped."""
 
     @property
     def stride(self) -> int:
-        """Pixels along each side of an image that one symbol stands for (in the finest grid)."""
+        """Pixels along each side that one symbol of the finest grid stands for."""
         return 1
 
     def grid(self, height: int | None = None, width: int | None = None) -> Grid:
@@ -153,7 +152,7 @@ class Tokenizer(nn.Module, ABC):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Itself: every model that a run can hold has the tokenizer that makes its symbols."""
+        """This tokenizer itself; every model in a run has its tokenizer under this name."""
         return self
 
     @property
@@ -163,13 +162,13 @@ class Tokenizer(nn.Module, ABC):
         return Grid(height, width, self.channels, 256)
 
     def components(self) -> dict[str, nn.Module]:
-        """The networks to save, by role."""
+        """The networks to save, by their names in a run."""
         return {"tokenizer": self}
 
     @property
     def device(self) -> torch.device:
-        """Where this tokenizer's tensors are, and its work happens."""
-        # The identity has buffers alone.
+        """The device of this tokenizer's tensors, on which it works."""
+        # The identity has buffers only.
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @torch.no_grad()
@@ -180,21 +179,22 @@ class Tokenizer(nn.Module, ABC):
             images: uint8 ``[n, h, w, channels]`` of any size from 1x1 up, numpy or torch.
 
         Returns:
-            ``int64 [n, h', w', depth]`` as ``grid(h, w)`` says, on this tokenizer's device; of a
-            tokenizer with several grids a tuple of such tensors, as ``grids(h, w)`` says.
+            ``int64 [n, h', w', depth]``, as described by ``grid(h, w)``, on this tokenizer's
+            device; for a tokenizer with several grids a tuple of such tensors, as described by
+            ``grids(h, w)``.
 
         Raises:
             InputError: when the images are not of this type and shape.
         """
         checked = check_images(images, self.channels)
-        # Pieces keep the memory of a network's activations bounded, whatever the number of images.
+        # In pieces, so that the memory for activations does not grow with the number of images.
         pieces = checked.split(images_at_once(checked.shape[1] * checked.shape[2]))
         encoded: list[tuple[torch.Tensor, ...]] = []
-        with evaluating(self):
+        with eval_mode(self):
             for piece in pieces:
                 # Only a piece at a time is on the device.
-                encoded.append(parts(self._encode(piece.to(self.device))))
-        # From a tuple of grids for each piece to a tensor for each grid.
+                encoded.append(as_tuple(self._encode(piece.to(self.device))))
+        # From one tuple of grids per piece to one tensor per grid.
         whole = tuple(torch.cat(pieces_of_grid) for pieces_of_grid in zip(*encoded, strict=True))
         return whole if len(self.grids()) > 1 else whole[0]
 
@@ -203,24 +203,24 @@ class Tokenizer(nn.Module, ABC):
         """Symbols to images.
 
         Args:
-            symbols: integers ``[n, h', w', depth]``, numpy or torch; of a tokenizer with several
-                grids, one for each.
-            size: height and width of the images. Without it, images are of ``image_size`` when the
-                symbols are of its grid, and as large as the symbols allow otherwise.
+            symbols: integers ``[n, h', w', depth]``, numpy or torch; for a tokenizer with several
+                grids, a tuple of them.
+            size: height and width of the images. By default it is ``image_size`` if the symbols
+                have that grid, and otherwise as large as the symbols allow.
 
         Returns:
             ``uint8 [n, h, w, channels]`` on this tokenizer's device.
 
         Raises:
-            InputError: when symbols are not integers of this tokenizer's grids, or do not fit each
-                other or ``size``.
+            InputError: when symbols are not integers in this tokenizer's grids, or do not match
+                each other or ``size``.
         """
         checked = self._check_symbols(symbols)
         height, width = self._size_of(checked, size)
         images: list[torch.Tensor] = []
-        with evaluating(self):
+        with eval_mode(self):
             for piece in self._pieces(checked, images_at_once(height * width)):
-                # A grid covers whole cells; what lies beyond the image is cut off.
+                # A grid has whole cells, which may extend beyond the image.
                 images.append(self._decode(piece)[:, :height, :width])
         return torch.cat(images)
 
@@ -236,7 +236,7 @@ class Tokenizer(nn.Module, ABC):
         )
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width, those of ``image_size`` where one is not given."""
+        """Height and width, by default those of ``image_size``."""
         if height is None:
             height = self.image_size[0]
         if width is None:
@@ -244,8 +244,8 @@ class Tokenizer(nn.Module, ABC):
         return height, width
 
     def _pieces(self, symbols: tuple[torch.Tensor, ...], images: int) -> Iterator[Symbols]:
-        """Symbols of so many images at a time, on this tokenizer's device."""
-        # Pieces of all grids in step: the first piece of each holds the same images.
+        """The symbols in pieces of ``images`` images each, on this tokenizer's device."""
+        # All grids are split alike: the first piece of each belongs to the same images.
         split = [part.split(images) for part in symbols]
         for pieces in zip(*split, strict=True):
             moved = tuple(piece.to(self.device) for piece in pieces)
@@ -258,18 +258,18 @@ class Tokenizer(nn.Module, ABC):
         if not isinstance(given, (tuple, list)) or len(given) != len(grids):
             raise InputError(
                 f"tokenizer {self.name!r} makes {len(grids)} grids: "
-                f"give a tuple of {len(grids)} tensors"
+                f"give a tuple of {len(grids)} tensors, got {type(symbols).__name__}"
             )
         checked: list[torch.Tensor] = []
         for part, grid in zip(given, grids, strict=True):
             shape = tuple(getattr(part, "shape", ()))
-            # Height and width may be others; any other difference fails the check of the grid.
+            # Height and width may differ; any other difference fails the check of the grid.
             if len(shape) == 4 and min(shape[1:3]) >= 1:
                 grid = Grid(int(shape[1]), int(shape[2]), grid.channels, grid.levels)
             checked.append(grid.check(part))
         counts = [len(part) for part in checked]
         if len(set(counts)) > 1:
-            raise InputError(f"all grids must hold as many images, got {counts}")
+            raise InputError(f"all grids must hold the same number of images, got {counts}")
         return tuple(checked)
 
     def _size_of(
@@ -278,7 +278,7 @@ class Tokenizer(nn.Module, ABC):
         """Height and width of the images that symbols stand for."""
         given = [tuple(part.shape[1:3]) for part in symbols]
         if size is None:
-            # Symbols of image_size: the image may end within the last cells.
+            # With the grid of image_size, the image may end within the last cells.
             if given == _sides(self.grids()):
                 size = self.image_size
             else:
@@ -298,33 +298,33 @@ def _sides(grids: Sequence[Grid]) -> list[tuple[int, ...]]:
 
 
 def _in_words(sides: Sequence[tuple[int, ...]]) -> str:
-    """``2x3 and 4x6`` for these sides."""
+    """Sides as text, such as ``2x3 and 4x6``."""
     return " and ".join(f"{height}x{width}" for height, width in sides)
 
 
-def parts(symbols: Symbols) -> tuple[torch.Tensor, ...]:
-    """The grids of :data:`Symbols` as a tuple, also where there is one."""
+def as_tuple(symbols: Symbols) -> tuple[torch.Tensor, ...]:
+    """The grids of :data:`Symbols` as a tuple, even if there is only one."""
     return symbols if isinstance(symbols, tuple) else (symbols,)
 
 
 def channels(symbols: Symbols) -> Iterator[torch.Tensor]:
     """The symbols ``[n, h, w]`` of each channel of each grid, coarse to fine.
 
-    Each of them has a codebook.
+    Each channel has its codebook.
     """
-    for part in parts(symbols):
+    for part in as_tuple(symbols):
         yield from part.unbind(-1)
 
 
 def check_images(images: object, channels: int | None = None) -> torch.Tensor:
-    """Images at the public boundary, as a tensor ``uint8 [n, h, w, c]``.
+    """Check images given by a caller; returns a tensor ``uint8 [n, h, w, c]``.
 
     Args:
         images: numpy array or tensor.
         channels: how many channels they must have; None allows 1 to 4.
 
     Raises:
-        InputError: for another type (with the line that converts it), rank or number of channels.
+        InputError: for any other type (with the code that converts it), rank or number of channels.
     """
     if not isinstance(images, torch.Tensor):
         images = _as_tensor(images)
@@ -332,7 +332,7 @@ def check_images(images: object, channels: int | None = None) -> torch.Tensor:
         raise InputError(
             f"images must be uint8 with values 0..255, got {images.dtype}; {_conversion(images)}"
         )
-    # Before the shape is read: grey images often come without channels.
+    # Checked before the shape is used: grey images often come without a channel axis.
     if images.dim() != 4:
         hint = "; add the channel with images[..., None]" if images.dim() == 3 else ""
         raise InputError(
@@ -353,9 +353,9 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
     if len(allowed) > 1:
         wanted = f"{allowed[0]} to {allowed[-1]}"
     hint = ""
-    # Torch's order of axes is the likeliest mistake.
+    # The most likely mistake is torch's order of axes.
     if images.shape[1] in allowed:
-        hint = "; the channels come last: images.transpose(0, 2, 3, 1)"
+        hint = "; the channels come last: np.moveaxis(images, 1, -1)"
     raise InputError(
         f"images must have {wanted} channels, got {given} in shape {list(images.shape)}{hint}"
     )
@@ -363,7 +363,7 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
 
 def _as_tensor(images: object) -> torch.Tensor:
     array = np.asarray(images)
-    # Booleans, integers and floats go on, to be refused with the line that converts them.
+    # Other numbers pass this check; check_images refuses them with the code that converts them.
     if array.dtype.kind not in "buif":
         raise InputError(
             f"images must be a uint8 array or tensor, got {type(images).__name__} of {array.dtype}"
@@ -375,23 +375,23 @@ def _as_tensor(images: object) -> torch.Tensor:
 
 
 def _conversion(images: torch.Tensor) -> str:
-    """The line that converts images of another type, for an error."""
+    """The code that converts images of another type, for an error message."""
     if images.is_floating_point():
-        return "for values in 0..1 convert them with np.round(images * 255).astype(np.uint8)"
+        return "for values in 0..1, convert them with np.round(images * 255).astype(np.uint8)"
     if images.dtype == torch.bool:
         return "convert them with images.astype(np.uint8) * 255"
-    return "if all values lie in 0..255 convert them with images.astype(np.uint8)"
+    return "if all values are in 0..255, convert them with images.astype(np.uint8)"
 
 
 def images_at_once(pixels: int) -> int:
-    """Number of images of so many pixels that pass through a network together."""
-    # At least one: an image may be larger than the bound.
+    """Number of images, of ``pixels`` pixels each, that a network processes at once."""
+    # At least one, even if a single image exceeds the bound.
     return max(1, min(IMAGES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every part is in the mode it was in."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every part is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:

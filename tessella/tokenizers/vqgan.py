@@ -9,42 +9,40 @@ from tessella.errors import ConfigError
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_DOWNSAMPLE,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_DOWNSAMPLE,
+    MAX_WIDTH,
     CodebookOptions,
     SingleGridTokenizer,
     check_weights,
     pad_images,
 )
 
-MOST_RESOLUTIONS = MOST_DOWNSAMPLE.bit_length()
-"""Most multipliers."""
+MAX_RESOLUTIONS = MAX_DOWNSAMPLE.bit_length()
+"""Most resolutions, and so most entries of ``multipliers``."""
 
 
 class VQGAN(SingleGridTokenizer):
     """Images to a grid of codes ``2^(m - 1)`` times smaller, for m multipliers, and back.
 
-    By itself it minimizes ``mse(2x - 1, decoder(e))`` plus the quantizer's losses, the first over
-    pixels on the scale -1..1. (The paper writes the square, too; its code takes the absolute
-    difference, with which small models were seen to stay at the median image.) The perceptual and
-    the adversarial term, which make a VQGAN of it, belong to the training: a recipe's table
-    ``[adversarial]``.
+    The class itself minimizes ``mse(2x - 1, decoder(e))`` over pixels on the scale -1..1, plus the
+    quantizer's losses. (So does the paper; its code uses the absolute difference, with which small
+    models got stuck at the median image.) The perceptual and the adversarial loss of a VQGAN are
+    part of training: see the table ``[adversarial]`` of a recipe.
 
-    Sides that the stride does not divide are extended by their last row or column, and cropped
-    after decoding. Any size of image will do, whatever ``image_size`` says; attention at the lowest
-    resolution looks at all of it, so that codes depend on the whole image.
+    Sides that the stride does not divide are padded by repeating the last row and column, and
+    cropped after decoding. Images may have any size, whatever ``image_size`` says; attention at the
+    lowest resolution looks at all of it, so that codes depend on the whole image.
 
-    Where weights are averaged over training, average the parameters and take the quantizer's
-    buffers as they are.
+    If weights are averaged over training, average only the parameters, not the quantizer's buffers.
 
     Args:
-        image_size: height and width that :meth:`grids` assumes.
+        image_size: height and width that :meth:`grids` assumes, in pixels.
         channels: colour channels, 1 to 4.
         hidden: channels of the convolutions at the highest resolution.
-        multipliers: channels of each resolution, from the highest, in units of ``hidden``; (1, 1,
-            2, 2, 4) makes codes of 16 x 16 pixels ("f16"), (1, 2, 2, 4) of 8 x 8.
-        residual_blocks: of each resolution in the encoder; the decoder has one more.
+        multipliers: channels at each resolution, highest first, in units of ``hidden``. With (1, 1,
+            2, 2, 4), a code stands for 16x16 pixels ("f16"); with (1, 2, 2, 4), for 8x8.
+        residual_blocks: blocks per resolution of the encoder; the decoder has one more.
         latent: channels between the convolutions and the 1x1 projections to and from ``code_dim``.
         codes: number and length of the codes, and the quantizer;
             :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
@@ -74,11 +72,11 @@ class VQGAN(SingleGridTokenizer):
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood="")
         _check_sizes(hidden, multipliers, residual_blocks, max(latent, codes.code_dim))
-        check_count("latent", latent, 1, MOST_WIDTH)
+        check_count("latent", latent, 1, MAX_WIDTH)
         self.hidden = hidden
         self.multipliers = tuple(multipliers)
         self.residual_blocks = residual_blocks
-        # The order in which parts are built fixes their random weights, and that of saved states.
+        # The order of construction determines the random weights, and the order of saved tensors.
         self.quantizer = codes.build()
         self.encoder = DeepEncoder(channels, hidden, multipliers, residual_blocks, latent)
         self.to_code = nn.Conv2d(latent, codes.code_dim, 1)
@@ -87,12 +85,12 @@ class VQGAN(SingleGridTokenizer):
 
     @property
     def stride(self) -> int:
-        # The sides are halved between every two resolutions.
+        # Height and width are halved between consecutive resolutions.
         return 2 ** (len(self.multipliers) - 1)
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weights that make pixels, where the gradients of two losses are compared."""
+        """The weights that produce pixels, at which the gradients of two losses are compared."""
         weight = self.decoder[-1].weight
         assert isinstance(weight, nn.Parameter)
         return weight
@@ -106,7 +104,7 @@ class VQGAN(SingleGridTokenizer):
         }
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
-        # [n, latent, h', w'] is projected to the length of a code before it is compared.
+        # [n, latent, h', w'] is projected to code_dim before it is compared with codes.
         features = self.to_code(self.encoder(pad_images(images, self.stride)))
         return features.permute(0, 2, 3, 1)
 
@@ -117,15 +115,15 @@ class VQGAN(SingleGridTokenizer):
 def _check_sizes(
     hidden: int, multipliers: tuple[int, ...], residual_blocks: int, latent: int
 ) -> None:
-    check_count("hidden", hidden, 1, MOST_WIDTH)
-    check_count("residual_blocks", residual_blocks, 1, MOST_BLOCKS)
-    if not 1 <= len(multipliers) <= MOST_RESOLUTIONS:
+    check_count("hidden", hidden, 1, MAX_WIDTH)
+    check_count("residual_blocks", residual_blocks, 1, MAX_BLOCKS)
+    if not 1 <= len(multipliers) <= MAX_RESOLUTIONS:
         raise ConfigError(
-            f"multipliers must be a list of 1 to {MOST_RESOLUTIONS} numbers, got {multipliers}"
+            f"multipliers must be a list of 1 to {MAX_RESOLUTIONS} numbers, got {multipliers}"
         )
     for multiplier in multipliers:
-        check_count("each of the multipliers", multiplier, 1, MOST_WIDTH)
-    # Encoder and decoder together have 4 blocks + 2 convolutions at each resolution, and around
-    # the codes each has a dozen.
+        check_count("each of the multipliers", multiplier, 1, MAX_WIDTH)
+    # Per resolution, encoder and decoder together have at most 4 residual_blocks + 4 convolutions.
+    # Around the codes, each has up to a dozen more.
     layers = len(multipliers) * (4 * residual_blocks + 4) + 24
     check_weights(max(hidden * max(multipliers), latent), layers)

@@ -9,8 +9,8 @@ import torch
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_WIDTH,
     CodebookOptions,
     SingleGridTokenizer,
     check_downsample,
@@ -22,26 +22,24 @@ from tessella.tokenizers.reconstructing import (
 class VQVAE(SingleGridTokenizer):
     """Images to a ``downsample`` times smaller grid of codes, and back to nearly the same images.
 
-    Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``, the first over pixels on the
-    scale -1..1, the second over the encoder's output ``z`` and its nearest codes ``e``; gradients
-    pass the codes straight through (eqs. 2 and 3, with moving averages for the codes). Sides that
-    ``downsample`` does not divide are extended by their last row or column, and cropped after
-    decoding. Any size of image will do, whatever ``image_size`` says.
+    Training minimizes ``mse(2x - 1, decoder(e)) + beta * mse(z, e)``. The first term is over pixels
+    on the scale -1..1, the second over the output ``z`` of the encoder and its nearest codes ``e``.
+    Gradients pass straight through the codes (eqs. 2 and 3, with moving averages for the codes).
+    Sides that ``downsample`` does not divide are padded by repeating the last row and column, and
+    cropped after decoding. Images may have any size, whatever ``image_size`` says.
 
-    Where weights are averaged over training, average the parameters and take the quantizer's
-    buffers as they are.
+    If weights are averaged over training, average only the parameters, not the quantizer's buffers.
 
     Args:
-        image_size: height and width that :meth:`grids` assumes.
+        image_size: height and width that :meth:`grids` assumes, in pixels.
         channels: colour channels, 1 to 4.
         hidden: channels of the convolutions at the lowest resolution.
-        downsample: pixels along each side of a code: a power of two, 1 to keep the size.
+        downsample: pixels along each side that a code stands for: a power of two; 1 keeps the size.
         residual_blocks: in the encoder, and in the decoder.
-        beta: weight of the commitment loss; None for the quantizer's default. It goes to those that
-            take it.
+        beta: weight of the commitment loss, for quantizers that have one; None for their default.
         codes: number and length of the codes, and the quantizer;
             :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
-        likelihood: ``mse`` or ``logistic`` to state probabilities of pixels, see
+        likelihood: ``mse`` or ``logistic`` to assign probabilities to pixels, see
             :meth:`~tessella.tokenizers.reconstructing.ReconstructingTokenizer.log_likelihood`.
 
     Raises:
@@ -68,14 +66,15 @@ class VQVAE(SingleGridTokenizer):
         likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
+        # All sizes are checked before anything is built, which may take much memory.
         stages = check_downsample(downsample, least=1)
-        check_count("hidden", hidden, 2, MOST_WIDTH)
-        check_count("residual_blocks", residual_blocks, 0, MOST_BLOCKS)
+        check_count("hidden", hidden, 2, MAX_WIDTH)
+        check_count("residual_blocks", residual_blocks, 0, MAX_BLOCKS)
         check_weights(max(hidden, codes.code_dim), 2 * (stages + residual_blocks + 1))
         self.hidden = hidden
         self.residual_blocks = residual_blocks
         self.beta = beta
-        # The order in which parts are built fixes their random weights, and that of saved states.
+        # The order of construction determines the random weights, and the order of saved tensors.
         self.quantizer = codes.build(beta)
         self.encoder = Encoder(channels, hidden, codes.code_dim, stages, residual_blocks)
         self.decoder = Decoder(self.outputs, hidden, codes.code_dim, stages, residual_blocks)

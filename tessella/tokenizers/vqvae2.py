@@ -1,6 +1,6 @@
-"""VQ-VAE-2 (Razavi et al. 2019): codes on two levels.
+"""VQ-VAE-2 (Razavi et al. 2019): two grids of codes.
 
-A coarse grid says what is in an image, and a fine one adds the details.
+A coarse grid encodes the content of an image, and a fine one adds the details.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tessella.tokenizers.autoencoder import AutoencoderBlock, Decoder
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.quantizers import QuantizerOutput
 from tessella.tokenizers.reconstructing import (
-    MOST_BLOCKS,
-    MOST_WIDTH,
+    MAX_BLOCKS,
+    MAX_WIDTH,
     CodebookOptions,
     Quantized,
     ReconstructingTokenizer,
@@ -38,19 +38,21 @@ class VQVAE2(ReconstructingTokenizer):
     and the decoded top codes. The decoder takes both. Training minimizes the loss of
     :class:`~tessella.tokenizers.vqvae.VQVAE`, with the terms of both quantizers.
 
-    Sides that twice ``downsample`` does not divide are extended by their last row or column, and
-    cropped after decoding. Any size of image will do, whatever ``image_size`` says.
+    Sides that twice ``downsample`` does not divide are padded by repeating the last row and column,
+    and cropped after decoding. Images may have any size, whatever ``image_size`` says.
 
     Args:
-        image_size: height and width that :meth:`grids` assumes.
+        image_size: height and width that :meth:`grids` assumes, in pixels.
         channels: colour channels, 1 to 4.
         hidden: channels of the convolutions at the lower resolutions.
-        downsample: pixels along each side of a bottom code: a power of two, at least 2.
-        residual_blocks: of each encoder, and of each decoder.
+        downsample: pixels along each side that a bottom code stands for: a power of two, at least
+            2.
+        residual_blocks: number of blocks in each encoder and in each decoder.
         residual_hidden: channels inside a residual block.
-        codes: number and length of the codes of each level, and the quantizer, of one code a
-            vector; :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
-        likelihood: as of :class:`~tessella.tokenizers.vqvae.VQVAE`.
+        codes: number and length of the codes of each level, and the quantizer, which must give one
+            code per vector; :func:`~tessella.tokenizers.create_tokenizer` takes its fields as
+            arguments.
+        likelihood: see :class:`~tessella.tokenizers.vqvae.VQVAE`.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -77,10 +79,11 @@ class VQVAE2(ReconstructingTokenizer):
         likelihood: Literal["", "mse", "logistic"] = "",
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood)
+        # All sizes are checked before anything is built, which may take much memory.
         stages = check_downsample(downsample, least=2)
-        check_count("hidden", hidden, 2, MOST_WIDTH)
-        check_count("residual_hidden", residual_hidden, 1, MOST_WIDTH)
-        check_count("residual_blocks", residual_blocks, 0, MOST_BLOCKS)
+        check_count("hidden", hidden, 2, MAX_WIDTH)
+        check_count("residual_hidden", residual_hidden, 1, MAX_WIDTH)
+        check_count("residual_blocks", residual_blocks, 0, MAX_BLOCKS)
         # Two encoders and two decoders; the decoder's input has twice the length of a code.
         widest = max(hidden, residual_hidden, 2 * codes.code_dim)
         check_weights(widest, 2 * stages + 4 * residual_blocks + 8)
@@ -90,7 +93,7 @@ class VQVAE2(ReconstructingTokenizer):
         self.residual_hidden = residual_hidden
         code_dim = codes.code_dim
         blocks = (residual_blocks, residual_hidden)
-        # The order in which parts are built fixes their random weights, and that of saved states.
+        # The order of construction determines the random weights, and the order of saved tensors.
         self.encode_bottom = _encoder(channels, hidden, stages, *blocks)
         self.encode_top = _encoder(hidden, hidden, 1, *blocks)
         self.to_top = nn.Conv2d(hidden, code_dim, 1)
@@ -102,7 +105,7 @@ class VQVAE2(ReconstructingTokenizer):
         self.bottom = codes.build()
         if self.top.depth > 1:
             raise ConfigError(
-                "vqvae2 takes quantizers of one code a vector; "
+                "vqvae2 needs a quantizer with one code per vector, such as 'vq-ema'; "
                 f"{codes.quantizer!r} gives {self.top.depth}"
             )
 
@@ -111,8 +114,10 @@ class VQVAE2(ReconstructingTokenizer):
         return self.downsample
 
     def grids(self, height: int | None = None, width: int | None = None) -> tuple[Grid, ...]:
-        """The top grid of ``ceil(height / (2 downsample))`` rows, and the bottom grid of twice as
-        many."""
+        """The top grid, with ``ceil(height / (2 downsample))`` rows, and the bottom grid.
+
+        The bottom grid has twice as many rows and columns.
+        """
         height, width = self._size(height, width)
         # Whole cells of the top grid, so that the bottom grid has exactly twice the sides.
         rows = -(-height // (2 * self.downsample))
@@ -137,7 +142,7 @@ class VQVAE2(ReconstructingTokenizer):
             outs.append(self.top(z))
             return outs[0].z
 
-        # The top is quantized on the way, as the bottom features depend on its codes.
+        # The top is quantized along the way, because the bottom features depend on its codes.
         _, bottom = self._features(images, quantized_top)
         outs.append(self.bottom(bottom))
         losses: dict[str, torch.Tensor] = {}
@@ -183,7 +188,7 @@ class VQVAE2(ReconstructingTokenizer):
         """Features of both levels before quantization.
 
         Args:
-            quantized_top: makes the vectors of codes of the top's features.
+            quantized_top: quantizes the features of the top.
         """
         # [n, hidden, h, w] of the bottom's grid
         fine = self.encode_bottom(pad_images(images, 2 * self.downsample))
@@ -196,7 +201,7 @@ class VQVAE2(ReconstructingTokenizer):
 def _encoder(channels: int, hidden: int, stages: int, blocks: int, inner: int) -> nn.Sequential:
     """``[n, channels, h, w]`` to ``[n, hidden, h / 2^stages, w / 2^stages]``, not negative.
 
-    The first stage is half as wide as the others.
+    The first stage has half the channels of the others.
     """
     layers: list[nn.Module] = []
     for stage in range(stages):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ from torch import nn
 
 from tessella import files
 from tessella.config import AdversarialConfig, TrainConfig, to_dict
-from tessella.distributed import processes
+from tessella.distributed import process_count
 from tessella.errors import ConfigError, TessellaWarning
 from tessella.tokenizers.convnet import Norm
 from tessella.tokenizers.tokenizer import Tokenizer
@@ -64,7 +63,7 @@ class Discriminator(nn.Sequential):
     """
 
     def __init__(self, channels: int, hidden: int = 64, layers: int = 3) -> None:
-        # h, w -> h/2, w/2
+        # Each convolution of stride 2 halves the sides: h, w -> h/2, w/2.
         parts: list[nn.Module] = [nn.Conv2d(channels, hidden, 4, 2, 1), nn.LeakyReLU(0.2)]
         before = hidden
         for layer in range(1, layers + 1):
@@ -75,6 +74,7 @@ class Discriminator(nn.Sequential):
             parts.append(Norm(width, swish=False))
             parts.append(nn.LeakyReLU(0.2))
             before = width
+        # One score for each patch; the sides lose another pixel.
         super().__init__(*parts, nn.Conv2d(before, 1, 4, 1, 1))
         for part in self:
             if isinstance(part, nn.Conv2d):
@@ -159,7 +159,7 @@ class Adversaries(nn.Module):
         """Share the weights that the first process has put back with all processes."""
         if not bool(self.put_back):
             return
-        if processes() > 1:
+        if process_count() > 1:
             for tensor in self.learned().values():
                 dist.broadcast(tensor, 0)
         self.put_back.fill_(False)
@@ -167,6 +167,7 @@ class Adversaries(nn.Module):
     def _take_back(self, averaged: Adversaries, mse: float) -> None:
         """Put back the last good weights and weaken the discriminator."""
         self.takeovers += 1
+        # Halved three times, then off: a discriminator that wins every time teaches nothing.
         self.strength.mul_(0.5 if int(self.takeovers) < MOST_TAKEOVERS else 0.0)
         if self.good:
             for part in (self, averaged):
@@ -192,8 +193,9 @@ class Adversaries(nn.Module):
             destination[f"{prefix}good.{name}"] = tensor
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: Any
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: object
     ) -> None:
+        # How many tensors there are depends on the run, so they cannot be buffers to be filled.
         start = f"{prefix}good."
         self.good = {}
         for name in list(state_dict):
@@ -298,9 +300,11 @@ class AdversarialTask(TokenizerTask):
         detached = {name: value.detach() for name, value in figures.items()}
         return detached | {"loss": total}
 
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         assert isinstance(module, Adversaries)
-        return super().validate(module.tokenizer, examples, batch)
+        return super().validate(module.tokenizer, examples, batch, steps)
 
     def judge(self, module: nn.Module, figures: dict[str, float]) -> Validation:
         assert isinstance(module, Adversaries)
@@ -350,6 +354,7 @@ class AdversarialTask(TokenizerTask):
         """
         both = self.adversaries
         discriminator = both.discriminator
+        # Detached weights: this loss must not teach the discriminator to be fooled.
         fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         scores = torch.func.functional_call(discriminator, fixed, (made,))
         adversarial = -scores.float().mean()

@@ -23,12 +23,14 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
+        # In eval mode for good: it is validated and saved, and never trained.
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards ``module`` after optimizer step ``step`` (from 0)."""
+        # 0.1 at the first step, 0.5 at the ninth, 0.99 after some 900.
         decay = min(self.decay, (1 + step) / (10 + step))
         # average <- average + (1 - decay) (trained - average), in one call for all tensors.
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
@@ -42,6 +44,7 @@ def learned_buffers(module: nn.Module) -> list[torch.Tensor]:
 
     Masks and the like are not.
     """
+    # torch has no public way to ask which buffers a module saves.
     buffers: list[torch.Tensor] = []
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):

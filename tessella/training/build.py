@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(f"this recipe needs images: name them with --data {recipe.data.source}")
     if recipe.prior_of and recipe.data.binarize == "dynamic":
         raise ConfigError('a prior trains on codes made once: take binarize = "fixed"')
-    if recipe.data.source.startswith("codes:") and not recipe.prior_of:
+    source, _ = data.find_source(recipe.data.source)
+    if source.holds_codes and not recipe.prior_of:
         raise ConfigError(
             "codes are for a prior: name the tokenizer that made them with --tokenizer RUN"
         )
@@ -49,8 +51,8 @@ def check_recipe(recipe: Recipe) -> None:
 def load_split(recipe: Recipe, split: str) -> data.ImageSet:
     """The images of a split, or their codes where the source is codes on disk."""
     # Codes are no images, so that reading them is not the business of tessella.data.
-    kind, _, path = recipe.data.source.partition(":")
-    if kind == "codes":
+    source, path = data.find_source(recipe.data.source)
+    if source.holds_codes:
         return code_store.load_split(path, split)
     return data.load(recipe.data, split)
 
@@ -201,7 +203,7 @@ def _build_tokenizer(
 ) -> Tokenizer:
     assert recipe.tokenizer is not None
     height, width, channels = images.images.shape[1:]
-    sizes = dict(recipe.tokenizer.sizes)
+    sizes: dict[str, Any] = dict(recipe.tokenizer.sizes)
     _refuse_given("tokenizer", sizes, {"image_size": "data.size", "channels": "data.channels"})
     sizes |= {"image_size": (height, width), "channels": channels}
     return create_tokenizer(recipe.tokenizer.name, seed=recipe.tokenizer.seed, **sizes)
@@ -210,7 +212,7 @@ def _build_tokenizer(
 def _build_vae(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> VAE:
     assert recipe.vae is not None
     height, width, channels = images.images.shape[1:]
-    sizes = dict(recipe.vae.sizes)
+    sizes: dict[str, Any] = dict(recipe.vae.sizes)
     given_by_data = {
         "image_size": "data.size",
         "channels": "data.channels",
@@ -226,7 +228,8 @@ def _build_density_model(
 ) -> DensityModel | Hierarchy:
     named = recipe.model
     assert named is not None
-    sizes = dict(named.sizes)
+    # Which sizes there are, and of which types, is for the constructor of the model to say.
+    sizes: dict[str, Any] = dict(named.sizes)
     for name in ("classes", "codes", "grid", "grids"):
         if name in sizes:
             raise ConfigError(

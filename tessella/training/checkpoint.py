@@ -58,7 +58,7 @@ def save(
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
             tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
-    with files.directory(out / "checkpoints" / f"step-{step:08d}") as path:
+    with files.atomic_directory(out / "checkpoints" / f"step-{step:08d}") as path:
         files.write_tensors(path / TENSORS, tensors)
         files.write_json(path / STATE, state)
         # The manifest comes last: it vouches for the other two.

@@ -201,11 +201,12 @@ def validate(session: Session, log: bool = True) -> bool:
     found = None
     if session.fabric.is_global_zero:
         averaged = session.average.module
-        figures = task.validate(averaged, session.valid, session.config.batch)
+        figures = task.validate(averaged, session.valid, session.config.batch, progress.step)
         found = task.judge(averaged, figures)
     # The first process measures for all: they must agree on what is the best.
     found = session.fabric.broadcast(found)
     assert found is not None
+    # A figure that is no number would compare as neither better nor worse, and be kept for ever.
     finite = math.isfinite(found.rank.value)
     metric = found.figures[task.metric]
     better = finite and progress.record(found.rank, metric, found.figures)
@@ -301,6 +302,7 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
             f" {session.progress.step + 1}; the state before it is saved. Resume with a lower rate,"
             f" for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
         )
+    # From here on nothing of this step can be taken back.
     session.optimizer.step()
     session.optimizer.zero_grad()
     return {**totals, "gradient_norm": norm}
@@ -345,6 +347,7 @@ def _validate_and_save(session: Session) -> None:
     ending = session.share >= 1
     before = progress.seconds
     better = validate(session)
+    # The time that it took counts towards the minutes of the run.
     progress.validations += 1
     progress.seconds = session.read_clock()
     progress.validating += progress.seconds - before

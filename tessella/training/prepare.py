@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +17,15 @@ from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
-from tessella.models import Hierarchy, Prior
+from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.hierarchy import pack
-from tessella.pipeline import Generator, class_count
+from tessella.pipeline import Generator, SavedModel, class_count
 from tessella.pipeline.building import Network
 from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import check_images, parts
+from tessella.tokenizers.tokenizer import as_tuple, check_images
 from tessella.training.examples import Examples, Variant
-from tessella.training.stream import ONE_PASS, Stream, is_stream
-from tessella.vae import VAE
+from tessella.training.stream import ONE_PASS, Items, Stream, is_stream
 
 IN_MEMORY = 1 << 30
 """Bytes of codes that are read into memory as a whole; more stay on disk."""
@@ -78,7 +76,7 @@ def check_images_argument(images: object, name: str = "images") -> None:
             f" iterable of such arrays, got {type(images).__name__}"
         )
     # An iterator hands out itself: there is no second pass.
-    if is_stream(images) and iter(images) is images:  # type: ignore[call-overload]
+    if is_stream(images) and iter(images) is images:
         raise InputError(f"{name}: {ONE_PASS}")
     if not is_stream(images) and not hasattr(images, "__len__"):
         raise InputError(
@@ -89,7 +87,7 @@ def check_images_argument(images: object, name: str = "images") -> None:
 
 def prepare(
     model: Trainable,
-    images: Any,
+    images: object,
     labels: object,
     tokenizer: Tokenizer | None,
     condition_dropout: float = 0.0,
@@ -131,7 +129,7 @@ def prepare(
 
 
 def prepare_stream(
-    model: Trainable, images: Any, labels: object, config: TrainConfig
+    model: Trainable, images: Items, labels: object, config: TrainConfig
 ) -> TrainingData:
     """Training data that an iterable gives, in the order in which it gives them.
 
@@ -147,20 +145,10 @@ def prepare_stream(
             "an iterable gives its images to one process: take devices=1, or give an array"
         )
     # The stream checks each batch as it comes, so it must know what the model takes.
-    if isinstance(model, (Tokenizer, VAE)):
-        size = (int(model.image_size[0]), int(model.image_size[1]))
-        stream = Stream(images, model.channels, size)
-    elif isinstance(model, Hierarchy):
-        raise InputError("a hierarchy trains on arrays: give the images as one array")
-    else:
-        grid = model.grid
-        stream = Stream(
-            images,
-            grid.channels,
-            (grid.height, grid.width),
-            model.classes,
-            config.condition_dropout,
-        )
+    grid = _image_grid(model)
+    size = (grid.height, grid.width)
+    classes = class_count(model)
+    stream = Stream(images, grid.channels, size, classes, config.condition_dropout)
     if config.epochs and stream.count is None:
         raise ConfigError(
             "an iterable that does not end soon has no epochs: give steps= or minutes="
@@ -172,7 +160,7 @@ def prepare_stream(
     return TrainingData(stream, identity, None)
 
 
-def describe_data(examples: Examples, images: Any) -> TrainingData:
+def describe_data(examples: Examples, images: object) -> TrainingData:
     """Examples made of arrays or an image set, with the facts that tell which they are."""
     if isinstance(images, data.ImageSet):
         return TrainingData(examples, images.identity(), images.hashes(), images.skipped)
@@ -193,7 +181,7 @@ def describe_data(examples: Examples, images: Any) -> TrainingData:
     return TrainingData(examples, identity, hashes)
 
 
-def own_labels(model: Trainable, images: Any, labels: object) -> tuple[Any, object]:
+def with_labels(model: Trainable, images: object, labels: object) -> tuple[object, object]:
     """Images and labels; an image set brings its labels itself, for a model that has classes."""
     if not isinstance(images, data.ImageSet):
         return images, labels
@@ -202,7 +190,9 @@ def own_labels(model: Trainable, images: Any, labels: object) -> tuple[Any, obje
     return images.images, labels
 
 
-def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any]:
+def hold_out(
+    images: object, labels: object, seed: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
     """Divide images: a tenth, chosen by the seed, is held out.
 
     Returns:
@@ -216,6 +206,7 @@ def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any
             'give valid= too, for example data.load(config, "valid"):'
             " images of a source come divided"
         )
+    assert isinstance(images, Sized)
     n = len(images)
     if n < 2:
         raise InputError(f"training needs at least 2 images, got {n}")
@@ -224,14 +215,14 @@ def hold_out(images: Any, labels: object, seed: int) -> tuple[Any, Any, Any, Any
     count = max(1, n // 10)
     held = np.sort(order[:count])
     rest = np.sort(order[count:])
-    images = np.asarray(images)
+    array = np.asarray(images)
     if labels is None:
-        return images[rest], None, images[held], None
+        return array[rest], None, array[held], None
     # Checked here, because indexing would take labels of any length that is large enough.
     tags = np.asarray(labels)
     if len(tags.shape) != 1 or len(tags) != n:
         raise InputError(f"labels must be [{n}] integers, one for each image, got {tags.shape}")
-    return images[rest], tags[rest], images[held], tags[held]
+    return array[rest], tags[rest], array[held], tags[held]
 
 
 def check_classes(images: data.ImageSet, held_out: data.ImageSet) -> None:
@@ -255,24 +246,42 @@ def _as_labels(labels: object) -> torch.Tensor:
     return tags.long()
 
 
+def _image_grid(model: Trainable) -> Grid:
+    """The grid of pixels that a model takes.
+
+    Raises:
+        InputError: for a hierarchy, which takes none.
+    """
+    if isinstance(model, SavedModel):
+        return model.image_grid
+    if isinstance(model, Hierarchy):
+        raise InputError("a hierarchy trains on arrays: give the images as one array")
+    return model.grid
+
+
+def _as_prior(model: Trainable) -> Prior:
+    """The model as one of symbols, which its kind says that it is."""
+    assert isinstance(model, (DensityModel, Hierarchy))
+    return model
+
+
 def _variants(
-    model: Trainable, images: Any, tokenizer: Tokenizer | None, flip: bool
+    model: Trainable, images: object, tokenizer: Tokenizer | None, flip: bool
 ) -> list[Variant]:
     """The pixels or symbols of each image; of a prior also the codes of its mirror image."""
+    is_prior = model.kind == "density-model"
     if isinstance(images, CodeSet):
-        if tokenizer is None or isinstance(model, (Tokenizer, VAE)):
+        if tokenizer is None or not is_prior:
             raise InputError("stored codes are for a prior: give the tokenizer that made them")
-        Generator(tokenizer, model)  # refuses a prior that does not fit
+        Generator(tokenizer, _as_prior(model))  # refuses a prior that does not fit
         return _of_codes(open_codes(images.path, tokenizer), flip)
     # From images in memory or on disk to what a step sees: pixels, or codes made once.
     pixels = _pixels(model, images, tokenizer)
     if pixels is None:  # symbols, already encoded
-        assert not isinstance(model, (Tokenizer, VAE))
-        return [_symbols(model, images)]
-    if tokenizer is None or isinstance(model, Tokenizer):
+        return [_symbols(_as_prior(model), images)]
+    if tokenizer is None or not is_prior:
         return [pixels]
-    assert not isinstance(model, VAE)
-    Generator(tokenizer, model)  # refuses a prior that does not fit
+    Generator(tokenizer, _as_prior(model))  # refuses a prior that does not fit
     # The cache knows images by their bytes, wherever they lie.
     array = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
     kept = cached(tokenizer, array, flip)
@@ -313,7 +322,7 @@ def _of_codes(codes: CodeSet, flip: bool) -> list[Variant]:
     return [torch.from_numpy(variant[:]) for variant in stored]
 
 
-def _symbols(model: Prior, given: Any) -> torch.Tensor:
+def _symbols(model: Prior, given: object) -> torch.Tensor:
     """Symbols that were given for a prior, checked."""
     # Symbols of several grids come as a tuple, coarse to fine.
     grids = model.grids if isinstance(model, Hierarchy) else (model.grid,)
@@ -324,8 +333,22 @@ def _symbols(model: Prior, given: Any) -> torch.Tensor:
     return _compact(checked if len(grids) > 1 else checked[0], grids)
 
 
-def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Variant | None:
+def _pixels(model: Trainable, images: object, tokenizer: Tokenizer | None) -> Variant | None:
     """Images for a model, checked; None where they are symbols already."""
+    if not isinstance(images, StoredImages):
+        return _checked_pixels(model, images, tokenizer)
+    # Of images on disk the first one is looked at; all are of one shape and type.
+    _checked_pixels(model, torch.as_tensor(images[:1]), tokenizer)
+    return images
+
+
+def _checked_pixels(
+    model: Trainable, images: object, tokenizer: Tokenizer | None
+) -> torch.Tensor | None:
+    """Images in memory as a tensor ``uint8 [n, h, w, c]``; None where they are symbols already."""
+    # The convolutions of a tokenizer take images of any size; the other models know theirs.
+    if isinstance(model, Tokenizer):
+        return check_images(images, model.channels)
     if isinstance(model, Hierarchy):
         if isinstance(images, (tuple, list)):
             return None
@@ -333,32 +356,30 @@ def _pixels(model: Trainable, images: Any, tokenizer: Tokenizer | None) -> Varia
             raise InputError(
                 "a hierarchy models codes: give tokenizer=, or the codes of all its grids"
             )
-    # Of images on disk the first one is looked at; all are of one shape and type.
-    stored = isinstance(images, StoredImages)
-    x = torch.as_tensor(images[:1]) if stored else images
-    if isinstance(model, Tokenizer):
-        return images if stored else check_images(x, model.channels)
-    if str(getattr(x, "dtype", "")).removeprefix("torch.").startswith("float"):
-        check_images(x)  # says how to convert them
+    if _type_name(images).startswith("float"):
+        check_images(images)  # says how to convert them
     # Another type of integers than uint8 means symbols.
-    x = _as_tensor(x)
-    if x.dtype != torch.uint8:
+    x = _as_tensor(images)
+    if x.dtype != torch.uint8 and model.kind == "density-model":
         return None
-    if tokenizer is not None:
-        x = check_images(x, tokenizer.channels)
-        return images if stored else x
-    assert not isinstance(model, Hierarchy)
-    grid = model.grid
+    if tokenizer is not None and model.kind == "density-model":
+        return check_images(x, tokenizer.channels)
+    grid = _image_grid(model)
     x = check_images(x, grid.channels)
     if tuple(x.shape[1:3]) != (grid.height, grid.width):
         raise InputError(
             f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}"
         )
-    return images if stored else x
+    return x
 
 
 def _is_uint8(images: object) -> bool:
-    return str(getattr(images, "dtype", "")).removeprefix("torch.") == "uint8"
+    return _type_name(images) == "uint8"
+
+
+def _type_name(images: object) -> str:
+    """Name of the type of an array's elements, alike for numpy and torch; empty of other things."""
+    return str(getattr(images, "dtype", "")).removeprefix("torch.")
 
 
 def _as_tensor(images: object) -> torch.Tensor:
@@ -380,6 +401,6 @@ def _compact(
 
     Never uint8, which is the type of images.
     """
-    packed = pack(symbols) if len(grids) > 1 else parts(symbols)[0]
+    packed = pack(symbols) if len(grids) > 1 else as_tuple(symbols)[0]
     most = max(grid.levels for grid in grids)
     return packed.cpu().to(torch.int16 if most <= 2**15 else torch.int32)

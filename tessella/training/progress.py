@@ -51,6 +51,7 @@ class Progress:
 
     def record(self, rank: Rank, metric: float, figures: dict[str, float]) -> bool:
         """Take note of a validation of the current step. Returns whether it is the best so far."""
+        # Of equal ranks the earlier one stays.
         if self.rank is not None and not rank < self.rank:
             return False
         self.rank = rank
@@ -76,6 +77,7 @@ class Progress:
         """
         if not isinstance(values, Mapping):
             raise ArtifactError(f"{source} does not say how far the run is: restore the file")
+        # The file may come from anywhere: every entry is checked before anything counts on it.
         progress = cls()
         for name in ("step", "validations", "best_step"):
             setattr(progress, name, _count(values, name, source))

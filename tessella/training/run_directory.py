@@ -74,7 +74,8 @@ class RunDirectory:
                 " or give another --out"
             ) from None
         except (OSError, NotImplementedError):
-            pass  # a file system without locks
+            # A file system without locks; two trainers in one directory are rarer than those.
+            pass
 
     def refuse_taken(self) -> None:
         """Check that a new run can begin here.
@@ -164,6 +165,7 @@ class RunDirectory:
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``: these steps will be trained, and logged, again."""
+        # A reader of the log should not find a step twice.
         log = self.path / "log.jsonl"
         if not self.writes or not log.exists():
             return

@@ -52,6 +52,7 @@ class Limits:
 
     def passed(self, progress: Progress) -> float:
         """Share of the run that has passed, in 0..1: the largest over the limits."""
+        # The limit that is nearest decides, so that the rate has fallen when the run ends.
         share = 0.0
         if self.steps:
             share = max(share, progress.step / self.steps)
@@ -99,6 +100,7 @@ class Limits:
         total = self.expected_steps(progress, step_seconds)
         if total >= FEW_STEPS:
             return None
+        # A run takes one step at least, however short it is.
         steps = max(1, math.floor(total))
         minutes = math.ceil(ENOUGH_STEPS * step_seconds / 60)
         noun = "step" if steps == 1 else "steps"

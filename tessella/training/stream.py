@@ -6,8 +6,8 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,17 @@ ONE_PASS = (
     "an iterator can be read once, and training passes over its images many times:"
     " give a list, an array, a DataLoader, or an object whose __iter__ begins anew"
 )
+
+
+@runtime_checkable
+class IndexedItems(Protocol):
+    """Gives its items by number until an IndexError, such as a ``torch.utils.data.Dataset``."""
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+Items = Iterable[object] | IndexedItems
+"""Items that can be read again and again: images, or pairs of images and labels."""
 
 
 class Stream:
@@ -47,7 +58,7 @@ class Stream:
 
     def __init__(
         self,
-        iterable: Any,
+        iterable: Items,
         channels: int,
         size: tuple[int, int] | None,
         classes: int = 0,
@@ -154,7 +165,7 @@ class Stream:
 
     def _checked(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """One pass: images ``[b, h, w, c]`` and labels ``[b]``, checked."""
-        for item in self._iterable:
+        for item in iter(self._iterable):
             images, labels = _split_item(item)
             # [b, h, w, c], or [h, w, c] of a single image
             x = torch.as_tensor(images)
@@ -178,6 +189,7 @@ class Stream:
             raise InputError(
                 "the model has classes: the iterable must give pairs of images and labels"
             )
+        # A loader gives tensors, a list of pairs gives numbers.
         tags = torch.as_tensor(np.asarray(labels)).long().reshape(-1)
         if len(tags) != n or int(tags.min()) < 0 or int(tags.max()) >= self.classes:
             raise InputError(f"labels must be [{n}] integers in 0..{self.classes - 1}")
@@ -199,7 +211,7 @@ class NextInLine:
         return torch.arange(self.batch)
 
 
-def is_stream(images: object) -> bool:
+def is_stream(images: object) -> TypeGuard[Items]:
     """Whether images are an iterable of others' making, not an array or a list of them."""
     if isinstance(images, (np.ndarray, torch.Tensor, list, tuple, str, bytes, dict)):
         return False
@@ -209,7 +221,7 @@ def is_stream(images: object) -> bool:
     return hasattr(images, "__iter__") or hasattr(images, "__getitem__")
 
 
-def _split_item(item: Any) -> tuple[Any, Any]:
+def _split_item(item: object) -> tuple[object, object]:
     """Images and labels of what an iterable gave."""
     if isinstance(item, (tuple, list)):
         if len(item) == 1:

@@ -25,7 +25,7 @@ from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.codebook_health import Watch
+from tessella.tokenizers.codebook_health import CodebookMonitor
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
 from tessella.tokenizers.tokenizer import channels
 from tessella.training.examples import Examples
@@ -85,10 +85,18 @@ class Task(nn.Module, ABC):
         """Scalars of a batch; ``loss`` is minimized."""
 
     @abstractmethod
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         """Figures of ``module``, a copy with averaged weights, on held-out examples.
 
         ``metric`` is among them.
+
+        Args:
+            module: the copy.
+            examples: held out.
+            batch: examples measured at a time.
+            steps: optimizer steps that the run has taken, for judgements that need enough of them.
         """
 
     def judge(self, module: nn.Module, figures: dict[str, float]) -> Validation:
@@ -234,7 +242,9 @@ class DensityTask(Task):
                 figures[f"bits_per_code/{level}"] = bits[level].detach() / grid.symbols
         return figures
 
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         model = _as_prior(module)
         # float64 and one number for each image: the mean must not depend on the batch.
         nats: list[float] = []
@@ -301,7 +311,7 @@ class TokenizerTask(Task):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self.watch = Watch(drift=True)
+        self.watch = CodebookMonitor(drift=True)
 
     def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}
@@ -318,7 +328,9 @@ class TokenizerTask(Task):
         out = self.module(x)
         return {**out.losses, **out.stats}
 
-    def validate(self, module: nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         assert isinstance(module, Tokenizer)
         books: list[CodeUsage] = []
         for grid in module.grids():
@@ -339,7 +351,10 @@ class TokenizerTask(Task):
             suffix = f"/{number}" if len(books) > 1 else ""
             figures[f"codebook_used{suffix}"] = float(book.used)
             figures[f"code_perplexity{suffix}"] = book.perplexity
-        return figures | self.watch.figures(module, [book.counts for book in books])
+        # Quantizers without a learned codebook, such as FSQ, cannot say themselves how long they
+        # have trained.
+        counts = [book.counts for book in books]
+        return figures | self.watch.figures(module, counts, steps=steps)
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, Tokenizer)

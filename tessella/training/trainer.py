@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -32,7 +32,7 @@ from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
-from tessella.training.stream import Stream, is_stream
+from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 
 VALID_LIMIT = 1000
@@ -54,6 +54,18 @@ class Run:
     path: Path
     progress: Progress
     interrupted: bool
+
+    def __repr__(self) -> str:
+        facts = [repr(str(self.path)), f"steps={self.progress.step}"]
+        facts.append(f"seconds={self.progress.seconds:.0f}")
+        # Before the first validation there is no best step.
+        if self.figures:
+            facts.append(f"best_step={self.progress.best_step}")
+        for name, value in self.figures.items():
+            facts.append(f"{name}={value:.4g}")
+        if self.interrupted:
+            facts.append("interrupted=True")
+        return f"Run({', '.join(facts)})"
 
     @property
     def figures(self) -> dict[str, float]:
@@ -83,9 +95,9 @@ class Job:
     asked: float
     """Reading of the clock when the run was asked for; its minutes count from there."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The part of ``run.json`` that is known before training: recipe and data."""
-        recipe = {"train": configs.to_dict(self.config)}
+        recipe: dict[str, object] = {"train": configs.to_dict(self.config)}
         if self.recipe is not None:
             recipe = configs.to_dict(self.recipe)
         return {
@@ -97,11 +109,11 @@ class Job:
 
 def train(
     model: Trainable,
-    images: Any,
+    images: object,
     *,
     out: Path | str,
     labels: object = None,
-    valid: Any = None,
+    valid: object = None,
     valid_labels: object = None,
     tokenizer: Tokenizer | None = None,
     resume: bool = False,
@@ -322,8 +334,8 @@ def _given_data(
     model: Trainable,
     tokenizer: Tokenizer | None,
     config: TrainConfig,
-    given: tuple[Any, object],
-    held_out: tuple[Any, object],
+    given: tuple[object, object],
+    held_out: tuple[object, object],
     resume: bool,
 ) -> tuple[TrainingData, TrainingData]:
     """Both splits of what a caller gave, as pairs of images and labels.
@@ -344,18 +356,27 @@ def _given_data(
 
 
 def _array_data(
-    model: Trainable, images: Any, labels: object, tokenizer: Tokenizer | None, config: TrainConfig
+    model: Trainable,
+    images: object,
+    labels: object,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig,
 ) -> TrainingData:
     """One split of arrays or of an image set, checked and encoded."""
     if is_stream(images):
         raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
-    pixels, tags = prepare.own_labels(model, images, labels)
+    pixels, tags = prepare.with_labels(model, images, labels)
     examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
     return prepare.describe_data(examples, images)
 
 
 def _stream_data(
-    model: Trainable, images: Any, labels: object, valid: object, resume: bool, config: TrainConfig
+    model: Trainable,
+    images: Items,
+    labels: object,
+    valid: object,
+    resume: bool,
+    config: TrainConfig,
 ) -> TrainingData:
     """Training data of somebody else's iterable."""
     if resume:
@@ -454,7 +475,9 @@ def _save_baseline(task: Task, job: Job) -> None:
         files.write_text(job.out / "skipped.txt", "\n".join([*skipped, ""]))
 
 
-def _announce(job: Job, session: loop.Session, record: dict[str, Any], expected: Forecast) -> None:
+def _announce(
+    job: Job, session: loop.Session, record: Mapping[str, object], expected: Forecast
+) -> None:
     """Say what is about to happen: overlap, size and time, terms of the loss."""
     if record["overlap"]:
         job.say(
@@ -531,7 +554,7 @@ def _take_best(model: Trainable, out: Path) -> None:
     """Put the best weights, which are saved, into the model."""
     path = locate(out)
     # Of two stages the prior is what was trained.
-    if not isinstance(model, Tokenizer) and (path / "prior").is_dir():
+    if model.kind == "density-model" and (path / "prior").is_dir():
         path = path / "prior"
     # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)

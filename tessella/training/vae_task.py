@@ -35,6 +35,7 @@ class VAETask(Task):
         super().__init__(model)
 
     def networks(self) -> list[torch.nn.Module]:
+        # The parts each by itself: what lies between them draws random numbers.
         return list(self.module.children())
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -49,14 +50,18 @@ class VAETask(Task):
             "latent_bits": latent_bits.detach(),
         }
 
-    def validate(self, module: torch.nn.Module, examples: Examples, batch: int) -> dict[str, float]:
+    def validate(
+        self, module: torch.nn.Module, examples: Examples, batch: int, steps: int
+    ) -> dict[str, float]:
         assert isinstance(module, VAE)
         bits: list[float] = []
         errors: list[float] = []
         for places in torch.arange(len(examples)).split(batch):
             images = examples.plain(places)  # uint8 [b, h, w, c]
+            # The seed follows the place of the image, so that validations can be compared.
             bits += module.bits_per_dim(images, SAMPLES, seed=int(places[0])).tolist()
             errors += mean_squared_error(images, module.reconstruct(images).cpu()).tolist()
+        # float64, and the mean over images of the PSNR, not the PSNR of the mean error.
         decibels = psnr(torch.tensor(errors, dtype=torch.float64))
         mean = torch.tensor(bits, dtype=torch.float64).mean()
         return {"bits_per_dim": float(mean), "psnr_db": float(decibels.mean())}
@@ -67,6 +72,7 @@ class VAETask(Task):
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
         assert isinstance(self.module, VAE)
+        # Histograms of each sub-pixel: what a model without any dependence would reach.
         baseline = create("independent", self.module.grid)
         assert isinstance(baseline, Independent)
         baseline.fit(self._levels(examples))

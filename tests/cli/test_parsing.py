@@ -37,6 +37,13 @@ MISTAKES = {
     "eval digits data.szie=8": "did you mean 'size'?",
     "eval digits --data floder:x": "did you mean 'folder'?",
     "sample digit": "did you mean 'digits'?",
+    "train digits --model pixelcn": "unknown model 'pixelcn'; did you mean 'pixelcnn'?",
+    "train digits model.layer=3": "did you mean 'layers'?",
+    "train digits model.head=odinal": "did you mean 'ordinal'?",
+    "train digits-vqvae tokenizer.hiden=8": "did you mean 'hidden'?",
+    "train digits-vqvae tokenizer.options.codebok_size=8": "did you mean 'codebook_size'?",
+    "check gated-pixelcn": "did you mean 'gated-pixelcnn'?",
+    "check vq --kind model": "unknown model 'vq'",
 }
 
 

@@ -37,6 +37,8 @@ def test_every_command_parses_and_names_what_exists() -> None:
     assert len(commands()) >= 20
     for words in commands():
         command = parse(words)
+        if command.plugin:
+            continue  # names that a file of the reader's registers
         if isinstance(command, Train) and command.resume:
             assert command.resume.startswith("runs/")
         elif isinstance(command, Train):
@@ -46,7 +48,9 @@ def test_every_command_parses_and_names_what_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [words for words in commands() if words[1] in bundled()], ids=" ".join
+    "words",
+    [words for words in commands() if words[1] in bundled() and "--plugin" not in words],
+    ids=" ".join,
 )
 def test_commands_on_bundled_models_run(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

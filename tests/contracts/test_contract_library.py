@@ -48,9 +48,7 @@ def broken(outcomes: Iterator[Outcome]) -> list[str]:
     return [outcome.promise for outcome in outcomes if not outcome.held]
 
 
-@pytest.mark.parametrize(
-    "name", [*ts.MODELS, *ts.HEADS, *ts.TOKENIZERS, *ts.QUANTIZERS, "digits"]
-)
+@pytest.mark.parametrize("name", [*ts.MODELS, *ts.HEADS, *ts.TOKENIZERS, *ts.QUANTIZERS, "digits"])
 def test_what_ships_keeps_its_contracts(name: str) -> None:
     outcomes = list(check(name, **SMALL.get(name, {})))
     assert len(outcomes) >= 4

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tessella.distributed import join
+from tessella.distributed import join_batch
 from tessella.errors import ConfigError, InputError
 from tessella.tokenizers.quantizers import (
     QUANTIZERS,
@@ -440,7 +440,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed(name: str) -> None:
             r"256, 1024, 4096, 16384, 65536, got 512.*levels=\[8, 5, 5, 5\]",
         ),
         ("fsq", {"levels": [2, 5]}, r"at least 3 each, got \[2, 5\].*lfq"),
-        ("fsq", {"levels": [1000, 1000, 1000]}, "1000000000 codes"),
+        ("fsq", {"levels": [1000, 1000, 1000]}, "1,000,000,000 codes"),
         ("fsq", {"levels": [8, 5.5]}, "levels must be of type int"),
         ("lfq", {"codebook_size": 1000}, "power of two.*got 1000; take 512 or 1024"),
         ("lfq", {"temperature": 0.0}, "temperature above 0"),
@@ -450,7 +450,7 @@ def test_no_matrix_of_all_vectors_by_all_codes_is_formed(name: str) -> None:
         ("residual-vq", {"dim": 1024, "codebook_size": 2**18}, "take fewer codes"),
         ("vq", {"code_dim": 2**31}, "code_dim .* must be an integer in 0..65536"),
         ("vq", {"dim": 1, "code_dim": 1024, "codebook_size": 2**20}, "take fewer or shorter"),
-        ("fsq", {"levels": [3] * 40}, "codes; at most 16777216 are allowed"),
+        ("fsq", {"levels": [3] * 40}, "codes; at most 16,777,216 are allowed"),
     ],
 )
 def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
@@ -652,7 +652,7 @@ def spread_of_halves(part: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tens
     """The gradient of the entropy of signs, by a linear layer's weight."""
     weight = vectors(DIM, DIM, seed=4).requires_grad_()
     logits = part(vectors(200, DIM)) @ weight
-    entropy_of_mean(logits, join(logits)).backward()
+    entropy_of_mean(logits, join_batch(logits)).backward()
     assert weight.grad is not None
     return weight.grad
 

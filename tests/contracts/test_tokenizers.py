@@ -24,7 +24,7 @@ from tessella.tokenizers import (
 from tessella.tokenizers import tokenizer as tokenizer_module
 from tessella.tokenizers.construction import arguments_of
 from tessella.tokenizers.identity import IdentityTokenizer
-from tessella.tokenizers.tokenizer import parts
+from tessella.tokenizers.tokenizer import as_tuple
 
 TINY: dict[str, dict[str, Any]] = {
     "identity": {"levels": 17},
@@ -94,7 +94,7 @@ def trained(name: str, steps: int = 3, **config: Any) -> Tokenizer:
 
 def same(one: Any, other: Any) -> bool:
     """Whether symbols are the same, of several grids all of them."""
-    return all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+    return all(torch.equal(a, b) for a, b in zip(as_tuple(one), as_tuple(other), strict=True))
 
 
 def each(symbols: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -109,14 +109,14 @@ def test_images_become_symbols_of_the_grid_and_images_again(name: str, channels:
     for size in SIZES:
         images = some(3, size, channels)
         symbols = tokenizer.encode(images)
-        for part, grid in zip(parts(symbols), tokenizer.grids(*size), strict=True):
+        for part, grid in zip(as_tuple(symbols), tokenizer.grids(*size), strict=True):
             assert part.dtype == torch.int64
             assert grid.check(part).shape == (3, *grid.shape)
         back = tokenizer.decode(symbols, size)
         assert back.dtype == torch.uint8
         assert back.shape == images.shape
-        assert [part.shape for part in parts(tokenizer.encode(back))] == [
-            part.shape for part in parts(symbols)
+        assert [part.shape for part in as_tuple(tokenizer.encode(back))] == [
+            part.shape for part in as_tuple(symbols)
         ]
 
 
@@ -181,7 +181,7 @@ def test_lossless_says_whether_all_images_survive(name: str) -> None:
 def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, images = trained(name), some(9)
     symbols = tokenizer.encode(images)
-    assert len(parts(symbols)[-1].unique()) > 1, "the test needs different symbols"
+    assert len(as_tuple(symbols)[-1].unique()) > 1, "the test needs different symbols"
     decoded = tokenizer.decode(symbols)
     assert same(symbols, tokenizer.encode(images)), "encoding must repeat"
     monkeypatch.setattr(tokenizer_module, "PIXELS_AT_ONCE", 2 * 6 * 5)
@@ -202,7 +202,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.Mo
 def test_no_images_are_no_symbols(name: str) -> None:
     tokenizer = tiny(name)
     symbols = tokenizer.encode(some(0))
-    assert [part.shape for part in parts(symbols)] == [
+    assert [part.shape for part in as_tuple(symbols)] == [
         (0, *grid.shape) for grid in tokenizer.grids()
     ]
     assert tokenizer.decode(symbols).shape == (0, 6, 5, 2)
@@ -259,7 +259,7 @@ def test_float_images_are_refused_with_the_line_that_converts_them(name: str) ->
         (some(2, (6, 5), 2).transpose(0, 3, 1, 2), "channels come last"),
         (some()[..., 0], r"images\[..., None\]"),
         (some()[0, 0], r"\[batch, height, width, channels\], got \[5, 2\]"),
-        (some().astype(np.int64), r"got torch.int64; if all values lie in 0..255"),
+        (some().astype(np.int64), r"got torch.int64; if all values are in 0..255"),
         (some() > 100, r"astype\(np.uint8\) \* 255"),
         (some()[:, :0], "at least 1x1"),
         (np.array(["a"]), "must be a uint8 array"),
@@ -325,7 +325,7 @@ def test_encoding_neither_learns_nor_changes_the_mode(name: str) -> None:
     before = {key: value.clone() for key, value in tokenizer.state_dict().items()}
     symbols = tokenizer.encode(some())
     assert not tokenizer.decode(symbols).is_inference()
-    assert not any(part.requires_grad for part in parts(symbols))
+    assert not any(part.requires_grad for part in as_tuple(symbols))
     assert modes == [part.training for part in tokenizer.modules()]
     for key, value in tokenizer.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -337,7 +337,7 @@ def test_the_float_halves_have_gradients(name: str) -> None:
     images = (torch.from_numpy(some()).double() / 255).requires_grad_()
     features = tokenizer.encode_float(images)
     grid = tokenizer.grids()[-1]
-    for part, its in zip(parts(features), tokenizer.grids(), strict=True):
+    for part, its in zip(as_tuple(features), tokenizer.grids(), strict=True):
         assert part.shape[:3] == (5, its.height, its.width)
     back = tokenizer.decode_float(features)
     assert back.shape[:3] == (5, grid.height * tokenizer.stride, grid.width * tokenizer.stride)
@@ -353,7 +353,7 @@ def test_a_training_pass_gives_losses_and_reaches_every_weight(name: str) -> Non
     out = tokenizer(images)
     assert isinstance(out, TokenizerOutput)
     assert out.reconstruction.shape == images.shape
-    for part, grid in zip(parts(out.symbols), tokenizer.grids(), strict=True):
+    for part, grid in zip(as_tuple(out.symbols), tokenizer.grids(), strict=True):
         assert torch.equal(part, grid.check(part))
     truth = (out.reconstruction - images.double() / 255).square().mean()
     torch.testing.assert_close(out.losses["mse"], truth.detach())
@@ -559,7 +559,7 @@ def test_digits_on_their_17_levels_are_unchanged() -> None:
         ("vqvae", {"hiden": 3}, "'hiden'; did you mean 'hidden'.*codebook_size"),
         ("vqvae", {"hidden": "3"}, "hidden must be of type int, got '3'"),
         ("vqvae", {"hidden": True}, "hidden must be of type int"),
-        ("vqvae", {"image_size": 32}, "image_size must be a list of 2 values"),
+        ("vqvae", {"image_size": 32}, "image_size must be a list"),
         ("vqvae", {"image_size": (0, 3)}, "image_size must be a height and a width"),
         ("vqvae", {"downsample": 3}, "power of two, got 3"),
         ("vqvae", {"hidden": 0}, "hidden must be an integer in 2..65536, got 0"),

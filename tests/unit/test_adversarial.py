@@ -300,18 +300,18 @@ def test_a_discriminator_that_wrecks_a_validation_is_stopped(
     for _ in range(40):
         step()
     both = parts(made)
-    first = made.judge(both, made.validate(both, examples, 16))
+    first = made.judge(both, made.validate(both, examples, 16, steps=1))
     monkeypatch.setattr("tessella.training.adversarial.LARGEST_LAMBDA", 1e9)
     config, made.config = made.config, AdversarialConfig(**(TERMS | {"weight": 1e4, "start": 0}))
     for _ in range(10):
         step()
     made.config = config
     with pytest.warns(TessellaWarning, match="took over"):
-        wrecked = made.judge(both, made.validate(both, examples, 16))
+        wrecked = made.judge(both, made.validate(both, examples, 16, steps=1))
     assert wrecked.figures["mse"] > 1.5 * first.figures["mse"]
     assert wrecked.figures["takeovers"] == 1.0
     assert wrecked.figures["adversarial_strength"] == 0.5
-    again = made.judge(both, made.validate(both, examples, 16))
+    again = made.judge(both, made.validate(both, examples, 16, steps=1))
     assert again.figures["mse"] == pytest.approx(first.figures["mse"])
     assert first.rank == Rank(GUARDED, -40.0)
     assert again.rank < first.rank < wrecked.rank

@@ -186,7 +186,7 @@ def test_large_batches_are_scored_a_piece_at_a_time(monkeypatch: pytest.MonkeyPa
     each = model.log_prob(x, cond, reduce=False)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(density_model, "PIECE", 5 * GRID.pixels * density_model.FEATURES)
+    monkeypatch.setattr(density_model, "PASS_VALUES", 5 * GRID.pixels * density_model.PIXEL_VALUES)
     torch.testing.assert_close(model.log_prob(x, cond), whole, rtol=1e-12, atol=0)
     assert sizes == [5, 5, 5, 5, 3]
     torch.testing.assert_close(model.log_prob(x, cond, reduce=False), each, rtol=1e-12, atol=0)

@@ -256,11 +256,13 @@ def test_a_run_sees_its_classes_whatever_file_they_are_counted_in(tmp_path: Path
     images = RANDOM.integers(0, 256, (6, 8, 8), dtype=np.uint8)
     few = read(tmp_path, "test", test=images, test_labels=np.array([3, 3, 700, 900, 900, 3]))
     assert few.classes == 3
-    (tmp_path / "run.json").write_text('{"data": {"train": {"classes": []}}}')
+    (tmp_path / "run.json").write_text('{"format": 1, "data": {"train": {"classes": []}}}')
     numbered = with_classes_of(tmp_path, few)
     assert numbered.labels is not None
     assert numbered.labels.tolist() == [3, 3, 700, 900, 900, 3]
-    (tmp_path / "run.json").write_text('{"data": {"train": {"classes": ["2", "5", "4000"]}}}')
+    (tmp_path / "run.json").write_text(
+        '{"format": 1, "data": {"train": {"classes": ["2", "5", "4000"]}}}'
+    )
     plain = read(tmp_path, "test", test=images, test_labels=np.array([5, 5, 2, 2, 2, 2]))
     assert plain.label_names == ()
     named = with_classes_of(tmp_path, plain)

@@ -170,11 +170,11 @@ def test_missing_and_damaged(tmp_path: Path, folder: Path) -> None:
         load(DataConfig(f"cifar10:{tmp_path}"), "train")
     content = (folder / "cifar-10-python.tar.gz").read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="no intact"):
+    with pytest.raises(DataError, match="not an intact"):
         load(DataConfig(f"cifar10:{tmp_path / 'cut.tar.gz'}"), "test")
     with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("readme"), io.BytesIO())
     with pytest.raises(DataError, match="holds no test_batch"):
         load(DataConfig(f"cifar10:{tmp_path / 'other.tar.gz'}"), "test")
-    with pytest.raises(DataError, match="no intact"):
+    with pytest.raises(DataError, match="not an intact"):
         load(DataConfig(f"cifar10:{tmp_path / 'data_batch_1'}"), "train")

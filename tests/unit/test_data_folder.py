@@ -42,7 +42,7 @@ def zipped(root: Path, target: Path) -> Path:
 
 def division_of(names: list[str]) -> Division:
     """How sub-folders divide images of these names."""
-    return by_sub_folders(names, folder._unreadable(names))
+    return by_sub_folders(names, folder._unsupported(names))
 
 
 def every(root: Path, **options: Any) -> list[ImageSet]:
@@ -73,9 +73,9 @@ def test_only_the_split_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def counted(file: io.BufferedIOBase) -> decode.Opened:
         calls.append(1)
-        return decode.begin(file)
+        return decode.open_image(file)
 
-    monkeypatch.setattr("tessella.data.image_files.begin", counted)
+    monkeypatch.setattr("tessella.data.image_files.open_image", counted)
     part = load(DataConfig(f"folder:{tmp_path}"), "valid")
     assert len(calls) == len(part) < 10
     calls.clear()
@@ -108,7 +108,7 @@ def test_a_split_without_classes_has_no_labels_and_leaves_the_others_theirs() ->
 
 
 def test_images_beside_folders_that_are_splits_are_refused() -> None:
-    with pytest.raises(DataError, match=r"preview\.png lies beside"):
+    with pytest.raises(DataError, match=r"preview\.png is in none of them"):
         division_of(["test/1.png", "train/2.png", "preview.png"])
     assert division_of(["test/1.png", "train/2.png", "logo.svg"]).splits[:2] == [
         "test",

@@ -223,14 +223,16 @@ def test_each_split_may_have_a_list_of_its_own(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
     fill(tmp_path, [f"{i}.png" for i in range(30)])
     (tmp_path / "big.csv").write_text("a" * 200_000)
-    with pytest.warns(TessellaWarning, match=r"no labels are taken from it: big\.csv is no table"):
+    with pytest.warns(
+        TessellaWarning, match=r"no labels are taken from it: big\.csv is not a table"
+    ):
         assert read(tmp_path).labels is None
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("file,width,height\n{i}.png,3,4\n", "which column holds their labels is unclear"),
+        ("file,width,height\n{i}.png,3,4\n", "unclear which column holds their labels"),
         ("file,caption\n{i}.png,picture {i}\n", "40 different values for 40 images"),
     ],
 )

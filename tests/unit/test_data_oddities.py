@@ -23,7 +23,7 @@ from PIL import Image
 from tessella.config import DataConfig
 from tessella.data import ImageSet, image_files, load, pixel_conversion
 from tessella.data import decode as decode_module
-from tessella.data.decode import UnusableImage, begin, decode
+from tessella.data.decode import UnusableImage, decode, open_image
 from tessella.data.formats import jpeg
 from tessella.errors import DataError, InputError, TessellaWarning
 
@@ -445,7 +445,7 @@ def test_sizes_mixed(tmp_path: Path) -> None:
 
 
 def slow_at_random(file: io.BufferedIOBase) -> decode_module.Opened:
-    opened = begin(file)
+    opened = open_image(file)
     time.sleep(opened.data[-20] / 20_000)
     return opened
 
@@ -463,10 +463,10 @@ def test_threads_keep_the_order(
     files["005.png"] = b""
     fill(tmp_path / "x", files)
     (tmp_path / "x").rename(tmp_path / "y")
-    monkeypatch.setattr(image_files, "begin", slow_at_random)
+    monkeypatch.setattr(image_files, "open_image", slow_at_random)
     sets = []
     for threads in (1, 6):
-        monkeypatch.setattr(image_files, "workers", lambda: threads)  # noqa: B023
+        monkeypatch.setattr(image_files, "worker_count", lambda: threads)  # noqa: B023
         monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / f"cache{threads}"))
         sets.append(of(tmp_path / "y", limit=limit))
     assert (
@@ -483,16 +483,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def begin_and_count(file: io.BufferedIOBase) -> decode_module.Opened:
         calls.append(1)
-        return begin(file)
+        return open_image(file)
 
-    monkeypatch.setattr(image_files, "begin", begin_and_count)
+    monkeypatch.setattr(image_files, "open_image", begin_and_count)
     return calls
 
 
 def test_tiles_stop_soon_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, numbered(80))
     calls = counted(monkeypatch)
-    monkeypatch.setattr(image_files, "workers", lambda: 2)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 2)
     part = of(tmp_path, size="3x4", crop="tiles", limit=10)
     assert part.names is not None
     assert part.names[-1] == "002.png#0,4"
@@ -504,7 +504,7 @@ def test_a_hopeless_folder_is_given_up_early(
 ) -> None:
     fill(tmp_path, dict.fromkeys(PLAIN, b"hello"))
     calls = counted(monkeypatch)
-    monkeypatch.setattr(image_files, "workers", lambda: 2)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 2)
     with pytest.raises(DataError, match="at least 17 of 80 files"):
         of(tmp_path)
     assert len(calls) <= 17 + 2 * 2
@@ -523,10 +523,10 @@ def test_large_images_are_decoded_one_at_a_time(
         time.sleep(0.002)
         with guard:
             inside[0] -= 1
-        return decode_module.finish(opened, channels)
+        return decode_module.decode_pixels(opened, channels)
 
-    monkeypatch.setattr(image_files, "finish", watched)
-    monkeypatch.setattr(image_files, "workers", lambda: 4)
+    monkeypatch.setattr(image_files, "decode_pixels", watched)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 4)
     of(tmp_path)
     assert most[0] > 1
     most[0] = 0

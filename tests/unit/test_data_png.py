@@ -294,9 +294,9 @@ def test_ordinary_texts_and_profiles_are_passed_over() -> None:
 def test_missing_rows_of_a_large_image_take_no_memory_for_its_pixels() -> None:
     """Refused before the 60 million pixels that the header announces are allocated."""
     content = png_of(header(10_000, 6_000, 8, 0), chunk(b"IDAT", zlib.compress(bytes(99))))
-    opened = decode_module.begin(io.BytesIO(content))
+    opened = decode_module.open_image(io.BytesIO(content))
     with pytest.raises(UnusableImage, match="rows are missing"):
-        decode_module.finish(opened, 3)
+        decode_module.decode_pixels(opened, 3)
     assert opened.image._im is None  # type: ignore[attr-defined]
 
 

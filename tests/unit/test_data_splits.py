@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tessella.data.splits import (
     SPLITS,
+    are_splits,
     by_folders,
     by_hash,
     check_split,
-    divide,
     permuted,
-    share,
-    with_tail,
+    split_size,
+    tail_split,
 )
 from tessella.errors import DataError
 
@@ -77,15 +77,15 @@ def test_permuted_is_a_partition() -> None:
     [(2, None, 0), (3, None, 1), (1000, None, 50), (400_000, 5000, 5000)],
 )
 def test_share(count: int, largest: int | None, size: int) -> None:
-    assert share(count, largest) == size
+    assert split_size(count, largest) == size
 
 
 @pytest.mark.parametrize(("count", "tail"), [(60_000, 5000), (50_000, 5000), (100, 10)])
 def test_with_tail(count: int, tail: int) -> None:
     numbers = np.arange(count)
-    assert len(numbers[with_tail(count, "valid")]) == tail
-    assert numbers[with_tail(count, "valid")][-1] == count - 1
-    assert len(numbers[with_tail(count, "train")]) == count - tail
+    assert len(numbers[tail_split(count, "valid")]) == tail
+    assert numbers[tail_split(count, "valid")][-1] == count - 1
+    assert len(numbers[tail_split(count, "train")]) == count - tail
 
 
 def test_unknown_split() -> None:
@@ -105,7 +105,7 @@ def test_unknown_split() -> None:
     ],
 )
 def test_folders_that_are_splits(folders: list[str], expected: bool) -> None:
-    assert divide(folders) is expected
+    assert are_splits(folders) is expected
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from PIL import Image
 
 from tessella.config import DataConfig
 from tessella.data import ImageSet, decoded_cache, load
-from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, digest, stored
+from tessella.data.decoded_cache import StoredImages, Writer, cache_folder, cached_images, digest
 from tessella.data.hashes import image_hashes
 from tessella.errors import DataError
 
@@ -44,7 +44,7 @@ def make(writer: Writer) -> dict[str, Any]:
 
 
 def images() -> StoredImages:
-    return stored("place", "listing", make)[0]
+    return cached_images("request", "contents", make)[0]
 
 
 def fill(root: Path, names: list[str] = NAMES) -> dict[str, np.ndarray]:
@@ -199,7 +199,7 @@ def test_an_entry_is_made_once() -> None:
         return make(writer)
 
     for _ in range(3):
-        found, facts = stored("place", "listing", counted)
+        found, facts = cached_images("request", "contents", counted)
         assert facts["note"] == "kept"
         np.testing.assert_array_equal(found[:], IMAGES)
     assert len(calls) == 1
@@ -240,7 +240,7 @@ def test_a_maker_that_fails_leaves_nothing(cache: Path) -> None:
         raise DataError("as it comes")
 
     with pytest.raises(DataError, match="as it comes"):
-        stored("place", "listing", fail)
+        cached_images("request", "contents", fail)
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 def test_what_a_killed_process_left_is_swept(cache: Path) -> None:
     cache.mkdir(parents=True)
-    (cache / ".place-old.u8.partial").write_bytes(b"half")
+    (cache / ".request-old.u8.partial").write_bytes(b"half")
     images()
     assert not list(cache.glob("*.partial")) + list(cache.glob(".*.partial"))
 
@@ -291,7 +291,7 @@ def test_threads_and_processes_wait_for_the_one_that_makes(cache: Path) -> None:
         return make(writer)
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: stored("place", "listing", slow)[0][:], range(4)))
+        found = list(pool.map(lambda _: cached_images("request", "contents", slow)[0][:], range(4)))
     assert len(calls) == 1
     for each in found:
         np.testing.assert_array_equal(each, IMAGES)
@@ -304,14 +304,14 @@ import sys, time
 from tessella.config import DataConfig
 from tessella.data import image_files, load
 
-begin = image_files.begin
+open_image = image_files.open_image
 
 def noted(file):
     open(sys.argv[2], "a").write(".")
     time.sleep(0.01)
-    return begin(file)
+    return open_image(file)
 
-image_files.begin = noted
+image_files.open_image = noted
 print(load(DataConfig("folder:" + sys.argv[1]), "train").identity()["sha256"])
 """
     command = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path / "calls")]

@@ -212,7 +212,7 @@ def test_jpeg_within_tiff_with_data_missing_is_refused(image: np.ndarray) -> Non
 def test_fax_codes_are_refused_because_missing_rows_go_unnoticed(compression: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(GREY > 128).save(buffer, "TIFF", compression=compression)
-    with pytest.raises(UnusableImage, match="missing data go unnoticed; save it anew"):
+    with pytest.raises(UnusableImage, match="missing data go unnoticed; save it again"):
         pixels(buffer.getvalue())
 
 
@@ -330,4 +330,4 @@ def test_the_memory_of_a_tile_is_counted() -> None:
     tags = tags_of(compression=8, t322=16384, t323=16384)
     content = tiff_of(tags, [zlib.compress(b"x")], tiled=True)
     with pytest.raises(UnusableImage, match="take up to 1,0.. MB to decode"):
-        decode_module.begin(io.BytesIO(content))
+        decode_module.open_image(io.BytesIO(content))

@@ -57,7 +57,7 @@ def of(root: Path, **options: Any) -> ImageSet:
 
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
-@pytest.mark.parametrize("step", ["begin", "finish"])
+@pytest.mark.parametrize("step", ["open_image", "decode_pixels"])
 def test_a_passing_failure_ends_loading_and_is_not_stored(
     photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, step: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_file_that_vanishes_is_skipped(photos: Path, monkeypatch: pytest.Monke
     def vanished(*_: Any) -> Any:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    monkeypatch.setattr(image_files, "begin", vanished)
+    monkeypatch.setattr(image_files, "open_image", vanished)
     with pytest.raises(
         DataError, match=f"3 of 8 files .*cannot be read: {os.strerror(errno.ENOENT)}"
     ):
@@ -138,7 +138,7 @@ def test_deflate_in_tiff_must_match_its_checksum(tile: dict[str, Any]) -> None:
 
 
 def test_deflate_in_tiff_unpacks_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff_format, "_MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(tiff_format, "MAX_UNPACKED", 1 << 20)
     started, bomb = time.process_time(), zlib.compress(bytes(50 << 20))
     with pytest.raises(UnusableImage, match="do not end where they should"):
         decode(tiff(8, 6, 8, [bomb], compression=8), 1)
@@ -192,7 +192,7 @@ def test_waiting_outcomes_count_and_never_block(
     """All budgets end with the images that a large one gives, also where whoever takes them stops
     early."""
     expected = of(photos, **options)
-    monkeypatch.setattr(image_files, "workers", lambda: 6)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 6)
     monkeypatch.setattr(image_files, "MAX_TOGETHER", total)
     (photos / "note.txt").write_text("another entry")
     assert of(photos, **options).identity()["sha256"] == expected.identity()["sha256"]
@@ -204,14 +204,14 @@ def test_finished_images_hold_their_share_until_they_are_taken(
     """With room for one image, nothing is decoded while the one before it has not been taken
     over."""
     finished: list[int] = []
-    finish = decode_module.finish
+    decode_pixels = decode_module.decode_pixels
 
     def noted(opened: decode_module.Opened, channels: int) -> Image.Image:
         finished.append(1)
-        return finish(opened, channels)
+        return decode_pixels(opened, channels)
 
-    monkeypatch.setattr(image_files, "finish", noted)
-    monkeypatch.setattr(image_files, "workers", lambda: 4)
+    monkeypatch.setattr(image_files, "decode_pixels", noted)
+    monkeypatch.setattr(image_files, "worker_count", lambda: 4)
     monkeypatch.setattr(image_files, "MAX_TOGETHER", 1)
     seen: list[int] = []
 
@@ -220,8 +220,8 @@ def test_finished_images_hold_their_share_until_they_are_taken(
         seen.append(len(finished))
 
     names = [f"{i}.png" for i in range(8)]
-    files = image_files.Files(names, lambda index: (photos / names[index]).open("rb"))
-    image_files.decode_files(files, DataConfig("folder:x"), keep, channels=3, place="x")
+    files = image_files.ImageFiles(names, lambda index: (photos / names[index]).open("rb"))
+    image_files.decode_files(files, DataConfig("folder:x"), keep, channels=3, title="x")
     assert seen == list(range(1, 9))
 
 

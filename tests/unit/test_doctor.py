@@ -133,16 +133,24 @@ def test_the_diagnosis_says_what_is_wrong_and_what_to_change(
 @pytest.mark.parametrize(
     ("name", "fault", "good"),
     [
-        ("used", round(512 * codebook_health.USED) - 1, round(512 * codebook_health.USED) + 1),
-        ("top_share", codebook_health.COLLAPSED, codebook_health.COLLAPSED - 0.01),
+        (
+            "used",
+            round(512 * codebook_health.MIN_USED_SHARE) - 1,
+            round(512 * codebook_health.MIN_USED_SHARE) + 1,
+        ),
+        ("top_share", codebook_health.COLLAPSED_SHARE, codebook_health.COLLAPSED_SHARE - 0.01),
         (
             "entropy_bits",
             math.log2(512 * Quantizer.healthy_perplexity) - 0.01,
             math.log2(512 * Quantizer.healthy_perplexity) + 0.01,
         ),
         ("twins", 26, 25),
-        ("usage_drift", codebook_health.RESTLESS + 0.01, codebook_health.RESTLESS),
-        ("vectors", 512 * codebook_health.FEW - 1, 512 * codebook_health.FEW),
+        ("usage_drift", codebook_health.MAX_DRIFT + 0.01, codebook_health.MAX_DRIFT),
+        (
+            "vectors",
+            512 * codebook_health.MIN_VECTORS_PER_CODE - 1,
+            512 * codebook_health.MIN_VECTORS_PER_CODE,
+        ),
     ],
 )
 def test_a_fault_begins_at_its_threshold(name: str, fault: float, good: float) -> None:
@@ -155,7 +163,9 @@ def test_a_collapse_is_one_also_with_few_vectors_a_code_but_not_with_few_at_all(
     assert "collapsed" in codebook_health.diagnose([few])[0]
     assert (
         "too few images"
-        in codebook_health.diagnose([replace(few, vectors=codebook_health.SURE - 1)])[0]
+        in codebook_health.diagnose(
+            [replace(few, vectors=codebook_health.MIN_VECTORS_FOR_COLLAPSE - 1)]
+        )[0]
     )
 
 
@@ -187,7 +197,9 @@ def trained_for(steps: int, vectors: float = 1000.0, quantizer: str = "vq-ema") 
     return model
 
 
-def warned(watch: codebook_health.Watch, model: Tokenizer, counts: torch.Tensor) -> list[str]:
+def warned(
+    watch: codebook_health.CodebookMonitor, model: Tokenizer, counts: torch.Tensor
+) -> list[str]:
     """The warnings of a look at a codebook."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -197,7 +209,7 @@ def warned(watch: codebook_health.Watch, model: Tokenizer, counts: torch.Tensor)
 
 def test_a_codebook_that_stays_collapsed_is_warned_of_once() -> None:
     model = trained_for(10_000)
-    watch = codebook_health.Watch()
+    watch = codebook_health.CodebookMonitor()
     looks = (BAD, GOOD, BAD, BAD, BAD, GOOD, BAD, BAD)
     lines = [warned(watch, model, counts) for counts in looks]
     assert [len(found) for found in lines] == [0, 0, 0, 1, 0, 0, 0, 1]
@@ -205,7 +217,7 @@ def test_a_codebook_that_stays_collapsed_is_warned_of_once() -> None:
 
 
 def test_no_collapse_is_warned_of_while_training_has_just_begun() -> None:
-    watch = codebook_health.Watch()
+    watch = codebook_health.CodebookMonitor()
     assert [warned(watch, trained_for(15), BAD) for _ in range(4)] == [[]] * 4
 
 
@@ -240,7 +252,7 @@ def test_a_codebook_of_a_run_just_begun_is_called_undertrained_and_nothing_else_
         assert advice not in lines[0]
 
 
-@pytest.mark.parametrize("steps", [None, codebook_health.STEPS, 10_000])
+@pytest.mark.parametrize("steps", [None, codebook_health.MIN_STEPS, 10_000])
 def test_a_fault_is_named_where_training_was_long_or_its_length_is_unknown(
     steps: int | None,
 ) -> None:
@@ -329,7 +341,7 @@ def test_a_quantizer_from_outside_brings_its_advice(monkeypatch: pytest.MonkeyPa
 
 
 def test_logged_figures_are_finite_numbers_with_known_names() -> None:
-    figures = codebook_health.Watch().figures(tokenizer(), [torch.arange(8)])
+    figures = codebook_health.CodebookMonitor().figures(tokenizer(), [torch.arange(8)])
     assert {
         "code_usage",
         "code_perplexity_share",
@@ -342,7 +354,7 @@ def test_logged_figures_are_finite_numbers_with_known_names() -> None:
 
 
 def test_drift_is_told_from_the_second_look_on() -> None:
-    watch, model = codebook_health.Watch(drift=True), tokenizer()
+    watch, model = codebook_health.CodebookMonitor(drift=True), tokenizer()
     first = watch.figures(model, [torch.tensor([4, 4, 0, 0, 0, 0, 0, 0])])
     second = watch.figures(model, [torch.tensor([4, 0, 4, 0, 0, 0, 0, 0])])
     assert "usage_drift" not in first

@@ -166,8 +166,15 @@ def pixel_model(seed: int = 0, levels: int = 17) -> DensityModel:
 
 
 def two_stage(seed: int = 0, tokenizer_seed: int = 0) -> Generator:
-    tokenizer = ts.create_tokenizer("vqvae", image_size=(8, 8), channels=1, codebook_size=8, hidden=8, code_dim=4,
-                                    seed=tokenizer_seed)  # fmt: skip
+    tokenizer = ts.create_tokenizer(
+        "vqvae",
+        image_size=(8, 8),
+        channels=1,
+        codebook_size=8,
+        hidden=8,
+        code_dim=4,
+        seed=tokenizer_seed,
+    )
     prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=1, hidden=4, seed=seed)
     return Generator(tokenizer, prior)
 
@@ -180,8 +187,15 @@ def test_the_table_has_the_values_whose_mean_is_the_figure() -> None:
     result = ts.assess(two_stage(), pictures(7, 8, 8, 1), batch=3)
     table = rows(result.table())
     assert [row["index"] for row in table] == [str(i) for i in range(7)]
-    for column, figure in {"nats": "nats_per_image", "bits_per_dim": "bits_per_dim", "bits": "bits_per_image",
-                           "psnr_db": "psnr_db", "ssim": "ssim", "mse": "mse"}.items():  # fmt: skip
+    figures = {
+        "nats": "nats_per_image",
+        "bits_per_dim": "bits_per_dim",
+        "bits": "bits_per_image",
+        "psnr_db": "psnr_db",
+        "ssim": "ssim",
+        "mse": "mse",
+    }
+    for column, figure in figures.items():
         values = torch.tensor([float(row[column]) for row in table], dtype=torch.float64)
         assert result.figures[figure] == pytest.approx(float(values.mean()), rel=1e-12)
         assert result.figures[f"{figure}_se"] == pytest.approx(standard_error(values), rel=1e-9)

@@ -70,9 +70,9 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     (tmp_path / "folder.json").mkdir()
     for name in ("pipe.json", "zero.json", "folder.json"):
-        with pytest.raises(ArtifactError, match="no regular file"):
+        with pytest.raises(ArtifactError, match="not a regular file"):
             files.read_json(tmp_path / name)
-        with pytest.raises(ArtifactError, match="no regular file"):
+        with pytest.raises(ArtifactError, match="not a regular file"):
             files.read_tensors(tmp_path / name)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(1 << 33)  # a sparse file of 8 GiB
@@ -178,7 +178,7 @@ def test_a_link_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_a_device_is_never_replaced() -> None:
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         files.check_replaceable("/dev/null", force=True)
 
 

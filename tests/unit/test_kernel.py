@@ -22,7 +22,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def forget() -> None:
-    for function in (kernel.library, kernel._try, kernel._say):
+    for function in (kernel.library, kernel._load_or_explain, kernel._warn_once):
         function.cache_clear()
     kernel._notes.clear()
 

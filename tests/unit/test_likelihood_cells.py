@@ -138,7 +138,7 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
             },
         },
     }
-    cells = list(likelihood._of_table("codes-mnist", table))
+    cells = list(likelihood.cells_of_table("codes-mnist", table))
     assert [cell.recipe.train.steps for cell in cells] == [4, 4, 2]
     monkeypatch.setattr(likelihood.bounds, "LEVELS", 17)
     for cell in cells:
@@ -280,10 +280,10 @@ def test_rows_come_in_the_order_of_the_list(tables: ModuleType) -> None:
     )
     listed = ["made", "made-masks", "pixelcnn"]
     assert [
-        tables._place(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")
+        tables.position(listed, cell) for cell in ("made-masks", "made", "pixelcnn-0.25", "none")
     ] == [1, 0, 2, 3]
 
 
 def test_combinations_of_a_probe(likelihood: ModuleType) -> None:
-    found = likelihood._combinations(["model.hidden=8,16", "train.batch=4"])
+    found = likelihood.combinations(["model.hidden=8,16", "train.batch=4"])
     assert found == [["model.hidden=8", "train.batch=4"], ["model.hidden=16", "train.batch=4"]]

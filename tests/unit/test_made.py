@@ -117,7 +117,7 @@ def test_several_masks_need_a_head_whose_mixture_is_known() -> None:
             raise NotImplementedError
 
     grid = ts.Grid(2, 2, 1, 5)
-    assert MADE(grid, Other(grid), Conditioning(), masks=1).free == 4
+    assert MADE(grid, Other(grid), Conditioning(), masks=1).free_size == 4
     with pytest.raises(ConfigError, match="masks=2.*head='other' take masks=1"):
         MADE(grid, Other(grid), Conditioning(), masks=2)
 

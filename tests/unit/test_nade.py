@@ -26,7 +26,8 @@ def direct(model: NADE, x: torch.Tensor) -> torch.Tensor:
 def test_chunks_give_the_values_and_gradients_of_the_direct_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nade, "CHUNK", 3 * 7 * 3)  # three places of three images and seven units
+    # Three places of three images and seven units.
+    monkeypatch.setattr(nade, "CHUNK_UNITS", 3 * 7 * 3)
     model = ts.create("nade", ts.Grid(4, 5, 1, 2), hidden=7).double()
     assert isinstance(model, NADE)
     x = torch.randint(2, (3, 4, 5, 1), generator=torch.Generator().manual_seed(0))
@@ -45,7 +46,7 @@ def test_chunks_give_the_values_and_gradients_of_the_direct_loop(
 def test_the_walk_has_the_gradients_of_finite_differences(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nade, "CHUNK", size)
+    monkeypatch.setattr(nade, "CHUNK_UNITS", size)
     generator = torch.Generator().manual_seed(size)
     shapes = [(5, 2, 3), (5, 3, 4), (5, 4, 2), (2, 4)]  # several inputs a place, several parameters
     parts = [

@@ -15,6 +15,7 @@ from tessella import names
 from tessella.errors import ConfigError
 from tessella.tokenizers import TOKENIZERS
 from tessella.tokenizers.quantizers import QUANTIZERS
+from tessella.tokenizers.reconstructing import CodebookOptions
 from tessella.vae import VAE
 
 TABLES: dict[str, Any] = {
@@ -23,6 +24,7 @@ TABLES: dict[str, Any] = {
     "tokenizer": TOKENIZERS,
     "quantizer": QUANTIZERS,
     "vae": {"vae": VAE},
+    "source": ts.SOURCES,
 }
 
 
@@ -62,3 +64,18 @@ def test_a_class_registered_in_this_process_is_known() -> None:
 def test_nothing_is_refused_where_plugins_may_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tessella_plugin_x", sys)
     names.check("model", "mine", ["anything"])
+
+
+def test_a_name_of_any_kind_is_looked_for_in_all_tables() -> None:
+    for name in ("made", "ordinal", "vqvae", "fsq", "npz:images.npz"):
+        names.check_registered(name)
+    with pytest.raises(ConfigError, match="did you mean 'made'"):
+        names.check_registered("mdae")
+    with pytest.raises(ConfigError, match="unknown head 'made'"):
+        names.check_registered("made", "head")
+
+
+def test_the_default_of_an_option_is_read_from_the_source() -> None:
+    assert names.default("tokenizer", "vqvae", "quantizer") == CodebookOptions().quantizer
+    assert names.default("tokenizer", "vqvae", "hidden") is None
+    assert names.default("tokenizer", "nothing", "quantizer") is None

@@ -19,6 +19,7 @@ from PIL import Image
 import tessella as ts
 from tessella import config as configs
 from tessella import data, files
+from tessella.cli import entry
 from tessella.errors import ArtifactError, InputError
 from tessella.tokenizers import Tokenizer
 from tessella.training import train_recipe
@@ -215,6 +216,19 @@ def test_a_page_replaces_pages_but_no_other_file(run: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="was not made by tessella"):
         write(run, tmp_path)
     write(run, tmp_path, force=True)
+
+
+def test_the_page_in_the_run_replaces_pages_but_no_other_file(tmp_path: Path) -> None:
+    ts.load("digits").save(tmp_path / "run")
+    out = tmp_path / "run" / "report.html"
+    words = ["info", str(tmp_path / "run"), "--report", "--samples", "0"]
+    assert entry.main(words) == 0
+    assert entry.main(words) == 0
+    out.write_text("<p>mine</p>")
+    assert entry.main(words) == 2
+    assert out.read_text() == "<p>mine</p>"
+    assert entry.main([*words, "--force"]) == 0
+    assert files.made_here(out)
 
 
 @pytest.mark.parametrize(

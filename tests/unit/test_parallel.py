@@ -73,7 +73,7 @@ def test_partial_grids_are_final_in_front_and_zero_behind() -> None:
 def test_noise_that_is_not_kept_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(ts.Grid(4, 4, 1, 7), layers=2, hidden=16)
     expected = ts.sample(model, n=3, method="parallel")
-    monkeypatch.setattr(parallel, "KEPT", 2 * 4 * 3 * 7)  # two rows of four
+    monkeypatch.setattr(parallel, "CACHED_NOISE", 2 * 4 * 3 * 7)  # two rows of four
     walk = passes(model, 3)
     list(walk.walk())
     assert len(walk._noise_of_rows) <= 2

@@ -31,6 +31,20 @@ from tessella.pipeline import (
     save_model,
 )
 from tessella.pipeline.model_card import card
+from tessella.training.progress import Progress
+from tessella.training.trainer import Run
+
+
+def test_a_trained_run_shows_where_it_is_and_how_good_it_is() -> None:
+    progress = Progress(step=400, seconds=62.7)
+    assert repr(Run(Path("runs/a"), progress, True)) == (
+        "Run('runs/a', steps=400, seconds=63, interrupted=True)"
+    )
+    progress.best_step = 300
+    progress.figures = {"bits_per_dim": 1.23456}
+    assert repr(Run(Path("runs/a"), progress, False)) == (
+        "Run('runs/a', steps=400, seconds=63, best_step=300, bits_per_dim=1.235)"
+    )
 
 
 def tokenizer(seed: int = 0, image_size: tuple[int, int] = (6, 10)) -> ts.Tokenizer:

@@ -52,8 +52,8 @@ def measured_field(model: ts.DensityModel) -> torch.Tensor:
 def test_groups_may_be_unequal() -> None:
     groups = ChannelGroups(3)
     assert groups.bounds(5) == [0, 1, 3, 5]
-    assert groups.owners(5).tolist() == [0, 1, 1, 2, 2]
-    assert groups.owners(3, maps=2).tolist() == [0, 1, 2, 0, 1, 2]
+    assert groups.group_indices(5).tolist() == [0, 1, 1, 2, 2]
+    assert groups.group_indices(3, maps=2).tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_grouped_convolution_is_stepped_by_group_as_over_the_whole_map(
     expected = groups.arranged(layer(x) + bias[:, None], maps)
     programs = [Program(2, ("column",), x) for _ in range(groups.count)]
     step = ChannelGroupStep(MemoryAllocator(StateMemory(), 2, x), width, programs)
-    stepped = layer.start(step, bias)
+    stepped = layer.bind(step, bias)
     places = groups.slices(outputs, maps)
     outs = []
     for group, place in enumerate(places):

@@ -13,9 +13,9 @@ from tessella.errors import ConfigError
 from tessella.models.pixelcnn_pp import PixelCNNpp
 from tessella.nn.pixelcnn_pp_layers import Resize, grown_index
 from tessella.nn.shifted_convolution import (
-    GrowingConvolution,
     Normed,
     ShiftedConvolution,
+    UpsamplingConvolution,
     concat_elu,
 )
 from tessella.nn.stepping.program import Moving
@@ -86,7 +86,7 @@ def test_a_shifted_convolution_is_a_sum_over_its_window(
 
 @pytest.mark.parametrize("taps", [2, 3])
 def test_a_growing_convolution_spreads_each_place(taps: int) -> None:
-    layer = moved(GrowingConvolution(3, 4, taps))
+    layer = moved(UpsamplingConvolution(3, 4, taps))
     x = random(2, 3, 4, 3)
     weight = kernel(layer)
     expected = layer.bias.expand(2, 6, 8, 4).clone()
@@ -108,7 +108,7 @@ def test_a_convolution_is_stepped_along_rows_as_over_the_whole_map(right: int, s
     layer = moved(ShiftedConvolution(3, 4, 2, 1, right, stride))
     x = random(2, 6, 4, 3)
     step, into = steps_of(x, 4, 4 // stride)
-    stepped = layer.start(step, into=into)
+    stepped = layer.bind(step, into=into)
     out = into.row.zeros(4)
     stepped.write_row(out)
     expected = layer(x)
@@ -125,7 +125,7 @@ def test_a_convolution_is_stepped_along_pixels_as_over_the_whole_map(stride: int
     layer = moved(ShiftedConvolution(3, 4, 2, 1, 0, stride))
     x = random(2, 6, 4, 3)
     step, into = steps_of(x, 4, 4 // stride)
-    stepped = layer.start(step, into=into)
+    stepped = layer.bind(step, into=into)
     out = into.pixel.zeros(4)
     stepped.write_place(out)
     expected = layer(x)

@@ -23,7 +23,7 @@ from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.operation import ACTIVATIONS, OPERATIONS
 from tessella.nn.stepping.program import Matrix, Places, Plane, Program, Vectors
 from tessella.nn.stepping.runners import IndexedRunner, TorchRunner
-from tessella.nn.stepping.torch_operations import TORCH_OPERATIONS, goes_in_halves
+from tessella.nn.stepping.torch_operations import TORCH_OPERATIONS, splits_in_halves
 
 RUNNERS = [TorchRunner, IndexedRunner, CompiledRunner]
 BATCHES = [1, 2, 3, 7, 9, 70]
@@ -167,11 +167,11 @@ def test_a_rotation_turns_pairs(run: Callable[..., None]) -> None:
     listed = program(3, "position")
     cosines = angles.cos()
     sines = angles.sin()
-    turns = torch.cat(
+    cos_sin = torch.cat(
         [cosines.repeat_interleave(2, 1), torch.stack([-sines, sines], 2).flatten(1)], dim=1
     )
     out = torch.zeros(3, 16, dtype=torch.float64)
-    listed.rotate(x.flatten(1), Vectors(turns).at("position"), out, heads=2)
+    listed.rotate(x.flatten(1), Vectors(cos_sin).at("position"), out, heads=2)
     run(listed, 3)
     turned = torch.view_as_complex(x) * torch.polar(torch.ones_like(angles), angles)[3]
     close(out, torch.view_as_real(turned).flatten(1))
@@ -295,10 +295,10 @@ def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """The library is looked for again, in the test and after it."""
-    for function in (kernel.library, kernel._try):
+    for function in (kernel.library, kernel._load_or_explain):
         function.cache_clear()
     yield
-    for function in (kernel.library, kernel._try):
+    for function in (kernel.library, kernel._load_or_explain):
         function.cache_clear()
 
 
@@ -307,7 +307,7 @@ def test_without_a_compiler_programs_run_in_torch(monkeypatch: pytest.MonkeyPatc
     model = ts.create("gated-pixelcnn", ts.Grid(3, 3, 1, 4), layers=2, hidden=8).double()
     expected = ts.sample(model, n=2)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for function in (kernel.library, kernel._try):
+    for function in (kernel.library, kernel._load_or_explain):
         function.cache_clear()
     assert not kernel.available()
     assert "no-such-compiler" in kernel.describe()
@@ -328,7 +328,7 @@ def test_without_a_place_to_keep_it_the_kernel_serves_the_process(
 @pytest.mark.usefixtures("anew")
 def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    path = kernel._path(shutil.which("c++") or "", kernel.WAYS[0])
+    path = kernel._library_path(shutil.which("c++") or "", kernel.FLAG_SETS[0])
     path.parent.mkdir()
     path.write_bytes(b"\x7fELF and then nothing")
     assert kernel.available()
@@ -367,7 +367,7 @@ def test_a_large_product_in_torch_is_cut_in_halves(
     matrix = weight.T.contiguous().T if turned else weight
     before = out.clone()
     listed = program(rows)
-    assert goes_in_halves(rows, matrix)
+    assert splits_in_halves(rows, matrix)
     listed.linear(x, Matrix(matrix), out, out if added else None, activation)
     TorchRunner(listed).run(())
     close(out, FORMULAS[activation](x @ weight + before * added))

@@ -73,7 +73,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def write(fail: bool) -> None:
-        with files.directory(tmp_path / "d") as path:
+        with files.atomic_directory(tmp_path / "d") as path:
             files.write_text(path / "a", "new")
             if fail:
                 raise OSError(28, "No space left on device")

@@ -104,3 +104,17 @@ def test_bandwidth_lies_between_the_sizes_measured(floor: ModuleType) -> None:
     machine = importlib.import_module("machine").Machine({1: 100.0, 4: 50.0}, 1.0, 1.0, 1.0, 1)
     sizes = [2**19, 2**20, 2**21, 2**22, 2**30]
     assert [machine.bandwidth(size) / 1e9 for size in sizes] == [100, 100, 75, 50, 50]
+
+
+def test_a_step_is_timed_between_the_training_lines_of_a_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    codebooks = importlib.import_module("codebooks")
+    log: list[dict[str, Any]] = [
+        {"step": 1, "seconds": 2.0, "loss": 1.0},
+        {"step": 11, "seconds": 7.0, "loss": 1.0},
+        {"step": 21, "seconds": 12.0, "loss": 1.0},
+        {"step": 21, "seconds": 12.0, "valid/mse": 0.5},
+    ]
+    assert codebooks.seconds_of_a_step(log) == 0.5

@@ -18,7 +18,7 @@ Search = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 @pytest.fixture(params=["torch", "compiled"])
 def find(request: pytest.FixtureRequest) -> Search:
     if request.param == "torch":
-        return search._nearest
+        return search._nearest_in_torch
     if not kernel.available():
         pytest.skip("no C++ compiler")
     return search._nearest_compiled
@@ -74,7 +74,9 @@ def test_of_equal_scores_in_several_groups_and_blocks_the_first_wins(
     monkeypatch.setattr(search, "CODES", 16)
     monkeypatch.setattr(search, "GROUP", 4)
     codebook = torch.tensor([5.0, 3.0, 1.0, -1.0]).repeat_interleave(10)[:, None]
-    assert search._nearest(torch.tensor([[2.0], [4.0], [0.0], [-9.0]]), codebook)[0].tolist() == [
+    assert search._nearest_in_torch(torch.tensor([[2.0], [4.0], [0.0], [-9.0]]), codebook)[
+        0
+    ].tolist() == [
         10,
         0,
         20,
@@ -106,7 +108,7 @@ def test_any_layout_of_memory_gives_the_same() -> None:
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
 def test_compiled_and_torch_differ_at_near_ties_alone() -> None:
     vectors, codebook = some(5000, 32), some(1000, 32, seed=1)
-    plain, scores = search._nearest(vectors, codebook)
+    plain, scores = search._nearest_in_torch(vectors, codebook)
     compiled, others = search._nearest_compiled(vectors, codebook)
     torch.testing.assert_close(scores, others, rtol=1e-5, atol=1e-4)
     assert (plain != compiled).sum() <= 2

@@ -20,13 +20,20 @@ from PIL import Image
 import tessella as ts
 from tessella import data
 from tessella.config import DataConfig, Recipe, TrainConfig, from_dict
-from tessella.errors import ArtifactError, ConfigError, InputError, TrainingError
+from tessella.data.source_kinds import SourceImages
+from tessella.errors import (
+    ArtifactError,
+    ConfigError,
+    InputError,
+    TessellaWarning,
+    TrainingError,
+)
 from tessella.files import read_json
 from tessella.training import checkpoint, loop, schedule, train_recipe
 from tessella.training.averaging import Average
 from tessella.training.examples import Examples, Order
 from tessella.training.progress import Progress
-from tessella.training.tasks import DensityTask
+from tessella.training.tasks import DensityTask, TokenizerTask
 
 GRID = ts.Grid(4, 4, 1, 4)
 OPTIONS: dict[str, Any] = {
@@ -222,7 +229,7 @@ def test_weights_of_a_worse_validation_are_not_saved(
     keep = loop.keep
     saved = []
 
-    def validate(*_: Any) -> dict[str, float]:
+    def validate(*_: Any, **__: Any) -> dict[str, float]:
         return {"bits_per_dim": next(figures)}
 
     def watched(session: loop.Session) -> None:
@@ -325,6 +332,16 @@ def test_a_codebook_does_not_keep_what_a_bad_batch_taught_it(
     assert all(
         tensors[name].isfinite().all() for name in tensors if name.startswith("module/quantizer")
     )
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 3, lambda session: session.stop.set())
+    out = tmp_path / "run"
+    assert ts.train(model(), images(), out=out, **OPTIONS).interrupted
+    with pytest.raises(TrainingError, match=r"other images than there are now \(train sha256 was"):
+        ts.train(model(), images(seed=1), out=out, resume=True, **OPTIONS)
 
 
 def test_a_codebook_forgets_a_good_batch_whose_loss_was_bad(
@@ -647,3 +664,47 @@ def test_images_on_disk_are_trained_on_and_not_divided(tmp_path: Path) -> None:
     assert ts.evaluate(run.path, train)["overlap"]["identical"] == len(train)
     with pytest.raises(InputError, match="valid="):
         ts.train(net, train, out=tmp_path / "other", steps=2)
+
+
+@pytest.mark.parametrize("name", ["fsq", "lfq"])
+def test_codes_that_are_not_learned_are_judged_once_the_run_has_taken_enough_steps(
+    name: str,
+) -> None:
+    tokenizer = ts.create_tokenizer(
+        "vqvae",
+        image_size=(8, 8),
+        channels=1,
+        hidden=8,
+        downsample=8,
+        code_dim=8 if name == "lfq" else 4,
+        codebook_size=256,
+        quantizer=name,
+    )
+    task = TokenizerTask(tokenizer)
+    # One code an image; images that are all alike get the same one.
+    alike = Examples([torch.full((1000, 8, 8, 1), 128, dtype=torch.uint8)])
+    for _ in range(3):
+        task.validate(tokenizer, alike, 500, steps=10)
+    with pytest.warns(TessellaWarning, match="collapsed"):
+        for _ in range(2):
+            task.validate(tokenizer, alike, 500, steps=10**6)
+
+
+def test_a_source_that_holds_codes_is_for_priors_whatever_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ts.SOURCES, "_entries", dict(ts.SOURCES))
+
+    class Stored(ts.Source):
+        about = "codes of another program"
+        holds_codes = True
+
+        def read(self, path: str, split: str, config: DataConfig) -> SourceImages:
+            raise NotImplementedError
+
+    ts.register_source("stored")(Stored)
+    recipe = from_dict(
+        Recipe, {"data": {"source": "stored:x"}, "train": {"steps": 1}, "model": {"name": "made"}}
+    )
+    with pytest.raises(ConfigError, match="codes are for a prior"):
+        train_recipe(recipe, "unused")

@@ -294,3 +294,10 @@ def test_misspelt_names_do_not_wait_for_torch() -> None:
     assert [f"did you mean {word!r}" in line for word, line in zip(meant, lines, strict=True)] == [
         True
     ] * 4
+
+
+def test_a_vae_takes_no_symbols(tmp_path: Path) -> None:
+    vae = ts.create_vae(image_size=(8, 8), channels=1, hidden=8, latent=2)
+    symbols = torch.zeros(20, 8, 8, 1, dtype=torch.int64)
+    with pytest.raises(InputError, match="images must be uint8"):
+        ts.train(vae, symbols, steps=1, out=tmp_path / "run")

@@ -69,19 +69,19 @@ def test_attention_is_what_loops_compute(kv_heads: int) -> None:
 def test_products_of_turned_vectors_depend_on_the_offset_of_their_pixels() -> None:
     queries = normal(16, seed=1)
     keys = normal(16, seed=2)
-    turns = rotations(6, 7, 16).unflatten(0, (6, 7))
-    product = (rotate(queries, turns[1, 4]) * rotate(keys, turns[0, 2])).sum()
-    moved = (rotate(queries, turns[5, 6]) * rotate(keys, turns[4, 4])).sum()
-    turned_about = (rotate(queries, turns[0, 2]) * rotate(keys, turns[1, 4])).sum()
+    cos_sin = rotations(6, 7, 16).unflatten(0, (6, 7))
+    product = (rotate(queries, cos_sin[1, 4]) * rotate(keys, cos_sin[0, 2])).sum()
+    moved = (rotate(queries, cos_sin[5, 6]) * rotate(keys, cos_sin[4, 4])).sum()
+    turned_about = (rotate(queries, cos_sin[0, 2]) * rotate(keys, cos_sin[1, 4])).sum()
     torch.testing.assert_close(product, moved, rtol=0, atol=1e-12)
     assert abs(product - turned_about) > 1e-3
 
 
 def test_rows_and_columns_turn_different_halves_and_lengths_stay() -> None:
     x = normal(16)
-    turns = rotations(4, 4, 16).unflatten(0, (4, 4))
-    down = rotate(x, turns[3, 0])
-    right = rotate(x, turns[0, 3])
+    cos_sin = rotations(4, 4, 16).unflatten(0, (4, 4))
+    down = rotate(x, cos_sin[3, 0])
+    right = rotate(x, cos_sin[0, 3])
     assert torch.equal(down[8:], x[8:])
     assert torch.equal(right[:8], x[:8])
     torch.testing.assert_close(down.norm(), x.norm())
@@ -129,8 +129,8 @@ def test_where_the_prefix_stands_changes_the_distribution() -> None:
         for p in ("origin", "nowhere")
     ]
     assert not torch.equal(models[0].log_prob(x), models[1].log_prob(x))
-    assert torch.equal(models[1].turns[0], torch.zeros(2, 8))  # type: ignore[index]
-    assert torch.equal(models[0].turns[0], models[0].turns[1])  # type: ignore[index]
+    assert torch.equal(models[1].cos_sin[0], torch.zeros(2, 8))  # type: ignore[index]
+    assert torch.equal(models[0].cos_sin[0], models[0].cos_sin[1])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("grid", [ts.Grid(8, 8, 1, 17), ts.Grid(16, 16, 3, 256)])

@@ -125,7 +125,7 @@ def test_any_quantizer_of_one_code_serves() -> None:
         ({"downsample": 6}, "power of two"),
         ({"hidden": 1}, "hidden must be"),
         ({"residual_hidden": 0}, "residual_hidden"),
-        ({"quantizer": "residual-vq", "options": {"depth": 2}}, "one code a vector"),
+        ({"quantizer": "residual-vq", "options": {"depth": 2}}, "one code per vector"),
         ({"likelihood": "gauss"}, "likelihood"),
         ({"options": {"depht": 2}}, "depht"),
     ],

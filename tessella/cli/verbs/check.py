@@ -15,6 +15,7 @@ from tessella.storage import code_set
 
 def run(command: Check) -> int:
     """Print a line for each contract; 1 when one is broken."""
+    # Printed one by one: the contracts of a large model take a while.
     total = 0
     broken = 0
     for outcome in _outcomes(command):
@@ -26,6 +27,7 @@ def run(command: Check) -> int:
 
 
 def _outcomes(command: Check) -> Iterator[Outcome]:
+    # A directory that holds codes is meant even where a model has its name.
     if (Path(command.name) / code_set.CONFIG).is_file():
         return _check_codes(Path(command.name))
     options = config.apply_overrides({}, command.overrides)
@@ -39,6 +41,7 @@ def _check_codes(path: Path) -> Iterator[Outcome]:
     """Whether every shard of codes is what was written."""
     codes = code_set.open_codes(path)
     for number, shard in enumerate(codes.shards):
+        # Reading a shard compares it with its hash.
         problem = ""
         try:
             codes.shard(number)

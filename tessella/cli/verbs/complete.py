@@ -30,6 +30,7 @@ def run(command: Complete) -> int:
     height, width, channels = images.shape[1:]
     check_sheet(n * (2 + command.variants), (height, width, channels))
 
+    # What is kept is alike for all images: rows from the top, since symbols are drawn downwards.
     known = torch.zeros(height, width, dtype=torch.bool)
     known[: round(command.keep * height)] = True
     repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
@@ -45,6 +46,7 @@ def run(command: Complete) -> int:
             **sampling_keywords(drawing),
         )
 
+    # A row of the sheet: the image, the part that was kept, and the completions.
     masked = np.where(known.numpy()[None, :, :, None], images, MASKED).astype(np.uint8)
     variants = completed.cpu().numpy().reshape(n, command.variants, *images.shape[1:])
     rows = np.concatenate([images[:, None], masked[:, None], variants], axis=1)
@@ -53,6 +55,7 @@ def run(command: Complete) -> int:
     made |= {"keep": command.keep, "split": command.split}
     pictures.save_png(Path(command.out), sheet, made)
 
+    # A prior keeps codes, whose pixels are those of the decoder.
     kept = "what was kept"
     if learned_tokenizer(model) is not None:
         kept = "what was kept, by its codes: its pixels come back as reconstructions"

@@ -40,7 +40,7 @@ def run(command: Demo) -> int:
     return 0 if demo(Path(command.out), command.minutes) else 130
 
 
-def demo(out: Path, minutes: float) -> dict[str, Any] | None:
+def demo(out: Path, minutes: float) -> Mapping[str, object] | None:
     """Train, measure once on the test split, draw, and leave all of it in ``out``.
 
     Args:
@@ -55,6 +55,7 @@ def demo(out: Path, minutes: float) -> dict[str, Any] | None:
     """
     _clear(out)
     started = time.monotonic()
+    # The prior comes last: it needs the tokenizer.
     for name, (recipe_name, share) in STAGES.items():
         recipe = config.load_recipe(recipe_name, [f"train.minutes={minutes * share}"])
         if name == "codes":
@@ -62,6 +63,7 @@ def demo(out: Path, minutes: float) -> dict[str, Any] | None:
         say(f"\n{recipe_name}: {recipe.about}")
         if train_recipe(recipe, out / name, say=say).interrupted:
             return None
+    # The test split is read here for the first time, after everything was decided.
     figures = {name: evaluate(out / name) for name in STAGES}
     paths = _draw(out)
     seconds = time.monotonic() - started
@@ -76,10 +78,12 @@ def demo(out: Path, minutes: float) -> dict[str, Any] | None:
 
 def _clear(out: Path) -> None:
     """Make an empty directory, of a new name or in the place of an earlier demo."""
+    # A directory is removed with all it holds, so it must be certain that a demo made it.
     is_earlier_demo = (out / "demo.json").is_file() and files.made_here(out / "demo.json")
     is_taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     if out.is_symlink() or (is_taken and not is_earlier_demo):
         raise InputError(f"{out} exists and is not an earlier demo: give another --out")
+    # The record comes first: a demo that is interrupted can be replaced, too.
     shutil.rmtree(out, ignore_errors=True)
     files.make_directory(out)
     files.write_json(out / "demo.json", {"status": "running"})
@@ -94,6 +98,7 @@ def _draw(out: Path) -> list[Path]:
     tokenizer = load(out / "vqvae", expect=Tokenizer)
     codes = load(out / "codes", expect=Generator)
 
+    # Equal numbers of images on all sheets, so that they can be compared at a glance.
     rebuilt = tokenizer.decode(tokenizer.encode(test)).numpy()
     drawn_pixels = pixels.sample(SHOWN).numpy()
     drawn_codes = codes.sample(SHOWN).numpy()
@@ -155,6 +160,7 @@ def _table(figures: Mapping[str, Any]) -> str:
         lines.append(_row(f"independent {kind}", f"{baseline:.3f}{'':8}", baseline * symbols))
         bits = f"{measured['bits_per_dim']:.3f} ± {measured['bits_per_dim_se']:.3f}"
         lines.append(_row(model, bits, measured["bits_per_dim"] * symbols))
+    # Bits of pixels and bits of codes are of different things: only the first are compared.
     gain = 1 - pixels["bits_per_dim"] / pixels["baseline_bits_per_dim"]
     lines += [
         f"\nThe density model is {gain:.1%} below independent pixels;"

@@ -17,6 +17,7 @@ from tessella.storage import code_store
 def run(command: Detokenize) -> int:
     """Decode codes and write the images."""
     tokenizer = require_codes(load_saved(command.run, pick_device(command.device)), command.run)
+    # Codes remember which tokenizer made them; another one is refused here.
     codes = code_store.open_codes(command.codes, tokenizer)
     if command.n > len(codes):
         raise InputError(
@@ -24,6 +25,7 @@ def run(command: Detokenize) -> int:
             f" got {command.n}"
         )
     n = command.n or len(codes)
+    # Equal codes through an equal decoder give equal images: that is all there is to record.
     made = {"model": codes.tokenizer, "codes": codes.identity()["sha256"], "seed": 0, "n": n}
     height, width = codes.image_size
 
@@ -33,6 +35,8 @@ def run(command: Detokenize) -> int:
     force = bool(command.force)
     shape = (height, width, tokenizer.channels)
     wrote = write_images(command.out, made, shape, batches, command.batch, force)
-    done = "" if wrote else "nothing to do, there are "
+    done = ""
+    if not wrote:
+        done = "nothing to do, there are "
     say(f"{done}{n} images of {height}x{width}: {command.out}")
     return 0

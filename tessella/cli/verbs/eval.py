@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tessella import data, files
 from tessella.cli.processes import set_threads, start_processes
@@ -23,11 +22,13 @@ from tessella.training.run_directory import RunDirectory, environment
 def run(command: Eval) -> int:
     """Measure a run on images; print, write and keep the figures."""
     set_threads(command.threads)
+    # Every process goes through all of it and measures its part; only the first one reports.
     device, is_first = start_processes(command.device, command.devices)
     path = locate(command.run)
     read_run_record(path)  # a damaged record is refused before minutes are spent on figures
     model = load_saved(command.run, device)
     other = load_saved(command.against, device) if command.against else None
+    # Before any image is measured, as that takes minutes.
     if other is not None:
         check_comparable(model, other)
     images = load_images(command, model, command.split)
@@ -48,39 +49,47 @@ def run(command: Eval) -> int:
     return 0
 
 
-def _comparison(command: Eval, result: Evaluation, against: Evaluation) -> dict[str, Any]:
+def _comparison(command: Eval, result: Evaluation, against: Evaluation) -> dict[str, object]:
     """The figures of ``--against``."""
-    figures = {"run": Path(command.against).name}
+    figures: dict[str, object] = {"run": Path(command.against).name}
     for name in ("weights", "condition", "overlap"):
         if name in against.figures:
             figures[name] = against.figures[name]
     return figures | compare(result, against)
 
 
-def _show(figures: Mapping[str, Any], images: data.ImageSet) -> None:
+def _show(figures: Mapping[str, object], images: data.ImageSet) -> None:
     """Print the figures, and notes on those that show a model that has learned nothing."""
     say(f"{figures['run']} on {images.name}, {images.split}:")
     shown = {name: value for name, value in figures.items() if name not in ("run", "data", "made")}
     for label, value, unit in run_summary.figure_rows(shown):
         say(f"  {label:32} {value} {unit}".rstrip())
-    if figures.get("baseline_bits_per_dim", math.inf) <= figures.get("bits_per_dim", 0.0):
+    if _figure(figures, "baseline_bits_per_dim") <= _figure(figures, "bits_per_dim"):
         say("note: this is no better than independent symbols; the model needs more training")
-    # PSNR is None of images that were reconstructed exactly.
-    mean_image = figures.get("mean_image_psnr_db") or -math.inf
-    reconstructed = figures.get("psnr_db") or math.inf
-    if mean_image >= reconstructed:
+    # PSNR is None of images that were reconstructed exactly, which the mean image never is.
+    mean_image = _figure(figures, "mean_image_psnr_db")
+    if mean_image >= _figure(figures, "psnr_db"):
         say(
             "note: the reconstructions are no better than the mean image;"
             " the tokenizer needs more training"
         )
-    for line in figures.get("diagnosis", []):
-        say(f"codes: {line}")
+    diagnosis = figures.get("diagnosis")
+    if isinstance(diagnosis, list):
+        for line in diagnosis:
+            say(f"codes: {line}")
 
 
-def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+def _figure(figures: Mapping[str, object], name: str) -> float:
+    """A figure, or NaN, which compares as false, where it was not measured."""
+    value = figures.get(name)
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _renew_card(path: Path, name: str, figures: Mapping[str, object]) -> None:
     """Add the figures to the card of a run; bundled models stay as they are."""
     if is_bundled(path) or not (path / "run.json").exists():
         return
+    # The figures go into the record, too: the card is written anew from it each time.
     run_directory = RunDirectory(path)
     record = run_directory.facts()
     shown = {}
@@ -89,6 +98,7 @@ def _renew_card(path: Path, name: str, figures: Mapping[str, Any]) -> None:
             shown[key] = value
     measured = {**record.get("figures", {}), name: shown}
     validation = record.get("progress", {}).get("figures", {})
+    # A run that cannot be written, on a shared disk for instance, can still be measured.
     try:
         run_directory.update(figures=measured)
         write_card(path, {"validation": validation, **measured})

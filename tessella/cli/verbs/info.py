@@ -53,7 +53,7 @@ def _show_models(as_json: bool) -> None:
 
 
 def _show_run(command: Info) -> None:
-    """What a run is: as text, as JSON, or as a page."""
+    """Describe a run as text, as JSON, or as a page."""
     if command.report is not None:
         _write_page(command, command.report)
         return
@@ -61,6 +61,7 @@ def _show_run(command: Info) -> None:
     if command.json:
         say(files.json_text(facts))
         return
+    # https://no-color.org: any text in NO_COLOR switches colours off.
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     say(run_summary.render(facts, shutil.get_terminal_size().columns, colour))
 
@@ -71,7 +72,7 @@ def _write_page(command: Info, named: tuple[str, ...]) -> None:
     out = named[0] if named else None
     if out is not None and Path(out).suffix == ".html":  # another ending is refused below
         check_output(out, (".html",), bool(command.force))
-    write_report(command.run, out, command.samples, say=say)
+    write_report(command.run, out, command.samples, say=say, force=bool(command.force))
 
 
 def _show_installation() -> None:
@@ -93,6 +94,7 @@ def _show_installation() -> None:
     for name in config.recipe_names():
         say(f"  {name:24} {config.load_recipe(name).about}")
     installed = []
+    # An extra is there when all its modules are, whoever installed them.
     for extra, modules in EXTRAS.items():
         if all(importlib.util.find_spec(module) for module in modules):
             installed.append(extra)

@@ -19,6 +19,7 @@ def run(command: Sample) -> int:
     require(model, DrawsImages, command.run)
     drawing = command.drawing
     check_drawing(model, drawing)
+    # The record decides whether a series that lies there already is this one.
     made = provenance(model, command.run, drawing) | {"n": command.n}
     height, width, channels = model.image_grid.shape
 
@@ -28,6 +29,8 @@ def run(command: Sample) -> int:
     force = bool(command.force)
     shape = (height, width, channels)
     wrote = write_images(command.out, made, shape, batches, drawing.batch, force)
-    done = "" if wrote else "nothing to do, there are "
+    done = ""
+    if not wrote:
+        done = "nothing to do, there are "
     say(f"{done}{command.n} images of {height}x{width}, seed {drawing.seed}: {command.out}")
     return 0

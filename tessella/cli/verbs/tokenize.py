@@ -14,19 +14,22 @@ from tessella.storage import code_store, image_writer
 def run(command: Tokenize) -> int:
     """Encode the images of one split, or of each."""
     tokenizer = require_codes(load_saved(command.run, pick_device(command.device)), command.run)
-    each = command.split == "each"
-    for split in ("train", "valid", "test") if each else (command.split,):
+    # Of each split a directory of its own, where codes:PATH looks for them.
+    out = Path(command.out)
+    places = {command.split: out}
+    if command.split == "each":
+        places = {split: out / split for split in ("train", "valid", "test")}
+    for split, place in places.items():
         images = load_images(command, tokenizer, split)
-        out = Path(command.out) / split if each else Path(command.out)
         with image_writer.progress(len(images)) as watch:
             codes = code_store.tokenize(
                 tokenizer,
                 images,
-                out,
+                place,
                 mirrored=bool(command.mirrored),
                 workers=command.workers,
                 watch=watch,
             )
         grids = " and ".join(str(grid) for grid in codes.grids)
-        say(f"{len(codes)} images, {split}, {grids}: {out}")
+        say(f"{len(codes)} images, {split}, {grids}: {place}")
     return 0

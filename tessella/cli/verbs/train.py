@@ -20,8 +20,10 @@ def run(command: Train) -> int:
     else:
         recipe = recipes.new_recipe(command)
         out = recipes.new_run(command)
+    # With plugins the names could not be checked before; a misspelt one must not wait for images.
     if recipe.model is not None:
         MODELS.get_or_explain(recipe.model.name)
+    # Only a resumed run has images of its own, which may have moved since.
     with or_name_the_data(is_given=bool(command.data) or not command.resume):
         trained = train_recipe(recipe, out, resume=bool(command.resume), say=say)
     return 130 if trained.interrupted else 0

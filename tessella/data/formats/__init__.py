@@ -1,7 +1,7 @@
-"""Checks of image files, format by format, of what Pillow does not check.
+"""Check image files, format by format, for damage that Pillow does not notice.
 
-A format that can hold fewer pixels than its header says is refused as damaged when it does. There
-are three moments: before Pillow sees the file, once it has read the header, and around decoding.
+A file that holds fewer pixels than its header says is refused as damaged. There are three stages of
+checks: before Pillow sees the file, after it has read the header, and around decoding.
 """
 
 from __future__ import annotations
@@ -36,15 +36,22 @@ _REFUSED = {
     "EPS": "a PostScript program, not pixels; convert it to JPEG or PNG",
     "JPEG2000": "JPEG 2000, in which missing data are not noticed; convert it to PNG",
 }
-"""Formats that are recognized in order to say why they are not read."""
+"""Formats that are only recognized to say why they are not read."""
 
 
 def check_before_opening(data: bytes) -> PngFacts | None:
-    """Check what opening a file with Pillow would already trust.
+    """Check what Pillow would already trust when it opens a file.
+
+    Args:
+        data: the content of the file.
+
+    Returns:
+        the facts of a PNG file; None for all other formats.
 
     Raises:
         UnusableImage: when chunks or tags are damaged or ask for more memory than any image needs.
     """
+    # Other formats need no check at this stage.
     if data.startswith(SIGNATURE):
         return read_png(data)
     if data.startswith(MAGIC):
@@ -62,15 +69,15 @@ def why_not_opened(data: bytes) -> str:
 
 
 def check_opened(image: ImageFile.ImageFile, data: bytes, png: PngFacts | None) -> FormatFacts:
-    """Check what the header of a file says; nothing is unpacked.
+    """Check the header of a file, without unpacking anything.
 
     Args:
-        image: as Pillow opened it.
-        data: the file.
-        png: the facts of :func:`check_before_opening`.
+        image: the image, as Pillow opened it.
+        data: the content of the file.
+        png: the result of :func:`check_before_opening`.
 
     Returns:
-        Facts about the file that decoding needs.
+        facts about the file that decoding needs.
 
     Raises:
         UnusableImage: when the file cannot hold what its header says, or is of a kind that Pillow
@@ -90,7 +97,7 @@ def check_opened(image: ImageFile.ImageFile, data: bytes, png: PngFacts | None) 
 
 
 def check_data(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts) -> None:
-    """Check that all pixels are in a file, before they are decoded.
+    """Check that a file holds all its pixels, before they are decoded.
 
     Raises:
         UnusableImage: when some are missing or damaged.
@@ -114,23 +121,23 @@ def check_data(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts) -> N
         check_tga(image, data)
 
 
-def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, place: int) -> None:
-    """Check a decoded image: no pixel has a number that its palette lacks.
+def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, end: int) -> None:
+    """Check that no pixel of a decoded image has an index beyond the palette.
 
     Args:
-        image: decoded.
-        data: the file.
-        facts: of :func:`check_opened`.
-        place: where the decoder stopped reading.
+        image: the decoded image.
+        data: the content of the file.
+        facts: the result of :func:`check_opened`.
+        end: offset at which the decoder stopped reading.
 
     Raises:
-        UnusableImage: when one has, or when the decoder stopped at a wrong place.
+        UnusableImage: when a pixel does, or when the decoder stopped in the wrong place.
     """
-    # Only the decoder of QOI knows where the pixels end; all other formats say so themselves.
+    # In a QOI file only the decoder knows where the pixels end; other formats state it.
     if image.format == "QOI":
-        check_qoi_end(data, place)
+        check_qoi_end(data, end)
     colours = _palette_length(image, data, facts)
-    # Pillow turns a palette of greys into grey (mode L), in which colour numbers are the values.
+    # Pillow converts a palette of greys to mode L, in which the values are the palette indices.
     if colours and image.mode in ("P", "L"):
         largest = image.getextrema()[1]
         assert isinstance(largest, (int, float))
@@ -142,12 +149,12 @@ def check_decoded(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts, p
 
 
 def _palette_length(image: ImageFile.ImageFile, data: bytes, facts: FormatFacts) -> int:
-    """Colours of the palette where one can be too short; 0 elsewhere.
+    """Number of colours of a palette that can be too short; 0 if there is none.
 
-    A TIFF palette was already checked to have all colours that its bits can name.
+    The palette of a TIFF file has already been checked to have a colour for every index.
     """
     if isinstance(facts, PngFacts):
-        # A palette beside RGB is a mere suggestion (section 11.2.2).
+        # In an RGB image, a palette is only a suggestion (section 11.2.2).
         return facts.palette if image.mode == "P" else 0
     if image.format == "BMP":
         return bmp.palette_length(data)

@@ -1,8 +1,8 @@
-"""BMP files: that the pixels lie where the header says, and that run-length codes make all of them.
+"""Check BMP files: pixels are where the header says, and run-length codes yield all of them.
 
-Pillow reads what follows the pixels (a colour profile, say) as pixels where these are too few, and
-fills what run-length codes leave out with colour 0. References are to Microsoft's "Bitmap Storage"
-and "Bitmap Compression".
+If there are too few pixels, Pillow reads what follows them (a colour profile, for example) as
+pixels. It fills pixels that run-length codes leave out with colour 0. References are to Microsoft's
+"Bitmap Storage" and "Bitmap Compression".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tessella.data.unusable_image import UnusableImage
 
 _FILE_HEADER = 14
 _V5_HEADER = 124
-_LINE_END = 0  # meanings of the byte after a zero in run-length codes
+_LINE_END = 0  # this and the next two: the byte after a zero in run-length codes
 _BITMAP_END = 1
 _DELTA = 2
 _PIXEL_BITS = {
@@ -36,7 +36,7 @@ _PIXEL_BITS = {
     "BGRA": 32,
     "BGAR": 32,
 }
-"""Bits a pixel of the raw modes in which Pillow reads BMP."""
+"""Bits per pixel of the raw modes in which Pillow reads BMP."""
 
 
 def check_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -51,14 +51,14 @@ def check_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
         raise UnusableImage("damaged: its pixels begin within its header")
     assert isinstance(tile.args, tuple)
     if tile.codec_name == "bmp_rle":
-        # Pillow pads literals to even places of the file, the format to even lengths.
+        # Pillow pads literals to even offsets in the file, the format to even lengths.
         if tile.offset % 2 or not _all_coded(data, tile.offset, image.size, four_bits=bits == 4):
             raise UnusableImage(
                 "its run-length codes leave pixels out, and BMP does not say what these are;"
                 " save it without compression"
             )
         return
-    # Pillow takes a palette of two colours for one bit a pixel, whatever the header says.
+    # Pillow assumes one bit per pixel if the palette has two colours, whatever the header says.
     if _PIXEL_BITS.get(str(tile.args[0])) != bits:
         raise UnusableImage("its palette has fewer colours than its bits; save it as PNG")
     row = (image.width * bits + 31) // 32 * 4  # rows are padded to four bytes
@@ -67,27 +67,27 @@ def check_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def palette_length(data: bytes) -> int:
-    """Colours of the palette; 0 where the pixels are colours themselves."""
+    """Number of colours in the palette; 0 if the pixels are colours themselves."""
     header, bits = _header(data)
     if bits > 8:
         return 0
     used = 0
     if header >= 40:
         (used,) = struct.unpack_from("<I", data, 46)  # biClrUsed
-    return used or 1 << bits  # 0 stands for all that the bits can name
+    return used or 1 << bits  # 0 means as many as the bits can index
 
 
 def _header(data: bytes) -> tuple[int, int]:
-    """Length of the information header, and bits of a pixel."""
+    """Length of the information header in bytes, and bits per pixel."""
     (header,) = struct.unpack_from("<I", data, _FILE_HEADER)
     # The header of OS/2 1.x has sizes of 16 bits, all later ones of 32.
-    place = 24 if header == 12 else 28
-    (bits,) = struct.unpack_from("<H", data, place)
+    offset = 24 if header == 12 else 28
+    (bits,) = struct.unpack_from("<H", data, offset)
     return header, bits
 
 
 def _end_of_pixels(data: bytes, header: int, start: int) -> int:
-    """Where the file, or a colour profile behind the pixels, ends them."""
+    """Offset at which the pixels must end: a colour profile after them, or the end of the file."""
     if header < _V5_HEADER:
         return len(data)
     offset, size = struct.unpack_from("<II", data, _FILE_HEADER + 112)  # bV5ProfileData, -Size
@@ -97,22 +97,22 @@ def _end_of_pixels(data: bytes, header: int, start: int) -> int:
     return len(data)
 
 
-def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: bool) -> bool:
-    """Whether run-length codes (RLE8, RLE4) say the colour of every pixel.
+def _all_coded(data: bytes, offset: int, size: tuple[int, int], *, four_bits: bool) -> bool:
+    """Whether run-length codes (RLE8, RLE4) define the colour of every pixel.
 
-    A line may end early and a delta may jump; both leave pixels to the reader's taste.
+    A line may end early, and a delta may jump; both leave pixels undefined.
     """
     width, height = size
     column = 0
     row = 0
-    while place + 1 < len(data):
-        count, code = data[place], data[place + 1]
-        place += 2
+    while offset + 1 < len(data):
+        count, code = data[offset], data[offset + 1]
+        offset += 2
         if count:
             column += count  # ``count`` pixels of the colour ``code``
         elif code in (_LINE_END, _BITMAP_END):
             if column < width:
-                # After the last line an empty one may be begun and never filled.
+                # After the last line, an empty one may have been started.
                 return column == 0 and row == height
             column = 0
             row += 1
@@ -125,9 +125,9 @@ def _all_coded(data: bytes, place: int, size: tuple[int, int], *, four_bits: boo
             length = code
             if four_bits:
                 length = (code + 1) // 2
-            place += length + length % 2
-            if place > len(data) or column > width:
-                return False  # Pillow would put what is too much into the next line
+            offset += length + length % 2
+            if offset > len(data) or column > width:
+                return False  # Pillow would continue in the next line
         if row == height - 1 and column >= width:
-            return True  # the marks at the end are often missing
+            return True  # the end markers are often missing
     return False

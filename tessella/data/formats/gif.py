@@ -1,7 +1,7 @@
-"""GIF files: whether the first frame is the whole image, and whether its codes make all pixels.
+"""Check GIF files: the first frame covers the image, and its codes yield all pixels.
 
-Where a frame is smaller than the canvas, or its codes end early, Pillow leaves the colour number 0
-in the other pixels. References are to the GIF89a specification.
+If a frame is smaller than the canvas, or its codes end early, Pillow fills the other pixels with
+colour 0. References are to the GIF89a specification.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterator
 
 from tessella.data.unusable_image import UnusableImage
 
-_EXTENSION = 0x21  # first bytes of blocks
+_EXTENSION = 0x21  # this and the next two: the first byte of a block
 _IMAGE = 0x2C
 _TRAILER = 0x3B
-_MOST_BITS = 12  # the longest code (appendix F)
+_MAX_CODE_BITS = 12  # of the longest code (appendix F)
 
 
 def check_gif(data: bytes) -> None:
     """Check the first frame of a GIF file.
 
     Raises:
-        UnusableImage: when it does not cover the canvas (legal: the rest would be transparent or
-            of the background colour, on which decoders disagree), or when its compressed codes end
-            before its last pixel.
+        UnusableImage: when it does not cover the canvas (which is legal, but decoders disagree on
+            whether the rest is transparent or has the background colour), or when its compressed
+            codes end before its last pixel.
     """
     canvas_width, canvas_height, flags = struct.unpack_from("<HHB", data, 6)  # section 18
-    place = _skip_blocks(data, 13 + _table_length(flags))
-    left, top, width, height, flags = struct.unpack_from("<HHHHB", data, place + 1)  # section 20
-    # A frame larger than the canvas makes the canvas larger; nothing is left empty then.
+    offset = _skip_blocks(data, 13 + _table_length(flags))
+    left, top, width, height, flags = struct.unpack_from("<HHHHB", data, offset + 1)  # section 20
+    # A frame larger than the canvas enlarges the canvas, so nothing is left empty.
     if left or top or width < canvas_width or height < canvas_height:
         raise UnusableImage(
             f"its first frame of {width}x{height} pixels at {left},{top} does not cover the canvas"
@@ -36,8 +36,8 @@ def check_gif(data: bytes) -> None:
         )
     if not palette_length(data):
         raise UnusableImage("damaged: it has no colours, only their numbers")
-    place += 10 + _table_length(flags)
-    decoded = _count_pixels(_sub_blocks(data, place + 1), data[place], width * height)
+    offset += 10 + _table_length(flags)
+    decoded = _count_pixels(_sub_blocks(data, offset + 1), data[offset], width * height)
     if decoded < width * height:
         raise UnusableImage(
             f"damaged: its image data end after {decoded:,} of {width * height:,} pixels"
@@ -45,49 +45,49 @@ def check_gif(data: bytes) -> None:
 
 
 def palette_length(data: bytes) -> int:
-    """Colours of the first frame's own colour table, or of the global one (sections 19, 21)."""
-    place = _skip_blocks(data, 13 + _table_length(data[10]))
-    return (_table_length(data[place + 9]) or _table_length(data[10])) // 3
+    """Number of colours in the table of the first frame, or in the global one (19, 21)."""
+    offset = _skip_blocks(data, 13 + _table_length(data[10]))
+    return (_table_length(data[offset + 9]) or _table_length(data[10])) // 3
 
 
 def _table_length(flags: int) -> int:
-    """Bytes of the colour table that the flags of a descriptor announce (sections 18, 20)."""
+    """Bytes of the colour table that the flags of a descriptor declare (sections 18, 20)."""
     if not flags & 0x80:
         return 0
     colours = 2 << (flags & 7)
     return 3 * colours
 
 
-def _skip_blocks(data: bytes, place: int) -> int:
-    """The place of the first image descriptor, behind any extensions (sections 23 to 26)."""
-    while place < len(data):
-        if data[place] == _IMAGE:
-            return place
-        if data[place] == _TRAILER:
+def _skip_blocks(data: bytes, offset: int) -> int:
+    """Offset of the first image descriptor, after any extensions (sections 23 to 26)."""
+    while offset < len(data):
+        if data[offset] == _IMAGE:
+            return offset
+        if data[offset] == _TRAILER:
             break
-        if data[place] != _EXTENSION:
+        if data[offset] != _EXTENSION:
             raise UnusableImage("damaged: a block of an unknown kind")
-        place += 2
-        while place < len(data) and data[place]:
-            place += 1 + data[place]
-        place += 1
+        offset += 2
+        while offset < len(data) and data[offset]:
+            offset += 1 + data[offset]
+        offset += 1
     raise UnusableImage("damaged: it has no image")
 
 
-def _sub_blocks(data: bytes, place: int) -> Iterator[bytes]:
-    """Sub-blocks of image data: a length of 1 to 255 and so many bytes, ended by 0 (15, 16)."""
-    while place < len(data) and data[place]:
-        yield data[place + 1 : place + 1 + data[place]]
-        place += 1 + data[place]
+def _sub_blocks(data: bytes, offset: int) -> Iterator[bytes]:
+    """Sub-blocks of image data: a length of 1 to 255 and as many bytes; 0 ends them (15, 16)."""
+    while offset < len(data) and data[offset]:
+        yield data[offset + 1 : offset + 1 + data[offset]]
+        offset += 1 + data[offset]
 
 
 def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
-    """Pixels that LZW codes stand for, counted without making them (appendix F).
+    """Number of pixels that LZW codes stand for, without decoding them (appendix F).
 
     Args:
         blocks: the packed codes, least significant bit first.
-        size: bits of a colour number.
-        needed: stop at so many pixels.
+        size: bits of a colour index.
+        needed: stop counting at this number of pixels.
 
     Raises:
         UnusableImage: for a code that is not in the table.
@@ -96,8 +96,8 @@ def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
         raise UnusableImage("damaged: an impossible length of codes")
     clear = 1 << size
     end = clear + 1
-    # The table of strings, of which only the lengths matter. Codes up to ``end`` are there from
-    # the start; each further code adds one string, that of the code before and one pixel more.
+    # The table of strings, of which only the lengths matter. Codes up to ``end`` exist from the
+    # start. Each further code adds a string: that of the previous code plus one pixel.
     lengths = [1] * (end + 1)
     width = size + 1
     previous = 0  # length of the string before, 0 after a clear code
@@ -118,7 +118,7 @@ def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
                 continue
             if code == end:
                 return pixels
-            if previous and len(lengths) < 1 << _MOST_BITS:
+            if previous and len(lengths) < 1 << _MAX_CODE_BITS:
                 lengths.append(previous + 1)
             if code >= len(lengths):
                 raise UnusableImage("damaged: its image data have an impossible code")
@@ -126,6 +126,6 @@ def _count_pixels(blocks: Iterator[bytes], size: int, needed: int) -> int:
             pixels += previous
             if pixels >= needed:
                 return pixels
-            if len(lengths) == 1 << width and width < _MOST_BITS:
+            if len(lengths) == 1 << width and width < _MAX_CODE_BITS:
                 width += 1
     return pixels

@@ -1,8 +1,8 @@
-"""JPEG streams: whether libjpeg finds data missing, and whether all scans are there.
+"""Check JPEG streams: libjpeg finds no data missing, and all scans are there.
 
-libjpeg fills missing data with grey and only warns, which Pillow does not pass on; a progressive
-file whose last scans are missing decodes to a blurred image without even a warning. References are
-to ITU-T T.81.
+libjpeg fills missing data with grey and only warns, and Pillow suppresses the warning. A
+progressive file whose last scans are missing decodes to a blurred image without any warning.
+References are to ITU-T T.81.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tessella.data.unusable_image import UnusableImage
 
 try:
     import simplejpeg
-except ImportError:  # not on every machine; the checks of scans and Pillow's own remain
+except ImportError:  # optional; the checks of scans, and those of Pillow, still work
     simplejpeg = None
 
 MAX_SCANS = 100
@@ -24,9 +24,9 @@ MAX_SCANS = 100
 image."""
 
 MAX_SEGMENTS = 10_000
-"""Segments between the scans, such as tables and metadata; a file has a few hundred at most."""
+"""Most segments, such as tables and metadata; real files have a few hundred at most."""
 
-_EOI = 0xD9  # markers: end of image, start of scan
+_EOI = 0xD9  # markers: end of image, and start of scan
 _SOS = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn, without DHT, JPG and DAC
 _PROGRESSIVE = (0xC2, 0xCA)  # with Huffman and with arithmetic codes
@@ -38,8 +38,8 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 def check_jpeg(data: bytes) -> None:
     """Check the first image of a JPEG stream.
 
-    Decodes an eighth of the size with a library that passes on what libjpeg warns of, which takes
-    a tenth of a whole decoding's time. Other complaints (a kind that it does not read, an odd
+    It decodes at an eighth of the size, with a library that passes on the warnings of libjpeg. That
+    takes a tenth of the time of full decoding. Other complaints (an unsupported kind, an odd
     header) are left to Pillow.
 
     Raises:
@@ -59,14 +59,14 @@ def check_jpeg(data: bytes) -> None:
 
 
 def simplejpeg_version() -> str | None:
-    """The version of the package ``simplejpeg``; None where it is not installed."""
+    """The version of the package ``simplejpeg``; None if it is not installed."""
     if simplejpeg is None:
         return None
     return getattr(simplejpeg, "__version__", "here")
 
 
 def frame_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that the frame header of a JPEG stream says; None where there is none."""
+    """(height, width) in the frame header of a JPEG stream; None if it has none."""
     for marker, segment in _segments(data):
         if marker in _FRAMES:
             _, height, width = struct.unpack_from(">BHH", segment)
@@ -77,13 +77,14 @@ def frame_size(data: bytes) -> tuple[int, int] | None:
 def _check_scans(data: bytes) -> None:
     """Check that the scans send all 64 coefficients of each component at full precision.
 
-    A sequential scan sends a component whole. A progressive scan sends coefficients Ss to Se but
-    for their Al lowest bits, and later scans send these (G.1.1.1).
+    A sequential scan sends complete components. A progressive scan sends coefficients Ss to Se
+    without their Al lowest bits, which later scans send (G.1.1.1).
     """
-    # Counted in the plain bytes first: a stream of nothing but scan headers has no coded data.
+    # First a count in the raw bytes, which is fast even for a stream of nothing but scan headers.
     if data.count(bytes([0xFF, _SOS])) > MAX_SCANS:
         raise UnusableImage(f"more than {MAX_SCANS} scans")
-    missing_bits: dict[int, list[int | None]] = {}  # component -> of each coefficient; None: unsent
+    # For each component, the missing low bits of its 64 coefficients; None if not sent yet.
+    missing_bits: dict[int, list[int | None]] = {}
     progressive = False
     scans = 0
     for marker, segment in _segments(data):
@@ -101,7 +102,7 @@ def _check_scans(data: bytes) -> None:
             first, last, precision = segment[1 + 2 * components : 4 + 2 * components]
             low_bits = precision & 15  # Al; the high half is Ah, of the scan before
             if not progressive:
-                # The fields say other things here, or nothing: a scan sends all there is.
+                # These fields have no such meaning here: a sequential scan sends everything.
                 first = 0
                 last = 63
                 low_bits = 0
@@ -119,30 +120,30 @@ def _check_scans(data: bytes) -> None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The marker segments up to the end of the first image; coded data are passed over (B.1.1)."""
-    place = 2  # after SOI
+    """The marker segments up to the end of the first image; coded data are skipped (B.1.1)."""
+    offset = 2  # after SOI
     for _ in range(MAX_SEGMENTS):
-        if place + 4 > len(data):
+        if offset + 4 > len(data):
             return
-        if data[place] != 0xFF:
-            found = _NEXT_MARKER.search(data, place)
+        if data[offset] != 0xFF:
+            found = _NEXT_MARKER.search(data, offset)
             if found is None:
                 return
-            place = found.start()
-        marker = data[place + 1]
+            offset = found.start()
+        marker = data[offset + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
         elif marker in _ALONE:
-            place += 2
+            offset += 2
         elif marker == _EOI:
             return
         else:
-            (length,) = struct.unpack_from(">H", data, place + 2)
-            yield marker, data[place + 4 : place + 2 + length]
-            place += 2 + length
+            (length,) = struct.unpack_from(">H", data, offset + 2)
+            yield marker, data[offset + 4 : offset + 2 + length]
+            offset += 2 + length
             if marker == _SOS:
-                found = _NEXT_MARKER.search(data, place)
+                found = _NEXT_MARKER.search(data, offset)
                 if found is None:
                     return
-                place = found.start()
-    raise UnusableImage(f"more than {MAX_SEGMENTS:,} segments; save it anew")
+                offset = found.start()
+    raise UnusableImage(f"more than {MAX_SEGMENTS:,} segments; save it again")

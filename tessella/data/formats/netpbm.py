@@ -1,4 +1,4 @@
-"""PBM, PGM and PPM files: their magic numbers, their largest value, and 16 bits in colour.
+"""Check PBM, PGM and PPM files: magic number and largest value; keep 16-bit colour exact.
 
 References are to the manual pages pgm(5) and ppm(5) of Netpbm. Pillow itself refuses files with too
 few pixels, plain or binary.
@@ -12,7 +12,7 @@ from PIL import ImageFile
 from tessella.data.unusable_image import UnusableImage
 
 _MAGIC = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
-_PIECE = 1 << 22  # values that are compared at a time
+_PIECE = 1 << 22  # number of values that are checked at a time
 
 
 def check_netpbm(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -21,20 +21,20 @@ def check_netpbm(image: ImageFile.ImageFile, data: bytes) -> None:
     Pillow clips such values in binary files; in plain ones it refuses them.
 
     Raises:
-        UnusableImage: when one is, or for the variants that only Pillow knows.
+        UnusableImage: when one is, or for variants of the format that only Pillow knows.
     """
     separator = data[2:3]
     if data[:2] not in _MAGIC or not (separator.isspace() or separator == b"#"):
         raise UnusableImage("a variant of PPM that only Pillow knows; save it as PNG")
     tile = image.tile[0]
     if tile.codec_name != "ppm":
-        return  # 255 and 65535 are the largest values of their bytes; plain files Pillow checks
+        return  # no value can exceed 255 or 65535, and Pillow checks plain files
     assert isinstance(tile.args, tuple)
     maximum = int(tile.args[1])
-    # One byte a value, or two of which the high one comes first.
+    # One byte per value, or two, high byte first.
     kind = np.dtype("u1" if maximum < 256 else ">u2")
     channels = 3 if data[:2] == b"P6" else 1
-    # A file with values missing is refused by Pillow later.
+    # Pillow itself refuses a file with missing values later.
     count = min(image.width * image.height * channels, (len(data) - tile.offset) // kind.itemsize)
     values = np.frombuffer(data, kind, count, tile.offset)
     for start in range(0, count, _PIECE):
@@ -46,9 +46,9 @@ def check_netpbm(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def keep_high_bytes(image: ImageFile.ImageFile) -> None:
-    """Have colour of 16 bits decoded to its high bytes, as that of all other formats is.
+    """Make Pillow decode 16-bit colour to its high bytes, as in all other formats.
 
-    Pillow would round, value by value in Python.
+    By default it would round each value, slowly, in Python.
     """
     tile = image.tile[0]
     if tile.codec_name == "ppm" and tile.args == ("RGB", 65535):

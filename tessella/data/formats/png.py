@@ -1,9 +1,8 @@
-"""PNG files, judged chunk by chunk before Pillow sees them.
+"""Check PNG files, chunk by chunk, before Pillow sees them.
 
-Pillow fills rows that are missing from the image data with zeros, compares a transparent colour
-with values it has already scaled to 8 bits, and unpacks metadata nobody asked for. So the chunks
-are read here first. Section numbers are those of the PNG specification, third edition
-(https://www.w3.org/TR/png-3/).
+Pillow fills missing rows with zeros, compares a transparent colour with values that it has already
+scaled to 8 bits, and unpacks metadata that nobody asked for. So the chunks are read here first.
+Section numbers are those of the PNG specification, third edition (https://www.w3.org/TR/png-3/).
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from tessella.data.unusable_image import UnusableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_METADATA = 1 << 20
-"""Bytes that one packed text or colour profile may unpack to; Pillow has the same limit."""
+"""Most bytes that one packed text or colour profile may unpack to, as in Pillow."""
 MAX_ALL_METADATA = 8 << 20
-"""Bytes that all packed texts and profiles of a file may unpack to."""
+"""Most bytes that all packed texts and profiles of a file may unpack to."""
 MAX_CHUNKS = 100_000
-"""Chunks of one file; encoders write image data in chunks of 8 KiB or more."""
+"""Most chunks in a file; encoders write image data in chunks of 8 KiB or more."""
 
 _PIECE = 1 << 20  # bytes that are unpacked at a time
 _INPUT = 1 << 16  # bytes that are given to zlib at a time
@@ -60,20 +59,20 @@ _ADAM7 = (
 
 @dataclass(frozen=True)
 class PngFacts:
-    """Facts in the chunks of a PNG file, beside its pixels.
+    """Facts in the chunks of a PNG file.
 
     Args:
-        width: in pixels.
-        height: in pixels.
-        depth: bits of a sample, 1 to 16.
+        width: width in pixels.
+        height: height in pixels.
+        depth: bits per sample, 1 to 16.
         colour: the colour type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
         interlaced: whether the rows come in the seven passes of Adam7.
-        palette: number of colours in the palette, 0 where there is none.
-        key: the one transparent grey (1 value) or RGB colour (3 values), at the depth of the file;
-            empty where there is none. Transparent palette entries are left to Pillow.
+        palette: number of colours in the palette, 0 if there is none.
+        key: the single transparent grey (1 value) or RGB colour (3 values), at the bit depth of the
+            file; empty if there is none. Transparent palette entries are left to Pillow.
         significant: significant bits of a grey value (chunk sBIT); ``depth`` unless the file says
             fewer.
-        image_data: where the packed image data lie in the file, as (start, end) of each chunk.
+        image_data: offsets of the packed image data in the file, as (start, end) of each chunk.
     """
 
     width: int
@@ -88,7 +87,7 @@ class PngFacts:
 
     @property
     def unpacked(self) -> int:
-        """Bytes of the unpacked image data: every row is preceded by its filter type (9.2)."""
+        """Bytes of the unpacked image data, in which each row starts with a filter type (9.2)."""
         bits = self.depth * _CHANNELS[self.colour]
         if not self.interlaced:
             return self.height * (1 + (self.width * bits + 7) // 8)
@@ -96,7 +95,7 @@ class PngFacts:
         for left, top, across, down in _ADAM7:
             columns = math.ceil((self.width - left) / across)
             rows = math.ceil((self.height - top) / down)
-            # A pass without columns has no rows either, not even their filter types.
+            # A pass without columns has no rows either, and no filter types.
             if columns > 0 and rows > 0:
                 total += rows * (1 + (columns * bits + 7) // 8)
         return total
@@ -104,13 +103,15 @@ class PngFacts:
 
 @dataclass(frozen=True)
 class _Chunk:
+    """A chunk: its type, the offset of its data in the file, and its data."""
+
     kind: bytes
     start: int
     data: memoryview
 
 
 def read_png(data: bytes) -> PngFacts:
-    """Check all chunks of a PNG file but for its image data, and return what they say.
+    """Check all chunks of a PNG file except its image data, and return their facts.
 
     Raises:
         UnusableImage: when a chunk is cut or has a wrong checksum, when chunks that matter for
@@ -150,7 +151,7 @@ def read_png(data: bytes) -> PngFacts:
 
 
 def check_image_data(facts: PngFacts, data: bytes) -> None:
-    """Unpack the image data, keeping nothing, to see that every row is there.
+    """Unpack the image data, without keeping them, to check that every row is there.
 
     More data than the image needs is allowed (section 13.2 calls it recoverable).
 
@@ -162,9 +163,9 @@ def check_image_data(facts: PngFacts, data: bytes) -> None:
     needed = facts.unpacked
     unpacked = 0
     for start, end in facts.image_data:
-        # Small inputs, because what zlib leaves over of its input is copied each time.
-        for place in range(start, end, _INPUT):
-            packed: bytes | memoryview = view[place : min(place + _INPUT, end)]
+        # In small pieces, because zlib copies the rest of its input every time.
+        for offset in range(start, end, _INPUT):
+            packed: bytes | memoryview = view[offset : min(offset + _INPUT, end)]
             while len(packed) and not unpacker.eof and unpacked < needed + _MARGIN:
                 try:
                     unpacked += len(unpacker.decompress(packed, _PIECE))
@@ -178,19 +179,19 @@ def check_image_data(facts: PngFacts, data: bytes) -> None:
 
 
 def opacity(facts: PngFacts, image: Image.Image, data: bytes, rows: int) -> Image.Image | None:
-    """The alpha channel that the one transparent colour of a file makes (section 11.3.1.1).
+    """The alpha channel that follows from a single transparent colour (section 11.3.1.1).
 
-    The colour is compared at the depth of the file: of two 16-bit colours with equal high bytes
+    Colours are compared at the bit depth of the file: of two 16-bit colours with equal high bytes,
     only one may be transparent.
 
     Args:
-        facts: of the file.
+        facts: facts about the file.
         image: the decoded image, of mode 1, L, I;16 or RGB.
-        data: the file.
-        rows: how many rows to compare at a time, which bounds the memory needed.
+        data: the content of the file.
+        rows: number of rows that are compared at a time, to save memory.
 
     Returns:
-        An image of mode L, 0 where transparent and 255 elsewhere; None where no colour is.
+        An image of mode L, 0 if transparent and 255 elsewhere; None if no colour is.
     """
     if not facts.key:
         return None
@@ -209,9 +210,9 @@ def opacity(facts: PngFacts, image: Image.Image, data: bytes, rows: int) -> Imag
         elif facts.colour == _RGB:
             transparent = (values == key).all(axis=-1)
         elif facts.depth == 1:
-            transparent = values == bool(key[0])  # Pillow's mode 1 gives truth values
+            transparent = values == bool(key[0])  # numpy sees mode 1 as bool
         elif facts.depth < 8:
-            # Pillow scales 2 and 4 bits to 0..255; equal values before are equal values after.
+            # Pillow scales 2 and 4 bits to 0..255, which keeps different values different.
             transparent = values == key[0] * 255 // ((1 << facts.depth) - 1)
         else:
             transparent = values == key[0]
@@ -220,14 +221,14 @@ def opacity(facts: PngFacts, image: Image.Image, data: bytes, rows: int) -> Imag
 
 
 def check_significant_bits(facts: PngFacts, largest: int) -> None:
-    """Refuse 16-bit grey whose values stand in the low bits.
+    """Refuse 16-bit grey whose values are in the low bits only.
 
-    Samples with fewer significant bits than the depth must be scaled up to it (section 12.4). Some
-    writers store a 12-bit camera's values as they are and say 12 in sBIT; taken by the letter, such
+    Samples with fewer significant bits must be scaled up to the full depth (section 12.4). Some
+    writers store the values of a 12-bit camera unscaled and say 12 in sBIT; taken literally, such
     an image is nearly black.
 
     Args:
-        facts: of the file.
+        facts: facts about the file.
         largest: the largest value in the image.
     """
     if facts.depth == 16 and facts.significant < 16 and 0 < largest < 1 << facts.significant:
@@ -241,33 +242,33 @@ def check_significant_bits(facts: PngFacts, largest: int) -> None:
 def _chunks(data: bytes) -> Iterator[_Chunk]:
     """The chunks up to IEND (section 5.3), each with its checksum checked."""
     view = memoryview(data)
-    place = len(SIGNATURE)
+    offset = len(SIGNATURE)
     for _ in range(MAX_CHUNKS):
-        if place + 12 > len(data):
+        if offset + 12 > len(data):
             raise UnusableImage("damaged: the file ends before its last chunk")
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
         if end + 4 > len(data):
             raise UnusableImage("damaged: the file ends within a chunk")
         (checksum,) = struct.unpack_from(">I", data, end)
-        if zlib.crc32(view[place + 4 : end]) != checksum:
+        if zlib.crc32(view[offset + 4 : end]) != checksum:
             raise UnusableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')!r}")
-        yield _Chunk(kind, place + 8, view[place + 8 : end])
+        yield _Chunk(kind, offset + 8, view[offset + 8 : end])
         if kind == b"IEND":
             return
-        place = end + 4
-    raise UnusableImage(f"more than {MAX_CHUNKS:,} chunks; save it anew")
+        offset = end + 4
+    raise UnusableImage(f"more than {MAX_CHUNKS:,} chunks; save it again")
 
 
 def _check_order(kinds: list[bytes]) -> None:
-    """The order of the chunks that decide about pixels (section 5.6)."""
+    """Check the order of the chunks that affect pixels (section 5.6)."""
     if kinds[0] != b"IHDR":
         raise UnusableImage("damaged: it does not begin with its header")
     if b"IDAT" not in kinds:
         raise UnusableImage("damaged: it has no image data")
     first = kinds.index(b"IDAT")
     count = kinds.count(b"IDAT")
-    # A decoder stops at the first chunk that is none of image data, and would miss the rest.
+    # A decoder stops at the first chunk without image data, and would miss the rest.
     if kinds[first : first + count] != [b"IDAT"] * count:
         raise UnusableImage("damaged: its image data are interrupted by another chunk")
     for kind in (b"IHDR", b"PLTE", b"tRNS", b"sBIT"):
@@ -276,7 +277,7 @@ def _check_order(kinds: list[bytes]) -> None:
 
 
 def _check_metadata(chunks: list[_Chunk]) -> None:
-    """Refuse packed texts and profiles that unpack to more than the limits; unpack no more."""
+    """Refuse packed texts and profiles that exceed the limits, without unpacking more."""
     total = 0
     for chunk in chunks:
         packed = _packed_part(chunk)
@@ -286,7 +287,7 @@ def _check_metadata(chunks: list[_Chunk]) -> None:
         try:
             size = len(unpacker.decompress(packed, MAX_METADATA + 1))
         except zlib.error:
-            continue  # no text, no harm: pixels do not depend on it
+            continue  # damaged text is harmless, since pixels do not depend on it
         total += size
         if size > MAX_METADATA or total > MAX_ALL_METADATA:
             raise UnusableImage(
@@ -297,7 +298,7 @@ def _check_metadata(chunks: list[_Chunk]) -> None:
 
 
 def _packed_part(chunk: _Chunk) -> bytes | None:
-    """The compressed part of a text or profile (sections 11.3.2.3, 11.3.3.3, 11.3.3.4)."""
+    """The packed part of a text or profile, if it has one (11.3.2.3, 11.3.3.3, 11.3.3.4)."""
     if chunk.kind not in (b"zTXt", b"iCCP", b"iTXt"):
         return None
     _, _, rest = bytes(chunk.data).partition(b"\0")  # the keyword ends with a zero
@@ -311,7 +312,7 @@ def _packed_part(chunk: _Chunk) -> bytes | None:
 
 
 def _key(chunk: memoryview | None, colour: int, depth: int, palette: int) -> tuple[int, ...]:
-    """The transparent colour of tRNS; of a depth below 16 only the low bits count (11.3.1.1)."""
+    """The transparent colour in tRNS; below 16 bits, only its low bits count (11.3.1.1)."""
     if chunk is None:
         return ()
     if colour == _PALETTE:
@@ -328,18 +329,19 @@ def _key(chunk: memoryview | None, colour: int, depth: int, palette: int) -> tup
 
 
 def _significant(chunk: memoryview | None, colour: int, depth: int) -> int:
+    """The significant bits of a grey value according to sBIT, or else all of them."""
     if chunk is None or colour not in (_GREY, _GREY_ALPHA) or not len(chunk):
         return depth
     if 0 < chunk[0] <= depth:
         return chunk[0]
-    return depth  # says the impossible, so that it says nothing
+    return depth  # an impossible value is ignored
 
 
 def _low_bytes(data: bytes) -> Image.Image:
-    """The low bytes of 16-bit RGB, decoded once more.
+    """The low bytes of 16-bit RGB, which takes a second decoding.
 
-    Samples are big-endian, and Pillow keeps the high byte of each. Told that they are
-    little-endian, it keeps what it takes for the high byte: the low one.
+    Samples are big-endian, and Pillow keeps the high byte of each. If it is made to believe that
+    they are little-endian, it keeps the low byte instead.
     """
     image = Image.open(io.BytesIO(data), formats=("PNG",))
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]

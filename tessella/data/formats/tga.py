@@ -1,6 +1,6 @@
-"""TGA files, which begin with no mark: that their pixels end before what follows them.
+"""Check TGA files: the pixels must end before whatever follows them.
 
-Pillow reads the footer, or anything else behind the pixels, as pixels where these are too few.
+If there are too few pixels, Pillow reads the footer, or anything else that follows, as pixels.
 References are to Truevision's "TGA File Format Specification", version 2.0.
 """
 
@@ -24,11 +24,13 @@ def check_tga(image: ImageFile.ImageFile, data: bytes) -> None:
         UnusableImage: when they run into the footer, the areas that it names, or the end.
     """
     tile = image.tile[0]
-    bits = data[16]  # of a pixel (field 5.5)
+    bits = data[16]  # per pixel (field 5.5)
     pixel = (bits + 7) // 8
     row = image.width * pixel
     if bits < 8:
-        row = (image.width * bits + 7) // 8  # 1 bit: eight pixels a byte, rows of whole bytes
+        row = (
+            image.width * bits + 7
+        ) // 8  # 1 bit: eight pixels per byte, rows padded to whole bytes
     length = row * image.height
     end = _end_of_pixels(data, tile.offset)
     if tile.codec_name == "tga_rle":
@@ -40,32 +42,32 @@ def check_tga(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def palette_length(data: bytes) -> int:
-    """Numbers of colours that the colour map reaches to (fields 4.1 and 4.2); 0 without a map."""
+    """Largest index in the colour map plus one (fields 4.1 and 4.2); 0 without a map."""
     first, count = struct.unpack_from("<HH", data, 3)
     return int(first + count) if data[1] else 0
 
 
 def _end_of_pixels(data: bytes, start: int) -> int:
-    """Where the pixels end at the latest: at the footer or at an area that it names."""
+    """Offset at which the pixels must end: the footer, or an area that it refers to."""
     if not data.endswith(_FOOTER):
         return len(data)
     end = len(data) - _FOOTER_LENGTH
-    # The places of the extension area and the developer area, 0 where there is none.
+    # Offsets of the extension area and the developer area, 0 if there is none.
     for area in struct.unpack_from("<II", data, end):
         if start < area < end:
             end = area
     return end
 
 
-def _runs_reach(data: bytes, place: int, end: int, pixel: int, needed: int) -> bool:
-    """Whether run-length packets make ``needed`` pixels of ``pixel`` bytes before ``end``."""
+def _runs_reach(data: bytes, offset: int, end: int, pixel: int, needed: int) -> bool:
+    """Whether run-length packets yield ``needed`` pixels of ``pixel`` bytes before ``end``."""
     made = 0
     while made < needed:
-        if place >= end:
+        if offset >= end:
             return False
-        count = (data[place] & 0x7F) + 1
-        # A run stores its colour once, any other packet stores each of its pixels.
-        stored = 1 if data[place] & _RUN else count
-        place += 1 + stored * pixel
+        count = (data[offset] & 0x7F) + 1
+        # A run stores its colour once; any other packet stores each pixel.
+        stored = 1 if data[offset] & _RUN else count
+        offset += 1 + stored * pixel
         made += count
-    return place <= end
+    return offset <= end

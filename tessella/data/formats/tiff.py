@@ -1,8 +1,8 @@
-"""TIFF files: that every strip, plane and tile is there and whole, and that Pillow reads the kind.
+"""Check TIFF files: strips, planes and tiles are complete, and Pillow can read the kind.
 
-TIFF names each piece of an image by its place and length, so that pieces can be missing, short or
-shared without the file looking cut. libtiff and Pillow fill in some of what is missing. Pillow also
-misreads a few kinds without a word. Section numbers are those of the TIFF 6.0 specification.
+TIFF refers to each piece of an image by offset and length, so pieces can be missing, short or
+shared without the file looking truncated. libtiff and Pillow fill in some of what is missing.
+Pillow also silently misreads a few kinds. Section numbers are those of the TIFF 6.0 specification.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ _DEFLATE = 32946
 _LZMA = 34925
 _ZSTD = 50000
 _COMPRESSIONS = (_RAW, _LZW, _JPEG, _ADOBE_DEFLATE, _PACKBITS, _DEFLATE, _LZMA, _ZSTD)
-"""Compressions whose missing data are noticed, by libtiff or here; fax codes are not among them."""
-_CHUNKY = 1  # values of PLANAR: samples of a pixel lie together, or in planes of their own
+"""Compressions in which missing data are noticed, by libtiff or here; not so fax codes."""
+_CHUNKY = 1  # values of PLANAR: the samples of a pixel are together, or in separate planes
 _SEPARATE = 2
 _WHITE_IS_ZERO = 0  # values of PHOTOMETRIC
 _YCBCR = 6
 _UNSIGNED = 1  # the value of SAMPLE_FORMAT for whole numbers without a sign
 _BYTE_TYPES = (1, 2, 6, 7)  # types of tags that Pillow keeps as bytes (section 2)
-_PIECE = 1 << 18  # bytes that are unpacked at a time
-_MOST_UNPACKED = 1 << 30
-"""Bytes of all pieces of an image: more than any image that is decoded at all has."""
+_PIECE = 1 << 18  # number of bytes that are unpacked at a time
+MAX_UNPACKED = 1 << 30
+"""Most bytes of all unpacked pieces, which no image of an allowed size exceeds."""
 MAX_SAMPLES = 64
-"""Samples of a pixel; Pillow reads 6."""
+"""Most samples per pixel; Pillow reads at most 6."""
 MAX_TAGS = 4096
-"""Tags of one image; there are about a hundred kinds."""
+"""Most tags of an image; about a hundred are defined."""
 MAX_NUMBERS = 1 << 19
-"""Numbers in one tag: 100 megapixels in tiles of 16x16 have 390,625 places."""
-_ADVICE = "save it anew as TIFF with LZW or deflate, or as PNG"
+"""Most numbers in a tag: 100 megapixels in tiles of 16x16 need 390,625 offsets."""
+_ADVICE = "save it again as TIFF with LZW or deflate, or as PNG"
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A strip or tile: its place and length in the file, and its size in pixels and bytes."""
+    """A strip or tile: offset and length in the file, and unpacked size in pixels and bytes."""
 
     start: int
     length: int
@@ -92,7 +92,7 @@ class TiffDirectory:
     """The tags of an image file directory, with the defaults of the specification.
 
     Args:
-        directory: as Pillow reads it; values are numbers or tuples of them.
+        directory: the directory as Pillow reads it; its values are numbers or tuples of them.
     """
 
     def __init__(self, directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:
@@ -113,7 +113,7 @@ class TiffDirectory:
         return (self.numbers(tag) or (default,))[0]
 
     def raw(self, tag: int) -> bytes:
-        """The bytes of a tag without a type of its own."""
+        """The bytes of a tag of unspecified type; empty if it is missing."""
         value = self._directory.get(tag, b"")
         if isinstance(value, bytes):
             return value
@@ -129,43 +129,44 @@ class TiffDirectory:
         bits = self.numbers(TiffTag.BITS_PER_SAMPLE, (1,))
         samples = self.number(TiffTag.SAMPLES, len(bits))
         if samples > MAX_SAMPLES:
-            raise ValueError(f"{samples:,} samples a pixel")
+            raise ValueError(f"{samples:,} samples per pixel, at most {MAX_SAMPLES} are read")
         if len(bits) == 1:
             return bits * samples
         return bits[:samples]
 
     @property
     def white_is_zero(self) -> bool:
+        """Whether 0 means white, in grey images."""
         return self.number(TiffTag.PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
 
 
 def check_counts(data: bytes) -> None:
-    """Refuse a first directory with tags of more numbers than any image needs (section 2).
+    """Refuse a first directory with more numbers in a tag than any image needs (section 2).
 
-    Pillow makes a Python number of each, many times the size of the file.
+    Pillow creates a Python object for each number, which may take many times the size of the file.
 
     Raises:
-        UnusableImage: when a tag has more than :data:`MAX_NUMBERS`, or the directory is cut.
+        UnusableImage: when a tag has more than :data:`MAX_NUMBERS`, or the directory is truncated.
     """
     order = "<" if data[:2] == b"II" else ">"
-    start = struct.Struct(order + "4xI")  # of the first directory
-    number = struct.Struct(order + "H")  # of its entries
-    entry = struct.Struct(order + "HHI4x")  # tag, type, count; and the values or their place
+    start = struct.Struct(order + "4xI")  # offset of the first directory
+    number = struct.Struct(order + "H")  # number of its entries
+    entry = struct.Struct(order + "HHI4x")  # tag, type, count; then the values or their offset
     if _is_big(data):
         start = struct.Struct(order + "8xQ")
         number = struct.Struct(order + "Q")
         entry = struct.Struct(order + "HHQ8x")
     try:
-        (place,) = start.unpack_from(data)
-        (entries,) = number.unpack_from(data, place)
-        place += number.size
+        (offset,) = start.unpack_from(data)
+        (entries,) = number.unpack_from(data, offset)
+        offset += number.size
         if entries > MAX_TAGS:
-            raise UnusableImage(f"its directory has {entries:,} tags; save it anew")
+            raise UnusableImage(f"its directory has {entries:,} tags; save it again")
         for _ in range(entries):
-            tag, kind, count = entry.unpack_from(data, place)
-            place += entry.size
+            tag, kind, count = entry.unpack_from(data, offset)
+            offset += entry.size
             if kind not in _BYTE_TYPES and count > MAX_NUMBERS:
-                raise UnusableImage(f"its tag {tag} has {count:,} values; save it anew")
+                raise UnusableImage(f"its tag {tag} has {count:,} values; save it again")
     except (struct.error, OverflowError) as error:
         raise UnusableImage("damaged: its directory is cut") from error
 
@@ -181,12 +182,12 @@ def read_tags(data: bytes) -> TiffDirectory:
 
 
 def _is_big(data: bytes) -> bool:
-    """Whether a file is a BigTIFF, with places of 64 bits."""
+    """Whether a file is a BigTIFF, with offsets of 64 bits."""
     return data[2:4] in (b"+\0", b"\0+")
 
 
 def why_not_read(data: bytes) -> str:
-    """The reason why Pillow knows no way to read a TIFF file."""
+    """The reason why Pillow cannot read a TIFF file."""
     try:
         tags = read_tags(data)
         bits = tags.bits
@@ -204,7 +205,7 @@ def why_not_read(data: bytes) -> str:
 
 
 def check_kind(tags: TiffDirectory) -> None:
-    """Refuse kinds of TIFF that are decoded to wrong pixels, or whose completeness nobody checks.
+    """Refuse kinds of TIFF that would be decoded wrongly, or whose gaps go unnoticed.
 
     Raises:
         UnusableImage: with the reason and what to do.
@@ -233,7 +234,7 @@ def check_kind(tags: TiffDirectory) -> None:
 
 
 def check_pieces(tags: TiffDirectory, data: bytes) -> None:
-    """Check that all strips or tiles of all planes lie in the file and are long enough.
+    """Check that all strips or tiles of all planes are in the file and long enough.
 
     Raises:
         UnusableImage: when one is missing or short, or when two are the same.
@@ -241,14 +242,15 @@ def check_pieces(tags: TiffDirectory, data: bytes) -> None:
     compression = tags.number(TiffTag.COMPRESSION, _RAW)
     spans = []
     for piece in _pieces(tags):
-        # A raw piece may claim more than it needs, past the end of the file; some writers round.
+        # A raw piece may declare more than it needs, even past the end of the file: some writers
+        # round up.
         last = piece.start + (piece.bytes if compression == _RAW else piece.length)
         too_short = compression == _RAW and piece.length < piece.bytes
         if piece.start < 8 or piece.length <= 0 or too_short or last > len(data):
             raise UnusableImage(
                 "damaged: its strips are shorter than its pixels, or lie outside of the file"
             )
-        # Packed pieces that reach a little into the next one occur, with lengths that are rounded.
+        # The length of a packed piece may be rounded up too, so only its first byte is claimed.
         spans.append((piece.start, last if compression == _RAW else piece.start + 1))
     reached = 0
     for start, end in sorted(spans):
@@ -258,13 +260,13 @@ def check_pieces(tags: TiffDirectory, data: bytes) -> None:
 
 
 def check_packed_data(tags: TiffDirectory, data: bytes) -> None:
-    """Check what libtiff does not: checksums and lengths of deflate, and JPEG data.
+    """Check what libtiff does not: checksums and lengths in deflate data, and JPEG data.
 
     Raises:
         UnusableImage: when a strip or tile is damaged or has too few rows.
     """
     compression = tags.number(TiffTag.COMPRESSION, _RAW)
-    # Deflate with its bits in reverse order occurs in theory; libtiff then checks lengths alone.
+    # Deflate with reversed bit order is possible in theory; then libtiff only checks lengths.
     if compression in (_ADOBE_DEFLATE, _DEFLATE) and tags.number(TiffTag.FILL_ORDER, 1) == 1:
         _check_deflate(_pieces(tags), data)
     elif compression == _JPEG:
@@ -274,7 +276,7 @@ def check_packed_data(tags: TiffDirectory, data: bytes) -> None:
 
 
 def piece_bytes(tags: TiffDirectory) -> int:
-    """Bytes of the largest unpacked strip or tile, which libtiff holds while it decodes."""
+    """Bytes of the largest unpacked strip or tile, which libtiff holds while decoding."""
     width, height = _piece_size(tags)
     return width * height * max(4, sum(tags.bits) // 8)
 
@@ -307,13 +309,13 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
         raise UnusableImage("damaged: strips or tiles without pixels")
     across = math.ceil(image_width / width)
     down = math.ceil(image_height / height)
-    # Bits of a pixel in each plane: all samples lie together, or each plane has one of them.
+    # Bits per pixel in each plane: all samples together, or one sample per plane.
     pixel_bits = [sum(tags.bits)]
     if tags.number(TiffTag.PLANAR, _CHUNKY) == _SEPARATE:
         pixel_bits = list(tags.bits)
     if min(len(offsets), len(lengths)) < across * down * len(pixel_bits):
         raise UnusableImage("damaged: its strips do not cover the image")
-    place = 0
+    index = 0
     for bits in pixel_bits:
         row_bytes = (width * bits + 7) // 8
         for row in range(down):
@@ -322,15 +324,15 @@ def _pieces(tags: TiffDirectory) -> Iterator[_Piece]:
             if not tiled:
                 rows = min(height, image_height - row * height)
             for _ in range(across):
-                yield _Piece(offsets[place], lengths[place], width, rows, rows * row_bytes)
-                place += 1
+                yield _Piece(offsets[index], lengths[index], width, rows, rows * row_bytes)
+                index += 1
 
 
 def _check_maximum(tags: TiffDirectory) -> None:
-    """Refuse 16-bit samples that hold fewer bits, as cameras of 10 to 14 bits write them.
+    """Refuse 16-bit samples with unscaled values of fewer bits, as some cameras write them.
 
-    MaxSampleValue is a mere statistic (section 8); but where it is the largest value of 9 to 15
-    bits, the high bytes would be nearly black.
+    MaxSampleValue is only a statistic (section 8). But if it is the largest value of 9 to 15 bits,
+    the high bytes would be nearly black.
     """
     maximum = tags.number(TiffTag.MAX_SAMPLE, 0xFFFF)
     bits = maximum.bit_length()
@@ -342,7 +344,7 @@ def _check_maximum(tags: TiffDirectory) -> None:
 
 
 def _check_colour_map(tags: TiffDirectory) -> None:
-    """Check the palette: 2^bits reds, as many greens and blues, each of 16 bits (section 5)."""
+    """Check the palette: 2^bits reds, greens and blues, each of 16 bits (section 5)."""
     if TiffTag.COLOUR_MAP not in tags:
         return
     colours = tags.numbers(TiffTag.COLOUR_MAP)
@@ -353,8 +355,8 @@ def _check_colour_map(tags: TiffDirectory) -> None:
 
 
 def _check_deflate(pieces: Iterator[_Piece], data: bytes) -> None:
-    """Unpack each piece, keeping nothing: its checksum, which libtiff ignores, and its length."""
-    budget = _MOST_UNPACKED
+    """Unpack each piece to check its length, and its checksum, which libtiff ignores."""
+    budget = MAX_UNPACKED
     for piece in pieces:
         unpacker = zlib.decompressobj()
         rest = data[piece.start : piece.start + piece.length]
@@ -371,15 +373,17 @@ def _check_deflate(pieces: Iterator[_Piece], data: bytes) -> None:
 
 
 def _check_jpeg_piece(piece: _Piece, tables: bytes, data: bytes) -> None:
-    """Check a strip or tile that is a JPEG stream, with its tables put back in front of it.
+    """Check a strip or tile that is a JPEG stream, after prepending its tables.
 
-    The tables of all pieces are stored once, as a stream of their own (TIFF Technical Note 2).
+    The tables are stored once for all pieces, as a separate stream (TIFF Technical Note 2).
     """
     stream = data[piece.start : piece.start + piece.length]
     size = frame_size(stream)
-    # The last strip may be padded to whole blocks; wider or higher than needed does no harm.
+    # The last strip may be padded to whole blocks, so it may be larger than needed.
     if size is None or size[0] < piece.height or size[1] < piece.width:
         raise UnusableImage("damaged: JPEG data of fewer pixels than its strips have")
     if tables:
-        stream = tables[:-2] + stream[2:]  # without the end mark here and the start mark there
+        stream = (
+            tables[:-2] + stream[2:]
+        )  # without the end marker of one and the start of the other
     check_jpeg(stream)

@@ -1,9 +1,9 @@
 """Programs run by the compiled kernel (``tessella/kernel/program.cpp``).
 
-An operation becomes a record of :data:`RECORD`, whose numbers for operations and activations are
+Each operation becomes a record of type :data:`RECORD`. Its numbers for operation and activation are
 positions in :data:`~tessella.nn.stepping.operation.OPERATIONS` and
-:data:`~tessella.nn.stepping.operation.ACTIVATIONS`. The kernel says in one line of text which names
-and which fields it was compiled with; :func:`check_layout` compares them with ours.
+:data:`~tessella.nn.stepping.operation.ACTIVATIONS`. The kernel exports one line of text with the
+names and fields it was compiled with; :func:`check_layout` compares them with ours.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OPERAND = np.dtype(
         ("variable", np.int64),
     ]
 )
-"""Where an operand lies: strides and steps in numbers; ``variable`` is the index of the variable
-that it moves with, or -1."""
+"""Where an operand lies in memory. Strides and ``step`` count elements, not bytes. ``variable`` is
+the index of the variable that the operand moves with, or -1."""
 
 RECORD = np.dtype(
     [
@@ -49,18 +49,18 @@ RECORD = np.dtype(
         ("z", OPERAND),
     ]
 )
-"""One operation. ``inputs`` is what a product sums over, or the levels of a table; ``known`` is the
-index of the variable that counts the places of an attention."""
+"""One operation. ``inputs`` is the number of inputs of a product, or of levels of a table.
+``known`` is the index of the variable that counts the places that attention looks at."""
 
 THREAD_BYTES = 1 << 18
-"""Bytes of weights per row from which a further thread pays; with fewer, waiting for it costs more
-than it does."""
+"""Bytes of weights per row that justify one more thread. For less work, waiting for the thread
+costs more than it saves."""
 
 
 def layout() -> str:
-    """Names and fields as this module has them, in the form that the kernel exports."""
+    """The names and fields of this module, in the form that the kernel exports."""
     names = [name or "identity" for name in ACTIVATIONS]
-    # The same form in layout() of program.cpp.
+    # layout() of program.cpp builds the same text.
     return "; ".join(
         [
             "operations " + " ".join(OPERATIONS),
@@ -72,7 +72,7 @@ def layout() -> str:
 
 
 def _fields(dtype: np.dtype[np.void]) -> str:
-    """Name and byte offset of each field, then the bytes of the whole."""
+    """Name and byte offset of each field, then the size of the record in bytes."""
     assert dtype.fields is not None
     parts = [f"{name}:{dtype.fields[name][1]}" for name in dtype.names or ()]
     return " ".join([*parts, f"bytes:{dtype.itemsize}"])
@@ -83,7 +83,7 @@ def check_layout(library: ctypes.CDLL) -> None:
     """Compare the kernel's names and fields with ours.
 
     Raises:
-        ArtifactError: when they differ: records would be misread.
+        ArtifactError: when they differ, because the kernel would misread our records.
     """
     library.tessella_layout.restype = ctypes.c_char_p
     theirs = library.tessella_layout().decode()
@@ -107,7 +107,7 @@ class CompiledRunner:
         assert library is not None
         check_layout(library)
         self._run = library.tessella_run
-        # Records hold addresses only: the operations keep the memory alive.
+        # Records hold bare addresses, so keep the operations: they keep the memory alive.
         self._operations = work.operations
         # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
@@ -117,7 +117,7 @@ class CompiledRunner:
             _fill(record, operation, work, lane_bytes)
         self._element = work.like.element_size()
         self._threads = self._useful_threads(work)
-        # A call is a few microseconds, of which looking up addresses would be a good part.
+        # A call takes a few microseconds; looking these up each time would be a good part of it.
         self._fixed = (
             self._records.ctypes.data,
             len(self._records),
@@ -131,17 +131,20 @@ class CompiledRunner:
         for operation in work.operations:
             if operation.weight is not None:
                 weights += operation.weight.weight.numel()
-        # The weights are read once, and multiplied with every row.
+        # The weights are read once and multiplied with every row.
         return 1 + weights * self._element * (1 + work.rows) // (2 * THREAD_BYTES)
 
     def run(self, values: Sequence[int]) -> None:
-        """All operations, for the values of the variables.
+        """Run all operations.
+
+        Args:
+            values: value of each variable.
 
         Raises:
-            InputError: when a symbol to be looked up is none of its table.
+            InputError: when a symbol to be looked up is out of range.
         """
         self._values[: len(values)] = values
-        # During the call ctypes releases the interpreter's lock, so other threads go on.
+        # ctypes releases the interpreter's lock during the call, so other threads can run.
         threads = min(torch.get_num_threads(), self._threads)
         wrong_symbol = self._run(*self._fixed, threads, self._element)
         if wrong_symbol:
@@ -158,7 +161,7 @@ def _fill(record: np.void, operation: Operation, work: Work, lane_bytes: int) ->
     record["groups"] = operation.groups
     record["epsilon"] = operation.epsilon
     if operation.weight is not None:
-        # The matrix keeps the packed weights, whose address stands in the record.
+        # The matrix keeps the packed weights alive; the record holds only their address.
         packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
         record["weight"] = packed.data_ptr()
         record["inputs"] = operation.weight.weight.shape[0]
@@ -174,9 +177,9 @@ def _fill(record: np.void, operation: Operation, work: Work, lane_bytes: int) ->
 def _fill_operand(field: np.void, operand: Operand | None, work: Work) -> None:
     field["variable"] = -1
     if operand is None:
-        return  # the address 0 says that there is none
+        return  # the address stays 0, which means that there is no operand
     start = operand.start if isinstance(operand, Moving) else operand
-    # Vectors of the result are read and written as runs.
+    # The kernel reads and writes vectors as contiguous runs.
     assert start.shape[-1] == 1 or start.stride(-1) == 1
     field["address"] = start.data_ptr()
     field["image_stride"], field["place_stride"] = _strides(start, bool(work.places))
@@ -186,14 +189,14 @@ def _fill_operand(field: np.void, operand: Operand | None, work: Work) -> None:
 
 
 def _strides(start: torch.Tensor, over_places: bool) -> tuple[int, int]:
-    """From image to image and from place to place; 0 along a dimension that all share."""
+    """Strides from image to image and from place to place; 0 where all share the same data."""
     strides = []
     for size, stride in zip(start.shape[:-1], start.stride()[:-1], strict=True):
-        # A dimension of one image or place is shared by all, whatever its stride says.
+        # A dimension of size 1 is broadcast, whatever its stride.
         strides.append(0 if size == 1 else stride)
     if over_places:
         # [batch, places, size], [places, size] for all images, or [size] for all.
         image, place = ([0, 0, *strides])[-2:]
         return image, place
-    # Keys and values are [batch, places, size] here: the kernel knows that places are neighbours.
+    # Keys and values are [batch, places, size] here; the kernel assumes that places are adjacent.
     return (strides[0] if strides else 0), 0

@@ -1,14 +1,15 @@
 """Operands of programs: memory, and views of it that move with the walk.
 
-Memory that a walk moves along is wrapped in an object that knows how its places lie, so that a
-layer asks for "the place at this column" or "the three places around it" and never computes an
+A walk visits the pixels of a grid in raster order. Its *variables*, such as ``row`` and ``column``,
+say where it is. Memory along which it moves is wrapped in an object that knows the layout, so that
+a layer asks for "the place at this column" or "the three places around it" and never computes an
 offset:
 
-* :class:`Places`: the places of a row, ``[batch, places, size]``, perhaps with margins of zeros;
+* :class:`Places`: the places of a row, ``[batch, places, size]``, optionally with zero margins;
 * :class:`Plane`: the rows of a map, ``[batch, rows, columns, size]``;
 * :class:`Vectors`: one vector for each value of a variable, ``[n, size]``, shared by all images.
 
-They all give :class:`Moving` operands, or plain tensors where nothing moves.
+They all return :class:`Moving` operands, or plain tensors where nothing moves.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ class Moving:
     """A view that moves along memory as a variable of the walk grows.
 
     Args:
-        start: the view while the variable is 0.
-        variable: its name.
-        step: numbers that the view moves on as the variable grows by one.
+        start: the view at value 0 of the variable.
+        variable: name of the variable.
+        step: how many elements the view moves when the variable grows by one.
     """
 
     def __init__(self, start: torch.Tensor, variable: str, step: int) -> None:
         self.start = start
         self.variable = variable
         self.step = step
-        # Making a view costs as much as a small product, so each place's view is made once.
+        # Creating a view costs as much as a small product, so each one is created only once.
         self._views: dict[int, torch.Tensor] = {}
 
     def at(self, value: int) -> torch.Tensor:
-        """The view for a value of the variable."""
+        """The view at a value of the variable."""
         view = self._views.get(value)
         if view is None:
             offset = self.start.storage_offset() + self.step * value
@@ -44,8 +45,8 @@ class Moving:
         return view
 
     def first(self, size: int) -> Moving:
-        """The first ``size`` numbers of each vector."""
-        # Shorter vectors begin where the whole ones do, so they move alike.
+        """The first ``size`` elements of each vector."""
+        # A shorter vector begins at the same element, so it moves in the same way.
         return Moving(self.start[..., :size], self.variable, self.step)
 
 
@@ -58,11 +59,11 @@ class Places:
     """The places of a row, one after the other in memory.
 
     Args:
-        memory: ``[batch, margin + count + margin, size]``. Margins stay zero; a window may reach
-            into them.
-        margin: places of the memory before place 0.
-        count: places of the row; -1 for all that follow the margin.
-        variable, step: set where the row itself moves, see :meth:`Plane.row`.
+        memory: ``[batch, left margin + count + right margin, size]``. Margins stay zero; a window
+            may reach into them.
+        margin: size of the left margin, in places.
+        count: places in the row; -1 for all that follow the left margin.
+        variable, step: set if the row itself moves, see :meth:`Plane.row`.
     """
 
     memory: torch.Tensor
@@ -73,20 +74,20 @@ class Places:
 
     @property
     def width(self) -> int:
-        """Places of the row."""
+        """Number of places in the row."""
         if self.count < 0:
             return self.memory.shape[-2] - self.margin
         return self.count
 
     @property
     def row(self) -> torch.Tensor:
-        """All places without the margins, ``[batch, count, size]``, of a row that does not move."""
+        """All places without the margins, ``[batch, count, size]``; the row must not move."""
         assert not self.variable
         return self.memory[..., self.margin : self.margin + self.width, :]
 
     def moving_row(self) -> Operand:
-        """All places without the margins, of a row that may move."""
-        # The row where the variable is 0.
+        """All places without the margins, ``[batch, count, size]``; the row may move."""
+        # The row at value 0 of the variable.
         row = replace(self, variable="").row
         if not self.variable:
             return row
@@ -97,27 +98,37 @@ class Places:
         return self.window(variable, every=every)
 
     def window(self, variable: str, left: int = 0, right: int = 0, every: int = 1) -> Moving:
-        """Places around ``every * variable`` side by side.
+        """The places around place ``every * variable``, concatenated.
 
-        From ``left`` before it to ``right`` after it: ``[batch, (left + 1 + right) * size]``.
+        Args:
+            variable: name of the variable.
+            left: how many places before it.
+            right: how many places after it; -1 leaves out the place itself.
+            every: places to move on as the variable grows by one.
 
-        ``right=-1`` leaves out the place itself.
+        Returns:
+            ``[batch, (left + 1 + right) * size]``.
         """
         assert not self.variable
         # The first place of the window at column 0, counted from the start of the memory.
         first = self.margin - left
         count = left + 1 + right
-        # A window that reaches beyond the margin would read another image's places.
+        # A window beyond the margin would read the memory of another image.
         assert first >= 0
         assert count == 1 or self._are_neighbours()
-        # [batch, count * size], a view: the places of a window are one run of memory.
+        # [batch, count * size], a view: the places of a window are contiguous in memory.
         start = self.memory[:, first : first + count].flatten(1)
         return Moving(start, variable, every * self.memory.stride(1))
 
     def windows(self, left: int, right: int, every: int = 1) -> Operand:
-        """The windows of all places 0, ``every``, 2 ``every``, ..., a view.
+        """The windows of the places 0, ``every``, 2 ``every``, and so on, as an overlapping view.
 
-        ``[batch, count / every, (left + 1 + right) * size]``.
+        Args:
+            left, right: how many places before and after each.
+            every: distance between the places.
+
+        Returns:
+            ``[batch, count / every, (left + 1 + right) * size]``.
         """
         first = self.margin - left
         taps = left + 1 + right
@@ -125,8 +136,8 @@ class Places:
         assert first >= 0
         assert self._are_neighbours()
         places = self.memory[:, first:]
-        # unfold gives [batch, windows, size, taps]. As places are neighbours in memory, the numbers
-        # of a window are one run, and the view may be read with the window's places side by side.
+        # unfold gives [batch, windows, size, taps]. Since places are adjacent in memory, a window
+        # is contiguous, and can be viewed as its places concatenated.
         runs = places.unfold(1, taps, every)
         count = -(-self.width // every)
         shape = (runs.shape[0], count, taps * size)
@@ -136,13 +147,13 @@ class Places:
         return Moving(view, self.variable, self.step)
 
     def features(self, part: slice) -> Places:
-        """All places, but only some numbers of each."""
+        """All places, restricted to the features of the slice ``part``."""
         return replace(self, memory=self.memory[..., part])
 
     def delayed(self) -> Places:
-        """The memory with place 0 one further to the right.
+        """The same memory with all places shifted by one to the right.
 
-        A place that is written through the result is read here at the place after it.
+        What is written to place ``i`` of the result is read at place ``i + 1`` of this row.
         """
         return replace(self, margin=self.margin + 1, count=self.width)
 
@@ -155,23 +166,23 @@ class Plane:
     """The rows of a map.
 
     Args:
-        memory: ``[batch, rows, columns, size]``, or ``[rows, columns, size]`` for all images.
-        count: places of a row; the columns that follow are a margin of zeros. -1 for no margin.
+        memory: ``[batch, rows, columns, size]``, or ``[rows, columns, size]`` shared by all images.
+        count: places in a row; the columns that follow are a margin of zeros. -1 for no margin.
     """
 
     memory: torch.Tensor
     count: int = -1
 
     def row(self, variable: str) -> Places:
-        """The row of that number."""
-        # From the end, as a map for all images has no dimension for them.
+        """The row whose index is the value of ``variable``."""
+        # Count dimensions from the end: a shared map has no batch dimension.
         step = self.memory.stride(-3)
         return Places(self.memory.select(-3, 0), 0, self.count, variable, step)
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """A vector for each value of a variable.
+    """A table with one vector for each value of a variable, shared by all images.
 
     Args:
         table: ``[n, size]``.
@@ -180,5 +191,5 @@ class Vectors:
     table: torch.Tensor
 
     def at(self, variable: str) -> Moving:
-        """The vector of that number: ``[size]``."""
+        """The vector whose index is the value of ``variable``: ``[size]``."""
         return Moving(self.table[0], variable, self.table.stride(0))

@@ -1,8 +1,8 @@
-"""Weights and operations, of which programs are made (``tessella.nn.stepping.program``).
+"""Weights and operations, the building blocks of programs (``tessella.nn.stepping.program``).
 
-:data:`OPERATIONS` and :data:`ACTIVATIONS` are the only lists of what a program can do. A number in
-a record of the compiled kernel is a position in them; the kernel exports its own names, and
-``tessella.nn.stepping.compiled`` compares them when it is loaded.
+:data:`OPERATIONS` and :data:`ACTIVATIONS` are the only lists of what a program can do. The records
+of the compiled kernel refer to positions in them. The kernel exports its own lists, and
+``tessella.nn.stepping.compiled`` compares them with these when it loads the kernel.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ import torch.nn.functional as F
 from tessella.nn.stepping.memory import Moving, Operand
 
 OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell")
-"""Each is a method of :class:`tessella.nn.stepping.program.OperationWriter`."""
+"""Kinds of operation; each is a method of :class:`tessella.nn.stepping.program.OperationWriter`."""
 
 ACTIVATIONS = ("", "relu", "silu", "elu", "concat-elu", "gate", "glu", "swiglu")
-"""Functions that may follow a product; the empty name is the identity."""
+"""Activation functions; the empty name is the identity."""
 
 PAIRED = frozenset({"gate", "glu", "swiglu"})
-"""Activations of outputs in pairs: the first half of a product's outputs are ``a``, the second half
-``b``, and the result is half as wide."""
+"""Gated activations: they read the first half of their input as ``a`` and the second half as
+``b``, and their result is half as wide."""
 
 
 class Matrix:
-    """Weights ``[inputs, outputs]``, also packed for the kernel when it asks for that.
+    """Weights of a linear operation, in each memory layout that a runner asks for.
 
     Args:
-        weight: the weights, of any layout; torch goes fastest where either dimension is contiguous.
+        weight: ``[inputs, outputs]``, of any layout; torch is fastest if either dimension is
+            contiguous.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
         self._by_inputs: torch.Tensor | None = None
-        # Keyed by paired and lane_bytes: a matrix may serve operations of both kinds.
+        # Keyed by `paired` and `lane_bytes`: several operations may share a matrix.
         self._packed: dict[tuple[bool, int], torch.Tensor] = {}
 
     def by_inputs(self) -> torch.Tensor:
-        """The weights with those of one input next to each other in memory."""
+        """The weights ``[inputs, outputs]``, with the weights of one input contiguous."""
         if self._by_inputs is None:
             self._by_inputs = self.weight.contiguous()
         return self._by_inputs
@@ -48,9 +49,9 @@ class Matrix:
         """The weights in the panels of the kernel: ``[panels, inputs, 2, lanes]``.
 
         Args:
-            paired: a panel holds ``lanes`` outputs ``a`` and then their ``b``; else
-                ``2 * lanes`` neighbouring outputs.
-            lane_bytes: bytes of a vector register.
+            paired: whether a gated activation follows. Then a panel holds ``lanes`` outputs ``a``
+                and the matching outputs ``b``; otherwise ``2 * lanes`` adjacent outputs.
+            lane_bytes: size of a vector register in bytes.
         """
         if (paired, lane_bytes) not in self._packed:
             self._packed[paired, lane_bytes] = self._pack(paired, lane_bytes)
@@ -65,13 +66,13 @@ class Matrix:
         else:
             # [inputs, panels, 2, lanes]
             panels = _split(self.weight, 2 * lanes).unflatten(2, (2, lanes))
-        # A panel is read from its first input to its last: its numbers become neighbours.
+        # The kernel reads a panel from its first input to its last, so make that contiguous.
         return panels.transpose(0, 1).contiguous()
 
 
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """``[inputs, outputs]`` to ``[inputs, parts, size]``, with zeros after the last output."""
-    # The kernel computes whole panels, and stores only the outputs that are there.
+    """``[inputs, outputs]`` to ``[inputs, parts, size]``, padded with zeros."""
+    # The kernel computes whole panels, and discards the padded outputs.
     missing = -weight.shape[1] % size
     padded = F.pad(weight, (0, missing)) if missing else weight
     return padded.unflatten(1, (-1, size))
@@ -79,10 +80,10 @@ def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass
 class Operation:
-    """One operation.
+    """One operation of a program.
 
-    The methods of :class:`tessella.nn.stepping.program.OperationWriter` say what ``x``, ``y`` and
-    ``z`` are.
+    What ``x``, ``y`` and ``z`` mean depends on the operation, see the methods of
+    :class:`tessella.nn.stepping.program.OperationWriter`.
     """
 
     name: str
@@ -96,17 +97,18 @@ class Operation:
     groups: int = 1
     epsilon: float = 0.0
     known: str = ""
-    """Of attention: the variable that counts the places it looks at."""
+    """For attention, the variable that counts the places it looks at."""
     sums: torch.Tensor | None = None
-    """Memory for a product that an activation follows, ``[rows, outputs]``; the runners that need
-    it make it."""
-    halved: torch.Tensor | None = None
-    """The weights in the layout in which torch multiplies two halves, where that is faster."""
+    """Scratch memory for a product before its activation, ``[rows, outputs]``; runners that need
+    it allocate it."""
+    split_weight: torch.Tensor | None = None
+    """Set where multiplying by two halves of the weights is faster: the weights in the layout for
+    that."""
 
     @property
     def size(self) -> int:
-        """Length of a vector of the result; of ``concat-elu``, of either half."""
-        # Moving does not change the shape.
+        """Length of a vector of the result; for ``concat-elu``, the length of either half."""
+        # The shape is the same wherever a moving operand is.
         out = self.out.start if isinstance(self.out, Moving) else self.out
         if self.activation == "concat-elu":
             return out.shape[-1] // 2
@@ -114,20 +116,21 @@ class Operation:
 
     @property
     def operands(self) -> tuple[Operand | None, ...]:
-        """Result and inputs, in the order of the kernel's records."""
+        """The result and the inputs, in the order of the kernel's records."""
         return (self.out, self.x, self.y, self.z)
 
 
 @dataclass
 class Work:
-    """Operations in their order, and what they have in common.
+    """A sequence of operations, and the facts that all of them share.
 
     Args:
-        batch: images.
-        variables: names of what the walk moves.
-        like: a tensor of the type and on the device of all others.
-        places: places of each image that are worked on at once; 0 for one, whose operands are
-            ``[batch, size]``.
+        batch: number of images.
+        variables: names of the variables of the walk.
+        like: any tensor of the type and on the device that all operands have.
+        places: places of each image that are worked on at once, as ``[batch, places, size]``; 0
+            for a single place, whose operands are ``[batch, size]``.
+        operations: in the order in which they run.
     """
 
     batch: int
@@ -138,5 +141,5 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Vectors that each operation works on."""
+        """Number of vectors that each operation works on."""
         return self.batch * max(1, self.places)

@@ -1,19 +1,16 @@
-"""The work on a place as a program, listed once and run for one place after another.
+"""Programs: lists of operations on fixed memory, written once and run at every step.
 
-A program is a list of operations on fixed memory.
+A cached step does the same few products and nonlinearities at every pixel, and others at every row.
+Only the place where they read and write moves. So a model lists them once, on the memory of a
+state, and :meth:`Program.run` executes the list in one of three ways, which agree up to rounding:
 
-A cached step does the same few products and nonlinearities at every pixel, and others at every row;
-only the place where they read and write moves. A model lists them once for a state, on the state's
-memory, and :meth:`Program.run` does them in one of three ways, which agree to rounding:
+* in plain torch, one operation after the other;
+* compiled (``tessella.kernel``), all operations in one call, on a CPU with a C++ compiler;
+* on a GPU, as a CUDA graph, which reads the current place from device memory.
 
-* in torch, operation after operation, into the memory given;
-* compiled (``tessella.kernel``), all operations in one call, where the memory is a CPU's and a
-  compiler is there;
-* on a GPU, as a CUDA graph that reads from the device where the walk is.
-
-An operand is a tensor ``[batch, size]`` (of a program over a row ``[batch, places, size]``) whose
-last dimension is contiguous, a vector ``[size]`` that all share, or either of them
-:class:`~tessella.nn.stepping.memory.Moving` with a variable of the walk.
+An operand is a tensor ``[batch, size]``, or ``[batch, places, size]`` in a program over a whole
+row, whose last dimension is contiguous. It can also be a vector ``[size]`` that all images share.
+Either may be :class:`~tessella.nn.stepping.memory.Moving` with a variable of the walk.
 """
 
 from __future__ import annotations
@@ -31,8 +28,8 @@ from tessella.nn.stepping.runners import Runner, create_runner
 __all__ = [
     "Matrix",
     "Moving",
-    "OperationWriter",
     "Operand",
+    "OperationWriter",
     "Places",
     "Plane",
     "Program",
@@ -42,7 +39,7 @@ __all__ = [
 
 
 class OperationWriter(ABC):
-    """Appends operations. Nothing is computed before the program runs."""
+    """Appends operations to a program; nothing is computed until the program runs."""
 
     @abstractmethod
     def append(self, operation: Operation) -> None:
@@ -50,12 +47,10 @@ class OperationWriter(ABC):
 
     @abstractmethod
     def zeros(self, size: int) -> torch.Tensor:
-        """New memory for values that live within one run.
+        """New scratch memory, ``[batch, size]`` or ``[batch, places, size]``.
 
-        ``[batch, size]`` or ``[batch, places, size]``.
-
-        It is no part of the state; see :class:`tessella.nn.stepping.step.StateMemory` for memory
-        that is.
+        Its values last for one run. Memory that belongs to the state comes from
+        :class:`tessella.nn.stepping.step.MemoryAllocator`.
         """
 
     def linear(
@@ -69,11 +64,21 @@ class OperationWriter(ABC):
     ) -> None:
         """``out = activation(x @ weight + add) + residual``.
 
-        ``concat-elu`` gives ``elu`` of the sums and of their negatives, twice as wide. ``gate`` is
-        ``tanh(a) * sigmoid(b)``, ``glu`` ``a * sigmoid(b)``, ``swiglu`` ``silu(a) * b``, half as
-        wide; ``residual`` goes with these three only. Without an activation ``add`` may be ``out``.
+        Args:
+            x: input, ``[batch, inputs]``.
+            weight: ``[inputs, outputs]``.
+            out: receives the result, ``[batch, outputs]``. After ``concat-elu``, which is ``elu``
+                of the sums and of their negatives, it is twice as wide; after ``gate``
+                (``tanh(a) * sigmoid(b)``), ``glu`` (``a * sigmoid(b)``) and ``swiglu``
+                (``silu(a) * b``), half as wide.
+            add: added before the activation, ``[batch, outputs]`` or ``[outputs]``. Without an
+                activation it may be ``out``.
+            activation: a name in :data:`~tessella.nn.stepping.operation.ACTIVATIONS`.
+            residual: added after the activation, of the shape of ``out``; only with ``gate``,
+                ``glu`` and ``swiglu``.
         """
         assert activation in ACTIVATIONS
+        # The runners fuse the residual with the product a * b of these activations.
         assert residual is None or activation in PAIRED
         self.append(
             # y holds what is added before the activation, z what is added after it.
@@ -81,7 +86,7 @@ class OperationWriter(ABC):
         )
 
     def map(self, x: Operand, out: Operand, activation: str = "") -> None:
-        """``out = activation(x)``; a copy without one."""
+        """``out = activation(x)``; without an activation, a copy."""
         assert activation in ACTIVATIONS
         self.append(Operation("map", out, x, activation=activation))
 
@@ -95,13 +100,16 @@ class OperationWriter(ABC):
         """``out = x / sqrt(mean(x^2) + epsilon) * scale``, with ``scale [size]``."""
         self.append(Operation("norm", out, x, scale, epsilon=epsilon))
 
-    def rotate(self, x: Operand, turns: Operand, out: Operand, heads: int) -> None:
-        """Turn neighbouring pairs of each head.
+    def rotate(self, x: Operand, cos_sin: Operand, out: Operand, heads: int) -> None:
+        """Rotate adjacent pairs of each head.
 
-        ``turns [2 * size of a head]`` are cosines, then signed sines, as
-        :func:`tessella.nn.rotary.rotations` has them.
+        Args:
+            x, out: ``[batch, heads * size]``.
+            cos_sin: cosines and then signed sines, ``[2 * size]``, a row of
+                :func:`tessella.nn.rotary.rotations`.
+            heads: number of heads.
         """
-        self.append(Operation("rotate", out, x, turns, heads=heads))
+        self.append(Operation("rotate", out, x, cos_sin, heads=heads))
 
     def attend(
         self,
@@ -113,15 +121,16 @@ class OperationWriter(ABC):
         heads: int,
         groups: int = 0,
     ) -> None:
-        """Attention of one query to the first places of a sequence; zeros where there are none.
+        """Attention of one query to the first places of a sequence.
 
         Args:
             query, out: ``[batch, heads * size]``.
-            keys, values: ``[batch, places, groups * size]``, the places neighbours in memory.
-            known: the variable that counts the places it looks at.
-            heads: query heads.
-            groups: heads of keys and values; 0 for as many.
+            keys, values: ``[batch, places, groups * size]``, with adjacent places in memory.
+            known: name of the variable that counts the places it looks at; at 0, ``out`` is zero.
+            heads: number of query heads.
+            groups: number of heads of keys and values; 0 means as many as ``heads``.
         """
+        # y and z hold keys and values.
         self.append(
             Operation(
                 "attend", out, query, keys, values, heads=heads, groups=groups or heads, known=known
@@ -130,7 +139,7 @@ class OperationWriter(ABC):
 
     def lookup(self, symbols: torch.Tensor, table: torch.Tensor, out: Operand) -> None:
         """``out += table[symbols]`` with ``table [levels, size]`` and ``symbols int64 [batch]``."""
-        # Symbols are checked when the program runs: those of a walk are not known before.
+        # Symbols change from run to run, so they are checked when the program runs.
         self.append(Operation("lookup", out, symbols, table))
 
     def cell(self, gates: Operand, cells: Operand, out: Operand) -> None:
@@ -138,22 +147,21 @@ class OperationWriter(ABC):
 
         Args:
             gates: ``[batch, 4 * size]``.
-            cells: ``[batch, size]``, of the type of :func:`tessella.nn.lstm_cell.cell_dtype`;
-                renewed in place.
-            out: the hidden state, ``[batch, size]``.
+            cells: cell states, ``[batch, size]``, of the type of
+                :func:`tessella.nn.lstm_cell.cell_dtype`; updated in place.
+            out: receives the hidden state, ``[batch, size]``.
         """
+        # y is the one input that is also written to.
         self.append(Operation("cell", out, gates, cells))
 
 
 class Program(OperationWriter, Work):
-    """Operations on the memory of one state.
+    """A list of operations on the memory of one state.
 
     Args:
-        batch: images.
-        variables: what the walk moves, in the order in which :meth:`run` takes their values.
-        like: a tensor of the type and on the device of all others.
-        places: places of each image that are worked on at once; 0 for one, whose operands are
-            ``[batch, size]``.
+        batch, like, places: see :class:`Work`.
+        variables: names of the variables of the walk, in the order in which :meth:`run` takes
+            their values.
     """
 
     def __init__(
@@ -163,7 +171,7 @@ class Program(OperationWriter, Work):
         self._runner: Runner | None = None
 
     def append(self, operation: Operation) -> None:
-        # A runner has laid out the operations that it knows.
+        # The runner has already laid out the operations, and would miss a new one.
         assert self._runner is None, "a program that has run is complete"
         self.operations.append(operation)
 
@@ -173,18 +181,26 @@ class Program(OperationWriter, Work):
         return self.like.new_zeros(self.batch, size)
 
     def run(self, *values: int) -> None:
-        """Do all operations at a place: a value for each variable."""
-        # A family without work for rows has an empty program for them.
+        """Run all operations at one place.
+
+        Args:
+            values: value of each variable.
+
+        Raises:
+            InputError: when a symbol to be looked up is out of range (compiled runs).
+            IndexError: the same in torch.
+        """
+        # Some model families have no work on rows; their row program is empty.
         if not self.operations:
             return
         if self._runner is None:
-            # Only now are all operations known, and where they can run fastest.
+            # Chosen at the first run, when all operations are known.
             self._runner = create_runner(self)
         self._runner.run(values)
 
 
 class SeveralPrograms(OperationWriter):
-    """Appends each operation to several programs of one shape.
+    """Appends each operation to several programs at once.
 
     Args:
         programs: at least one, with the same batch and places.
@@ -196,7 +212,7 @@ class SeveralPrograms(OperationWriter):
 
     def append(self, operation: Operation) -> None:
         for program in self.programs:
-            # A copy, because a runner notes in an operation what it made for its own program.
+            # A copy, because runners store their own data in the operations of their program.
             program.append(replace(operation))
 
     def zeros(self, size: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.memory import Moving, Operand
 from tessella.nn.stepping.operation import Operation, Work
 from tessella.nn.stepping.torch_operations import (
-    Values,
+    OptionalTensor,
     attention_operands,
     prepare,
     run_operation,
@@ -28,7 +28,7 @@ class Runner(Protocol):
     """A way to run a program."""
 
     def run(self, values: Sequence[int]) -> None:
-        """All operations, for the values of the variables."""
+        """Run all operations with these values of the variables."""
 
 
 def create_runner(work: Work) -> Runner:
@@ -51,14 +51,13 @@ class TorchRunner:
     """
 
     def __init__(self, work: Work) -> None:
-        # Takes all memory now, so that running at a place takes none.
+        # Allocate all scratch memory now, so that running allocates none.
         prepare(work)
         self._variables = work.variables
         self._operations = work.operations
 
     def run(self, values: Sequence[int]) -> None:
-        """All operations, for the values of the variables."""
-        # The value of each variable at this place.
+        """Run all operations with these values of the variables."""
         where = dict(zip(self._variables, values, strict=True))
         for operation in self._operations:
             out, x, y, z = (_at(operand, where) for operand in operation.operands)
@@ -68,21 +67,20 @@ class TorchRunner:
             run_operation(operation, out, x, y, z, known)
 
 
-def _at(operand: Operand | None, where: dict[str, int]) -> Values:
-    """An operand at a place."""
+def _at(operand: Operand | None, where: dict[str, int]) -> OptionalTensor:
+    """The tensor of an operand at the given values of the variables."""
     if isinstance(operand, Moving):
         return operand.at(where[operand.variable])
     return operand
 
 
 class IndexedRunner:
-    """Runs a program at a place that stands in device memory.
+    """Runs a program whose variables are in device memory; on a GPU, as a CUDA graph.
 
-    On a GPU as a CUDA graph, captured once.
-
-    A graph repeats the same work on the same memory, so operands that move are gathered and
-    scattered by indices computed on the device, and attention looks at all its memory through a
-    mask. Nothing waits for the host. Off a GPU the operations run one by one, for tests.
+    The graph is captured once. It repeats the same work on the same memory, so operands that move
+    are gathered and scattered by indices computed on the device, and attention looks at all its
+    memory through a mask. Nothing waits for the host. On a CPU the operations run one by one, so
+    that tests can run this class without a GPU.
 
     Args:
         work: the operations.
@@ -104,25 +102,25 @@ class IndexedRunner:
                 if isinstance(operand, Moving):
                     used.add(operand.variable)
                     self._offsets[id(operand)] = _offsets(operand)
-        # Each variable costs a call to the device, so those that nothing asks for are left out.
+        # Setting a variable costs a call to the device, so unused ones are skipped.
         self._used = [i for i, name in enumerate(work.variables) if name in used]
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, values: Sequence[int]) -> None:
-        """All operations, for the values of the variables."""
-        # Values go to the device as kernel arguments; a copy from the host would wait for it.
+        """Run all operations with these values of the variables."""
+        # fill_ passes the value as a kernel argument; a copy from the host would synchronize.
         for i in self._used:
             self._values[i].fill_(values[i])
         if self._device.type != "cuda":
             self._run_all()
             return
         if self._graph is None:
-            # Capturing records the work without doing it, so the graph is replayed below as well.
+            # Capturing only records the work, so the new graph is replayed below as well.
             self._graph = self._capture()
         self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        # The library of products sets itself up at its first product, which no graph may hold.
+        # cuBLAS initializes itself at the first product, and a graph must not capture that.
         square = torch.ones(16, 16, device=self._device, dtype=self._dtype)
         torch.addmm(square, square, square)
         torch.cuda.synchronize(self._device)
@@ -142,37 +140,42 @@ class IndexedRunner:
                 run_operation(operation, out, x, y, z, 0)
             self._write(operation.out, out)
             if operation.name == "cell":
-                # Cell states are renewed in place, here in the gathered copy.
+                # Cell states are updated in place, here in a gathered copy.
                 self._write(operation.y, y)
 
     def _value(self, variable: str) -> torch.Tensor:
-        """A variable on the device, ``int64 []``."""
+        """The value of a variable, on the device: ``int64 []``."""
         return self._values[self._variables.index(variable)]
 
     def _index(self, moving: Moving) -> torch.Tensor:
-        """Where an operand's numbers lie in its memory."""
+        """Current index of each element of an operand in its memory; the operand's shape."""
         return self._offsets[id(moving)] + moving.step * self._value(moving.variable)
 
-    def _read(self, operand: Operand | None) -> Values:
+    def _read(self, operand: Operand | None) -> OptionalTensor:
         if not isinstance(operand, Moving):
             return operand
         index = self._index(operand)
         return _whole_memory(operand).index_select(0, index.flatten()).view(index.shape)
 
-    def _write(self, operand: Operand | None, value: Values) -> None:
-        """Scatter what was computed for an operand that moves to where it is now."""
+    def _write(self, operand: Operand | None, value: OptionalTensor) -> None:
+        """Scatter ``value`` to the current place of an operand, if it moves."""
         if isinstance(operand, Moving) and value is not None:
             index = self._index(operand).flatten()
             _whole_memory(operand).index_copy_(0, index, value.flatten())
 
     def _attend(
-        self, operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values
+        self,
+        operation: Operation,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        y: OptionalTensor,
+        z: OptionalTensor,
     ) -> None:
         assert y is not None
         assert z is not None
         known = self._value(operation.known)
-        # With nothing known the mask would hide everything, and a softmax of nothing is NaN: then
-        # look at the first place, and forget it.
+        # With nothing known, the mask would hide every place and softmax would return NaN. So look
+        # at the first place anyway, and replace the result by zeros below.
         places = torch.arange(y.shape[1], device=y.device)
         mask = places[None] < known.clamp(min=1)
         queries, keys, values = attention_operands(operation, x, y, z)
@@ -181,20 +184,20 @@ class IndexedRunner:
 
 
 def _whole_memory(moving: Moving) -> torch.Tensor:
-    """All the memory that a moving operand lies in: ``[numbers]``."""
+    """All of the memory that a moving operand lies in: ``[elements]``."""
     start = moving.start
     numbers = start.untyped_storage().nbytes() // start.element_size()
     return start.as_strided((numbers,), (1,), 0)
 
 
 def _offsets(moving: Moving) -> torch.Tensor:
-    """Where the numbers of an operand lie in its memory while the variable is 0.
+    """Index of each element of an operand in its memory at value 0 of the variable.
 
-    int64, of the operand's shape.
+    ``int64``, of the operand's shape.
     """
     start = moving.start
     offsets = torch.tensor(int(start.storage_offset()), device=start.device)
     for size, stride in zip(start.shape, start.stride(), strict=True):
-        # One dimension of the operand after the other.
+        # Add one dimension of the operand at a time.
         offsets = offsets[..., None] + stride * torch.arange(size, device=start.device)
     return offsets

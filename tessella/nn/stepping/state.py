@@ -1,4 +1,4 @@
-"""The cached state of a walk along a grid: an explicit value, never hidden in a module."""
+"""The cached state of a walk along a grid: an explicit value, not hidden in a module."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import torch
 AnyState = TypeVar("AnyState", bound="State")
 
 Change = Callable[[torch.Tensor, int], torch.Tensor]
-"""Makes a tensor of another one, given the dimension along which the images lie."""
+"""Function from a tensor and its batch dimension to a new tensor."""
 
 
 @dataclasses.dataclass
 class State:
     """Base of the states that :meth:`DensityModel.step` takes and returns.
 
-    Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of them. A step
-    may update tensors in place: the state passed in is spent.
+    Subclasses are dataclasses whose fields hold tensors, or lists and dictionaries of tensors. A
+    step may update tensors in place, so the state passed in must not be used again.
 
-    * The images of the batch lie along dimension 0, or along the dimension that ``batch_dims``
-      names for a field.
+    * The batch dimension of a field is 0, unless ``batch_dims`` names another.
     * Fields named in ``shared`` (weights laid out for stepping) do not depend on the batch and are
       never copied.
-    * Fields named in ``derived`` are made of the others when they are needed, and are None in a
-      copy.
+    * Fields named in ``derived`` are rebuilt from the others on demand, and are None in a copy.
     """
 
     batch_dims: ClassVar[dict[str, int]] = {}
@@ -35,39 +33,40 @@ class State:
     derived: ClassVar[frozenset[str]] = frozenset()
 
     def clone(self: AnyState) -> AnyState:
-        """A copy that steps taken on this state do not touch."""
+        """A copy that later steps on this state leave unchanged."""
         return self._changed(_clone)
 
     def select(self: AnyState, rows: torch.Tensor) -> AnyState:
-        """The state of some images of the batch, in the given order, repeats allowed.
+        """The state of some images of the batch.
 
-        ``rows`` is ``int64 [m]``.
+        Args:
+            rows: their indices, ``int64 [m]``, in any order; repeats are allowed.
         """
 
         def pick(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-            # Not a view, even where the rows are a range: a step would write through it.
+            # index_select copies. A view would let a step write to the original.
             return tensor.index_select(dim, rows.to(tensor.device))
 
         return self._changed(pick)
 
     def load(self, other: State) -> None:
-        """Copy what another state of the same shape holds into this one's memory.
+        """Copy the values of another state of the same shape into this one's memory.
 
-        Weights and what is derived stay, so that programs written for this state serve again.
+        Shared and derived fields stay, so that programs written for this state remain valid.
         """
         for field in dataclasses.fields(self):
-            # Shared fields are equal already, and derived ones are made of the memory that stays.
+            # Shared fields are equal already; derived fields refer to memory that stays.
             if field.name not in self.shared | self.derived:
                 value = _loaded(getattr(self, field.name), getattr(other, field.name))
                 setattr(self, field.name, value)
 
     def _changed(self: AnyState, change: Change) -> AnyState:
-        """A copy with every tensor of the batch changed."""
-        # Everything shared stays shared; the other fields follow.
+        """A copy in which ``change`` is applied to every tensor that is not shared."""
+        # A shallow copy keeps shared fields shared; the loop replaces the others.
         changed = copy.copy(self)
         for field in dataclasses.fields(self):
             if field.name in self.derived:
-                # Programs work on the memory of the state they were written for.
+                # Programs refer to the memory of the state they were written for.
                 setattr(changed, field.name, None)
             elif field.name not in self.shared:
                 dim = self.batch_dims.get(field.name, 0)
@@ -81,7 +80,7 @@ def _clone(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _change_tensors(value: object, change: Change, dim: int) -> object:
-    """A value of a field with its tensors changed."""
+    """A field's value with ``change`` applied to all tensors in it."""
     if isinstance(value, State):
         return value._changed(change)
     if isinstance(value, torch.Tensor):
@@ -94,14 +93,14 @@ def _change_tensors(value: object, change: Change, dim: int) -> object:
 
 
 def _loaded(mine: object, other: object) -> object:
-    """``mine`` with the values of ``other`` where both are tensors, else a copy of ``other``."""
+    """``mine`` filled with the values of ``other`` if both are tensors, else a copy."""
     if isinstance(mine, State) and type(mine) is type(other):
         mine.load(other)
         return mine
     if isinstance(mine, torch.Tensor) and isinstance(other, torch.Tensor):
         assert mine.shape == other.shape, "a program reads and writes the memory of its state"
         return mine.copy_(other)
-    # Element by element, so that programs find each tensor where it was.
+    # Element by element, so that each tensor stays where programs expect it.
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         return [_loaded(*pair) for pair in zip(mine, other, strict=True)]
     return _change_tensors(other, _clone, 0)

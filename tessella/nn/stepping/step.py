@@ -1,13 +1,13 @@
 """A step along the rows of a grid, written layer by layer.
 
-A layer that can step has, beside ``forward``, a method ``write`` that appends its work to the
-programs of a :class:`GridStep`, taking memory from it as it goes. A model composes layers in
-``write`` as it does in ``forward``, in the same order; no layer needs to know what is written
-before or after it, because each kind of work has a program of its own:
+Besides ``forward``, a layer that can step has a method ``write``, which appends its work to the
+programs of a :class:`GridStep` and allocates memory from it. A model composes layers in ``write``
+as it does in ``forward``, in the same order. No layer needs to know what is written before or after
+it, because each kind of work has its own program:
 
-* ``advance``, when a row has become complete: rows that a layer still sees move up by one;
-* ``row``, at the start of a row: everything that depends on the rows above, for all its places;
-* ``pixel``, at each pixel.
+* ``advance`` runs when a row is complete: the rows that layers still look at move up by one;
+* ``row`` runs at the start of a row: everything that depends on the rows above, for all places;
+* ``pixel`` runs at each pixel.
 """
 
 from __future__ import annotations
@@ -26,53 +26,55 @@ from tessella.nn.stepping.state import State
 
 @dataclass
 class StateMemory(State):
-    """The memory of a state, handed out to layers in the order in which they ask.
+    """The memory of a state, in the order in which the layers asked for it.
 
-    Layers ask in the same order whenever they are written. So when a copy of a state is written
-    again, they get the tensors of the copy in place of new ones.
+    Layers always ask in the same order. So when programs are written for a copy of a state, the
+    layers get the tensors of the copy instead of new ones.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset({"matrices", "tables"})
 
     tensors: list[torch.Tensor] = field(default_factory=list)
-    """Each with the images of the batch along dimension 0."""
+    """Tensors ``[batch, ...]``."""
     matrices: list[Matrix] = field(default_factory=list)
     """Weights laid out for stepping."""
     tables: list[torch.Tensor] = field(default_factory=list)
-    """Other tensors made of the weights."""
+    """Other tensors computed from the weights."""
 
 
 class MemoryAllocator:
-    """Hands out the memory of one state, for one writing of its programs.
+    """Hands out the memory of a state while its programs are written.
+
+    For a new state it allocates memory; for a copy it hands out the memory of the copy.
 
     Args:
-        memory: of the state; empty for a new one, which is filled.
-        batch: images.
-        like: a tensor of the type and on the device of all memory.
+        memory: the memory of the state; empty for a new state.
+        batch: number of images.
+        like: any tensor of the type and on the device that the memory should have.
     """
 
     def __init__(self, memory: StateMemory, batch: int, like: torch.Tensor) -> None:
         self.batch = batch
         self.like = like
         self._memory = memory
-        # How far each list has been handed out in this writing.
+        # How much of each list has been handed out so far.
         self._tensors = 0
         self._matrices = 0
         self._tables = 0
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Memory ``[batch, *shape]``, zero before the walk."""
+        """Memory ``[batch, *shape]``, initially zero."""
         return self.keep(self.like.new_zeros(self.batch, *shape, dtype=dtype))
 
     def keep(self, value: torch.Tensor) -> torch.Tensor:
-        """Memory that holds ``value [batch, ...]`` before the walk.
+        """Memory that initially holds ``value [batch, ...]``.
 
-        What depends on the condition must be kept: another condition is loaded into the same
-        memory, and the programs stay.
+        Everything that depends on the condition must go through here: a new condition is loaded
+        into the same memory, while the programs stay.
         """
         tensors = self._memory.tensors
-        # At the end of the list this is the first writing: the memory is new. Otherwise it is a
-        # copy's, and its values must stay.
+        # At the end of the list the memory is new. Otherwise it belongs to a copy, whose values
+        # must stay.
         if self._tensors == len(tensors):
             tensors.append(value.detach().clone())
         tensor = tensors[self._tensors]
@@ -82,18 +84,18 @@ class MemoryAllocator:
 
     def matrix(self, weight: torch.Tensor | Matrix) -> Matrix:
         """Weights ``[inputs, outputs]`` for a program, shared with all copies of the state."""
-        # A matrix keeps what the kernel packs, so that copies of a state pack nothing again.
-        given = weight if isinstance(weight, Matrix) else Matrix(weight)
+        # A Matrix caches its packed weights, so copies of a state need not pack them again.
+        weights = weight if isinstance(weight, Matrix) else Matrix(weight)
         matrices = self._memory.matrices
         if self._matrices == len(matrices):
-            matrices.append(given)
+            matrices.append(weights)
         kept = matrices[self._matrices]
-        assert kept.weight.shape == given.weight.shape, "layers must ask in the same order"
+        assert kept.weight.shape == weights.weight.shape, "layers must ask in the same order"
         self._matrices += 1
         return kept
 
     def table(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor made of the weights that no step changes, shared with copies of the state."""
+        """A constant tensor computed from the weights, shared with all copies of the state."""
         tables = self._memory.tables
         if self._tables == len(tables):
             tables.append(value.detach())
@@ -104,30 +106,30 @@ class MemoryAllocator:
 
 
 class PixelStep(ABC):
-    """The programs of a step from pixel to pixel.
+    """Base of the steps that go from pixel to pixel.
 
     Args:
-        memory: where layers get the state's memory.
+        memory: allocates the state's memory for the layers.
     """
 
     pixel: OperationWriter
-    """The work at a pixel."""
+    """Collects the work at a pixel."""
 
     def __init__(self, memory: MemoryAllocator) -> None:
         self.memory = memory
         self.cleared: list[torch.Tensor] = []
-        """Memory that is zero again when a row begins, after the work of the row."""
+        """Memory to zero when a row begins, after the work of the row program."""
 
     @abstractmethod
     def start_row(self, row: int) -> None:
-        """Do the work at the start of a row; everything above is known."""
+        """Run the work at the start of a row, when all rows above are known."""
 
     @abstractmethod
     def start_pixel(self, row: int, column: int) -> None:
-        """Do the work at a pixel."""
+        """Run the work at a pixel, when all pixels before it are known."""
 
     def clear(self) -> None:
-        """Zero the memory named in :attr:`cleared`."""
+        """Zero the memory in :attr:`cleared`."""
         for tensor in self.cleared:
             tensor.zero_()
 
@@ -136,16 +138,17 @@ class GridStep(PixelStep):
     """The programs of a step at one resolution.
 
     Args:
-        memory: where layers get the state's memory.
-        width: places of a row.
-        row, pixel, advance: programs; by default new ones, with the variables ``row``,
-            :data:`PIXEL_VARIABLES` and none.
-        column: the variable of ``pixel`` that is the column.
+        memory: allocates the state's memory for the layers.
+        width: places in a row.
+        row: program with the variable ``row``; by default a new one.
+        pixel: program with :data:`PIXEL_VARIABLES`; by default a new one.
+        column: name of the variable of ``pixel`` that holds the column.
+        advance: program without variables; by default a new one.
     """
 
     PIXEL_VARIABLES: ClassVar[tuple[str, ...]] = ("column", "position", "known", "previous")
-    """The column of the pixel, its place in raster order, one more (what is known after it), and
-    the column before, where ``width`` stands for the end of the row above."""
+    """The pixel's column; its index in raster order; the number of pixels known after it, one
+    more; and the column before it, or ``width`` in column 0 (see :meth:`start_pixel`)."""
 
     def __init__(
         self,
@@ -159,31 +162,31 @@ class GridStep(PixelStep):
         super().__init__(memory)
         self.width = width
         self.column = column
-        # Over all places of a row, like the row's own program.
+        # Like `row`, `advance` works on all places of a row at once.
         self.advance = advance or Program(memory.batch, (), memory.like, width)
         self.row = row or Program(memory.batch, ("row",), memory.like, width)
         self.pixel = pixel or Program(memory.batch, self.PIXEL_VARIABLES, memory.like)
 
     def places(self, size: int, left: int = 0, right: int = 0) -> Places:
-        """Memory of the state for a row, zero before the walk.
+        """Memory of the state for a row of vectors of length ``size``, initially zero.
 
         Margins of ``left`` and ``right`` places stay zero.
         """
-        # Margins are never written to, so they stay zero.
+        # Nothing ever writes to the margins.
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)
 
     def start_row(self, row: int) -> None:
-        # Above the first row there is nothing to take in.
+        # There is no complete row before the first.
         if row:
             self.advance.run()
-        # Reads the pixels of the complete row, which are cleared only after it.
+        # The row program reads the pixels of the complete row, so they are cleared after it.
         self.row.run(row)
         self.clear()
 
     def start_pixel(self, row: int, column: int) -> None:
         assert isinstance(self.pixel, Program)
         position = row * self.width + column
-        # A model that asks for the pixel before keeps the last one of a row behind the row.
+        # Models that need the previous pixel store the last pixel of a row at index `width`.
         previous = column - 1 if column else self.width
         self.pixel.run(column, position, position + 1, previous)

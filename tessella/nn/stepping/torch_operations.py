@@ -1,4 +1,4 @@
-"""The operations of programs in torch: what the compiled kernel must agree with."""
+"""The operations of programs in torch, the reference for the compiled kernel."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tessella.nn.rotary import rms_norm, rotate
 from tessella.nn.stepping.operation import Operation, Work
 
 SMALL_RESULT = 2048
-"""Up to so many numbers, calling torch costs more than computing."""
+"""Elements up to which the overhead of calling torch exceeds the cost of computing."""
 
 FEW_ROWS = 16
 LARGE_WEIGHT = 1 << 17
-"""Up to so many rows, and from so many weights on, torch leaves a product to one thread unless it
-is cut into parts."""
+"""With at most ``FEW_ROWS`` rows and at least ``LARGE_WEIGHT`` weights, torch computes a product in
+a single thread unless it is split."""
 
-Values = torch.Tensor | None
+OptionalTensor = torch.Tensor | None
 
 
 def prepare(work: Work) -> None:
-    """Give products the memory they need in torch, and choose those multiplied in halves.
+    """Allocate scratch memory for products, and choose the products to split in halves.
 
-    Products of one width share their memory: a program runs one operation after the other.
+    Products of the same width share their memory, because a program runs one operation at a time.
     """
     shared: dict[int, torch.Tensor] = {}
     for operation in work.operations:
@@ -33,11 +33,11 @@ def prepare(work: Work) -> None:
             continue
         weight = operation.weight.weight
         inputs, outputs = weight.shape
-        if work.like.device.type == "cpu" and goes_in_halves(work.rows, weight):
+        if work.like.device.type == "cpu" and splits_in_halves(work.rows, weight):
             # A single vector times a wide matrix goes fastest by halves of the inputs.
             by_inputs = work.rows == 1 and outputs > inputs and inputs % 2 == 0
-            operation.halved = operation.weight.by_inputs() if by_inputs else weight
-        # The result of a product over a row may lie in pieces, which torch cannot multiply into.
+            operation.split_weight = operation.weight.by_inputs() if by_inputs else weight
+        # The result of a product over a row may not be contiguous, so torch cannot write into it.
         if operation.activation or work.places:
             if outputs not in shared:
                 shared[outputs] = work.like.new_empty(work.rows, outputs)
@@ -48,20 +48,26 @@ def run_operation(
     operation: Operation,
     out: torch.Tensor,
     x: torch.Tensor,
-    y: Values,
-    z: Values,
+    y: OptionalTensor,
+    z: OptionalTensor,
     known: int,
 ) -> None:
-    """Do one operation on operands that are where they belong; ``known`` places are attended to."""
+    """Run one operation.
+
+    Args:
+        operation: what to do.
+        out, x, y, z: its operands at the current place.
+        known: how many places attention looks at.
+    """
     run = TORCH_OPERATIONS[operation.name]
     run(operation, out, x, y, z, known)
 
 
-def goes_in_halves(rows: int, weight: torch.Tensor) -> bool:
-    """Whether a product goes faster in two halves.
+def splits_in_halves(rows: int, weight: torch.Tensor) -> bool:
+    """Whether a product is faster when it is split in two halves.
 
-    With few rows torch leaves a product to one thread; two halves make a batched product, which it
-    gives to two.
+    With few rows, torch uses one thread for a product. Two halves make a batched product, for which
+    it uses two threads.
     """
     if weight.T.is_contiguous():
         cut = weight.shape[1]
@@ -74,34 +80,43 @@ def goes_in_halves(rows: int, weight: torch.Tensor) -> bool:
 
 
 def multiply_in_halves(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x @ weight`` in two halves.
+    """``x @ weight``, split into two halves.
 
-    Halves of the outputs or of the inputs, whichever are contiguous parts of memory.
+    Either the outputs or the inputs are halved, whichever halves are contiguous in memory.
+
+    Args:
+        x: ``[rows, inputs]``.
+        weight: ``[inputs, outputs]``.
+
+    Returns:
+        ``[rows, outputs]``.
     """
     if weight.T.is_contiguous():
         # [outputs, inputs] to [2, inputs, outputs / 2]: each half gives half of the outputs.
         halves = weight.T.unflatten(0, (2, -1)).transpose(1, 2)
         products = torch.bmm(x.expand(2, *x.shape), halves)
         return products.transpose(0, 1).flatten(1)
-    # [2, inputs / 2, outputs]: each half gives a part of every sum.
+    # [2, inputs / 2, outputs]: each half contributes to all outputs.
     halves = weight.unflatten(0, (2, -1))
     parts = x.unflatten(1, (2, -1)).transpose(0, 1)
     return torch.bmm(parts, halves).sum(0)
 
 
-def activate(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values = None) -> None:
+def activate(
+    name: str, sums: torch.Tensor, out: torch.Tensor, residual: OptionalTensor = None
+) -> None:
     """``out = activation(sums) + residual``; ``sums`` is used as working memory."""
     if not name:
         out.copy_(sums)
     elif name == "relu":
         torch.clamp(sums, min=0, out=out)
     elif name == "silu":
-        # x * sigmoid(x); sums must not be overwritten before both are read.
+        # x * sigmoid(x); the sums must stay intact until both factors are read.
         torch.mul(sums, sums.sigmoid(), out=out)
     elif name == "elu":
         out.copy_(F.elu(sums, inplace=True))
     elif name == "concat-elu":
-        # elu(x) and elu(-x) side by side, in one call for both.
+        # Write x and -x into the two halves, then apply elu to both in one call.
         positive, negative = out.chunk(2, dim=-1)
         torch.neg(sums, out=negative)
         positive.copy_(sums)
@@ -110,8 +125,10 @@ def activate(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values 
         _activate_pairs(name, sums, out, residual)
 
 
-def _activate_pairs(name: str, sums: torch.Tensor, out: torch.Tensor, residual: Values) -> None:
-    # Views of the sums, which are spent here.
+def _activate_pairs(
+    name: str, sums: torch.Tensor, out: torch.Tensor, residual: OptionalTensor
+) -> None:
+    # Views of the sums, which are overwritten here.
     a, b = sums.chunk(2, dim=-1)
     if name == "gate" and sums.numel() > SMALL_RESULT:
         # tanh(x) = 2 sigmoid(2 x) - 1: one call for both halves, four times faster on a CPU.
@@ -133,42 +150,59 @@ def _activate_pairs(name: str, sums: torch.Tensor, out: torch.Tensor, residual: 
 
 
 def _linear(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert operation.weight is not None
     weight = operation.weight.weight
     sums = out if operation.sums is None else operation.sums
     if x.dim() == 2 and y is not None:
         # y may be the memory of the sums itself: both forms read it before they write.
-        if operation.halved is None:
+        if operation.split_weight is None:
             torch.addmm(y, x, weight, out=sums)
         else:
-            torch.add(multiply_in_halves(x, operation.halved), y, out=sums)
+            torch.add(multiply_in_halves(x, operation.split_weight), y, out=sums)
     else:
         # [batch * places, inputs]; overlapping windows are copied here.
         flat = x.reshape(-1, x.shape[-1])
-        if operation.halved is None:
+        if operation.split_weight is None:
             torch.mm(flat, weight, out=sums)
         else:
-            sums.copy_(multiply_in_halves(flat, operation.halved))
+            sums.copy_(multiply_in_halves(flat, operation.split_weight))
         sums = sums.view(*x.shape[:-1], -1)
         if y is not None:
             sums += y
+    # Without scratch memory the product is already in `out`, and there is no activation.
     if operation.sums is not None:
         activate(operation.activation, sums, out, z)
 
 
 def _map(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     if operation.activation:
+        # A clone, because `activate` uses its input as working memory.
         activate(operation.activation, x.clone(), out)
     else:
         out.copy_(x)
 
 
 def _add(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert y is not None
     if operation.activation:
@@ -178,14 +212,24 @@ def _add(
 
 
 def _norm(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert y is not None
     out.copy_(rms_norm(x, y, operation.epsilon))
 
 
 def _rotate(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert y is not None
     # [batch, heads, size], turned by [2, size].
@@ -194,8 +238,14 @@ def _rotate(
 
 
 def _attend(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
+    # Attention to nothing would be a softmax over no values, which is NaN.
     if not known:
         out.zero_()
         return
@@ -208,9 +258,18 @@ def _attend(
 def attention_operands(
     operation: Operation, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heads apart, ``[batch, groups, queries or places, size]`` each.
+    """Split query, keys and values into heads, as torch's attention takes them.
 
-    Query heads that share keys take the place of a sequence of queries, so that no key is repeated.
+    Query heads that share keys are treated as a sequence of queries, so that no key is repeated.
+
+    Args:
+        operation: the attention operation.
+        query: ``[batch, heads * size]``.
+        keys, values: ``[batch, places, groups * size]``.
+
+    Returns:
+        The query as ``[batch, groups, heads / groups, size]``; keys and values as
+        ``[batch, groups, places, size]``.
     """
     sharing = operation.heads // operation.groups
     queries = query.unflatten(1, (operation.groups, sharing, -1))
@@ -220,22 +279,33 @@ def attention_operands(
 
 
 def _lookup(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert y is not None
-    # Unlike y[x] it refuses negative symbols too, with an IndexError.
+    # Unlike y[x], embedding also rejects negative symbols, with an IndexError.
     out += F.embedding(x, y)
 
 
 def _cell(
-    operation: Operation, out: torch.Tensor, x: torch.Tensor, y: Values, z: Values, known: int
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
 ) -> None:
     assert y is not None
     lstm_cell_(x, y, out)
 
 
 TORCH_OPERATIONS: dict[
-    str, Callable[[Operation, torch.Tensor, torch.Tensor, Values, Values, int], None]
+    str,
+    Callable[[Operation, torch.Tensor, torch.Tensor, OptionalTensor, OptionalTensor, int], None],
 ] = {
     "linear": _linear,
     "map": _map,

@@ -1,27 +1,24 @@
 """Quantizers: vectors to discrete codes, and back.
 
-All share one interface: :meth:`Quantizer.encode` gives the codes of vectors,
-:meth:`Quantizer.decode` the vectors of codes, and a call gives both, with the gradient that passes
-through and the terms to add to the loss.
+All share one interface: :meth:`Quantizer.encode` turns vectors into symbols,
+:meth:`Quantizer.decode` turns symbols into vectors, and calling a quantizer does both, with
+gradients and with terms to add to the loss.
 
-``vq-ema``
-    The nearest code, a moving average of the vectors that chose it. The default: it learns fast,
-    and there is little to tune.
+``vq-ema`` The nearest code, which is a moving average of the vectors assigned to it. This is the
+    default: it learns fast, and there is little to tune.
 ``rotation``
     ``vq-ema`` with rotated gradients, for an encoder that straight-through trains badly.
-``vq``
-    The nearest code, learned by gradients, as in VQGAN and its checkpoints; also short codes and
-    codes of length 1.
-``simvq``
-    The nearest code, fixed behind a learned linear map, for large codebooks without revival.
-``fsq``
-    Each of a few numbers, rounded to fixed levels: no codebook, no loss, nothing that can die.
+``vq`` The nearest code, learned by gradients, as in VQGAN and its checkpoints. Codes can be short,
+    or unit vectors.
+``simvq`` The nearest code of a fixed codebook, seen through a learned linear map, for large
+    codebooks without revival.
+``fsq`` A few numbers, each rounded to fixed levels: no codebook, no loss, no codes that could die.
 ``lfq``
     The signs of a few numbers, for codebooks beyond 2^14, where a search is slow.
-``residual-vq``
-    Several codes a vector, each for what is left: more bits a vector than one codebook holds.
+``residual-vq`` Several codes per vector, each for the residual of those before it: more bits per
+    vector than a single codebook can encode.
 
-Another one is added by a file of one class: see :class:`Quantizer` and
+To add another one, write a class and register it: see :class:`Quantizer` and
 :data:`register_quantizer`.
 """
 
@@ -70,13 +67,13 @@ for _quantizer in (
     QUANTIZERS.register(_quantizer.name)(_quantizer)
 
 register_quantizer = QUANTIZERS.register
-"""Decorator that adds a quantizer from outside: ``@ts.register_quantizer("mine")``."""
+"""Decorator that registers a quantizer: ``@ts.register_quantizer("mine")``."""
 
 
 class QuantizerArguments(TypedDict, total=False):
     """Arguments of the quantizers of this package; each class takes some of them.
 
-    A class says what they mean and which defaults it has.
+    The classes document their meaning and their defaults.
     """
 
     dim: int
@@ -99,8 +96,8 @@ def create_quantizer(name: str, **arguments: Unpack[QuantizerArguments]) -> Quan
     """Build a registered quantizer.
 
     Args:
-        name: one of :data:`QUANTIZERS`.
-        arguments: of its class; see the list below.
+        name: a name in :data:`QUANTIZERS`.
+        arguments: arguments of its class; see the list below.
 
     Raises:
         ConfigError: for an unknown name or argument, or a value of the wrong type or range.
@@ -111,7 +108,7 @@ def create_quantizer(name: str, **arguments: Unpack[QuantizerArguments]) -> Quan
     return construct("quantizer", QUANTIZERS, name, arguments)
 
 
-# The list is made of the classes, so that help(ts.create_quantizer) is never out of date.
+# The list is generated from the classes, so help(ts.create_quantizer) is never out of date.
 create_quantizer.__doc__ = "\n\n".join(
     [
         inspect.cleandoc(create_quantizer.__doc__ or ""),

@@ -1,50 +1,49 @@
-"""Functions that quantizers share: checks, placing and reviving codes, gradients that pass."""
+"""Functions that quantizers share: checks, initial and revived codes, gradient estimators."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
-from tessella.distributed import JoinedBatch, joined_rows, joined_sum, processes
+from tessella.distributed import JoinedBatch, joined_rows, process_count, sum_over_processes
 from tessella.errors import ConfigError, InputError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.search import kmeans
 
-MOST_CODES = 2**24
-"""Codes of the largest codebook that is built."""
+MAX_CODES = 2**24
+"""Most codes that a codebook may have."""
 
-MOST_DIMENSIONS = 2**16
-"""Length of the longest code that is built."""
+MAX_DIMENSIONS = 2**16
+"""Most components that a code may have."""
 
-MOST_VALUES = 2**28
-"""Numbers in the largest codebook that is built: 1 GiB in float32."""
+MAX_VALUES = 2**28
+"""Most numbers that a codebook may hold: 1 GiB in float32."""
 
 VECTORS_PER_CODE = 16
-"""Vectors for each code from which k-means places the codes."""
+"""Vectors per code that k-means uses to find initial codes."""
 
-MOST_SEEDED = 2**24
-"""Vectors that k-means can choose among: the limit of ``torch.multinomial``."""
+MAX_SEEDED = 2**24
+"""Most vectors that k-means can choose from: the limit of ``torch.multinomial``."""
 
 PIECE = 2**17
-"""Numbers whose squared differences are summed at a time on a CPU."""
+"""Number of squared differences that are summed at a time on a CPU."""
 
 
 def check_sizes(dim: int, codebook_size: int, beta: float = 0.0) -> None:
-    """Refuse sizes and weights that are out of range, before memory is taken.
+    """Refuse sizes and weights that are out of range, before memory is allocated.
 
     Raises:
         ConfigError: when ``dim`` is not in 1..65536, ``codebook_size`` not in 2..2^24, the two
             together need more than 1 GiB, or ``beta`` is below 0.
     """
-    check_count("dim", dim, 1, MOST_DIMENSIONS)
-    check_count("codebook_size", codebook_size, 2, MOST_CODES)
-    if dim * codebook_size > MOST_VALUES:
+    check_count("dim", dim, 1, MAX_DIMENSIONS)
+    check_count("codebook_size", codebook_size, 2, MAX_CODES)
+    if dim * codebook_size > MAX_VALUES:
         raise ConfigError(
-            f"codebook_size times dim must be at most {MOST_VALUES:,}, got {codebook_size:,} codes "
+            f"codebook_size times dim must be at most {MAX_VALUES:,}, got {codebook_size:,} codes "
             f"of {dim:,} numbers; take fewer or shorter codes"
         )
     # Written so that NaN is refused too.
@@ -74,42 +73,41 @@ def as_matrix(z: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def without_autocast(z: torch.Tensor) -> torch.autocast:
-    """A context in which operations on the device of ``z`` keep their types, whatever surrounds
-    it."""
+    """A context without autocast on the device of ``z``."""
     return torch.autocast(z.device.type, enabled=False)
 
 
 def projections(dim: int, inner: int) -> tuple[nn.Module, nn.Module]:
-    """Linear maps from ``dim`` to ``inner`` and back; nothing where the two are equal."""
+    """Linear maps from ``dim`` to ``inner`` and back; identities if the two are equal."""
     if dim == inner:
         return nn.Identity(), nn.Identity()
     return nn.Linear(dim, inner), nn.Linear(inner, dim)
 
 
 def generator_at(seed: torch.Tensor, step: int) -> torch.Generator:
-    """The generator of a quantizer's random choices in one step.
+    """The random generator of a quantizer for one training step.
 
-    It depends on the seed and the step alone, so training repeats and resumes whatever else is
-    drawn.
+    It only depends on the seed and the step, so that training is reproducible and can be resumed,
+    whatever else draws random numbers.
     """
     return torch.Generator().manual_seed((int(seed) * 1_000_003 + step) % 2**63)
 
 
-def first_codes(
+def codes_at_clusters(
     vectors: torch.Tensor, batch: JoinedBatch, codes: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Codes at the clusters of the joined batch, which must have something to teach.
+    """Initial codes at the clusters of the joined batch, which must be usable.
 
     Returns:
         ``[codes, dim]``, equal in all processes.
     """
-    # A sample is enough to find clusters, and bounds the time that a large first batch takes.
-    most = min(VECTORS_PER_CODE * codes, MOST_SEEDED)
-    # All processes draw the same places, and fetch the vectors from those that have them.
+    # A sample is enough to find clusters, and bounds the time for a large first batch.
+    most = min(VECTORS_PER_CODE * codes, MAX_SEEDED)
+    # All processes draw the same indices, and fetch the vectors from those that hold them.
     chosen = torch.randperm(batch.total, generator=generator)[:most]
     codebook = kmeans(joined_rows(vectors, chosen, batch.start), codes, generator)
-    if processes() > 1:
-        # Sums are rounded differently on different machines; the first process's codes count.
+    if process_count() > 1:
+        # Sums are rounded differently on different machines, so all take the first process's codes.
         dist.broadcast(codebook, 0)
     return codebook
 
@@ -117,7 +115,7 @@ def first_codes(
 def random_vectors(
     vectors: torch.Tensor, batch: JoinedBatch, number: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Random vectors of the joined batch, as new places for dead codes: ``[number, dim]``."""
+    """Random vectors of the joined batch, as new values for dead codes: ``[number, dim]``."""
     chosen = torch.randint(batch.total, (number,), generator=generator)
     return joined_rows(vectors, chosen, batch.start)
 
@@ -127,21 +125,22 @@ def update_counts(
 ) -> None:
     """Move running counts ``[codes]`` towards those of the joined batch, in place.
 
-    The first batch counts in full; one that teaches nothing does not count.
+    The first batch has weight 1; a batch that is not usable has weight 0.
     """
-    # Every process must take part in the sum, whatever it will do with it.
+    # Every process must take part in the sum, even if it does not use the result.
     counts = torch.bincount(symbols.flatten(), minlength=len(running)).to(running.dtype)
-    joined_sum(counts)
-    if not batch.teaches:
+    sum_over_processes(counts)
+    if not batch.usable:
         return
     weight = torch.where(running.any(), running.new_tensor(1 - decay), 1.0)
     running.lerp_(counts, weight)
 
 
-def flagged(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, torch.Tensor]:
-    """Losses that are not a number where the joined batch is not finite.
+def flag_not_finite(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, torch.Tensor]:
+    """Make the losses NaN if the joined batch is not finite.
 
-    The part of this process may be fine. All processes must notice, or some would go on alone.
+    The part of this process may be fine, but all processes must notice: otherwise some would
+    continue alone.
     """
     if batch.finite:
         return losses
@@ -150,29 +149,31 @@ def flagged(losses: dict[str, torch.Tensor], batch: JoinedBatch) -> dict[str, to
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: object, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return codes.to(z.dtype)  # [..., dim]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
 
 
 def straight_through(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly, in the type of ``z``; their gradient goes to ``z`` unchanged.
+    """The exact codes, in the type of ``z``; their gradient goes to ``z`` unchanged.
 
-    Bengio et al. (2013). Written as ``z + (codes - z).detach()`` the sum would round the codes.
+    This is the straight-through estimator of Bengio et al. (2013). The usual formula ``z + (codes -
+    z).detach()`` would round the codes.
     """
     return _StraightThrough.apply(z, codes)
 
 
 class _MeanSquare(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
         size = max(1, z.numel())
         if z.device.type == "cpu":
-            # Differences of a piece stay in the cache, and none of the size of z is made.
+            # The differences of a piece stay in the cache, and no tensor of the size of z is
+            # allocated.
             size = min(size, PIECE)
         buffer = z.new_empty(min(size, z.numel()))
         total = z.new_zeros(())
@@ -182,8 +183,10 @@ class _MeanSquare(torch.autograd.Function):
         return total / max(1, z.numel())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        z, codes = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # torch declares a tuple of one tensor; it holds as many as were saved.
+        saved: tuple[torch.Tensor, ...] = ctx.saved_tensors
+        z, codes = saved
         # d mean((z - e)^2) / dz = 2 (z - e) / n
         return (z - codes).mul_(gradients[0] * (2 / max(1, z.numel()))), None
 
@@ -191,13 +194,13 @@ class _MeanSquare(torch.autograd.Function):
 def mean_square(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of vectors and codes; only the vectors get a gradient.
 
-    It is 0 where there are no vectors. On a CPU no tensor of their size is made.
+    It is 0 if there are no vectors. On a CPU, no tensor of their size is allocated.
     """
     return _MeanSquare.apply(z, codes)
 
 
 def mean_square_of_both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference with gradients to both; 0 where there are no values."""
+    """Mean squared difference with gradients to both; 0 if there are no values."""
     if a.numel() == 0:
         return (a - b).sum()
     return F.mse_loss(a, b)

@@ -1,4 +1,4 @@
-"""A grid of fixed levels in few dimensions, instead of a codebook."""
+"""Finite scalar quantization: fixed levels in a few dimensions, instead of a codebook."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import torch
 
-from tessella.distributed import join
+from tessella.distributed import join_batch
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_CODES,
-    MOST_DIMENSIONS,
+    MAX_CODES,
+    MAX_DIMENSIONS,
     as_matrix,
     projections,
     straight_through,
@@ -29,34 +29,35 @@ PUBLISHED: dict[int, tuple[int, ...]] = {
     16384: (8, 8, 8, 6, 5),
     65536: (8, 8, 8, 5, 5, 5),
 }
-"""Levels that come near a number of codes (Mentzer et al. 2023, table 1)."""
+"""Levels for approximately a number of codes (Mentzer et al. 2023, table 1)."""
 
 MARGIN = 1e-3
-"""How far the bounded value may exceed the outermost level, as a share of it."""
+"""How far a bounded value may exceed the outermost level, as a share of that level."""
 
 
 class FSQ(Quantizer):
     """Finite scalar quantization: each of a few dimensions is bounded and rounded.
 
     Mentzer et al. (2023), section 3. Dimension i has ``L_i`` levels. Its value is bounded to an
-    interval that rounds to that many integers, ``f(z) = h tanh(z + s) - o`` with
-    ``h = (1 + 0.001) (L_i - 1) / 2``, ``o = 1/2`` for even ``L_i`` (0 for odd) and
-    ``s = artanh(o / h)`` so that ``f(0) = 0``; the code is ``round(f(z)) / floor(L_i / 2)``, in
-    -1..1. The gradient of the rounding is 1. The symbol is the index of the levels in mixed radix,
-    the first dimension counting fastest.
+    interval that rounds to that many integers, ``f(z) = h tanh(z + s) - o`` with ``h = (1 + 0.001)
+    (L_i - 1) / 2``, ``o = 1/2`` for even ``L_i`` (0 for odd) and ``s = artanh(o / h)`` so that
+    ``f(0) = 0``; the code is ``round(f(z)) / floor(L_i / 2)``, in -1..1. The gradient of the
+    rounding is 1. The symbol is a number in mixed radix whose digits are the levels, least
+    significant first.
 
-    There is no codebook to learn and no loss. A linear layer maps vectors of another length than
-    the number of dimensions to it, and another maps codes back. Codes are bounded values, which
-    vectors are not: :meth:`unbounded` gives vectors that :meth:`encode` maps to given symbols.
+    There is no codebook to learn and no loss. If ``dim`` is not the number of dimensions, a linear
+    layer maps vectors to them, and another maps codes back. Codes are bounded, but vectors are not:
+    :meth:`unbounded` returns vectors that :meth:`encode` maps to given symbols.
 
-    Large values only saturate. In training a vector with a value that is not finite gives a result
-    that is not a number, so that the loss made of it is none either.
+    Large values only saturate. In training, a vector with a value that is not finite is quantized
+    to NaN, so that the loss becomes NaN as well.
 
     Args:
-        dim: length of a vector.
-        codebook_size: wanted number of codes, for which the paper gives levels; unused where
-            ``levels`` is given.
-        levels: of each dimension, each at least 3. The number of codes is their product.
+        dim: number of components of a vector.
+        codebook_size: number of codes, for which the paper gives levels; unused if ``levels`` is
+            given.
+        levels: number of levels of each dimension, at least 3. The number of codes is their
+            product.
 
     Raises:
         ConfigError: when an argument is out of range, or the paper has no levels for
@@ -81,29 +82,30 @@ class FSQ(Quantizer):
         self, dim: int = 64, codebook_size: int = 1024, levels: tuple[int, ...] = ()
     ) -> None:
         super().__init__()
-        check_count("dim", dim, 1, MOST_DIMENSIONS)
-        check_count("codebook_size", codebook_size, 2, MOST_CODES)
+        check_count("dim", dim, 1, MAX_DIMENSIONS)
+        check_count("codebook_size", codebook_size, 2, MAX_CODES)
         self.sizes = tuple(levels) or _published(codebook_size)
-        # With two levels the shift artanh(o / h) is so large that the tanh hardly responds.
+        # With two levels, the shift artanh(o / h) is so large that the tanh hardly responds.
         if min(self.sizes) < 3:
             raise ConfigError(
-                f"levels must be at least 3 each, got {list(levels)}; for two each take lfq"
+                f"levels must be at least 3 each, got {list(levels)}; for two levels use lfq"
             )
         self.dim = dim
         self.levels = math.prod(self.sizes)
-        if self.levels > MOST_CODES:
+        if self.levels > MAX_CODES:
             raise ConfigError(
-                f"levels={list(levels)} make {self.levels} codes; at most {MOST_CODES} are allowed"
+                f"levels={list(levels)} make {self.levels:,} codes; at most {MAX_CODES:,} are "
+                "allowed: take fewer levels or dimensions"
             )
         self.narrow, self.widen = projections(dim, len(self.sizes))
         self.counts: torch.Tensor
         self.sides: torch.Tensor
-        self.places: torch.Tensor
+        self.place_values: torch.Tensor
         self.register_buffer("counts", torch.zeros(self.levels))
         sides = torch.tensor(self.sizes)
         self.register_buffer("sides", sides, persistent=False)
         # Value of a digit of each dimension: the product of the sides before it.
-        self.register_buffer("places", sides.cumprod(0) // sides, persistent=False)
+        self.register_buffer("place_values", sides.cumprod(0) // sides, persistent=False)
 
     @classmethod
     def examples(cls) -> Mapping[str, Mapping[str, object]]:
@@ -115,15 +117,16 @@ class FSQ(Quantizer):
             digits = self._digits(bounded)  # integers in [0, L_i)
             middle = self.sides // 2
             inner = straight_through(bounded / middle, self._codes(digits))
-            symbols = (digits * self.places).sum(dim=-1, keepdim=True)  # mixed radix
+            symbols = (digits * self.place_values).sum(dim=-1, keepdim=True)  # mixed radix
             if self.training:
-                # The rounding hides a value that is not finite; there is no loss to show it.
+                # Rounding hides a value that is not finite, and there is no loss that would show
+                # it.
                 finite = z.isfinite().all(dim=-1, keepdim=True) & bounded.isfinite()
                 inner = torch.where(finite, inner, torch.nan)
                 with torch.no_grad():
-                    batch = join(inner.detach().reshape(-1, len(self.sizes)))
+                    batch = join_batch(inner.detach().reshape(-1, len(self.sizes)))
                     update_counts(self.counts, symbols, batch)
-                # Another process may have such a value; all must notice.
+                # Another process may have such a value, and all must notice.
                 if not batch.finite:
                     inner = inner * torch.nan
             codes = self.widen(inner)
@@ -133,22 +136,21 @@ class FSQ(Quantizer):
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         with without_autocast(z):
-            return (self._digits(self._bounded(z)) * self.places).sum(dim=-1, keepdim=True)
+            return (self._digits(self._bounded(z)) * self.place_values).sum(dim=-1, keepdim=True)
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         with without_autocast(symbols):
             # Digit i of the symbol is symbol // (L_0 ... L_{i-1}) mod L_i.
-            return self.widen(self._codes(symbols // self.places % self.sides))
+            return self.widen(self._codes(symbols // self.place_values % self.sides))
 
     def unbounded(self, symbols: torch.Tensor) -> torch.Tensor:
-        """Vectors ``[..., len(levels)]`` in the middle of the range that rounds to each symbol.
+        """Vectors ``[..., len(levels)]`` in the middle of the range that is rounded to a symbol.
 
-        At the outermost levels, which the bound hardly reaches, they lie a quarter of a step
-        inside.
+        The outermost levels are hardly reached, so vectors for them are a quarter of a step inside.
         """
         half, offset, shift = self._bound()
         # The inverse of f: z = artanh((v + o) / h) - s
-        values = (symbols // self.places % self.sides - self.sides // 2 + offset).to(half)
+        values = (symbols // self.place_values % self.sides - self.sides // 2 + offset).to(half)
         outermost = (self.sides - 1) / 2 - 0.25
         return torch.atanh(values.clamp(-outermost, outermost) / half) - shift
 
@@ -159,6 +161,7 @@ class FSQ(Quantizer):
         return half, offset, torch.atanh(offset / half)
 
     def _bounded(self, z: torch.Tensor) -> torch.Tensor:
+        """``f`` of vectors ``[..., dim]``, before rounding: ``[..., dimensions]``."""
         half, offset, shift = self._bound()
         vectors = as_matrix(z.to(half.dtype), self.dim)
         inner = self.narrow(vectors).view(*z.shape[:-1], len(self.sizes))
@@ -167,17 +170,19 @@ class FSQ(Quantizer):
     def _digits(self, bounded: torch.Tensor) -> torch.Tensor:
         """The level of each dimension, from 0: ``int64``.
 
-        A value that is not a number gets the middle level, so that symbols stay in range.
+        NaN gets the middle level, so that symbols stay in range.
         """
         levels = bounded.detach().nan_to_num(nan=0.0).round().long() + self.sides // 2
         return levels.clamp_min(0).minimum(self.sides - 1)
 
     def _codes(self, digits: torch.Tensor) -> torch.Tensor:
+        """The values of levels, from 0 each, on the scale -1..1."""
         middle = self.sides // 2
         return (digits - middle).to(self.counts.dtype) / middle
 
 
 def _published(codebook_size: int) -> tuple[int, ...]:
+    """The levels that the paper gives for a number of codes, or ConfigError."""
     for wanted, levels in PUBLISHED.items():
         if codebook_size in (wanted, math.prod(levels)):
             return levels

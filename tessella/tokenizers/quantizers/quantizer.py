@@ -1,4 +1,4 @@
-"""The interface of quantizers: vectors to symbols, and back."""
+"""The interface of quantizers, which turn vectors into symbols and back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """The result of quantizing a batch of vectors.
+    """What a quantizer returns for a batch of vectors.
 
     Args:
         symbols: ``int64 [..., depth]``.
-        z: the quantized vectors ``[..., dim]``, in the type of the input, through which gradients
-            pass.
+        z: the quantized vectors ``[..., dim]``, in the type of the input; gradients pass through.
         losses: scalars to add to the loss, already weighted.
         stats: scalars without gradient, to log.
     """
@@ -31,11 +30,11 @@ class QuantizerOutput:
 
 @dataclass(frozen=True)
 class Remedies:
-    """Advice for the user of a quantizer whose codes are badly used, as clauses of a sentence.
+    """Advice for a quantizer whose codes are badly used, as clauses of a sentence.
 
     Args:
-        collapse: when one code takes nearly all vectors.
-        dead_codes: when many codes are never used. ``{fewer}`` stands for the advice to take a
+        collapse: advice if one code takes nearly all vectors.
+        dead_codes: advice if many codes are never used. ``{fewer}`` stands for the advice to take a
             smaller codebook, which names a size.
     """
 
@@ -44,38 +43,38 @@ class Remedies:
 
 
 class Quantizer(nn.Module, ABC):
-    """Vectors ``[..., dim]`` to ``depth`` symbols of ``levels`` values each, and back.
+    """Turns vectors ``[..., dim]`` into ``depth`` symbols of ``levels`` values each, and back.
 
-    A subclass
+    The contract of a subclass is that it
 
-    * computes in the type of its tensors, also under autocast;
-    * gives codes exactly, whatever gradient passes;
-    * keeps all it learns in parameters and buffers, equal in all processes;
-    * learns nothing from a batch without vectors, and gives it losses of 0;
-    * learns nothing from a batch whose values are not finite, or whose squares are not, and gives
-      it a loss (or vectors) that is not finite, so that the trainer notices. This holds for all
-      processes when the part of one is such a batch.
+    * computes in the type of its tensors, even under autocast;
+    * returns codes exactly, whatever gradient it uses;
+    * keeps everything it learns in parameters and buffers, equal in all processes;
+    * learns nothing from a batch without vectors, and returns losses of 0 for it;
+    * learns nothing from a batch whose values or squares are not all finite, and returns a loss (or
+      vectors) that is not finite, so that the trainer notices. If this happens in one process, it
+      applies to all of them.
 
-    The class attributes say what the diagnosis of codebooks must know of a quantizer, and
-    :meth:`examples` what the contract tests build. Nothing else has to be changed for a new one.
+    The class attributes are for the codebook diagnosis, and :meth:`examples` is for the contract
+    tests. A new quantizer needs no changes anywhere else.
     """
 
     name: ClassVar[str]
     learns_codes: ClassVar[bool] = True
-    """Whether codes are learned vectors. If not they are points of a fixed lattice, which do not
-    move and of which no two are alike."""
+    """Whether codes are learned vectors. Otherwise they are points of a fixed lattice, which never
+    move or coincide."""
     reversible: ClassVar[bool] = True
-    """Whether a decoded symbol is encoded to itself where vectors are not projected."""
+    """Whether encoding a decoded symbol returns it, if vectors are not projected."""
     healthy_perplexity: ClassVar[float] = 0.2
-    """Perplexity as a share of the codes, below which the use of a trained codebook is uneven."""
+    """Perplexity, as a share of the codes, below which a trained codebook is used unevenly."""
     remedies: ClassVar[Remedies] = Remedies()
 
     dim: int
-    """Length of a vector."""
+    """Number of components of a vector."""
     levels: int
-    """Codes of each codebook: a symbol lies in ``[0, levels)``."""
+    """Number of codes per codebook: symbols are in ``[0, levels)``."""
     depth: int
-    """Symbols a vector: the channels of a grid."""
+    """Number of symbols per vector: the channels of a grid."""
 
     @abstractmethod
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
@@ -91,27 +90,28 @@ class Quantizer(nn.Module, ABC):
 
     @classmethod
     def examples(cls) -> Mapping[str, Mapping[str, object]]:
-        """Arguments of small quantizers, by a word for each; ``dim`` is 6 where it is not given.
+        """Arguments of small quantizers for tests, by a name for each; ``dim`` is 6 by default.
 
-        Between them they use every argument that changes what is computed.
+        Together they cover every argument that changes what is computed.
         """
         return {"": {"codebook_size": 32}}
 
     @property
     def batches_seen(self) -> int | None:
-        """Number of batches that the codes were learned from; None where that is not known."""
-        # A buffer of this name is saved with the codes, so that resumed training goes on from it.
+        """Number of batches that the codes have learned from; None if unknown."""
+        # A buffer of this name is saved with the codes, so that resumed training continues from it.
         steps = getattr(self, "steps", None)
         if not isinstance(steps, torch.Tensor):
             return None
-        # Codes converted from another project have 1 here, which says only that they are placed.
+        # Codes converted from another project have 1 here, which only says that they are
+        # initialized.
         count = int(steps)
         return None if count == 1 else count
 
     @property
     def vectors_a_batch(self) -> float | None:
-        """Number of vectors of a training batch, on average; None where that is not known."""
-        # Running counts of each code add up to the size of a batch.
+        """Average number of vectors in a training batch; None if unknown."""
+        # The running counts of all codes add up to the size of a batch.
         counts = getattr(self, "counts", None)
         return float(counts.sum()) if isinstance(counts, torch.Tensor) else None
 
@@ -119,6 +119,6 @@ class Quantizer(nn.Module, ABC):
         text = f"dim={self.dim}, levels={self.levels}"
         return text if self.depth == 1 else f"{text}, depth={self.depth}"
 
-    # One line: parts such as the stages of a residual quantizer are not of interest.
+    # On one line, without parts such as the stages of a residual quantizer.
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

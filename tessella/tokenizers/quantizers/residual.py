@@ -1,4 +1,4 @@
-"""Several codes a vector, each for the difference that those before it left."""
+"""Residual quantization: several codes per vector, each for what those before it left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_VALUES,
+    MAX_VALUES,
     check_sizes,
     straight_through,
     without_autocast,
@@ -19,26 +19,27 @@ from tessella.tokenizers.quantizers.codebook import (
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 from tessella.tokenizers.quantizers.quantizer import Quantizer, QuantizerOutput
 
-MOST_LEVELS = 256
-"""Largest depth that is built."""
+MAX_LEVELS = 256
+"""Largest depth that is allowed."""
 
 
 class ResidualVectorQuantizer(Quantizer):
-    """``depth`` codes a vector: the first is nearest to it, each further one to what is left.
+    """``depth`` codes per vector: each is nearest to the residual of those before it.
 
-    Lee et al. (2022). The result is the sum of the codes. Each level has its separate codebook, an
-    :class:`EMAVectorQuantizer` that learns from what is left at its level. The commitment loss is
-    the mean of the levels', so that ``beta`` means the same at any depth. Encoding is greedy, so
-    encoding the sum of some codes need not find these codes again.
+    Lee et al. (2022). The result is the sum of the codes. Each level has a separate codebook, an
+    :class:`EMAVectorQuantizer` that learns from the residuals at its level. The commitment loss is
+    the mean over levels, so that ``beta`` means the same at any depth. Encoding is greedy, so
+    encoding the sum of some codes need not find the same codes.
 
     Args:
-        dim: length of a vector.
+        dim: number of components of a vector.
         codebook_size: number of codes of each level.
-        depth: number of levels: symbols a vector, the channels of a grid.
+        depth: number of levels, which is the number of symbols per vector, and of channels of a
+            grid.
         beta: weight of the commitment loss.
-        decay: of the moving averages, a step.
-        revive: share of the mean count below which a code is dead; 0 switches revival off.
-        seed: of first places and revival; level k takes ``seed + k``.
+        decay: decay of the moving averages per step.
+        revive: share of the mean count below which a code is dead; 0 disables revival.
+        seed: seed of initialization and revival; level k uses ``seed + k``.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -63,11 +64,11 @@ class ResidualVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("depth", depth, 1, MOST_LEVELS)
+        check_count("depth", depth, 1, MAX_LEVELS)
         check_sizes(dim, codebook_size, beta)
-        if depth * codebook_size * dim > MOST_VALUES:
+        if depth * codebook_size * dim > MAX_VALUES:
             raise ConfigError(
-                f"depth times codebook_size times dim must be at most {MOST_VALUES:,}, "
+                f"depth times codebook_size times dim must be at most {MAX_VALUES:,}, "
                 f"got {depth} times {codebook_size:,} times {dim:,}; take fewer codes"
             )
         self.dim = dim
@@ -85,33 +86,33 @@ class ResidualVectorQuantizer(Quantizer):
 
     @property
     def batches_seen(self) -> int | None:
-        """Those of the first level; all levels learn from the same batches."""
+        """That of the first level; all levels learn from the same batches."""
         return self._quantizers[0].batches_seen
 
     @property
     def vectors_a_batch(self) -> float | None:
-        """Those of the first level."""
+        """That of the first level."""
         return self._quantizers[0].vectors_a_batch
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         outputs: list[QuantizerOutput] = []
         with without_autocast(z):
             wide = z.to(self._quantizers[0].codebook.dtype)
-            left = wide  # [..., dim], what the codes so far leave
+            left = wide  # [..., dim], the residual of the codes so far
             total = torch.zeros_like(wide)
             for quantizer in self._quantizers:
                 out = quantizer(left)
-                # Each level sees its input as given: no gradient passes from level to level.
+                # Each level takes its input as a constant: no gradient passes between levels.
                 code = out.z.detach()
                 left = left - code
                 total = total + code
                 outputs.append(out)
             # The encoder gets the gradient of the sum, as if it were one code.
-            passed = straight_through(wide, total.detach()).to(z.dtype)
+            quantized = straight_through(wide, total.detach()).to(z.dtype)
         commitments = [out.losses["commitment"] for out in outputs]
         losses = {"commitment": torch.stack(commitments).mean()}
         symbols = torch.cat([out.symbols for out in outputs], dim=-1)  # [..., depth]
-        return QuantizerOutput(symbols, passed, losses, _by_level(outputs))
+        return QuantizerOutput(symbols, quantized, losses, _by_level(outputs))
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -125,7 +126,7 @@ class ResidualVectorQuantizer(Quantizer):
 
     def decode(self, symbols: torch.Tensor) -> torch.Tensor:
         levels = symbols.split(1, dim=-1)  # [..., 1] each
-        # Added from the first level on, as forward does: another order would round differently.
+        # Added in the same order as in forward: another order would round differently.
         total = self._quantizers[0].decode(levels[0])
         for quantizer, level in zip(self._quantizers[1:], levels[1:], strict=True):
             total = total + quantizer.decode(level)
@@ -137,9 +138,9 @@ class ResidualVectorQuantizer(Quantizer):
 
 
 def _by_level(outputs: list[QuantizerOutput]) -> dict[str, torch.Tensor]:
-    """Figures of all levels together, and those of each level as ``name/level``.
+    """Statistics over all levels, and those of each level as ``name/level``.
 
-    Together they are the mean, but for the revived codes, which are summed.
+    Over all levels they are averaged, except for the revived codes, which are summed.
     """
     together: dict[str, torch.Tensor] = {}
     each: dict[str, torch.Tensor] = {}

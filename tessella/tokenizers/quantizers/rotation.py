@@ -1,28 +1,27 @@
-"""A codebook whose gradients are turned on their way back to the vectors."""
+"""A codebook whose gradients are rotated on their way back to the vectors."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from tessella.tokenizers.quantizers.ema import EMAVectorQuantizer
 
 FARTHEST = 1000.0
-"""Ratio of the lengths of a vector and its code beyond which gradients pass straight through."""
+"""Ratio of the norms of a vector and its code beyond which gradients pass straight through."""
 
 
 class RotationQuantizer(EMAVectorQuantizer):
     """``vq-ema`` with the gradient of the rotation trick (Fifty et al. 2024).
 
-    The code e of a vector z is written as ``e = s R z``, where R turns z to the direction of e in
-    the plane of both and ``s = |e| / |z|``. Both count as constants, so the gradient of z is
-    ``s R^T`` times that of e: vectors of one code are pushed apart or together according to where
-    they lie around it, where straight-through moves them all alike.
+    The code e of a vector z is written as ``e = s R z``, where R rotates z to the direction of e in
+    the plane of both, and ``s = |e| / |z|``. Both are treated as constants, so the gradient of z is
+    ``s R^T`` times that of e: vectors of the same code are pushed apart or together depending on
+    where they are around it, whereas straight-through moves them all alike.
 
     Values, codebook, losses and arguments are those of :class:`EMAVectorQuantizer`; only the
-    gradient differs. It passes straight through where R or s have no useful value: where z and e
-    differ in length by more than a factor of 1000 (one of them is near 0), or point in opposite
+    gradient differs. It passes straight through if R or s have no useful value: if the norms of z
+    and e differ by more than a factor of 1000 (one of them is near 0), or if they point in opposite
     directions.
 
     >>> quantizer = RotationQuantizer(dim=4, codebook_size=16).eval()
@@ -33,20 +32,22 @@ class RotationQuantizer(EMAVectorQuantizer):
 
     name = "rotation"
 
-    def _passed(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _with_gradient(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return rotated(z, codes)
 
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(z, codes)
         return codes.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: BackwardCFunction, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient = gradients[0]
-        z, codes = ctx.saved_tensors
+        # torch declares a tuple of one tensor; it holds as many as were saved.
+        saved: tuple[torch.Tensor, ...] = ctx.saved_tensors
+        z, codes = saved
         length = z.norm(dim=-1, keepdim=True)
         code_length = codes.norm(dim=-1, keepdim=True)
         unit = z / length
@@ -66,9 +67,9 @@ class _Rotation(torch.autograd.Function):
 
 
 def rotated(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The codes exactly, with a gradient that is turned with the vectors.
+    """The exact codes, with a gradient that is rotated before it reaches ``z``.
 
-    It reaches ``z [..., dim]`` by the rotation and scaling that take ``z`` to its code.
+    It is the transpose of the rotation and scaling that take ``z [..., dim]`` to its code.
     """
     return _Rotation.apply(z, codes)
 

@@ -1,10 +1,10 @@
-"""The nearest code of every vector, in small memory; sums by code; k-means.
+"""Find the nearest code of every vector, in little memory; sums by code; k-means.
 
 No matrix of all vectors by all codes is ever formed. On a CPU, in float32, a compiled search keeps
-the scores in registers (``tessella/kernel/search.cpp``); everywhere else, and where there is no
-compiler, torch compares a block of vectors with all codes at a time. Both compute the score
-``e^2 - 2 z.e`` in the type of the codebook, and of equal scores the lowest index wins, so they
-differ at near-ties alone.
+the scores in registers (``tessella/kernel/search.cpp``); everywhere else, and without a compiler,
+torch compares a block of vectors with all codes at a time. Both compute the score ``e^2 - 2 z.e``
+in the type of the codebook, and of equal scores the lowest index wins, so they only differ at
+near-ties.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from tessella import kernel
 
 ROWS = 2048
-"""Vectors that the search in torch compares at a time."""
+"""Number of vectors that the search in torch compares at a time."""
 
 CODES = 2048
-"""Codes that it compares at a time, which makes 16 MiB of scores. Products of such matrices run at
-the speed of large ones, which those of few vectors with all codes do not."""
+"""Number of codes that it compares at a time. The 16 MiB of scores are large enough for fast matrix
+products, unlike those of few vectors with all codes."""
 
 GPU_ROWS = 8
-"""Times as many vectors on a GPU, which is not busy with fewer."""
+"""Factor for the number of vectors on a GPU, which would not be busy with fewer."""
 
 GROUP = 128
-"""Codes of which torch first finds the least score alone, which it does ten times as fast as least
-score and place."""
+"""Size of the groups of codes for which torch first finds the least score only. That is ten times
+as fast as finding its index too."""
 
 PANEL = 32
-"""Codes that the compiled search takes at a time; it packs them in panels of this many."""
+"""Number of codes in a panel, which the compiled search compares at a time."""
 
 
 @torch.no_grad()
@@ -40,25 +40,31 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor
         codebook: ``[codes, dim]``.
 
     Returns:
-        ``int64 [n]``, the lowest of equally near codes, and the score ``e^2 - 2 z.e`` ``[n]``,
-        which is the squared distance less ``z^2``. A vector that is not finite gets any code.
+        the symbols ``int64 [n]``, the lowest among equally near codes, and the scores ``e^2 - 2
+        z.e`` ``[n]``, which are squared distances minus ``z^2``. A vector that is not finite gets
+        an arbitrary code.
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessella.nearest(vectors, codebook)
-    return _nearest_by_best(vectors, codebook)
+    return _nearest_fastest(vectors, codebook)
 
 
 def cluster(
     vectors: torch.Tensor, symbols: torch.Tensor, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many vectors each code got, ``[codes]``, and their sums ``[codes, dim]``.
+    """The number of vectors of each code, ``[codes]``, and their sums, ``[codes, dim]``.
+
+    Args:
+        vectors: ``[n, dim]``.
+        symbols: the code of each vector, ``int64 [n]``.
+        codes: number of codes.
 
     Raises:
         IndexError: for a symbol that is not in ``[0, codes)``.
     """
     if torch.compiler.is_compiling():
         return torch.ops.tessella.cluster(vectors, symbols, codes)
-    return _cluster_by_best(vectors, symbols, codes)
+    return _cluster_fastest(vectors, symbols, codes)
 
 
 def kmeans(
@@ -66,12 +72,15 @@ def kmeans(
 ) -> torch.Tensor:
     """Codes ``[codes, dim]`` at the clusters of vectors ``[n, dim]``, by Lloyd's algorithm.
 
-    Codes are seeded at vectors drawn with probability proportional to the squared distance from the
-    codes so far, as in k-means++ (Arthur and Vassilvitskii 2007), but twice as many a round
-    (Bahmani et al. 2012).
+    Initial codes are vectors drawn with probability proportional to their squared distance from the
+    codes so far, as in k-means++ (Arthur and Vassilvitskii 2007), but the number of codes doubles
+    in each round (Bahmani et al. 2012).
 
     Args:
-        vectors: at least one, and finite, as squared distances between them must be.
+        vectors: at least one; they and their squared distances must be finite.
+        codes: number of codes.
+        generator: source of random numbers.
+        rounds: rounds of Lloyd's algorithm.
     """
     first = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
     new = vectors[first]
@@ -93,16 +102,16 @@ def kmeans(
     return codebook
 
 
-def _nearest_by_best(
+def _nearest_fastest(
     vectors: torch.Tensor, codebook: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`nearest` by the fastest search that takes these tensors."""
     if _takes_kernel(vectors, codebook):
         return _nearest_compiled(vectors.contiguous(), codebook.contiguous())
-    return _nearest(vectors, codebook)
+    return _nearest_in_torch(vectors, codebook)
 
 
-def _cluster_by_best(
+def _cluster_fastest(
     vectors: torch.Tensor, symbols: torch.Tensor, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`cluster` by the fastest way that takes these tensors."""
@@ -133,7 +142,7 @@ def _nearest_compiled(
     library = kernel.library()
     assert library is not None
     padded = -(-codes // PANEL) * PANEL
-    # Room for the codes in panels and for their squares, which the search fills itself.
+    # Memory for the codes in panels and for their squares, which the search fills itself.
     packed = vectors.new_empty(padded * dim)
     squares = vectors.new_empty(padded)
     symbols = torch.empty(n, dtype=torch.int64)
@@ -162,7 +171,7 @@ def _cluster_compiled(
     assert len(symbols) == len(vectors)
     codes = len(counts)
     if len(symbols):
-        # The library does not check its places in memory.
+        # The library does not check bounds.
         least = int(symbols.min())
         most = int(symbols.max())
         if least < 0 or most >= codes:
@@ -178,7 +187,9 @@ def _cluster_compiled(
     )
 
 
-def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest_in_torch(
+    vectors: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`nearest` in torch."""
     squares = codebook.square().sum(dim=1)
     transposed = codebook.t()
@@ -196,20 +207,20 @@ def _nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tenso
             block = buffer[: shape[0] * shape[1]].view(shape)
             # e^2 - 2 z.e in one product
             torch.addmm(squares[columns], part, transposed[:, columns], alpha=-2, out=block)
-            least, place = _least(block)
+            least, index = _row_minimum(block)
             # Strictly less, so that an earlier block keeps equal scores.
             closer = least < scores[rows]
-            symbols[rows] = torch.where(closer, place + first, symbols[rows])
+            symbols[rows] = torch.where(closer, index + first, symbols[rows])
             scores[rows] = torch.where(closer, least, scores[rows])
     return symbols, scores
 
 
-def _least(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least of each row ``[n, codes]``, and the first place that has it."""
+def _row_minimum(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The minimum of each row of ``[n, codes]``, and the first index that has it."""
     n, codes = scores.shape
     if codes % GROUP or codes == GROUP:
-        least, place = scores.min(dim=1)
-        return least, place
+        least, index = scores.min(dim=1)
+        return least, index
     grouped = scores.view(n, -1, GROUP)
     least, group = grouped.amin(dim=2).min(dim=1)
     within = grouped[torch.arange(n, device=scores.device), group].argmin(dim=1)
@@ -217,9 +228,9 @@ def _least(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _draw_far(distances: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    """Places of vectors, drawn by their squared distances from the nearest code ``[n]``."""
+    """Indices ``[number]`` of vectors, drawn by their squared distances ``[n]`` from all codes."""
     weights = distances.clamp_min(0).cpu().double()
-    # Where all vectors are codes already, any will do.
+    # If all vectors are codes already, any will do.
     weights += 1e-9 * weights.mean() + 1e-30
     chosen = torch.multinomial(
         weights, number, replacement=len(weights) < number, generator=generator
@@ -230,7 +241,7 @@ def _draw_far(distances: torch.Tensor, number: int, generator: torch.Generator) 
 def _nearest_shapes(
     vectors: torch.Tensor, codebook: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Results of :func:`nearest` without values."""
+    """Empty results of :func:`nearest`, with the right shapes."""
     n = vectors.shape[0]
     return codebook.new_empty(n, dtype=torch.int64), codebook.new_empty(n)
 
@@ -238,17 +249,18 @@ def _nearest_shapes(
 def _cluster_shapes(
     vectors: torch.Tensor, symbols: torch.Tensor, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Results of :func:`cluster` without values."""
+    """Empty results of :func:`cluster`, with the right shapes."""
     return vectors.new_empty(codes), vectors.new_empty(codes, vectors.shape[1])
 
 
-# torch.compile must not trace functions that pass addresses to a library. To it they are operators
-# of torch, of which it knows the shapes alone. (The decorator torch.compiler.disable would keep
-# them out as well, but it imports torch._dynamo, which takes longer than the rest of this package.)
+# torch.compile must not trace functions that pass addresses to a library, so they are registered as
+# torch operators of which it knows only the shapes. (The decorator torch.compiler.disable would
+# work too, but it imports torch._dynamo, which takes longer than importing the rest of this
+# package.)
 _OPERATORS = torch.library.Library("tessella", "FRAGMENT")
 _OPERATORS.define("nearest(Tensor vectors, Tensor codebook) -> (Tensor, Tensor)")
 _OPERATORS.define("cluster(Tensor vectors, Tensor symbols, SymInt codes) -> (Tensor, Tensor)")
-_OPERATORS.impl("nearest", _nearest_by_best, "CompositeExplicitAutograd")
-_OPERATORS.impl("cluster", _cluster_by_best, "CompositeExplicitAutograd")
+_OPERATORS.impl("nearest", _nearest_fastest, "CompositeExplicitAutograd")
+_OPERATORS.impl("cluster", _cluster_fastest, "CompositeExplicitAutograd")
 torch.library.register_fake("tessella::nearest", _nearest_shapes, lib=_OPERATORS)
 torch.library.register_fake("tessella::cluster", _cluster_shapes, lib=_OPERATORS)

@@ -7,11 +7,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import JoinedBatch, join, joined_sum, processes
+from tessella.distributed import JoinedBatch, join_batch, process_count, sum_over_processes
 from tessella.tokenizers.quantizers.codebook import (
     as_matrix,
     check_sizes,
-    flagged,
+    flag_not_finite,
     mean_square_of_both,
     straight_through,
     update_counts,
@@ -23,22 +23,22 @@ from tessella.tokenizers.quantizers.usage import perplexity, used_share
 
 
 class SimVQ(Quantizer):
-    """The nearest of K vectors ``e = C W + b``, of which only W and b learn (Zhu et al. 2024).
+    """The nearest of K vectors ``e = C W + b``; only W and b are learned (Zhu et al. 2024).
 
-    C is drawn once from a normal distribution and stays. The optimizer moves all codes together,
-    also those that no vector chooses, so none is left behind. Losses and gradients are those of
+    C is drawn once from a normal distribution and fixed. The optimizer moves all codes together,
+    even those that no vector chooses, so none is left behind. Losses and gradients are those of
     ``vq``.
 
     The first training batch (joined over processes) sets b to the mean of the vectors and W to the
-    root of their covariance, so that the codes start as a normal distribution of the vectors' mean
+    square root of their covariance, so that the codes start as a normal distribution with that mean
     and covariance. The paper starts from a random W and has no b. Random numbers, distribution over
-    processes, precision and batches that teach nothing are as in ``vq``.
+    processes, precision and unusable batches are handled as in ``vq``.
 
     Args:
-        dim: length of a vector.
+        dim: number of components of a vector.
         codebook_size: number of codes K.
         beta: weight of the commitment loss.
-        seed: of C.
+        seed: seed of C.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -69,15 +69,15 @@ class SimVQ(Quantizer):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("fixed", torch.randn(codebook_size, dim, generator=generator))
         self.register_buffer("counts", torch.zeros(codebook_size))
-        # Batches learned from. The map has its first values once this is above 0.
+        # Number of batches learned from. The map is initialized once this is above 0.
         self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         with without_autocast(z):
             wide = z.to(self.counts.dtype)
             vectors = as_matrix(wide.detach(), self.dim)  # [n, dim]
-            batch = join(vectors) if self.training else None
-            if batch is not None and batch.teaches:
+            batch = join_batch(vectors) if self.training else None
+            if batch is not None and batch.usable:
                 if int(self.steps) == 0:
                     self._place(vectors, batch)
                 self.steps += 1
@@ -88,12 +88,12 @@ class SimVQ(Quantizer):
                 "codebook": mean_square_of_both(codes, wide.detach()),
                 "commitment": self.beta * mean_square_of_both(wide, codes.detach()),
             }
-            passed = straight_through(wide, codes.detach()).to(z.dtype)
+            quantized = straight_through(wide, codes.detach()).to(z.dtype)
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 update_counts(self.counts, symbols, batch)
         stats = {"perplexity": perplexity(self.counts), "usage": used_share(self.counts)}
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -107,20 +107,20 @@ class SimVQ(Quantizer):
             return F.embedding(symbols.squeeze(-1), self.codes())
 
     def codes(self) -> torch.Tensor:
-        """The codes: ``[codebook_size, dim]``."""
+        """The codes ``C W + b``: ``[codebook_size, dim]``."""
         return torch.addmm(self.bias, self.fixed, self.weight)
 
     @torch.no_grad()
     def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> None:
         """Give the codes the mean and the covariance of the joined batch."""
-        mean = joined_sum(vectors.sum(dim=0)) / batch.total
+        mean = sum_over_processes(vectors.sum(dim=0)) / batch.total
         centred = vectors - mean
-        covariance = joined_sum(centred.t() @ centred) / batch.total  # [dim, dim]
-        # The symmetric root V sqrt(D) V^T of the covariance V D V^T.
-        # On the CPU in float64: covariances of few vectors are singular.
+        covariance = sum_over_processes(centred.t() @ centred) / batch.total  # [dim, dim]
+        # The symmetric root V sqrt(D) V^T of the covariance V D V^T, on the CPU in float64, since
+        # covariances of few vectors are singular.
         values, axes = torch.linalg.eigh(covariance.cpu().double())
         root = ((axes * values.clamp_min(0).sqrt()) @ axes.t()).to(self.weight)
-        if processes() > 1:
+        if process_count() > 1:
             # Eigenvectors are rounded differently on different machines.
             dist.broadcast(root, 0)
         self.weight.copy_(root)

@@ -1,4 +1,4 @@
-"""Figures of how the codes of a codebook are used."""
+"""Figures about how the codes of a codebook are used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ RARE = 0.01
 
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """``exp`` of the entropy of codes used in proportion to ``counts [codes]``.
+    """The exponential of the entropy of frequencies proportional to ``counts [codes]``.
 
-    It is 1 where nothing was counted.
+    It is 1 if nothing was counted.
     """
-    # The least float keeps 0/0 out; it changes no other quotient.
+    # The smallest float prevents 0/0; it changes no other quotient.
     shares = counts / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return torch.special.entr(shares).sum().exp()
 
@@ -29,10 +29,10 @@ def used_share(counts: torch.Tensor) -> torch.Tensor:
 
 
 class CodeUsage:
-    """Counts of each code, over as many batches as one likes.
+    """Counts how often each code is used, over any number of batches.
 
-    The perplexity of one batch says little: a batch of few images cannot use many codes. Count a
-    whole epoch.
+    Count a whole epoch: the perplexity of a single batch says little, since a batch of few images
+    cannot use many codes.
 
     Args:
         levels: number of codes.
@@ -52,7 +52,7 @@ class CodeUsage:
         Raises:
             InputError: when a symbol is not a code.
         """
-        # uint16 symbols of stored codes have no minimum in torch, so all become int64.
+        # torch has no minimum for the uint16 symbols of stored codes, so all become int64.
         flat = symbols.detach().flatten().long().cpu()
         if flat.numel() == 0:
             return
@@ -74,8 +74,8 @@ class CodeUsage:
 
     @property
     def entropy_bits(self) -> float:
-        """Entropy of the codes' frequencies in bits: the price of a code that is coded by them."""
-        # float64, as counts of a large data set exceed the integers of float32.
+        """Entropy of the codes' frequencies in bits: the mean cost of a code under them."""
+        # In float64, since counts of a large data set can exceed the integers of float32.
         return float(perplexity(self.counts.double()).log2())
 
     @property

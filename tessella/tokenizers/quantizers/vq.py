@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.distributed import JoinedBatch, join
+from tessella.distributed import JoinedBatch, join_batch
 from tessella.tokenizers.construction import check_count
 from tessella.tokenizers.quantizers.codebook import (
-    MOST_DIMENSIONS,
+    MAX_DIMENSIONS,
     as_matrix,
     check_averages,
     check_sizes,
-    first_codes,
-    flagged,
+    codes_at_clusters,
+    flag_not_finite,
     generator_at,
     mean_square_of_both,
     projections,
@@ -36,26 +36,26 @@ class GradientVectorQuantizer(Quantizer):
     Van den Oord et al. (2017), eq. 3: codes learn from ``mean((sg[z] - e)^2)``, vectors from
     ``beta * mean((z - sg[e])^2)`` and, straight through, from the gradient of their code.
 
-    With ``code_dim`` vectors are mapped to fewer dimensions by a linear layer, quantized there, and
-    mapped back by another (as in ViT-VQGAN, Yu et al. 2021, section 3.2); then encoding a decoded
-    symbol need not give it again. With ``cosine`` vectors and codes are scaled to length 1 for
+    With ``code_dim``, a linear layer maps vectors to fewer dimensions, where they are quantized,
+    and another one maps codes back (as in ViT-VQGAN, Yu et al. 2021, section 3.2); encoding a
+    decoded symbol need not return it then. With ``cosine``, vectors and codes are normalized for
     search, losses and result, so that the nearest code is the one at the smallest angle (ibid.).
 
-    The first training batch places the codes by k-means. Afterwards a code whose running count
-    falls below ``revive`` times the mean is dead, and starts the next step at a random vector of
-    its batch; the optimizer's momenta of that code stay. Random numbers, distribution over
-    processes, precision and batches that teach nothing are as in ``vq-ema``; gradients of the
-    codebook are those of the process, and left to the trainer to average.
+    The first training batch initializes the codes by k-means. After that, a code whose running
+    count falls below ``revive`` times the mean is dead, and starts the next step at a random vector
+    of that batch; the optimizer's state for the code is kept. Random numbers, distribution over
+    processes, precision and unusable batches are handled as in ``vq-ema``; gradients of the
+    codebook are those of one process, and the trainer averages them.
 
     Args:
-        dim: length of a vector.
+        dim: number of components of a vector.
         codebook_size: number of codes K.
-        code_dim: length of a code; 0 for ``dim``, without linear layers.
-        cosine: whether vectors and codes have length 1.
+        code_dim: number of components of a code; 0 for ``dim``, without linear layers.
+        cosine: whether vectors and codes are normalized to unit length.
         beta: weight of the commitment loss.
-        decay: of the running counts, a step.
-        revive: share of the mean count below which a code is dead; 0 switches revival off.
-        seed: of first places and revival.
+        decay: decay of the running counts per step.
+        revive: share of the mean count below which a code is dead; 0 disables revival.
+        seed: seed of initialization and revival.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -87,9 +87,9 @@ class GradientVectorQuantizer(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("code_dim (0 for dim)", code_dim, 0, MOST_DIMENSIONS)
+        check_count("code_dim (0 for dim)", code_dim, 0, MAX_DIMENSIONS)
         check_sizes(dim, codebook_size, beta)
-        # Codes may be longer than vectors, so their size is checked by itself.
+        # Codes may be longer than vectors, so their size is checked separately.
         check_sizes(code_dim or dim, codebook_size)
         check_averages(decay, revive)
         self.dim = dim
@@ -105,7 +105,7 @@ class GradientVectorQuantizer(Quantizer):
         self.steps: torch.Tensor
         self.seed: torch.Tensor
         self.register_buffer("counts", torch.zeros(codebook_size))
-        # Batches learned from. The codes have their first places once this is above 0.
+        # Number of batches learned from. The codes are initialized once this is above 0.
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("seed", torch.tensor(seed))
 
@@ -125,9 +125,9 @@ class GradientVectorQuantizer(Quantizer):
             batch: JoinedBatch | None = None
             revived = self.counts.new_zeros(())
             if self.training:
-                # Scaling to length 1 hides huge values, so they are looked for before it too.
+                # Normalization hides huge values, so the vectors are also checked before it.
                 given = as_matrix(z.detach().to(self.counts.dtype), self.dim)
-                batch = join(vectors, given)
+                batch = join_batch(vectors, given)
                 revived = self._place(vectors, batch)
             table = self.codes()
             symbols, _ = nearest(vectors, table.detach())  # [n]
@@ -136,17 +136,17 @@ class GradientVectorQuantizer(Quantizer):
                 "codebook": mean_square_of_both(codes, inner.detach()),
                 "commitment": self.beta * mean_square_of_both(inner, codes.detach()),
             }
-            # The codebook learns from its loss alone; the widening layer learns from this.
-            passed = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
+            # The codebook only learns from its loss; the layer that maps back learns from this.
+            quantized = self.widen(straight_through(inner, codes.detach())).to(z.dtype)
             if batch is not None:
-                losses = flagged(losses, batch)
+                losses = flag_not_finite(losses, batch)
                 update_counts(self.counts, symbols, batch, self.decay)
         stats = {
             "perplexity": perplexity(self.counts),
             "usage": used_share(self.counts),
             "revived": revived,
         }
-        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), passed, losses, stats)
+        return QuantizerOutput(symbols.view(*z.shape[:-1], 1), quantized, losses, stats)
 
     @torch.no_grad()
     def encode(self, z: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class GradientVectorQuantizer(Quantizer):
             return self.widen(F.embedding(symbols.squeeze(-1), self.codes()))
 
     def codes(self) -> torch.Tensor:
-        """The codes as vectors are compared with them: ``[codebook_size, code_dim]``."""
+        """The codes, as they are compared with vectors: ``[codebook_size, code_dim]``."""
         return self._scaled(self.codebook)
 
     def _inner(self, z: torch.Tensor) -> torch.Tensor:
@@ -172,24 +172,25 @@ class GradientVectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _place(self, vectors: torch.Tensor, batch: JoinedBatch) -> torch.Tensor:
-        """Give codes their place in the first step, and dead ones a new place later.
+        """Initialize the codes in the first step, and revive dead ones in later steps.
 
-        This comes before the search, since the graph of a step keeps the codes it began with.
+        This comes before the search, since codes must not change while the graph of a step refers
+        to them.
 
         Returns:
             The number of codes revived.
         """
-        if not batch.teaches:
+        if not batch.usable:
             return self.counts.new_zeros(())
         step = int(self.steps)
         generator = generator_at(self.seed, step)
         dead = self.counts < self.revive * self.counts.mean()
         if step == 0:
-            self.codebook.copy_(first_codes(vectors, batch, self.levels, generator))
+            self.codebook.copy_(codes_at_clusters(vectors, batch, self.levels, generator))
         elif bool(dead.any()):
             rows = random_vectors(vectors, batch, self.levels, generator)
             self.codebook.copy_(torch.where(dead.unsqueeze(1), rows, self.codebook))
-            # An average count spares a code the next revival until it could attract vectors.
+            # With an average count, a code is not revived again before it could attract vectors.
             self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
         self.steps += 1
         return dead.sum().to(self.counts.dtype)
