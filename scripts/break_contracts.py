@@ -299,17 +299,22 @@ def main() -> int:
         return int(bool(problems))
 
     results = read_results()
-    chosen = []
+    first = []
+    later = []
     for mutation in choose(mutations, arguments.words):
         known = results.get(mutation.breaks)
         if mutation.problem(ROOT / "tessella"):
             continue
         if arguments.missing and known is not None and still_holds(known, mutation):
             continue
-        chosen.append(mutation)
+        # Those that nothing is known of come first: a run may be interrupted.
+        if known is not None and known.noticed:
+            later.append(mutation)
+        else:
+            first.append(mutation)
 
     unnoticed = 0
-    for result in measure_all(chosen, current_commit(), arguments.jobs):
+    for result in measure_all([*first, *later], current_commit(), arguments.jobs):
         breaks = result.mutation.breaks
         results[breaks] = result
         write_results(results, mutations)
