@@ -685,7 +685,7 @@ def test_codes_that_are_not_learned_are_judged_once_the_run_has_taken_enough_ste
     alike = Examples([torch.full((1000, 8, 8, 1), 128, dtype=torch.uint8)])
     for _ in range(3):
         task.validate(tokenizer, alike, 500, steps=10)
-    with pytest.warns(TessellaWarning, match="collapsed"):
+    with pytest.warns(TessellaWarning, match="collapsed"):  # noqa: PT031 - the second time warns
         for _ in range(2):
             task.validate(tokenizer, alike, 500, steps=10**6)
 
