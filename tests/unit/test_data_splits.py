@@ -134,3 +134,15 @@ def test_twenty_training_files_give_one_and_fewer_none() -> None:
     for count, taken in ((20, 1), (19, 0)):
         some = [*names[:count], "test/x.png"]
         assert by_folders(some, [name.split("/")[0] for name in some])[0].count("valid") == taken
+
+
+def test_the_last_training_file_stays_whatever_its_place() -> None:
+    low = []
+    for i in range(500):
+        name = f"train/{i}.png"
+        place = int(hashlib.sha256(f"tessella split:{name}".encode()).hexdigest()[:16], 16) / 2**64
+        if place < 0.05:
+            low.append(name)
+    assert by_folders([low[0], "test/x.png"], ["train", "test"])[0] == ["train", "test"]
+    splits, _ = by_folders([*low[:2], "test/x.png"], ["train", "train", "test"])
+    assert sorted(splits) == ["test", "train", "valid"]
