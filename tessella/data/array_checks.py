@@ -78,6 +78,14 @@ def _check_three_axes(shape: list[int], title: str) -> None:
             f"{title} has the shape {shape}, which looks like one colour picture "
             f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
         )
+    # Images 1 or 2 pixels wide are as rare; only a single row of pixels may be that short.
+    if last in (1, 2) and middle > last and first > 1:
+        pictures = "2 grey pictures" if last == 2 else "one grey picture"
+        raise InputError(
+            f"{title} has the shape {shape}, which looks like {pictures} of {first}x{middle} with "
+            f"the number or the channels last; {_ALLOWED}. {grey}; to put the last axis first, "
+            f"{_save('x.transpose(2, 0, 1)')}"
+        )
     # Three grey images are possible too, so this only warns.
     if first in (3, 4) and middle > first and last > first:
         warn_caller(
