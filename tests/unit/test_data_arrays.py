@@ -83,12 +83,30 @@ def test_images_of_6_bits_are_read_with_a_warning(tmp_path: Path) -> None:
 def test_dark_images_are_read(tmp_path: Path) -> None:
     """One dark image among others, a single dark picture, and a data set said to be dark."""
     bright = RANDOM.integers(0, 256, (30, 6, 6), dtype=np.uint8)
-    bright[3:] //= 200
+    bright[:3] //= 200
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read(tmp_path, train=bright)) == 26
         assert len(read(tmp_path, train=RANDOM.integers(0, 12, (1, 6, 6), dtype=np.uint8))) == 1
         assert read(tmp_path, train=binary(), levels=256).levels == 256
+
+
+@pytest.mark.parametrize(("high", "shades"), [(3, 4), (1, 2), (31, 32)], ids=str)
+def test_a_few_bright_images_among_dark_ones_do_not_hide_these(
+    tmp_path: Path, high: int, shades: int
+) -> None:
+    x = RANDOM.integers(0, high + 1, (101, 6, 6), dtype=np.uint8)
+    x[7] = 255
+    says = rf"few of the 101 images of 'train' .* above {high};.*{shades} shades"
+    with pytest.warns(TessellaWarning, match=says):
+        read(tmp_path, train=x)
+    # Said to be dark, or mostly empty: nothing to warn of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(tmp_path, train=x, levels=256)
+        x[20:] = 0
+        x[40:] = RANDOM.integers(0, 2, (61, 6, 6), dtype=np.uint8) * 255
+        read(tmp_path, train=x)
 
 
 def test_packed_bits_of_one_value_are_read_with_a_warning(tmp_path: Path) -> None:
