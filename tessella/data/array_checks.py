@@ -55,7 +55,9 @@ def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray
 def check_shape(shape: Sequence[int], title: str) -> None:
     """Raise :class:`InputError` unless a shape can only be that of images."""
     shape = list(shape)
-    # An axis of length 0 has no images or no pixels, and falls through to the last line.
+    if len(shape) > 1 and shape[0] == 0:
+        raise InputError(f"{title} has the shape {shape}: there are no images in it")
+    # An axis of length 0 leaves no pixels, and falls through to the last line.
     if len(shape) == 3 and 0 not in shape:
         _check_three_axes(shape, title)
         return

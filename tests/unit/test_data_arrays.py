@@ -226,6 +226,12 @@ def test_shapes_of_images_pass(shape: tuple[int, ...]) -> None:
         check_shape(shape, "x")
 
 
+@pytest.mark.parametrize("shape", [(0, 8, 8), (0, 8, 8, 3), (0, 784)])
+def test_an_array_without_images_says_so(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="there are no images in it"):
+        check_shape(shape, "x")
+
+
 @pytest.mark.parametrize("shape", [(48, 64, 3, 1), (32, 32, 3, 1)])
 def test_narrow_grey_images_are_read_with_a_warning(shape: tuple[int, ...]) -> None:
     with pytest.warns(TessellaWarning, match=r"taken for \d+ grey images of \d+x3"):
