@@ -252,7 +252,8 @@ def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
 
 def _usual_maximum(array: np.ndarray) -> int:
     """The value that nine in ten images do not exceed; 255 if nearly all images are blank."""
-    maxima = array.reshape(len(array), -1).max(axis=1)  # [n]
+    # Over axes, not over a reshaped array, which may be a copy as large as the data set.
+    maxima = array.max(axis=tuple(range(1, array.ndim)))  # [n]
     # Empty masks and frames say nothing about the range of the others.
     maxima = np.sort(maxima[maxima > 0])
     if len(maxima) < LEAST_IMAGES:

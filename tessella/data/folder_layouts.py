@@ -1,10 +1,11 @@
 """How a folder of images is divided into splits and classes.
 
 Usually the sub-folders decide: the upper ones are splits if they are named like splits, and those
-below are classes. Some published data sets come with lists of splits and classes instead. The
-layouts of Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and so is a list of
-labels in a CSV file (:mod:`tessella.data.label_lists`). A list must be complete: an image that it
-does not name is an error, since any guess about it may be wrong.
+below are classes. Splits inside of classes, and masks beside images, are refused
+(:mod:`tessella.data.mixed_folders`). Some published data sets come with lists of splits and
+classes instead. The layouts of Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and
+so is a list of labels in a CSV file (:mod:`tessella.data.label_lists`). A list must be complete: an
+image that it does not name is an error, since any guess about it may be wrong.
 """
 
 from __future__ import annotations

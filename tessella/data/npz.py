@@ -85,7 +85,8 @@ class NpzSource(Source):
         Raises:
             DataError: when the file is missing, damaged, or expands to an implausible size, or when
                 it has no array for this split; the message lists its keys.
-            InputError: when an array has another type, shape or range.
+            InputError: when an array has another type, shape or range, or when a held-out split
+                has labels that train lacks.
         """
         location = self.locate(path)
         if not zipfile.is_zipfile(location):
