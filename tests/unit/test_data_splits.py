@@ -102,6 +102,10 @@ def test_unknown_split() -> None:
         (["train", "training"], False),
         (["train", "test", "cat"], False),
         (["train"], False),
+        (["train2017", "val2017", "test_2017"], True),
+        (["train", "test1"], True),
+        (["train1", "train2", "test1", "test2"], False),
+        (["trainA", "testA"], False),
     ],
 )
 def test_folders_that_are_splits(folders: list[str], expected: bool) -> None:
