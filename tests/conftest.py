@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,11 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: TESSELLA_TEST_DATA names the one with the real images")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    """Forget the plugins that a test loaded: where one is loaded, unknown names are not refused."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("tessella_plugin_")]:
+        del sys.modules[name]

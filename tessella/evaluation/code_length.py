@@ -87,7 +87,7 @@ class CodeLength(Aspect):
             per_code: list[float] = []
             for level, grid in enumerate(self.model.grids):
                 per_code.append(grid.bits_per_dim(float(measured.values[f"nats_{level}"].mean())))
-            figures["bits_per_code_grid_nats"] = per_code
+            figures["bits_per_code_of_grids"] = per_code
         if "baseline_nats" in measured.values:
             baseline = float(measured.values["baseline_nats"].mean())
             figures["baseline_bits_per_dim"] = baseline * to_bits

@@ -92,8 +92,8 @@ def test_what_only_training_needs_is_left_out(taming: tuple[Tensors, Tensors]) -
             {"decoder.up.0.attn.0.q.weight": torch.ones(2)},
             r"1 unknown \(decoder.up.0.attn.0.q.weight\)",
         ),
-        ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias would be \[3\]"),
-        ({"quant_conv.weight": None}, "quant_conv.weight.* gives a size and is missing"),
+        ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias makes a tensor \[3\]"),
+        ({"quant_conv.weight": None}, "quant_conv.weight.*shows a size, is missing"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
