@@ -116,10 +116,10 @@ def images_of(
         return images, identity
     if isinstance(images, StoredImages):
         return ImageSet(images, classes), _identity(images.shape, images.sha256)
+    check_images(images)  # a tensor as such, so that the message is about tensors
     if isinstance(images, torch.Tensor):
         images = images.cpu().numpy()
     array = np.asarray(images)
-    check_images(array)
     if classes is not None and classes.shape != (len(array),):
         raise InputError(f"labels must have shape [{len(array)}], got {list(classes.shape)}")
     digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
