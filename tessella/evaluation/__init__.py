@@ -158,4 +158,10 @@ def _model_of(run: Path | str | SavedModel | DensityModel) -> SavedModel:
         return load_saved(run)
     if isinstance(run, DensityModel):
         return pixel_generator(run)
+    # Whoever passes something else has not read the annotation.
+    if not isinstance(run, SavedModel):
+        raise InputError(
+            "evaluate takes a run directory, the name of a bundled model, or a model; got "
+            f"{type(run).__name__}"
+        )
     return run

@@ -78,6 +78,8 @@ def check_images_argument(images: object, name: str = "images") -> None:
     # An iterator hands out itself: there is no second pass.
     if is_stream(images) and iter(images) is images:
         raise InputError(f"{name}: {ONE_PASS}")
+    if isinstance(images, (list, tuple)) and not images:
+        raise InputError(f"{name} is empty: there are no images")
     if not is_stream(images) and not hasattr(images, "__len__"):
         raise InputError(
             f"{name} must be an array uint8 [n, height, width, channels], an ImageSet or an"
@@ -362,10 +364,12 @@ def _checked_pixels(
     x = _as_tensor(images)
     if x.dtype != torch.uint8 and model.kind == "density-model":
         return None
+    # Checked as they were given, so that a message has the line for arrays or that for tensors.
     if tokenizer is not None and model.kind == "density-model":
-        return check_images(x, tokenizer.channels)
+        check_images(images, tokenizer.channels)
+        return x
     grid = _image_grid(model)
-    x = check_images(x, grid.channels)
+    check_images(images, grid.channels)
     if tuple(x.shape[1:3]) != (grid.height, grid.width):
         raise InputError(
             f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}"

@@ -1,0 +1,109 @@
+"""What a user passes to the public functions by mistake, and what the refusal says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import tessella as ts
+from tessella.config import TrainConfig
+from tessella.errors import ConfigError, InputError
+
+GRID = ts.Grid(8, 8, 1, levels=17)
+
+
+def images(n: int = 30) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1)).astype(np.uint8)
+
+
+def tiny(grid: ts.Grid = GRID) -> Any:
+    return ts.create("gated-pixelcnn", grid, layers=1, hidden=4)
+
+
+def train(out: Path, given: Any, model: Any = None, **options: Any) -> Any:
+    model = tiny() if model is None else model
+    options = {"steps": 1, "batch": 4, "device": "cpu", "say": lambda line: None} | options
+    return ts.train(model, given, out=out, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (torch.rand(4, 8, 8, 1), r"\(images \* 255\)\.round\(\)\.to\(torch\.uint8\)"),
+        (torch.zeros(4, 8, 8, 1, dtype=torch.bool), r"images\.to\(torch\.uint8\) \* 255"),
+        (torch.zeros(4, 8, 8, 1, dtype=torch.int64), r"images\.to\(torch\.uint8\)$"),
+        (np.zeros((4, 8, 8, 1)), r"np\.round\(images \* 255\)\.astype\(np\.uint8\)"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), r"images\.movedim\(1, -1\)"),
+    ],
+)
+def test_the_line_that_converts_images_is_for_what_was_given(given: Any, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        ts.load("digits").encode(given)
+    with pytest.raises(InputError, match=line):
+        ts.load("digits-vqvae").encode(given)
+    # An image with one row of pixels is allowed where the channels are not known.
+    if given.shape[-1] == 1:
+        with pytest.raises(InputError, match=line):
+            ts.evaluate("digits", given)
+
+
+@pytest.mark.parametrize("given", [torch.rand(20, 8, 8, 1), np.zeros((20, 8, 8, 1))])
+def test_training_names_the_line_for_what_was_given(tmp_path: Path, given: Any) -> None:
+    line = r"np\.round\(images"
+    if isinstance(given, torch.Tensor):
+        line = r"\.round\(\)\.to\(torch\.uint8\)"
+    with pytest.raises(InputError, match=line):
+        train(tmp_path / "run", given, valid=images())
+
+
+@pytest.mark.parametrize("run", [None, 5])
+def test_a_run_that_is_no_path_is_refused(run: Any) -> None:
+    with pytest.raises(InputError, match="path of its directory"):
+        ts.load(run)
+    with pytest.raises(InputError, match="evaluate takes a run directory"):
+        ts.evaluate(run, images())
+
+
+def test_a_model_is_saved_to_a_path() -> None:
+    wrong: Any = 5
+    with pytest.raises(InputError, match="named by its path, got int"):
+        ts.load("digits").save(wrong)
+
+
+@pytest.mark.parametrize(
+    "items", [["a", "b"], [None, None], ["abc", "def", "ghi"], [("a", "b"), ("c", "d")]]
+)
+def test_an_iterable_of_other_things_than_numbers_is_refused(tmp_path: Path, items: Any) -> None:
+    loader: Any = DataLoader(items, 2, collate_fn=lambda batch: batch)
+    with pytest.raises(InputError):
+        train(tmp_path / "run", loader, valid=images())
+
+
+def test_labels_of_an_iterable_must_be_integers(tmp_path: Path) -> None:
+    model = ts.create("gated-pixelcnn", GRID, classes=2, layers=1, hidden=4)
+    loader: Any = DataLoader([(images(4), ["a"] * 4)], None)
+    with pytest.raises(InputError, match="labels must be integers"):
+        train(tmp_path / "run", loader, model, valid=images(4), valid_labels=[0, 1, 0, 1])
+
+
+def test_no_images_at_all_are_called_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no images"):
+        train(tmp_path / "run", [])
+    with pytest.raises(InputError, match="valid is empty: there are no images"):
+        train(tmp_path / "run", images(), valid=[])
+
+
+@pytest.mark.parametrize("steps", [10**13, 10**30, 10**400])
+def test_steps_are_bounded(tmp_path: Path, steps: int) -> None:
+    with pytest.raises(ConfigError, match=r"train\.steps must be at most 1000000000000, got"):
+        train(tmp_path / "run", images(), steps=steps)
+
+
+def test_minutes_must_be_finite() -> None:
+    with pytest.raises(ConfigError, match=r"train\.minutes must be finite and at least 0"):
+        TrainConfig(minutes=float("inf"))
