@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tessella.config import AdversarialConfig, Recipe, TrainConfig
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, create_prior
+from tessella.nn.outline import machine_memory
 from tessella.pipeline import load, pixel_generator
 from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer, create_tokenizer
@@ -109,11 +109,6 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
         _check_memory(construct(recipe, images, tokenizer))
     return construct(recipe, images, tokenizer)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def build_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:

@@ -23,6 +23,7 @@ from tessella import data, files
 from tessella.config import Recipe, TrainConfig, TrainOptions
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
+from tessella.nn.outline import machine_memory
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
 from tessella.training import build, loop, prepare, schedule
@@ -442,7 +443,7 @@ def _check_batch(train: TrainingData, batch: int) -> None:
     itemsize = 1 if train.examples.pixels else 8
     bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
     needed = batch * bytes_each
-    memory = build.machine_memory()
+    memory = machine_memory()
     if needed > memory // 4:
         raise ConfigError(
             f"train.batch={batch} examples take {files.byte_count(needed)} before the"

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 import tessella as ts
 from tessella.config import TrainConfig
 from tessella.errors import ConfigError, InputError
+from tessella.nn import outline
 
 GRID = ts.Grid(8, 8, 1, levels=17)
 
@@ -107,3 +108,45 @@ def test_steps_are_bounded(tmp_path: Path, steps: int) -> None:
 def test_minutes_must_be_finite() -> None:
     with pytest.raises(ConfigError, match=r"train\.minutes must be finite and at least 0"):
         TrainConfig(minutes=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hidden": 10**9}, "^hidden must be at most 1048576, got 1000000000"),
+        ({"layers": 10**6}, "^layers must be at most 1000, got 1000000"),
+        ({"hidden": 10**6}, "a network of these sizes has .* G parameters .* this machine has"),
+        ({"classes": 10**12}, "a network of these sizes has"),
+        ({"kernel": 2**19 + 1, "hidden": 2**19}, "no machine can hold|of these sizes"),
+    ],
+)
+def test_a_model_that_no_machine_can_hold_is_refused(sizes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ts.create("gated-pixelcnn", GRID, **sizes)
+
+
+def test_a_tokenizer_and_a_vae_that_no_machine_can_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images_of: Any = {"image_size": (8, 8), "channels": 1}
+    with pytest.raises(ConfigError, match="^hidden must be at most 1048576"):
+        ts.create_tokenizer("vqvae", hidden=10**9, **images_of)
+    with pytest.raises(ConfigError, match="^hidden must be at most 1048576"):
+        ts.create_vae(hidden=10**9, **images_of)
+    # On a smaller machine sizes that are allowed elsewhere are refused as well.
+    monkeypatch.setattr(outline, "machine_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match="a network of these sizes has"):
+        ts.create_tokenizer("vqvae", **images_of)
+    with pytest.raises(ConfigError, match="a network of these sizes has"):
+        ts.create_vae(**images_of)
+
+
+def test_looking_at_sizes_first_changes_no_weight_and_no_random_number() -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = ts.create("made", GRID, hidden=8, seed=3)
+    again = ts.create("made", GRID, hidden=8, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert not one.is_meta

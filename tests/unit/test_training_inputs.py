@@ -198,7 +198,7 @@ def test_arguments_of_a_wrong_type_or_size_are_refused(
 def test_a_batch_beyond_this_machine_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "machine_memory", lambda: 1_000_000)
+    monkeypatch.setattr(trainer, "machine_memory", lambda: 1_000_000)
     with pytest.raises(ConfigError, match=r"train.batch=65536 examples take .* 36 training images"):
         train(tmp_path / "run", images(), batch=65536)
 
