@@ -19,7 +19,7 @@ from torch import nn
 from tessella.errors import ConfigError, InputError, check_integer
 from tessella.grid import LN2, Grid
 from tessella.names import check_sizes
-from tessella.nn.outline import build_within_memory
+from tessella.nn.outline import IN_PARTS, build_within_memory, check_drawn
 from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
@@ -324,6 +324,8 @@ class VAE(nn.Module):
         pixels: Literal["mean", "draw"] = "mean",
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, h, w, channels]``. Arguments as of :meth:`batches`."""
+        count = check_integer("n", n, least=1) - check_integer("start", start)
+        check_drawn(count, self.image_grid.symbols, IN_PARTS)
         return torch.cat(list(self.batches(n, seed, batch, start, watch=watch, pixels=pixels)))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Networks built without memory first, so that one that no machine can hold is refused at once."""
+"""What does not fit into memory is refused before the work: networks, and images to be drawn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, InputError
 from tessella.files import byte_count
 
 N = TypeVar("N", bound=nn.Module)
 
 TOO_LARGE = ("overflow", "too large", "can't allocate memory", "invalid size")
 """Words of torch's errors about tensors that cannot exist."""
+
+IN_PARTS = (
+    "batches() yields one batch after another, and tessella sample --out DIRECTORY writes them to"
+    " files"
+)
+"""What draws more images than memory holds, for a message."""
 
 
 def machine_memory() -> int:
@@ -41,6 +47,25 @@ def build_within_memory(construct: Callable[[], N]) -> N:
     with contextlib.suppress(RuntimeError, NotImplementedError):
         _check_memory(_outline(construct))
     return construct()
+
+
+def check_drawn(n: int, bytes_each: int, advice: str) -> None:
+    """Refuse a number of images that together do not fit into this machine's memory.
+
+    Args:
+        n: images to be drawn.
+        bytes_each: memory of the result for one of them.
+        advice: what draws so many, for the message.
+
+    Raises:
+        InputError: naming what they take and what there is.
+    """
+    memory = machine_memory()
+    if n * bytes_each > memory:
+        raise InputError(
+            f"n={n} images take {byte_count(n * bytes_each)} together, and this machine has"
+            f" {byte_count(memory)}: {advice}"
+        )
 
 
 def _outline(construct: Callable[[], N]) -> N:

@@ -18,6 +18,7 @@ from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
+from tessella.nn.outline import IN_PARTS, check_drawn
 from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
@@ -144,6 +145,8 @@ class Generator:
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
+        count = check_integer("n", n, least=1) - check_integer("start", start)
+        check_drawn(count, self.image_grid.symbols, IN_PARTS)
         # Checked and drawn as batches are, so that both give the same images.
         drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:

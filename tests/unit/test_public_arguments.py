@@ -150,3 +150,26 @@ def test_looking_at_sizes_first_changes_no_weight_and_no_random_number() -> None
     for one, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
         assert not one.is_meta
+
+
+def test_more_images_than_memory_holds_are_refused_at_once() -> None:
+    many = 10**12
+    model = tiny()
+    with pytest.raises(InputError, match=r"n=1000000000000 images take .* in parts.* --out"):
+        ts.sample(model, n=many)
+    with pytest.raises(InputError, match="in parts"):
+        next(ts.stream(model, n=many))
+    generator = ts.load("digits")
+    with pytest.raises(InputError, match=r"batches\(\) yields one batch.* --out DIRECTORY"):
+        generator.sample(many)
+    # One batch after another takes the memory of one, so it is not refused.
+    first = next(generator.batches(many, batch=2, method="naive"))
+    assert first.shape == (2, 8, 8, 1)
+    # The last of many are only a few.
+    assert len(generator.sample(many, start=many - 2, method="naive")) == 2
+
+
+def test_a_vae_refuses_more_images_than_memory_holds() -> None:
+    vae = ts.create_vae(image_size=(8, 8), channels=1, hidden=4, latent=2)
+    with pytest.raises(InputError, match=r"batches\(\) yields one batch after another"):
+        vae.sample(10**12)

@@ -20,7 +20,7 @@ import tessella as ts
 from tessella.config import Recipe, TrainConfig, TrainOptions, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
-from tessella.training import build, loop, train_recipe, trainer
+from tessella.training import loop, train_recipe, trainer
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
 
