@@ -23,7 +23,7 @@ from tessella.evaluation.image_source import (
     images_of,
     overlap_with,
     save_seen,
-    steps_of,
+    tokenizer_steps_of,
     trained_on,
     with_classes_of,
 )
@@ -53,6 +53,7 @@ __all__ = [
     "measure",
     "per_image",
     "save_seen",
+    "tokenizer_steps_of",
     "trained_on",
 ]
 
@@ -139,10 +140,7 @@ def assess(
         classes = chosen.labels
     measured = measure(model, chosen.images, classes, batch, path)
     figures: dict[str, JSONValue] = {"images": len(chosen)}
-    steps = None
-    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
-    if model.kind == "tokenizer":
-        steps = steps_of(path)
+    steps = tokenizer_steps_of(path, model.kind)
     # Figures of all processes' images; every process computes them from the same numbers.
     for aspect in aspects_of(model, tokenizer_steps=steps):
         figures |= aspect.figures(measured)

@@ -286,3 +286,22 @@ def steps_of(run: Path | None) -> int | None:
         return None
     progress = read_run_record(run).get("progress") or {}
     return progress.get("step")
+
+
+def tokenizer_steps_of(run: Path | None, kind: str) -> int | None:
+    """Optimizer steps that the tokenizer of a run took; None where nobody says.
+
+    Args:
+        run: the directory of a tokenizer or of a two-stage model.
+        kind: of the model in it.
+    """
+    if run is None or kind == "tokenizer":
+        return steps_of(run)
+    # The record of a two-stage run has the steps of its prior, and names the tokenizer's run.
+    prior_of = (read_run_record(run).get("recipe") or {}).get("prior_of")
+    if not prior_of:
+        return None
+    try:
+        return steps_of(locate(prior_of))
+    except TessellaError:
+        return None  # that run is gone, or damaged

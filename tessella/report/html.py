@@ -17,7 +17,7 @@ from pathlib import Path
 import tessella
 from tessella import data, files
 from tessella.errors import InputError, TessellaError, check_integer
-from tessella.evaluation import as_scored, check_fit, data_config
+from tessella.evaluation import as_scored, check_fit, data_config, tokenizer_steps_of
 from tessella.pipeline import (
     SavedModel,
     is_bundled,
@@ -132,7 +132,8 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
         try:
             if images is not None:
                 parts.pictures.append(rebuilt(tokenizer, images))
-            parts.codebook = codebooks(tokenizer, images)
+            steps = tokenizer_steps_of(path, model.kind)
+            parts.codebook = codebooks(tokenizer, images, steps)
         except TessellaError as error:
             parts.notes.append(f"Some pictures of the tokenizer are missing: {error}")
     return parts
