@@ -179,7 +179,7 @@ def _page(facts: run_summary.RunFacts, parts: _Parts) -> str:
     notes = [*facts["problems"], *parts.notes]
     plots = []
     if can_plot():
-        plots = curve_plots(facts["curves"])
+        plots = curve_plots(facts["curves"], run_summary.of_codes(facts))
     else:
         notes.append(
             f"There are no plots of the curves and of the codes' use: {MISSING_MATPLOTLIB}"
@@ -208,7 +208,7 @@ def _figure_tables(facts: run_summary.RunFacts) -> list[tuple[str, list[Row]]]:
     best = facts["validation"]
     if best["figures"]:
         title = f"validation images, during training; the best, at step {best['step'] or 0:,}"
-        tables.append((title, run_summary.figure_rows(best["figures"])))
+        tables.append((title, run_summary.validation_rows(facts)))
     return tables
 
 

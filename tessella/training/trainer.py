@@ -546,7 +546,7 @@ def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
     if stopped:
         ending = f"interrupted: tessella train --resume {out} goes on"
     return (
-        f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f}"
+        f"step {progress.step}, {progress.seconds:.0f} s: best {task.shown_metric} {progress.best:.4f}"
         f" at step {progress.best_step}{reason}; {ending}"
     )
 

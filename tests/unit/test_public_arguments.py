@@ -14,6 +14,7 @@ import tessella as ts
 from tessella.config import TrainConfig
 from tessella.errors import ConfigError, InputError
 from tessella.nn import outline
+from tessella.report.run_summary import describe, render
 
 GRID = ts.Grid(8, 8, 1, levels=17)
 
@@ -173,3 +174,22 @@ def test_a_vae_refuses_more_images_than_memory_holds() -> None:
     vae = ts.create_vae(image_size=(8, 8), channels=1, hidden=4, latent=2)
     with pytest.raises(InputError, match=r"batches\(\) yields one batch after another"):
         vae.sample(10**12)
+
+
+def test_a_prior_is_told_of_in_bits_a_code(tmp_path: Path) -> None:
+    said: list[str] = []
+    tokenizer = ts.load("digits-vqvae")
+    prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=1, hidden=4)
+    options = {"steps": 3, "validate_every": 1, "batch": 4, "device": "cpu", "say": said.append}
+    ts.train(prior, images(), out=tmp_path / "run", tokenizer=tokenizer, **options)
+    assert "best bits_per_code " in said[-1]
+    facts = describe(tmp_path / "run")
+    # What is stored keeps its name, for other programs.
+    assert set(facts["validation"]["figures"]) == {"bits_per_dim"}
+    text = render(facts)
+    assert "bits/code; best, at step" in text
+    assert "bits/code by step" in text or "bits_per_code" in text
+    assert "bits/dim" not in text
+    ts.train(tiny(), images(), out=tmp_path / "pixels", **options)
+    assert "best bits_per_dim " in said[-1]
+    assert "bits/dim; best, at step" in render(describe(tmp_path / "pixels"))
