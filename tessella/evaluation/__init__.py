@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tessella.data.array_checks import check_scale
 from tessella.errors import InputError, check_integer
 from tessella.evaluation.aspect import Measured
 from tessella.evaluation.bounds import pixel_bounds
@@ -38,6 +39,7 @@ from tessella.pipeline import (
     load_saved,
     locate,
     pixel_generator,
+    pixel_levels,
 )
 
 __all__ = [
@@ -129,6 +131,8 @@ def assess(
     # A mean of nothing would be no number.
     if not len(chosen):
         raise InputError("there are no images to evaluate")
+    # Arrays do not say how they were scaled; sets were checked as they were read.
+    check_scale(images, pixel_levels(model) or 0)
     # Before anything is measured, so that the refusal comes at once.
     check_fit(model, described, chosen)
     # Labels that a model cannot use are left alone: tokenizers and VAEs take none.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella import files, sampling
+from tessella.data.array_checks import check_scale
 from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
@@ -123,6 +124,13 @@ class Generator:
     def image_grid(self) -> Grid:
         """The images as a grid of pixels with 256 levels."""
         return self.tokenizer.image_grid
+
+    @property
+    def _pixel_levels(self) -> int:
+        """Levels of a pixel in the model; 0 where the symbols are codes."""
+        if self.two_stage:
+            return 0
+        return self.grids[0].levels
 
     def components(self) -> dict[str, nn.Module]:
         """The networks to save, by role: a pixel model has one, its prior."""
@@ -253,14 +261,16 @@ class Generator:
             InputError: for images of another type or size.
         """
         # Tokenizers take images of other sizes as well, but the prior's grid is fixed.
-        images = check_images(images, self.tokenizer.channels)
+        checked = check_images(images, self.tokenizer.channels)
         height, width = self.tokenizer.image_size
-        if tuple(images.shape[1:3]) != (height, width):
+        if tuple(checked.shape[1:3]) != (height, width):
             raise InputError(
                 f"the model takes images of {height}x{width}, "
-                f"got {images.shape[1]}x{images.shape[2]}"
+                f"got {checked.shape[1]}x{checked.shape[2]}"
             )
-        return self.tokenizer.encode(images)
+        # Pictures of a data set come here too, so only what cannot be meant is refused.
+        check_scale(images, self._pixel_levels, sure=True)
+        return self.tokenizer.encode(checked)
 
     def check_condition(self, cond: Cond, n: int) -> None:
         """Refuse a condition that is not one of ``n`` images of this model.

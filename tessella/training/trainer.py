@@ -345,6 +345,8 @@ def _given_data(
     """
     images, labels = given
     valid, valid_labels = held_out
+    prepare.check_array_scale(model, tokenizer, images, "images")
+    prepare.check_array_scale(model, tokenizer, valid, "valid")
     if is_stream(images):
         train_data = _stream_data(model, images, labels, valid, resume, config)
     else:

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 
 import tessella as ts
 from tessella.config import TrainConfig
+from tessella.data import ImageSet
 from tessella.errors import ConfigError, InputError
 from tessella.nn import outline
+from tessella.pipeline import pixel_generator
 from tessella.report.run_summary import describe, render
 
 GRID = ts.Grid(8, 8, 1, levels=17)
@@ -193,3 +195,57 @@ def test_a_prior_is_told_of_in_bits_a_code(tmp_path: Path) -> None:
     ts.train(tiny(), images(), out=tmp_path / "pixels", **options)
     assert "best bits_per_dim " in said[-1]
     assert "bits/dim; best, at step" in render(describe(tmp_path / "pixels"))
+
+
+def small(high: int, n: int = 30) -> np.ndarray:
+    """Images of symbols rather than of values 0..255."""
+    drawn = np.random.default_rng(0).integers(0, high + 1, (n, 8, 8, 1)).astype(np.uint8)
+    drawn[0, 0, 0, 0] = high
+    return drawn
+
+
+@pytest.mark.parametrize(("levels", "high"), [(2, 1), (17, 1), (17, 16), (8, 7), (32, 31)])
+def test_symbols_given_as_images_are_refused_with_the_line(
+    tmp_path: Path, levels: int, high: int
+) -> None:
+    model = tiny(ts.Grid(8, 8, 1, levels))
+    line = rf"np\.round\(images \* \(255 / {high}\)\)\.astype\(np\.uint8\)"
+    if high == 1:
+        line = r"two colours, give images \* 255"
+    generator = pixel_generator(model)
+    known = np.zeros((8, 8), bool)
+    with pytest.raises(InputError, match=line):
+        train(tmp_path / "run", small(high), model)
+    with pytest.raises(InputError, match=line):
+        ts.evaluate(model, small(high))
+    with pytest.raises(InputError, match=line):
+        generator.encode(small(high))
+    with pytest.raises(InputError, match=line):
+        generator.log_prob(small(high))
+    with pytest.raises(InputError, match=line):
+        generator.complete(small(high), known)
+    with pytest.raises(InputError, match=line.replace("images", "valid")):
+        train(tmp_path / "run", images(), model, valid=small(high))
+    loader: Any = DataLoader(torch.from_numpy(small(high)), 8)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is above"):
+        train(tmp_path / "run", loader, model, valid=images())
+
+
+def test_symbols_given_as_a_tensor_get_the_line_of_torch() -> None:
+    with pytest.raises(InputError, match=r"\(images \* \(255 / 16\)\)\.round\(\)\.to\(torch"):
+        ts.evaluate("digits", torch.from_numpy(small(16)))
+
+
+def test_dark_images_that_are_meant_pass(tmp_path: Path) -> None:
+    digits = ts.load("digits")
+    # One picture, black ones, and those of a set, which has been checked as it was read.
+    digits.encode(small(1, n=1))
+    digits.encode(np.zeros((5, 8, 8, 1), np.uint8))
+    ts.evaluate("digits", ImageSet(small(1)))
+    train(tmp_path / "set", ImageSet(small(3)), valid=ImageSet(small(3)))
+    # A model of 256 levels tells 0 from 1.
+    fine = tiny(ts.Grid(8, 8, 1, 256))
+    train(tmp_path / "fine", small(1), fine)
+    ts.evaluate(fine, small(16))
+    # Symbols of another integer type are symbols.
+    train(tmp_path / "symbols", small(16).astype(np.int64))
