@@ -195,18 +195,19 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     _refuse_taken(out, resume)
     # A resumed prior goes on with the tokenizer that its run holds.
     held = build.held_tokenizer(out, resume)
-    if recipe.prior_of and not held:
-        locate(recipe.prior_of)  # refuses a run that is not there before images are read
+    tokenizer = None
+    if recipe.prior_of:
+        # Before images are read: decoding a folder takes long, and may be in vain.
+        tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe)
     images = build.load_split(recipe, "train")
     held_out = build.load_split(recipe, "valid")
     prepare.check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
     _report_data(images, held_out, out, say)
-    tokenizer = None
     seen = None
-    if recipe.prior_of:
-        tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe, images)
+    if tokenizer is not None:
+        build.check_tokenizer(tokenizer, recipe, images)
         # A resumed run has these hashes already, and the run of the tokenizer may be gone.
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
@@ -548,8 +549,8 @@ def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
     if stopped:
         ending = f"interrupted: tessella train --resume {out} goes on"
     return (
-        f"step {progress.step}, {progress.seconds:.0f} s: best {task.shown_metric} {progress.best:.4f}"
-        f" at step {progress.best_step}{reason}; {ending}"
+        f"step {progress.step}, {progress.seconds:.0f} s: best {task.shown_metric}"
+        f" {progress.best:.4f} at step {progress.best_step}{reason}; {ending}"
     )
 
 

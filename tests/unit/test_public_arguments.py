@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import tessella as ts
-from tessella.config import TrainConfig
+from tessella import files
+from tessella.config import TrainConfig, load_recipe
 from tessella.data import ImageSet
-from tessella.errors import ConfigError, InputError
+from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.nn import outline
-from tessella.pipeline import pixel_generator
+from tessella.pipeline import locate, pixel_generator
 from tessella.report.run_summary import describe, render
+from tessella.training import train_recipe
 
 GRID = ts.Grid(8, 8, 1, levels=17)
 
@@ -249,3 +253,41 @@ def test_dark_images_that_are_meant_pass(tmp_path: Path) -> None:
     ts.evaluate(fine, small(16))
     # Symbols of another integer type are symbols.
     train(tmp_path / "symbols", small(16).astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("quantizer", "of-a-plugin"), ("name", "of-a-plugin")],
+)
+def test_a_run_of_a_plugin_names_the_option_that_loads_it(
+    tmp_path: Path, part: str, name: str
+) -> None:
+    run = shutil.copytree(locate("digits-vqvae"), tmp_path / "run")
+    config = files.read_json_object(run / "config.json")
+    model: Any = config["model"]
+    model[part] = name
+    files.write_json(run / "config.json", config)
+    with pytest.raises(ArtifactError, match=r"--plugin FILE\.py, in Python ts\.load_plugin"):
+        ts.load(run)
+
+
+def test_a_two_stage_run_given_as_tokenizer_names_the_run_of_its_tokenizer(tmp_path: Path) -> None:
+    recipe = load_recipe("digits-prior", ["train.steps=1"])
+    recipe = replace(recipe, prior_of="digits-codes")
+    with pytest.raises(ConfigError, match="two-stage model: name the run of its tokenizer, "):
+        train_recipe(recipe, tmp_path / "run")
+
+
+def test_the_size_of_a_tokenizer_is_asked_for_before_images_are_read(tmp_path: Path) -> None:
+    # The folder is not even there.
+    recipe = load_recipe("folder-prior", ["data.source=folder:nowhere", "train.steps=1"])
+    recipe = replace(recipe, prior_of="digits-vqvae")
+    with pytest.raises(ConfigError, match=r"of 8x8x1, and data\.size is 64: set data\.size=8$"):
+        train_recipe(recipe, tmp_path / "run")
+
+
+def test_other_images_than_those_of_a_tokenizer_name_what_to_set(tmp_path: Path) -> None:
+    recipe = load_recipe("digits-prior", ["train.steps=1", "data.channels=3"])
+    recipe = replace(recipe, prior_of="digits-vqvae")
+    with pytest.raises(ConfigError, match=r"the data has 8x8x3: set data\.channels=1$"):
+        train_recipe(recipe, tmp_path / "run")
