@@ -4,6 +4,7 @@
 ## make lint    style
 ## make types   annotations
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe
+## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
 # Needs only make and Python 3.11 or newer. Another Python: make demo PYTHON=python3.12
@@ -11,7 +12,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types house clean
+.PHONY: help setup demo test lint types house prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -34,6 +35,9 @@ types: setup-test
 
 house: setup-test
 	$(VENV) scripts/house.py --check
+
+prove: setup-test
+	$(VENV) scripts/break_contracts.py $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ times 1-1-2-2-4. Peers: taming-transformers (github.com/CompVis/taming-transform
 (github.com/FoundationVision/LlamaGen).
 
 Peers are checkouts in the folder that PEERS_DIR names; missing ones are left out.
-pythae needs pydantic and cloudpickle.
+pythae needs pydantic and cloudpickle, taming-transformers needs einops.
 """
 
 from __future__ import annotations

@@ -1,148 +1,327 @@
-"""Show that the contract tests, and those of heads, sampling and quantizers, can fail.
+"""Show that the tests can fail: break the code in a copy, one way at a time, and see who notices.
 
-Breaks the code in a copy, one way at a time, and sees which tests notice:
+    python scripts/break_contracts.py                  # every mutation of scripts/mutations.toml
+    python scripts/break_contracts.py mixture noise    # those whose description holds a word
+    python scripts/break_contracts.py --check          # only whether each still matches the source
+    python scripts/break_contracts.py --missing        # those without a result that still holds
 
-    python scripts/break_contracts.py [WORDS]      # all, or those whose line holds one of the words
-
-Prints a line for each break and writes results/contracts.json; exits with 1 when a break goes
-unnoticed.
+Each mutation names a file, the code to break and what stands in its place, and the tests that are
+expected to notice. A mutation counts as noticed when at least one of these tests fails, and as
+stale when its code no longer occurs exactly once; both an unnoticed and a stale mutation end the
+script with exit status 1. Results are written after every mutation, so an interrupted run loses
+nothing. Each row of ``results/contracts.json`` names the commit it was measured at; it holds as
+long as neither the broken file nor the tests named have changed since.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MUTATIONS = ROOT / "scripts" / "mutations.toml"
+RESULTS = ROOT / "results" / "contracts.json"
 
-# What is broken: file, the code, what stands in its place.
-BREAKS = {
-    "the first layer sees its own pixel": (
-        "models/gated_pixelcnn.py",
-        'reach, "columns", exclusive=first',
-        'reach, "columns", exclusive=False',
-    ),
-    "the first layer sees its own row": (
-        "models/gated_pixelcnn.py",
-        'reach, "rows", exclusive=first',
-        'reach, "rows", exclusive=False',
-    ),
-    "a blind spot: the stacks are not linked": ("models/gated_pixelcnn.py", "sums = pointwise(self.link, v, plus=self.left(h), into=True)", "sums = self.left(h)"),
-    "the class is left out of the cached step": ("models/gated_pixelcnn.py", "        if condition.labels is not None:\n            biases +=", "        if False:\n            biases +="),
-    "windows are not emptied at the end of a row": ("models/gated_pixelcnn.py", "(state.row, state.first, state.windows)", "(state.row, state.first)"),
-    "positions are left out of the cached step": ("models/gated_pixelcnn.py", "state.links[0] += positions[1]", "pass"),
-    "a channel sees itself": ("models/output.py", "parts[c + 1 :] = [part + one for part, one in zip(parts[c + 1 :], later, strict=True)]", "parts[c:-1] = [part + one for part, one in zip(parts[c:-1], later, strict=True)]"),
-    "a channel forgets the one before it in the step": ("models/output.py", "        if channel:\n            earlier", "        if False:\n            earlier"),
-    "the last bin of the mixture is cut off": ("heads.py", "torch.where(x == self.levels - 1, above, inside)", "inside"),
-    "the mixture's weights ignore the known channels": ("heads.py", "state.log_weights + LogisticMixture", "state.log_weights + 0 * LogisticMixture"),
-    "noise is shifted by one symbol": ("noise.py", "counter=start * self._stride", "counter=(start + 1) * self._stride"),
-    "all images share their noise": ("noise.py", "key=self.seed + image", "key=self.seed"),
-    "symbols are drawn from flattened probabilities": ("sampling.py", "self.rule(distribution.table()) +", "0.8 * self.rule(distribution.table()) +"),
-    "known symbols are drawn anew": ("sampling.py", "return torch.where(self.known[:, index], given,", "return torch.where(self.known[:, index] & False, given,"),
-    "guidance uses the null class twice": ("sampling.py", "self.guidance * (given - free)", "self.guidance * (free - free)"),
-    "a clone shares its tensors": ("nn/state.py", "lambda tensor, dim: tensor.clone()", "lambda tensor, dim: tensor"),
-    "bits are nats": ("grid.py", "return nats / (LN2 * self.symbols)", "return nats / self.symbols"),
-    "the null class is class 0": ("models/base.py", "torch.full((batch,), self.classes,", "torch.full((batch,), 0,"),
-    "what is loaded has fresh weights": ("pipeline.py", "load_weights(module, files.read_tensors", "(lambda *a: None)(module, files.read_tensors"),
-    "fvsbn: a symbol sees itself": ("models/fvsbn.py", "symbol // self.group < place", "symbol // self.group <= place"),
-    "nade: a chunk forgets the one before": ("models/nade.py", "return torch.bmm(before.sigmoid(), decode).transpose(0, 1), running + added[-1]", "return torch.bmm(before.sigmoid(), decode).transpose(0, 1), added[-1]"),
-    "nade: a symbol sees itself": ("models/nade.py", "torch.cat([running[None], running + added[:-1]])", "running + added"),
-    "made: units of a degree see one place more": ("models/made.py", "return before <= seen_by[:, None]", "return before <= seen_by[:, None] + 1"),
-    "made: the odds of the masks know the place itself": ("models/made.py", "F.log_softmax(wide.cumsum(dim=1) - wide, dim=-1)", "F.log_softmax(wide.cumsum(dim=1), dim=-1)"),
-    "made: the odds of the masks are not carried along": ("models/made.py", "state.log_weights + state.told", "0 * state.log_weights + state.told"),
-    "lstm: the step drops its cell": ("models/lstm.py", "            cell.copy_(new)\n", ""),
-    "pixelcnn: channels see themselves": ("nn/channel_groups.py", "if own else of_inputs < of_outputs", "if own else of_inputs <= of_outputs"),
-    "row-lstm: the row above is not widened in the field": ("models/row_lstm.py", '"columns", -REACH, REACH)', '"columns", 0, 0)'),
-    "diagonal-bilstm: the right-to-left map is not moved down": ("models/diagonal_bilstm.py", "below = F.pad(right[: -self.diagonals.width], (0, 0, 0, 0, self.diagonals.width, 0))", "below = right"),
-    "diagonal-bilstm: right-to-left states are a row late": ("models/diagonal_bilstm.py", "        if row:\n            self._right_to_left(state)", "        if row > 1:\n            self._right_to_left(state)"),
-    "pixelcnn++: the first convolution sees its own pixel": ("models/pixelcnn_pp.py", "above, left = delayed(pixels, 1), delayed(pixels, 2)", "above, left = delayed(pixels, 1), pixels"),
-    "pixelcnn++: a coarse row is not kept for its second half": ("models/pixelcnn_pp.py", "h = resize.grown_h[:, row % 2, column]", "h = resize.grown_h[:, 0, column]"),
-    "pixelsnail: a pixel attends to itself": ("models/pixelsnail.py", "keys[:, :, :-1].contiguous(), values[:, :, :-1].contiguous()", "keys[:, :, 1:].contiguous(), values[:, :, 1:].contiguous()"),
-    "transformer: attention looks ahead": ("nn/attention.py", "is_causal=True", "is_causal=False"),
-    "transformer: keys are not turned in the cache": ("nn/attention.py", "cache[0, :, :, position], cache[1, :, :, position] = keys, values", "cache[0, :, :, position], cache[1, :, :, position] = turned[:, self.heads :], values"),
-    "the condition's codes reach no row but the first": ("models/gated_pixelcnn.py", "layer.codes(state.codes[:, row])", "layer.codes(state.codes[:, 0])"),
-    "ordinal logits are not the inverse's": ("heads.py", "return self._product(table, 1)", "return self._product(table, 0)"),
-    "nearest codes are farthest": ("tokenizers/quantizers/search.py", "torch.min(block", "torch.max(block"),
-    "a code's gradient does not pass": ("tokenizers/quantizers/codebook.py", "return gradients[0], None", "return 0 * gradients[0], None"),
-}  # fmt: skip
+ENOUGH_FAILURES = 2
+"""Failing tests after which a mutation counts as noticed and its tests are stopped."""
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Makes a process for the tests of each mutation, in which torch and others are imported already:
+that takes as long as many of the tests."""
+
+FORKS.set_forkserver_preload(["torch", "pytest", "lightning_fabric"])
+
+TIME_LIMIT = 600
+"""Seconds for the tests of one mutation. A mutation that makes them hang counts as noticed."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break the code.
+
+    Args:
+        breaks: what is wrong afterwards, in a few words.
+        file: the file to change, relative to the package.
+        code: the code that is replaced; it must occur exactly once.
+        becomes: what stands there instead.
+        tests: arguments of pytest: the tests that should notice.
+    """
+
+    breaks: str
+    file: str
+    code: str
+    becomes: str
+    tests: tuple[str, ...]
+
+    def problem(self, package: Path) -> str:
+        """Why the mutation no longer fits the source; empty if it does."""
+        path = package / self.file
+        if not path.is_file():
+            return f"there is no file {self.file}"
+        count = path.read_text(encoding="utf-8").count(self.code)
+        if count == 1:
+            return ""
+        return f"its code occurs {count} times in {self.file}"
+
+    def apply(self, package: Path) -> None:
+        """Break the code of a package in place."""
+        path = package / self.file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(self.code, self.becomes), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the tests took a mutation.
+
+    Args:
+        mutation: what was broken, and the tests that ran.
+        noticed: whether a test failed, or the tests hung.
+        examples: the first tests that failed.
+        commit: commit of the code, with ``+`` where the working tree differed from it.
+        date: day of the measurement.
+    """
+
+    mutation: Mutation
+    noticed: bool
+    examples: tuple[str, ...]
+    commit: str
+    date: str
+
+
+def mutation_of(table: Mapping[str, Any]) -> Mutation:
+    """A mutation as TOML or JSON has it."""
+    return Mutation(**{**table, "tests": tuple(table["tests"])})
+
+
+def load_mutations(path: Path = MUTATIONS) -> list[Mutation]:
+    """All mutations, in the order of the file.
+
+    Raises:
+        ValueError: when two of them have one description, or one changes nothing.
+    """
+    mutations = []
+    names = set()
+    for table in tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]:
+        mutation = mutation_of(table)
+        if mutation.breaks in names:
+            raise ValueError(f"two mutations are called {mutation.breaks!r}")
+        if mutation.code == mutation.becomes:
+            raise ValueError(f"the mutation {mutation.breaks!r} changes nothing")
+        names.add(mutation.breaks)
+        mutations.append(mutation)
+    return mutations
+
+
+def stale(mutations: list[Mutation], package: Path = ROOT / "tessella") -> list[str]:
+    """A line for each mutation that no longer fits the source."""
+    lines = []
+    for mutation in mutations:
+        problem = mutation.problem(package)
+        if problem:
+            lines.append(f"{mutation.breaks}: {problem}")
+    return lines
+
+
+def measure(mutation: Mutation, commit: str, original: Path) -> Result:
+    """Break a copy of the project and run the tests that should notice.
+
+    Args:
+        mutation: what to break.
+        commit: of the project.
+        original: what is copied, see :func:`take_original`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(original, copy)
+        mutation.apply(copy / "tessella")
+        examples = failing_tests(copy, mutation.tests)
+    today = datetime.date.today().isoformat()
+    return Result(mutation, bool(examples), examples, commit, today)
+
+
+def failing_tests(copy: Path, tests: tuple[str, ...]) -> tuple[str, ...]:
+    """The first tests that fail in a copy of the project; none if all pass."""
+    output = copy / "output.txt"
+    process = FORKS.Process(target=run_tests, args=(copy, tests, output))
+    process.start()
+    process.join(TIME_LIMIT)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return (f"the tests hung for {TIME_LIMIT} s",)
+    text = output.read_text(encoding="utf-8", errors="replace")
+    # Anything but failures (1) and success (0) means that the tests themselves could not be run,
+    # which proves nothing: the mutation counts as unnoticed, and the others are still measured.
+    if process.exitcode not in (0, 1):
+        print(f"pytest ended with {process.exitcode}:\n{text[-2000:]}", flush=True)
+        return ()
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    return tuple(sorted(set(failed))[:ENOUGH_FAILURES])
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], output: Path) -> None:
+    """Run tests in a copy of the project, and end this process with the status of pytest."""
+    import pytest
+
+    with output.open("wb") as file:
+        # Also what native code and the processes of tests write.
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(copy)
+    # The copy must come before an installed package, and what it builds must not enter the cache
+    # of the user. Tests that start Python get both from the environment.
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
+    os.environ["TESSELLA_TEST_CACHE"] = str(copy / "cache")
+    options = ["-q", "-p", "no:cacheprovider", "--maxfail", str(ENOUGH_FAILURES)]
+    sys.exit(pytest.main([*options, *tests]))
+
+
+def take_original(folder: Path) -> None:
+    """Copy the project as it is now to a folder, so that it may be worked on meanwhile.
+
+    Its compiled kernel comes with it, which most mutations leave alone. A kernel that is broken has
+    another name in the cache, and is built.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", "*.png")
+    for part in ("tessella", "tests", "scripts", "docs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    cache = folder / "cache"
+    cache.mkdir()
+    command = [sys.executable, "-c", "from tessella import kernel; kernel.available()"]
+    environment = {**os.environ, "TESSELLA_CACHE": str(cache), "PYTHONPATH": str(folder)}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
+def measure_all(mutations: list[Mutation], commit: str, jobs: int) -> Iterator[Result]:
+    """Measure mutations, so many at a time; yields each as it is done."""
+    # Read by torch when it is imported, which the server of the forks does.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        original = Path(folder)
+        take_original(original)
+        running = [pool.submit(measure, mutation, commit, original) for mutation in mutations]
+        for done in as_completed(running):
+            yield done.result()
+
+
+def still_holds(result: Result, mutation: Mutation) -> bool:
+    """Whether a mutation was noticed, and neither its file nor its tests have changed since."""
+    if result.mutation != mutation or not result.noticed or result.commit.endswith("+"):
+        return False
+    places = [f"tessella/{mutation.file}", "tests/conftest.py"]
+    for place in mutation.tests:
+        if place.startswith("tests/"):
+            places.append(place.partition("::")[0])
+    unchanged = ["git", "diff", "--quiet", result.commit, "--", *places]
+    return subprocess.run(unchanged, cwd=ROOT, check=False).returncode == 0
+
+
+def current_commit() -> str:
+    """The short hash of the checked-out commit, with ``+`` where tracked files were changed."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return described.stdout.strip()
+
+
+def read_results() -> dict[str, Result]:
+    """The results so far by mutation; none where there is no file yet."""
+    if not RESULTS.is_file():
+        return {}
+    results = {}
+    for row in json.loads(RESULTS.read_text(encoding="utf-8")):
+        mutation = mutation_of(row["mutation"])
+        result = Result(**{**row, "mutation": mutation, "examples": tuple(row["examples"])})
+        results[mutation.breaks] = result
+    return results
+
+
+def write_results(results: dict[str, Result], mutations: list[Mutation]) -> None:
+    """Write what is known of the present mutations, in their order; the rest is dropped."""
+    rows = []
+    for mutation in mutations:
+        if mutation.breaks in results:
+            rows.append(asdict(results[mutation.breaks]))
+    unfinished = RESULTS.with_suffix(".part")
+    unfinished.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(RESULTS)
+
+
+def choose(mutations: list[Mutation], words: list[str]) -> list[Mutation]:
+    """The mutations whose description or file holds one of the words; all of them without words."""
+    if not words:
+        return mutations
+    chosen = []
+    for mutation in mutations:
+        place = f"{mutation.breaks} {mutation.file}"
+        if any(word in place for word in words):
+            chosen.append(mutation)
+    return chosen
 
 
 def main() -> int:
-    path = ROOT / "results" / "contracts.json"
-    chosen = [
-        name for name in BREAKS if not sys.argv[1:] or any(word in name for word in sys.argv[1:])
-    ]
-    rows = [
-        row
-        for row in json.loads(path.read_text())
-        if row["broken"] in BREAKS and row["broken"] not in chosen
-    ]
-    for name in chosen:
-        file, code, instead = BREAKS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder)
-            for part in ("tessella", "tests"):
-                shutil.copytree(
-                    ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
-                )
-            shutil.copy(ROOT / "pyproject.toml", copy)
-            source = copy / "tessella" / file
-            text = source.read_text(encoding="utf-8")
-            assert code in text, f"{name}: {file} has changed"
-            source.write_text(text.replace(code, instead, 1), encoding="utf-8")
-            failed = noticed(copy, file)
-        rows.append(
-            {
-                "broken": name,
-                "file": file,
-                "tests_that_fail": len(failed),
-                "for_example": failed[:2],
-            }
-        )
-        print(f"{len(failed):4} tests notice: {name}", flush=True)
-    path.write_text(json.dumps(rows, indent=2) + "\n")
-    return int(any(not row["tests_that_fail"] for row in rows))
+    """Run the mutations that the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Show that the tests notice broken code.")
+    parser.add_argument("words", nargs="*", help="only mutations whose description holds one")
+    parser.add_argument("--check", action="store_true", help="only check that each still fits")
+    parser.add_argument(
+        "--missing", action="store_true", help="skip those that were noticed and have not changed"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="mutations measured at a time (2)")
+    arguments = parser.parse_args()
 
+    mutations = load_mutations()
+    problems = stale(mutations)
+    for line in problems:
+        print(f"stale: {line}", flush=True)
+    if arguments.check:
+        return int(bool(problems))
 
-def noticed(copy: Path, file: str) -> list[str]:
-    """The tests that fail in a copy of the project; where one family alone uses the file, of its
-    tests."""
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        "--maxfail",
-        "3",
-    ]
-    own = copy / "tests" / "unit" / f"test_{Path(file).stem}.py"
-    if file.startswith("models/") and (
-        named := re.search(r'^    name = "(.*)"$', (copy / "tessella" / file).read_text(), re.M)
-    ):
-        words += [
-            "tests/contracts/test_models.py",
-            "-k",
-            f"[{named[1]}- or -{named[1]}- or {own.stem}",
-        ]
-        words += [str(own.relative_to(copy))] if own.exists() else []
-    else:
-        words += [
-            "tests/contracts",
-            *(f"tests/unit/test_{part}.py" for part in ("heads", "sampling", "quantizers")),
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
-    shown = subprocess.run(words, cwd=copy, capture_output=True, text=True, env=environment)
-    return sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", shown.stdout, re.MULTILINE)))
+    results = read_results()
+    first = []
+    later = []
+    for mutation in choose(mutations, arguments.words):
+        known = results.get(mutation.breaks)
+        if mutation.problem(ROOT / "tessella"):
+            continue
+        if arguments.missing and known is not None and still_holds(known, mutation):
+            continue
+        # Those that nothing is known of come first: a run may be interrupted.
+        if known is not None and known.noticed:
+            later.append(mutation)
+        else:
+            first.append(mutation)
+
+    unnoticed = 0
+    for result in measure_all([*first, *later], current_commit(), arguments.jobs):
+        breaks = result.mutation.breaks
+        results[breaks] = result
+        write_results(results, mutations)
+        if not result.noticed:
+            unnoticed += 1
+        print(f"{'noticed  ' if result.noticed else 'UNNOTICED'} {breaks}", flush=True)
+    return int(bool(problems) or unnoticed > 0)
 
 
 if __name__ == "__main__":

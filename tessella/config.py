@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
 from tessella.errors import ArtifactError, ConfigError, unknown
@@ -302,33 +302,6 @@ def _check_train_number(name: str, value: float) -> None:
         raise ConfigError(f"train.{name} must be at most {MOST[name]}, got {value}")
     if not good or not math.isfinite(value):
         raise ConfigError(f"train.{name} must be finite and {wanted}, got {value}")
-
-
-class TrainOptions(TypedDict, total=False):
-    """Keywords of :func:`tessella.train`: the fields of :class:`TrainConfig`."""
-
-    steps: int
-    epochs: float
-    minutes: float
-    batch: int
-    accumulate: int
-    checkpointing: bool
-    compile: bool
-    learning_rate: float
-    warmup: int
-    weight_decay: float
-    l2: float
-    betas: tuple[float, float]
-    clip: float
-    average: float
-    condition_dropout: float
-    validate_every: int
-    checkpoint_every: int
-    seed: int
-    device: str
-    devices: int
-    precision: str
-    threads: int
 
 
 @dataclass(frozen=True)

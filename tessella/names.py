@@ -55,6 +55,9 @@ TABLES = {
 FROM_DATA = {"self", "grid", "head", "conditioning", "classes", "image_size", "channels", "levels"}
 """Parameters that a recipe does not set: they follow from the images."""
 
+FROM_TOKENIZER = {"codes", "grids"}
+"""Keywords of models that a recipe does not set either: they follow from the tokenizer."""
+
 
 def check(kind: str, name: str, sizes: Iterable[str], head: str | None = None) -> None:
     """Check the name of a class and the names of its sizes.
@@ -84,7 +87,7 @@ def check(kind: str, name: str, sizes: Iterable[str], head: str | None = None) -
         return  # a class whose parameters cannot be read, or one registered from outside
     for size in sizes:
         # A size that follows from the data is refused with that reason, later.
-        if size not in allowed and size not in FROM_DATA:
+        if size not in allowed | FROM_DATA | FROM_TOKENIZER:
             with_head = f" with head {head}" if head else ""
             raise ConfigError(unknown(f"size of {name}{with_head}:", size, allowed))
 

@@ -28,9 +28,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded images of folders go to a temporary folder, never to that of the user."""
+    """Decoded images of folders go to a temporary folder, never to that of the user.
+
+    TESSELLA_TEST_CACHE names one that holds a compiled kernel already.
+    """
+    folder = os.environ.get("TESSELLA_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESSELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TESSELLA_CACHE", folder)
         yield
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]
 COUNTER = tyro.conf.UseCounterAction[int].__metadata__[0]  # type: ignore[attr-defined]
-"""Marks that tyro leaves in the annotation of a positional word, and of a switch without a value."""
+"""Marks in annotations by which tyro knows a positional word, and a switch without a value."""
 
 OPTIONAL = object()
 """The note of a flag that is None unless it is given."""

@@ -20,6 +20,10 @@ SMALL_RANGES = (1, 3, 7, 15, 16, 31, 63)
 """Largest values of images of 1 to 6 bits, and of the 17 shades of the UCI digits."""
 SURELY_SMALL = 16
 """Two or more images without a value above this are not images of 0..255."""
+USUAL_SHARE = 0.9
+"""If this share of the images is dark, brighter ones are taken for exceptions."""
+LEAST_IMAGES = 10
+"""Fewest images of which a share says anything."""
 SLIVER = 8
 """Ratio of height to width from which the axes are probably in the wrong order."""
 
@@ -51,7 +55,9 @@ def as_uint8(array: np.ndarray, title: str, levels: int = 0) -> tuple[np.ndarray
 def check_shape(shape: Sequence[int], title: str) -> None:
     """Raise :class:`InputError` unless a shape can only be that of images."""
     shape = list(shape)
-    # An axis of length 0 has no images or no pixels, and falls through to the last line.
+    if len(shape) > 1 and shape[0] == 0:
+        raise InputError(f"{title} has the shape {shape}: there are no images in it")
+    # An axis of length 0 leaves no pixels, and falls through to the last line.
     if len(shape) == 3 and 0 not in shape:
         _check_three_axes(shape, title)
         return
@@ -77,6 +83,14 @@ def _check_three_axes(shape: list[int], title: str) -> None:
         raise InputError(
             f"{title} has the shape {shape}, which looks like one colour picture "
             f"[height, width, channels]; {_ALLOWED}. {grey}; for one picture {_save('x[None]')}"
+        )
+    # Images 1 or 2 pixels wide are as rare; only a single row of pixels may be that short.
+    if last in (1, 2) and middle > last and first > 1:
+        pictures = "2 grey pictures" if last == 2 else "one grey picture"
+        raise InputError(
+            f"{title} has the shape {shape}, which looks like {pictures} of {first}x{middle} with "
+            f"the number or the channels last; {_ALLOWED}. {grey}; to put the last axis first, "
+            f"{_save('x.transpose(2, 0, 1)')}"
         )
     # Three grey images are possible too, so this only warns.
     if first in (3, 4) and middle > first and last > first:
@@ -164,8 +178,8 @@ def _hint_for_rows(count: int, length: int) -> str:
 def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
     """Raise :class:`InputError` unless the values of an array are those of 8-bit or bool images.
 
-    All values are judged together, so that all splits of a file get the same verdict, and one dark
-    image among others is harmless.
+    All images are judged together, so that all splits of a file get the same verdict, and one dark
+    image among others is harmless. One bright image among many dark ones leads to a warning.
 
     Args:
         array: ``[n, height, width(, channels)]``, of any type.
@@ -261,20 +275,39 @@ def warn_if_constant(array: np.ndarray, title: str) -> None:
 
 
 def _check_small_range(array: np.ndarray, high: int, title: str) -> None:
-    """Refuse images whose values end at 16 or below; warn if they end at 63 or below."""
+    """Refuse images whose values end at 16 or below; warn if most end at 63 or below."""
     # A single picture may well be as dark as this; a data set hardly ever is.
-    if len(array) < 2 or high > SMALL_RANGES[-1]:
+    if len(array) < 2:
+        return
+    who = f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}"
+    bright = high > SMALL_RANGES[-1]
+    if bright:
+        high = _usual_maximum(array)
+        who = f"few of the {len(array)} images of {title} ({array.dtype}) have a value above {high}"
+    if high > SMALL_RANGES[-1]:
         return
     largest = next(limit for limit in SMALL_RANGES if high <= limit)
     line = _save(f"np.round(x * (255 / {largest})).astype(np.uint8)")
     message = (
-        f"no value of {title} ({len(array)} images, {array.dtype}) is above {high}; images are "
-        f"uint8 of 0..255. If they really are this dark, set data.levels=256; if they have "
-        f"{largest + 1} shades, set data.levels={largest + 1} and convert them with {line}"
+        f"{who}; images are uint8 of 0..255. If they really are this dark, set data.levels=256; "
+        f"if they have {largest + 1} shades, set data.levels={largest + 1} and convert them with "
+        f"{line}"
     )
-    if high <= SURELY_SMALL:
+    # Bright images among them may mean that the others are as dark as they seem.
+    if high <= SURELY_SMALL and not bright:
         raise InputError(message)
     warn_caller(message)
+
+
+def _usual_maximum(array: np.ndarray) -> int:
+    """The value that nine in ten images do not exceed; 255 if nearly all images are blank."""
+    # Over axes, not over a reshaped array, which may be a copy as large as the data set.
+    maxima = array.max(axis=tuple(range(1, array.ndim)))  # [n]
+    # Empty masks and frames say nothing about the range of the others.
+    maxima = np.sort(maxima[maxima > 0])
+    if len(maxima) < LEAST_IMAGES:
+        return 255
+    return int(maxima[math.ceil(USUAL_SHARE * len(maxima)) - 1])
 
 
 def _line_for_wide(low: int, high: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ MAX_CLASSES = 65_536
 """Most classes that labels may have; a conditional model has an embedding for each."""
 DENSE_UP_TO = 100
 """Labels below this are kept as they are, even if some numbers do not occur."""
+_SHOWN = 8  # most labels that a message lists
 
 
 def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
@@ -49,6 +50,42 @@ def check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
             "classes 0, 1, 2, ... (np.unique(labels, return_inverse=True)[1] does)"
         )
     return labels.astype(np.int64)
+
+
+def check_held_out(labels: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> None:
+    """Refuse held-out images of classes that no training image has.
+
+    A model cannot learn these, so figures on such images would mean nothing.
+
+    Args:
+        labels: for each split that the data set itself defines and that has labels, the checked
+            labels of its images.
+        titles: for each of these splits, what its labels are called in messages.
+
+    Raises:
+        InputError: when a held-out split has labels that train lacks.
+    """
+    # Held-out images alone, or beside training images without labels, can be of any class.
+    training = labels.get("train")
+    if training is None or not len(training):
+        return
+    known = np.unique(training)
+    for split, values in labels.items():
+        foreign = np.setdiff1d(values, known)
+        if len(foreign):
+            raise InputError(
+                f"the split {split} has labels that train lacks: {titles[split]} has "
+                f"{_listed(foreign)}; {titles['train']} has {_listed(known)}. A model cannot learn "
+                "these: number the classes alike in all splits, or leave their images out"
+            )
+
+
+def _listed(labels: np.ndarray) -> str:
+    """The first of the sorted labels, for messages."""
+    shown = ", ".join(map(str, labels[:_SHOWN].tolist()))
+    if len(labels) > _SHOWN:
+        shown += f" and {len(labels) - _SHOWN} more"
+    return shown
 
 
 def _conversion_hint(labels: np.ndarray) -> str:

@@ -244,6 +244,12 @@ def _check_header(image: Image.Image) -> None:
         raise UnusableImage(f"{width}x{height} pixels are more than {MAX_PIXELS:,}")
     if image.mode == "LAB":
         raise UnusableImage("L*a*b* colours, which need a colour profile; save it as RGB first")
+    # Pillow has no conversion from it, which would look like damage.
+    if image.mode == "La":
+        raise UnusableImage(
+            "grey multiplied by its alpha channel (associated alpha), which is not read; save it "
+            "as PNG"
+        )
     if image.mode == "F":
         raise UnusableImage("floating-point pixels; scale them to 8 bits first")
     # Mode "I" means 16-bit grey in PNM files; elsewhere it is 32 bits, or 16 signed bits.

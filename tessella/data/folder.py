@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import os
 import stat
@@ -116,7 +117,24 @@ class _ImageTree:
             raise DataError(
                 f"{printable(name)} has more than {MAX_LIST_BYTES:,} bytes, too many for a list"
             )
-        return content.decode("utf-8-sig", "surrogateescape")
+        encoding = _encoding(content)
+        # Bytes that are no UTF-8 stay recognizable, as in file names; UTF-16 cannot keep them.
+        errors = "surrogateescape"
+        if encoding.startswith("utf-16"):
+            errors = "replace"
+        return content.decode(encoding, errors)
+
+
+def _encoding(content: bytes) -> str:
+    """The encoding of a text file: UTF-16, as spreadsheets write it, or else UTF-8."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Without a mark, the zero halves of the first ASCII characters tell.
+    if content[1:4:2] == b"\0\0":
+        return "utf-16-le"
+    if content[0:3:2] == b"\0\0":
+        return "utf-16-be"
+    return "utf-8-sig"
 
 
 @register_source("folder")

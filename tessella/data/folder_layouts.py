@@ -1,10 +1,11 @@
 """How a folder of images is divided into splits and classes.
 
 Usually the sub-folders decide: the upper ones are splits if they are named like splits, and those
-below are classes. Some published data sets come with lists of splits and classes instead. The
-layouts of Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and so is a list of
-labels in a CSV file (:mod:`tessella.data.label_lists`). A list must be complete: an image that it
-does not name is an error, since any guess about it may be wrong.
+below are classes. Splits inside of classes, and masks beside images, are refused
+(:mod:`tessella.data.mixed_folders`). Some published data sets come with lists of splits and
+classes instead. The layouts of Tiny ImageNet, CelebA, CUB-200-2011 and Omniglot are known here, and
+so is a list of labels in a CSV file (:mod:`tessella.data.label_lists`). A list must be complete: an
+image that it does not name is an error, since any guess about it may be wrong.
 """
 
 from __future__ import annotations
@@ -15,14 +16,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from tessella.data.label_lists import Table, find_label_list, read_table
+from tessella.data.mixed_folders import refuse_masks, refuse_other_splits
 from tessella.data.paths import name_list, printable
-from tessella.data.splits import ALL, FOLDERS, SPLITS, are_splits, by_folders, by_hash, fill_missing
+from tessella.data.splits import (
+    ALL,
+    FOLDERS,
+    SPLITS,
+    are_splits,
+    by_folders,
+    by_hash,
+    fill_missing,
+    split_of_folder,
+)
 from tessella.errors import DataError
 
 HASH_RULE = (
     "SHA-256 of 'tessella split:' and the relative path: 5 % test, 5 % valid, the rest train"
 )
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Version of the rules below. The cache stores labels with the pixels, and is rebuilt when this
 changes."""
 
@@ -112,13 +123,20 @@ def divide_listing(files: Listing, split: str) -> Division:
 
     Raises:
         DataError: when there are images next to split folders, when a list does not match the
-            images, or when held-out images have classes that no training image has.
+            images, when held-out images have classes that no training image has, or when the
+            folders hold splits or masks that would be read as classes.
     """
     # Layouts with lists come first, because their folders would be misread, for example as a single
     # class "img_align_celeba".
     division = _celeba(files) or _cub(files) or _omniglot(files)
     if division is None:
+        readable = _readable(files.images, files.unreadable)
+        refuse_masks(readable)
         division = by_sub_folders(files.images, files.unreadable)
+        if not division.given and split != ALL:
+            shared = _count_shared([_folders_of(name) for name in readable])
+            top = "/".join(_folders_of(readable[0])[:shared])
+            refuse_other_splits(readable, top)
         # Annotations come before false classes: they name the classes of images in "val/images".
         division = _with_annotations(files, division)
         division = _without_false_classes(division)
@@ -137,7 +155,7 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     Raises:
         DataError: when there are images next to split folders.
     """
-    readable = [name for name in names if name not in unreadable] or list(names)
+    readable = _readable(names, unreadable)
     shared = _count_shared([_folders_of(name) for name in readable])
     # The folders of each image below those that all images share.
     below = {}
@@ -176,8 +194,13 @@ def by_sub_folders(names: Sequence[str], unreadable: frozenset[str] = frozenset(
     # "val" and "validation" are the same split.
     given = set()
     for folder in top_folders:
-        given.add(FOLDERS[folder.lower()])
+        given.add(split_of_folder(folder))
     return Division(splits, classes, rule, frozenset(given))
+
+
+def _readable(names: Sequence[str], unreadable: frozenset[str]) -> list[str]:
+    """The images that decide about a folder: all, if none is of a supported format."""
+    return [name for name in names if name not in unreadable] or list(names)
 
 
 def _folders_of(name: str) -> list[str]:
@@ -287,11 +310,13 @@ def _celeba(files: Listing) -> Division | None:
             return None
         return Division(by_hash(files.images), no_classes, HASH_RULE)
     path = partitions[0]
-    split_of = {}
+    split_of: dict[str, str] = {}
     for row in files.table(path).rows:
         if len(row) == 2 and row[1] in ("0", "1", "2"):
             # The list names .jpg files, but the same pictures are also published as .png.
-            split_of[PurePosixPath(row[0]).stem] = SPLITS[int(row[1])]
+            stem = PurePosixPath(row[0]).stem
+            named = SPLITS[int(row[1])]
+            _check_one_meaning(split_of.setdefault(stem, named), named, row[0], path)
     splits = []
     for name in files.images:
         splits.append(_entry_of(split_of, PurePosixPath(name).stem, name, path))
@@ -370,11 +395,20 @@ def _omniglot(files: Listing) -> Division | None:
 
 def _pairs(files: Listing, path: str) -> dict[str, str]:
     """The first two columns of a list, as a mapping from the first to the second."""
-    pairs = {}
+    pairs: dict[str, str] = {}
     for row in files.table(path).rows:
         if len(row) >= 2:
-            pairs[row[0]] = row[1]
+            _check_one_meaning(pairs.setdefault(row[0], row[1]), row[1], row[0], path)
     return pairs
+
+
+def _check_one_meaning(first: str, second: str, name: str, path: str) -> None:
+    """Refuse a list that says two things of one name."""
+    if first != second:
+        raise DataError(
+            f"the list {printable(path)} names {printable(name)} twice, with {first!r} and "
+            f"{second!r}: keep one of the lines"
+        )
 
 
 def _entry_of(values: Mapping[str, str], key: str, name: str, path: str) -> str:

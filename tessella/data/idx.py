@@ -19,6 +19,7 @@ import numpy as np
 
 from tessella.config import DataConfig
 from tessella.data.array_checks import check_values
+from tessella.data.class_labels import check_held_out
 from tessella.data.limits import check_content, read_up_to
 from tessella.data.other_formats import describe, with_advice
 from tessella.data.paths import READ_ERRORS, name_list, one_line
@@ -55,7 +56,8 @@ class MnistSource(Source):
         Raises:
             DataError: when the folder or a file is missing, is not in the idx format, is cut short
                 or too long, or when images and labels differ in number.
-            InputError: when the values do not span 0..255, but only 0 and 1, for example.
+            InputError: when the values do not span 0..255, but only 0 and 1, for example, or when
+                the test images have labels that the training images lack.
         """
         folder = self.locate(path)
         # The four files belong together, so the path must be that of their folder.
@@ -69,6 +71,7 @@ class MnistSource(Source):
         labels = read_idx(_find(folder, f"{prefix}-labels", 1), 1)  # [n]
         if len(images) != len(labels):
             raise DataError(f"{path}: {len(images)} {prefix} images have {len(labels)} labels")
+        _check_held_out(folder, prefix, labels)
         # Binarized data sets are published in this format too, some of them with values 0 and 1.
         check_values(images, images_file.name, config.levels)
         # Every label of the file counts, so that train and valid have the same classes.
@@ -160,13 +163,33 @@ def _in_words(shape: Sequence[int]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _find(folder: Path, name: str, dimensions: int) -> Path:
+def _check_held_out(folder: Path, prefix: str, labels: np.ndarray) -> None:
+    """Refuse test images of classes that no training image has; ``labels`` are read already."""
+    every = {}
+    titles = {}
+    for split in ("train", "test"):
+        file = _file_of(folder, f"{_PREFIX[split]}-labels", 1)
+        # Often only two of the four files are there.
+        if file is not None:
+            every[split] = labels if _PREFIX[split] == prefix else read_idx(file, 1)
+            titles[split] = file.name
+    check_held_out(every, titles)
+
+
+def _file_of(folder: Path, name: str, dimensions: int) -> Path | None:
     # The published files have a hyphen, which some old unpacking programs turn into a dot.
     for separator in "-.":
         for end in ("", ".gz"):
             file = folder / f"{name}{separator}idx{dimensions}-ubyte{end}"
             if file.is_file():
                 return file
+    return None
+
+
+def _find(folder: Path, name: str, dimensions: int) -> Path:
+    file = _file_of(folder, name, dimensions)
+    if file is not None:
+        return file
     refuse_other_kind(folder, MnistSource)
     there = name_list([file.name for file in folder.iterdir()])
     message = f"{folder} has no file {name}-idx{dimensions}-ubyte (or .gz); it holds {there}"

@@ -33,7 +33,13 @@ import numpy as np
 from tessella.config import DataConfig
 from tessella.data.archive import open_archive
 from tessella.data.array_checks import as_uint8, warn_if_constant
-from tessella.data.class_labels import check_labels, names_of_ids, renumbered, sparse_ids
+from tessella.data.class_labels import (
+    check_held_out,
+    check_labels,
+    names_of_ids,
+    renumbered,
+    sparse_ids,
+)
 from tessella.data.image_files import ImageFiles, fit_files
 from tessella.data.limits import BinaryReader, check_content
 from tessella.data.other_formats import describe, with_advice
@@ -79,7 +85,8 @@ class NpzSource(Source):
         Raises:
             DataError: when the file is missing, damaged, or expands to an implausible size, or when
                 it has no array for this split; the message lists its keys.
-            InputError: when an array has another type, shape or range.
+            InputError: when an array has another type, shape or range, or when a held-out split
+                has labels that train lacks.
         """
         location = self.locate(path)
         if not zipfile.is_zipfile(location):
@@ -197,10 +204,14 @@ def _read_split(arrays: _Arrays, split: str, config: DataConfig) -> Part:
     label_names: tuple[str, ...] = ()
     if keys.labels in arrays.keys:
         labels = check_labels(arrays[keys.labels], count, arrays.title(keys.labels))
+        every = _labels_of_all(arrays, found, keys, labels)
+        titles = {name: arrays.title(other.labels) for name, other in found.items()}
+        check_held_out(every, titles)
         if planes and len(labels) and labels.min() >= 1 and labels.max() <= len(_IMAGENET_IDS):
             ids: np.ndarray | None = _IMAGENET_IDS
         else:
-            ids = _sparse_ids_of_all(arrays, found, keys, labels)
+            # Of all splits, so that a label means the same in each.
+            ids = sparse_ids(list(every.values()), arrays.title(keys.labels))
         if ids is not None:
             labels = renumbered(labels, ids)
             label_names = names_of_ids(ids)
@@ -314,20 +325,19 @@ def _unpack(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return bits.reshape(-1, *size, 1) * np.uint8(255)
 
 
-def _sparse_ids_of_all(
+def _labels_of_all(
     arrays: _Arrays, found: dict[str, _SplitKeys], keys: _SplitKeys, labels: np.ndarray
-) -> np.ndarray | None:
-    """The sparse ids in the labels of *all* splits, so that a label means the same in each.
-
-    It is None if the labels are class numbers.
-    """
-    gathered = [labels]
-    for other in found.values():
-        if other.labels in arrays.keys and other.labels != keys.labels:
+) -> dict[str, np.ndarray]:
+    """The labels of every split that has some; those under ``keys`` are read already."""
+    gathered = {}
+    for split, other in found.items():
+        if other.labels == keys.labels:
+            gathered[split] = labels
+        elif other.labels in arrays.keys:
             values = np.atleast_1d(arrays[other.labels])
             # Their number is checked when that split is read.
-            gathered.append(check_labels(values, values.shape[0], arrays.title(other.labels)))
-    return sparse_ids(gathered, arrays.title(keys.labels))
+            gathered[split] = check_labels(values, values.shape[0], arrays.title(other.labels))
+    return gathered
 
 
 def _file_bounds(arrays: _Arrays, content: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -139,12 +140,33 @@ FOLDERS = {
 """The split that a folder of this name is; upper and lower case are the same."""
 
 
+def split_of_folder(name: str) -> str:
+    """The split that a folder is by its name; empty if it is none.
+
+    A year or another number may follow, as in ``train2017``.
+
+    >>> split_of_folder("Val"), split_of_folder("val2017"), split_of_folder("trainA")
+    ('valid', 'valid', '')
+    """
+    return FOLDERS.get(re.sub(r"[-_ ]?\d+$", "", name.lower()), "")
+
+
 def are_splits(folders: Iterable[str]) -> bool:
     """Whether these folders are splits, not classes.
 
     They are if all are named in :data:`FOLDERS`, and stand for at least two different splits.
+    Numbers may follow these names, but not several numbers the same name: ``train1`` and ``train2``
+    may have images in common with ``test2`` and ``test1``.
     """
-    splits = {FOLDERS.get(name.lower(), "") for name in folders}
+    splits = set()
+    numbered = set()
+    for name in set(folders):
+        split = split_of_folder(name)
+        if name.lower() not in FOLDERS:
+            if split in numbered:
+                return False
+            numbered.add(split)
+        splits.add(split)
     return "" not in splits and len(splits) > 1
 
 
@@ -160,7 +182,7 @@ def by_folders(names: Sequence[str], folders: Sequence[str]) -> tuple[list[str],
     >>> by_folders(["test/1.png", "train/2.png", "val/3.png"], ["test", "train", "val"])
     (['test', 'train', 'valid'], 'the folders test, train, val')
     """
-    splits = [FOLDERS[name.lower()] for name in folders]
+    splits = [split_of_folder(name) for name in folders]
     rule = f"the folders {', '.join(sorted(set(folders)))}"
     return splits, rule + fill_missing(names, splits)
 

@@ -364,7 +364,14 @@ def load_split(path: Path | str, split: str) -> CodedImages:
     Raises:
         ArtifactError: when there are none, or they are damaged.
     """
-    codes = open_codes(Path(path) / split)
+    folder = Path(path)
+    # The codes of one split were named, which are themselves in a folder.
+    if (folder / CONFIG).exists() and not (folder / split).exists():
+        raise ArtifactError(
+            f"{path} holds the codes of one split, and none of the split {split}: name the folder "
+            f"above it, which holds one for each split, codes:{folder.parent}"
+        )
+    codes = open_codes(folder / split)
     # Images without classes or a rule of the split say nothing of them.
     data = codes.config["data"]
     return CodedImages(

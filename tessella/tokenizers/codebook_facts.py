@@ -101,7 +101,7 @@ class Facts:
         return float(2**self.entropy_bits)
 
     @property
-    def few(self) -> bool:
+    def too_few_vectors(self) -> bool:
         """Whether there were too few vectors to judge the codebook."""
         return self.vectors < MIN_VECTORS_PER_CODE * self.codes
 

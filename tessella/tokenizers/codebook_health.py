@@ -207,7 +207,7 @@ def diagnose(facts: Sequence[Facts]) -> list[str]:
 
 def _findings(book: Facts, facts: Sequence[Facts]) -> list[str]:
     # With few vectors, chance leaves codes unused, but it does not give all of them one code.
-    if book.few and not book.collapsed:
+    if book.too_few_vectors and not book.collapsed:
         return [_too_few(book)]
     faults = _faults(book, facts)
     if not faults:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +20,7 @@ import torch
 
 from tessella import config as configs
 from tessella import data, files
-from tessella.config import Recipe, TrainConfig, TrainOptions
+from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
 from tessella.nn.outline import machine_memory
@@ -35,6 +35,7 @@ from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
+from tessella.training.train_keywords import TrainOptions
 
 VALID_LIMIT = 1000
 """Held-out images that a validation during training looks at, at most."""
@@ -212,19 +213,22 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
     drawn_anew = recipe.data.binarize == "dynamic"
+    train_data = _split_data(
+        model,
+        images,
+        tokenizer,
+        condition_dropout=recipe.train.condition_dropout,
+        flip=recipe.data.flip,
+        binarize=drawn_anew,
+        seen=seen,
+    )
+    with _named(f"the split valid of {held_out.name}"):
+        valid_data = _split_data(model, held_out, tokenizer, hashed=not drawn_anew)
     job = Job(
         model=model,
         tokenizer=tokenizer,
-        train=_split_data(
-            model,
-            images,
-            tokenizer,
-            condition_dropout=recipe.train.condition_dropout,
-            flip=recipe.data.flip,
-            binarize=drawn_anew,
-            seen=seen,
-        ),
-        valid=_split_data(model, held_out, tokenizer, hashed=not drawn_anew),
+        train=train_data,
+        valid=valid_data,
         config=recipe.train,
         recipe=recipe,
         out=out,
@@ -356,7 +360,20 @@ def _given_data(
         if valid is None:
             images, labels, valid, valid_labels = prepare.hold_out(images, labels, config.seed)
         train_data = _array_data(model, images, labels, tokenizer, config)
-    return train_data, _array_data(model, valid, valid_labels, tokenizer, config)
+    if is_stream(valid):
+        raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
+    with _named("valid"):
+        valid_data = _array_data(model, valid, valid_labels, tokenizer, config)
+    return train_data, valid_data
+
+
+@contextlib.contextmanager
+def _named(split: str) -> Iterator[None]:
+    """Say in messages which images do not fit: the model was made for those of training."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{split}: {error}") from error
 
 
 def _array_data(
@@ -367,8 +384,6 @@ def _array_data(
     config: TrainConfig,
 ) -> TrainingData:
     """One split of arrays or of an image set, checked and encoded."""
-    if is_stream(images):
-        raise InputError("valid must be an array, an ImageSet or codes, not an iterable")
     pixels, tags = prepare.with_labels(model, images, labels)
     examples = prepare.prepare(model, pixels, tags, tokenizer, config.condition_dropout)
     return prepare.describe_data(examples, images)

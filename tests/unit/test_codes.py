@@ -155,6 +155,12 @@ def test_a_place_without_codes_is_named(tmp_path: Path) -> None:
         code_store.open_codes(tmp_path)
 
 
+def test_codes_of_one_split_name_the_folder_above(tmp_path: Path) -> None:
+    code_store.tokenize(tokenizer(), images(), tmp_path / "codes" / "train")
+    with pytest.raises(ArtifactError, match="name the folder above it, .*codes:.*/codes$"):
+        code_store.load_split(tmp_path / "codes" / "train", "train")
+
+
 def test_a_damaged_shard_is_noticed(tmp_path: Path) -> None:
     stored = code_store.tokenize(tokenizer(), images(), tmp_path)
     place = tmp_path / "codes-00002.safetensors"

@@ -83,12 +83,30 @@ def test_images_of_6_bits_are_read_with_a_warning(tmp_path: Path) -> None:
 def test_dark_images_are_read(tmp_path: Path) -> None:
     """One dark image among others, a single dark picture, and a data set said to be dark."""
     bright = RANDOM.integers(0, 256, (30, 6, 6), dtype=np.uint8)
-    bright[3:] //= 200
+    bright[:3] //= 200
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read(tmp_path, train=bright)) == 26
         assert len(read(tmp_path, train=RANDOM.integers(0, 12, (1, 6, 6), dtype=np.uint8))) == 1
         assert read(tmp_path, train=binary(), levels=256).levels == 256
+
+
+@pytest.mark.parametrize(("high", "shades"), [(3, 4), (1, 2), (31, 32)], ids=str)
+def test_a_few_bright_images_among_dark_ones_do_not_hide_these(
+    tmp_path: Path, high: int, shades: int
+) -> None:
+    x = RANDOM.integers(0, high + 1, (101, 6, 6), dtype=np.uint8)
+    x[7] = 255
+    says = rf"few of the 101 images of 'train' .* above {high};.*{shades} shades"
+    with pytest.warns(TessellaWarning, match=says):
+        read(tmp_path, train=x)
+    # Said to be dark, or mostly empty: nothing to warn of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(tmp_path, train=x, levels=256)
+        x[20:] = 0
+        x[40:] = RANDOM.integers(0, 2, (61, 6, 6), dtype=np.uint8) * 255
+        read(tmp_path, train=x)
 
 
 def test_packed_bits_of_one_value_are_read_with_a_warning(tmp_path: Path) -> None:
@@ -151,6 +169,8 @@ def test_normalized_floats_are_to_be_taken_back_first(tmp_path: Path) -> None:
     [
         ((48, 64, 3), 1),
         ((48, 64, 4), 1),
+        ((48, 64, 2), 2),
+        ((48, 64, 1), 1),
         ((28, 28, 500), 500),
         ((28, 32, 5000), 5000),
         ((32, 32, 3, 4), 4),
@@ -192,12 +212,23 @@ def test_channels_first_are_refused(shape: tuple[int, ...]) -> None:
         (4, 4, 4, 3),
         (32, 32, 32, 3),
         (1, 1, 1),
+        (1, 64, 1),
+        (500, 1, 64),
+        (500, 1, 2),
+        (50, 2, 2),
+        (50, 2, 8),
         (3, 1, 1, 1),
     ],
 )
 def test_shapes_of_images_pass(shape: tuple[int, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        check_shape(shape, "x")
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8), (0, 8, 8, 3), (0, 784)])
+def test_an_array_without_images_says_so(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="there are no images in it"):
         check_shape(shape, "x")
 
 
@@ -241,13 +272,13 @@ def test_sparse_labels_mean_the_same_in_every_split(tmp_path: Path) -> None:
         "train": images,
         "train_labels": np.array([5, 5, 900, 900, 30_000, 30_000]),
         "test": images,
-        "test_labels": np.array([900, 30_000, 900, 70_000, 900, 900], np.uint64),
+        "test_labels": np.array([900, 30_000, 900, 30_000, 900, 900], np.uint64),
     }
     train = read(tmp_path, "train", **arrays)
     test = read(tmp_path, "test", **arrays)
-    assert train.label_names == test.label_names == ("5", "900", "30000", "70000")
+    assert train.label_names == test.label_names == ("5", "900", "30000")
     assert test.labels is not None
-    assert test.labels.tolist() == [1, 2, 1, 3, 1, 1]
+    assert test.labels.tolist() == [1, 2, 1, 2, 1, 1]
 
 
 def test_a_run_sees_its_classes_whatever_file_they_are_counted_in(tmp_path: Path) -> None:

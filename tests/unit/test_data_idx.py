@@ -134,3 +134,14 @@ def test_binary_images_stored_as_0_and_1_are_refused(tmp_path: Path) -> None:
         load(config, "train")
     meant = DataConfig(config.source, levels=256)
     np.testing.assert_array_equal(load(meant, "valid").images, binary[36:, ..., None])
+
+
+def test_test_labels_that_training_lacks_are_refused(tmp_path: Path) -> None:
+    contents = files() | {"t10k-labels-idx1-ubyte": idx(np.arange(9) + 4)}
+    config = write(tmp_path, contents)
+    for split in ("train", "valid", "test"):
+        with pytest.raises(InputError, match="split test has labels that train lacks.*10, 11, 12"):
+            load(config, split)
+    # The training files alone can still be read.
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    assert len(load(config, "train")) == 36

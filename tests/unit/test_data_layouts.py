@@ -348,3 +348,62 @@ def test_a_folder_of_downsampled_imagenet_says_how_its_batches_are_joined(
     assert line
     exec(line[0], {"np": np})
     assert len(load(DataConfig("npz:imagenet.npz"), "train")) == 72
+
+
+def test_years_behind_the_names_of_splits_do_no_harm(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{folder}2017/{i}.png" for folder in ("train", "val") for i in range(30)])
+    for split, folder in (("train", "train2017"), ("valid", "val2017"), ("test", "train2017")):
+        part = read(tmp_path, split)
+        assert {name.split("/")[0] for name in part.names or ()} == {folder}
+        assert part.labels is None
+    assert len(read(tmp_path, "valid")) == 30
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (["trainA", "trainB", "testA", "testB"], "look like splits, .*rename them"),
+        (["train_images", "test_images"], "look like splits, .*rename them"),
+        (["train2017", "val2017", "unlabeled2017"], "look like splits, .*rename them"),
+        (
+            ["A/train", "A/test", "B/train", "B/test"],
+            "A/test, A/train look like splits inside of a class",
+        ),
+        (["A/train", "A/test", "B"], "A/test, A/train look like splits inside of a class"),
+        (["JPEGImages", "SegmentationClass"], "their masks, .*folder:PATH/JPEGImages"),
+        (["images", "masks"], "their masks, .*folder:PATH/images"),
+        (["Images", "Ground Truth"], "their masks, .*folder:PATH/Images"),
+        (["train/images", "train/labels", "val/images"], "their masks, .*PATH/train/images"),
+        (["images/train", "images/val", "annotations/train"], "their masks, .*PATH/images,"),
+    ],
+)
+def test_splits_and_masks_are_no_classes(tmp_path: Path, folders: list[str], says: str) -> None:
+    fill(tmp_path, [f"{folder}/{i}.png" for folder in folders for i in range(3)])
+    with pytest.raises(DataError, match=says):
+        read(tmp_path)
+
+
+def test_every_image_of_splits_inside_of_classes_can_be_asked_for(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{c}/{split}/1.png" for c in "AB" for split in ("train", "test")])
+    assert read(tmp_path, "all").label_names == ("A", "B")
+
+
+def test_a_face_with_two_splits_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, [f"img_align_celeba/{i:06}.jpg" for i in range(12)])
+    lines = "".join(f"{i:06}.jpg {i % 3}\n" for i in range(12))
+    file = tmp_path / "list_eval_partition.txt"
+    file.write_text(f"{lines}000001.jpg 1\n")
+    assert len(read(tmp_path)) == 4
+    file.write_text(f"{lines}000000.jpg 2\n")
+    with pytest.raises(DataError, match=r"names 000000\.jpg twice, with 'train' and 'test'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_labels_in_utf_16_are_read(tmp_path: Path, encoding: str) -> None:
+    fill(tmp_path, [f"{i}.png" for i in range(20)])
+    lines = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "labels.csv").write_bytes(f"id,label\n{lines}".encode(encoding) + b"\n")
+    part = read(tmp_path)
+    assert part.label_names == ("a", "b")
+    assert named_labels(part)["4.png"] == "a"

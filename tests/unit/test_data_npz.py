@@ -46,7 +46,7 @@ def test_three_splits_by_key(tmp_path: Path, form: str, valid: str) -> None:
         form.format(word): numbered(5 + i, 4, 4) for i, word in enumerate(("train", valid, "test"))
     }
     labels = {
-        f"{word}_labels": np.arange(5 + i, dtype=np.uint8)[:, None]
+        f"{word}_labels": np.arange(5 + i, dtype=np.uint8)[:, None] % 5
         for i, word in enumerate(("train", valid, "test"))
     }
     for part, images, label in zip(
@@ -282,3 +282,24 @@ def test_too_few_images_for_a_split(tmp_path: Path) -> None:
     assert len(load(DataConfig(source), "train")) == 2
     with pytest.raises(DataError, match="no images for split 'valid'"):
         load(DataConfig(source), "valid")
+
+
+@pytest.mark.parametrize("held_out", ["valid", "val", "test"])
+@pytest.mark.parametrize("scale", [1, 100_000])
+def test_held_out_labels_that_training_lacks_are_refused(
+    tmp_path: Path, held_out: str, scale: int
+) -> None:
+    arrays = {
+        "train": numbered(60),
+        "train_labels": np.tile([0, 1, 5], 20) * scale,
+        held_out: numbered(20),
+        f"{held_out}_labels": np.tile([2, 5], 10) * scale,
+    }
+    source = write(tmp_path / "a.npz", **arrays)
+    for split in SPLITS:
+        with pytest.raises(InputError, match=f"has labels that train lacks.*has {2 * scale}; "):
+            load(DataConfig(source), split)
+    # Without labels to compare with, nothing is wrong.
+    for absent in ("train_labels", f"{held_out}_labels"):
+        fewer = {key: array for key, array in arrays.items() if key != absent}
+        every(write(tmp_path / "b.npz", **fewer))

@@ -97,6 +97,16 @@ def test_every_kind_is_read_whole_and_refused_with_rows_missing(
             pixels(file_of(colour, depth, data[:length], interlace))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 5), (4, 4)])
+def test_small_interlaced_images_lack_some_passes(size: tuple[int, int]) -> None:
+    height, width = size
+    samples = np.arange(height * width).reshape(height, width, 1)
+    data = unpacked(samples, 8, interlace=True)
+    content = png_of(header(width, height, 8, 0, 1), chunk(b"IDAT", zlib.compress(data)))
+    assert png_format.read_png(content).unpacked == len(data)
+    np.testing.assert_array_equal(pixels(content, 1), samples[..., 0])
+
+
 def test_more_image_data_than_needed_is_fine() -> None:
     samples = random_image(0, 8)
     data = unpacked(samples, 8, interlace=False)
@@ -216,6 +226,17 @@ def test_chunks_that_cannot_be_are_refused(extra: bytes) -> None:
     assert pixels(png_of(header(2, 1, 8, 0), data), 1).tolist() == [[1, 2]]
     with pytest.raises(UnusableImage, match="damaged"):
         pixels(png_of(header(2, 1, 8, 0), extra, data))
+
+
+@pytest.mark.parametrize("kind", [b"tRNS", b"IDAT", b"tEXt"])
+def test_a_wrong_checksum_names_its_chunk(kind: bytes) -> None:
+    # The text comes behind the pixels, where a decoder need not look.
+    contents = {b"tRNS": b"\0\1", b"IDAT": zlib.compress(b"\0\1\2"), b"tEXt": b"a\0b"}
+    chunks = {name: chunk(name, content) for name, content in contents.items()}
+    assert pixels(png_of(header(2, 1, 8, 0), *chunks.values()), 1).tolist() == [[255, 2]]
+    chunks[kind] = chunks[kind][:-1] + bytes([chunks[kind][-1] ^ 1])
+    with pytest.raises(UnusableImage, match=f"wrong checksum of chunk '{kind.decode()}'"):
+        pixels(png_of(header(2, 1, 8, 0), *chunks.values()), 1)
 
 
 def test_a_transparent_colour_behind_the_pixels_is_refused() -> None:

@@ -102,6 +102,10 @@ def test_unknown_split() -> None:
         (["train", "training"], False),
         (["train", "test", "cat"], False),
         (["train"], False),
+        (["train2017", "val2017", "test_2017"], True),
+        (["train", "test1"], True),
+        (["train1", "train2", "test1", "test2"], False),
+        (["trainA", "testA"], False),
     ],
 )
 def test_folders_that_are_splits(folders: list[str], expected: bool) -> None:
@@ -134,3 +138,15 @@ def test_twenty_training_files_give_one_and_fewer_none() -> None:
     for count, taken in ((20, 1), (19, 0)):
         some = [*names[:count], "test/x.png"]
         assert by_folders(some, [name.split("/")[0] for name in some])[0].count("valid") == taken
+
+
+def test_the_last_training_file_stays_whatever_its_place() -> None:
+    low = []
+    for i in range(500):
+        name = f"train/{i}.png"
+        place = int(hashlib.sha256(f"tessella split:{name}".encode()).hexdigest()[:16], 16) / 2**64
+        if place < 0.05:
+            low.append(name)
+    assert by_folders([low[0], "test/x.png"], ["train", "test"])[0] == ["train", "test"]
+    splits, _ = by_folders([*low[:2], "test/x.png"], ["train", "train", "test"])
+    assert sorted(splits) == ["test", "train", "valid"]

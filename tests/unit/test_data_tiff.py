@@ -331,3 +331,10 @@ def test_the_memory_of_a_tile_is_counted() -> None:
     content = tiff_of(tags, [zlib.compress(b"x")], tiled=True)
     with pytest.raises(UnusableImage, match="take up to 1,0.. MB to decode"):
         decode_module.open_image(io.BytesIO(content))
+
+
+def test_grey_with_associated_alpha_is_not_called_damaged() -> None:
+    content = tiff_of(tags_of([8, 8], t338=1), [bytes(range(128))])
+    for channels in (1, 3, 4):
+        with pytest.raises(UnusableImage, match="^grey multiplied by its alpha channel"):
+            pixels(content, channels)

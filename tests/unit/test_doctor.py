@@ -416,6 +416,19 @@ def test_each_depth_carries_the_variance_of_its_codes() -> None:
     assert [book.name for book in facts] == ["depth 0", "depth 1"]
 
 
+def test_codes_that_are_hardly_used_carry_little_variance() -> None:
+    quantizer = ts.create_quantizer("residual-vq", dim=1, codebook_size=2, depth=2)
+    for stage, width in zip(quantizer.stages, (3.0, 1.0), strict=True):  # type: ignore[call-overload]
+        stage.codebook.copy_(torch.tensor([[-width], [width]]))
+    model = tokenizer()
+    model.quantizer = quantizer
+    facts = codebook_health.examine(model, [torch.tensor([9, 1]), torch.tensor([5, 5])])
+    # Two values 2 w apart, one with the share p, have the variance 4 p (1 - p) w^2.
+    coarse = 4 * 0.9 * 0.1 * 3.0**2
+    total = coarse + 1.0
+    assert [book.variance_share for book in facts] == pytest.approx([coarse / total, 1 / total])
+
+
 @pytest.mark.parametrize("name", ["fsq", "lfq"])
 def test_lattices_have_no_twins(name: str) -> None:
     model = tokenizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -186,6 +187,33 @@ def test_space_is_looked_at_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="free"):
         files.check_free_space(tmp_path / "a" / "b.npz", 1 << 60, "a large thing")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with files.atomic_file(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=r"cannot write .*figures\.json: No space left"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_about_to_be_replaced_is_put_back_where_nothing_took_its_place(
+    tmp_path: Path,
+) -> None:
+    for name, content in {".first.old": "old", ".second.old": "old", "second": "new"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(content)
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    assert (tmp_path / "first" / "a.txt").read_text() == "old"
+    assert (tmp_path / "second" / "a.txt").read_text() == "new"
 
 
 def test_a_private_file_is_private_whatever_the_umask(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import tessella as ts
-from tessella.config import Recipe, TrainConfig, TrainOptions, from_dict, load_recipe
+from tessella.config import Recipe, TrainConfig, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
 from tessella.training import loop, train_recipe, trainer
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
+from tessella.training.train_keywords import TrainOptions
 
 GRID = ts.Grid(4, 4, 1, 4)
 OPTIONS: dict[str, Any] = {"steps": 6, "batch": 8, "validate_every": 3, "device": "cpu"}
@@ -301,3 +302,39 @@ def test_a_vae_takes_no_symbols(tmp_path: Path) -> None:
     symbols = torch.zeros(20, 8, 8, 1, dtype=torch.int64)
     with pytest.raises(InputError, match="images must be uint8"):
         ts.train(vae, symbols, steps=1, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [((9, 9), "the images are 9x9x1"), ((8, 8, 3), "channel"), ((8, 8), "labels must be")],
+)
+def test_held_out_images_that_do_not_fit_are_named(
+    tmp_path: Path, shape: tuple[int, ...], says: str
+) -> None:
+    generator = np.random.default_rng(0)
+    file = tmp_path / "x.npz"
+    np.savez(
+        file,
+        train=generator.integers(0, 256, (40, 8, 8), dtype=np.uint8),
+        train_labels=np.arange(40) % 3,
+        valid=generator.integers(0, 256, (20, *shape), dtype=np.uint8),
+        test=generator.integers(0, 256, (20, 8, 8), dtype=np.uint8),
+    )
+    options = ["data.levels=0", "model.layers=1", "model.hidden=8", f"data.source=npz:{file}"]
+    conditional = says.startswith("labels")
+    recipe = load_recipe("digits", [*options, f"model.conditional={str(conditional).lower()}"])
+    expected = "the split valid of npz:.*give labels" if conditional else f"the split valid.*{says}"
+    with pytest.raises(InputError, match=expected):
+        train_recipe(recipe, tmp_path / "run")
+    net = ts.create("gated-pixelcnn", ts.Grid(8, 8, 1, 256), layers=1, hidden=4, classes=3)
+    held_out = generator.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    with pytest.raises(InputError, match=r"valid: labels must be \[20\] integers in 0\.\.2"):
+        trainer.train(
+            net,
+            held_out,
+            labels=np.arange(20) % 3,
+            valid=held_out,
+            valid_labels=np.arange(20) % 4,
+            out=tmp_path / "other",
+            steps=1,
+        )
