@@ -273,7 +273,13 @@ class TrainConfig:
 
 
 AT_LEAST_ONE = ("batch", "accumulate", "devices")
+MOST_STEPS = 10**12
+"""Most steps of a run: at a thousand a second it would take thirty years."""
 MOST = {
+    "steps": MOST_STEPS,
+    "warmup": MOST_STEPS,
+    "validate_every": MOST_STEPS,
+    "checkpoint_every": MOST_STEPS,
     "batch": LARGEST_BATCH,
     "accumulate": LARGEST_BATCH,
     "devices": 1024,
@@ -291,10 +297,11 @@ def _check_train_number(name: str, value: float) -> None:
     if name == "learning_rate":
         wanted = "above 0"
         good = value > 0
-    if not good or not math.isfinite(value):
-        raise ConfigError(f"train.{name} must be {wanted}, got {value}")
+    # Before anything makes a float of it, which overflows for an integer of 400 digits.
     if name in MOST and value > MOST[name]:
         raise ConfigError(f"train.{name} must be at most {MOST[name]}, got {value}")
+    if not good or not math.isfinite(value):
+        raise ConfigError(f"train.{name} must be finite and {wanted}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,18 @@ def check(kind: str, name: str, sizes: Iterable[str], head: str | None = None) -
 def check_sizes(where: str, sizes: Mapping[str, object]) -> None:
     """Refuse sizes that no machine can hold, before anything is built.
 
+    Args:
+        where: the table of a recipe that they stand in; empty for arguments of a function.
+        sizes: by name.
+
     Raises:
         ConfigError: naming the size and the limit.
     """
     for name, value in sizes.items():
+        place = f"{where}.{name}" if where else name
         # A table of options, such as those of a quantizer.
         if isinstance(value, Mapping):
-            check_sizes(f"{where}.{name}", value)
+            check_sizes(place, value)
             continue
         most = LARGEST_SIZE
         if name in REPEATED:
@@ -110,10 +115,10 @@ def check_sizes(where: str, sizes: Mapping[str, object]) -> None:
             most = LARGEST_SEED
         items = value if isinstance(value, (list, tuple)) else [value]
         if len(items) > MOST_LAYERS:
-            raise ConfigError(f"{where}.{name} must have at most {MOST_LAYERS} values")
+            raise ConfigError(f"{place} must have at most {MOST_LAYERS} values")
         for item in items:
             if isinstance(item, (int, float)) and not -most <= item <= most:
-                raise ConfigError(f"{where}.{name} must be at most {most}, got {item}")
+                raise ConfigError(f"{place} must be at most {most}, got {item}")
 
 
 def default(kind: str, name: str, size: str) -> str | None:

@@ -18,6 +18,8 @@ from torch import nn
 
 from tessella.errors import ConfigError, InputError, check_integer
 from tessella.grid import LN2, Grid
+from tessella.names import check_sizes
+from tessella.nn.outline import IN_PARTS, build_within_memory, check_drawn
 from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
@@ -322,6 +324,8 @@ class VAE(nn.Module):
         pixels: Literal["mean", "draw"] = "mean",
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, h, w, channels]``. Arguments as of :meth:`batches`."""
+        count = check_integer("n", n, least=1) - check_integer("start", start)
+        check_drawn(count, self.image_grid.symbols, IN_PARTS)
         return torch.cat(list(self.batches(n, seed, batch, start, watch=watch, pixels=pixels)))
 
     @torch.no_grad()
@@ -480,9 +484,14 @@ def create_vae(*, seed: int = 0, **config: Unpack[VAEArguments]) -> VAE:
         ConfigError: for an unknown argument (the known ones are listed), or a value of the wrong
             type or range.
     """
-    with torch.random.fork_rng(devices=[]):
+    check_sizes("", config)
+
+    def build() -> VAE:
         torch.default_generator.manual_seed(seed)
-        return construct("model", {"vae": VAE}, "vae", config).eval()
+        return construct("model", {"vae": VAE}, "vae", config)
+
+    with torch.random.fork_rng(devices=[]):
+        return build_within_memory(build).eval()
 
 
 def _uniform(seeds: range, shape: tuple[int, ...]) -> torch.Tensor:

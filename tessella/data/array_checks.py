@@ -216,6 +216,55 @@ def check_values(array: np.ndarray, title: str, levels: int = 0) -> None:
     _check_small_range(array, high, title)
 
 
+def check_scale(images: object, levels: int, title: str = "images", sure: bool = False) -> None:
+    """Refuse an array given in Python whose values cannot be meant as those of 0..255.
+
+    Its values would all become the darkest symbols, and nothing would show it. Other things than
+    arrays of uint8 are left to other checks.
+
+    Args:
+        images: uint8 ``[n, height, width, channels]``, a numpy array or a tensor.
+        levels: of the model; 0 where it has none. A model of 256 takes all values as they are.
+        title: what the array is called in messages.
+        sure: refuse only values 0 and 1, or exactly as many values as the model has levels.
+
+    Raises:
+        InputError: with the line that converts the images.
+    """
+    # A tensor is told by its methods: nothing here imports torch.
+    to_cpu = getattr(images, "cpu", None)
+    of_torch = to_cpu is not None
+    array = images
+    if to_cpu is not None:
+        array = to_cpu().numpy()
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or levels == 256:
+        return
+    # A single picture may well be as dark as this, and a plain one has no scale.
+    if len(array) < 2 or not array.size or array.min() == array.max():
+        return
+    high = int(array.max())
+    if high == 1:
+        raise InputError(
+            f"no value of {title} is above 1, which is nearly black among 0..255: if they are two "
+            f"colours, give {title} * 255{_DARK}"
+        )
+    as_levels = high == levels - 1 and high <= SMALL_RANGES[-1]
+    if as_levels or (high <= SURELY_SMALL and not sure):
+        largest = high
+        if not as_levels:
+            largest = next(limit for limit in SMALL_RANGES if high <= limit)
+        line = f"np.round({title} * (255 / {largest})).astype(np.uint8)"
+        if of_torch:
+            line = f"({title} * (255 / {largest})).round().to(torch.uint8)"
+        raise InputError(
+            f"no value of {title} is above {high}, and images are uint8 of 0..255: if they have "
+            f"{largest + 1} shades, give {line}{_DARK}"
+        )
+
+
+_DARK = "; if they really are this dark, give them as tessella.data.ImageSet(images), or singly"
+
+
 def warn_if_constant(array: np.ndarray, title: str) -> None:
     """Warn of an array that has the same value everywhere."""
     if array.size and array.min() == array.max():

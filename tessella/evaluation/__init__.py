@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tessella.data.array_checks import check_scale
 from tessella.errors import InputError, check_integer
 from tessella.evaluation.aspect import Measured
 from tessella.evaluation.bounds import pixel_bounds
@@ -23,7 +24,7 @@ from tessella.evaluation.image_source import (
     images_of,
     overlap_with,
     save_seen,
-    steps_of,
+    tokenizer_steps_of,
     trained_on,
     with_classes_of,
 )
@@ -38,6 +39,7 @@ from tessella.pipeline import (
     load_saved,
     locate,
     pixel_generator,
+    pixel_levels,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "measure",
     "per_image",
     "save_seen",
+    "tokenizer_steps_of",
     "trained_on",
 ]
 
@@ -128,6 +131,8 @@ def assess(
     # A mean of nothing would be no number.
     if not len(chosen):
         raise InputError("there are no images to evaluate")
+    # Arrays do not say how they were scaled; sets were checked as they were read.
+    check_scale(images, pixel_levels(model) or 0)
     # Before anything is measured, so that the refusal comes at once.
     check_fit(model, described, chosen)
     # Labels that a model cannot use are left alone: tokenizers and VAEs take none.
@@ -139,10 +144,7 @@ def assess(
         classes = chosen.labels
     measured = measure(model, chosen.images, classes, batch, path)
     figures: dict[str, JSONValue] = {"images": len(chosen)}
-    steps = None
-    # The record of a two-stage run has the steps of its prior, not of its tokenizer.
-    if model.kind == "tokenizer":
-        steps = steps_of(path)
+    steps = tokenizer_steps_of(path, model.kind)
     # Figures of all processes' images; every process computes them from the same numbers.
     for aspect in aspects_of(model, tokenizer_steps=steps):
         figures |= aspect.figures(measured)
@@ -158,4 +160,10 @@ def _model_of(run: Path | str | SavedModel | DensityModel) -> SavedModel:
         return load_saved(run)
     if isinstance(run, DensityModel):
         return pixel_generator(run)
+    # Whoever passes something else has not read the annotation.
+    if not isinstance(run, SavedModel):
+        raise InputError(
+            "evaluate takes a run directory, the name of a bundled model, or a model; got "
+            f"{type(run).__name__}"
+        )
     return run

@@ -116,10 +116,10 @@ def images_of(
         return images, identity
     if isinstance(images, StoredImages):
         return ImageSet(images, classes), _identity(images.shape, images.sha256)
+    check_images(images)  # a tensor as such, so that the message is about tensors
     if isinstance(images, torch.Tensor):
         images = images.cpu().numpy()
     array = np.asarray(images)
-    check_images(array)
     if classes is not None and classes.shape != (len(array),):
         raise InputError(f"labels must have shape [{len(array)}], got {list(classes.shape)}")
     digest = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
@@ -286,3 +286,22 @@ def steps_of(run: Path | None) -> int | None:
         return None
     progress = read_run_record(run).get("progress") or {}
     return progress.get("step")
+
+
+def tokenizer_steps_of(run: Path | None, kind: str) -> int | None:
+    """Optimizer steps that the tokenizer of a run took; None where nobody says.
+
+    Args:
+        run: the directory of a tokenizer or of a two-stage model.
+        kind: of the model in it.
+    """
+    if run is None or kind == "tokenizer":
+        return steps_of(run)
+    # The record of a two-stage run has the steps of its prior, and names the tokenizer's run.
+    prior_of = (read_run_record(run).get("recipe") or {}).get("prior_of")
+    if not prior_of:
+        return None
+    try:
+        return steps_of(locate(prior_of))
+    except TessellaError:
+        return None  # that run is gone, or damaged

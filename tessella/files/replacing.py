@@ -36,6 +36,9 @@ def check_replaceable(path: Path | str, force: bool = False) -> None:
     Raises:
         InputError: when there is something that must not be replaced.
     """
+    # The annotation says the same; at run time nothing enforces it.
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"an output is named by its path, got {type(path).__name__}")
     path = Path(path)
     if path.is_symlink():
         target = path.readlink()

@@ -28,6 +28,8 @@ from tessella.models.pixelsnail import PixelSNAIL
 from tessella.models.row_lstm import RowLSTM
 from tessella.models.sizes import ModelSizes
 from tessella.models.transformer import Transformer
+from tessella.names import check_sizes
+from tessella.nn.outline import build_within_memory
 from tessella.registry import Registry
 
 MODELS: Registry[type[DensityModel]] = Registry("density model", base=DensityModel)
@@ -49,6 +51,12 @@ for _model in (
     MADE,
 ):
     MODELS.register(_model.name)(_model)
+
+SMALL_PRODUCT = 1 << 14
+"""Product of all sizes of a model up to which any machine can hold its layers."""
+
+SMALL_TABLE = 1 << 28
+"""That product times the symbols and the levels of the grid, up to which the same holds."""
 
 register_model = MODELS.register
 """Decorator that adds a custom density model: ``@ts.register_model("mine")``."""
@@ -129,14 +137,20 @@ def create(
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
     family = MODELS.get_or_explain(name)
     model_sizes, head_sizes = _divide_sizes(name, head, sizes)
-    # torch's layers draw their weights from the global generator, so its state is restored.
-    with torch.random.fork_rng(devices=[]):
+    check_sizes("", sizes)
+
+    def construct() -> DensityModel:
         torch.default_generator.manual_seed(seed)
         # Build the head first, so that a bad head is rejected before any weight is drawn.
         built_head = create_head(head, grid, **head_sizes)
         conditioning = Conditioning(classes, codes)
-        model = family(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
-    return model.eval()
+        return family(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
+
+    # torch's layers draw their weights from the global generator, so its state is restored.
+    with torch.random.fork_rng(devices=[]):
+        if _surely_fits(grid, {"classes": classes, **sizes}):
+            return construct().eval()
+        return build_within_memory(construct).eval()
 
 
 def create_prior(
@@ -213,6 +227,19 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     # Training sets this, so it is not an argument of the constructor.
     model.null_class = bool(config["null_class"])
     return model
+
+
+def _surely_fits(grid: Grid, sizes: Mapping[str, object]) -> bool:
+    """Whether a model is so small that nobody has to look at its shapes first.
+
+    Looking costs a second of imports, the first time.
+    """
+    product = 1
+    for name, value in sizes.items():
+        if isinstance(value, int) and "seed" not in name:
+            product *= max(1, value)
+    # A layer has no more weights than the square of this, whatever the sizes mean.
+    return product <= SMALL_PRODUCT and product * grid.symbols * grid.levels <= SMALL_TABLE
 
 
 def _divide_sizes(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tessella.errors import ArtifactError, TessellaError
+from tessella.errors import ArtifactError, ConfigError, TessellaError
 from tessella.files import StoredTensor, TensorsHeader
 from tessella.grid import Grid
 from tessella.models import Hierarchy, Prior, prior_from_config
@@ -172,9 +172,16 @@ def outline_of(
         TypeError,
         ValueError,
     ) as error:
+        # A name that nothing has here may well be that of a plugin.
+        plugin = ""
+        if isinstance(error, ConfigError) and str(error).startswith("unknown"):
+            plugin = (
+                "; if a plugin defines it, load that first: --plugin FILE.py, in Python"
+                ' ts.load_plugin("FILE.py")'
+            )
         # Values are checked by the constructors of many classes, torch's among them.
         raise ArtifactError(
-            f"{source} does not describe a model this version knows: {error}"
+            f"{source} does not describe a model this version knows: {error}{plugin}"
         ) from error
 
 

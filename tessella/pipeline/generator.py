@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella import files, sampling
+from tessella.data.array_checks import check_scale
 from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
+from tessella.nn.outline import IN_PARTS, check_drawn
 from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
@@ -123,6 +125,13 @@ class Generator:
         """The images as a grid of pixels with 256 levels."""
         return self.tokenizer.image_grid
 
+    @property
+    def _pixel_levels(self) -> int:
+        """Levels of a pixel in the model; 0 where the symbols are codes."""
+        if self.two_stage:
+            return 0
+        return self.grids[0].levels
+
     def components(self) -> dict[str, nn.Module]:
         """The networks to save, by role: a pixel model has one, its prior."""
         if not self.two_stage:
@@ -144,6 +153,8 @@ class Generator:
     ) -> torch.Tensor:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
+        count = check_integer("n", n, least=1) - check_integer("start", start)
+        check_drawn(count, self.image_grid.symbols, IN_PARTS)
         # Checked and drawn as batches are, so that both give the same images.
         drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:
@@ -250,14 +261,16 @@ class Generator:
             InputError: for images of another type or size.
         """
         # Tokenizers take images of other sizes as well, but the prior's grid is fixed.
-        images = check_images(images, self.tokenizer.channels)
+        checked = check_images(images, self.tokenizer.channels)
         height, width = self.tokenizer.image_size
-        if tuple(images.shape[1:3]) != (height, width):
+        if tuple(checked.shape[1:3]) != (height, width):
             raise InputError(
                 f"the model takes images of {height}x{width}, "
-                f"got {images.shape[1]}x{images.shape[2]}"
+                f"got {checked.shape[1]}x{checked.shape[2]}"
             )
-        return self.tokenizer.encode(images)
+        # Pictures of a data set come here too, so only what cannot be meant is refused.
+        check_scale(images, self._pixel_levels, sure=True)
+        return self.tokenizer.encode(checked)
 
     def check_condition(self, cond: Cond, n: int) -> None:
         """Refuse a condition that is not one of ``n`` images of this model.

@@ -43,8 +43,14 @@ def locate(run: Path | str) -> Path:
     """The directory of a run: a path, or the name of a bundled model.
 
     Raises:
+        InputError: when it is no path at all.
         ArtifactError: when there is neither.
     """
+    if not isinstance(run, (str, Path)):
+        raise InputError(
+            "a run is the path of its directory, or the name of a bundled model; got "
+            f"{type(run).__name__}"
+        )
     # A directory comes first: users may give their runs the names of bundled models.
     path = Path(run)
     if path.is_dir():

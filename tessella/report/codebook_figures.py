@@ -103,12 +103,15 @@ def code_map(symbols: np.ndarray, levels: int, stride: int, size: tuple[int, int
     return large[:, : size[0], : size[1]]
 
 
-def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSection | None:
+def codebooks(
+    tokenizer: Tokenizer, images: data.ImageSet | None, steps: int | None = None
+) -> CodebookSection | None:
     """The section on codes: their usage, a diagnosis of it, and the patch of each code.
 
     Args:
         tokenizer: makes the codes.
         images: to count codes on; None takes the running counts that quantizers keep.
+        steps: of the tokenizer's training, if known.
 
     Returns:
         None where there are no counts.
@@ -120,7 +123,7 @@ def codebooks(tokenizer: Tokenizer, images: data.ImageSet | None) -> CodebookSec
         # As many images as it takes for a stable count, and no more.
         counted = some(images, max(1, USAGE_PIXELS // (height * width)))
         counts = _counted(tokenizer, counted)
-        facts = codebook_health.examine(tokenizer, counts)
+        facts = codebook_health.examine(tokenizer, counts, steps)
         diagnosis = codebook_health.diagnose(facts)
         where = f"{len(counted):,} images of {which(images)}"
         for book in facts:

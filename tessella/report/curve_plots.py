@@ -36,10 +36,10 @@ def can_plot() -> bool:
         return False
 
 
-def curve_plots(curves: Curves) -> list[str]:
-    """The curves of training as SVG elements."""
+def curve_plots(curves: Curves, of_codes: bool = False) -> list[str]:
+    """The curves of training as SVG elements; ``of_codes`` as of :func:`panels`."""
     plots = []
-    for title, labels in (*panels(curves), *EXTRA_PLOTS.items()):
+    for title, labels in (*panels(curves, of_codes), *EXTRA_PLOTS.items()):
         drawable = {}
         for name, label in labels.items():
             # A single point does not make a curve.

@@ -149,11 +149,17 @@ def after_start(curve: Curve) -> dict[str, list[float]]:
     return kept
 
 
-def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
-    """Which curves belong on one plot: the unit of the plot, and its curves as name to label."""
+def panels(curves: Curves, of_codes: bool = False) -> list[tuple[str, dict[str, str]]]:
+    """Which curves belong on one plot: the unit of the plot, and its curves as name to label.
+
+    Args:
+        curves: by name.
+        of_codes: whether bits are those of codes, not of pixels.
+    """
+    bits = "bits/code" if of_codes else "bits/dim"
     # Density models train on what they are validated by; tokenizers do not.
     if "valid/bits_per_dim" in curves or "mse" not in curves:
-        plots = {"bits/dim": {"loss": "training", "valid/bits_per_dim": "validation"}}
+        plots = {bits: {"loss": "training", "valid/bits_per_dim": "validation"}}
     else:
         plots = {
             "training loss": {"loss": "training"},
@@ -167,7 +173,7 @@ def panels(curves: Curves) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def draw(curves: Curves, width: int = 80, colour: bool = False) -> str:
+def draw(curves: Curves, width: int = 80, colour: bool = False, of_codes: bool = False) -> str:
     """Training loss and validation over the steps, as text.
 
     Where plotext is not installed, a table of a few steps.
@@ -175,9 +181,9 @@ def draw(curves: Curves, width: int = 80, colour: bool = False) -> str:
     if not any(len(curve["step"]) > 1 for curve in curves.values()):
         return ""
     if not _has_plotext():
-        return f"{MISSING_PLOTEXT}\n\n{_table(curves)}"
+        return f"{MISSING_PLOTEXT}\n\n{_table(curves, of_codes)}"
     drawn = []
-    for unit, labels in panels(curves):
+    for unit, labels in panels(curves, of_codes):
         plot = _draw(curves, unit, labels, min(width, WIDEST), colour)
         if plot:
             drawn.append(plot)
@@ -237,7 +243,7 @@ def _ticks(low: float, high: float, number: int) -> list[int]:
     return list(range(first, int(high) + 1, stride)) or [int(low)]
 
 
-def _table(curves: Curves) -> str:
+def _table(curves: Curves, of_codes: bool) -> str:
     """About ten rows of step, loss and validation."""
     metric = ""
     for name in ("valid/bits_per_dim", "valid/mse"):
@@ -246,7 +252,10 @@ def _table(curves: Curves) -> str:
             break
     # Rows are at validations, where both columns have a value.
     steps = curves[metric or "loss"]["step"]
-    lines = [f"{'step':>10}{'loss':>12}{metric.removeprefix('valid/'):>16}"]
+    title = metric.removeprefix("valid/")
+    if of_codes:
+        title = title.replace("bits_per_dim", "bits_per_code")
+    lines = [f"{'step':>10}{'loss':>12}{title:>16}"]
     before = None
     for row in range(ROWS):
         step = steps[round(row * (len(steps) - 1) / (ROWS - 1))]

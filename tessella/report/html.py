@@ -17,7 +17,7 @@ from pathlib import Path
 import tessella
 from tessella import data, files
 from tessella.errors import InputError, TessellaError, check_integer
-from tessella.evaluation import as_scored, check_fit, data_config
+from tessella.evaluation import as_scored, check_fit, data_config, tokenizer_steps_of
 from tessella.pipeline import (
     SavedModel,
     is_bundled,
@@ -132,7 +132,8 @@ def _parts(path: Path, model: SavedModel | None, samples: int, seed: int) -> _Pa
         try:
             if images is not None:
                 parts.pictures.append(rebuilt(tokenizer, images))
-            parts.codebook = codebooks(tokenizer, images)
+            steps = tokenizer_steps_of(path, model.kind)
+            parts.codebook = codebooks(tokenizer, images, steps)
         except TessellaError as error:
             parts.notes.append(f"Some pictures of the tokenizer are missing: {error}")
     return parts
@@ -178,7 +179,7 @@ def _page(facts: run_summary.RunFacts, parts: _Parts) -> str:
     notes = [*facts["problems"], *parts.notes]
     plots = []
     if can_plot():
-        plots = curve_plots(facts["curves"])
+        plots = curve_plots(facts["curves"], run_summary.of_codes(facts))
     else:
         notes.append(
             f"There are no plots of the curves and of the codes' use: {MISSING_MATPLOTLIB}"
@@ -207,7 +208,7 @@ def _figure_tables(facts: run_summary.RunFacts) -> list[tuple[str, list[Row]]]:
     best = facts["validation"]
     if best["figures"]:
         title = f"validation images, during training; the best, at step {best['step'] or 0:,}"
-        tables.append((title, run_summary.figure_rows(best["figures"])))
+        tables.append((title, run_summary.validation_rows(facts)))
     return tables
 
 

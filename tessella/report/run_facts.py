@@ -153,6 +153,11 @@ def describe(run: Path | str) -> RunFacts:
     return facts
 
 
+def of_codes(facts: RunFacts) -> bool:
+    """Whether the bits of a run are those of codes: its records name them as those of pixels."""
+    return facts["kind"] in ("generator", "prior") or bool(facts["training"]["prior_of"])
+
+
 def _present(entries: Mapping[str, T | None] | None) -> dict[str, T]:
     """The entries of a mapping that are not null."""
     present = {}

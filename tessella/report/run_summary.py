@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from tessella.pipeline.run_record import SplitRecord
 from tessella.report.curves import draw
-from tessella.report.figure_text import figure_rows, shown
-from tessella.report.run_facts import QUIET, RunFacts, TrainingFacts, describe
+from tessella.report.figure_text import Row, figure_rows, shown
+from tessella.report.run_facts import QUIET, RunFacts, TrainingFacts, describe, of_codes
 
 __all__ = [
     "RunFacts",
@@ -23,10 +23,12 @@ __all__ = [
     "measured_on",
     "model_lines",
     "networks",
+    "of_codes",
     "render",
     "shown",
     "status_line",
     "training_lines",
+    "validation_rows",
 ]
 
 LABEL_WIDTH = 12
@@ -84,7 +86,7 @@ def render(facts: RunFacts, width: int = 80, colour: bool = False) -> str:
             # Only the first line of a section has its label.
             indent = " " * LABEL_WIDTH
     rendered = "\n".join(map(_printable, lines))
-    drawn = draw(facts["curves"], width, colour)
+    drawn = draw(facts["curves"], width, colour, of_codes(facts))
     if drawn:
         rendered += f"\n\n{drawn}"
     return rendered
@@ -97,6 +99,15 @@ def measured_on(facts: RunFacts, name: str) -> str:
     if weights and facts["weights"] and weights != facts["weights"]:
         return f"{name} (with other weights, {weights}: measure again)"
     return name
+
+
+def validation_rows(facts: RunFacts) -> list[Row]:
+    """The figures of the best validation, of codes under the names of codes."""
+    figures = dict(facts["validation"]["figures"])
+    if of_codes(facts) and "bits_per_dim" in figures:
+        # First, as the figure by which the best is chosen.
+        figures = {"bits_per_code": figures.pop("bits_per_dim"), **figures}
+    return figure_rows(figures)
 
 
 def duration(seconds: float) -> str:
@@ -295,7 +306,7 @@ def _sections(facts: RunFacts) -> Iterator[tuple[str, list[str]]]:
     validation = facts["validation"]
     if validation["figures"]:
         best = []
-        for row in figure_rows(validation["figures"]):
+        for row in validation_rows(facts):
             # Name, value and unit, of which the last may be empty.
             best.append(" ".join(filter(None, row)))
         yield "validation", [f"{', '.join(best)}; best, at step {validation['step'] or 0:,}"]

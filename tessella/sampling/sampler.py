@@ -10,6 +10,7 @@ import torch
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.nn.outline import check_drawn
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.parallel import Passes
@@ -58,6 +59,7 @@ class Sampler:
             NumericalError: when the model returns NaN or infinity.
         """
         n = check_integer("n", n, least=1)
+        _check_memory(self.model, n)
         if kept is not None and len(kept) != n:
             raise InputError(f"x holds {len(kept)} images, n is {n}")
         # All streams of a sampler share one memory, so this stops any older stream.
@@ -225,12 +227,24 @@ def check_model(model: object) -> None:
     model.check_eval_mode()
 
 
+def _check_memory(model: DensityModel, n: int) -> None:
+    """Refuse more images than memory holds at the same time, as int64 symbols."""
+    check_drawn(
+        n,
+        8 * model.grid.symbols,
+        "draw them in parts, since image i has the seed seed + i; of a loaded run"
+        " generator.batches() yields one batch after another, and tessella sample --out DIRECTORY"
+        " writes them to files",
+    )
+
+
 def _draw_batches(
     sampler: Sampler, n: int, seed: int, cond: Cond, kept: KnownSymbols | None = None
 ) -> torch.Tensor:
     """Draw all images batch by batch: ``int64 [n, height, width, channels]``."""
     # Check the arguments for all images, before the first batch is drawn.
     seed = check_seed(seed, n)
+    _check_memory(sampler.model, n)
     condition: Condition | None = None
     # None stays None, because steps restart faster without a condition.
     if cond is not None:

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
+from tessella.names import check_sizes
+from tessella.nn.outline import build_within_memory
 from tessella.registry import Registry
 from tessella.tokenizers.construction import construct, describe_arguments
 from tessella.tokenizers.identity import IdentityTokenizer
@@ -81,10 +83,15 @@ def create_tokenizer(
     >>> tokenizer.encode(torch.full((1, 8, 8, 1), 7, dtype=torch.uint8)).unique()
     tensor([7])
     """
+    check_sizes("", config)
+
+    def build() -> Tokenizer:
+        torch.default_generator.manual_seed(seed)
+        return construct("tokenizer", TOKENIZERS, name, config)
+
     # Weights are drawn on the CPU, so only its generator has to be restored.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return construct("tokenizer", TOKENIZERS, name, config).eval()
+        return build_within_memory(build).eval()
 
 
 # The list is generated from the classes, so help(ts.create_tokenizer) is never out of date.

@@ -262,17 +262,21 @@ def _collapse(book: Facts, facts: Sequence[Facts]) -> str:
         f"collapsed: one code takes {book.top_share:.0%} of the vectors, "
         f"{book.used:,} of {book.codes:,} are used"
     )
+    # Where the length of training is known, a short one is told of before this.
+    unless = ""
+    if book.steps is None:
+        unless = "unless training has just begun, "
     # A decoder that finds all information in the finer grid ignores the coarse one.
     finer = [other for other in facts if other.grid > book.grid]
     if finer and not any(other.collapsed for other in finer):
         return (
-            f"{found}; the finer codes carry all, so give those fewer codes or a shorter code_dim, "
-            "or train one grid."
+            f"{found}; {unless}the finer codes carry all, so give those fewer codes or a shorter "
+            "code_dim, or train one grid."
         )
     # A residual level collapses if the levels before it leave nothing to encode.
     coarser = [other for other in facts if other.depth < book.depth]
     if book.depth > 0 and not any(other.collapsed for other in coarser):
-        return f"{found}; the codes before it leave nothing, so set depth = {book.depth}."
+        return f"{found}; {unless}the codes before it leave nothing, so set depth = {book.depth}."
     cure = book.quantizer_class.remedies.collapse
     return (
         f"{found}; unless training has just begun, {cure}, and check that the images are not all "

@@ -326,11 +326,13 @@ def check_images(images: object, channels: int | None = None) -> torch.Tensor:
     Raises:
         InputError: for any other type (with the code that converts it), rank or number of channels.
     """
+    was_tensor = isinstance(images, torch.Tensor)
     if not isinstance(images, torch.Tensor):
         images = _as_tensor(images)
     if images.dtype != torch.uint8:
         raise InputError(
-            f"images must be uint8 with values 0..255, got {images.dtype}; {_conversion(images)}"
+            f"images must be uint8 with values 0..255, got {images.dtype}; "
+            f"{_conversion(images, was_tensor)}"
         )
     # Checked before the shape is used: grey images often come without a channel axis.
     if images.dim() != 4:
@@ -341,11 +343,11 @@ def check_images(images: object, channels: int | None = None) -> torch.Tensor:
         )
     if min(images.shape[1:3]) < 1:
         raise InputError(f"images must be at least 1x1, got {images.shape[1]}x{images.shape[2]}")
-    _check_channels(images, (channels,) if channels else (1, 2, 3, 4))
+    _check_channels(images, (channels,) if channels else (1, 2, 3, 4), was_tensor)
     return images
 
 
-def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
+def _check_channels(images: torch.Tensor, allowed: tuple[int, ...], was_tensor: bool) -> None:
     given = images.shape[3]
     if given in allowed:
         return
@@ -356,6 +358,8 @@ def _check_channels(images: torch.Tensor, allowed: tuple[int, ...]) -> None:
     # The most likely mistake is torch's order of axes.
     if images.shape[1] in allowed:
         hint = "; the channels come last: np.moveaxis(images, 1, -1)"
+        if was_tensor:
+            hint = "; the channels come last: images.movedim(1, -1)"
     raise InputError(
         f"images must have {wanted} channels, got {given} in shape {list(images.shape)}{hint}"
     )
@@ -374,13 +378,23 @@ def _as_tensor(images: object) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _conversion(images: torch.Tensor) -> str:
-    """The code that converts images of another type, for an error message."""
+def _conversion(images: torch.Tensor, was_tensor: bool) -> str:
+    """The code that converts images of another type, for an error message.
+
+    Args:
+        was_tensor: whether the caller gave a tensor, which has no ``astype``.
+    """
     if images.is_floating_point():
-        return "for values in 0..1, convert them with np.round(images * 255).astype(np.uint8)"
+        line = "np.round(images * 255).astype(np.uint8)"
+        if was_tensor:
+            line = "(images * 255).round().to(torch.uint8)"
+        return f"for values in 0..1, convert them with {line}"
+    line = "images.astype(np.uint8)"
+    if was_tensor:
+        line = "images.to(torch.uint8)"
     if images.dtype == torch.bool:
-        return "convert them with images.astype(np.uint8) * 255"
-    return "if all values are in 0..255, convert them with images.astype(np.uint8)"
+        return f"convert them with {line} * 255"
+    return f"if all values are in 0..255, convert them with {line}"
 
 
 def images_at_once(pixels: int) -> int:

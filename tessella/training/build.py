@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from tessella.config import AdversarialConfig, Recipe, TrainConfig
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, create_prior
-from tessella.pipeline import load, pixel_generator
+from tessella.nn.outline import machine_memory
+from tessella.pipeline import Generator, load, locate, pixel_generator, read_run_record
 from tessella.storage import code_store
 from tessella.tokenizers import Tokenizer, create_tokenizer
 from tessella.training.adversarial import AdversarialTask
@@ -57,34 +57,80 @@ def load_split(recipe: Recipe, split: str) -> data.ImageSet:
     return data.load(recipe.data, split)
 
 
-def load_tokenizer(run: str, recipe: Recipe, images: data.ImageSet) -> Tokenizer:
+def load_tokenizer(run: str, recipe: Recipe) -> Tokenizer:
     """The trained tokenizer of a prior.
 
     Args:
         run: directory that it is read from: the recipe's, or of a resumed run the copy it holds.
         recipe: names the run in messages.
-        images: what it must have been trained for.
 
     Raises:
-        ConfigError: for a run of something else, or images of another size.
+        ConfigError: for a run of something else, or one that does not take images of the size that
+            the recipe asks for.
         ArtifactError: when it cannot be read.
     """
     loaded = load(run)
+    if isinstance(loaded, Generator) and loaded.two_stage:
+        raise ConfigError(
+            f"--tokenizer (prior_of) must name the run of a tokenizer; {recipe.prior_of} is a"
+            f" two-stage model: name the run of its tokenizer, {_tokenizer_run(run)}"
+        )
     if not isinstance(loaded, Tokenizer):
         raise ConfigError(
             "--tokenizer (prior_of) must name the run of a tokenizer;"
             f" {recipe.prior_of} is a {loaded.kind.replace('-', ' ')}"
         )
-    # Its convolutions would take any size; the grid of its codes, and so the prior, would not.
-    height, width, channels = images.images.shape[1:]
-    size = (int(loaded.image_size[0]), int(loaded.image_size[1]))
-    if size != (height, width) or loaded.channels != channels:
+    # Codes come in the size of their tokenizer; what images come in is known where it was asked.
+    source, _ = data.find_source(recipe.data.source)
+    asked = recipe.data.size.strip()
+    if asked and not source.holds_codes and asked not in _sizes_as_text(loaded):
         raise ConfigError(
-            f"the tokenizer {recipe.prior_of} was trained on images of"
-            f" {size[0]}x{size[1]}x{loaded.channels}, the data has {height}x{width}x{channels}:"
-            " set data.size and data.channels"
+            f"the tokenizer {recipe.prior_of} was trained on images of {_shape_as_text(loaded)},"
+            f" and data.size is {asked}: set data.size={_sizes_as_text(loaded)[0]}"
         )
     return loaded
+
+
+def check_tokenizer(tokenizer: Tokenizer, recipe: Recipe, images: data.ImageSet) -> None:
+    """Check that a prior's tokenizer takes the images.
+
+    Raises:
+        ConfigError: saying what to set.
+    """
+    # Its convolutions would take any size; the grid of its codes, and so the prior, would not.
+    height, width, channels = images.images.shape[1:]
+    size = (int(tokenizer.image_size[0]), int(tokenizer.image_size[1]))
+    settings: list[str] = []
+    if size != (height, width):
+        settings.append(f"data.size={_sizes_as_text(tokenizer)[0]}")
+    if tokenizer.channels != channels:
+        settings.append(f"data.channels={tokenizer.channels}")
+    if settings:
+        raise ConfigError(
+            f"the tokenizer {recipe.prior_of} was trained on images of"
+            f" {_shape_as_text(tokenizer)}, the data has {height}x{width}x{channels}:"
+            f" set {' '.join(settings)}"
+        )
+
+
+def _tokenizer_run(run: str) -> str:
+    """The run of the tokenizer of a two-stage model; where it does not say, the copy it holds."""
+    named = (read_run_record(locate(run)).get("recipe") or {}).get("prior_of")
+    return named or str(Path(run) / "tokenizer")
+
+
+def _sizes_as_text(tokenizer: Tokenizer) -> list[str]:
+    """The values of ``data.size`` that give a tokenizer's images, the shortest first."""
+    height, width = tokenizer.image_size
+    sizes = [f"{height}x{width}"]
+    if height == width:
+        sizes.insert(0, str(height))
+    return sizes
+
+
+def _shape_as_text(tokenizer: Tokenizer) -> str:
+    height, width = tokenizer.image_size
+    return f"{height}x{width}x{tokenizer.channels}"
 
 
 def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None) -> Trainable:
@@ -109,11 +155,6 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
         _check_memory(construct(recipe, images, tokenizer))
     return construct(recipe, images, tokenizer)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def build_task(model: Trainable, tokenizer: Tokenizer | None, train: TrainingData) -> Task:

@@ -218,7 +218,9 @@ def validate(session: Session, log: bool = True) -> bool:
             entry["kept"] = found.rank.reason
         session.run.log(entry)
     if not finite:
-        raise TrainingError(f"validation gives {task.metric} = {metric} at step {progress.step}")
+        raise TrainingError(
+            f"validation gives {task.shown_metric} = {metric} at step {progress.step}"
+        )
     return better
 
 
@@ -436,9 +438,9 @@ def _bar_text(session: Session, loss: float) -> str:
     """Remaining time, loss and best validation, for the progress bar."""
     best = "no validation yet"
     if session.progress.best_step:
-        best = f"best valid {session.task.metric} {session.progress.best:.4f}"
+        best = f"best valid {session.task.shown_metric} {session.progress.best:.4f}"
     left = schedule.duration(_seconds_left(session))
-    return f"{left} left, {loss:.4f} {session.task.unit}, {best}"
+    return f"{left} left, {loss:.4f} {session.task.shown_unit}, {best}"
 
 
 def _correct_forecast(session: Session) -> None:

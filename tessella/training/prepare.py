@@ -13,6 +13,7 @@ import torch
 
 from tessella import data
 from tessella.config import TrainConfig
+from tessella.data.array_checks import check_scale
 from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
 from tessella.errors import ConfigError, InputError
@@ -26,6 +27,7 @@ from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import as_tuple, check_images
 from tessella.training.examples import Examples, Variant
 from tessella.training.stream import ONE_PASS, Items, Stream, is_stream
+from tessella.vae import VAE
 
 IN_MEMORY = 1 << 30
 """Bytes of codes that are read into memory as a whole; more stay on disk."""
@@ -78,11 +80,33 @@ def check_images_argument(images: object, name: str = "images") -> None:
     # An iterator hands out itself: there is no second pass.
     if is_stream(images) and iter(images) is images:
         raise InputError(f"{name}: {ONE_PASS}")
+    if isinstance(images, (list, tuple)) and not images:
+        raise InputError(f"{name} is empty: there are no images")
     if not is_stream(images) and not hasattr(images, "__len__"):
         raise InputError(
             f"{name} must be an array uint8 [n, height, width, channels], an ImageSet or an"
             f" iterable of such arrays, got {type(images).__name__}"
         )
+
+
+def check_array_scale(
+    model: Trainable, tokenizer: Tokenizer | None, images: object, title: str
+) -> None:
+    """Refuse an array whose values cannot be meant as those of 0..255.
+
+    Raises:
+        InputError: see :func:`tessella.data.array_checks.check_scale`.
+    """
+    # Pixels of a tokenizer, and of a prior on its codes, have no levels.
+    levels = 0
+    if isinstance(model, (DensityModel, VAE)) and tokenizer is None:
+        levels = _image_grid(model).levels
+    if isinstance(model, VAE):
+        levels = model.levels
+    # A list of images is an array of them; a hierarchy takes a tuple of codes.
+    if isinstance(images, list) and not isinstance(model, Hierarchy):
+        images = np.asarray(images)
+    check_scale(images, levels, title)
 
 
 def prepare(
@@ -149,6 +173,8 @@ def prepare_stream(
     size = (grid.height, grid.width)
     classes = class_count(model)
     stream = Stream(images, grid.channels, size, classes, config.condition_dropout)
+    # The first images stand for all: those of a single batch may be dark by chance.
+    check_array_scale(model, None, stream.sample().variants[0], "images")
     if config.epochs and stream.count is None:
         raise ConfigError(
             "an iterable that does not end soon has no epochs: give steps= or minutes="
@@ -362,10 +388,12 @@ def _checked_pixels(
     x = _as_tensor(images)
     if x.dtype != torch.uint8 and model.kind == "density-model":
         return None
+    # Checked as they were given, so that a message has the line for arrays or that for tensors.
     if tokenizer is not None and model.kind == "density-model":
-        return check_images(x, tokenizer.channels)
+        check_images(images, tokenizer.channels)
+        return x
     grid = _image_grid(model)
-    x = check_images(x, grid.channels)
+    check_images(images, grid.channels)
     if tuple(x.shape[1:3]) != (grid.height, grid.width):
         raise InputError(
             f"the model's grid is {grid}, the images are {x.shape[1]}x{x.shape[2]}x{x.shape[3]}"

@@ -168,10 +168,9 @@ class Stream:
         for item in iter(self._iterable):
             images, labels = _split_item(item)
             # [b, h, w, c], or [h, w, c] of a single image
-            x = torch.as_tensor(images)
-            if x.dim() == 3:
-                x = x[None]  # a single image
-            x = check_images(x, self._channels)
+            if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 3:
+                images = images[None]
+            x = check_images(images, self._channels)
             # The first image decides where the model does not.
             size = (int(x.shape[1]), int(x.shape[2]))
             self._size = self._size or size
@@ -190,7 +189,10 @@ class Stream:
                 "the model has classes: the iterable must give pairs of images and labels"
             )
         # A loader gives tensors, a list of pairs gives numbers.
-        tags = torch.as_tensor(np.asarray(labels)).long().reshape(-1)
+        given = np.asarray(labels)
+        if given.dtype.kind not in "iub":
+            raise InputError(f"labels must be integers, the iterable gave {given.dtype}")
+        tags = torch.as_tensor(given).long().reshape(-1)
         if len(tags) != n or int(tags.min()) < 0 or int(tags.max()) >= self.classes:
             raise InputError(f"labels must be [{n}] integers in 0..{self.classes - 1}")
         return tags

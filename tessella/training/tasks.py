@@ -59,6 +59,16 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.module = module
 
+    @property
+    def shown_unit(self) -> str:
+        """:attr:`unit`, as messages name it."""
+        return self.unit
+
+    @property
+    def shown_metric(self) -> str:
+        """:attr:`metric`, as messages name it."""
+        return self.metric
+
     def networks(self) -> list[nn.Module]:
         """The parts that torch.compile gets, each by itself."""
         return [self.module]
@@ -193,6 +203,22 @@ class DensityTask(Task):
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer whose symbols are modelled."""
         return self.symbols_of.tokenizer
+
+    @property
+    def of_codes(self) -> bool:
+        """Whether the symbols are codes rather than pixels, as far as is known."""
+        if self.tokenizer is None:
+            return isinstance(self.prior, Hierarchy)
+        return not self.tokenizer.of_pixels
+
+    @property
+    def shown_unit(self) -> str:
+        return "bits/code" if self.of_codes else self.unit
+
+    @property
+    def shown_metric(self) -> str:
+        # Logs and records keep one name, so that they can be read alike.
+        return "bits_per_code" if self.of_codes else self.metric
 
     @property
     def prior(self) -> Prior:

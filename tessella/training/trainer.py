@@ -23,6 +23,7 @@ from tessella import data, files
 from tessella.config import Recipe, TrainConfig
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
+from tessella.nn.outline import machine_memory
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
 from tessella.training import build, loop, prepare, schedule
@@ -195,18 +196,19 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     _refuse_taken(out, resume)
     # A resumed prior goes on with the tokenizer that its run holds.
     held = build.held_tokenizer(out, resume)
-    if recipe.prior_of and not held:
-        locate(recipe.prior_of)  # refuses a run that is not there before images are read
+    tokenizer = None
+    if recipe.prior_of:
+        # Before images are read: decoding a folder takes long, and may be in vain.
+        tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe)
     images = build.load_split(recipe, "train")
     held_out = build.load_split(recipe, "valid")
     prepare.check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
     _report_data(images, held_out, out, say)
-    tokenizer = None
     seen = None
-    if recipe.prior_of:
-        tokenizer = build.load_tokenizer(held or recipe.prior_of, recipe, images)
+    if tokenizer is not None:
+        build.check_tokenizer(tokenizer, recipe, images)
         # A resumed run has these hashes already, and the run of the tokenizer may be gone.
         seen = None if held else trained_on(recipe.prior_of)
     model = build.build_model(recipe, images, tokenizer)
@@ -348,6 +350,8 @@ def _given_data(
     """
     images, labels = given
     valid, valid_labels = held_out
+    prepare.check_array_scale(model, tokenizer, images, "images")
+    prepare.check_array_scale(model, tokenizer, valid, "valid")
     if is_stream(images):
         train_data = _stream_data(model, images, labels, valid, resume, config)
     else:
@@ -457,7 +461,7 @@ def _check_batch(train: TrainingData, batch: int) -> None:
     itemsize = 1 if train.examples.pixels else 8
     bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
     needed = batch * bytes_each
-    memory = build.machine_memory()
+    memory = machine_memory()
     if needed > memory // 4:
         raise ConfigError(
             f"train.batch={batch} examples take {files.byte_count(needed)} before the"
@@ -560,8 +564,8 @@ def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
     if stopped:
         ending = f"interrupted: tessella train --resume {out} goes on"
     return (
-        f"step {progress.step}, {progress.seconds:.0f} s: best {task.metric} {progress.best:.4f}"
-        f" at step {progress.best_step}{reason}; {ending}"
+        f"step {progress.step}, {progress.seconds:.0f} s: best {task.shown_metric}"
+        f" {progress.best:.4f} at step {progress.best_step}{reason}; {ending}"
     )
 
 

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import tessella as ts
+from tessella import files
+from tessella.data import ImageSet
 from tessella.errors import TessellaWarning
+from tessella.report.codebook_figures import codebooks
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.codebook_health import Facts
 from tessella.tokenizers.quantizers import QUANTIZERS, Quantizer, QuantizerOutput, Remedies
@@ -297,6 +300,40 @@ def test_an_evaluation_of_a_run_of_few_steps_says_that_it_is_undertrained(
     figures = ts.evaluate(tmp_path / "run", np.zeros((400, 8, 8, 1), np.uint8))
     assert len(figures["diagnosis"]) == 1
     assert "undertrained: the codes learned from 3 batches only" in figures["diagnosis"][0]
+
+
+def test_a_two_stage_run_says_that_its_tokenizer_is_undertrained(tmp_path: Path) -> None:
+    # This quantizer does not count its batches, so only the run of the tokenizer knows them.
+    model = tokenizer(quantizer="fsq", options={"levels": [8]})
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    short = {"batch": 8, "say": lambda _: None}
+    ts.train(model, images, out=tmp_path / "tokenizer", steps=3, **short)  # type: ignore[arg-type]
+    prior = ts.create("gated-pixelcnn", model.grid(), layers=1, hidden=4)
+    run = tmp_path / "prior"
+    ts.train(prior, images, out=run, tokenizer=model, steps=2, **short)  # type: ignore[arg-type]
+    # As the command line records it.
+    record = files.read_json_object(run / "run.json")
+    record["recipe"] = {"prior_of": str(tmp_path / "tokenizer")}
+    files.write_json(run / "run.json", record)
+    black = np.zeros((400, 8, 8, 1), np.uint8)
+    diagnosis = ts.evaluate(run, black)["diagnosis"]
+    assert len(diagnosis) == 1
+    assert "undertrained: the codes learned from 3 batches only" in diagnosis[0]
+    section = codebooks(model, ImageSet(black), steps=3)
+    assert section is not None
+    assert "undertrained" in section["diagnosis"][0]
+
+
+def test_advice_on_depth_is_conditional_where_the_length_of_training_is_unknown() -> None:
+    second = replace(HEALTHY, depth=1, depths=2, used=1, top_share=1.0, steps=None)
+    first = replace(HEALTHY, depths=2)
+    (line,) = codebook_health.diagnose([first, second])[1:]
+    assert "unless training has just begun, the codes before it leave nothing" in line
+    (line,) = codebook_health.diagnose([first, replace(second, steps=5)])[1:]
+    assert "undertrained" in line
+    assert "set depth" not in line
+    (line,) = codebook_health.diagnose([first, replace(second, steps=5000)])[1:]
+    assert "are used; the codes before it leave nothing, so set depth = 1" in line
 
 
 class OneCode(Quantizer):
