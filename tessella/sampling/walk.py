@@ -23,6 +23,10 @@ MAX_GUIDANCE = 1e30
 """Larger scales of guidance are clamped to this, with the same effect."""
 
 
+HELD_SCORES = 1 << 22
+"""Scores that are kept before they are checked: 32 MiB."""
+
+
 class SymbolSource(ABC):
     """Base of the objects that supply the symbols of a walk."""
 
@@ -56,18 +60,26 @@ class Draw(SymbolSource):
     def __init__(self, noise: Noise, rule: Rule) -> None:
         self.noise = noise
         self.rule = rule
-        self._best_scores = torch.zeros(noise.n, dtype=torch.float64, device=noise.device)
+        self._scores: list[torch.Tensor] = []
+        self._held = 0
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
         score = self.rule(distribution.table()) + self.noise.at(index)  # [n, levels]
-        best, symbol = score.max(dim=-1)
-        # NaN or infinite parameters make the best score NaN, and a sum with NaN stays NaN. So it is
-        # enough to check the sum once per row; on a GPU, each check waits for the device.
-        self._best_scores += best
-        return symbol
+        # Looking at the scores takes as long as a small step, and on a GPU it waits for the device.
+        # So they are kept, and looked at once per row, or when they take much memory.
+        self._scores.append(score)
+        self._held += score.numel()
+        if self._held > HELD_SCORES:
+            self.check()
+        return score.argmax(dim=-1)
 
     def check(self) -> None:
-        check_finite(self._best_scores)
+        if self._scores:
+            # NaN or infinite parameters make the best score of a symbol NaN. Other scores may be
+            # -inf: a rule excludes levels in this way.
+            check_finite(torch.stack(self._scores).amax(dim=-1))
+            self._scores.clear()
+            self._held = 0
 
 
 class KeepKnown(SymbolSource):

@@ -241,14 +241,18 @@ def test_the_configuration_rebuilds_the_tokenizer(name: str) -> None:
 @every
 def test_float_images_are_refused_with_the_line_that_converts_them(name: str) -> None:
     tokenizer, images = tiny(name), some().astype(np.float32) / 255
-    line = "np.round(images * 255).astype(np.uint8)"
-    for given in (images, torch.from_numpy(images)):
+    lines = {
+        "np.round(images * 255).astype(np.uint8)": images,
+        "(images * 255).round().to(torch.uint8)": torch.from_numpy(images),
+    }
+    for line, given in lines.items():
         with pytest.raises(InputError) as raised:
             tokenizer.encode(given)
         assert line in str(raised.value)
         assert "float32" in str(raised.value)
-    converted = eval(line, {"np": np, "images": images})  # the advice must work
-    assert same(tokenizer.encode(converted), tokenizer.encode(some()))
+        # The advice must work.
+        converted = eval(line, {"np": np, "torch": torch, "images": given})
+        assert same(tokenizer.encode(converted), tokenizer.encode(some()))
 
 
 @every
