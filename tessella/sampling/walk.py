@@ -23,6 +23,9 @@ MAX_GUIDANCE = 1e30
 """Larger scales of guidance are clamped to this, with the same effect."""
 
 
+SYMBOLS_A_CHECK = 128
+"""Symbols of an image between two checks that the distributions are finite."""
+
 HELD_SCORES = 1 << 22
 """Scores that are kept before they are checked: 32 MiB."""
 
@@ -44,7 +47,7 @@ class SymbolSource(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise NumericalError if a distribution was not finite; called about once per row."""
+        """Raise NumericalError if a distribution was not finite; called about every row."""
 
 
 class Draw(SymbolSource):
@@ -66,7 +69,7 @@ class Draw(SymbolSource):
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
         score = self.rule(distribution.table()) + self.noise.at(index)  # [n, levels]
         # Looking at the scores takes as long as a small step, and on a GPU it waits for the device.
-        # So they are kept, and looked at once per row, or when they take much memory.
+        # So they are kept, and looked at now and then, or when they take much memory.
         self._scores.append(score)
         self._held += score.numel()
         if self._held > HELD_SCORES:
@@ -250,6 +253,7 @@ def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[i
     flat = x.flatten(1)  # a view: [n, symbols]
     previous = x.new_zeros(steps.n)
     every = every or grid.row_symbols
+    checked = 0
     for start in range(0, grid.symbols, every):
         stop = min(start + every, grid.symbols)
         # Do not yield inside no_grad: it would stay in force in the code that iterates over this.
@@ -257,5 +261,8 @@ def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[i
             for index in range(start, stop):
                 previous = source(index, steps.next(previous, index))
                 flat[:, index] = previous
-            source.check()
+            # A check costs as much as a small step, so short rows share one.
+            if stop - checked >= SYMBOLS_A_CHECK or stop == grid.symbols:
+                source.check()
+                checked = stop
         yield stop, x
