@@ -26,6 +26,9 @@ MAX_GUIDANCE = 1e30
 SYMBOLS_A_CHECK = 128
 """Symbols of an image between two checks that the distributions are finite."""
 
+FEW_SCORES = 1 << 10
+"""Scores of a symbol, over all images, up to which all are kept for the check."""
+
 HELD_SCORES = 1 << 22
 """Scores that are kept before they are checked: 32 MiB."""
 
@@ -68,13 +71,17 @@ class Draw(SymbolSource):
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
         score = self.rule(distribution.table()) + self.noise.at(index)  # [n, levels]
+        symbol = score.argmax(dim=-1)
         # Looking at the scores takes as long as a small step, and on a GPU it waits for the device.
-        # So they are kept, and looked at now and then, or when they take much memory.
+        # So they are kept, and looked at now and then. Of many scores only the best ones are kept:
+        # one more call costs less than reading all of them again.
+        if score.numel() > FEW_SCORES:
+            score = score.gather(-1, symbol[:, None])
         self._scores.append(score)
         self._held += score.numel()
         if self._held > HELD_SCORES:
             self.check()
-        return score.argmax(dim=-1)
+        return symbol
 
     def check(self) -> None:
         if self._scores:
