@@ -139,6 +139,7 @@ class Steps:
         self.n = n
         self.guidance = guidance
         self.cached = cached
+        self._step = model.step if cached else model.whole_grid_step
         self.state = self._first_state(cond)
         self._unconditional_start: State | None = None
         """A copy of the first state without a condition, made at the first restart."""
@@ -176,18 +177,14 @@ class Steps:
             previous: symbol ``index - 1``, ``int64 [n]``; ignored at index 0.
             index: index of the symbol to predict.
         """
-        if self.guidance == 1:
-            return self.model.head.symbol(self._step(previous, index))
-        # Both copies of an image share the symbol that was drawn.
-        both = self.model.head.symbol(self._step(previous.repeat(2), index))
-        return guided(both.table(), self.guidance)
-
-    def _step(self, previous: torch.Tensor, index: int) -> torch.Tensor:
-        if self.cached:
-            parameters, self.state = self.model.step(previous, index, self.state)
-        else:
-            parameters, self.state = self.model.whole_grid_step(previous, index, self.state)
-        return parameters
+        if self.guidance != 1:
+            # Both copies of an image share the symbol that was drawn.
+            previous = previous.repeat(2)
+        parameters, self.state = self._step(previous, index, self.state)
+        distribution = self.model.head.symbol(parameters)
+        if self.guidance != 1:
+            return guided(distribution.table(), self.guidance)
+        return distribution
 
 
 def guidance_condition(model: DensityModel, cond: Cond, n: int) -> Condition:

@@ -111,10 +111,9 @@ class CompiledRunner:
         self._operations = work.operations
         # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
-        self._records = np.zeros(len(work.operations), dtype=RECORD)
         lane_bytes = library.tessella_lane_bytes()
-        for record, operation in zip(self._records, work.operations, strict=True):
-            _fill(record, operation, work, lane_bytes)
+        records = [_record(operation, work, lane_bytes) for operation in work.operations]
+        self._records = np.array(records, dtype=RECORD)
         self._element = work.like.element_size()
         self._threads = self._useful_threads(work)
         # A call takes a few microseconds; looking these up each time would be a good part of it.
@@ -153,39 +152,48 @@ class CompiledRunner:
             )
 
 
-def _fill(record: np.void, operation: Operation, work: Work, lane_bytes: int) -> None:
-    record["operation"] = OPERATIONS.index(operation.name)
-    record["activation"] = ACTIVATIONS.index(operation.activation)
-    record["size"] = operation.size
-    record["heads"] = operation.heads
-    record["groups"] = operation.groups
-    record["epsilon"] = operation.epsilon
+def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, ...]:
+    """The fields of :data:`RECORD`, as a tuple: setting them one by one takes twice as long."""
+    weight = 0
+    inputs = 0
     if operation.weight is not None:
         # The matrix keeps the packed weights alive; the record holds only their address.
         packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
-        record["weight"] = packed.data_ptr()
-        record["inputs"] = operation.weight.weight.shape[0]
-    if operation.name == "lookup":
+        weight = packed.data_ptr()
+        inputs = operation.weight.weight.shape[0]
+    elif operation.name == "lookup":
         assert isinstance(operation.y, torch.Tensor)
-        record["inputs"] = len(operation.y)
+        inputs = len(operation.y)
+    known = 0
     if operation.name == "attend":
-        record["known"] = work.variables.index(operation.known)
-    for name, operand in zip(("out", "x", "y", "z"), operation.operands, strict=True):
-        _fill_operand(record[name], operand, work)
+        known = work.variables.index(operation.known)
+    return (
+        OPERATIONS.index(operation.name),
+        ACTIVATIONS.index(operation.activation),
+        operation.size,
+        inputs,
+        operation.heads,
+        operation.groups,
+        known,
+        operation.epsilon,
+        weight,
+        *(_operand_fields(operand, work) for operand in operation.operands),
+    )
 
 
-def _fill_operand(field: np.void, operand: Operand | None, work: Work) -> None:
-    field["variable"] = -1
+def _operand_fields(operand: Operand | None, work: Work) -> tuple[int, int, int, int, int]:
+    """The fields of :data:`OPERAND`."""
     if operand is None:
-        return  # the address stays 0, which means that there is no operand
+        return (0, 0, 0, 0, -1)  # the address 0 means that there is no operand
     start = operand.start if isinstance(operand, Moving) else operand
     # The kernel reads and writes vectors as contiguous runs.
     assert start.shape[-1] == 1 or start.stride(-1) == 1
-    field["address"] = start.data_ptr()
-    field["image_stride"], field["place_stride"] = _strides(start, bool(work.places))
+    step = 0
+    variable = -1
     if isinstance(operand, Moving):
-        field["step"] = operand.step
-        field["variable"] = work.variables.index(operand.variable)
+        step = operand.step
+        variable = work.variables.index(operand.variable)
+    return (start.data_ptr(), *_strides(start, bool(work.places)), step, variable)
 
 
 def _strides(start: torch.Tensor, over_places: bool) -> tuple[int, int]:

@@ -83,15 +83,18 @@ class Places:
     def row(self) -> torch.Tensor:
         """All places without the margins, ``[batch, count, size]``; the row must not move."""
         assert not self.variable
-        return self.memory[..., self.margin : self.margin + self.width, :]
+        return self._first_row()
 
     def moving_row(self) -> Operand:
         """All places without the margins, ``[batch, count, size]``; the row may move."""
-        # The row at value 0 of the variable.
-        row = replace(self, variable="").row
+        row = self._first_row()
         if not self.variable:
             return row
         return Moving(row, self.variable, self.step)
+
+    def _first_row(self) -> torch.Tensor:
+        """The row at value 0 of the variable, without the margins."""
+        return self.memory[..., self.margin : self.margin + self.width, :]
 
     def at(self, variable: str, every: int = 1) -> Moving:
         """The place ``every * variable``: ``[batch, size]``."""

@@ -211,7 +211,9 @@ class SeveralPrograms(OperationWriter):
         self.programs = list(programs)
 
     def append(self, operation: Operation) -> None:
-        for program in self.programs:
+        first, *others = self.programs
+        first.append(operation)
+        for program in others:
             # A copy, because runners store their own data in the operations of their program.
             program.append(replace(operation))
 

@@ -64,7 +64,7 @@ class MemoryAllocator:
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Memory ``[batch, *shape]``, initially zero."""
-        return self.keep(self.like.new_zeros(self.batch, *shape, dtype=dtype))
+        return self._next_tensor(self.like.new_zeros(self.batch, *shape, dtype=dtype))
 
     def keep(self, value: torch.Tensor) -> torch.Tensor:
         """Memory that initially holds ``value [batch, ...]``.
@@ -72,11 +72,16 @@ class MemoryAllocator:
         Everything that depends on the condition must go through here: a new condition is loaded
         into the same memory, while the programs stay.
         """
+        # A clone, because the caller's tensor may be a view of a weight.
+        return self._next_tensor(value.detach().clone())
+
+    def _next_tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """``value``, which becomes memory of a new state, or the memory of a copy in its place."""
         tensors = self._memory.tensors
         # At the end of the list the memory is new. Otherwise it belongs to a copy, whose values
         # must stay.
         if self._tensors == len(tensors):
-            tensors.append(value.detach().clone())
+            tensors.append(value)
         tensor = tensors[self._tensors]
         assert tensor.shape == value.shape, "layers must ask for memory in the same order"
         self._tensors += 1

@@ -1,0 +1,1 @@
+"""The arithmetic of exact twins: programs computed with integers (``docs/arithmetic.md``)."""
