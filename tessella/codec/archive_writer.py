@@ -13,8 +13,8 @@ from tessella.codec.container import (
     MODEL_BYTES,
     MOST_CHANNELS,
     Contents,
-    Run,
-    Stream,
+    ImageRun,
+    CodedStream,
     stream_hash,
     symbols_digest,
     write_container,
@@ -82,7 +82,7 @@ class ArchiveWriter:
         self.twin = twin
         self._waiting: list[tuple[Piece, np.ndarray]] = []
         self._streams: list[tuple[bytes, bool, bytes]] = []
-        self._runs: list[Run] = []
+        self._runs: list[ImageRun] = []
         self._names: list[str] = []
         self._palettes: list[bytes] = []
 
@@ -96,9 +96,9 @@ class ArchiveWriter:
         if channels > MOST_CHANNELS:
             raise InputError(f"an image of {channels} channels has more than {MOST_CHANNELS}")
         shape = ImageShape(height, width, channels)
-        run = Run(1, shape, image.mode, image.scaled)
-        if self._runs and self._runs[-1] == Run(self._runs[-1].count, *_kind(run)):
-            run = Run(self._runs[-1].count + 1, *_kind(run))
+        run = ImageRun(1, shape, image.mode, image.scaled)
+        if self._runs and self._runs[-1] == ImageRun(self._runs[-1].count, *_kind(run)):
+            run = ImageRun(self._runs[-1].count + 1, *_kind(run))
             self._runs.pop()
         self._runs.append(run)
         self._names.append(image.name)
@@ -140,7 +140,7 @@ class ArchiveWriter:
         header = contents.written()
         streams = []
         for data, raw, digest in self._streams:
-            streams.append(Stream(data, raw, stream_hash(digest, header)))
+            streams.append(CodedStream(data, raw, stream_hash(digest, header)))
         return write_container(header, streams)
 
     def _encode_group(self) -> None:
@@ -158,6 +158,6 @@ class ArchiveWriter:
         self._streams.append((data, raw, symbols_digest(symbols, grid.levels)))
 
 
-def _kind(run: Run) -> tuple[ImageShape, int, bool]:
+def _kind(run: ImageRun) -> tuple[ImageShape, int, bool]:
     """What the images of a run have in common."""
     return run.shape, run.mode, run.scaled

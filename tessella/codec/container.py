@@ -14,9 +14,9 @@ from tessella.codec.image_modes import MODES, PALETTE, SCALED
 from tessella.codec.tiles import ImageShape, Layout
 from tessella.codec.varints import ByteReader, varint
 from tessella.errors import BitstreamError, InputError
+from tessella.files import COMPRESSED_MARK
 from tessella.grid import Grid
 
-MAGIC = b"\x89TSL"
 FORMAT = 1
 FORMAT_ARITHMETICS = (1,)
 """Versions of the arithmetic that this version of the format can hold."""
@@ -44,7 +44,7 @@ MAX_PALETTE = 4 * 256
 
 
 @dataclass(frozen=True)
-class Run:
+class ImageRun:
     """Images in a row that have the same shape and mode.
 
     Args:
@@ -80,7 +80,7 @@ class Contents:
     grid: Grid
     group: int
     flags: int
-    runs: Sequence[Run]
+    runs: Sequence[ImageRun]
     names: Sequence[str] = ()
     palettes: Sequence[bytes] = ()
 
@@ -88,7 +88,7 @@ class Contents:
         """Where the pieces are."""
         return Layout(self.grid, [(run.count, run.shape) for run in self.runs])
 
-    def run_of(self, image: int) -> Run:
+    def run_of(self, image: int) -> ImageRun:
         """The run of an image."""
         for run in self.runs:
             if image < run.count:
@@ -98,7 +98,7 @@ class Contents:
 
     def written(self) -> bytes:
         """The header up to the table of streams."""
-        parts = [MAGIC, bytes([FORMAT, self.arithmetic]), self.model, bytes([self.flags])]
+        parts = [COMPRESSED_MARK, bytes([FORMAT, self.arithmetic]), self.model, bytes([self.flags])]
         grid = self.grid
         numbers = [grid.height, grid.width, grid.channels, grid.levels, self.group, len(self.runs)]
         for run in self.runs:
@@ -113,7 +113,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Stream:
+class CodedStream:
     """A stream of an archive.
 
     Args:
@@ -142,7 +142,7 @@ def stream_hash(digest: bytes, header: bytes) -> bytes:
     return hashlib.sha256(digest + header).digest()[:HASH_BYTES]
 
 
-def write_container(header: bytes, streams: Sequence[Stream]) -> bytes:
+def write_container(header: bytes, streams: Sequence[CodedStream]) -> bytes:
     """The whole file."""
     parts = [header]
     for stream in streams:
@@ -165,7 +165,7 @@ class Container:
 
     contents: Contents
     header: bytes
-    streams: Sequence[Stream]
+    streams: Sequence[CodedStream]
     layout: Layout = field(repr=False)
 
 
@@ -184,7 +184,7 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> Container:
     if body < 0 or zlib.crc32(data[:body]) != int.from_bytes(data[body:], "little"):
         raise BitstreamError("the file is damaged or cut short: its checksum differs; get it again")
     reader = ByteReader(data, body)
-    reader.take(len(MAGIC) + 1, "the beginning")
+    reader.take(len(COMPRESSED_MARK) + 1, "the beginning")
     contents = _read_contents(reader, max_pixels)
     header = data[: reader.place]
     if contents.written() != header:
@@ -200,10 +200,10 @@ def check_beginning(data: bytes) -> None:
     Raises:
         BitstreamError: when the file is of another kind, or of another version.
     """
-    if not data.startswith(MAGIC):
+    if not data.startswith(COMPRESSED_MARK):
         raise BitstreamError("this is no compressed file of tessella (.tsl)")
-    if len(data) <= len(MAGIC) or data[len(MAGIC)] != FORMAT:
-        found = data[len(MAGIC) : len(MAGIC) + 1].hex() or "no version"
+    if len(data) <= len(COMPRESSED_MARK) or data[len(COMPRESSED_MARK)] != FORMAT:
+        found = data[len(COMPRESSED_MARK) : len(COMPRESSED_MARK) + 1].hex() or "no version"
         raise BitstreamError(
             f"the file has format {found}, and this version of tessella reads format {FORMAT}:"
             " use the version of tessella that wrote it, or a newer one"
@@ -244,7 +244,7 @@ def _read_contents(reader: ByteReader, max_pixels: int) -> Contents:
     return Contents(model, arithmetic, grid, group, flags, runs, names, palettes)
 
 
-def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[Run]:
+def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[ImageRun]:
     runs = []
     pixels = 0
     # Each run takes five bytes or more, so the loop ends with the file.
@@ -259,7 +259,7 @@ def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[Run]:
             raise BitstreamError(f"the file is damaged: {levels} levels that are scaled")
         if mode >= len(MODES) or (mode and MODES[mode].channels != channels):
             raise BitstreamError(f"the file is damaged: {channels} channels of mode {mode}")
-        runs.append(Run(count, ImageShape(height, width, channels), mode, bool(kind & SCALED)))
+        runs.append(ImageRun(count, ImageShape(height, width, channels), mode, bool(kind & SCALED)))
         pixels += count * height * width
     if pixels > max_pixels:
         raise BitstreamError(
@@ -269,7 +269,7 @@ def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[Run]:
     return runs
 
 
-def _read_streams(reader: ByteReader, contents: Contents, layout: Layout) -> list[Stream]:
+def _read_streams(reader: ByteReader, contents: Contents, layout: Layout) -> list[CodedStream]:
     """The table of streams, and the streams, which must fill the file exactly."""
     groups = layout.groups(contents.group)
     if groups * (1 + HASH_BYTES) > reader.left:
@@ -282,7 +282,7 @@ def _read_streams(reader: ByteReader, contents: Contents, layout: Layout) -> lis
         raise BitstreamError("the file is damaged: its streams do not fill it")
     streams = []
     for length, raw, check in table:
-        streams.append(Stream(reader.take(length, "a stream"), raw, check))
+        streams.append(CodedStream(reader.take(length, "a stream"), raw, check))
     return streams
 
 

@@ -10,7 +10,7 @@ import torch
 from fake_twin import FakeTwin
 
 import tessella as ts
-from tessella.codec.container import HAS_FILES, Contents, Run, read_container
+from tessella.codec.container import HAS_FILES, Contents, ImageRun, read_container
 from tessella.codec.tiles import ImageShape
 from tessella.codec.varints import ByteReader, varint
 from tessella.errors import BitstreamError, TessellaError
@@ -117,7 +117,7 @@ def test_errors_are_values_of_ours() -> None:
     assert issubclass(BitstreamError, TessellaError)
 
 
-def header(*runs: Run, flags: int = 0, group: int = 64) -> bytes:
+def header(*runs: ImageRun, flags: int = 0, group: int = 64) -> bytes:
     """The header of an archive."""
     return Contents(bytes(16), 1, GRID, group, flags, runs).written()
 
@@ -125,10 +125,10 @@ def header(*runs: Run, flags: int = 0, group: int = 64) -> bytes:
 def test_sizes_are_believed_only_as_far_as_the_file_goes() -> None:
     # 2^28 pixels, as 2^24 pieces: the streams of their groups cannot be in so short a file.
     claims = [
-        header(Run(1, ImageShape(1 << 14, 1 << 14, 1))),
-        header(Run(1 << 24, ImageShape(4, 4, 1)), group=1024),
-        header(Run(1 << 24, ImageShape(1, 1, 1)), flags=HAS_FILES),
-        header(Run(1 << 24, ImageShape(1, 1, 1), mode=3)),
+        header(ImageRun(1, ImageShape(1 << 14, 1 << 14, 1))),
+        header(ImageRun(1 << 24, ImageShape(4, 4, 1)), group=1024),
+        header(ImageRun(1 << 24, ImageShape(1, 1, 1)), flags=HAS_FILES),
+        header(ImageRun(1 << 24, ImageShape(1, 1, 1), mode=3)),
     ]
     for claim in claims:
         with pytest.raises(BitstreamError, match=r"too short|missing"):
@@ -140,7 +140,7 @@ def test_the_number_of_pixels_is_limited() -> None:
     assert len(ts.decompress(data, TWIN, max_pixels=48)) == 3
     with pytest.raises(BitstreamError, match=r"48 pixels.*47.*max_pixels"):
         ts.decompress(data, TWIN, max_pixels=47)
-    huge = header(Run(1, ImageShape(1 << 40, 1 << 40, 1))) + bytes(20)
+    huge = header(ImageRun(1, ImageShape(1 << 40, 1 << 40, 1))) + bytes(20)
     with pytest.raises(BitstreamError, match="max_pixels"):
         read_container(with_checksum(huge))
 
