@@ -19,7 +19,14 @@ import torch
 from tessella import kernel
 from tessella.errors import ArtifactError, InputError
 from tessella.nn.stepping.memory import Moving, Operand
-from tessella.nn.stepping.operation import ACTIVATIONS, OPERATIONS, PAIRED, Operation, Work
+from tessella.nn.stepping.operation import (
+    ACTIVATIONS,
+    OPERATIONS,
+    PAIRED,
+    Matrix,
+    Operation,
+    Work,
+)
 
 OPERAND = np.dtype(
     [
@@ -201,7 +208,7 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
     """The fields of :data:`RECORD`, as a tuple: setting them one by one takes twice as long."""
     weight = 0
     inputs = 0
-    if operation.weight is not None:
+    if isinstance(operation.weight, Matrix):
         # The matrix keeps the packed weights alive; the record holds only their address.
         packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
         weight = packed.data_ptr()
