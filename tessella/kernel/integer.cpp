@@ -189,14 +189,14 @@ inline Ints activate_pairs(int64_t activation, Ints a, Ints b, const IntegerRun&
 typedef Matrix<int32_t> Numbers;
 
 // An activation without pairs of what belongs at output o, and its result; both are within LIMIT.
-inline void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
+void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
     const int64_t n = op.size;
     if (op.activation == CONCAT_ELU) store(out + n + o, elu(-x, run), n - o);
     store(out + o, activate(op.activation, x, run), n - o);
 }
 
 // The same of pairs. The sum with a residual is formed so that it fits into 32 bits.
-inline void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
+void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
                       const int32_t* residual) {
     const Ints base = residual ? load(residual + o, op.size - o) : Ints{};
     const Ints result = activate_pairs(op.activation, a, b, run);
@@ -204,7 +204,7 @@ inline void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, In
 }
 
 // What comes after a product: two vectors of shifted sums, at outputs o and o + L, or, in pairs, a and b at output o.
-inline void finish(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out, const int32_t* plus,
+__attribute__((noinline)) void finish(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out, const int32_t* plus,
                    const int32_t* residual) {
     const int64_t n = op.size, left = n - o, second = op.activation >= GATE ? n + o : o + L;
     if (plus) {

@@ -87,7 +87,8 @@ class IntegerCompiledRunner(KernelRunner):
         super().__init__(
             work,
             library.tessella_run_integers,
-            np.array(records, dtype=INTEGER_RECORD),
+            records,
+            INTEGER_RECORD,
             2 * count_weights(work),
             self._tables.ctypes.data,
         )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tessella import kernel
@@ -122,7 +121,8 @@ class KernelRunner:
     Args:
         work: the operations.
         function: runs records, see ``tessella_run`` in ``program.cpp``.
-        records: one for each operation.
+        records: one for each operation, as tuples.
+        dtype: type of the records.
         weight_bytes: size of all packed weights.
         argument: last argument of ``function``.
     """
@@ -131,14 +131,15 @@ class KernelRunner:
         self,
         work: Work,
         function: Callable[..., int],
-        records: npt.NDArray[np.void],
+        records: list[tuple[object, ...]],
+        dtype: np.dtype[np.void],
         weight_bytes: int,
         argument: int,
     ) -> None:
         self._run = function
         # Records hold bare addresses, so keep the operations: they keep the memory alive.
         self._operations = work.operations
-        self._records = records
+        self._records = np.array(records, dtype=dtype)
         # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
         # The weights are read once and multiplied with every row.
@@ -189,7 +190,8 @@ class CompiledRunner(KernelRunner):
         super().__init__(
             work,
             library.tessella_run,
-            np.array(records, dtype=RECORD),
+            records,
+            RECORD,
             count_weights(work) * element,
             element,
         )
