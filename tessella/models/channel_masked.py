@@ -333,9 +333,7 @@ class ChannelMasked(ProgramModel):
         return biases.unflatten(-1, (len(self.layers), 1, -1)).unbind(1)
 
     @torch.no_grad()
-    def state_in(
-        self, memory: StateMemory, condition: Condition, batch: int
-    ) -> ChannelMaskedState:
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ChannelMaskedState:
         parameters = memory.like(self.first.weight).new_zeros(batch, self.head.size)
         state = ChannelMaskedState(parameters, condition.labels, memory)
         state.programs = self._write(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +111,17 @@ def fine_sigmoid(x: torch.Tensor) -> torch.Tensor:
     low = table[index]
     value = low + (((table[index + 1] - low) * (limited & 63)) >> 6)
     return torch.where(x < 0, TOTAL - value, value)
+
+
+def attention_scale(size: int) -> int:
+    """``1 / sqrt(size)`` in units of 2**-16, for heads of ``size`` elements."""
+    # Twice the root, rounded down, is enough to round to the nearest integer.
+    return (math.isqrt((1 << 34) // size) + 1) // 2
+
+
+def norm_epsilon(epsilon: float) -> int:
+    """The epsilon of a norm in units of 2**-44, rounded to the nearest integer."""
+    return math.floor(epsilon * 2.0**44 + 0.5)
 
 
 @functools.cache

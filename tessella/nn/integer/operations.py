@@ -6,7 +6,6 @@ between. Only products go through float64, in which sums of integers below 2^53 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,8 +13,10 @@ import torch.nn.functional as F
 
 from tessella.nn.integer.functions import (
     LIMIT,
+    attention_scale,
     clamp,
     decay,
+    norm_epsilon,
     rounded,
     sigmoid,
     store,
@@ -24,10 +25,6 @@ from tessella.nn.integer.functions import (
 from tessella.nn.integer.matrix import INPUT_LIMIT, IntegerMatrix
 from tessella.nn.stepping.memory import Moving, Operand
 from tessella.nn.stepping.operation import PAIRED, Operation, Work
-
-NORM_EPSILON_BITS = 44
-"""Fraction bits of the epsilon of a norm."""
-
 
 
 class IntegerTorchRunner:
@@ -176,7 +173,7 @@ def _norm(
     bits = torch.frexp(wide.abs().amax(-1, keepdim=True).double()).exponent
     shift = (bits - 15).clamp(min=0).long()
     narrow = rounded(wide, shift)
-    epsilon = round(operation.epsilon * 2.0**NORM_EPSILON_BITS)
+    epsilon = norm_epsilon(operation.epsilon)
     squares = (narrow * narrow).sum(-1, keepdim=True) << 12
     mean = torch.div(squares, x.shape[-1], rounding_mode="floor")
     # Below 2^52, so that the root in float64, rounded down, is exact.
@@ -223,7 +220,7 @@ def _attend(
     keys = _narrow_query(y[:, :known]).unflatten(2, (groups, -1)).transpose(1, 2)
     values = clamp(rounded(z[:, :known].long(), 4), 1 << 26)
     values = values.unflatten(2, (groups, -1)).transpose(1, 2)
-    scale = math.floor((1 << 16) / math.sqrt(queries.shape[-1]) + 0.5)
+    scale = attention_scale(queries.shape[-1])
     # Sums below 2^50 are exact in float64.
     products = (queries.double() @ keys.transpose(2, 3).double()).long()
     scores = rounded((products >> 4) * scale, 16)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tessella import kernel
+from tessella.nn.integer.compiled_integers import IntegerCompiledRunner
 from tessella.nn.integer.operations import IntegerTorchRunner
 from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.memory import Moving, Operand
@@ -34,7 +35,11 @@ class Runner(Protocol):
 
 def create_runner(work: Work) -> Runner:
     """The fastest runner for the program's device and type."""
+    on_cpu = work.like.device.type == "cpu"
     if work.like.dtype == torch.int32:
+        # Both give the same integers.
+        if on_cpu and kernel.available():
+            return IntegerCompiledRunner(work)
         return IntegerTorchRunner(work)
     if any(_is_observed(operation) for operation in work.operations):
         return ObservingRunner(work)
@@ -43,7 +48,7 @@ def create_runner(work: Work) -> Runner:
         return IndexedRunner(work)
     # The kernel computes in these two types only.
     compiles = work.like.dtype in (torch.float32, torch.float64)
-    if work.like.device.type == "cpu" and compiles and kernel.available():
+    if on_cpu and compiles and kernel.available():
         return CompiledRunner(work)
     return TorchRunner(work)
 
