@@ -27,15 +27,13 @@ class FakeDistribution:
         return ends.gather(1, x[:, None])[:, 0] - frequency, frequency
 
 
-class FakeHead:
-    """Parameters are weights of the levels, ``int64 [batch, levels]``, at least 1."""
-
-    def symbol(self, parameters: torch.Tensor) -> FakeDistribution:
-        levels = parameters.shape[1]
-        table = 1 + parameters * (TOTAL - levels) // parameters.sum(dim=1, keepdim=True)
-        missing = TOTAL - table.sum(dim=1)
-        best = table.argmax(dim=1, keepdim=True)
-        return FakeDistribution(table.scatter_add(1, best, missing[:, None]))
+def frequencies_of(weights: torch.Tensor) -> FakeDistribution:
+    """A distribution from weights of the levels, ``int64 [batch, levels]``, at least 1."""
+    levels = weights.shape[1]
+    table = 1 + weights * (TOTAL - levels) // weights.sum(dim=1, keepdim=True)
+    missing = TOTAL - table.sum(dim=1)
+    best = table.argmax(dim=1, keepdim=True)
+    return FakeDistribution(table.scatter_add(1, best, missing[:, None]))
 
 
 class FakeTwin:
@@ -51,16 +49,15 @@ class FakeTwin:
         self.grid = grid
         self.sharp = sharp
         self.steep = steep
-        self.head = FakeHead()
         self.id = hashlib.sha256(f"{name} {grid} {sharp} {steep}".encode()).hexdigest()
 
     def init_state(self, batch: int, cond: object = None) -> torch.Tensor:
         assert cond is None
         return torch.zeros(batch, self.grid.symbols, dtype=torch.int64)
 
-    def step(
+    def next(
         self, previous: torch.Tensor, index: int, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[FakeDistribution, torch.Tensor]:
         assert previous.dtype == torch.int64
         assert previous.shape == (len(state),)
         if index:
@@ -71,7 +68,8 @@ class FakeTwin:
         if index:
             guess = (state[:, index - back] + state[:, index - up] + state.sum(dim=1) % 2) // 2
         far = (torch.arange(self.grid.levels) - guess[:, None]).abs()
-        return 1 + ((1 << self.sharp) >> (self.steep * far).clamp(max=62)), state
+        weights = 1 + ((1 << self.sharp) >> (self.steep * far).clamp(max=62))
+        return frequencies_of(weights), state
 
 
 def rows_of(count: int, shape: tuple[int, ...], levels: int, seed: int = 0) -> torch.Tensor:

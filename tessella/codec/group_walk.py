@@ -18,7 +18,7 @@ from tessella.grid import Grid
 
 
 @runtime_checkable
-class IntegerDistribution(Protocol):
+class SymbolFrequencies(Protocol):
     """Integer frequencies of a symbol, over ``[batch]``."""
 
     def frequencies(self) -> torch.Tensor:
@@ -29,38 +29,18 @@ class IntegerDistribution(Protocol):
 
 
 @runtime_checkable
-class IntegerHead(Protocol):
-    """The head of an exact twin."""
-
-    def symbol(self, parameters: torch.Tensor) -> IntegerDistribution:
-        """The distribution that parameters describe."""
-
-
-@runtime_checkable
 class Twin(Protocol):
-    """What the codec needs of an exact twin (:mod:`tessella.exact`)."""
+    """What the codec needs of an exact twin (:class:`tessella.exact.ExactModel`)."""
 
-    @property
-    def grid(self) -> Grid:
-        """The grid of symbols."""
-
-    @property
-    def id(self) -> str:
-        """SHA-256 of the configuration and the integers, as 64 hexadecimal digits."""
-
-    @property
-    def arithmetic_version(self) -> int:
-        """The version of the arithmetic."""
-
-    @property
-    def head(self) -> IntegerHead:
-        """The head."""
+    grid: Grid
+    id: str
+    arithmetic_version: int
 
     def init_state(self, batch: int, cond: None = None) -> Any:
         """The state before the first symbol."""
 
-    def step(self, previous: torch.Tensor, index: int, state: Any) -> tuple[torch.Tensor, Any]:
-        """Parameters of symbol ``index``, and the next state."""
+    def next(self, previous: torch.Tensor, index: int, state: Any) -> tuple[SymbolFrequencies, Any]:
+        """The frequencies of symbol ``index``, and the next state."""
 
 
 class _Batch:
@@ -75,12 +55,12 @@ class _Batch:
         self.stop = int(np.flatnonzero(~self.known_in_all)[-1]) + 1
         self.state = twin.init_state(len(self.mask))
 
-    def step(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """Parameters of symbol ``index``, after the symbols ``x int64 [n, symbols]`` before it."""
+    def next(self, x: torch.Tensor, index: int) -> SymbolFrequencies:
+        """Predict symbol ``index``, after the symbols ``x int64 [n, symbols]`` before it."""
         # What comes before the first symbol is ignored.
         previous = x[self.rows, max(0, index - 1)].contiguous()
-        parameters, self.state = self.twin.step(previous, index, self.state)
-        return parameters
+        distribution, self.state = self.twin.next(previous, index, self.state)
+        return distribution
 
 
 def _batches(twin: Twin, coded: Coded, batch: int) -> list[_Batch]:
@@ -109,10 +89,9 @@ def intervals(twin: Twin, x: np.ndarray, coded: Coded, batch: int) -> tuple[np.n
     with torch.no_grad():
         for part in _batches(twin, coded, batch):
             for index in range(part.stop):
-                parameters = part.step(symbols, index)
+                distribution = part.next(symbols, index)
                 if part.known_in_all[index]:
                     continue
-                distribution = twin.head.symbol(parameters)
                 start, frequency = distribution.interval(symbols[part.rows, index])
                 starts[part.rows, index] = start.numpy()
                 frequencies[part.rows, index] = frequency.numpy()
@@ -171,11 +150,11 @@ def decoded(twin: Twin, decoder: SymbolDecoder, coded: Coded, batch: int) -> np.
             for part in parts:
                 if index >= part.stop:
                     continue
-                parameters = part.step(symbols, index)
+                distribution = part.next(symbols, index)
                 if part.known_in_all[index]:
                     continue
                 wanted = part.mask[:, index]
-                table = twin.head.symbol(parameters).frequencies().numpy()
+                table = distribution.frequencies().numpy()
                 x[part.rows, index][wanted] = decoder.decode(table[wanted])
             # A known symbol is an earlier one; a coded one is itself.
             x[:, index] = x[everyone, coded.sources[:, index]]

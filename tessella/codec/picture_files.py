@@ -297,5 +297,3 @@ def write_picture(path: Path, values: np.ndarray, mode: str, palette: bytes) -> 
     image.save(content, FORMATS[path.suffix.lower()][0])
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, content.getvalue())
-
-
