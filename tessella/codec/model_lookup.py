@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from tessella import files
 from tessella.codec.container import MODEL_BYTES
 from tessella.codec.group_walk import Twin
 from tessella.errors import ArtifactError
+from tessella.exact import load_twin
 
 TWIN_FILE = "exact.json"
 """The file by which a directory with an exact twin is known."""
@@ -34,30 +35,16 @@ def find_twin(model: bytes, given: str = "", beside: Path | None = None) -> Twin
     looked: list[str] = []
     for place in _places(given, beside):
         looked.append(str(place))
-        for folder in _runs_in(place):
-            twin = twin_of(folder)
-            if twin.id[: 2 * MODEL_BYTES] == wanted:
-                return twin
+        for folder in _twins_in(place):
+            # Twins are only loaded, and checked, where their description has the id.
+            described = files.read_json_object(folder / TWIN_FILE).get("id")
+            if str(described)[: 2 * MODEL_BYTES] == wanted:
+                return load_twin(folder)
     where = ", ".join(looked) or "no folder"
     raise ArtifactError(
         f"the file needs the model {wanted}, which is not in {where}: get its run directory, and"
         " name it with --model (a run, or a folder of runs)"
     )
-
-
-def twin_of(folder: Path) -> Twin:
-    """The exact twin in a directory of a run.
-
-    Raises:
-        ArtifactError: when there is none.
-    """
-    from tessella.exact import load_twin
-
-    for part in PARTS:
-        if (folder / part / TWIN_FILE).is_file():
-            return load_twin(folder / part)
-    # Its message says how to make one.
-    return load_twin(folder)
 
 
 def _places(given: str, beside: Path | None) -> Iterator[Path]:
@@ -71,11 +58,12 @@ def _places(given: str, beside: Path | None) -> Iterator[Path]:
     yield Path("runs")
 
 
-def _runs_in(place: Path) -> Iterator[Path]:
-    """The directories with a twin: a folder itself, or those in it."""
+def _twins_in(place: Path) -> Iterator[Path]:
+    """The directories with a twin: a folder itself, a run in it, or a part of such a run."""
     if not place.is_dir():
         return
-    folders: Sequence[Path] = [place, *sorted(item for item in place.iterdir() if item.is_dir())]
+    folders = [place, *sorted(item for item in place.iterdir() if item.is_dir())]
     for folder in folders:
-        if any((folder / part / TWIN_FILE).is_file() for part in PARTS):
-            yield folder
+        for part in PARTS:
+            if (folder / part / TWIN_FILE).is_file():
+                yield folder / part

@@ -135,9 +135,11 @@ def _made_page(path: Path) -> bool:
 
 
 def _made_table(path: Path) -> bool:
-    """Whether a CSV file has the columns of the table of an evaluation."""
+    """Whether a CSV file has the columns of an evaluation, or of scores."""
     with path.open("rb") as file:
         columns = file.read(4096).split(b"\n")[0].strip().split(b",")
+    if columns == [b"name", b"height", b"width", b"bits", b"bits/dim"]:
+        return True
     return columns[:1] == [b"index"] and {b"hash", b"in_training"} <= set(columns)
 
 
