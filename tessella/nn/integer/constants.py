@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -23,3 +24,14 @@ class IntegerConstants:
     """Other tensors, ``int32``."""
     matrices: list[IntegerMatrix] = field(default_factory=list)
     """Weights of linear operations."""
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors, with names under which they are saved."""
+        for index, tensor in enumerate(self.kept):
+            yield f"kept.{index}", tensor
+        for index, tensor in enumerate(self.tables):
+            yield f"tables.{index}", tensor
+        for index, matrix in enumerate(self.matrices):
+            yield f"matrices.{index}.weight", matrix.weight
+            yield f"matrices.{index}.output_shift", matrix.output_shift
+            yield f"matrices.{index}.input_shift", torch.tensor(matrix.input_shift)

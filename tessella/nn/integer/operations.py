@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tessella.nn.integer.functions import (
+    LIMIT,
     attention_scale,
     clamp,
     decay,
@@ -65,10 +66,15 @@ def multiply(x: torch.Tensor, matrix: IntegerMatrix) -> torch.Tensor:
     Returns:
         ``int64 [..., outputs]``.
     """
-    inputs = clamp(rounded(x.long(), matrix.input_shift), INPUT_LIMIT)
+    shift = matrix.input_shift
+    inputs = x.long()
+    if shift:
+        inputs = inputs.add(1 << (shift - 1)).bitwise_right_shift_(shift)
+    inputs = inputs.clamp(-INPUT_LIMIT, INPUT_LIMIT)
     # 8191 * 32767 * inputs is far below 2^53, so float64 adds these products exactly.
     sums = inputs.double() @ matrix.in_float64(x.device)
-    return rounded(sums.long(), matrix.output_shift.to(x.device))
+    half, output_shift = matrix.half_and_shift(x.device)
+    return sums.long().add_(half).bitwise_right_shift_(output_shift)
 
 
 def activate(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -117,11 +123,17 @@ def _linear(
     assert isinstance(matrix, IntegerMatrix)
     sums = multiply(x, matrix)
     if y is not None:
+        # Not in place: the sums of a row without places of its own would have too few dimensions.
         sums = sums + y
-    result = activate(operation.activation, store(sums))
+    result = sums.clamp_(-LIMIT, LIMIT)
+    # Without an activation and a residual there is nothing more to limit.
+    if operation.activation:
+        result = activate(operation.activation, result)
     if z is not None:
         result = result + z
-    out.copy_(store(result))
+    if operation.activation or z is not None:
+        result = store(result)
+    out.copy_(result)
 
 
 def _map(
