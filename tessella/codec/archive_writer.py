@@ -77,6 +77,11 @@ class ArchiveWriter:
             raise InputError(
                 f"version {twin.arithmetic_version} of the arithmetic cannot be stored"
             )
+        if twin.classes and not twin.null_class:
+            raise InputError(
+                "this model was trained with a class for every image, and files hold no classes:"
+                " train it with train.condition_dropout above 0"
+            )
         if twin.grid.levels > 1 << 20:
             raise InputError(f"a model of {twin.grid.levels:,} levels has too many for a file")
         self.twin = twin

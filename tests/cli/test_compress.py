@@ -103,6 +103,24 @@ def test_a_folder_of_all_modes_comes_back(tmp_path: Path) -> None:
         assert same(out / name, image), name
 
 
+@pytest.mark.slow
+def test_a_thousand_images_come_back(tmp_path: Path) -> None:
+    modes = ("L", "RGB", "1", "P", "LA", "RGBA")
+    images = {}
+    for number in range(1000):
+        name = f"{number % 7}/{'ab' * (number % 3)}{number:04d}.png"
+        size = (1 + number % 9, 1 + number % 11)
+        images[name] = save(tmp_path / "in" / name, modes[number % 6], size, number)
+    file = tmp_path / "all.tsl"
+    words = ["compress", "digits", str(tmp_path / "in"), "--out", str(file), "--group", "200"]
+    assert main([*words, "--batch", "200"]) == 0
+    out = tmp_path / "back"
+    assert main(["decompress", str(file), "--out", str(out), "--batch", "200"]) == 0
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 1000
+    for name, image in images.items():
+        assert same(out / name, image), name
+
+
 def test_a_name_that_is_not_unicode_is_kept(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path / "odd")
     os.mkdir(folder)  # noqa: PTH102 - a name of bytes
