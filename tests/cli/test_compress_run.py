@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tessella as ts
 from tessella import data, files
 from tessella.cli.entry import main
 from tessella.config import DataConfig
@@ -49,4 +50,27 @@ def test_digits_through_every_verb(
     assert Path("runs/mine/exact.json").is_file()
     assert main(["decompress", "y.tsl", "--out", "again", "--model", "runs/mine"]) == 0
     assert main(["compress", "digits-vqvae", "in", "--out", "z.tsl"]) == 2
-    assert "no density model on pixels" in capsys.readouterr().err
+    assert "no density model" in capsys.readouterr().err
+
+
+def test_a_two_stage_run_keeps_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.asarray(data.load(DataConfig("digits"), "test").images[:4])
+    Path("in").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[: 8 - number, : 5 + number, 0]).save(f"in/{number}.png")
+    assert main(["compress", "digits-codes", "in", "--out", "x.tsl"]) == 0
+    assert "codes, not all pixels" in capsys.readouterr().err
+    assert main(["decompress", "x.tsl", "--out", "back", "--model", "digits-codes"]) == 0
+    tokenizer = ts.load("digits-codes").tokenizer
+    for number, image in enumerate(images):
+        part = image[None, : 8 - number, : 5 + number]
+        expected = tokenizer.decode(tokenizer.encode(part), part.shape[1:3])
+        with Image.open(f"back/{number}.png") as opened:
+            assert np.array_equal(np.asarray(opened), expected[0, :, :, 0].numpy())
+    assert main(["eval", "digits", "--data", "archive:x.tsl"]) == 2
+    assert "codes of a tokenizer" in capsys.readouterr().err
+    assert main(["score", "digits-codes", "in"]) == 2
+    assert "scores are of pixels" in capsys.readouterr().err
