@@ -289,18 +289,20 @@ class Inputs {
   public:
     Inputs(const Op& op, const IntegerRun& run)
         : x_(op.x, run), inputs_(op.inputs), shift_(int(op.shift)), apart_((op.inputs + L - 1) / L * L / 2) {
-        if (int64_t(room().size()) < BLOCK * apart_) room().resize(BLOCK * apart_);
+        thread_local std::vector<int32_t> room;
+        if (int64_t(room.size()) < BLOCK * apart_) room.resize(BLOCK * apart_);
+        start_ = room.data();
     }
 
     // In pairs, with `apart` from row to row.
-    const int32_t* row(int64_t index) const { return room().data() + index * apart_; }
+    const int32_t* row(int64_t index) const { return start_ + index * apart_; }
 
     int64_t apart() const { return apart_; }
 
     // Row r of x becomes row `index`.
     void convert(int64_t r, int64_t index) const {
         const int32_t* from = x_.row(r);
-        int16_t* to = reinterpret_cast<int16_t*>(room().data() + index * apart_);
+        int16_t* to = reinterpret_cast<int16_t*>(start_ + index * apart_);
         for (int64_t i = 0; i < inputs_; i += L) {
             const Ints x = clamp(rounded(load(from + i, inputs_ - i), shift_), INPUT_LIMIT);
             *reinterpret_cast<Shorts*>(to + i) = __builtin_convertvector(x, Shorts);
@@ -312,11 +314,7 @@ class Inputs {
     const int64_t inputs_;
     const int shift_;
     const int64_t apart_;
-
-    static std::vector<int32_t>& room() {
-        thread_local std::vector<int32_t> room;
-        return room;
-    }
+    int32_t* start_;
 };
 
 // Rows [r, end) times one panel; the inputs of row r are row `index` of x.
