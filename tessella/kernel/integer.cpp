@@ -206,32 +206,49 @@ inline Ints activate_pairs(int64_t activation, Ints a, Ints b, const IntegerRun&
 typedef Matrix<int32_t> Numbers;
 
 // An activation without pairs of what belongs at output o, and its result; both are within LIMIT.
-void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
+inline void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
     const int64_t n = op.size;
     if (op.activation == CONCAT_ELU) store(out + n + o, elu(-x, run), n - o);
     store(out + o, activate(op.activation, x, run), n - o);
 }
 
 // The same of pairs. The sum with a residual is formed so that it fits into 32 bits.
-void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
+inline void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
                       const int32_t* residual) {
     const Ints base = residual ? load(residual + o, op.size - o) : Ints{};
     const Ints result = activate_pairs(op.activation, a, b, run);
     store(out + o, base + most(least(result, LIMIT - base), -LIMIT - base), op.size - o);
 }
 
-// What comes after a product: two vectors of shifted sums, at outputs o and o + L, or, in pairs, a and b at output o.
-__attribute__((noinline)) void finish(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out, const int32_t* plus,
-                   const int32_t* residual) {
-    const int64_t n = op.size, left = n - o, second = op.activation >= GATE ? n + o : o + L;
-    if (plus) {
-        a += load(plus + o, left);
-        if (op.activation >= GATE || left > L) b += load(plus + second, op.activation >= GATE ? left : left - L);
+// What comes after a product, for `count` rows of one panel. Sums are two vectors a row: at outputs o and o + L, or, in
+// pairs, a and b at output o.
+__attribute__((noinline)) void finish(const Op& op, const IntegerRun& run, int64_t panel, int64_t row, int count,
+                                      const Ints (*sums)[2], const Numbers& out, const Numbers& plus,
+                                      const Numbers& residual) {
+    const bool paired = op.activation >= GATE;
+    const int64_t o = panel * (paired ? L : 2 * L), left = op.size - o;
+    // Where the second vector belongs, and how many of its numbers.
+    const int64_t second = paired ? op.size + o : o + L, second_left = paired ? left : left - L;
+    const int32_t* shifts = reinterpret_cast<const int32_t*>(op.shifts);
+    const Ints shift = load(shifts + o, left);
+    const Ints second_shift = second_left > 0 ? load(shifts + second, second_left) : Ints{};
+    const Ints half = (all(1) << shift) >> 1, second_half = (all(1) << second_shift) >> 1;
+    for (int r = 0; r < count; r++) {
+        Ints a = (sums[r][0] + half) >> shift, b = (sums[r][1] + second_half) >> second_shift;
+        if (plus) {
+            const int32_t* from = plus.row(row + r);
+            a += load(from + o, left);
+            if (second_left > 0) b += load(from + second, second_left);
+        }
+        a = clamp(a, LIMIT), b = clamp(b, LIMIT);
+        int32_t* to = out.row(row + r);
+        if (paired) {
+            put_pairs(op, run, o, a, b, to, residual ? residual.row(row + r) : nullptr);
+        } else {
+            put(op, run, o, a, to);
+            if (second_left > 0) put(op, run, second, b, to);
+        }
     }
-    a = clamp(a, LIMIT), b = clamp(b, LIMIT);
-    if (op.activation >= GATE) return put_pairs(op, run, o, a, b, out, residual);
-    put(op, run, o, a, out);
-    if (left > L) put(op, run, o + L, b, out);
 }
 
 // COUNT rows of pairs of inputs times one panel. A single row takes the pairs in turn to several sums, so that the sums of
@@ -266,22 +283,12 @@ inline void tile(const Op& op, const IntegerRun& run, int64_t panel, int64_t row
             sums[0][r][1] = add_pairs(sums[0][r][1], both, v);
         }
     }
-    const bool paired = op.activation >= GATE;
-    const int64_t o = panel * (paired ? L : 2 * L), left = op.size - o;
-    const int32_t* shifts = reinterpret_cast<const int32_t*>(op.shifts);
-    const Ints first = load(shifts + o, left);
-    Ints second = {};
-    if (paired) second = load(shifts + op.size + o, left);
-    if (!paired && left > L) second = load(shifts + o + L, left - L);
-    const Ints half = (all(1) << first) >> 1, other_half = (all(1) << second) >> 1;
 #pragma GCC unroll 16
     for (int r = 0; r < COUNT; r++) {
-        Ints a = sums[0][r][0] + half, b = sums[0][r][1] + other_half;
 #pragma GCC unroll 4
-        for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
-        finish(op, run, o, a >> first, b >> second, out.row(row + r), plus ? plus.row(row + r) : nullptr,
-               residual ? residual.row(row + r) : nullptr);
+        for (int s = 1; s < SPLIT; s++) sums[0][r][0] += sums[s][r][0], sums[0][r][1] += sums[s][r][1];
     }
+    finish(op, run, panel, row, COUNT, sums[0], out, plus, residual);
 }
 
 // Up to BLOCK rows as inputs of products: int16, each row filled up with zeros to whole vectors.
