@@ -445,7 +445,13 @@ void rotate(const Op& op, const IntegerRun& run, int thread, int threads) {
 }
 
 // Queries and keys as they enter a product.
-inline Ints for_score(const int32_t* from, int64_t count) { return clamp(rounded(load(from, count), 6), 1 << 20); }
+inline Ints for_score(Ints x) { return clamp(rounded(x, 6), 1 << 20); }
+
+// Part of a vector of a head; heads are WHOLE where their size is one of whole vectors.
+template <bool WHOLE>
+inline Ints part(const int32_t* from, int64_t left) {
+    return load(from, WHOLE ? L : left);
+}
 
 // What attention works with while it looks at the places of one head.
 struct Seen {
@@ -465,11 +471,12 @@ struct Seen {
 };
 
 // The scores of a query for all places, and the weights that follow from them.
-void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart, Seen& seen) {
+template <bool WHOLE>
+__attribute__((noinline)) void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart, Seen& seen) {
     const int64_t size = op.size / op.heads, known = int64_t(seen.scores.size());
     int32_t *narrow = seen.query.data(), *odd_lanes = narrow + seen.query.size() / 2;
     for (int64_t i = 0; i < size; i += L) {
-        const Ints q = for_score(query + i, size - i);
+        const Ints q = for_score(load(query + i, size - i));
         store(narrow + i, q, L);
         store(odd_lanes + i, odd(q), L);
     }
@@ -477,7 +484,7 @@ void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int3
     for (int64_t p = 0; p < known; p++, key += apart) {
         Longs sums = {};
         for (int64_t i = 0; i < size; i += L) {
-            const Ints k = for_score(key + i, size - i);
+            const Ints k = for_score(part<WHOLE>(key + i, size - i));
             sums += even_products(load(narrow + i, L), k) + even_products(load(odd_lanes + i, L), odd(k));
         }
         seen.scores[p] = rounded((total(sums) >> 4) * op.constant, 16);
@@ -502,15 +509,16 @@ void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int3
 inline int64_t floor_quotient(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 // The weighted mean of COUNT vectors of each place, of which `left` numbers belong to the head.
-template <int COUNT>
-void mix(const Seen& seen, const int32_t* content, int64_t apart, int64_t left, int32_t* to) {
+template <int COUNT, bool WHOLE>
+__attribute__((noinline)) void mix(const Seen& seen, const int32_t* content, int64_t apart, int64_t left, int32_t* to) {
     Longs even[COUNT] = {}, odd_sums[COUNT] = {};
     for (int64_t k = 0; k < seen.count; k++) {
         const int64_t p = seen.places[k];
         const Ints weight = all(seen.weights[p]);
 #pragma GCC unroll 4
         for (int c = 0; c < COUNT; c++) {
-            const Ints value = clamp(rounded(load(content + p * apart + c * L, left - c * L), 4), 1 << 26);
+            const Ints x = part<WHOLE>(content + p * apart + c * L, left - c * L);
+            const Ints value = clamp(rounded(x, 4), 1 << 26);
             even[c] += even_products(value, weight);
             odd_sums[c] += even_products(odd(value), weight);
         }
@@ -539,10 +547,15 @@ void attend(const Op& op, const IntegerRun& run, int thread, int threads) {
             for (int64_t i = 0; i < size; i++) to[i] = 0;
             continue;
         }
-        weigh(op, run, x.row(r) + head * size, keys.row(r) + offset, apart, seen);
+        const int32_t *query = x.row(r) + head * size, *key = keys.row(r) + offset;
+        if (size % L == 0) {
+            weigh<true>(op, run, query, key, apart, seen);
+        } else {
+            weigh<false>(op, run, query, key, apart, seen);
+        }
         int64_t i = 0;
-        for (; i + 2 * L <= size; i += 2 * L) mix<2>(seen, content + i, apart, size - i, to + i);
-        for (; i < size; i += L) mix<1>(seen, content + i, apart, size - i, to + i);
+        for (; i + 2 * L <= size; i += 2 * L) mix<2, true>(seen, content + i, apart, size - i, to + i);
+        for (; i < size; i += L) mix<1, false>(seen, content + i, apart, size - i, to + i);
     }
 }
 
