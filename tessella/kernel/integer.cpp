@@ -383,7 +383,8 @@ void pointwise(const Op& op, const IntegerRun& run, int thread, int threads) {
 // The square root of a >= 0, rounded down, bit by bit.
 inline int64_t root(uint64_t a) {
     uint64_t result = 0;
-    for (uint64_t bit = uint64_t(1) << 31; bit; bit >>= 1) {
+    const int first = a ? (63 - __builtin_clzll(a)) / 2 : 0;
+    for (uint64_t bit = uint64_t(1) << first; bit; bit >>= 1) {
         if ((result + bit) * (result + bit) <= a) result += bit;
     }
     return int64_t(result);
