@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tessella.nn.lstm_cell import GATES, cell_dtype
@@ -18,6 +17,21 @@ from tessella.nn.stepping.step import MemoryAllocator
 TORCH_GATES = [3, 1, 0, 2]
 """For each gate of :func:`tessella.nn.lstm_cell.lstm_cell`, its index in torch, whose order is
 input, forget, content, output."""
+
+
+class RecurrentLayer(nn.LSTM):
+    """One LSTM layer, and the dropout of its outputs.
+
+    Args:
+        hidden: width of a state, of the inputs and of the outputs.
+        dropout: dropout rate of the outputs, which the caller applies (:attr:`drop`).
+    """
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__(hidden, hidden, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+        # The forget gate: remember at first.
+        self.get_parameter("bias_hh_l0").data[hidden : 2 * hidden] += 1
 
 
 class RecurrentLayers(nn.ModuleList):
@@ -32,16 +46,12 @@ class RecurrentLayers(nn.ModuleList):
     def __init__(self, count: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.hidden = hidden
-        self.dropout = dropout
         for _ in range(count):
-            layer = nn.LSTM(hidden, hidden, batch_first=True)
-            # The forget gate: remember at first.
-            layer.get_parameter("bias_hh_l0").data[hidden : 2 * hidden] += 1
-            self.append(layer)
+            self.append(RecurrentLayer(hidden, dropout))
 
-    def recurrent(self) -> list[nn.LSTM]:
+    def recurrent(self) -> list[RecurrentLayer]:
         """The layers."""
-        return [layer for layer in self if isinstance(layer, nn.LSTM)]
+        return [layer for layer in self if isinstance(layer, RecurrentLayer)]
 
     def forward(
         self, x: torch.Tensor, states: Sequence[torch.Tensor]
@@ -62,7 +72,7 @@ class RecurrentLayers(nn.ModuleList):
             with torch.autocast("cpu", enabled=False):
                 y, pair = layer(x, (hidden.to(x.dtype), cell.to(x.dtype)))
             after.extend(pair)
-            x = x + F.dropout(y, self.dropout, self.training)
+            x = x + layer.drop(y)
         return x, after
 
     def bind(self, step: SequenceStep) -> SteppedRecurrentLayers:

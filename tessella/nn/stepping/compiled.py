@@ -92,7 +92,6 @@ def check_layout(library: ctypes.CDLL) -> None:
     Raises:
         ArtifactError: when they differ, because the kernel would misread our records.
     """
-    library.tessella_layout.restype = ctypes.c_char_p
     theirs = library.tessella_layout().decode()
     if theirs != layout():
         raise ArtifactError(
