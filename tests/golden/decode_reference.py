@@ -34,6 +34,7 @@ MAGIC = b"\x89TSL"
 HAS_NAMES = 1
 IS_LIST = 2
 IS_WIDE = 4
+ARE_CODES = 8
 PALETTE = 3
 SCALED = 16
 CHANNELS_OF_MODE = {1: 1, 2: 1, 3: 1, 4: 2, 5: 3, 6: 4, 7: 4}  # an array, mode 0, may have any
@@ -438,7 +439,8 @@ def read_header(reader: Reader, most_pixels: int) -> Header:
     require(reader.take(1)[0] == 1, "the file has another version of the arithmetic")
     header.identity = reader.take(16)
     header.flags = reader.take(1)[0]
-    require(header.flags < 8, "unknown flags are set")
+    require(header.flags < 16, "unknown flags are set")
+    are_codes = bool(header.flags & ARE_CODES)
     height = reader.varint(lowest=1)
     width = reader.varint(lowest=1)
     channels = reader.varint(lowest=1)
@@ -446,7 +448,8 @@ def read_header(reader: Reader, most_pixels: int) -> Header:
     header.grid = (height, width, channels, levels)
     header.group = reader.varint(1, 1024)
     pixels = 0
-    for _ in range(reader.varint(lowest=1)):
+    runs = reader.varint(lowest=1)
+    for _ in range(runs):
         count = reader.varint(lowest=1)
         shape = Shape(
             height=reader.varint(lowest=1),
@@ -454,13 +457,20 @@ def read_header(reader: Reader, most_pixels: int) -> Header:
             channels=reader.varint(1, 255),
             mode=reader.varint(),
         )
-        check_mode(shape, levels)
+        if not are_codes:
+            check_mode(shape, levels)
         pixels += count * shape.height * shape.width
         require(pixels <= most_pixels, f"the images have more than {most_pixels} pixels")
         # Each image has a piece or more, and each group of pieces a stream of 9 bytes or more.
         most_images = header.group * (len(reader.data) // 9)
         require(len(header.images) + count <= most_images, "streams are missing for some images")
         header.images += [shape] * count
+    if are_codes:
+        # The tokenizer turns codes into pictures of these sizes; here, the codes are what is read.
+        reader.take(8)
+        for _ in range(runs):
+            reader.varint(lowest=1)
+            reader.varint(lowest=1)
     if not header.flags & IS_LIST:
         sizes = {(shape.height, shape.width, shape.channels) for shape in header.images}
         require(len(sizes) == 1, "the images of one array differ in shape")
@@ -489,11 +499,16 @@ def read_names(reader: Reader, count: int) -> list[bytes]:
     folders = set()
     previous = b""
     for _ in range(count):
-        common = reader.varint(highest=len(previous))
-        rest = reader.take(reader.varint(lowest=1, highest=4096))
-        name = previous[:common] + rest
-        # The number in common is as large as possible, but at least one byte follows.
-        longer = common < len(previous) and len(rest) > 1 and previous[common] == rest[0]
+        start = reader.varint(highest=len(previous))
+        end = reader.varint(highest=len(previous) - start)
+        between = reader.take(reader.varint(highest=4096))
+        name = previous[:start] + between + previous[len(previous) - end :]
+        # Both numbers in common are as large as possible.
+        rest = name[start:]
+        of_previous = previous[start:]
+        longer = rest[:1] == of_previous[:1] != b""
+        if end < min(len(rest), len(of_previous)):
+            longer = longer or rest[-1 - end] == of_previous[-1 - end]
         require(not longer, "a name is not in its shortest form")
         parts = name.split(b"/")
         bad = b"" in parts or b"." in parts or b".." in parts or b"\\" in name or b"\0" in name
