@@ -1,8 +1,11 @@
-"""The compiled kernel: two small C++ files, for programs of steps and for codebook search.
+"""The compiled kernel: small C++ files, for programs of steps and for codebook search.
 
 They are compiled on first use, with ``c++`` or the compiler named by ``CXX``. Without a compiler,
 or with ``TESSELLA_KERNEL=0`` in the environment, everything runs in plain torch: slower, but with
-the same results up to rounding.
+the same results up to rounding; programs of integers with the same results to the bit.
+
+It is built for the processor at hand. ``TESSELLA_KERNEL_MARCH`` names another one, in the words of
+the compiler's ``-march``, such as ``x86-64``: tests compare what different instruction sets give.
 
 The library is cached in the folder ``kernel/`` of the cache (``TESSELLA_CACHE``, else
 ``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``). Its name is a hash of the source, the
@@ -32,8 +35,9 @@ from pathlib import Path
 from tessella import files
 from tessella.errors import ArtifactError, TessellaWarning
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("program.cpp", "search.cpp"))
-HEADER = Path(__file__).parent / "vector.h"
+FOLDER = Path(__file__).parent
+SOURCES = tuple(FOLDER / name for name in ("program.cpp", "integer.cpp", "search.cpp"))
+HEADERS = tuple(FOLDER / name for name in ("program.h", "vector.h"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 FLAG_SETS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
 """Compiler flags, tried one after the other. If both use the same OpenMP runtime, the kernel shares
@@ -90,7 +94,7 @@ def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
         return None, f"there is no C++ compiler {name} (CXX names one)"
     # Some compilers lack OpenMP, or -march=native: try with fewer flags.
     reason = ""
-    for flags in FLAG_SETS:
+    for flags in _flag_sets():
         try:
             return _loaded(compiler, flags), ""
         except subprocess.CalledProcessError as error:
@@ -105,6 +109,20 @@ def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, AttributeError) as error:
             reason = str(error)
     return None, reason
+
+
+def _flag_sets() -> list[tuple[str, ...]]:
+    """:data:`FLAG_SETS`, or those for the processor that ``TESSELLA_KERNEL_MARCH`` names."""
+    processor = os.environ.get("TESSELLA_KERNEL_MARCH", "native")
+    if processor == "native":
+        return list(FLAG_SETS)
+    named = []
+    for flags in FLAG_SETS:
+        # Flags for any processor would quietly give something else than what was asked for.
+        if "-march=native" in flags:
+            chosen = [flag.replace("-march=native", f"-march={processor}") for flag in flags]
+            named.append(tuple(chosen))
+    return named
 
 
 def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
@@ -247,15 +265,18 @@ def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
     Raises:
         AttributeError: when it lacks one of the functions.
     """
-    # These follow the declarations in program.cpp and search.cpp.
+    # These follow the declarations in program.cpp, integer.cpp and search.cpp.
     pointer = ctypes.c_void_p
     number = ctypes.c_int64
     run_arguments: Arguments = [pointer, number, number, number, pointer, number, number]
+    integer_arguments: Arguments = [*run_arguments[:-1], pointer]
     nearest_arguments: Arguments = [pointer, pointer, number, number, number]
     nearest_arguments += [pointer, pointer, pointer, pointer, number]
     cluster_arguments: Arguments = [pointer, pointer, number, number, pointer, pointer, number]
     loaded.tessella_run.argtypes = run_arguments
     loaded.tessella_run.restype = number
+    loaded.tessella_run_integers.argtypes = integer_arguments
+    loaded.tessella_run_integers.restype = number
     loaded.tessella_record_bytes.restype = number
     loaded.tessella_lane_bytes.restype = number
     loaded.tessella_nearest.argtypes = nearest_arguments
@@ -270,7 +291,7 @@ def _library_path(compiler: str, flags: tuple[str, ...]) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT
     ).stdout
-    facts = [source.read_bytes() for source in (*SOURCES, HEADER)]
+    facts = [source.read_bytes() for source in (*SOURCES, *HEADERS)]
     facts += [version, " ".join(flags).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(facts)).hexdigest()[:24]
     return files.cache_folder() / "kernel" / f"kernel-{name}.so"

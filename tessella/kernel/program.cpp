@@ -7,62 +7,17 @@
 // row, a column, a position). Weights come packed in panels of two vectors' width:
 // [panels, inputs, 2 * LANES], zero beyond the last output. Where an operation takes outputs in pairs (a, b), a panel holds
 // a vector of a's and the vector of their b's.
-//
-// Vectors are those of the compiler (GCC and Clang), 64 bytes wide, which it maps to what the processor has.
-
-#include <sched.h>
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <string>
-#include <utility>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "vector.h"
+#include "program.h"
 
 namespace {
-
-// One list for the enum and for the names that are exported.
-#define OPERATIONS(X)   \
-    X(LINEAR, "linear") \
-    X(MAP, "map")       \
-    X(ADD, "add")       \
-    X(NORM, "norm")     \
-    X(ROTATE, "rotate") \
-    X(ATTEND, "attend") \
-    X(LOOKUP, "lookup") \
-    X(CELL, "cell")
-
-// Those from GATE on take outputs in pairs.
-#define ACTIVATIONS(X)          \
-    X(IDENTITY, "identity")     \
-    X(RELU, "relu")             \
-    X(SILU, "silu")             \
-    X(ELU, "elu")               \
-    X(CONCAT_ELU, "concat-elu") \
-    X(GATE, "gate")             \
-    X(GLU, "glu")               \
-    X(SWIGLU, "swiglu")
-
-#define CONSTANT(name, text) name,
-enum OperationCode : int64_t { OPERATIONS(CONSTANT) };
-enum ActivationCode : int64_t { ACTIVATIONS(CONSTANT) };
-#undef CONSTANT
-
-struct Operand {
-    int64_t address;       // 0 where there is none
-    int64_t image_stride;  // numbers
-    int64_t place_stride;  // numbers
-    int64_t step;          // numbers that it moves on as its variable grows by one
-    int64_t variable;      // an index, -1 for an operand that does not move
-};
 
 struct Op {
     int64_t operation, activation;
@@ -75,97 +30,13 @@ struct Op {
     Operand out, x, y, z;
 };
 
-// Fields and their offsets as stepping/compiled.py writes them.
-template <typename Struct>
-std::string fields(std::initializer_list<std::pair<const char*, size_t>> offsets) {
-    std::string text;
-    for (const auto& field : offsets) text += std::string(field.first) + ":" + std::to_string(field.second) + " ";
-    return text + "bytes:" + std::to_string(sizeof(Struct));
-}
-
 std::string layout() {
-#define NAME(name, text) " " text
-#define FIELD(name) {#name, offsetof(Struct, name)}
-    std::string text = "operations" OPERATIONS(NAME) "; activations" ACTIVATIONS(NAME);
-    {
-        using Struct = Operand;
-        text += "; operand " + fields<Struct>({FIELD(address), FIELD(image_stride), FIELD(place_stride), FIELD(step),
-                                               FIELD(variable)});
-    }
-    {
-        using Struct = Op;
-        text += "; record " + fields<Struct>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs),
-                                              FIELD(heads), FIELD(groups), FIELD(known), FIELD(epsilon), FIELD(weight),
-                                              FIELD(out), FIELD(x), FIELD(y), FIELD(z)});
-    }
+#define FIELD(name) {#name, offsetof(Op, name)}
+    return lists() + fields<Op>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs), FIELD(heads),
+                                 FIELD(groups), FIELD(known), FIELD(epsilon), FIELD(weight), FIELD(out), FIELD(x),
+                                 FIELD(y), FIELD(z)});
 #undef FIELD
-#undef NAME
-    return text;
 }
-
-constexpr int ROWS = WIDE ? 8 : 4;  // of a product, whose sums fit into the registers
-
-// What is the same for all operations of a run.
-struct Run {
-    int64_t rows, places;
-    const int64_t* values;
-    std::atomic<int64_t>* wrong;  // set where a symbol is none of its table
-};
-
-template <typename T>
-struct Lanes;
-
-template <>
-struct Lanes<float> {
-    typedef float Vector __attribute__((vector_size(BYTES), aligned(4), may_alias));
-    typedef int32_t Integers __attribute__((vector_size(BYTES)));
-    static constexpr int count = BYTES / sizeof(float);
-};
-
-template <>
-struct Lanes<double> {
-    typedef double Vector __attribute__((vector_size(BYTES), aligned(8), may_alias));
-    typedef int64_t Integers __attribute__((vector_size(BYTES)));
-    static constexpr int count = BYTES / sizeof(double);
-};
-
-template <typename T>
-using Vector = typename Lanes<T>::Vector;
-
-// A share of n units for thread t of count, contiguous.
-struct Share {
-    int64_t first, last;
-    Share(int64_t n, int t, int count) : first(n * t / count), last(n * (t + 1) / count) {}
-};
-
-constexpr int PATIENCE = 4096;
-
-// All threads wait for each other, spinning: the waits are shorter than a system call.
-class Barrier {
-  public:
-    explicit Barrier(int count) : count_(count) {}
-
-    void wait() {
-        if (count_ == 1) return;
-        const int turn = turn_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            turn_.store(turn + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
-#if defined(__x86_64__)
-            __builtin_ia32_pause();
-#endif
-            if (spins > PATIENCE) sched_yield();  // somebody else needs the processor of the thread we wait for
-        }
-    }
-
-  private:
-    const int count_;
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> turn_{0};
-};
 
 // ---- functions of vectors -------------------------------------------------------------------------------------------
 
@@ -231,37 +102,7 @@ inline V silu(V x) {
     return x * sigmoid(x);
 }
 
-template <typename T>
-inline Vector<T> load(const T* from, int64_t count) {
-    Vector<T> v = {};
-    if (count >= Lanes<T>::count) return *reinterpret_cast<const Vector<T>*>(from);
-    for (int64_t i = 0; i < count; i++) v[i] = from[i];
-    return v;
-}
-
-template <typename T>
-inline void store(T* to, Vector<T> v, int64_t count) {
-    if (count >= Lanes<T>::count) {
-        *reinterpret_cast<Vector<T>*>(to) = v;
-    } else {
-        for (int64_t i = 0; i < count; i++) to[i] = v[i];
-    }
-}
-
 // ---- operations ------------------------------------------------------------------------------------------------------
-
-template <typename T>
-struct Matrix {
-    T* start;
-    int64_t stride, place, places;
-    Matrix(const Operand& o, const Run& run)
-        : start(reinterpret_cast<T*>(o.address) + (o.variable < 0 ? 0 : run.values[o.variable] * o.step)),
-          stride(o.image_stride), place(o.place_stride), places(run.places) {}
-    T* row(int64_t r) const {
-        return places == 1 ? start + r * stride : start + r / places * stride + r % places * place;
-    }
-    explicit operator bool() const { return start != nullptr; }
-};
 
 // What comes after a product: two vectors of sums, at outputs o and o + LANES, or, in pairs, a and b at output o.
 template <typename T>
@@ -333,8 +174,6 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
                   residual ? residual.row(row + r) : nullptr);
     }
 }
-
-constexpr int64_t TILE = 8, BLOCK = 64;
 
 template <typename T>
 void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Matrix<T>& out, const Matrix<T>& x,
@@ -524,25 +363,7 @@ void act(const Op& op, const Run& run, int thread, int threads) {
 
 template <typename T>
 void all(const Op* ops, int64_t count, const Run& run, int threads) {
-#ifdef _OPENMP
-    if (threads > 1) {
-        Barrier barrier(threads);
-        bool together = true;
-#pragma omp parallel num_threads(threads)
-        {
-            if (omp_get_num_threads() == threads) {
-                for (int64_t i = 0; i < count; i++) {
-                    act<T>(ops[i], run, omp_get_thread_num(), threads);
-                    if (i + 1 < count) barrier.wait();
-                }
-            } else if (omp_get_thread_num() == 0) {
-                together = false;
-            }
-        }
-        if (together) return;
-    }
-#endif
-    for (int64_t i = 0; i < count; i++) act<T>(ops[i], run, 0, 1);
+    run_all(ops, count, threads, [&](const Op& op, int thread, int all) { act<T>(op, run, thread, all); });
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -33,8 +33,9 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
-from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import DensityModel, symbol_field
+from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
+from tessella.models.density_model import symbol_field
+from tessella.models.program_model import ProgramModel
 from tessella.nn.channel_groups import (
     ChannelGroups,
     ChannelGroupStep,
@@ -175,7 +176,12 @@ class SteppedGroupedOutput:
         self._last = []
         for linear in layer.last:
             assert isinstance(linear, nn.Linear)
-            self._last.append((step.memory.matrix(linear.weight.T), linear.bias.detach()))
+            weight = step.memory.matrix(linear.weight.T)
+            self._last.append((weight, step.memory.table(linear.bias)))
+        assert layer.one.bias is not None
+        assert layer.two.bias is not None
+        self._first_bias = step.memory.table(layer.one.bias)
+        self._second_bias = step.memory.table(layer.two.bias)
 
     def group_input(self, group: int) -> Operand:
         """Memory for a group of input features after their ReLU, ``[batch, features]``."""
@@ -189,17 +195,14 @@ class SteppedGroupedOutput:
             group: which group.
             out: receives the parameters, ``[batch, size]``.
         """
-        layer = self._layer
-        part = layer.slices[group]
-        assert layer.one.bias is not None
-        assert layer.two.bias is not None
+        part = self._layer.slices[group]
         # Under mask B a group sees the leading features, up to its own end.
         known_inputs = self._inputs[:, : self._input_slices[group].stop]
-        first_bias = layer.one.bias[part].detach()
+        first_bias = self._first_bias[part]
         middle = self._middle[:, part]
         program.linear(known_inputs, self._one[group], middle, add=first_bias, activation="relu")
         known = self._middle[:, : part.stop]
-        second_bias = layer.two.bias[part].detach()
+        second_bias = self._second_bias[part]
         features = program.zeros(part.stop - part.start)
         program.linear(known, self._two[group], features, add=second_bias, activation="relu")
         weight, bias = self._last[group]
@@ -236,13 +239,13 @@ class ChannelMaskedState(State):
     """Parameters of the newest group: ``[batch, size]``."""
     labels: torch.Tensor | None
     """Classes of the images: ``int64 [batch]``."""
-    memory: StateMemory = field(default_factory=StateMemory)
+    memory: StateMemory
     joint: State | None = None
     """State of a joint head within the current pixel."""
     programs: GroupPrograms | None = None
 
 
-class ChannelMasked(DensityModel):
+class ChannelMasked(ProgramModel):
     """Base of the models with channel groups; subclasses create the layers.
 
     Args:
@@ -330,10 +333,9 @@ class ChannelMasked(DensityModel):
         return biases.unflatten(-1, (len(self.layers), 1, -1)).unbind(1)
 
     @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> ChannelMaskedState:
-        condition = self.condition(cond, batch)
-        parameters = self.first.weight.new_zeros(batch, self.head.size)
-        state = ChannelMaskedState(parameters, condition.labels)
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ChannelMaskedState:
+        parameters = memory.like(self.first.weight).new_zeros(batch, self.head.size)
+        state = ChannelMaskedState(parameters, condition.labels, memory)
         state.programs = self._write(state)
         return state
 
@@ -378,12 +380,13 @@ class ChannelMasked(DensityModel):
     def _write(self, state: ChannelMaskedState) -> GroupPrograms:
         """Write the programs of a new or copied state."""
         like = state.parameters
-        memory = MemoryAllocator(state.memory, len(like), like)
-        end_row = Program(len(like), ("column",), like)
-        first = Program(len(like), ("column",), like)
+        batch = len(like)
+        memory = MemoryAllocator(state.memory, batch, like)
+        end_row = Program(batch, ("column",), like)
+        first = Program(batch, ("column",), like)
         groups = []
         for _ in range(self.groups.count):
-            groups.append(Program(len(like), ("column",), like))
+            groups.append(Program(batch, ("column",), like))
         symbols = []
         for _ in range(self.grid.channels):
             symbols.append(memory.zeros(dtype=torch.int64))
@@ -393,7 +396,8 @@ class ChannelMasked(DensityModel):
         step = ChannelGroupStep(memory, self.grid.width, writers)
         # First every layer allocates memory and writes its work on rows; then come the groups.
         entry = self.first.bind(step)
-        self._write_lookups(end_row, groups, symbols, entry.input)
+        table = memory.table(self.embedding.table())
+        self._write_lookups(end_row, groups, symbols, table, entry.input)
         layers = []
         for layer, bias in zip(
             self.channel_layers(), self._class_biases(state.labels), strict=True
@@ -411,6 +415,7 @@ class ChannelMasked(DensityModel):
         end_row: Program,
         groups: Sequence[Program],
         symbols: Sequence[torch.Tensor],
+        table: torch.Tensor,
         pixels: Places,
     ) -> None:
         """Append the embedding of each symbol to the program that needs it first.
@@ -419,9 +424,9 @@ class ChannelMasked(DensityModel):
             end_row: see :class:`GroupPrograms`.
             groups: one program for each group.
             symbols: the newest symbol of each channel, ``int64 [batch]``.
+            table: vectors of the symbols, ``[channels, levels, width]``.
             pixels: receives the vectors, ``[batch, width, features]``.
         """
-        table = self.embedding.table().detach()
         # At a column, this addresses the pixel to its left.
         to_the_left = replace(pixels, margin=pixels.margin - 1)
         for channel, symbol in enumerate(symbols):
@@ -452,6 +457,9 @@ class ChannelMasked(DensityModel):
             layer.write_group(program, group, following.group_input(group), "")
         # The output layers begin with a ReLU, which is fused into the last residual layer.
         layers[-1].write_group(program, group, output.group_input(group), "relu")
+
+    def last_layers(self) -> Sequence[nn.Linear]:
+        return [layer for layer in self.output.last if isinstance(layer, nn.Linear)]
 
     def sizes(self) -> dict[str, object]:
         return {

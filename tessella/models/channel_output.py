@@ -71,7 +71,7 @@ class OutputStage(nn.Module, ABC):
             parameters: receives the result, ``[batch, size]``.
         """
         weight = step.memory.matrix(self.last.weight.T)
-        program.linear(x, weight, parameters, add=self.last.bias.detach())
+        program.linear(x, weight, parameters, add=step.memory.table(self.last.bias))
 
 
 class FactoredOutput(OutputStage):
@@ -122,7 +122,7 @@ class FactoredOutput(OutputStage):
         hidden = step.memory.zeros(self.grid.channels * self.hidden)
         parameters = step.pixel.zeros(self.last.out_features)
         project = step.memory.matrix(self.project.weight.T)
-        step.pixel.linear(features, project, hidden, add=self.project.bias.detach())
+        step.pixel.linear(features, project, hidden, add=step.memory.table(self.project.bias))
         self._write_channel(step.pixel, step, hidden[:, : self.hidden], parameters)
         programs = []
         for c in range(self.grid.channels - 1):
@@ -176,7 +176,7 @@ class JointOutput(OutputStage):
         active = step.pixel.zeros(self.project.out_features)
         parameters = step.pixel.zeros(self.last.out_features)
         project = step.memory.matrix(self.project.weight.T)
-        bias = self.project.bias.detach()
+        bias = step.memory.table(self.project.bias)
         step.pixel.linear(features, project, active, add=bias, activation="silu")
         self.write_last(step.pixel, step, active, parameters)
         return SteppedChannels(parameters)

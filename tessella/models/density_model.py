@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
 from tessella.nn.masked import Masked
 from tessella.nn.stepping.state import State
+
+if TYPE_CHECKING:
+    import tessella.exact.exact_model
 
 PASS_VALUES = 1 << 26
 """Roughly how many values a layer may hold in one pass; larger batches are split."""
@@ -193,6 +196,26 @@ class DensityModel(nn.Module, ABC):
     def bits_per_dim(self, x: object, cond: Cond = None) -> torch.Tensor:
         """Bits per symbol of each image: ``[batch]``. See :meth:`log_prob`."""
         return -self.grid.bits_per_dim(self.log_prob(x, cond))
+
+    def exact(
+        self, images: object = None, cond: Cond = None
+    ) -> tessella.exact.exact_model.ExactModel:
+        """The exact twin of this model, which computes with integers only.
+
+        Its probabilities are the same on every machine, as compressed files need them.
+
+        Args:
+            images: typical images, ``[n, height, width, channels]``, for calibration; a handful is
+                enough. Without any, the model draws some itself.
+            cond: their condition.
+
+        Raises:
+            ConfigError: when the model has no exact twin, naming what stands in the way.
+            InputError: for images or a condition that do not fit.
+        """
+        from tessella.exact import convert
+
+        return convert(self, images, cond)
 
     def init_state(self, batch: int, cond: Cond = None) -> State:
         """The state before the first symbol of ``batch`` images."""

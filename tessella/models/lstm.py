@@ -16,7 +16,8 @@ parameters, which always grow linearly.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,8 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
+from tessella.models.program_model import ProgramModel
 from tessella.models.sequence_model import SequenceModel, SequenceState
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
@@ -65,14 +67,13 @@ class LSTMState(SequenceState):
 
     derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    constant: list[torch.Tensor]
-    """Sum of the vectors of class and channel, ``[batch, hidden]``: one for each channel, a single
-    one for a joint head."""
-    memory: StateMemory = field(default_factory=StateMemory)
+    labels: torch.Tensor | None
+    """Class of each image: ``int64 [batch]``."""
+    memory: StateMemory
     programs: LSTMPrograms | None = None
 
 
-class LSTM(SequenceModel[LSTMState]):
+class LSTM(SequenceModel[LSTMState], ProgramModel):
     """``lstm``: residual LSTM layers over the image as one sequence of symbols.
 
     Args:
@@ -218,15 +219,9 @@ class LSTM(SequenceModel[LSTMState]):
         return (self.row + self.column + self.channel).flatten(0, 2)
 
     @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> LSTMState:
-        labels = self.condition(cond, batch).labels
-        # The vectors of class and channel are constant, so they are added up once.
-        if self.class_vectors is None:
-            classes = self.row.new_zeros(batch, self.hidden)
-        else:
-            classes = self.class_vectors(labels)
-        state = LSTMState(pixel=None, constant=[classes + channel for channel in self.channel])
-        state.programs = self._write(state)
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> LSTMState:
+        state = LSTMState(None, condition.labels, memory)
+        state.programs = self._write(state, batch)
         return state
 
     def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
@@ -243,13 +238,13 @@ class LSTM(SequenceModel[LSTMState]):
     def _programs(self, state: LSTMState) -> LSTMPrograms:
         """The programs of a state, written now if the state is a fresh copy without any."""
         if state.programs is None:
-            state.programs = self._write(state)
+            state.programs = self._write(state, len(state.memory.tensors[0]))
         return state.programs
 
-    def _write(self, state: LSTMState) -> LSTMPrograms:
-        """Write the programs of a new or copied state."""
-        like = state.constant[0]
-        memory = MemoryAllocator(state.memory, len(like), like)
+    def _write(self, state: LSTMState, batch: int) -> LSTMPrograms:
+        """Write the programs of a new or copied state of ``batch`` images."""
+        memory = MemoryAllocator(state.memory, batch, self.row)
+        like = memory.like
         symbols = []
         for _ in range(self.symbols_per_place):
             symbols.append(memory.zeros(dtype=torch.int64))
@@ -259,17 +254,18 @@ class LSTM(SequenceModel[LSTMState]):
             # The layer's input and its previous hidden state, concatenated for one product.
             entering.append(memory.zeros(2 * self.hidden))
         # One program for the first place, and one for the later places of each channel.
-        first = Program(len(like), ("row", "column"), like)
-        later = [Program(len(like), ("row", "column"), like) for _ in state.constant]
+        first = Program(batch, ("row", "column"), like)
+        later = [Program(batch, ("row", "column"), like) for _ in self.channel]
         every = SeveralPrograms([first, *later])
         # The input of the first layer: constant + row + column + the vectors of the symbols before.
         x = entering[0][:, : self.hidden]
-        row = Vectors(self.row[:, 0, 0].detach()).at("row")
-        first.add(state.constant[0], row, x)
-        for constant, program in zip(state.constant, later, strict=True):
+        row = Vectors(memory.table(self.row[:, 0, 0])).at("row")
+        constants = self._write_constants(memory, state.labels)
+        first.add(constants[0], row, x)
+        for constant, program in zip(constants, later, strict=True):
             program.add(constant, row, x)
-        every.add(x, Vectors(self.column[:, 0].detach()).at("column"), x)
-        table = self.embedding.table().detach()
+        every.add(x, Vectors(memory.table(self.column[:, 0])).at("column"), x)
+        table = memory.table(self.embedding.table())
         for channel, program in enumerate(later):
             for i in range(self.symbols_per_place):
                 # A negative index wraps around: the symbol before channel 0 is the last channel.
@@ -281,15 +277,29 @@ class LSTM(SequenceModel[LSTMState]):
             weight, bias = packed(layer)
             hidden = entering[i][:, self.hidden :]
             cell = memory.zeros(self.hidden, dtype=cell_dtype(like))
-            every.linear(entering[i], memory.matrix(weight), gates, add=bias)
+            every.linear(entering[i], memory.matrix(weight), gates, add=memory.table(bias))
             every.cell(gates, cell, hidden)
             every.add(inputs[i], hidden, inputs[i + 1])
         # With two levels only the last parameter is computed, and the first stays zero.
         last = memory.matrix(self.last.weight.T)
-        every.linear(
-            inputs[-1], last, parameters[:, -self.free_size :], add=self.last.bias.detach()
-        )
+        free = parameters[:, -self.free_size :]
+        every.linear(inputs[-1], last, free, add=memory.table(self.last.bias))
         return LSTMPrograms(first, later, symbols, parameters)
+
+    def _write_constants(
+        self, memory: MemoryAllocator, labels: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Sum of the vectors of class and channel, ``[batch, hidden]``.
+
+        There is one for each channel, and a single one for a joint head.
+        """
+        classes = self.row.new_zeros(memory.batch, self.hidden)
+        if self.class_vectors is not None:
+            classes = self.class_vectors(labels)
+        return [memory.keep(classes + channel) for channel in self.channel]
+
+    def last_layers(self) -> Sequence[nn.Linear]:
+        return [self.last]
 
     def sizes(self) -> dict[str, object]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}

@@ -10,15 +10,17 @@ in ``forward``.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from tessella.heads import JointHead
 from tessella.models.channel_output import OutputStage, SteppedChannels
-from tessella.models.condition import Cond
-from tessella.models.density_model import DensityModel
+from tessella.models.condition import Condition
+from tessella.models.program_model import ProgramModel
 from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.stepping.program import Operand, Program
 from tessella.nn.stepping.state import State
@@ -67,7 +69,7 @@ class PixelState(State):
     programs: PixelPrograms | None = None
 
 
-class PixelModel(DensityModel):
+class PixelModel(ProgramModel):
     """Base of the models with a backbone that runs once per pixel, and an output stage.
 
     A family sets :attr:`output`, and defines :meth:`symbol_embedding`, ``forward`` and
@@ -92,6 +94,9 @@ class PixelModel(DensityModel):
             codes: result of :meth:`code_features`, in the memory of the state.
         """
 
+    def last_layers(self) -> Sequence[nn.Linear]:
+        return [self.output.last]
+
     def create_step(self, memory: MemoryAllocator) -> PixelStep:
         """Create the empty programs of a step."""
         return GridStep(memory, self.grid.width)
@@ -104,21 +109,19 @@ class PixelModel(DensityModel):
         raise NotImplementedError
 
     @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> PixelState:
-        # Check the condition before allocating any memory.
-        condition = self.condition(cond, batch)
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> PixelState:
         codes = None
         if condition.codes is not None:
             codes = self.code_features(condition.codes).contiguous()
         symbols = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        state = PixelState(condition.labels, codes, symbols, StateMemory())
+        state = PixelState(condition.labels, codes, symbols, memory)
         # Writing the programs fills the state's memory.
         state.programs = self._write_programs(state)
         return state
 
     def _write_programs(self, state: PixelState) -> PixelPrograms:
         batch = len(state.symbols)
-        table = self.symbol_embedding().table().detach()
+        table = self.symbol_embedding().table()
         memory = MemoryAllocator(state.memory, batch, table)
         # [channels, levels, size]; copies of the state share it.
         table = memory.table(table)

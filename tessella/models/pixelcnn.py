@@ -84,7 +84,7 @@ class SteppedBlock(SteppedLayer):
         self._reduce = step.products(groups.products(block.reduce.weight))
         self._restore = step.products(groups.products(block.restore.weight))
         assert block.reduce.bias is not None
-        self._reduce_bias = block.reduce.bias.detach()
+        self._reduce_bias = step.memory.table(block.reduce.bias)
         self._x = step.memory.zeros(2 * hidden)
         # Later groups read the features of earlier ones, so these belong to the state.
         self._active_x = step.memory.zeros(2 * hidden)

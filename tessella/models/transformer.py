@@ -240,7 +240,7 @@ class Transformer(PixelModel):
             pixel.add(x, Places(codes.flatten(1, 2)).at("position"), x)
         # Clear the token, to which the symbols of this pixel will be added.
         pixel.map(torch.zeros_like(token), token)
-        cos_sin = Vectors(self.cos_sin.flatten(1)).at("position")
+        cos_sin = Vectors(step.memory.table(self.cos_sin.flatten(1))).at("position")
         for block in self._blocks():
             block.write(step, x, cos_sin, self.grid.pixels)
         # All symbols are added to the same token, whatever their column.

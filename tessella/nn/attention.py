@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
     def write(self, step: PixelStep, x: Operand) -> torch.Tensor:
         """Append the norm of ``x [batch, width]``, and return the memory it is written to."""
         out = step.pixel.zeros(len(self.weight))
-        step.pixel.norm(x, self.weight.detach(), out, EPSILON)
+        step.pixel.norm(x, step.memory.table(self.weight), out, EPSILON)
         return out
 
 

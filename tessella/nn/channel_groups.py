@@ -26,7 +26,14 @@ from torch import nn
 
 from tessella.nn.convolution import field_along
 from tessella.nn.masked import Masked, MaskedLinear
-from tessella.nn.stepping.program import Matrix, Operand, OperationWriter, Places, Program
+from tessella.nn.stepping.program import (
+    Matrix,
+    Operand,
+    OperationWriter,
+    Places,
+    Program,
+    Weights,
+)
 from tessella.nn.stepping.step import MemoryAllocator
 
 
@@ -164,7 +171,7 @@ class ChannelGroupStep:
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)
 
-    def products(self, parts: Sequence[Matrix]) -> list[Matrix]:
+    def products(self, parts: Sequence[Matrix]) -> list[Weights]:
         """Register the matrices of :meth:`ChannelGroups.products` with the state."""
         return [self.memory.matrix(part) for part in parts]
 

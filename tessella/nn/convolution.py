@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.nn.stepping.program import Matrix, Operand, Places
+from tessella.nn.stepping.program import Operand, Places, Weights
 from tessella.nn.stepping.step import GridStep
 
 Axis = Literal["rows", "columns"]
@@ -157,7 +157,7 @@ def pointwise(
     return out.view(*rows.shape[:-1], weight.shape[1]).movedim(-1, 1)
 
 
-def pointwise_matrix(step: GridStep, convolution: nn.Conv2d) -> Matrix:
+def pointwise_matrix(step: GridStep, convolution: nn.Conv2d) -> Weights:
     """A 1 x 1 convolution's weights ``[inputs, outputs]`` for the programs of a step."""
     return step.memory.matrix(convolution.weight[:, :, 0, 0].T.contiguous())
 

@@ -175,7 +175,7 @@ class GatedLayer(nn.Module):
         # [kernel * hidden, hidden]: the places of a window, concatenated.
         taps = self.widen.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1)
         assert self.widen.bias is not None
-        bias = self.widen.bias.detach()
+        bias = step.memory.table(self.widen.bias)
         # The first layer reads the row above, so its work belongs to `advance`, which is skipped
         # in the first row: there is no row above, and not even the bias may be added.
         program = step.advance if self.first else step.row

@@ -40,5 +40,7 @@ def lstm_cell_(gates: torch.Tensor, cell: torch.Tensor, out: torch.Tensor) -> No
 
 
 def cell_dtype(gates: torch.Tensor) -> torch.dtype:
-    """Type of the cell state for these ``gates``: float32 or wider."""
+    """Type of the cell state for these ``gates``: float32 or wider, or integers for integers."""
+    if not gates.dtype.is_floating_point:
+        return gates.dtype
     return torch.promote_types(gates.dtype, torch.float32)

@@ -27,7 +27,14 @@ from tessella.nn.shifted_convolution import (
     UpsamplingConvolution,
     concat_elu,
 )
-from tessella.nn.stepping.program import Matrix, Operand, Places, Plane, Program, SeveralPrograms
+from tessella.nn.stepping.program import (
+    Operand,
+    Places,
+    Plane,
+    Program,
+    SeveralPrograms,
+    Weights,
+)
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep
 
 UNIT_GAIN = 1.25
@@ -170,7 +177,7 @@ class GatedResidual(nn.Module):
 
     def _bind(
         self, step: GridStep, bias: torch.Tensor | None
-    ) -> tuple[SteppedConvolution, SteppedConvolution, list[Matrix]]:
+    ) -> tuple[SteppedConvolution, SteppedConvolution, list[Weights]]:
         """Allocate memory, and append the contribution of biases and rows above.
 
         Returns:
@@ -351,7 +358,7 @@ class Resize(nn.Module):
         filters = weight.shape[-1]
         width = 2 * smaller.width
         memory = smaller.memory.zeros(2, width + 1, filters)
-        bias = self.grow_v.bias.detach()
+        bias = smaller.memory.table(self.grow_v.bias)
         # [2 rows, 3 taps, inputs, outputs]
         for row, (left, here, right) in enumerate(weight):
             # An even column of the larger map depends on one column of the smaller map, through the

@@ -128,7 +128,7 @@ class PointBlock(nn.Module):
             out: receives the output, ``[batch, channels]``; may be ``x``.
         """
         weight = self.inner.weight()
-        bias = self.inner.bias.detach()
+        bias: torch.Tensor = self.inner.bias
         if self.beside is not None:
             # The inputs are concatenated, so both layers become one product.
             weight = torch.cat([weight, self.beside.weight()], dim=1)
@@ -137,7 +137,7 @@ class PointBlock(nn.Module):
         inner = step.memory.matrix(weight.T)
         step.pixel.linear(active, inner, hidden, step.memory.table(bias), activation="elu")
         outer = step.memory.matrix(self.outer.weight().T)
-        outer_bias = self.outer.bias.detach()
+        outer_bias = step.memory.table(self.outer.bias)
         step.pixel.linear(hidden, outer, out, outer_bias, activation="glu", residual=x)
 
 
@@ -240,7 +240,7 @@ class AttentionBlock(nn.Module):
         self.query_block.write(step, active[:, : channels + 2], query_input, mixed)
         query = pixel.zeros(half)
         weight = step.memory.matrix(self.query.weight.T)
-        pixel.linear(mixed, weight, query, add=self.query.bias.detach())
+        pixel.linear(mixed, weight, query, add=step.memory.table(self.query.bias))
         seen = active[:, channels : channels + half]
         pixel.attend(query, keys, values, seen, "position", self.heads)
         pixel.map(seen, seen, "elu")

@@ -9,7 +9,7 @@ names and fields it was compiled with; :func:`check_layout` compares them with o
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -18,7 +18,14 @@ import torch
 from tessella import kernel
 from tessella.errors import ArtifactError, InputError
 from tessella.nn.stepping.memory import Moving, Operand
-from tessella.nn.stepping.operation import ACTIVATIONS, OPERATIONS, PAIRED, Operation, Work
+from tessella.nn.stepping.operation import (
+    ACTIVATIONS,
+    OPERATIONS,
+    PAIRED,
+    Matrix,
+    Operation,
+    Work,
+)
 
 OPERAND = np.dtype(
     [
@@ -59,14 +66,19 @@ costs more than it saves."""
 
 def layout() -> str:
     """The names and fields of this module, in the form that the kernel exports."""
+    return layout_of(RECORD)
+
+
+def layout_of(record: np.dtype[np.void]) -> str:
+    """The names of operations and activations, and the fields of operands and of ``record``."""
     names = [name or "identity" for name in ACTIVATIONS]
-    # layout() of program.cpp builds the same text.
+    # layout() of program.cpp and of integer.cpp build the same text.
     return "; ".join(
         [
             "operations " + " ".join(OPERATIONS),
             "activations " + " ".join(names),
             "operand " + _fields(OPERAND),
-            "record " + _fields(RECORD),
+            "record " + _fields(record),
         ]
     )
 
@@ -86,36 +98,53 @@ def check_layout(library: ctypes.CDLL) -> None:
         ArtifactError: when they differ, because the kernel would misread our records.
     """
     library.tessella_layout.restype = ctypes.c_char_p
-    theirs = library.tessella_layout().decode()
-    if theirs != layout():
+    compare_layouts(library.tessella_layout().decode(), layout())
+
+
+def compare_layouts(theirs: str, ours: str) -> None:
+    """Compare the layout that a library exports with ours.
+
+    Raises:
+        ArtifactError: when they differ.
+    """
+    if theirs != ours:
         raise ArtifactError(
             "the compiled kernel has other operations or records than this version of Tessella "
-            f"(it has '{theirs}', expected is '{layout()}'): set TESSELLA_KERNEL=0 to run without "
+            f"(it has '{theirs}', expected is '{ours}'): set TESSELLA_KERNEL=0 to run without "
             "it, or delete it from the cache"
         )
 
 
-class CompiledRunner:
-    """Runs a program as one call of the kernel.
+class KernelRunner:
+    """Runs a program as one call of the kernel, whatever its numbers are.
 
     Args:
         work: the operations.
+        function: runs records, see ``tessella_run`` in ``program.cpp``.
+        records: one for each operation, as tuples.
+        dtype: type of the records.
+        weight_bytes: size of all packed weights.
+        argument: last argument of ``function``.
     """
 
-    def __init__(self, work: Work) -> None:
-        library = kernel.library()
-        assert library is not None
-        check_layout(library)
-        self._run = library.tessella_run
+    def __init__(
+        self,
+        work: Work,
+        function: Callable[..., int],
+        records: list[tuple[object, ...]],
+        dtype: np.dtype[np.void],
+        weight_bytes: int,
+        argument: int,
+    ) -> None:
+        self._run = function
         # Records hold bare addresses, so keep the operations: they keep the memory alive.
         self._operations = work.operations
+        self._records = np.array(records, dtype=dtype)
         # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
-        lane_bytes = library.tessella_lane_bytes()
-        records = [_record(operation, work, lane_bytes) for operation in work.operations]
-        self._records = np.array(records, dtype=RECORD)
-        self._element = work.like.element_size()
-        self._threads = self._useful_threads(work)
+        # The weights are read once and multiplied with every row.
+        self._threads = 1 + weight_bytes * (1 + work.rows) // (2 * THREAD_BYTES)
+        self._argument = argument
         # A call takes a few microseconds; looking these up each time would be a good part of it.
         self._fixed = (
             self._records.ctypes.data,
@@ -124,14 +153,6 @@ class CompiledRunner:
             max(1, work.places),
             self._values.ctypes.data,
         )
-
-    def _useful_threads(self, work: Work) -> int:
-        weights = 0
-        for operation in work.operations:
-            if operation.weight is not None:
-                weights += operation.weight.weight.numel()
-        # The weights are read once and multiplied with every row.
-        return 1 + weights * self._element * (1 + work.rows) // (2 * THREAD_BYTES)
 
     def run(self, values: Sequence[int]) -> None:
         """Run all operations.
@@ -145,18 +166,51 @@ class CompiledRunner:
         self._values[: len(values)] = values
         # ctypes releases the interpreter's lock during the call, so other threads can run.
         threads = min(torch.get_num_threads(), self._threads)
-        wrong_symbol = self._run(*self._fixed, threads, self._element)
+        wrong_symbol = self._run(*self._fixed, threads, self._argument)
         if wrong_symbol:
             raise InputError(
                 "a symbol given to a step is negative or not below the levels of its grid"
             )
 
 
+class CompiledRunner(KernelRunner):
+    """Runs a program of floating-point numbers in the kernel.
+
+    Args:
+        work: the operations.
+    """
+
+    def __init__(self, work: Work) -> None:
+        library = kernel.library()
+        assert library is not None
+        check_layout(library)
+        lane_bytes = library.tessella_lane_bytes()
+        records = [_record(operation, work, lane_bytes) for operation in work.operations]
+        element = work.like.element_size()
+        super().__init__(
+            work,
+            library.tessella_run,
+            records,
+            RECORD,
+            count_weights(work) * element,
+            element,
+        )
+
+
+def count_weights(work: Work) -> int:
+    """Number of weights of all products."""
+    weights = 0
+    for operation in work.operations:
+        if operation.weight is not None:
+            weights += operation.weight.weight.numel()
+    return weights
+
+
 def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, ...]:
     """The fields of :data:`RECORD`, as a tuple: setting them one by one takes twice as long."""
     weight = 0
     inputs = 0
-    if operation.weight is not None:
+    if isinstance(operation.weight, Matrix):
         # The matrix keeps the packed weights alive; the record holds only their address.
         packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
         weight = packed.data_ptr()
@@ -177,11 +231,11 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
         known,
         operation.epsilon,
         weight,
-        *(_operand_fields(operand, work) for operand in operation.operands),
+        *(operand_fields(operand, work) for operand in operation.operands),
     )
 
 
-def _operand_fields(operand: Operand | None, work: Work) -> tuple[int, int, int, int, int]:
+def operand_fields(operand: Operand | None, work: Work) -> tuple[int, int, int, int, int]:
     """The fields of :data:`OPERAND`."""
     if operand is None:
         return (0, 0, 0, 0, -1)  # the address 0 means that there is no operand

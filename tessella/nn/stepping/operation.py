@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from tessella.nn.integer.matrix import IntegerMatrix
 from tessella.nn.stepping.memory import Moving, Operand
 
 OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell")
@@ -35,6 +36,8 @@ class Matrix:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight.detach()
+        self.largest_input: float | None = None
+        """If set, runs of programs raise it to the largest absolute input of the product."""
         self._by_inputs: torch.Tensor | None = None
         # Keyed by `paired` and `lane_bytes`: several operations may share a matrix.
         self._packed: dict[tuple[bool, int], torch.Tensor] = {}
@@ -70,6 +73,10 @@ class Matrix:
         return panels.transpose(0, 1).contiguous()
 
 
+Weights = Matrix | IntegerMatrix
+"""Weights of a linear operation: real numbers, or the integers of an exact twin."""
+
+
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
     """``[inputs, outputs]`` to ``[inputs, parts, size]``, padded with zeros."""
     # The kernel computes whole panels, and discards the padded outputs.
@@ -92,7 +99,7 @@ class Operation:
     y: Operand | None = None
     z: Operand | None = None
     activation: str = ""
-    weight: Matrix | None = None
+    weight: Weights | None = None
     heads: int = 1
     groups: int = 1
     epsilon: float = 0.0

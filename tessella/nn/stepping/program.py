@@ -8,6 +8,9 @@ state, and :meth:`Program.run` executes the list in one of three ways, which agr
 * compiled (``tessella.kernel``), all operations in one call, on a CPU with a C++ compiler;
 * on a GPU, as a CUDA graph, which reads the current place from device memory.
 
+A program on int32 memory belongs to an exact twin. It is computed with integers only
+(``tessella.nn.integer``), compiled or in torch, which agree to the last bit.
+
 An operand is a tensor ``[batch, size]``, or ``[batch, places, size]`` in a program over a whole
 row, whose last dimension is contiguous. It can also be a vector ``[size]`` that all images share.
 Either may be :class:`~tessella.nn.stepping.memory.Moving` with a variable of the walk.
@@ -22,7 +25,7 @@ from dataclasses import replace
 import torch
 
 from tessella.nn.stepping.memory import Moving, Operand, Places, Plane, Vectors
-from tessella.nn.stepping.operation import ACTIVATIONS, PAIRED, Matrix, Operation, Work
+from tessella.nn.stepping.operation import ACTIVATIONS, PAIRED, Matrix, Operation, Weights, Work
 from tessella.nn.stepping.runners import Runner, create_runner
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Program",
     "SeveralPrograms",
     "Vectors",
+    "Weights",
 ]
 
 
@@ -56,7 +60,7 @@ class OperationWriter(ABC):
     def linear(
         self,
         x: Operand,
-        weight: Matrix,
+        weight: Weights,
         out: Operand,
         add: Operand | None = None,
         activation: str = "",

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from tessella import kernel
+from tessella.nn.integer.compiled_integers import IntegerCompiledRunner
+from tessella.nn.integer.operations import IntegerTorchRunner
 from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.memory import Moving, Operand
-from tessella.nn.stepping.operation import Operation, Work
+from tessella.nn.stepping.operation import Matrix, Operation, Work
 from tessella.nn.stepping.torch_operations import (
     OptionalTensor,
     attention_operands,
@@ -33,12 +35,20 @@ class Runner(Protocol):
 
 def create_runner(work: Work) -> Runner:
     """The fastest runner for the program's device and type."""
+    on_cpu = work.like.device.type == "cpu"
+    if work.like.dtype == torch.int32:
+        # Both give the same integers.
+        if on_cpu and kernel.available():
+            return IntegerCompiledRunner(work)
+        return IntegerTorchRunner(work)
+    if any(_is_observed(operation) for operation in work.operations):
+        return ObservingRunner(work)
     # On a GPU, launching operations one by one costs more than computing them.
     if work.like.device.type == "cuda":
         return IndexedRunner(work)
     # The kernel computes in these two types only.
     compiles = work.like.dtype in (torch.float32, torch.float64)
-    if work.like.device.type == "cpu" and compiles and kernel.available():
+    if on_cpu and compiles and kernel.available():
         return CompiledRunner(work)
     return TorchRunner(work)
 
@@ -60,11 +70,20 @@ class TorchRunner:
         """Run all operations with these values of the variables."""
         where = dict(zip(self._variables, values, strict=True))
         for operation in self._operations:
-            out, x, y, z = (_at(operand, where) for operand in operation.operands)
-            assert out is not None
-            assert x is not None
-            known = where[operation.known] if operation.known else 0
-            run_operation(operation, out, x, y, z, known)
+            self.run_one(operation, where)
+
+    def run_one(self, operation: Operation, where: dict[str, int]) -> None:
+        """Run one operation.
+
+        Args:
+            operation: what to do.
+            where: value of each variable.
+        """
+        out, x, y, z = (_at(operand, where) for operand in operation.operands)
+        assert out is not None
+        assert x is not None
+        known = where[operation.known] if operation.known else 0
+        run_operation(operation, out, x, y, z, known)
 
 
 def _at(operand: Operand | None, where: dict[str, int]) -> OptionalTensor:
@@ -72,6 +91,26 @@ def _at(operand: Operand | None, where: dict[str, int]) -> OptionalTensor:
     if isinstance(operand, Moving):
         return operand.at(where[operand.variable])
     return operand
+
+
+class ObservingRunner(TorchRunner):
+    """Runs a program in torch, and notes the largest input of each matrix that asks for it."""
+
+    def run(self, values: Sequence[int]) -> None:
+        """Run all operations with these values of the variables."""
+        where = dict(zip(self._variables, values, strict=True))
+        for operation in self._operations:
+            matrix = operation.weight
+            if isinstance(matrix, Matrix) and matrix.largest_input is not None:
+                x = _at(operation.x, where)
+                assert x is not None
+                matrix.largest_input = max(matrix.largest_input, float(x.abs().amax()))
+            self.run_one(operation, where)
+
+
+def _is_observed(operation: Operation) -> bool:
+    matrix = operation.weight
+    return isinstance(matrix, Matrix) and matrix.largest_input is not None
 
 
 class IndexedRunner:

@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import torch
 
+from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.stepping.memory import Places
-from tessella.nn.stepping.operation import Matrix
+from tessella.nn.stepping.operation import Matrix, Weights
 from tessella.nn.stepping.program import OperationWriter, Program
 from tessella.nn.stepping.state import State
 
@@ -32,14 +33,30 @@ class StateMemory(State):
     layers get the tensors of the copy instead of new ones.
     """
 
-    shared: ClassVar[frozenset[str]] = frozenset({"matrices", "tables"})
+    shared: ClassVar[frozenset[str]] = frozenset({"matrices", "tables", "kept", "constants"})
 
     tensors: list[torch.Tensor] = field(default_factory=list)
     """Tensors ``[batch, ...]``."""
-    matrices: list[Matrix] = field(default_factory=list)
+    matrices: list[Weights] = field(default_factory=list)
     """Weights laid out for stepping."""
     tables: list[torch.Tensor] = field(default_factory=list)
     """Other tensors computed from the weights."""
+    kept: list[int] = field(default_factory=list)
+    """Indices of those ``tensors`` that :meth:`MemoryAllocator.keep` filled."""
+    constants: IntegerConstants | None = None
+    """For an exact twin, the integers to use in place of all values that layers give."""
+    rows: torch.Tensor | None = None
+    """For an exact twin, each image's row in the kept constants: ``int64 [batch]``."""
+
+    def like(self, weight: torch.Tensor) -> torch.Tensor:
+        """A tensor of the type and on the device of this memory.
+
+        Args:
+            weight: any weight of the model; the memory of an exact twin has int32 whatever it is.
+        """
+        if self.constants is None:
+            return weight
+        return torch.empty(0, dtype=torch.int32, device=weight.device)
 
 
 class MemoryAllocator:
@@ -50,12 +67,13 @@ class MemoryAllocator:
     Args:
         memory: the memory of the state; empty for a new state.
         batch: number of images.
-        like: any tensor of the type and on the device that the memory should have.
+        like: any tensor of the type and on the device that the memory should have; see
+            :meth:`StateMemory.like`.
     """
 
     def __init__(self, memory: StateMemory, batch: int, like: torch.Tensor) -> None:
         self.batch = batch
-        self.like = like
+        self.like = memory.like(like)
         self._memory = memory
         # How much of each list has been handed out so far.
         self._tensors = 0
@@ -72,6 +90,13 @@ class MemoryAllocator:
         Everything that depends on the condition must go through here: a new condition is loaded
         into the same memory, while the programs stay.
         """
+        memory = self._memory
+        if self._tensors == len(memory.tensors):
+            memory.kept.append(self._tensors)
+            if memory.constants is not None:
+                assert memory.rows is not None
+                table = memory.constants.kept[len(memory.kept) - 1]
+                return self._next_tensor(table.index_select(0, memory.rows))
         # A clone, because the caller's tensor may be a view of a weight.
         return self._next_tensor(value.detach().clone())
 
@@ -87,13 +112,14 @@ class MemoryAllocator:
         self._tensors += 1
         return tensor
 
-    def matrix(self, weight: torch.Tensor | Matrix) -> Matrix:
+    def matrix(self, weight: torch.Tensor | Matrix) -> Weights:
         """Weights ``[inputs, outputs]`` for a program, shared with all copies of the state."""
         # A Matrix caches its packed weights, so copies of a state need not pack them again.
         weights = weight if isinstance(weight, Matrix) else Matrix(weight)
         matrices = self._memory.matrices
         if self._matrices == len(matrices):
-            matrices.append(weights)
+            constants = self._memory.constants
+            matrices.append(weights if constants is None else constants.matrices[self._matrices])
         kept = matrices[self._matrices]
         assert kept.weight.shape == weights.weight.shape, "layers must ask in the same order"
         self._matrices += 1
@@ -103,7 +129,8 @@ class MemoryAllocator:
         """A constant tensor computed from the weights, shared with all copies of the state."""
         tables = self._memory.tables
         if self._tables == len(tables):
-            tables.append(value.detach())
+            constants = self._memory.constants
+            tables.append(value.detach() if constants is None else constants.tables[self._tables])
         kept = tables[self._tables]
         assert kept.shape == value.shape, "layers must ask in the same order"
         self._tables += 1

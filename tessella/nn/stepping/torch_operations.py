@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tessella.nn.lstm_cell import lstm_cell_
 from tessella.nn.rotary import rms_norm, rotate
-from tessella.nn.stepping.operation import Operation, Work
+from tessella.nn.stepping.operation import Matrix, Operation, Work
 
 SMALL_RESULT = 2048
 """Elements up to which the overhead of calling torch exceeds the cost of computing."""
@@ -29,7 +29,7 @@ def prepare(work: Work) -> None:
     """
     shared: dict[int, torch.Tensor] = {}
     for operation in work.operations:
-        if operation.weight is None:
+        if not isinstance(operation.weight, Matrix):
             continue
         weight = operation.weight.weight
         inputs, outputs = weight.shape
@@ -157,7 +157,7 @@ def _linear(
     z: OptionalTensor,
     known: int,
 ) -> None:
-    assert operation.weight is not None
+    assert isinstance(operation.weight, Matrix)
     weight = operation.weight.weight
     sums = out if operation.sums is None else operation.sums
     if x.dim() == 2 and y is not None:
