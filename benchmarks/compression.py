@@ -4,12 +4,12 @@
     python benchmarks/compression.py binarized-mnist --data binarized_mnist_fixed.npz --run RUN
 
 Without ``--run``, the test images are coded with PNG, WebP, JPEG XL, JPEG-LS and AVIF; with it,
-with the exact twin of the model of that run. There are two ways: a *file* for each image, of so many
-images, evenly spaced among the test images; and one *sheet*, a single picture of all test images,
-tiled from left to right. Ours has no sheets: there it is one archive of all images. Of every codec
-the smallest of its forms counts. Every file is decoded and compared with the images, bit for bit.
-Sizes are those of the whole files, headers included; the size of our model, which a reader needs
-once, is stated beside.
+with the exact twin of the model of that run. There are two ways: a *file* for each image, of so
+many images, evenly spaced among the test images; and one *sheet*, a single picture of all test
+images, tiled from left to right. Ours has no sheets: there it is one archive of all images. Of
+every codec the smallest of its forms counts. Every file is decoded and compared with the images,
+bit for bit. Sizes are those of the whole files, headers included; the size of our model, which a reader
+needs once, is stated beside.
 
 The sets: ``binarized-mnist`` and ``mnist`` are the npz files of these names, ``natural-crops`` is
 what ``benchmarks/natural_crops.py`` wrote. Results are merged into ``results/compression.json``.
