@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
-from tessella.heads.head import AveragingJointHead, Distribution, at_least_float32
+from tessella.heads.head import AveragingJointHead, Distribution, JointHead, at_least_float32
 from tessella.nn.stepping.state import State
 
 LOG_SCALES = (-7.0, 15.0)
@@ -134,11 +134,14 @@ class LogisticMixtureHead(AveragingJointHead):
     def symbol(self, parameters: torch.Tensor) -> LogisticMixture:
         return LogisticMixture(parameters, self.grid.levels)
 
-    def start(self, parameters: torch.Tensor) -> PixelPosterior:
+    def parts(self, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Weights, means, log-scales and coefficients of pixels ``[..., size]``."""
         m = self.components
         c = self.grid.channels
-        parts = at_least_float32(parameters).split([m, c * m, c * m, self.pairs * m], dim=-1)
-        weights, means, log_scales, coefficients = parts
+        return parameters.split([m, c * m, c * m, self.pairs * m], dim=-1)
+
+    def start(self, parameters: torch.Tensor) -> PixelPosterior:
+        weights, means, log_scales, coefficients = self.parts(at_least_float32(parameters))
         return PixelPosterior([means, log_scales, torch.tanh(coefficients)], weights, [])
 
     def next(
@@ -215,25 +218,25 @@ class LogisticMixtureHead(AveragingJointHead):
 
 
 class PixelMixture(Distribution):
-    """The joint distribution of a :class:`LogisticMixtureHead` over pixels.
+    """The joint distribution over pixels of a head whose channels are mixtures.
 
     Args:
-        head: the head.
+        head: the head; it takes parameters of any leading shape.
         parameters: ``[..., size]``.
     """
 
-    def __init__(self, head: LogisticMixtureHead, parameters: torch.Tensor) -> None:
+    def __init__(self, head: JointHead, parameters: torch.Tensor) -> None:
         self.head = head
         self.parameters = parameters
 
-    def conditionals(self, x: torch.Tensor) -> LogisticMixture:
+    def conditionals(self, x: torch.Tensor) -> Distribution:
         """The univariate mixture of each symbol, given the earlier channels of its pixel.
 
         Args:
             x: ``int64 [..., channels]``.
         """
         steps = self.head.unroll(self.parameters, x, self.head.grid.channels)
-        return LogisticMixture(torch.stack(steps, dim=-2), self.head.grid.levels)
+        return self.head.symbol(torch.stack(steps, dim=-2))
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         return self.conditionals(x).log_prob(x)
