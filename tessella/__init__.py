@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 # For type checkers and editors, which do not run __getattr__ below.
 if TYPE_CHECKING:
+    from tessella.codec import Archive, compress, decompress
     from tessella.data import SOURCES, Source, register_source
+    from tessella.errors import BitstreamError
     from tessella.evaluation import assess, compare, evaluate
     from tessella.grid import Grid
     from tessella.heads import HEADS, Head, register_head
@@ -48,6 +50,10 @@ __version__ = "0.1.0"
 
 # Names load on first use: the command line shows its help without importing torch.
 _HOMES = {
+    "Archive": "codec",
+    "compress": "codec",
+    "decompress": "codec",
+    "BitstreamError": "errors",
     "SOURCES": "data",
     "Source": "data",
     "register_source": "data",
@@ -126,6 +132,7 @@ __all__ += [
     "stream",
 ]
 __all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
+__all__ += ["Archive", "BitstreamError", "compress", "decompress"]
 __all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State"]
 
 

@@ -33,6 +33,10 @@ class ArtifactError(TessellaError):
     """A saved model or run directory is missing, damaged, or from an incompatible version."""
 
 
+class BitstreamError(TessellaError, ValueError):
+    """A compressed file is damaged, cut short, of another model, or no such file at all."""
+
+
 class TrainingError(TessellaError):
     """Training cannot start or continue: the loss is not finite, or a run cannot be resumed."""
 

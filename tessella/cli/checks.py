@@ -15,7 +15,7 @@ from tessella.cli import recipes
 from tessella.cli import verb_options as options
 from tessella.cli.flags import Flag, Output, Within, flags
 from tessella.config import DataConfig
-from tessella.errors import ArtifactError, ConfigError, InputError, unknown
+from tessella.errors import ArtifactError, ConfigError, DataError, InputError, unknown
 
 
 def check_values(command: options.Common) -> None:
@@ -113,6 +113,38 @@ def _check_run_and_data(command: options.Eval | options.Complete | options.Token
     data_overrides(command.overrides)
 
 
+def _check_run_and_paths(command: options.Compress | options.Score) -> None:
+    check_run(command.run)
+    if not command.paths:
+        raise InputError("name the image files, or the folders of images, behind the run")
+    for path in command.paths:
+        if not Path(path).exists():
+            raise DataError(f"there is no file or folder {path}")
+    if isinstance(command, options.Score) and command.heat_maps:
+        check_new_folder("--heat-maps", command.heat_maps)
+
+
+def _check_decompress(command: options.Decompress) -> None:
+    if not Path(command.archive).is_file():
+        raise ArtifactError(f"there is no file {command.archive}")
+    check_new_folder("--out", command.out)
+
+
+def check_new_folder(name: str, folder: str) -> None:
+    """Refuse a folder to be filled that exists and is not empty.
+
+    Raises:
+        InputError: naming the option.
+        ArtifactError: when it cannot be made.
+    """
+    path = Path(folder)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(f"{name} {folder} is no folder: name a new one")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{name} {folder} is not empty: name a new folder")
+    files.check_writable(path)
+
+
 def _check_run(command: options.Sample | options.Detokenize | options.Info) -> None:
     if command.run:
         check_run(command.run)
@@ -130,6 +162,9 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Complete: _check_run_and_data,
     options.Tokenize: _check_run_and_data,
     options.Sample: _check_run,
+    options.Compress: _check_run_and_paths,
+    options.Score: _check_run_and_paths,
+    options.Decompress: _check_decompress,
     options.Detokenize: _check_run,
     options.Info: _check_run,
     options.Check: _check_registered,

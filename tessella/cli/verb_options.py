@@ -301,6 +301,81 @@ class Detokenize(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compress(Writing):
+    """Compress image files without loss, with the exact twin of a density model.
+
+    The twin is made from the run the first time. Names, sizes and pixels are kept; what cannot be
+    kept is said before anything is written.
+
+    $ tessella compress runs/x photos --out photos.tsl
+    $ tessella compress runs/x one.png two.png --out both.tsl
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
+    """Image files, and folders with all images below them."""
+    out: Annotated[str, Output(".tsl")] = "images.tsl"
+    """The compressed file."""
+    drop_metadata: Switch = 0
+    """Go on where something of a file cannot be kept, such as EXIF data or 16 bits."""
+    group: Annotated[int, Within(1, 1024)] = 64
+    """Images (or tiles of larger ones) that share a stream: more are a little shorter, and slower
+    to read one image from."""
+    batch: BatchSize = 64
+    """Pieces at a time; changes memory and speed only."""
+    threads: Threads = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decompress(Common):
+    """Restore the images of a compressed file.
+
+    The model is found by its id: among those that ship, in the cache, beside the file, in runs, or
+    where --model says. Files of formats that lose pixels come back as PNG files.
+
+    $ tessella decompress photos.tsl --out photos
+    $ tessella decompress photos.tsl --out photos --model runs/x
+    """
+
+    archive: Positional[Annotated[str, arg(metavar="FILE.tsl")]]
+    """The compressed file."""
+    out: str = "decompressed"
+    """Folder for the images; a new one, or an empty one."""
+    model: str = ""
+    """Run directory of the model, or a folder of such."""
+    max_pixels: Annotated[int, Within(1, 1 << 62)] = 1 << 28
+    """Most pixels that the images may have together."""
+    batch: BatchSize = 64
+    """Pieces at a time; changes memory and speed only."""
+    threads: Threads = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Writing):
+    """How many bits images take, each for itself, as a compressed file would spend them.
+
+    $ tessella score runs/x photos
+    $ tessella score runs/x photos --out scores.csv --heat-maps maps
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
+    """Image files, and folders with all images below them."""
+    out: Annotated[str, Output(".csv")] = "scores.csv"
+    """Table with a line for each image: name, height, width, bits, bits/dim."""
+    heat_maps: str = ""
+    """Folder for a PNG of each image that shows where its bits are; a new one, or an empty one."""
+    batch: BatchSize = 64
+    """Pieces at a time; changes memory and speed only."""
+    threads: Threads = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Writing):
     """Show versions, devices and what there is; with RUN, what that run is.
 
@@ -357,6 +432,9 @@ VERBS: dict[str, type[Common]] = {
     "eval": Eval,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
+    "compress": Compress,
+    "decompress": Decompress,
+    "score": Score,
     "info": Info,
     "check": Check,
 }

@@ -184,4 +184,3 @@ def _check_finite(value: torch.Tensor, name: str) -> None:
             f"{name} of the model holds NaN or infinity, which no integer stands for: "
             "take another checkpoint"
         )
-

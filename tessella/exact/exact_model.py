@@ -205,4 +205,3 @@ def _spread(model: DensityModel) -> torch.Tensor | None:
     if not model.classes:
         return None
     return torch.arange(CALIBRATION_IMAGES, device=model.device) % model.classes
-

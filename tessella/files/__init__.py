@@ -19,6 +19,7 @@ from tessella.files.reading import (
     sha256,
 )
 from tessella.files.replacing import (
+    COMPRESSED_MARK,
     HTML_MARK,
     PNG_KEY,
     check_free_space,
@@ -51,6 +52,7 @@ from tessella.files.writing import (
 )
 
 __all__ = [
+    "COMPRESSED_MARK",
     "HTML_MARK",
     "JSON_BYTES",
     "JSONValue",

@@ -21,6 +21,10 @@ PNG_KEY = "tessella"
 """Key of the PNG text chunk that says how a picture was made."""
 
 
+COMPRESSED_MARK = b"\x89TSL"
+"""First bytes of a file of compressed images."""
+
+
 def check_replaceable(path: Path | str, force: bool = False) -> None:
     """Refuse an output that would destroy something that this package did not write.
 
@@ -59,7 +63,8 @@ def made_here(path: Path | str) -> bool:
     """Return whether this package wrote a file or a directory, judging by its content.
 
     PNG files have a text chunk, ``.npz`` files an archive comment, HTML pages a ``generator`` tag,
-    JSON files the environment or a format number, and tables of images certain columns. A directory
+    JSON files the environment or a format number, tables of images certain columns, and compressed
+    images their first bytes. A directory
     counts if it is empty, or contains a saved model, a run, codes, drawn images or a demo.
     """
     path = Path(path)
@@ -130,10 +135,17 @@ def _made_page(path: Path) -> bool:
 
 
 def _made_table(path: Path) -> bool:
-    """Whether a CSV file has the columns of the table of an evaluation."""
+    """Whether a CSV file has the columns of an evaluation, or of scores."""
     with path.open("rb") as file:
         columns = file.read(4096).split(b"\n")[0].strip().split(b",")
+    if columns == [b"name", b"height", b"width", b"bits", b"bits/dim"]:
+        return True
     return columns[:1] == [b"index"] and {b"hash", b"in_training"} <= set(columns)
+
+
+def _made_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(COMPRESSED_MARK)) == COMPRESSED_MARK
 
 
 # Files of any other kind are never taken for ours.
@@ -143,6 +155,7 @@ _RECOGNISERS: dict[str, Callable[[Path], bool]] = {
     ".json": _made_json,
     ".html": _made_page,
     ".csv": _made_table,
+    ".tsl": _made_compressed,
 }
 
 

@@ -73,7 +73,10 @@ def test_help_answers_at_once_and_shows_only_verbs_that_exist() -> None:
         [sys.executable, "-m", "tessella", "--help"], capture_output=True, text=True, check=True
     )
     assert time.monotonic() - started < 10, "torch must not be imported for help"
-    assert "{demo,train,sample,complete,eval,tokenize,detokenize,info,check}" in shown.stdout
+    assert (
+        "{demo,train,sample,complete,eval,tokenize,detokenize,compress,decompress,score,info,check}"
+        in shown.stdout
+    )
     code = "import sys; from tessella.cli.entry import main; main(['--version']); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -54,10 +54,14 @@ def test_a_twin_predicts_what_its_model_does(family: str, head: str):
     model = build(family, head, classes=2)
     twin = twin_of(model)
     # The last label is the null class.
-    labels = torch.tensor([0, 1, 2])
-    expected = model.log_prob(images(), labels).double()
-    bits = (expected - twin.log_prob(images(), labels)) / (0.6931 * GRID.symbols)
-    assert bits.abs().max() < 2e-3
+    labels = torch.arange(12) % 3
+    # Images of the model: in the tails, the least frequency of the twin is worth more than the
+    # vanishing probabilities of a mixture.
+    x = ts.sample(model, n=12, seed=5, cond=labels)
+    expected = model.log_prob(x, labels).double()
+    bits = (expected - twin.log_prob(x, labels)) / (0.6931 * GRID.symbols)
+    assert bits.mean().abs() < 2e-3
+    assert bits.abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -120,7 +124,10 @@ def test_a_damaged_twin_is_refused(tmp_path: Path):
         load_twin(tmp_path)
     save_twin(twin_of(build("lstm")), tmp_path)
     other = tmp_path / "other"
-    save_twin(build("lstm").exact(images(2)[:1] * 0), other)
+    changed = build("lstm")
+    with torch.no_grad():
+        changed.last.weight.add_(0.1)
+    save_twin(twin_of(changed), other)
     description = tmp_path / "exact.json"
     (other / "exact.safetensors").replace(tmp_path / "exact.safetensors")
     with pytest.raises(ArtifactError, match="do not belong together"):

@@ -112,7 +112,7 @@ def pack(matrix: IntegerMatrix, paired: bool, lane_bytes: int) -> torch.Tensor:
         padded = F.pad(matrix.weight, (0, 0, 0, inputs % 2))
         # [inputs / 2, outputs, 2], and the last dimension becomes one int32.
         pairs = padded.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
-        both = pairs.view(torch.int32).squeeze(2)
+        both = pairs.flatten().view(torch.int32).view(pairs.shape[:2])
         matrix.packed[key] = Matrix(both).packed(paired, lane_bytes)
     return matrix.packed[key]
 
