@@ -74,10 +74,11 @@ def main() -> None:
     parser.add_argument("--crops", type=Path, help="npz file of natural crops")
     parser.add_argument("--runs", nargs="*", default=[], help="trained runs to measure instead")
     parser.add_argument("--only", nargs="*", default=FAMILIES, help="families")
+    parser.add_argument("--sets", nargs="*", help="only those whose names begin like this")
     parser.add_argument("--heads", nargs="*", default=HEADS)
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each model")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each model")
     parser.add_argument("--batch", type=int, default=32, help="images of a training step")
-    parser.add_argument("--test", type=int, default=200, help="held-out images to score")
+    parser.add_argument("--test", type=int, default=100, help="held-out images to score")
     parser.add_argument("--json", default="", help="another file of results")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,6 +88,8 @@ def main() -> None:
         largest = max(largest, report(measure_run(run, chosen.test), chosen.json))
     if not chosen.runs:
         for images in image_sets(chosen.crops):
+            if chosen.sets and not images.name.startswith(tuple(chosen.sets)):
+                continue
             for family in chosen.only:
                 for head in chosen.heads:
                     row = measure_family(images, family, head, chosen)
@@ -140,6 +143,8 @@ def measure_family(
             valid=images.valid,
             out=Path(out) / "run",
             steps=chosen.steps,
+            # Once, at the end: no training here is long enough for a better model before it.
+            validate_every=chosen.steps,
             batch=chosen.batch,
             seed=0,
             threads=1,
