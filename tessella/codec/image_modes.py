@@ -34,6 +34,9 @@ MODES = (
 )
 """Modes by the number that the format gives them; the first is that of arrays."""
 
+MODES_OF_ARRAYS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""How arrays of so many channels are shown."""
+
 PALETTE = 3
 """The mode with a palette."""
 

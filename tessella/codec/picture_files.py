@@ -273,26 +273,24 @@ def free_name(name: str, mode: str, taken: set[str]) -> str:
             return name
 
 
-def write_picture(path: Path, values: np.ndarray, mode: str, palette: bytes) -> None:
-    """Write an image in the format that its name says.
-
-    Args:
-        path: the file; its folders are made.
-        values: ``uint8 [height, width, channels]``.
-        mode: as Pillow calls it.
-        palette: of mode P.
-
-    Raises:
-        ArtifactError: when it cannot be written.
-    """
-    squeezed = values[:, :, 0] if values.shape[2] == 1 else values
-    shape = (values.shape[1], values.shape[0])
-    raw = mode if mode != "1" else "L"
-    image = Image.frombytes(raw, shape, np.ascontiguousarray(squeezed).tobytes())
+def as_picture(values: np.ndarray, mode: str, palette: bytes = b"") -> Image.Image:
+    """An image of a mode from ``uint8 [height, width, channels]``."""
+    height, width, _ = values.shape
+    raw = "L" if mode == "1" else mode
+    image = Image.frombytes(raw, (width, height), np.ascontiguousarray(values).tobytes())
     if mode == "1":
         image = image.convert("1", dither=Image.Dither.NONE)
     if mode == "P":
         image.putpalette(palette)
+    return image
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write an image in the format that its name says; its folders are made.
+
+    Raises:
+        ArtifactError: when it cannot be written.
+    """
     content = io.BytesIO()
     image.save(content, FORMATS[path.suffix.lower()][0])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class Archive:
             place += len(self)
         if not 0 <= place < len(self):
             raise IndexError(f"image {number} of an archive of {len(self)}")
-        return torch.from_numpy(self._reader.image(place))
+        return torch.from_numpy(next(self._reader.chosen([place])))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """All images in order; each group is decoded once."""

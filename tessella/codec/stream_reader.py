@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -87,22 +87,29 @@ class StreamReader:
                 piece.cut(image)[:] = self._values(number, part)
         yield image
 
-    def image(self, number: int) -> np.ndarray:
-        """One image, from the groups that hold a part of it.
+    def chosen(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Some images; each group that holds a part of one is decoded once.
+
+        Args:
+            numbers: of the images, rising.
 
         Raises:
-            BitstreamError: when one of their streams is damaged.
+            BitstreamError: at the first stream that is damaged.
         """
-        pieces = self.layout.pieces_of(number)
         size = self.contents.group
-        first = pieces.start // size
-        last = (pieces.stop - 1) // size
-        image = self._empty(number)
-        for group in range(first, last + 1):
-            for piece, part in self.group(group):
-                if piece.image == number:
-                    piece.cut(image)[:] = self._values(number, part)
-        return image
+        decoded_group = -1
+        parts: list[tuple[Piece, np.ndarray]] = []
+        for number in numbers:
+            image = self._empty(number)
+            pieces = self.layout.pieces_of(number)
+            for group in range(pieces.start // size, (pieces.stop - 1) // size + 1):
+                if group != decoded_group:
+                    parts = self.group(group)
+                    decoded_group = group
+                for piece, part in parts:
+                    if piece.image == number:
+                        piece.cut(image)[:] = self._values(number, part)
+            yield image
 
     def _empty(self, number: int) -> np.ndarray:
         shape = self.layout.shape(number)

@@ -1,11 +1,11 @@
 """Images in, ``uint8 [n, height, width, channels]`` out, always 0..255.
 
 A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``, ``cifar10:PATH``,
-``npz:PATH``, ``folder:PATH``, or one that a plugin added (:func:`register_source`). :func:`load`
-reads one split of it and prepares the pixels as the :class:`~tessella.config.DataConfig` asks;
-:func:`augment` makes the random changes that differ from epoch to epoch. Images of a folder stay in
-a file on disk (:class:`StoredImages`), those of other sources in memory. Importing this package
-does not import torch.
+``npz:PATH``, ``folder:PATH``, ``archive:FILE``, or one that a plugin added
+(:func:`register_source`). :func:`load` reads one split of it and prepares the pixels as the
+:class:`~tessella.config.DataConfig` asks; :func:`augment` makes the random changes that differ from
+epoch to epoch. Images of a folder stay in a file on disk (:class:`StoredImages`), those of other
+sources in memory. Importing this package does not import torch.
 
 >>> from tessella.config import DataConfig
 >>> train = load(DataConfig("digits"), "train")
@@ -25,7 +25,7 @@ from tessella.data.splits import SPLITS
 from tessella.data.transform import Part
 
 # Each of these modules registers its source, in the order in which help texts list them.
-from tessella.data import digits, idx, cifar, npz, folder, stored_codes  # isort: skip  # noqa: F401
+from tessella.data import digits, idx, cifar, npz, folder, compressed_source, stored_codes  # isort: skip  # noqa: F401
 
 __all__ = [
     "SOURCES",

@@ -95,6 +95,15 @@ inline Ints add_pairs(Ints sums, Ints x, Ints w) {
 #endif
 }
 
+// Makes the compiler hold a in a register: it would load weights anew for every row.
+inline void hold(Ints& a) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(a));
+#elif defined(__SSE2__)
+    asm("" : "+x"(a));
+#endif
+}
+
 inline Longs even_products(Ints a, Ints b) {
 #if defined(__AVX512F__)
     return (Longs)_mm512_mul_epi32((__m512i)a, (__m512i)b);
@@ -121,12 +130,20 @@ inline Ints rounded_product(Ints a, Ints b, int shift) {
     return join((Bits)(even_products(a, b) + half) >> shift, (Bits)(odd_products(a, b) + half) >> shift);
 }
 
-// rounded(a * b, 16), limited to 32 bits.
-inline Ints limited_product(Ints a, Ints b) {
+// rounded(a, 16) of even and odd lanes, limited to 32 bits.
+inline Ints limited(Longs even, Longs odd) {
     const Longs high = Longs{} + (int64_t(INT32_MAX) << 16), half = Longs{} + (1 << 15);
-    const Longs even = most(least(even_products(a, b), high), -high) + half;
-    const Longs odd = most(least(odd_products(a, b), high), -high) + half;
+    even = most(least(even, high), -high) + half;
+    odd = most(least(odd, high), -high) + half;
     return join((Bits)even >> 16, (Bits)odd >> 16);
+}
+
+inline Ints limited_product(Ints a, Ints b) { return limited(even_products(a, b), odd_products(a, b)); }
+
+inline int64_t total(Longs a) {
+    int64_t sum = 0;
+    for (int l = 0; l < L / 2; l++) sum += a[l];
+    return sum;
 }
 
 inline Ints gather(const int32_t* table, Ints index) {
@@ -230,7 +247,8 @@ inline void tile(const Op& op, const IntegerRun& run, int64_t panel, int64_t row
     for (; k + SPLIT <= pairs; k += SPLIT) {
 #pragma GCC unroll 4
         for (int s = 0; s < SPLIT; s++, w += 2 * L) {
-            const Ints u = *reinterpret_cast<const Ints*>(w), v = *reinterpret_cast<const Ints*>(w + L);
+            Ints u = *reinterpret_cast<const Ints*>(w), v = *reinterpret_cast<const Ints*>(w + L);
+            if (COUNT > 1) hold(u), hold(v);
 #pragma GCC unroll 16
             for (int r = 0; r < COUNT; r++) {
                 const Ints both = all(x[r * apart + k + s]);
@@ -369,33 +387,39 @@ inline int64_t root(uint64_t a) {
 // Divided by the root of the mean square, times learned scales (y).
 void norm(const Op& op, const IntegerRun& run, int thread, int threads) {
     const Numbers out(op.out, run), x(op.x, run), scale(op.y, run);
+    const int64_t n = op.size;
     const int32_t* scales = scale.row(0);
     const Share share(run.rows, thread, threads);
     for (int64_t r = share.first; r < share.last; r++) {
         const int32_t* from = x.row(r);
         int32_t* to = out.row(r);
-        uint32_t bits = 0, largest = 0;
-        for (int64_t i = 0; i < op.size; i++) {
-            const uint32_t size = uint32_t(from[i] < 0 ? -from[i] : from[i]);
+        int32_t largest = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t size = from[i] < 0 ? -from[i] : from[i];
             largest = size > largest ? size : largest;
         }
-        while (bits < 16 && largest >> (15 + bits)) bits++;
-        const int shift = int(bits);
-        int64_t sum = 0;
-        for (int64_t i = 0; i < op.size; i++) {
-            const int64_t part = rounded(int64_t(from[i]), shift);
-            sum += part * part;
+        int shift = 0;
+        while (largest >> (15 + shift)) shift++;
+        Longs squares = {};
+        for (int64_t i = 0; i < n; i += L) {
+            const Ints part = rounded(load(from + i, n - i), shift);
+            squares += even_products(part, part) + odd_products(part, part);
         }
-        const int64_t mean = (sum << 12) / op.size + (op.constant >> (2 * shift)), exact = root(uint64_t(mean));
+        const int64_t mean = (total(squares) << 12) / n + (op.constant >> (2 * shift)), exact = root(uint64_t(mean));
         const int64_t divisor = exact > 1 ? exact : 1, factor = ((int64_t(1) << 36) + divisor / 2) / divisor;
-        for (int64_t i = 0; i < op.size; i++) {
+        for (int64_t i = 0; i < n && factor <= INT32_MAX; i += L) {
+            // Units of 2^-16 below the root of n, so that they fit into 32 bits.
+            const Ints unit = rounded_product(rounded(load(from + i, n - i), shift), all(int32_t(factor)), 14);
+            store(to + i, clamp(limited_product(unit, load(scales + i, n - i)), LIMIT), n - i);
+        }
+        for (int64_t i = 0; i < n && factor > INT32_MAX; i++) {
             const int64_t unit = rounded(rounded(int64_t(from[i]), shift) * factor, 14);
             to[i] = int32_t(clamp(rounded(unit * scales[i], 16), LIMIT));
         }
     }
 }
 
-// Pairs of neighbours turned by the cosines and signed sines (y) of a head's size.
+// Pairs of neighbours, an even lane and an odd one, turned by the cosines and signed sines (y) of a head's size.
 void rotate(const Op& op, const IntegerRun& run, int thread, int threads) {
     const Numbers out(op.out, run), x(op.x, run), turns(op.y, run);
     const int64_t size = op.size / op.heads;
@@ -405,45 +429,53 @@ void rotate(const Op& op, const IntegerRun& run, int thread, int threads) {
         const int64_t r = unit / op.heads, offset = unit % op.heads * size;
         const int32_t* from = x.row(r) + offset;
         int32_t* to = out.row(r) + offset;
-        for (int64_t i = 0; i < size; i += 2) {
-            const int64_t a = from[i], b = from[i + 1];
-            to[i] = int32_t(clamp(rounded(a * cosines[i] + b * sines[i], 16), LIMIT));
-            to[i + 1] = int32_t(clamp(rounded(b * cosines[i + 1] + a * sines[i + 1], 16), LIMIT));
+        for (int64_t i = 0; i < size; i += L) {
+            const Ints a = load(from + i, size - i), b = odd(a);
+            const Ints c = load(cosines + i, size - i), s = load(sines + i, size - i);
+            const Longs even_sums = even_products(a, c) + even_products(b, s);
+            const Longs odd_sums = even_products(b, odd(c)) + even_products(a, odd(s));
+            store(to + i, clamp(limited(even_sums, odd_sums), LIMIT), size - i);
         }
     }
-}
-
-inline int64_t total(Longs a) {
-    int64_t sum = 0;
-    for (int l = 0; l < L / 2; l++) sum += a[l];
-    return sum;
 }
 
 // Queries and keys as they enter a product.
 inline Ints for_score(const int32_t* from, int64_t count) { return clamp(rounded(load(from, count), 6), 1 << 20); }
 
-// What attention keeps of the places while it works on one head.
+// What attention works with while it looks at the places of one head.
 struct Seen {
-    std::vector<int64_t> scores;
-    std::vector<int32_t> weights;  // of all places; zero behind the last
+    std::vector<int32_t> query;    // as it enters products, zero behind its end; and then its odd lanes
+    std::vector<int64_t> scores;   // of all places
+    std::vector<int32_t> weights;  // of all places, zero behind the last
     std::vector<int64_t> places;   // those whose weight is not zero
+    int64_t count;                 // of them
+    int64_t sum;                   // of the weights
 
-    explicit Seen(int64_t known) : scores(known), weights((known + L - 1) / L * L), places(known) {}
+    void resize(int64_t known, int64_t size) {
+        query.resize((size + L - 1) / L * L * 2);
+        scores.resize(known);
+        weights.resize((known + L - 1) / L * L);
+        places.resize(known);
+    }
 };
 
-// The scores of a query for all places, and the weights that follow from them. Returns the sum of the weights.
-int64_t weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart,
-              Seen& seen) {
+// The scores of a query for all places, and the weights that follow from them.
+void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart, Seen& seen) {
     const int64_t size = op.size / op.heads, known = int64_t(seen.scores.size());
-    int64_t best = INT64_MIN, sum = 0;
+    int32_t *narrow = seen.query.data(), *odd_lanes = narrow + seen.query.size() / 2;
+    for (int64_t i = 0; i < size; i += L) {
+        const Ints q = for_score(query + i, size - i);
+        store(narrow + i, q, L);
+        store(odd_lanes + i, odd(q), L);
+    }
+    int64_t best = INT64_MIN;
     for (int64_t p = 0; p < known; p++, key += apart) {
-        Longs even = {}, odd = {};
+        Longs sums = {};
         for (int64_t i = 0; i < size; i += L) {
-            const Ints a = for_score(query + i, size - i), b = for_score(key + i, size - i);
-            even += even_products(a, b);
-            odd += odd_products(a, b);
+            const Ints k = for_score(key + i, size - i);
+            sums += even_products(load(narrow + i, L), k) + even_products(load(odd_lanes + i, L), odd(k));
         }
-        seen.scores[p] = rounded((total(even + odd) >> 4) * op.constant, 16);
+        seen.scores[p] = rounded((total(sums) >> 4) * op.constant, 16);
         best = seen.scores[p] > best ? seen.scores[p] : best;
     }
     for (int64_t p = 0; p < known; p++) {
@@ -453,12 +485,37 @@ int64_t weigh(const Op& op, const IntegerRun& run, const int32_t* query, const i
     for (int64_t p = 0; p < known; p += L) {
         store(&seen.weights[p], decay(load(&seen.weights[p], L), run), known - p);
     }
-    for (int64_t p = 0; p < known; p++) sum += seen.weights[p];
-    return sum;
+    seen.count = seen.sum = 0;
+    for (int64_t p = 0; p < known; p++) {
+        seen.sum += seen.weights[p];
+        seen.places[seen.count] = p;
+        seen.count += seen.weights[p] != 0;
+    }
 }
 
 // a // b for b > 0.
 inline int64_t floor_quotient(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+// The weighted mean of COUNT vectors of each place, of which `left` numbers belong to the head.
+template <int COUNT>
+void mix(const Seen& seen, const int32_t* content, int64_t apart, int64_t left, int32_t* to) {
+    Longs even[COUNT] = {}, odd_sums[COUNT] = {};
+    for (int64_t k = 0; k < seen.count; k++) {
+        const int64_t p = seen.places[k];
+        const Ints weight = all(seen.weights[p]);
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) {
+            const Ints value = clamp(rounded(load(content + p * apart + c * L, left - c * L), 4), 1 << 26);
+            even[c] += even_products(value, weight);
+            odd_sums[c] += even_products(odd(value), weight);
+        }
+    }
+    for (int64_t i = 0; i < COUNT * L && i < left; i++) {
+        const Longs sums = i % 2 ? odd_sums[i / L] : even[i / L];
+        const int64_t mean = floor_quotient(2 * sums[i % L / 2] + seen.sum, 2 * seen.sum);
+        to[i] = int32_t(clamp(16 * mean, LIMIT));
+    }
+}
 
 // Attention of one query a row (x) to the first places of keys (y) and values (z), [rows, places, groups * size], as in
 // program.cpp. Places of no weight are left out of the sums, in which they count for nothing.
@@ -466,32 +523,21 @@ void attend(const Op& op, const IntegerRun& run, int thread, int threads) {
     const Numbers out(op.out, run), x(op.x, run), keys(op.y, run), contents(op.z, run);
     const int64_t size = op.size / op.heads, known = run.values[op.known], apart = op.groups * size;
     const int64_t sharing = op.heads / op.groups;
-    Seen seen(known);
+    thread_local Seen seen;
+    seen.resize(known, size);
     const Share share(run.rows * op.heads, thread, threads);
     for (int64_t unit = share.first; unit < share.last; unit++) {
         const int64_t r = unit / op.heads, head = unit % op.heads, offset = head / sharing * size;
         const int32_t* content = contents.row(r) + offset;
         int32_t* to = out.row(r) + head * size;
-        const int64_t sum = weigh(op, run, x.row(r) + head * size, keys.row(r) + offset, apart, seen);
-        int64_t count = 0;
-        for (int64_t p = 0; p < known; p++) {
-            seen.places[count] = p;
-            count += seen.weights[p] != 0;
+        if (known == 0) {
+            for (int64_t i = 0; i < size; i++) to[i] = 0;
+            continue;
         }
-        for (int64_t i = 0; i < size; i += L) {
-            Longs even = {}, odd_sums = {};
-            for (int64_t k = 0; k < count; k++) {
-                const int64_t p = seen.places[k];
-                const Ints weight = all(seen.weights[p]);
-                const Ints value = clamp(rounded(load(content + p * apart + i, size - i), 4), 1 << 26);
-                even += even_products(value, weight);
-                odd_sums += even_products(odd(value), weight);
-            }
-            for (int64_t l = 0; l < L && i + l < size; l++) {
-                const int64_t n = l % 2 ? odd_sums[l / 2] : even[l / 2];
-                to[i + l] = known ? int32_t(clamp(16 * floor_quotient(2 * n + sum, 2 * sum), LIMIT)) : 0;
-            }
-        }
+        weigh(op, run, x.row(r) + head * size, keys.row(r) + offset, apart, seen);
+        int64_t i = 0;
+        for (; i + 2 * L <= size; i += 2 * L) mix<2>(seen, content + i, apart, size - i, to + i);
+        for (; i < size; i += L) mix<1>(seen, content + i, apart, size - i, to + i);
     }
 }
 

@@ -72,6 +72,11 @@ class Rule:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
 
+    @property
+    def applies(self) -> bool:
+        """Whether the rule changes any table."""
+        return self.temperature != 1 or bool(self.top_k) or self.top_p != 1
+
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
         """Apply temperature, top-k and top-p; guidance is applied by the sampler.
 
@@ -82,8 +87,7 @@ class Rule:
             Log-probabilities of the same shape, ``-inf`` for excluded levels. They are not
             renormalized after top-k and top-p, because the argmax after adding noise is the same.
         """
-        # Called for every symbol: a rule that changes nothing must cost nothing.
-        if self.temperature == 1 and not self.top_k and self.top_p == 1:
+        if not self.applies:
             return table
         import torch
 

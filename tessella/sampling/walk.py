@@ -66,17 +66,22 @@ class Draw(SymbolSource):
     def __init__(self, noise: Noise, rule: Rule) -> None:
         self.noise = noise
         self.rule = rule
+        self._rule_applies = rule.applies
         self._scores: list[torch.Tensor] = []
         self._held = 0
 
     def __call__(self, index: int, distribution: Distribution) -> torch.Tensor:
-        score = self.rule(distribution.table()) + self.noise.at(index)  # [n, levels]
-        symbol = score.argmax(dim=-1)
+        table = distribution.table()
+        if self._rule_applies:
+            table = self.rule(table)
+        score = table + self.noise.at(index)  # [n, levels]
         # Looking at the scores takes as long as a small step, and on a GPU it waits for the device.
         # So they are kept, and looked at now and then. Of many scores only the best ones are kept:
-        # one more call costs less than reading all of them again.
+        # finding them, too, takes longer than finding their places only if there are few.
         if score.numel() > FEW_SCORES:
-            score = score.gather(-1, symbol[:, None])
+            score, symbol = score.max(dim=-1)
+        else:
+            symbol = score.argmax(dim=-1)
         self._scores.append(score)
         self._held += score.numel()
         if self._held > HELD_SCORES:

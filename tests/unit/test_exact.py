@@ -137,6 +137,20 @@ def test_a_damaged_twin_is_refused(tmp_path: Path):
         load_twin(tmp_path)
 
 
+@pytest.mark.parametrize("family", SMALL)
+def test_no_sum_of_a_twin_can_overflow(family: str):
+    twin = twin_of(build(family))
+    for matrix in twin.constants.matrices:
+        weight = matrix.weight.long()
+        largest = 8191 * weight.abs().sum(0) + (1 << (matrix.output_shift.long() - 1))
+        assert int(largest.max()) < 2**31
+        assert int(matrix.output_shift.min()) >= 1
+        # No more than a bit is given away: weights are as large as one of the limits allows.
+        doubled = (2 * 8191 * weight.abs().sum(0) >= 2**31) | (2 * weight.abs().amax(0) > 32767)
+        free = matrix.output_shift < 30
+        assert bool(doubled[free].double().mean() > 0.9) or not bool(free.any())
+
+
 def test_models_without_a_twin_say_why():
     with pytest.raises(ConfigError, match="does not step through programs"):
         ts.create("nade", GRID).exact()

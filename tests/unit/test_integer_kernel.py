@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import math
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -524,7 +525,9 @@ def test_every_operation_is_tested() -> None:
     assert names == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+# Each builds the whole kernel, which takes some ten seconds of a processor.
+@pytest.mark.parametrize("processor", ["x86-64", pytest.param("x86-64-v3", marks=pytest.mark.slow)])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another kind of processor")
 def test_other_instruction_sets_give_the_same_integers(processor: str) -> None:
     command = [sys.executable, str(Path(__file__))]
     environment = {

@@ -11,16 +11,13 @@ from tessella.cli.run_twin import set_threads
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Decompress
 from tessella.codec.container import HAS_FILES, read_container
-from tessella.codec.image_modes import MODES, PALETTE
+from tessella.codec.image_modes import MODES, MODES_OF_ARRAYS, PALETTE
 from tessella.codec.model_lookup import find_twin
-from tessella.codec.picture_files import free_name, write_picture
+from tessella.codec.picture_files import as_picture, free_name, write_picture
 from tessella.codec.random_access import read_archive
 from tessella.codec.stream_reader import StreamReader
 from tessella.errors import InputError
 from tessella.storage import image_writer
-
-MODES_OF_ARRAYS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""How arrays of so many channels are shown."""
 
 
 def run(command: Decompress) -> int:
@@ -45,7 +42,7 @@ def run(command: Decompress) -> int:
             mode = MODES[kind].name or _mode_of_array(values)
             name = free_name(names[number], mode, taken)
             taken.add(name)
-            write_picture(folder / name, values, mode, palette)
+            write_picture(folder / name, as_picture(values, mode, palette))
             watch(number + 1)
     say(f"{count} images: {command.out}")
     return 0

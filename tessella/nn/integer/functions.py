@@ -137,6 +137,12 @@ def dense_table(name: str, device: torch.device) -> torch.Tensor:
 
 
 @functools.cache
+def wide_table(name: str, device: torch.device) -> torch.Tensor:
+    """:func:`dense_table` as ``float64 [results]``."""
+    return dense_table(name, device).double()
+
+
+@functools.cache
 def device_table(name: str, device: torch.device) -> torch.Tensor:
     """A table of :func:`tables` as ``int64 [entries]`` on a device, copied there once."""
     return torch.from_numpy(tables()[name].astype(np.int64)).to(device)

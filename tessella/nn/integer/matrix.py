@@ -25,20 +25,19 @@ class IntegerMatrix:
     """How many bits each sum is shifted to the right: ``int32 [outputs]``."""
     wide: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
     """The weights in float64, for products in torch, by device."""
-    shifts: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict, repr=False
-    )
-    """Half a unit of each output before its shift, and the shift, int64, by device."""
+    units: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
+    """What the sums are multiplied by in torch, in float64, by device."""
     packed: dict[tuple[bool, int], torch.Tensor] = field(default_factory=dict, repr=False)
     """The weights in the panels of the kernel, keyed by whether outputs come in pairs and by the
     size of a vector register in bytes."""
 
-    def half_and_shift(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """What to add to each sum before its shift, and the shift: ``int64 [outputs]`` each."""
-        if device not in self.shifts:
+    def unit(self, device: torch.device) -> torch.Tensor:
+        """``2^-shift`` of each output: ``float64 [outputs]``."""
+        if device not in self.units:
+            # A quotient is exact where exp2 may be off in the last digit.
             shift = self.output_shift.to(device, torch.int64)
-            self.shifts[device] = (torch.ones_like(shift) << (shift - 1), shift)
-        return self.shifts[device]
+            self.units[device] = 1.0 / (torch.ones_like(shift) << shift).double()
+        return self.units[device]
 
     def in_float64(self, device: torch.device) -> torch.Tensor:
         """The weights in float64, in which sums below 2^53 are exact: ``[inputs, outputs]``."""

@@ -1,11 +1,14 @@
 """The operations of exact programs in torch, the reference for the compiled kernel.
 
-Each function is one definition of ``docs/arithmetic.md``. Numbers are int32 in memory and int64 in
-between. Only products go through float64, in which sums of integers below 2^53 are exact.
+Each function is one definition of ``docs/arithmetic.md``. Numbers are int32 in memory. In between,
+integers travel in float64, which holds all those below 2^53 exactly, in whatever order they are
+added, or in int64. Dividing by a power of two only moves the binary point, so rounding is exact
+too: half a unit is added, and the sum rounded down.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +24,7 @@ from tessella.nn.integer.functions import (
     sigmoid,
     store,
     tanh,
+    wide_table,
 )
 from tessella.nn.integer.matrix import INPUT_LIMIT, IntegerMatrix
 from tessella.nn.stepping.memory import Moving, Operand
@@ -64,17 +68,12 @@ def multiply(x: torch.Tensor, matrix: IntegerMatrix) -> torch.Tensor:
         matrix: the weights.
 
     Returns:
-        ``int64 [..., outputs]``.
+        Integers, ``float64 [..., outputs]``.
     """
-    shift = matrix.input_shift
-    inputs = x.long()
-    if shift:
-        inputs = inputs.add(1 << (shift - 1)).bitwise_right_shift_(shift)
-    inputs = inputs.clamp(-INPUT_LIMIT, INPUT_LIMIT)
+    inputs = _shifted(x, matrix.input_shift).clamp_(-INPUT_LIMIT, INPUT_LIMIT)
     # 8191 * 32767 * inputs is far below 2^53, so float64 adds these products exactly.
-    sums = inputs.double() @ matrix.in_float64(x.device)
-    half, output_shift = matrix.half_and_shift(x.device)
-    return sums.long().add_(half).bitwise_right_shift_(output_shift)
+    sums = inputs @ matrix.in_float64(x.device)
+    return torch.addcmul(_half(x.device), sums, matrix.unit(x.device)).floor_()
 
 
 def activate(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -82,14 +81,17 @@ def activate(name: str, x: torch.Tensor) -> torch.Tensor:
 
     Args:
         name: its name.
-        x: ``int64 [..., size]``; pairs are concatenated along the last dimension.
+        x: integers, ``float64 [..., size]``; pairs are concatenated along the last dimension.
+
+    Returns:
+        Integers, ``float64 [..., size]``, or ``[..., size / 2]`` for pairs.
     """
     if name in PAIRED:
         return _activate_pairs(name, *x.chunk(2, dim=-1))
     if name == "relu":
         return x.clamp(min=0)
     if name == "silu":
-        return rounded(x * sigmoid(x), 15)
+        return _product(x, _sigmoid(x), 15)
     if name == "elu":
         return _elu(x)
     if name == "concat-elu":
@@ -100,15 +102,42 @@ def activate(name: str, x: torch.Tensor) -> torch.Tensor:
 
 def _activate_pairs(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if name == "gate":
-        return rounded(tanh(a) * sigmoid(b), 14)
+        tanh_table = wide_table("tanh", a.device)
+        tanh_a = tanh_table[a.clamp(-(2**19), 2**19).add_(2**19).long()]
+        return _product(tanh_a, _sigmoid(b), 14)
     if name == "glu":
-        return rounded(a * sigmoid(b), 15)
+        return _product(a, _sigmoid(b), 15)
     assert name == "swiglu"
-    return rounded(rounded(a * sigmoid(a), 15) * b, 16)
+    # This product can exceed 2^53, up to which float64 holds every integer.
+    return rounded(_product(a, _sigmoid(a), 15).long() * b.long(), 16).double()
+
+
+def _sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return wide_table("sigmoid", x.device)[x.clamp(-(2**20), 2**20).add_(2**20).long()]
 
 
 def _elu(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x < 0, decay((-x).clamp(min=0)) - (1 << 16), x)
+    # The decay of the negative part; of a positive number it is that of 0, which is 2^16.
+    decayed = wide_table("decay", x.device)[x.neg().clamp_(0, 2**20).long()]
+    return x.clamp(min=0).add_(decayed).sub_(2**16)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, shift: int) -> torch.Tensor:
+    """``a b / 2^shift``, rounded, for integers in float64 whose product is below 2^52."""
+    return torch.addcmul(_half(a.device), a, b, value=2.0**-shift).floor_()
+
+
+def _shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
+    """``x / 2^shift``, rounded, for integers of any type: float64."""
+    if not shift:
+        return x.double()
+    return torch.add(_half(x.device), x, alpha=2.0**-shift).floor_()
+
+
+@functools.cache
+def _half(device: torch.device) -> torch.Tensor:
+    """The number 1/2: ``float64 []``."""
+    return torch.tensor(0.5, dtype=torch.float64, device=device)
 
 
 def _linear(
@@ -123,8 +152,7 @@ def _linear(
     assert isinstance(matrix, IntegerMatrix)
     sums = multiply(x, matrix)
     if y is not None:
-        # Not in place: the sums of a row without places of its own would have too few dimensions.
-        sums = sums + y
+        sums += y
     result = sums.clamp_(-LIMIT, LIMIT)
     # Without an activation and a residual there is nothing more to limit.
     if operation.activation:
@@ -132,7 +160,7 @@ def _linear(
     if z is not None:
         result = result + z
     if operation.activation or z is not None:
-        result = store(result)
+        result = result.clamp_(-LIMIT, LIMIT)
     out.copy_(result)
 
 
@@ -144,7 +172,10 @@ def _map(
     z: torch.Tensor | None,
     known: int,
 ) -> None:
-    out.copy_(store(activate(operation.activation, x.long())))
+    if operation.activation:
+        out.copy_(activate(operation.activation, x.double()).clamp_(-LIMIT, LIMIT))
+    else:
+        out.copy_(x)
 
 
 def _add(
@@ -156,7 +187,8 @@ def _add(
     known: int,
 ) -> None:
     assert y is not None
-    out.copy_(store(activate(operation.activation, store(x.long() + y))))
+    sums = torch.add(x.double(), y).clamp_(-LIMIT, LIMIT)
+    out.copy_(activate(operation.activation, sums).clamp_(-LIMIT, LIMIT))
 
 
 def _norm(
