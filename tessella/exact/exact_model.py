@@ -81,6 +81,8 @@ class ExactModel(DensityModel):
         self.arithmetic_version = ARITHMETIC_VERSION
         self._network_config = network.config()
         network.head = integer_head(network.head)
+        # There is nothing to train, and sampling asks for a model that is not in training.
+        self.eval()
         self.id = self._digest()
         """SHA-256 of the configuration and of all integers, 64 hexadecimal digits."""
 

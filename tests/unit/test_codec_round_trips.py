@@ -218,9 +218,8 @@ def test_a_model_that_needs_a_class_is_refused() -> None:
 
 
 def test_a_file_costs_what_a_real_twin_says() -> None:
-    model = ts.load("digits").priors[0]
-    twin = model.exact()
-    images = ts.sample(model, n=70, seed=3)
+    twin = ts.load("digits").priors[0].exact()
+    images = ts.sample(twin, n=70, seed=3)
     data = ts.compress(images, twin)
     assert torch.equal(ts.decompress(data, twin), images)  # type: ignore[arg-type]
     bits = -float(twin.log_prob(images).sum()) / math.log(2)
