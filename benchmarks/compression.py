@@ -65,8 +65,8 @@ def main() -> None:
         facts["run"] = chosen.run.name
         facts["model_bytes"] = model_bytes(chosen.run)
         forms = [our_form(twin)]
-        keep(facts | {"way": "files"}, few, list(few[:, None]), forms, chosen.json)
         keep(facts | {"way": "archive"}, images, [images], forms, chosen.json)
+        keep(facts | {"way": "files"}, few, list(few[:, None]), forms, chosen.json)
         return
 
     levels = 2 if chosen.set == "binarized-mnist" else 256
