@@ -49,6 +49,17 @@ Nested functions
     The most functions that stand within one function.
 Annotated slots
     Share of parameters (``self`` and ``cls`` aside) and of return values with an annotation.
+Stepping code in a family's file
+    Share of lines in a file of ``models/`` that belong to the cached step; the largest share is the
+    figure. These lines are those of classes whose name or base is a type of the step (``Stepped``
+    in front, or ``State``, ``Step`` or ``Programs`` at the end, or imported from a package
+    ``stepping``); of functions with such a type in their annotations, as ``step``, ``state_in``,
+    ``write`` and ``bind`` have; and of functions and classes that only such code in the file uses.
+    Docstrings count, imports and constants do not. A file has a family if one of its classes sets
+    ``name``, so the base classes that write the walk for several families are left out
+    (``pixel_model``, ``channel_masked``, ``sequence_model``). The limit is for families that step
+    through programs, whose layers can write their own part. Those that compute their step in torch
+    have a figure for information.
 Stops, modules, names and visits of the recipe
     See ``scripts/recipe_stops.py``, which runs a short training and watches.
 
@@ -101,6 +112,7 @@ from house_places import (
     tuple_assignments,
     uses_of_any,
 )
+from house_stepping import families
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE_SCRIPT = Path(__file__).resolve().with_name("recipe_stops.py")
@@ -141,6 +153,8 @@ LIMITS = {
     "public class names given twice": Limit(0),
     "private class names given twice": Limit(0),
     "uses of Any": Limit(150),
+    # A layer writes its own part of a step, so a family's file is about the family.
+    "stepping code in a family's file, %": Limit(25),
     # How far one must read to learn what a recipe does.
     "stops of the recipe": Limit(30),
     "modules with a stop": Limit(8),
@@ -266,6 +280,7 @@ def measure_package(sources: Sequence[Source]) -> Report:
     """The figures of a package as a whole: what lies at its root, and which names repeat."""
     report = Report()
     report.count("loose modules at the root", loose_modules(sources))
+    add(report, measure_stepping(sources))
 
     public: dict[str, list[Place]] = defaultdict(list)
     private: dict[str, list[Place]] = defaultdict(list)
@@ -285,6 +300,25 @@ def measure_package(sources: Sequence[Source]) -> Report:
         report.places[title] = []
         for name in repeated:
             report.places[title].extend(named[name])
+    return report
+
+
+def measure_stepping(sources: Sequence[Source]) -> Report:
+    """How much of a family's file is about its step; the largest share of all families."""
+    report = Report()
+    name = "stepping code in a family's file, %"
+    programs = 0.0
+    torch = 0.0
+    report.places[name] = []
+    for family in families(sources):
+        if not family.has_programs:
+            torch = max(torch, family.percent)
+            continue
+        programs = max(programs, family.percent)
+        if LIMITS[name].is_broken_by(family.percent):
+            report.places[name].append(family.place)
+    report.figures[name] = programs
+    report.figures["stepping code of a family without programs, %"] = torch
     return report
 
 

@@ -44,6 +44,7 @@ class FakeTwin:
 
     classes = 0
     arithmetic_version = 1
+    null_class = False
 
     def __init__(self, grid: Grid, sharp: int = 20, steep: int = 2, name: str = "fake") -> None:
         self.grid = grid

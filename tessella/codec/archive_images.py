@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tessella.codec.archive_writer import GROUP
-from tessella.codec.container import Container, read_container
+from tessella.codec.container import IS_LOSSY, Container, read_container
 from tessella.codec.group_walk import Twin
 from tessella.codec.image_modes import MODES, MODES_OF_ARRAYS, PALETTE, scaled_values
 from tessella.codec.model_lookup import find_twin
@@ -43,6 +43,8 @@ class ArchiveImages:
 
     def __init__(self, container: Container, twin: Twin) -> None:
         self.contents = container.contents
+        if self.contents.flags & IS_LOSSY:
+            raise BitstreamError("it holds the codes of a tokenizer: decompress it to a folder")
         self.reader = StreamReader(container, twin, GROUP)
         self.names: Sequence[str] = self.contents.names
         self.levels = min(256, self.contents.grid.levels)

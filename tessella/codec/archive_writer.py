@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class CodedImage:
         mode: index in :data:`~tessella.codec.image_modes.MODES`.
         palette: of an image that has one.
         name: of a file, with ``/`` between its parts.
+        picture: of codes, height and width of the picture that they stand for.
     """
 
     symbols: np.ndarray
@@ -54,6 +55,7 @@ class CodedImage:
     mode: int = 0
     palette: bytes = b""
     name: str = ""
+    picture: tuple[int, int] = (0, 0)
 
 
 class ArchiveWriter:
@@ -77,6 +79,11 @@ class ArchiveWriter:
             raise InputError(
                 f"version {twin.arithmetic_version} of the arithmetic cannot be stored"
             )
+        if twin.classes and not twin.null_class:
+            raise InputError(
+                "this model was trained with a class for every image, and files hold no classes:"
+                " train it with train.condition_dropout above 0"
+            )
         if twin.grid.levels > 1 << 20:
             raise InputError(f"a model of {twin.grid.levels:,} levels has too many for a file")
         self.twin = twin
@@ -96,10 +103,9 @@ class ArchiveWriter:
         if channels > MOST_CHANNELS:
             raise InputError(f"an image of {channels} channels has more than {MOST_CHANNELS}")
         shape = ImageShape(height, width, channels)
-        run = ImageRun(1, shape, image.mode, image.scaled)
-        if self._runs and self._runs[-1] == ImageRun(self._runs[-1].count, *_kind(run)):
-            run = ImageRun(self._runs[-1].count + 1, *_kind(run))
-            self._runs.pop()
+        run = ImageRun(1, shape, image.mode, image.scaled, image.picture)
+        if self._runs and replace(self._runs[-1], count=1) == run:
+            run = replace(run, count=self._runs.pop().count + 1)
         self._runs.append(run)
         self._names.append(image.name)
         if image.mode == PALETTE:
@@ -110,11 +116,12 @@ class ArchiveWriter:
             if len(self._waiting) == self.group:
                 self._encode_group()
 
-    def finish(self, flags: int = 0) -> bytes:
+    def finish(self, flags: int = 0, tokenizer: bytes = b"") -> bytes:
         """The whole file.
 
         Args:
             flags: what the images were, see :mod:`tessella.codec.container`.
+            tokenizer: first bytes of the fingerprint of the tokenizer, if they are codes.
 
         Raises:
             InputError: when the names of files cannot be kept.
@@ -136,6 +143,7 @@ class ArchiveWriter:
             runs=self._runs,
             names=names,
             palettes=self._palettes,
+            tokenizer=tokenizer,
         )
         header = contents.written()
         streams = []
@@ -156,8 +164,3 @@ class ArchiveWriter:
         if raw:
             data = pack(symbols, grid.levels)
         self._streams.append((data, raw, symbols_digest(symbols, grid.levels)))
-
-
-def _kind(run: ImageRun) -> tuple[ImageShape, int, bool]:
-    """What the images of a run have in common."""
-    return run.shape, run.mode, run.scaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,7 +38,12 @@ MAX_PIXELS = 1 << 28
 HAS_FILES = 1
 IS_LIST = 2
 IS_WIDE = 4
-"""Flags: the images are files with names; they came as a list; their values are int64."""
+IS_LOSSY = 8
+"""Flags: the images are files with names; they came as a list; their values are int64; they are the
+codes of a tokenizer, and stand for pictures."""
+
+TOKENIZER_BYTES = 8
+"""Bytes of the fingerprint of a tokenizer that are stored."""
 
 MAX_PALETTE = 4 * 256
 
@@ -52,12 +57,14 @@ class ImageRun:
         shape: shape of each.
         mode: index in :data:`~tessella.codec.image_modes.MODES`.
         scaled: whether symbols stand for values from 0 to 255 (see ``docs/format.md``).
+        picture: of codes, height and width of the picture that they stand for; else zeros.
     """
 
     count: int
     shape: ImageShape
     mode: int = 0
     scaled: bool = False
+    picture: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,11 @@ class Contents:
         arithmetic: version of the arithmetic.
         grid: the grid of the model.
         group: pieces that step together.
-        flags: sum of :data:`HAS_FILES`, :data:`IS_LIST` and :data:`IS_WIDE`.
+        flags: sum of :data:`HAS_FILES`, :data:`IS_LIST`, :data:`IS_WIDE` and :data:`IS_LOSSY`.
         runs: the images.
         names: of the files, if they are files.
         palettes: of those images that have one, in order.
+        tokenizer: first bytes of the fingerprint of the tokenizer, where the images are codes.
     """
 
     model: bytes
@@ -83,6 +91,7 @@ class Contents:
     runs: Sequence[ImageRun]
     names: Sequence[str] = ()
     palettes: Sequence[bytes] = ()
+    tokenizer: bytes = b""
 
     def layout(self) -> Layout:
         """Where the pieces are."""
@@ -105,6 +114,10 @@ class Contents:
             numbers += [run.count, run.shape.height, run.shape.width, run.shape.channels]
             numbers.append(run.mode + (SCALED if run.scaled else 0))
         parts.extend(varint(number) for number in numbers)
+        if self.flags & IS_LOSSY:
+            parts.append(self.tokenizer)
+            for run in self.runs:
+                parts += [varint(side) for side in run.picture]
         for palette in self.palettes:
             parts += [varint(len(palette)), palette]
         if self.flags & HAS_FILES:
@@ -219,7 +232,7 @@ def _read_contents(reader: ByteReader, max_pixels: int) -> Contents:
         )
     model = reader.take(MODEL_BYTES, "the id of the model")
     flags = reader.take(1, "the flags")[0]
-    if flags & ~(HAS_FILES | IS_LIST | IS_WIDE):
+    if flags & ~(HAS_FILES | IS_LIST | IS_WIDE | IS_LOSSY):
         raise BitstreamError(f"the file is damaged: its flags are {flags}")
     sizes = [
         reader.number(f"the grid's {name}", least)
@@ -227,7 +240,12 @@ def _read_contents(reader: ByteReader, max_pixels: int) -> Contents:
     ]
     grid = Grid(*sizes)
     group = reader.number("the size of a group", 1, LARGEST_GROUP)
-    runs = _read_runs(reader, grid.levels, max_pixels)
+    runs = _read_runs(reader, grid.levels, bool(flags & IS_LOSSY))
+    tokenizer = b""
+    if flags & IS_LOSSY:
+        tokenizer = reader.take(TOKENIZER_BYTES, "the fingerprint of the tokenizer")
+        runs = _read_picture_sizes(reader, runs)
+    _check_pixels(runs, max_pixels)
     count = sum(run.count for run in runs)
     palettes = []
     for run in runs:
@@ -241,12 +259,11 @@ def _read_contents(reader: ByteReader, max_pixels: int) -> Contents:
     names: list[str] = []
     if flags & HAS_FILES:
         names = read_names(reader, count)
-    return Contents(model, arithmetic, grid, group, flags, runs, names, palettes)
+    return Contents(model, arithmetic, grid, group, flags, runs, names, palettes, tokenizer)
 
 
-def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[ImageRun]:
+def _read_runs(reader: ByteReader, levels: int, are_codes: bool) -> list[ImageRun]:
     runs = []
-    pixels = 0
     # Each run takes five bytes or more, so the loop ends with the file.
     for _ in range(reader.number("the number of runs", 1)):
         count = reader.number("a number of images", 1)
@@ -257,16 +274,33 @@ def _read_runs(reader: ByteReader, levels: int, max_pixels: int) -> list[ImageRu
         mode = kind & ~SCALED
         if kind & SCALED and levels >= 256:
             raise BitstreamError(f"the file is damaged: {levels} levels that are scaled")
-        if mode >= len(MODES) or (mode and MODES[mode].channels != channels):
+        if mode >= len(MODES) or (mode and not are_codes and MODES[mode].channels != channels):
             raise BitstreamError(f"the file is damaged: {channels} channels of mode {mode}")
         runs.append(ImageRun(count, ImageShape(height, width, channels), mode, bool(kind & SCALED)))
-        pixels += count * height * width
+    return runs
+
+
+def _read_picture_sizes(reader: ByteReader, runs: list[ImageRun]) -> list[ImageRun]:
+    """Runs of codes with the sizes of their pictures."""
+    found = []
+    for run in runs:
+        height = reader.number("the height of a picture", 1)
+        width = reader.number("the width of a picture", 1)
+        found.append(replace(run, picture=(height, width)))
+    return found
+
+
+def _check_pixels(runs: list[ImageRun], max_pixels: int) -> None:
+    """Refuse more pixels than the caller allows."""
+    pixels = 0
+    for run in runs:
+        of_picture = run.picture[0] * run.picture[1]
+        pixels += run.count * max(of_picture, run.shape.height * run.shape.width)
     if pixels > max_pixels:
         raise BitstreamError(
             f"the file says that its images have {pixels:,} pixels, and at most {max_pixels:,} are"
             " decoded; if it is genuine, allow more with max_pixels= (--max-pixels)"
         )
-    return runs
 
 
 def _read_streams(reader: ByteReader, contents: Contents, layout: Layout) -> list[CodedStream]:

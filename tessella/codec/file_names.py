@@ -13,18 +13,27 @@ MOST_BYTES = 4096
 
 
 def written_names(names: Sequence[str]) -> bytes:
-    """Names as bytes, each as what it shares with the one before and what follows."""
+    """Names as bytes, each as what it has in common with the one before and what is between."""
     parts = []
     before = b""
     for name in names:
         encoded = os.fsencode(name)
-        shared = 0
-        while shared < min(len(before), len(encoded) - 1) and before[shared] == encoded[shared]:
-            shared += 1
-        rest = encoded[shared:]
-        parts += [varint(shared), varint(len(rest)), rest]
+        start = _common(before, encoded)
+        end = _common(before[start:][::-1], encoded[start:][::-1])
+        rest = encoded[start : len(encoded) - end]
+        parts += [varint(start), varint(end), varint(len(rest)), rest]
         before = encoded
     return b"".join(parts)
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """How many bytes two names begin with in common."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
 
 
 def read_names(reader: ByteReader, count: int) -> list[str]:
@@ -39,9 +48,11 @@ def read_names(reader: ByteReader, count: int) -> list[str]:
     names = []
     before = b""
     for _ in range(count):
-        shared = reader.number("the beginning of a name", 0, len(before))
-        length = reader.number("the length of a name", 1, MOST_BYTES - shared)
-        before = before[:shared] + reader.take(length, "a name")
+        start = reader.number("the beginning of a name", 0, len(before))
+        end = reader.number("the end of a name", 0, len(before) - start)
+        length = reader.number("the length of a name", 0, MOST_BYTES - start - end)
+        between = reader.take(length, "a name")
+        before = before[:start] + between + before[len(before) - end :]
         names.append(os.fsdecode(before))
     problem = names_problem(names)
     if problem:

@@ -35,6 +35,11 @@ class Twin(Protocol):
     grid: Grid
     id: str
     arithmetic_version: int
+    null_class: bool
+
+    @property
+    def classes(self) -> int:
+        """Classes that it knows; 0 for a model without."""
 
     def init_state(self, batch: int, cond: None = None) -> Any:
         """The state before the first symbol."""

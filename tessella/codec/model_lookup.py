@@ -33,7 +33,7 @@ def find_twin(model: bytes, given: str = "", beside: Path | None = None) -> Twin
     """
     wanted = model.hex()
     looked: list[str] = []
-    for place in _places(given, beside):
+    for place in places(given, beside):
         looked.append(str(place))
         for folder in _twins_in(place):
             # Twins are only loaded, and checked, where their description has the id.
@@ -47,11 +47,17 @@ def find_twin(model: bytes, given: str = "", beside: Path | None = None) -> Twin
     )
 
 
-def _places(given: str, beside: Path | None) -> Iterator[Path]:
+def places(given: str, beside: Path | None) -> Iterator[Path]:
+    """Folders in which a model can be: runs, or folders of runs."""
+    bundle = Path(str(resources.files("tessella") / "bundle"))
     if given:
+        # The twin of a model that ships is in the cache, since the package may be read-only.
         yield Path(given)
+        if (bundle / given).is_dir():
+            yield bundle / given
+            yield files.cache_folder() / "models"
         return
-    yield Path(str(resources.files("tessella") / "bundle"))
+    yield bundle
     yield files.cache_folder() / "models"
     if beside is not None:
         yield beside

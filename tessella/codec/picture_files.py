@@ -16,6 +16,7 @@ from tessella import files
 from tessella.codec.archive_writer import CodedImage
 from tessella.codec.image_modes import MODES, as_symbols
 from tessella.data.decode import known_kinds, without_pillow_warnings
+from tessella.data.pixel_conversion import with_channels
 from tessella.errors import DataError, InputError
 
 LOST = {
@@ -191,6 +192,19 @@ def read_picture(picture: PictureFile, levels: int) -> CodedImage:
     except InputError as error:
         raise InputError(f"{picture.path}: {error}") from error
     return CodedImage(symbols, scaled, MODE_NUMBERS[mode], palette, picture.name)
+
+
+def read_for_tokenizer(picture: PictureFile, channels: int) -> np.ndarray:
+    """A file as a tokenizer takes it: upright, ``uint8 [height, width, channels]``.
+
+    Raises:
+        DataError: when it cannot be decoded.
+    """
+    with _opened(picture) as image:
+        if image.mode in _WIDE:
+            image = _reduced(image)
+        values = np.array(with_channels(ImageOps.exif_transpose(image), channels))
+    return values.reshape(values.shape[0], values.shape[1], channels)
 
 
 def _opened(picture: PictureFile) -> Image.Image:

@@ -49,11 +49,15 @@ class StreamReader:
         grid = self.contents.grid
         pieces = self.layout.group(number, self.contents.group)
         stream = self.container.streams[number]
-        coded = coded_symbols(grid, pieces)
         if stream.raw:
-            x = from_order(unpack(stream.data, coded.count, grid.levels), coded)
+            # Before anything is made for as many pieces as the header claims.
+            count = sum(piece.rows * piece.columns * piece.channels for piece in pieces)
+            symbols = unpack(stream.data, count, grid.levels)
+            coded = coded_symbols(grid, pieces)
+            x = from_order(symbols, coded)
         else:
             decoder = SymbolDecoder(stream.data)
+            coded = coded_symbols(grid, pieces)
             x = decoded(self.twin, decoder, coded, self.batch)
             decoder.finish()
         digest = symbols_digest(in_order(x, coded), grid.levels)

@@ -156,11 +156,6 @@ class Coded:
     sources: np.ndarray
     stop: int
 
-    @property
-    def count(self) -> int:
-        """How many symbols are coded."""
-        return int(self.mask.sum())
-
 
 def coded_symbols(grid: Grid, pieces: Sequence[Piece]) -> Coded:
     """What is coded of a group of pieces.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from tessella import data
 from tessella.config import DataConfig
@@ -15,7 +17,7 @@ from tessella.contracts import (
 from tessella.contracts.contract import Options, Outcome, run
 from tessella.errors import ConfigError, unknown
 from tessella.heads import HEADS
-from tessella.models import MODELS
+from tessella.models import MODELS, size_names
 from tessella.tokenizers import TOKENIZERS
 from tessella.tokenizers.quantizers import QUANTIZERS
 
@@ -62,7 +64,8 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
         An outcome as soon as each contract is tested.
 
     Raises:
-        ConfigError: at the first iteration, for a name or a kind that is not known.
+        ConfigError: for a name or a kind that is not known; at the first iteration, for an option
+            that is not known, or with a value that the class refuses.
     """
     kinds = kinds_of(name)
     if kind:
@@ -82,31 +85,69 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
 
 def _check_model(name: str, options: Options) -> Iterator[Outcome]:
     # A model must keep its promises with any head, and a head with any model.
-    for head in HEADS:
-        case = density_model_contracts.ModelCase(name, head, options)
-        yield from run(density_model_contracts.CONTRACTS, case, f"{name} with head {head}")
+    yield from _check_pairs(name, [(name, head) for head in HEADS], options)
 
 
 def _check_head(name: str, options: Options) -> Iterator[Outcome]:
     # A few models are enough: what a head is given differs only between pixels and sequences.
-    for model in HEAD_MODELS:
-        case = density_model_contracts.ModelCase(model, name, options)
-        yield from run(density_model_contracts.CONTRACTS, case, f"{model} with head {name}")
+    yield from _check_pairs(name, [(model, name) for model in HEAD_MODELS], options)
+
+
+def _check_pairs(
+    name: str, pairs: Iterable[tuple[str, str]], options: Options
+) -> Iterator[Outcome]:
+    """Check models with heads, each with those of the options that it takes."""
+    cases = []
+    known: set[str] = set()
+    for model, head in pairs:
+        names = size_names(model, head)
+        known.update(names)
+        # A size may be that of a single one of the heads, or of the models.
+        sizes = {key: value for key, value in options.items() if key in names}
+        cases.append(density_model_contracts.ModelCase(model, head, sizes))
+    _refuse_unknown("size", name, options, known)
+    for case in cases:
+        _build_once(partial(case.build, density_model_contracts.GRIDS[-1]))
+    for case in cases:
+        described = f"{case.name} with head {case.head}"
+        yield from run(density_model_contracts.CONTRACTS, case, described)
 
 
 def _check_tokenizer(name: str, options: Options) -> Iterator[Outcome]:
     case = tokenizer_contracts.TokenizerCase(name, options)
+    _build_once(case.build)
     yield from run(tokenizer_contracts.CONTRACTS, case, name)
 
 
 def _check_quantizer(name: str, options: Options) -> Iterator[Outcome]:
     case = quantizer_contracts.QuantizerCase(name, options)
+    _build_once(case.build)
     yield from run(quantizer_contracts.CONTRACTS, case, name)
 
 
 def _check_source(name: str, options: Options) -> Iterator[Outcome]:
+    # The name is that of the source already.
+    known = {field.name for field in dataclasses.fields(DataConfig)} - {"source"}
+    _refuse_unknown("option", name, options, known)
     case = source_contracts.SourceCase(DataConfig(name, **options))
     yield from run(source_contracts.CONTRACTS, case, name)
+
+
+def _refuse_unknown(kind: str, name: str, options: Options, known: Iterable[str]) -> None:
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown(f"{kind} of {name}:", key, known))
+
+
+def _build_once(build: Callable[[], object]) -> None:
+    """Build what is to be checked, so that an option is refused once and not by every contract."""
+    try:
+        build()
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - code from outside may raise anything
+        # Not a refusal but a fault, of which the contracts tell.
+        return
 
 
 _CHECKS = {

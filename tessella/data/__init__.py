@@ -25,7 +25,10 @@ from tessella.data.splits import SPLITS
 from tessella.data.transform import Part
 
 # Each of these modules registers its source, in the order in which help texts list them.
-from tessella.data import digits, idx, cifar, npz, folder, compressed_source, stored_codes  # isort: skip  # noqa: F401
+# isort: off
+from tessella.data import digits, idx, cifar, npz  # noqa: F401
+from tessella.data import folder, compressed_source, stored_codes  # noqa: F401
+# isort: on
 
 __all__ = [
     "SOURCES",

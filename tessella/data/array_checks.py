@@ -226,7 +226,8 @@ def check_scale(images: object, levels: int, title: str = "images", sure: bool =
         images: uint8 ``[n, height, width, channels]``, a numpy array or a tensor.
         levels: of the model; 0 where it has none. A model of 256 takes all values as they are.
         title: what the array is called in messages.
-        sure: refuse only values 0 and 1, or exactly as many values as the model has levels.
+        sure: refuse only values 0 and 1, or exactly as many values as the model has levels, of
+            several images; warn of others that are as small, and of a single image.
 
     Raises:
         InputError: with the line that converts the images.
@@ -239,27 +240,38 @@ def check_scale(images: object, levels: int, title: str = "images", sure: bool =
         array = to_cpu().numpy()
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or levels == 256:
         return
-    # A single picture may well be as dark as this, and a plain one has no scale.
-    if len(array) < 2 or not array.size or array.min() == array.max():
+    # Plain pictures have no scale.
+    if not array.size or array.min() == array.max():
         return
     high = int(array.max())
-    if high == 1:
-        raise InputError(
-            f"no value of {title} is above 1, which is nearly black among 0..255: if they are two "
-            f"colours, give {title} * 255{_DARK}"
-        )
     as_levels = high == levels - 1 and high <= SMALL_RANGES[-1]
-    if as_levels or (high <= SURELY_SMALL and not sure):
-        largest = high
-        if not as_levels:
-            largest = next(limit for limit in SMALL_RANGES if high <= limit)
-        line = f"np.round({title} * (255 / {largest})).astype(np.uint8)"
-        if of_torch:
-            line = f"({title} * (255 / {largest})).round().to(torch.uint8)"
-        raise InputError(
-            f"no value of {title} is above {high}, and images are uint8 of 0..255: if they have "
-            f"{largest + 1} shades, give {line}{_DARK}"
+    certain = high == 1 or as_levels
+    # A single picture may well be as dark as this.
+    if len(array) > 1 and (certain or (high <= SURELY_SMALL and not sure)):
+        raise InputError(_about_scale(high, levels, title, of_torch) + _DARK)
+    # Nothing else would show that the symbols of a whole picture are the darkest ones.
+    if sure and (high <= SURELY_SMALL or high < levels <= SMALL_RANGES[-1] + 1):
+        warn_caller(_about_scale(high, levels, title, of_torch))
+
+
+def _about_scale(high: int, levels: int, title: str, of_torch: bool) -> str:
+    """The message for values of ``0..high``, with the line that converts them."""
+    if high == 1:
+        return (
+            f"no value of {title} is above 1, which is nearly black among 0..255: if they are two "
+            f"colours, give {title} * 255"
         )
+    # The levels of the model say how many shades are meant; else the usual numbers of shades do.
+    largest = levels - 1
+    if not high < levels <= SMALL_RANGES[-1] + 1:
+        largest = next(limit for limit in SMALL_RANGES if high <= limit)
+    line = f"np.round({title} * (255 / {largest})).astype(np.uint8)"
+    if of_torch:
+        line = f"({title} * (255 / {largest})).round().to(torch.uint8)"
+    return (
+        f"no value of {title} is above {high}, and images are uint8 of 0..255: if they have "
+        f"{largest + 1} shades, give {line}"
+    )
 
 
 _DARK = "; if they really are this dark, give them as tessella.data.ImageSet(images), or singly"

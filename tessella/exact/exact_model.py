@@ -92,6 +92,8 @@ class ExactModel(DensityModel):
         rows = condition.labels
         if rows is None:
             rows = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        # A model that was moved to another device takes its constants along.
+        self.constants = self.constants.on(self.device)
         memory = StateMemory(constants=self.constants, rows=rows)
         return self.network.state_in(memory, condition, batch)
 

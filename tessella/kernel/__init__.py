@@ -279,6 +279,8 @@ def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.tessella_run_integers.restype = number
     loaded.tessella_record_bytes.restype = number
     loaded.tessella_lane_bytes.restype = number
+    loaded.tessella_layout.restype = ctypes.c_char_p
+    loaded.tessella_integer_layout.restype = ctypes.c_char_p
     loaded.tessella_nearest.argtypes = nearest_arguments
     loaded.tessella_nearest.restype = None
     loaded.tessella_cluster.argtypes = cluster_arguments

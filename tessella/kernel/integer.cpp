@@ -206,32 +206,49 @@ inline Ints activate_pairs(int64_t activation, Ints a, Ints b, const IntegerRun&
 typedef Matrix<int32_t> Numbers;
 
 // An activation without pairs of what belongs at output o, and its result; both are within LIMIT.
-void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
+inline void put(const Op& op, const IntegerRun& run, int64_t o, Ints x, int32_t* out) {
     const int64_t n = op.size;
     if (op.activation == CONCAT_ELU) store(out + n + o, elu(-x, run), n - o);
     store(out + o, activate(op.activation, x, run), n - o);
 }
 
 // The same of pairs. The sum with a residual is formed so that it fits into 32 bits.
-void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
+inline void put_pairs(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out,
                       const int32_t* residual) {
     const Ints base = residual ? load(residual + o, op.size - o) : Ints{};
     const Ints result = activate_pairs(op.activation, a, b, run);
     store(out + o, base + most(least(result, LIMIT - base), -LIMIT - base), op.size - o);
 }
 
-// What comes after a product: two vectors of shifted sums, at outputs o and o + L, or, in pairs, a and b at output o.
-__attribute__((noinline)) void finish(const Op& op, const IntegerRun& run, int64_t o, Ints a, Ints b, int32_t* out, const int32_t* plus,
-                   const int32_t* residual) {
-    const int64_t n = op.size, left = n - o, second = op.activation >= GATE ? n + o : o + L;
-    if (plus) {
-        a += load(plus + o, left);
-        if (op.activation >= GATE || left > L) b += load(plus + second, op.activation >= GATE ? left : left - L);
+// What comes after a product, for `count` rows of one panel. Sums are two vectors a row: at outputs o and o + L, or, in
+// pairs, a and b at output o.
+__attribute__((noinline)) void finish(const Op& op, const IntegerRun& run, int64_t panel, int64_t row, int count,
+                                      const Ints (*sums)[2], const Numbers& out, const Numbers& plus,
+                                      const Numbers& residual) {
+    const bool paired = op.activation >= GATE;
+    const int64_t o = panel * (paired ? L : 2 * L), left = op.size - o;
+    // Where the second vector belongs, and how many of its numbers.
+    const int64_t second = paired ? op.size + o : o + L, second_left = paired ? left : left - L;
+    const int32_t* shifts = reinterpret_cast<const int32_t*>(op.shifts);
+    const Ints shift = load(shifts + o, left);
+    const Ints second_shift = second_left > 0 ? load(shifts + second, second_left) : Ints{};
+    const Ints half = (all(1) << shift) >> 1, second_half = (all(1) << second_shift) >> 1;
+    for (int r = 0; r < count; r++) {
+        Ints a = (sums[r][0] + half) >> shift, b = (sums[r][1] + second_half) >> second_shift;
+        if (plus) {
+            const int32_t* from = plus.row(row + r);
+            a += load(from + o, left);
+            if (second_left > 0) b += load(from + second, second_left);
+        }
+        a = clamp(a, LIMIT), b = clamp(b, LIMIT);
+        int32_t* to = out.row(row + r);
+        if (paired) {
+            put_pairs(op, run, o, a, b, to, residual ? residual.row(row + r) : nullptr);
+        } else {
+            put(op, run, o, a, to);
+            if (second_left > 0) put(op, run, second, b, to);
+        }
     }
-    a = clamp(a, LIMIT), b = clamp(b, LIMIT);
-    if (op.activation >= GATE) return put_pairs(op, run, o, a, b, out, residual);
-    put(op, run, o, a, out);
-    if (left > L) put(op, run, o + L, b, out);
 }
 
 // COUNT rows of pairs of inputs times one panel. A single row takes the pairs in turn to several sums, so that the sums of
@@ -266,22 +283,12 @@ inline void tile(const Op& op, const IntegerRun& run, int64_t panel, int64_t row
             sums[0][r][1] = add_pairs(sums[0][r][1], both, v);
         }
     }
-    const bool paired = op.activation >= GATE;
-    const int64_t o = panel * (paired ? L : 2 * L), left = op.size - o;
-    const int32_t* shifts = reinterpret_cast<const int32_t*>(op.shifts);
-    const Ints first = load(shifts + o, left);
-    Ints second = {};
-    if (paired) second = load(shifts + op.size + o, left);
-    if (!paired && left > L) second = load(shifts + o + L, left - L);
-    const Ints half = (all(1) << first) >> 1, other_half = (all(1) << second) >> 1;
 #pragma GCC unroll 16
     for (int r = 0; r < COUNT; r++) {
-        Ints a = sums[0][r][0] + half, b = sums[0][r][1] + other_half;
 #pragma GCC unroll 4
-        for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
-        finish(op, run, o, a >> first, b >> second, out.row(row + r), plus ? plus.row(row + r) : nullptr,
-               residual ? residual.row(row + r) : nullptr);
+        for (int s = 1; s < SPLIT; s++) sums[0][r][0] += sums[s][r][0], sums[0][r][1] += sums[s][r][1];
     }
+    finish(op, run, panel, row, COUNT, sums[0], out, plus, residual);
 }
 
 // Up to BLOCK rows as inputs of products: int16, each row filled up with zeros to whole vectors.
@@ -289,18 +296,20 @@ class Inputs {
   public:
     Inputs(const Op& op, const IntegerRun& run)
         : x_(op.x, run), inputs_(op.inputs), shift_(int(op.shift)), apart_((op.inputs + L - 1) / L * L / 2) {
-        if (int64_t(room().size()) < BLOCK * apart_) room().resize(BLOCK * apart_);
+        thread_local std::vector<int32_t> room;
+        if (int64_t(room.size()) < BLOCK * apart_) room.resize(BLOCK * apart_);
+        start_ = room.data();
     }
 
     // In pairs, with `apart` from row to row.
-    const int32_t* row(int64_t index) const { return room().data() + index * apart_; }
+    const int32_t* row(int64_t index) const { return start_ + index * apart_; }
 
     int64_t apart() const { return apart_; }
 
     // Row r of x becomes row `index`.
     void convert(int64_t r, int64_t index) const {
         const int32_t* from = x_.row(r);
-        int16_t* to = reinterpret_cast<int16_t*>(room().data() + index * apart_);
+        int16_t* to = reinterpret_cast<int16_t*>(start_ + index * apart_);
         for (int64_t i = 0; i < inputs_; i += L) {
             const Ints x = clamp(rounded(load(from + i, inputs_ - i), shift_), INPUT_LIMIT);
             *reinterpret_cast<Shorts*>(to + i) = __builtin_convertvector(x, Shorts);
@@ -312,11 +321,7 @@ class Inputs {
     const int64_t inputs_;
     const int shift_;
     const int64_t apart_;
-
-    static std::vector<int32_t>& room() {
-        thread_local std::vector<int32_t> room;
-        return room;
-    }
+    int32_t* start_;
 };
 
 // Rows [r, end) times one panel; the inputs of row r are row `index` of x.
@@ -378,7 +383,8 @@ void pointwise(const Op& op, const IntegerRun& run, int thread, int threads) {
 // The square root of a >= 0, rounded down, bit by bit.
 inline int64_t root(uint64_t a) {
     uint64_t result = 0;
-    for (uint64_t bit = uint64_t(1) << 31; bit; bit >>= 1) {
+    const int first = a ? (63 - __builtin_clzll(a)) / 2 : 0;
+    for (uint64_t bit = uint64_t(1) << first; bit; bit >>= 1) {
         if ((result + bit) * (result + bit) <= a) result += bit;
     }
     return int64_t(result);
@@ -440,7 +446,13 @@ void rotate(const Op& op, const IntegerRun& run, int thread, int threads) {
 }
 
 // Queries and keys as they enter a product.
-inline Ints for_score(const int32_t* from, int64_t count) { return clamp(rounded(load(from, count), 6), 1 << 20); }
+inline Ints for_score(Ints x) { return clamp(rounded(x, 6), 1 << 20); }
+
+// Part of a vector of a head; heads are WHOLE where their size is one of whole vectors.
+template <bool WHOLE>
+inline Ints part(const int32_t* from, int64_t left) {
+    return load(from, WHOLE ? L : left);
+}
 
 // What attention works with while it looks at the places of one head.
 struct Seen {
@@ -460,11 +472,12 @@ struct Seen {
 };
 
 // The scores of a query for all places, and the weights that follow from them.
-void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart, Seen& seen) {
+template <bool WHOLE>
+__attribute__((noinline)) void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int32_t* key, int64_t apart, Seen& seen) {
     const int64_t size = op.size / op.heads, known = int64_t(seen.scores.size());
     int32_t *narrow = seen.query.data(), *odd_lanes = narrow + seen.query.size() / 2;
     for (int64_t i = 0; i < size; i += L) {
-        const Ints q = for_score(query + i, size - i);
+        const Ints q = for_score(load(query + i, size - i));
         store(narrow + i, q, L);
         store(odd_lanes + i, odd(q), L);
     }
@@ -472,7 +485,7 @@ void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int3
     for (int64_t p = 0; p < known; p++, key += apart) {
         Longs sums = {};
         for (int64_t i = 0; i < size; i += L) {
-            const Ints k = for_score(key + i, size - i);
+            const Ints k = for_score(part<WHOLE>(key + i, size - i));
             sums += even_products(load(narrow + i, L), k) + even_products(load(odd_lanes + i, L), odd(k));
         }
         seen.scores[p] = rounded((total(sums) >> 4) * op.constant, 16);
@@ -497,15 +510,16 @@ void weigh(const Op& op, const IntegerRun& run, const int32_t* query, const int3
 inline int64_t floor_quotient(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 // The weighted mean of COUNT vectors of each place, of which `left` numbers belong to the head.
-template <int COUNT>
-void mix(const Seen& seen, const int32_t* content, int64_t apart, int64_t left, int32_t* to) {
+template <int COUNT, bool WHOLE>
+__attribute__((noinline)) void mix(const Seen& seen, const int32_t* content, int64_t apart, int64_t left, int32_t* to) {
     Longs even[COUNT] = {}, odd_sums[COUNT] = {};
     for (int64_t k = 0; k < seen.count; k++) {
         const int64_t p = seen.places[k];
         const Ints weight = all(seen.weights[p]);
 #pragma GCC unroll 4
         for (int c = 0; c < COUNT; c++) {
-            const Ints value = clamp(rounded(load(content + p * apart + c * L, left - c * L), 4), 1 << 26);
+            const Ints x = part<WHOLE>(content + p * apart + c * L, left - c * L);
+            const Ints value = clamp(rounded(x, 4), 1 << 26);
             even[c] += even_products(value, weight);
             odd_sums[c] += even_products(odd(value), weight);
         }
@@ -534,10 +548,15 @@ void attend(const Op& op, const IntegerRun& run, int thread, int threads) {
             for (int64_t i = 0; i < size; i++) to[i] = 0;
             continue;
         }
-        weigh(op, run, x.row(r) + head * size, keys.row(r) + offset, apart, seen);
+        const int32_t *query = x.row(r) + head * size, *key = keys.row(r) + offset;
+        if (size % L == 0) {
+            weigh<true>(op, run, query, key, apart, seen);
+        } else {
+            weigh<false>(op, run, query, key, apart, seen);
+        }
         int64_t i = 0;
-        for (; i + 2 * L <= size; i += 2 * L) mix<2>(seen, content + i, apart, size - i, to + i);
-        for (; i < size; i += L) mix<1>(seen, content + i, apart, size - i, to + i);
+        for (; i + 2 * L <= size; i += 2 * L) mix<2, true>(seen, content + i, apart, size - i, to + i);
+        for (; i < size; i += L) mix<1, false>(seen, content + i, apart, size - i, to + i);
     }
 }
 

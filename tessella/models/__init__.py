@@ -229,6 +229,23 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     return model
 
 
+def size_names(name: str, head: str) -> tuple[str, ...]:
+    """Names of the sizes that a model with a head takes.
+
+    Args:
+        name: a key of ``ts.MODELS``.
+        head: a key of ``ts.HEADS``.
+
+    Raises:
+        ConfigError: for an unknown name, or a class that cannot be built with a grid.
+
+    >>> size_names("lstm", "logistic-mixture")
+    ('layers', 'hidden', 'dropout', 'components')
+    """
+    of_model, of_head = _size_parameters_of(name, head)
+    return tuple({**of_model, **of_head})
+
+
 def _surely_fits(grid: Grid, sizes: Mapping[str, object]) -> bool:
     """Whether a model is so small that nobody has to look at its shapes first.
 
@@ -250,9 +267,7 @@ def _divide_sizes(
     Raises:
         ConfigError: for a size that neither of them takes, or one of the wrong type.
     """
-    family = MODELS.get_or_explain(name)
-    model_parameters = _size_parameters(family, without=("grid", "head", "conditioning"))
-    head_parameters = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    model_parameters, head_parameters = _size_parameters_of(name, head)
     # Any, because every family has sizes of other types, which are checked here.
     model_sizes: dict[str, Any] = {}
     head_sizes: dict[str, object] = {}
@@ -267,6 +282,16 @@ def _divide_sizes(
             known = [*model_parameters, *head_parameters]
             raise ConfigError(unknown(f"size of {name} with head {head}:", key, known))
     return model_sizes, head_sizes
+
+
+def _size_parameters_of(
+    name: str, head: str
+) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
+    """The sizes of a model and those of a head."""
+    family = MODELS.get_or_explain(name)
+    of_model = _size_parameters(family, without=("grid", "head", "conditioning"))
+    of_head = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
+    return of_model, of_head
 
 
 def _size_parameters(cls: type, without: Sequence[str]) -> dict[str, inspect.Parameter]:

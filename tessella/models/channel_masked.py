@@ -15,19 +15,20 @@ position only from the zero padding of the convolutions.
 
 A step computes one group of features in every layer; earlier groups of the pixel are known and do
 not change. The contribution of the rows above is computed once per row, with one product for all
-pixels. That of the pixels to the left and of earlier groups takes one product per group.
+pixels. That of the pixels to the left and of earlier groups takes one product per group. The layers
+write their own part of it (``tessella.nn.channel_masked_layers``); the walk over groups, pixels and
+rows, which all three families share, is here.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError
@@ -42,16 +43,16 @@ from tessella.nn.channel_groups import (
     GroupedConvolution,
     SteppedGroups,
 )
+from tessella.nn.channel_masked_layers import (
+    ChannelMaskedLayer,
+    GroupedOutput,
+    SteppedGroupedOutput,
+    SteppedLayer,
+)
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.convolution import channels_last
 from tessella.nn.embedding import ChannelEmbedding
-from tessella.nn.stepping.program import (
-    Operand,
-    OperationWriter,
-    Places,
-    Program,
-    SeveralPrograms,
-)
+from tessella.nn.stepping.program import OperationWriter, Places, Program, SeveralPrograms
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
@@ -60,153 +61,6 @@ FIRST_REACH = 3
 
 EMBEDDING_WIDTH = 16
 """Length of the vector of an embedded symbol."""
-
-
-class SteppedLayer(ABC):
-    """Base of the layers bound to the memory of a step."""
-
-    @abstractmethod
-    def group_input(self, group: int) -> Operand:
-        """Memory for one group of the layer's input at the ``column``, ``[batch, features]``."""
-
-    @abstractmethod
-    def write_group(
-        self, program: OperationWriter, group: int, out: Operand, activation: str
-    ) -> None:
-        """Append the layer's work on one group at the ``column``.
-
-        Args:
-            program: the program of the group.
-            group: which group.
-            out: receives the output, ``[batch, features of the group]``.
-            activation: applied to the output.
-        """
-
-
-class ChannelMaskedLayer(nn.Module, ABC):
-    """Base of the residual layers with channel groups; ``2 * hidden`` features in and out."""
-
-    biases: int
-    """Length of the bias that a class adds to the layer."""
-
-    @abstractmethod
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Apply the layer; the result has the shape of ``x``.
-
-        Args:
-            x: ``[batch, height, width, 2 * hidden]``.
-            bias: bias of each image's class, ``[batch, 1, 1, biases]``.
-        """
-
-    @abstractmethod
-    def bind(self, step: ChannelGroupStep, bias: torch.Tensor | None) -> SteppedLayer:
-        """Allocate memory for a step, and append the work on whole rows to ``step.row``.
-
-        Args:
-            step: the step to write to.
-            bias: bias of each image's class, ``[batch, 1, biases]``.
-        """
-
-    @abstractmethod
-    def field(self, field: torch.Tensor) -> torch.Tensor:
-        """Receptive field of the layer's output, given that of its input.
-
-        Both are ``bool [sources, groups, height, width]``.
-        """
-
-
-class GroupedOutput(nn.Module):
-    """The output layers: each channel's parameters are made from its group of features.
-
-    There are two pairs of ReLU and 1 x 1 convolution under mask B, and then one linear layer for
-    each group.
-
-    Args:
-        groups: how features are split.
-        inputs: input features.
-        hidden: features of the two convolutions.
-        head: the head whose parameters are made.
-    """
-
-    def __init__(self, groups: ChannelGroups, inputs: int, hidden: int, head: Head) -> None:
-        super().__init__()
-        self.groups = groups
-        self.joint = head.joint
-        self.slices = groups.slices(hidden)
-        self.one = groups.linear(inputs, hidden)
-        self.two = groups.linear(hidden, hidden)
-        self.last = nn.ModuleList()
-        for part in self.slices:
-            linear = nn.Linear(part.stop - part.start, head.size)
-            linear.bias.data.copy_(head.bias())
-            self.last.append(linear)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` for a joint head."""
-        x = F.relu(self.two(F.relu(self.one(F.relu(x)))))
-        parameters = []
-        # Parameters of channel c come from group c alone.
-        for linear, part in zip(self.last, self.slices, strict=True):
-            parameters.append(linear(x[..., part]))
-        return parameters[0] if self.joint else torch.stack(parameters, dim=-2)
-
-    def bind(self, step: ChannelGroupStep) -> SteppedGroupedOutput:
-        """Allocate memory for a step."""
-        return SteppedGroupedOutput(self, step)
-
-
-class SteppedGroupedOutput:
-    """A :class:`GroupedOutput` bound to the memory of a step.
-
-    Args:
-        layer: the output layers.
-        step: the step to write to.
-    """
-
-    def __init__(self, layer: GroupedOutput, step: ChannelGroupStep) -> None:
-        self._layer = layer
-        inputs = layer.one.weight.shape[1]
-        self._input_slices = layer.groups.slices(inputs)
-        self._one = step.products(layer.groups.products(layer.one.weight))
-        self._two = step.products(layer.groups.products(layer.two.weight))
-        # Later groups read these, so they belong to the state. Both are stored after their ReLU.
-        self._inputs = step.memory.zeros(inputs)
-        self._middle = step.memory.zeros(layer.one.weight.shape[0])
-        # Weights and bias of each group's last layer.
-        self._last = []
-        for linear in layer.last:
-            assert isinstance(linear, nn.Linear)
-            weight = step.memory.matrix(linear.weight.T)
-            self._last.append((weight, step.memory.table(linear.bias)))
-        assert layer.one.bias is not None
-        assert layer.two.bias is not None
-        self._first_bias = step.memory.table(layer.one.bias)
-        self._second_bias = step.memory.table(layer.two.bias)
-
-    def group_input(self, group: int) -> Operand:
-        """Memory for a group of input features after their ReLU, ``[batch, features]``."""
-        return self._inputs[:, self._input_slices[group]]
-
-    def write_group(self, program: OperationWriter, group: int, out: torch.Tensor) -> None:
-        """Append the output layers of one group.
-
-        Args:
-            program: the program of the group.
-            group: which group.
-            out: receives the parameters, ``[batch, size]``.
-        """
-        part = self._layer.slices[group]
-        # Under mask B a group sees the leading features, up to its own end.
-        known_inputs = self._inputs[:, : self._input_slices[group].stop]
-        first_bias = self._first_bias[part]
-        middle = self._middle[:, part]
-        program.linear(known_inputs, self._one[group], middle, add=first_bias, activation="relu")
-        known = self._middle[:, : part.stop]
-        second_bias = self._second_bias[part]
-        features = program.zeros(part.stop - part.start)
-        program.linear(known, self._two[group], features, add=second_bias, activation="relu")
-        weight, bias = self._last[group]
-        program.linear(features, weight, out, add=bias)
 
 
 @dataclass
@@ -295,7 +149,7 @@ class ChannelMasked(ProgramModel):
         self.layers = nn.ModuleList(created)
         biases = layers * created[0].biases
         self.class_bias = ClassEmbedding(self.classes, biases) if self.classes else None
-        self.output = GroupedOutput(self.groups, 2 * hidden, last, head)
+        self.output = GroupedOutput(self.groups, 2 * hidden, last, head.bias(), head.joint)
         channels_last(self)
 
     @abstractmethod

@@ -32,45 +32,26 @@ from tessella.models.program_model import ProgramModel
 from tessella.models.sequence_model import SequenceModel, SequenceState
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
-from tessella.nn.lstm_cell import GATES, cell_dtype
+from tessella.nn.lstm_cell import GATES
+from tessella.nn.lstm_layers import RecurrentLayers, SequenceStep
 from tessella.nn.stepping.memory import Vectors
-from tessella.nn.stepping.program import Program, SeveralPrograms
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 SEGMENT = (32, 256)
 """Shortest and longest segment. In between, a segment is as long as the square root of the number
 of places."""
 
-TORCH_GATES = [3, 1, 0, 2]
-"""For each gate of :func:`tessella.nn.lstm_cell.lstm_cell`, its index in torch, whose order is
-input, forget, content, output."""
-
-
-@dataclass
-class LSTMPrograms:
-    """The programs of a state, each with the variables ``row`` and ``column``."""
-
-    first: Program
-    """Predicts the first place, before which nothing is known."""
-    later: list[Program]
-    """Predict any later place from the symbols of the place before: one program for each channel,
-    a single one for a joint head."""
-    symbols: list[torch.Tensor]
-    """The symbols of the previous place: ``int64 [batch]`` each."""
-    parameters: torch.Tensor
-    """Parameters of the newest place: ``[batch, size]``."""
-
 
 @dataclass
 class LSTMState(SequenceState):
     """The cached state of a walk."""
 
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
+    derived: ClassVar[frozenset[str]] = frozenset({"step"})
 
     labels: torch.Tensor | None
     """Class of each image: ``int64 [batch]``."""
     memory: StateMemory
-    programs: LSTMPrograms | None = None
+    step: SequenceStep | None = None
 
 
 class LSTM(SequenceModel[LSTMState], ProgramModel):
@@ -115,16 +96,9 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
             torch.randn(grid.channels // self.symbols_per_place, hidden) * 0.3
         )
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
-        self.layers = nn.ModuleList()
-        for _ in range(layers):
-            self.layers.append(nn.LSTM(hidden, hidden, batch_first=True))
-        self.drop = nn.Dropout(dropout)
+        self.layers = RecurrentLayers(layers, hidden, dropout)
         self.last = nn.Linear(hidden, self.free_size)
-        with torch.no_grad():
-            for layer in self.recurrent():
-                bias: torch.Tensor = layer.get_parameter("bias_hh_l0")
-                bias[hidden : 2 * hidden] += 1  # the forget gate: remember at first
-            self.last.bias.copy_(self.free_bias())
+        self.last.bias.data.copy_(self.free_bias())
 
     @property
     def segment(self) -> int:
@@ -133,10 +107,6 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         # With the square root, rounded up, there are as many segments as places in a segment.
         root = math.isqrt(self.places - 1) + 1 if self.places > 1 else 1
         return min(max(root, shortest), longest)
-
-    def recurrent(self) -> list[nn.LSTM]:
-        """The layers."""
-        return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
 
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # Called only because it checks the condition.
@@ -183,14 +153,7 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         x = self._vectors_before(symbols, table, start, start + len(positions)) + positions
         if classes is not None:
             x = x + classes
-        after: list[torch.Tensor] = []
-        for i, layer in enumerate(self.recurrent()):
-            hidden, cell = states[2 * i : 2 * i + 2]
-            # Few processors support LSTMs in bfloat16.
-            with torch.autocast("cpu", enabled=False):
-                y, pair = layer(x, (hidden.to(x.dtype), cell.to(x.dtype)))
-            after.extend(pair)
-            x = x + self.drop(y)
+        x, after = self.layers(x, states)
         return (self.last(x), *after)
 
     def _vectors_before(
@@ -221,72 +184,38 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
     @torch.no_grad()
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> LSTMState:
         state = LSTMState(None, condition.labels, memory)
-        state.programs = self._write(state, batch)
+        state.step = self._write(state, batch)
         return state
 
     def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        self._programs(state).symbols[index % self.symbols_per_place].copy_(symbol)
+        self._step(state).symbols[index % self.symbols_per_place].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
-        programs = self._programs(state)
-        row, column, channel = self.grid.place(place * self.symbols_per_place)
         # For a joint head the place is a pixel, and its channel is 0.
-        program = programs.later[channel] if place else programs.first
-        program.run(row, column)
-        return programs.parameters.clone()
+        row, column, channel = self.grid.place(place * self.symbols_per_place)
+        return self._step(state).run(place, row, column, channel).clone()
 
-    def _programs(self, state: LSTMState) -> LSTMPrograms:
+    def _step(self, state: LSTMState) -> SequenceStep:
         """The programs of a state, written now if the state is a fresh copy without any."""
-        if state.programs is None:
-            state.programs = self._write(state, len(state.memory.tensors[0]))
-        return state.programs
+        if state.step is None:
+            state.step = self._write(state, len(state.memory.tensors[0]))
+        return state.step
 
-    def _write(self, state: LSTMState, batch: int) -> LSTMPrograms:
+    def _write(self, state: LSTMState, batch: int) -> SequenceStep:
         """Write the programs of a new or copied state of ``batch`` images."""
         memory = MemoryAllocator(state.memory, batch, self.row)
-        like = memory.like
-        symbols = []
-        for _ in range(self.symbols_per_place):
-            symbols.append(memory.zeros(dtype=torch.int64))
-        parameters = memory.zeros(self.head.size)
-        entering = []
-        for _ in self.layers:
-            # The layer's input and its previous hidden state, concatenated for one product.
-            entering.append(memory.zeros(2 * self.hidden))
-        # One program for the first place, and one for the later places of each channel.
-        first = Program(batch, ("row", "column"), like)
-        later = [Program(batch, ("row", "column"), like) for _ in self.channel]
-        every = SeveralPrograms([first, *later])
+        step = SequenceStep(memory, self.symbols_per_place, len(self.channel), size=self.head.size)
+        layers = self.layers.bind(step)
         # The input of the first layer: constant + row + column + the vectors of the symbols before.
-        x = entering[0][:, : self.hidden]
+        x = layers.input
         row = Vectors(memory.table(self.row[:, 0, 0])).at("row")
-        constants = self._write_constants(memory, state.labels)
-        first.add(constants[0], row, x)
-        for constant, program in zip(constants, later, strict=True):
-            program.add(constant, row, x)
-        every.add(x, Vectors(memory.table(self.column[:, 0])).at("column"), x)
-        table = memory.table(self.embedding.table())
-        for channel, program in enumerate(later):
-            for i in range(self.symbols_per_place):
-                # A negative index wraps around: the symbol before channel 0 is the last channel.
-                program.lookup(symbols[i], table[channel - self.symbols_per_place + i], x)
-        gates = every.zeros(GATES * self.hidden)
-        # The input of each layer and, last, of the output layer.
-        inputs = [entered[:, : self.hidden] for entered in entering] + [every.zeros(self.hidden)]
-        for i, layer in enumerate(self.recurrent()):
-            weight, bias = packed(layer)
-            hidden = entering[i][:, self.hidden :]
-            cell = memory.zeros(self.hidden, dtype=cell_dtype(like))
-            every.linear(entering[i], memory.matrix(weight), gates, add=memory.table(bias))
-            every.cell(gates, cell, hidden)
-            every.add(inputs[i], hidden, inputs[i + 1])
-        # With two levels only the last parameter is computed, and the first stays zero.
-        last = memory.matrix(self.last.weight.T)
-        free = parameters[:, -self.free_size :]
-        every.linear(inputs[-1], last, free, add=memory.table(self.last.bias))
-        return LSTMPrograms(first, later, symbols, parameters)
+        column = Vectors(memory.table(self.column[:, 0])).at("column")
+        step.write_position(self._constants(memory, state.labels), row, column, x)
+        step.write_symbols(memory.table(self.embedding.table()), x)
+        step.write_output(self.last, layers.write())
+        return step
 
-    def _write_constants(
+    def _constants(
         self, memory: MemoryAllocator, labels: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """Sum of the vectors of class and channel, ``[batch, hidden]``.
@@ -303,20 +232,3 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
 
     def sizes(self) -> dict[str, object]:
         return {"layers": len(self.layers), "hidden": self.hidden, "dropout": self.dropout}
-
-
-def packed(layer: nn.LSTM) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack the weights of an LSTM layer into one product, with the gates in our cell's order.
-
-    Returns:
-        Weights ``[2 * hidden, 4 * hidden]`` for input and hidden state, concatenated, and the bias
-        ``[4 * hidden]``.
-    """
-    hidden = layer.hidden_size
-    # torch has two matrices [4 * hidden, hidden], for input and state, and a bias for each.
-    by_gate = []
-    for parameter in layer.parameters():
-        by_gate.append(parameter.detach().unflatten(0, (GATES, hidden))[TORCH_GATES])
-    from_input, from_state, input_bias, state_bias = by_gate
-    weight = torch.cat([from_input, from_state], dim=-1).flatten(0, 1)
-    return weight.T.contiguous(), (input_bias + state_bias).flatten()

@@ -257,8 +257,10 @@ class Generator:
         Returns:
             ``int64 [n, h, w, depth]``, or a tuple of such grids.
 
+        Warns of images so dark that they are probably symbols, or of another scale than 0..255.
+
         Raises:
-            InputError: for images of another type or size.
+            InputError: for images of another type or size, or surely of another scale.
         """
         # Tokenizers take images of other sizes as well, but the prior's grid is fixed.
         checked = check_images(images, self.tokenizer.channels)
@@ -268,7 +270,8 @@ class Generator:
                 f"the model takes images of {height}x{width}, "
                 f"got {checked.shape[1]}x{checked.shape[2]}"
             )
-        # Pictures of a data set come here too, so only what cannot be meant is refused.
+        # Pictures of a data set come here too, so only what cannot be meant is refused, and what
+        # hardly can be leads to a warning.
         check_scale(images, self._pixel_levels, sure=True)
         return self.tokenizer.encode(checked)
 

@@ -46,6 +46,9 @@ FORMAT = 1
 CONFIG = "config.json"
 NAMES = "names.json"
 
+MOST_IMAGES = 1 << 48
+"""Most images of a set; more would not fit into a number of the machine."""
+
 INDEX_BYTES = 1 << 30
 """Largest file of names or of shards that is read: enough for millions of images."""
 
@@ -94,8 +97,11 @@ class CodesRecord(TypedDict, total=False):
     shards: list[ShardRecord]
 
 
-Places = slice | np.ndarray | torch.Tensor | list[int]
+SeveralPlaces = slice | np.ndarray | torch.Tensor | list[int]
 """Which images: a slice, or indices."""
+
+Places = int | np.integer | SeveralPlaces
+"""One image, or several."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,10 @@ class CodeSet:
         self.grids = tuple(grids)
         if not self.grids:
             raise ValueError("no grids")
-        self.count = check_integer("count", config["count"])
-        self.shard_images = check_integer("shard_images", config["shard_images"], least=1)
+        self.count = check_integer("count", config["count"], most=MOST_IMAGES)
+        self.shard_images = check_integer(
+            "shard_images", config["shard_images"], least=1, most=MOST_IMAGES
+        )
         # Whatever is wrong here raises an error that the constructor puts into words.
         height, width, channels = config["shape"]
         self.shape: tuple[int, int, int, int] = (
@@ -163,15 +171,24 @@ class CodeSet:
         # The last shard may hold fewer images than the others.
         if len(self.shards) != -(-self.count // self.shard_images):
             raise ValueError(f"{len(self.shards)} shards for {self.count} images")
+        # A symbol takes a byte at least. Whoever reads images may rely on memory for their codes.
+        symbols = self.count * sum(grid.symbols for grid in self.grids)
+        if symbols > sum(shard.size for shard in self.shards):
+            raise ValueError(f"its shards are too small for {symbols:,} symbols")
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, places: Places) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Codes at a slice or at indices, ``int64 [n, h, w, depth]``.
+        """Codes at a slice or at indices, ``int64 [n, h, w, depth]``; at one index, without ``n``.
 
         A tokenizer with several grids gives a tuple, one tensor for each grid.
         """
+        if isinstance(places, (int, np.integer)):
+            # One image is a batch of one, without its first dimension.
+            index = range(len(self))[int(places)]
+            one = self[index : index + 1]
+            return one[0] if isinstance(one, torch.Tensor) else tuple(part[0] for part in one)
         codes = []
         for part in self.read(places):
             codes.append(torch.from_numpy(part.astype(np.int64)))
@@ -231,7 +248,7 @@ class CodeSet:
             self._checked.pop(number, None)
             self.shard(number)
 
-    def read(self, places: Places, kind: str = "codes") -> list[np.ndarray]:
+    def read(self, places: SeveralPlaces, kind: str = "codes") -> list[np.ndarray]:
         """Codes of each grid at a slice or at indices, in the types that they are stored in.
 
         Args:
@@ -335,7 +352,7 @@ class CodeVariant:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, places: Places) -> np.ndarray:
+    def __getitem__(self, places: SeveralPlaces) -> np.ndarray:
         levels = self.codes.read(places, self.kind)
         if len(levels) == 1:
             return levels[0].astype(self.dtype)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -56,6 +56,8 @@ class Run:
     path: Path
     progress: Progress
     interrupted: bool
+    shown_names: Mapping[str, str] = field(default_factory=dict)
+    """How messages name figures, where that differs from records: of codes, bits are per code."""
 
     def __repr__(self) -> str:
         facts = [repr(str(self.path)), f"steps={self.progress.step}"]
@@ -64,7 +66,8 @@ class Run:
         if self.figures:
             facts.append(f"best_step={self.progress.best_step}")
         for name, value in self.figures.items():
-            facts.append(f"{name}={value:.4g}")
+            shown = self.shown_names.get(name, name)
+            facts.append(f"{shown}={value:.4g}")
         if self.interrupted:
             facts.append("interrupted=True")
         return f"Run({', '.join(facts)})"
@@ -290,7 +293,7 @@ def _run(job: Job) -> Run:
     _take_best(job.model, job.out)
     if first:
         job.say(_ending(task, progress, job.out, stopped))
-    return Run(job.out, progress, stopped)
+    return Run(job.out, progress, stopped, {task.metric: task.shown_metric})
 
 
 def _options(options: dict[str, object]) -> TrainConfig:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.contracts import Outcome, check, kinds_of
+from tessella.contracts import Outcome, check, checking, kinds_of
 from tessella.contracts.contract import Contract, require_close, run
 from tessella.errors import ConfigError
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
@@ -150,6 +150,41 @@ def test_what_is_not_a_number_agrees_with_nothing() -> None:
     nan = torch.tensor([float("nan")])
     with pytest.raises(AssertionError, match="differ by nan"):
         require_close(nan, nan, 1.0, "two values")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("lstm", {"hiden": 4}, "unknown size of lstm: 'hiden'; did you mean 'hidden'"),
+        ("lstm", {"hidden": 0}, "hidden >= 1"),
+        ("logistic-mixture", {"component": 4}, "did you mean 'components'"),
+        ("vqvae", {"hiden": 4}, "did you mean 'hidden'"),
+        ("fsq", {"level": (3, 3)}, "did you mean 'levels'"),
+        ("digits", {"limt": 4}, "unknown option of digits: 'limt'; did you mean 'limit'"),
+        ("digits", {"source": "noise"}, "unknown option of digits: 'source'"),
+    ],
+)
+def test_options_that_stand_for_nothing_are_refused(
+    name: str, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        next(check(name, **option))
+
+
+def test_an_option_reaches_those_that_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def record(_: object, case: Any, described: str) -> Iterator[Outcome]:
+        sizes.append((case.head, case.sizes))
+        return iter(())
+
+    monkeypatch.setattr(checking, "run", record)
+    assert list(check("nade", hidden=3, components=2)) == []
+    assert dict(sizes) == {
+        "categorical": {"hidden": 3},
+        "ordinal": {"hidden": 3},
+        "logistic-mixture": {"hidden": 3, "components": 2},
+    }
 
 
 def test_names_that_stand_for_nothing_are_refused() -> None:

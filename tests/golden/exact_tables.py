@@ -1,4 +1,5 @@
-"""Prints one SHA-256 for each golden twin: of all its frequency tables, for 32 images.
+"""Prints two SHA-256 for each golden twin: of all its frequency tables for 32 images, and of a file
+that holds these images.
 
     python tests/golden/exact_tables.py --batch 7 --threads 2
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def images(twin: ExactModel) -> torch.Tensor:
     return torch.randint(twin.grid.levels, (IMAGES, *twin.grid.shape), generator=generator)
 
 
-def digest(twin: ExactModel, batch: int) -> str:
+def digest_of_tables(twin: ExactModel, batch: int) -> str:
     """SHA-256 of all frequencies, predicted ``batch`` images at a time."""
     x = images(twin)
     labels = torch.arange(IMAGES) % (twin.classes + 1)
@@ -71,16 +73,28 @@ def digest(twin: ExactModel, batch: int) -> str:
     return hashlib.sha256(everything.tobytes()).hexdigest()
 
 
+def digest_of_file(twin: ExactModel, batch: int) -> str:
+    """SHA-256 of a file of the images, encoded and decoded ``batch`` images at a time."""
+    x = images(twin)
+    data = ts.compress(x, twin, batch=batch)
+    assert torch.equal(torch.as_tensor(ts.decompress(data, twin, batch=batch)).long(), x)
+    return hashlib.sha256(data).hexdigest()
+
+
 def digests(batch: int) -> dict[str, str]:
-    """The digest of every golden twin, by name."""
+    """The digests of every golden twin, by its name and what they are of."""
     found = {}
     for name in MODELS:
-        found[name] = digest(load_twin(TWINS / name), batch)
+        twin = load_twin(TWINS / name)
+        found[f"{name} tables"] = digest_of_tables(twin, batch)
+        # Files need the entropy coder of the extra `compress`.
+        if importlib.util.find_spec("constriction"):
+            found[f"{name} file"] = digest_of_file(twin, batch)
     return found
 
 
 def make() -> None:
-    """Make the twins, and the file of digests."""
+    """Make the twins."""
     for name, options in MODELS.items():
         model = ts.create(name, seed=0, **options).eval()
         with torch.no_grad():
@@ -89,7 +103,6 @@ def make() -> None:
                 parameter.mul_(1.5)
         twin = model.exact()
         save_twin(twin, TWINS / name)
-    DIGESTS.write_text(json.dumps(digests(IMAGES), indent=2) + "\n")
 
 
 def main() -> None:
@@ -97,11 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--make", action="store_true")
+    parser.add_argument("--make", action="store_true", help="make new twins and digests")
+    parser.add_argument("--digests", action="store_true", help="make new digests of the old twins")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.make:
         make()
+    if options.make or options.digests:
+        DIGESTS.write_text(json.dumps(digests(IMAGES), indent=2) + "\n")
     else:
         print(json.dumps(digests(options.batch)))
 

@@ -395,3 +395,37 @@ def test_numbers_of_decoding_are_checked_at_the_call(
     stored = code_store.tokenize(made, images(), tmp_path)
     with pytest.raises(InputError, match=next(iter(numbers))):
         code_store.decoded(stored, made, **numbers)
+
+
+@every
+def test_one_image_is_a_row_of_several(kind: str, tmp_path: Path) -> None:
+    codes = ts.tokenize(tokenizer(kind), images(20), tmp_path / "codes")
+    several = codes[[19, 3]]
+    for index, place in ((19, 0), (-1, 0), (np.int64(3), 1)):
+        one = codes[index]
+        if isinstance(several, tuple):
+            assert isinstance(one, tuple)
+            for part, row in zip(one, several, strict=True):
+                assert torch.equal(part, row[place])
+        else:
+            assert torch.equal(one, several[place])
+    with pytest.raises(IndexError):
+        codes[20]
+
+
+@pytest.mark.parametrize("key", ["count", "shard_images"])
+def test_absurd_numbers_of_images_are_refused(key: str, tmp_path: Path) -> None:
+    ts.tokenize(tokenizer(), images(20), tmp_path / "codes")
+    config = files.read_json_object(tmp_path / "codes" / "config.json")
+    files.write_json(tmp_path / "codes" / "config.json", {**config, key: 2**70})
+    with pytest.raises(ArtifactError):
+        ts.open_codes(tmp_path / "codes")
+
+
+def test_grids_larger_than_their_shards_are_refused(tmp_path: Path) -> None:
+    ts.tokenize(tokenizer(), images(20), tmp_path / "codes")
+    config = files.read_json_object(tmp_path / "codes" / "config.json")
+    config["grids"][0]["height"] = 2**40
+    files.write_json(tmp_path / "codes" / "config.json", config)
+    with pytest.raises(ArtifactError, match="too small"):
+        ts.open_codes(tmp_path / "codes")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalLayer, Diagonals
+from tessella.models.diagonal_bilstm import DiagonalBiLSTM
 from tessella.nn.channel_groups import ChannelGroups
+from tessella.nn.diagonal_bilstm_layers import DiagonalLayer, Diagonals
 
 SHAPES = [(1, 1), (1, 4), (4, 1), (3, 5), (5, 3)]
 

@@ -1,7 +1,8 @@
-"""The frequencies of the golden twins are the same integers however they are computed."""
+"""The frequencies of the golden twins, and files, are the same however they are computed."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -37,6 +38,9 @@ def computed(*options: str, **variables: str) -> dict[str, str]:
 
 
 EXPECTED = json.loads((GOLDEN / "exact_tables.json").read_text())
+if not importlib.util.find_spec("constriction"):
+    # Without the entropy coder there are no files, but all tables.
+    EXPECTED = {name: digest for name, digest in EXPECTED.items() if name.endswith("tables")}
 
 
 @needs_kernel

@@ -19,6 +19,7 @@ DENSE = "ternaries and comprehensions per 1,000 statements"
 TUPLES = "tuple assignments per 1,000 statements"
 COMMENTS = "comment lines per 100 lines"
 MODULES = "module names given twice"
+STEPPING = "stepping code in a family's file, %"
 PUBLIC = "public class names given twice"
 PRIVATE = "private class names given twice"
 
@@ -159,6 +160,70 @@ def make() -> type:
     assert broken(report) == [PUBLIC, PRIVATE]
     assert lines_of(report, PUBLIC) == [2, 3]
     assert lines_of(report, PRIVATE) == [5, 6]
+
+
+FAMILY = """# Why.
+from tessella.models import base
+from tessella.nn.stepping.program import Program as Work
+
+class MineState(Memory):
+    x: int
+
+class Mine({base}):
+    name = "mine"
+
+    def forward(self, x):
+        y = self.shared(x)
+        y = self.layer(y)
+        y = self.layer(y)
+        return y
+
+    def init_state(self) -> MineState:
+        return MineState(helper())
+
+    def write(self, work: list[Work]):
+        return self.only(self.shared(work))
+
+    def only(self, x):
+
+        return self.only(x)
+
+    def shared(self, x):
+        return x
+
+def helper():
+    return 1
+"""
+
+
+def test_stepping_code(tmp_path: Path) -> None:
+    text = FAMILY.format(base="PixelBase")
+    base = "# Why.\nclass PixelBase(ProgramModel):\n    def step(self, state: State): ...\n"
+    report = package(tmp_path, {"models/mine.py": text, "models/base.py": base})
+    # MineState, init_state, write and, used by nothing else, only and helper; not shared.
+    share = 100 * 10 / 22
+    assert report.figures[STEPPING] == pytest.approx(share)
+    assert [place.path for place in report.places[STEPPING]] == ["tessella/models/mine.py"]
+    assert broken(report) == [STEPPING]
+
+
+def test_stepping_code_within_the_limit(tmp_path: Path) -> None:
+    # 18 more lines: 10 in 40 are a quarter.
+    more = "def more(x):\n" + "    x = 1  # Why.\n" * 17
+    text = FAMILY.format(base="ProgramModel") + more
+    assert broken(package(tmp_path, {"models/mine.py": text})) == []
+    fewer = text.removesuffix("    x = 1  # Why.\n")
+    assert broken(package(tmp_path, {"models/mine.py": fewer})) == [STEPPING]
+
+
+@pytest.mark.parametrize(
+    ("file", "base"), [("models/mine.py", "Model[MineState]"), ("nn/mine.py", "ProgramModel")]
+)
+def test_stepping_code_without_a_limit(tmp_path: Path, file: str, base: str) -> None:
+    report = package(tmp_path, {file: FAMILY.format(base=base)})
+    assert report.figures[STEPPING] == 0
+    assert report.places[STEPPING] == []
+    assert broken(report) == []
 
 
 def test_uses_of_any(tmp_path: Path) -> None:
@@ -310,7 +375,7 @@ def test_stops_of_a_recipe(tmp_path: Path) -> None:
     assert wrapped == ["start", "setup"]
 
 
-@pytest.mark.parametrize("name", ["house", "house_places", "recipe_stops"])
+@pytest.mark.parametrize("name", ["house", "house_places", "house_stepping", "recipe_stops"])
 def test_the_scripts_keep_their_own_limits(name: str) -> None:
     sources = house.read_sources(SCRIPTS.parent, "scripts")
     (own,) = (source for source in sources if Path(source.path).stem == name)

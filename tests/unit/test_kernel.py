@@ -187,6 +187,15 @@ def test_a_cache_that_cannot_be_written_is_described(
     forget()
 
 
+def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Flags that build for any processor must not be tried instead.
+    monkeypatch.setenv("TESSELLA_KERNEL_MARCH", "no-such-processor")
+    forget()
+    assert not kernel.available()
+    assert "-march=no-such-processor" in kernel.describe()
+    forget()
+
+
 def test_a_full_cache_is_said_once(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library.unlink()
 

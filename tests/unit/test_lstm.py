@@ -11,6 +11,7 @@ import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models import lstm
 from tessella.models.lstm import LSTM
+from tessella.nn.lstm_layers import RecurrentLayers
 
 
 def test_segments_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_a_layer_computes_the_equations_of_the_cell() -> None:
     model = ts.create("lstm", ts.Grid(2, 2, 1, 3), layers=1, hidden=4).double()
     assert isinstance(model, LSTM)
     x = torch.tensor([[[[2], [0]], [[1], [2]]]])
-    of_input, of_state, first, second = model.recurrent()[0].parameters()
+    of_input, of_state, first, second = model.layers.recurrent()[0].parameters()
     table, places = (
         model.embedding.table()[0],
         (model.row + model.column + model.channel).flatten(0, 2),
@@ -41,6 +42,22 @@ def test_a_layer_computes_the_equations_of_the_cell() -> None:
         hidden = emit.sigmoid() * cell.tanh()
         expected = model.last(entering + hidden)
         torch.testing.assert_close(model(x).flatten(1, 3)[0, t], expected, rtol=0, atol=1e-12)
+
+
+def test_layers_keep_the_names_of_saved_weights() -> None:
+    model = ts.create("lstm", ts.Grid(2, 2, 1, 4), layers=2, hidden=3)
+    names = [name for name in model.state_dict() if name.startswith("layers.")]
+    parts = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    assert names == [f"layers.{layer}.{part}" for layer in range(2) for part in parts]
+
+
+def test_dropout_acts_on_the_output_of_each_layer_while_training() -> None:
+    x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
+    states = [torch.zeros(1, 1, 4)] * 4
+    layers = RecurrentLayers(2, 4, dropout=1.0).train()
+    # Layers are residual, so their input is all that is left.
+    torch.testing.assert_close(layers(x, states)[0], x, rtol=0, atol=0)
+    assert (layers.eval()(x, states)[0] != x).all()
 
 
 def test_a_step_on_3072_symbols_keeps_little_and_trains() -> None:

@@ -45,6 +45,10 @@ def test_a_trained_run_shows_where_it_is_and_how_good_it_is() -> None:
     assert repr(Run(Path("runs/a"), progress, False)) == (
         "Run('runs/a', steps=400, seconds=63, best_step=300, bits_per_dim=1.235)"
     )
+    names = {"bits_per_dim": "bits_per_code"}
+    assert repr(Run(Path("runs/a"), progress, False, names)) == (
+        "Run('runs/a', steps=400, seconds=63, best_step=300, bits_per_code=1.235)"
+    )
 
 
 def tokenizer(seed: int = 0, image_size: tuple[int, int] = (6, 10)) -> ts.Tokenizer:

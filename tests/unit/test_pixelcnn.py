@@ -11,9 +11,10 @@ import torch
 import tessella as ts
 from tessella.errors import ConfigError
 from tessella.models.channel_masked import ChannelMasked
-from tessella.models.pixelcnn import PixelCNN, ResidualBlock
+from tessella.models.pixelcnn import PixelCNN
 from tessella.nn.channel_groups import ChannelGroups, ChannelGroupStep, GroupedConvolution
 from tessella.nn.embedding import ChannelEmbedding
+from tessella.nn.pixelcnn_layers import ResidualBlock
 from tessella.nn.stepping.program import Program
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 

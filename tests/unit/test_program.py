@@ -3,7 +3,6 @@ without a compiler."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -417,7 +416,6 @@ def test_every_operation_can_be_written_and_run_in_torch() -> None:
 def test_the_kernel_was_compiled_with_our_operations_and_records() -> None:
     library = kernel.library()
     assert library is not None
-    library.tessella_layout.restype = ctypes.c_char_p
     assert library.tessella_layout().decode() == compiled.layout()
     assert library.tessella_record_bytes() == compiled.RECORD.itemsize
 

@@ -16,7 +16,7 @@ import tessella as ts
 from tessella import files
 from tessella.config import TrainConfig, load_recipe
 from tessella.data import ImageSet
-from tessella.errors import ArtifactError, ConfigError, InputError
+from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.nn import outline
 from tessella.pipeline import locate, pixel_generator
 from tessella.report.run_summary import describe, render
@@ -242,8 +242,7 @@ def test_symbols_given_as_a_tensor_get_the_line_of_torch() -> None:
 
 def test_dark_images_that_are_meant_pass(tmp_path: Path) -> None:
     digits = ts.load("digits")
-    # One picture, black ones, and those of a set, which has been checked as it was read.
-    digits.encode(small(1, n=1))
+    # Black pictures, and those of a set, which has been checked as it was read.
     digits.encode(np.zeros((5, 8, 8, 1), np.uint8))
     ts.evaluate("digits", ImageSet(small(1)))
     train(tmp_path / "set", ImageSet(small(3)), valid=ImageSet(small(3)))
@@ -253,6 +252,35 @@ def test_dark_images_that_are_meant_pass(tmp_path: Path) -> None:
     ts.evaluate(fine, small(16))
     # Symbols of another integer type are symbols.
     train(tmp_path / "symbols", small(16).astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("levels", "high", "n", "line"),
+    [
+        (17, 1, 1, r"images \* 255"),
+        (17, 16, 1, r"\(255 / 16\)"),
+        # Few images of symbols may lack the largest one.
+        (17, 12, 3, r"\(255 / 16\)"),
+        (64, 40, 1, r"\(255 / 63\)"),
+        (100, 12, 3, r"\(255 / 15\)"),
+    ],
+)
+def test_dark_images_lead_to_a_warning_before_a_model_sees_them(
+    levels: int, high: int, n: int, line: str
+) -> None:
+    generator = pixel_generator(tiny(ts.Grid(8, 8, 1, levels)))
+    with pytest.warns(TessellaWarning, match=line) as caught:
+        generator.log_prob(small(high, n))
+    assert caught[0].filename == __file__
+    with pytest.warns(TessellaWarning, match=line):
+        generator.complete(small(high, n), np.ones((8, 8), bool))
+
+
+def test_ordinary_images_lead_to_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    pixel_generator(tiny(ts.Grid(8, 8, 1, 17))).encode(small(17, n=1))
+    pixel_generator(tiny(ts.Grid(8, 8, 1, 128))).encode(small(100, n=3))
+    pixel_generator(tiny(ts.Grid(8, 8, 1, 256))).encode(small(1, n=1))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import tessella as ts
-from tessella.models.row_lstm import RowLayer, RowLSTM
+from tessella.models.row_lstm import RowLSTM
 from tessella.nn.channel_groups import ChannelGroups
 from tessella.nn.lstm_cell import lstm_cell, lstm_cell_
+from tessella.nn.row_lstm_layers import RowLayer
 
 
 def test_the_cell_is_that_of_torch() -> None:

@@ -486,6 +486,10 @@ def test_a_prior_is_trained_on_codes_and_saved_with_its_tokenizer(tmp_path: Path
     ts.train(tokenizer, images(), out=tmp_path / "tokenizer", **OPTIONS)
     prior = ts.create("gated-pixelcnn", tokenizer.grid(), layers=2, hidden=8)
     run = ts.train(prior, images(), tokenizer=tokenizer, out=tmp_path / "prior", **OPTIONS)
+    # Records have the name of every density model, which would say too much of codes here.
+    assert "bits_per_dim" in run.figures
+    assert "bits_per_code=" in repr(run)
+    assert "bits_per_dim" not in repr(run)
     generator = run.load()
     assert isinstance(generator, ts.Generator)
     assert generator.sample(3).shape == (3, 4, 4, 1)

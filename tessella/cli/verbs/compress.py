@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from tessella import files
-from tessella.cli.run_twin import set_threads, twin_of_run
+from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
 from tessella.cli.terminal import complain, say
 from tessella.cli.verb_options import Compress
 from tessella.codec.archive_writer import ArchiveWriter
-from tessella.codec.container import HAS_FILES, IS_LIST
+from tessella.codec.container import HAS_FILES, IS_LIST, IS_LOSSY, IS_WIDE, TOKENIZER_BYTES
 from tessella.codec.file_names import names_problem
-from tessella.codec.picture_files import check_losses, find_pictures, read_picture
+from tessella.codec.picture_files import (
+    check_losses,
+    find_pictures,
+    read_for_tokenizer,
+    read_picture,
+)
+from tessella.codec.pictures_as_codes import as_codes
 from tessella.errors import InputError
+from tessella.pipeline import fingerprint
 from tessella.storage import image_writer
 
 FEW = 5
@@ -25,20 +32,32 @@ def run(command: Compress) -> int:
     problem = names_problem([picture.name for picture in pictures])
     if problem:
         raise InputError(f"these files cannot be kept in one archive: {problem}")
-    lost = check_losses(pictures, drop=bool(command.drop_metadata))
     _tell("left out, no images", others)
-    _tell("not kept", lost)
+    tokenizer = tokenizer_of_run(command.run)
+    if tokenizer is None:
+        _tell("not kept", check_losses(pictures, drop=bool(command.drop_metadata)))
+    else:
+        complain(f"{command.run} has a tokenizer: the file will hold its codes, not all pixels")
 
     twin = twin_of_run(command.run)
     writer = ArchiveWriter(twin, command.group, command.batch)
     symbols = 0
     with image_writer.progress(len(pictures)) as watch:
         for number, picture in enumerate(pictures):
-            image = read_picture(picture, twin.grid.levels)
-            symbols += image.symbols.size
+            if tokenizer is None:
+                image = read_picture(picture, twin.grid.levels)
+                symbols += image.symbols.size
+            else:
+                values = read_for_tokenizer(picture, tokenizer.channels)
+                image = as_codes(values, tokenizer, picture.name)
+                symbols += values.size
             writer.add(image)
             watch(number + 1)
-    data = writer.finish(HAS_FILES | IS_LIST)
+    if tokenizer is None:
+        data = writer.finish(HAS_FILES | IS_LIST)
+    else:
+        stored = bytes.fromhex(fingerprint(tokenizer))[:TOKENIZER_BYTES]
+        data = writer.finish(HAS_FILES | IS_LIST | IS_WIDE | IS_LOSSY, stored)
     files.write_bytes(command.out, data)
     bits = 8 * len(data) / symbols
     say(f"{len(pictures)} images, {len(data):,} bytes, {bits:.3f} bits/dim: {command.out}")

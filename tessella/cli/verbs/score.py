@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from tessella import files
-from tessella.cli.run_twin import set_threads, twin_of_run
+from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Score
 from tessella.codec.picture_files import find_pictures, read_picture
 from tessella.codec.scoring import ImageBits, heat_map, score_images
+from tessella.errors import InputError
 from tessella.storage import image_writer, pictures
 
 RANKED = 5
@@ -27,6 +28,8 @@ WHITE = 0.995
 def run(command: Score) -> int:
     """Score images, write the table, and say what stands out."""
     set_threads(command.threads)
+    if tokenizer_of_run(command.run) is not None:
+        raise InputError(f"{command.run} models codes, and scores are of pixels: name another run")
     found, _ = find_pictures(command.paths)
     twin = twin_of_run(command.run)
     scores = []

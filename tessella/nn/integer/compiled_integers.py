@@ -62,7 +62,6 @@ def check_integer_layout(library: ctypes.CDLL) -> None:
     Raises:
         ArtifactError: when they differ, because the kernel would misread our records.
     """
-    library.tessella_integer_layout.restype = ctypes.c_char_p
     compare_layouts(library.tessella_integer_layout().decode(), integer_layout())
 
 

@@ -25,6 +25,17 @@ class IntegerConstants:
     matrices: list[IntegerMatrix] = field(default_factory=list)
     """Weights of linear operations."""
 
+    def on(self, device: torch.device) -> IntegerConstants:
+        """The same constants on a device; these themselves if they are there."""
+        if all(tensor.device == device for tensor in (*self.kept, *self.tables)):
+            return self
+        moved = IntegerConstants()
+        moved.kept = [tensor.to(device) for tensor in self.kept]
+        moved.tables = [tensor.to(device) for tensor in self.tables]
+        # Matrices copy what they need to a device by themselves.
+        moved.matrices = self.matrices
+        return moved
+
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors, with names under which they are saved."""
         for index, tensor in enumerate(self.kept):

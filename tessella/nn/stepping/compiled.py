@@ -97,7 +97,6 @@ def check_layout(library: ctypes.CDLL) -> None:
     Raises:
         ArtifactError: when they differ, because the kernel would misread our records.
     """
-    library.tessella_layout.restype = ctypes.c_char_p
     compare_layouts(library.tessella_layout().decode(), layout())
 
 
