@@ -163,7 +163,7 @@ def measure_run(run: Path, test: int) -> harness.Row:
     assert isinstance(generator, Generator)
     model = generator.priors[0]
     row: harness.Row = {"set": f"run {run.name}", "family": model.name}
-    row["head"] = model.config()["head"]
+    row["head"] = model.head.name
     config = data_config(run)
     held_out = data.load(config, "test")
     return row | compare(generator, data.load(config, "train"), held_out, test)
