@@ -13,6 +13,7 @@ reader needs once, is stated beside.
 
 The sets: ``binarized-mnist`` and ``mnist`` are the npz files of these names, ``natural-crops`` is
 what ``benchmarks/natural_crops.py`` wrote. Results are merged into ``results/compression.json``.
+The codecs of others need ``pip install imagecodecs``.
 """
 
 from __future__ import annotations
@@ -30,15 +31,10 @@ import torch
 from other_codecs import Form, make_codecs
 
 import tessella as ts
-from tessella import data
-from tessella.evaluation.image_source import data_config
-from tessella.exact import ExactModel, has_twin, load_twin, save_twin
-from tessella.pipeline import Generator
+from tessella.cli.run_twin import twin_of_run
+from tessella.exact import ExactModel
 
 KEYS = ("set", "codec", "way")
-
-CALIBRATION = 16
-"""Training images for the conversion of a model to its twin."""
 
 
 def main() -> None:
@@ -60,13 +56,13 @@ def main() -> None:
     images = spread(read_images(chosen.set, chosen.data), chosen.limit)
     few = spread(images, chosen.files)
     if chosen.run is not None:
-        twin = find_twin(chosen.run)
+        twin = twin_of_run(str(chosen.run))
         facts: harness.Row = {"set": chosen.set, "codec": "tessella", "model": twin.network.name}
         facts["run"] = chosen.run.name
         facts["model_bytes"] = model_bytes(chosen.run)
         forms = [our_form(twin)]
-        keep(facts | {"way": "files"}, few, list(few[:, None]), forms, chosen.json)
         keep(facts | {"way": "archive"}, images, [images], forms, chosen.json)
+        keep(facts | {"way": "files"}, few, list(few[:, None]), forms, chosen.json)
         return
 
     levels = 2 if chosen.set == "binarized-mnist" else 256
@@ -97,17 +93,6 @@ def keep(
         f"{row['encode_seconds']:.1f} s, {row['decode_seconds']:.1f} s",
         flush=True,
     )
-
-
-def find_twin(run: Path) -> ExactModel:
-    """The exact twin in a run, made with training images where there is none yet."""
-    if not has_twin(run):
-        generator = ts.load(run)
-        assert isinstance(generator, Generator)
-        train = data.load(data_config(run), "train")
-        pixels = spread(np.asarray(train.images[:]), CALIBRATION)
-        save_twin(generator.priors[0].exact(generator.encode(pixels)), run)
-    return load_twin(run)
 
 
 def model_bytes(run: Path) -> int:

@@ -72,7 +72,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--crops", type=Path, help="npz file of natural crops")
-    parser.add_argument("--runs", nargs="*", default=[], help="trained runs to measure instead")
+    parser.add_argument(
+        "--runs", nargs="*", type=Path, default=[], help="trained runs to measure instead"
+    )
     parser.add_argument("--only", nargs="*", default=FAMILIES, help="families")
     parser.add_argument("--sets", nargs="*", help="only those whose names begin like this")
     parser.add_argument("--heads", nargs="*", default=HEADS)
@@ -155,13 +157,13 @@ def measure_family(
     return row | compare(generator, images.train, images.test, chosen.test)
 
 
-def measure_run(run: str, test: int) -> harness.Row:
+def measure_run(run: Path, test: int) -> harness.Row:
     """Compare the model of a run with its twin, on test images of its data."""
     generator = ts.load(run)
     assert isinstance(generator, Generator)
     model = generator.priors[0]
-    row: harness.Row = {"set": f"run {Path(run).name}", "family": model.name}
-    row["head"] = model.config()["head"]
+    row: harness.Row = {"set": f"run {run.name}", "family": model.name}
+    row["head"] = model.head.name
     config = data_config(run)
     held_out = data.load(config, "test")
     return row | compare(generator, data.load(config, "train"), held_out, test)

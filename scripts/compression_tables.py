@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from performance_tables import origin, table
+from performance_tables import MISSING, origin, table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +57,9 @@ def codec_table(title: str, rows: list[Results]) -> str:
         name = row["codec"]
         if name == "tessella":
             name = f"**Tessella**, `{row['model']}`, a twin of {row['model_bytes']:,} bytes"
+        single = MISSING
+        if row["codec"] in alone:
+            single = f"{alone[row['codec']]['bits_per_sub_pixel']:.4f}"
         lines.append(
             [
                 name,
@@ -65,7 +68,7 @@ def codec_table(title: str, rows: list[Results]) -> str:
                 f"{100 * (row['bytes'] / best - 1):+.1f} %",
                 f"{row['encode_seconds']:.1f}",
                 f"{row['decode_seconds']:.1f}",
-                f"{alone[row['codec']]['bits_per_sub_pixel']:.4f}",
+                single,
             ]
         )
     return table(titles, lines)

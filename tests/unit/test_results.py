@@ -40,6 +40,14 @@ def test_the_tables_of_tokenizers_are_the_measured_ones(monkeypatch: pytest.Monk
     assert filled(text) == text, "run python scripts/tokenizer_tables.py"
 
 
+def test_the_tables_of_compression_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    filled = runpy.run_path(str(ROOT / "scripts" / "compression_tables.py"))["filled"]
+    text = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
+    assert "Tessella" in text
+    assert filled(text) == text, "run python scripts/compression_tables.py"
+
+
 def test_the_table_of_times_says_what_was_measured() -> None:
     row = {
         "work": "nade",
