@@ -75,7 +75,8 @@ class Rule:
     @property
     def applies(self) -> bool:
         """Whether the rule changes any table."""
-        return self.temperature != 1 or bool(self.top_k) or self.top_p != 1
+        # bool, because the numbers may be those of numpy.
+        return bool(self.temperature != 1 or self.top_k or self.top_p != 1)
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
         """Apply temperature, top-k and top-p; guidance is applied by the sampler.

@@ -62,4 +62,4 @@ def test_in_torch():
 
 def test_in_torch_with_the_simplest_instructions():
     variables = {"TESSELLA_KERNEL": "0", "ATEN_CPU_CAPABILITY": "default"}
-    assert computed("--batch", "7", "--threads", "2", **variables) == EXPECTED
+    assert computed("--batch", "7", **variables) == EXPECTED
