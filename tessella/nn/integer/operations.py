@@ -153,6 +153,10 @@ def _linear(
     sums = multiply(x, matrix)
     if y is not None:
         sums += y
+    if operation.activation == "relu":
+        # Both limits in one call, and the result needs no further one.
+        out.copy_(sums.clamp_(0, LIMIT))
+        return
     result = sums.clamp_(-LIMIT, LIMIT)
     # Without an activation and a residual there is nothing more to limit.
     if operation.activation:
@@ -172,7 +176,9 @@ def _map(
     z: torch.Tensor | None,
     known: int,
 ) -> None:
-    if operation.activation:
+    if operation.activation == "relu":
+        out.copy_(x.clamp(min=0))
+    elif operation.activation:
         out.copy_(activate(operation.activation, x.double()).clamp_(-LIMIT, LIMIT))
     else:
         out.copy_(x)
