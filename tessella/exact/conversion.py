@@ -102,7 +102,7 @@ def integer_constants(model: ProgramModel, images: torch.Tensor, cond: Cond) -> 
     for index, table in enumerate(memory.tables):
         constants.tables.append(_fixed_point(table, f"table {index}"))
     for index, (matrix, most) in enumerate(zip(memory.matrices, largest, strict=True)):
-        constants.matrices.append(_integer_matrix(matrix.weight, most, f"matrix {index}"))
+        constants.matrices.append(integer_matrix(matrix.weight, most, f"matrix {index}"))
     return constants
 
 
@@ -130,7 +130,7 @@ def _fixed_point(value: torch.Tensor, name: str) -> torch.Tensor:
     return scaled.clamp(-LIMIT, LIMIT).to(torch.int32).contiguous()
 
 
-def _integer_matrix(weight: torch.Tensor, largest_input: float, name: str) -> IntegerMatrix:
+def integer_matrix(weight: torch.Tensor, largest_input: float, name: str) -> IntegerMatrix:
     """The integer form of a matrix.
 
     Args:

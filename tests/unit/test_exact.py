@@ -10,6 +10,7 @@ import torch
 import tessella as ts
 from tessella.errors import ArtifactError, ConfigError, InputError
 from tessella.exact import ExactModel, has_twin, load_twin, save_twin
+from tessella.exact.conversion import integer_matrix
 from tessella.models.density_model import DensityModel
 
 GRID = ts.Grid(5, 4, 2, 16)
@@ -149,6 +150,13 @@ def test_no_sum_of_a_twin_can_overflow(family: str):
         doubled = (2 * 8191 * weight.abs().sum(0) >= 2**31) | (2 * weight.abs().amax(0) > 32767)
         free = matrix.output_shift < 30
         assert bool(doubled[free].double().mean() > 0.9) or not bool(free.any())
+
+
+def test_a_sum_that_only_rounding_makes_too_large_does_not_overflow():
+    # 1001 * 261.6 is below 2^31 / 8191, 1001 * 262 is above.
+    matrix = integer_matrix(torch.full((1001, 1), 261.6 / 1024), 1.0, "a matrix")
+    assert 8191 * int(matrix.weight.long().sum()) < 2**31
+    assert int(matrix.weight[0, 0]) == 131
 
 
 def test_models_without_a_twin_say_why():
