@@ -27,7 +27,7 @@ from tessella.nn.integer.functions import (
     wide_table,
 )
 from tessella.nn.integer.matrix import INPUT_LIMIT, IntegerMatrix
-from tessella.nn.stepping.memory import Moving, Operand
+from tessella.nn.stepping.memory import operand_at
 from tessella.nn.stepping.operation import PAIRED, Operation, Work
 
 
@@ -46,18 +46,11 @@ class IntegerTorchRunner:
         """Run all operations with these values of the variables."""
         where = dict(zip(self._variables, values, strict=True))
         for operation in self._operations:
-            out, x, y, z = (_at(operand, where) for operand in operation.operands)
+            out, x, y, z = (operand_at(operand, where) for operand in operation.operands)
             assert out is not None
             assert x is not None
             known = where[operation.known] if operation.known else 0
             OPERATIONS_IN_TORCH[operation.name](operation, out, x, y, z, known)
-
-
-def _at(operand: Operand | None, where: dict[str, int]) -> torch.Tensor | None:
-    """The tensor of an operand at the given values of the variables."""
-    if isinstance(operand, Moving):
-        return operand.at(where[operand.variable])
-    return operand
 
 
 def multiply(x: torch.Tensor, matrix: IntegerMatrix) -> torch.Tensor:

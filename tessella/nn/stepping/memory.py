@@ -54,6 +54,13 @@ Operand = torch.Tensor | Moving
 """Memory that an operation reads or writes."""
 
 
+def operand_at(operand: Operand | None, where: dict[str, int]) -> torch.Tensor | None:
+    """The tensor of an operand at the given values of the variables."""
+    if isinstance(operand, Moving):
+        return operand.at(where[operand.variable])
+    return operand
+
+
 @dataclass(frozen=True)
 class Places:
     """The places of a row, one after the other in memory.

@@ -15,7 +15,7 @@ from tessella import kernel
 from tessella.nn.integer.compiled_integers import IntegerCompiledRunner
 from tessella.nn.integer.operations import IntegerTorchRunner
 from tessella.nn.stepping.compiled import CompiledRunner
-from tessella.nn.stepping.memory import Moving, Operand
+from tessella.nn.stepping.memory import Moving, Operand, operand_at
 from tessella.nn.stepping.operation import Matrix, Operation, Work
 from tessella.nn.stepping.torch_operations import (
     OptionalTensor,
@@ -79,18 +79,11 @@ class TorchRunner:
             operation: what to do.
             where: value of each variable.
         """
-        out, x, y, z = (_at(operand, where) for operand in operation.operands)
+        out, x, y, z = (operand_at(operand, where) for operand in operation.operands)
         assert out is not None
         assert x is not None
         known = where[operation.known] if operation.known else 0
         run_operation(operation, out, x, y, z, known)
-
-
-def _at(operand: Operand | None, where: dict[str, int]) -> OptionalTensor:
-    """The tensor of an operand at the given values of the variables."""
-    if isinstance(operand, Moving):
-        return operand.at(where[operand.variable])
-    return operand
 
 
 class ObservingRunner(TorchRunner):
@@ -102,7 +95,7 @@ class ObservingRunner(TorchRunner):
         for operation in self._operations:
             matrix = operation.weight
             if isinstance(matrix, Matrix) and matrix.largest_input is not None:
-                x = _at(operation.x, where)
+                x = operand_at(operation.x, where)
                 assert x is not None
                 matrix.largest_input = max(matrix.largest_input, float(x.abs().amax()))
             self.run_one(operation, where)
