@@ -28,7 +28,7 @@ WIDEST = 120
 LOG_BYTES = 1 << 29
 """Largest log that is read: some millions of lines."""
 
-NO_CURVES = ("step", "seconds", "kept")
+NO_CURVES = ("step", "seconds", "training_seconds", "kept")
 """Entries of the log that are not curves; ``kept`` marks a validation whose weights were kept."""
 
 LARGEST = 1e300

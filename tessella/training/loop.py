@@ -171,6 +171,7 @@ def fit(session: Session) -> None:
         session.average.update(session.task.module, progress.step - 1)
         before = progress.seconds
         progress.seconds = session.read_clock()
+        progress.training += progress.seconds - before
         session.pace.update(progress.seconds - before)
         _report_step(session, bar, figures, rate)
         share = session.share
@@ -211,7 +212,11 @@ def validate(session: Session, log: bool = True) -> bool:
     metric = found.figures[task.metric]
     better = finite and progress.record(found.rank, metric, found.figures)
     if log:
-        entry: dict[str, object] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+        entry: dict[str, object] = {
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "training_seconds": round(progress.training, 3),
+        }
         for name, value in found.figures.items():
             entry[f"valid/{name}"] = value
         if better:

@@ -36,6 +36,8 @@ class Progress:
     """Optimizer steps done."""
     seconds: float = 0.0
     """Wall-clock seconds over all sittings: preparation, training, validation and saving."""
+    training: float = 0.0
+    """Seconds of these that steps took; less than the whole in runs of older versions."""
     validations: int = 0
     validating: float = 0.0
     """Seconds of these that validations took."""
@@ -81,7 +83,7 @@ class Progress:
         progress = cls()
         for name in ("step", "validations", "best_step"):
             setattr(progress, name, _count(values, name, source))
-        for name in ("seconds", "validating", "reserve"):
+        for name in ("seconds", "training", "validating", "reserve"):
             setattr(progress, name, _number(values, name, source, default=0.0))
         # JSON knows no infinity: before the first validation the file says null.
         progress.best = _number(values, "best", source, default=math.inf)

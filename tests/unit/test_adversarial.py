@@ -70,7 +70,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def log(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
 
 
 def task(size: int = 8, train: dict[str, Any] | None = None, **terms: Any) -> AdversarialTask:

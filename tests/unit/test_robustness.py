@@ -155,14 +155,15 @@ def left(out: Path) -> dict[str, Any]:
         names -= {path, *path.rglob("*")}
     weights = [path for path in out.rglob("*.safetensors") if "checkpoints" not in path.parts]
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    untimed = [{key: line[key] for key in line if "seconds" not in key} for line in lines]
     tensors, state, problems = checkpoint.newest(out)
     assert not problems
     return {
         "names": sorted(path.relative_to(out).as_posix() for path in names),
         "status": facts["status"],
-        "progress": facts["progress"] | {"seconds": 0, "validating": 0},
-        "state": state["progress"] | {"seconds": 0, "validating": 0},
-        "log": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+        "progress": facts["progress"] | {"seconds": 0, "training": 0, "validating": 0},
+        "state": state["progress"] | {"seconds": 0, "training": 0, "validating": 0},
+        "log": untimed,
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "weights": {str(path.relative_to(out)): path.read_bytes() for path in weights},
     }  # fmt: skip

@@ -73,7 +73,7 @@ def small_tokenizer() -> ts.Tokenizer:
 
 def log(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, how: Any) -> None:
@@ -163,6 +163,12 @@ def test_the_time_of_validations_is_counted(
     # At 15, 100, 200 and 290 seconds; the last one ends with the run.
     assert seen == [15, 90, 180, 260]
     assert run.progress.validating == 40
+    # 260 steps of a second each; the log has them up to each validation.
+    assert run.progress.training == 260
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    trained = [line["training_seconds"] for line in lines if "training_seconds" in line]
+    assert trained == seen
 
 
 def test_the_average_follows_slowly_and_copies_buffers() -> None:
