@@ -5,7 +5,8 @@
 Each side of a photograph is halved: a pixel is the mean of four. That removes most of what JPEG
 compression left in the photographs of BSDS500, which would otherwise be learned and predicted. What
 does not fill a tile is cut off at the right and at the bottom. All tiles of a photograph are in the
-split of the photograph, so no test image has a neighbour among the training images.
+split of the photograph, so no test image has a neighbour among the training images. The array
+``test_photographs`` says which tiles are of one photograph.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,25 @@ def main() -> None:
     parser.add_argument("archives", nargs="+", type=Path, help="zip files of photographs")
     parser.add_argument("--out", type=Path, required=True, help="npz file to write")
     chosen = parser.parse_args()
+    arrays = split_tiles(chosen.archives)
+    for split in ("train", "valid", "test"):
+        print(f"{split}: {len(arrays[f'{split}_images'])} tiles")
+    print(f"{arrays['test_photographs'].max() + 1} photographs in test")
+    np.savez_compressed(chosen.out, **arrays)
 
+
+def split_tiles(archives: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The tiles of all splits, ``uint8 [n, 32, 32, 3]``, and of test which photograph each is of.
+
+    Args:
+        archives: zip files of photographs.
+    """
     tiles: dict[str, list[np.ndarray]] = {"train": [], "valid": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for archive in chosen.archives:
+    for archive in archives:
         for name, pixels in photographs(archive):
             split = choose_split(name)
-            cut = cut_tiles(halve(pixels))
+            cut = cut_tiles(reduced(pixels, 2))
             tiles[split].append(cut)
             names[split] += [name] * len(cut)
 
@@ -53,15 +66,16 @@ def main() -> None:
             # Evenly spaced, so that they are still of all photographs.
             images = images[np.arange(VALID_TILES) * len(images) // VALID_TILES]
         arrays[f"{split}_images"] = images
-        print(f"{split}: {len(images)} tiles of {len(set(names[split]))} photographs")
-    np.savez_compressed(chosen.out, **arrays)
+    # Numbers in the order of the names: tiles of one photograph are no independent images.
+    arrays["test_photographs"] = np.unique(names["test"], return_inverse=True)[1].astype(np.int32)
+    return arrays
 
 
 def photographs(archive: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Names and pixels, uint8 ``[height, width, 3]``, of the photographs in a zip file."""
     with zipfile.ZipFile(archive) as opened:
         for name in sorted(opened.namelist()):
-            if not name.lower().endswith((".png", ".jpg")):
+            if not name.lower().endswith((".png", ".jpg", ".jpeg")):
                 continue
             image = Image.open(io.BytesIO(opened.read(name))).convert("RGB")
             yield f"{archive.stem}/{name}", np.asarray(image)
@@ -78,13 +92,22 @@ def choose_split(name: str) -> str:
     return "train"
 
 
-def halve(pixels: np.ndarray) -> np.ndarray:
-    """Means of squares of 2x2 pixels, rounded, uint8 ``[height // 2, width // 2, 3]``."""
-    height = pixels.shape[0] // 2
-    width = pixels.shape[1] // 2
-    squares = pixels[: 2 * height, : 2 * width].astype(np.uint16)
-    sums = squares.reshape(height, 2, width, 2, 3).sum(axis=(1, 3))
-    return ((sums + 2) // 4).astype(np.uint8)
+def reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of ``factor x factor`` pixels, rounded (a box filter).
+
+    Args:
+        pixels: ``uint8 [height, width, 3]``; what does not fill a square is cut off.
+        factor: side of a square, from 1.
+
+    Returns:
+        ``uint8 [height // factor, width // factor, 3]``.
+    """
+    height = pixels.shape[0] // factor
+    width = pixels.shape[1] // factor
+    squares = pixels[: factor * height, : factor * width].astype(np.uint32)
+    sums = squares.reshape(height, factor, width, factor, 3).sum(axis=(1, 3))
+    area = factor**2
+    return ((sums + area // 2) // area).astype(np.uint8)
 
 
 def cut_tiles(pixels: np.ndarray) -> np.ndarray:

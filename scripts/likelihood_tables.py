@@ -60,8 +60,18 @@ def rows(name: str) -> list[Row]:
         file = json.loads(path.read_text(encoding="utf-8"))
         found.append(file["rows"][0] | {"hardware": file["hardware"], "commit": file["commit"]})
     # Files of a folder come by name, not in the order of the list.
-    listed = list(tomllib.loads(LISTED.read_text(encoding="utf-8"))[name]["cells"])
+    listed = labels(name)
     return sorted(found, key=lambda row: position(listed, row["cell"]))
+
+
+def labels(name: str) -> list[str]:
+    """The cells that a table lists, or the table whose cells it takes."""
+    tables = tomllib.loads(LISTED.read_text(encoding="utf-8"))
+    table = tables[name]
+    cells = dict(table.get("cells", {}))
+    if "cells_of" in table:
+        cells = tables[table["cells_of"]]["cells"] | cells
+    return list(cells)
 
 
 def position(listed: list[str], cell: str) -> int:
@@ -86,6 +96,19 @@ def budget(row: Row) -> float:
 def bits_per_dim(row: Row) -> float:
     """Bits/dim on the test images."""
     return float(row["test"]["bits_per_dim"])
+
+
+def curve_points(row: Row) -> list[tuple[float, float]]:
+    """Minutes of a run, and bits/dim on the validation images, from its first validation on."""
+    points = []
+    for point in row["curve"]:
+        if isinstance(point, dict):
+            points.append((point["seconds"] / 60, point["bits_per_dim"]))
+        else:
+            # Older files have pairs.
+            seconds, bits = point
+            points.append((seconds / 60, bits))
+    return points
 
 
 def epochs(row: Row) -> str:
@@ -417,7 +440,7 @@ def draw_pictures() -> str:
     return ", ".join(drawn)
 
 
-def _figure(down: int, across: int, width: float) -> tuple[Figure, np.ndarray]:
+def new_figure(down: int, across: int, width: float) -> tuple[Figure, np.ndarray]:
     """A figure and its panels, ``[down, across]``."""
     # Not pyplot, which would look for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -428,7 +451,7 @@ def _figure(down: int, across: int, width: float) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(down, across, squeeze=False)
 
 
-def _colours(names: Iterable[str]) -> dict[str, tuple[float, ...]]:
+def colours_of(names: Iterable[str]) -> dict[str, tuple[float, ...]]:
     """A colour for every name."""
     from matplotlib import colormaps
 
@@ -442,8 +465,8 @@ def _draw_minutes(path: Path) -> str:
     binary = rows("binary-mnist")
     if not digits or not binary:
         return "no picture of minutes: there are no cells of digits or binary-mnist"
-    colours = _colours({family(row) for row in [*digits, *binary]})
-    figure, panels = _figure(2, 2, 12)
+    colours = colours_of({family(row) for row in [*digits, *binary]})
+    figure, panels = new_figure(2, 2, 12)
     _plot_budgets(panels[0, 0], digits, colours)
 
     longest = max(budget(row) for row in digits)
@@ -493,8 +516,8 @@ def _plot_curves(axes: Axes, binary: Sequence[Row], colours: dict[str, tuple[flo
     """Plot validation nats against the minutes within a run, a line for each cell."""
     least = math.inf
     for row in binary:
-        times = [seconds / 60 for seconds, _ in row["curve"]]
-        nats = [NATS * bits for _, bits in row["curve"]]
+        times = [time for time, _ in curve_points(row)]
+        nats = [NATS * bits for _, bits in curve_points(row)]
         # The range shows where curves end, not the high values at their beginnings.
         least = min(least, *nats)
         # Variants of a family have its colour, dashed.
@@ -525,7 +548,7 @@ def _draw_heads(path: Path) -> str:
     comparisons = comparisons_of_heads()
     if not comparisons:
         return "no picture of heads: there are no cells of them"
-    figure, panels = _figure(1, len(comparisons), 4.2 * len(comparisons))
+    figure, panels = new_figure(1, len(comparisons), 4.2 * len(comparisons))
     for axes, (data, by_head) in zip(panels[0], comparisons, strict=True):
         for name, row in by_head.items():
             reach = len(row["neighbours"]) // 2

@@ -18,7 +18,7 @@ import torch
 
 import tessella as ts
 from tessella.config import Recipe, from_dict
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, InputError
 from tessella.pipeline import pixel_generator
 from tessella.training import train_recipe
 
@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def likelihood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("likelihood")
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(module.machine, "gigaflops", lambda side: 100.0)
+    cells = importlib.import_module("likelihood_cells")
+    monkeypatch.setattr(cells, "RUNS", tmp_path / "runs")
+    speed = importlib.import_module("machine").Machine({1: 10.0}, 100.0, 1.0, 1.0, 1)
+    monkeypatch.setattr(module.machine, "measure", lambda sets, sweeps: speed)
     monkeypatch.setattr(
         module.harness, "results_path", lambda name, out="": Path(out or tmp_path / f"{name}.json")
     )
@@ -41,6 +43,10 @@ def likelihood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return importlib.import_module("likelihood_tables")
+
+
+def likelihood_cells() -> ModuleType:
+    return importlib.import_module("likelihood_cells")
 
 
 def tiny(module: ModuleType, steps: int = 12) -> Any:
@@ -64,10 +70,10 @@ def interrupted(recipe: Recipe, out: Path, **options: Any) -> Any:
 
 
 def test_every_family_has_a_cell_and_no_two_cells_share_a_name(likelihood: ModuleType) -> None:
-    cells = likelihood.cells()
+    cells = likelihood_cells().every_cell()
     assert len({cell.id for cell in cells}) == len(cells)
     families = set(ts.MODELS) - {"independent"}
-    for table in ("binary-mnist", "digits"):
+    for table in ("binary-mnist", "digits", "speed-mnist-fixed", "speed-mnist-dynamic"):
         assert {cell.recipe.model.name for cell in cells if cell.table == table} == families
     heads = [cell for cell in cells if cell.table.startswith("heads-")]
     for table in {cell.table for cell in heads}:
@@ -93,9 +99,12 @@ def test_a_cell_goes_from_new_to_done_and_is_refused_when_its_settings_change(
     assert statistics.mean(row["each_image"]["bits_per_dim"]) == pytest.approx(
         row["test"]["bits_per_dim"], abs=1e-5
     )
-    seconds = [at for at, _ in row["curve"]]
+    seconds = [point["seconds"] for point in row["curve"]]
     assert seconds == sorted(seconds)
-    assert row["curve"][-1][1] == pytest.approx(row["valid"]["bits_per_dim"])
+    last = row["curve"][-1]
+    assert last["bits_per_dim"] == pytest.approx(row["valid"]["bits_per_dim"])
+    assert last["images"] == row["images_seen"] == 12 * 16
+    assert 0 < last["training_seconds"] < last["seconds"]
     assert set(row["seconds_an_image"]) == {"1", "16"}
     changed = tiny(likelihood, steps=14)
     assert likelihood.state(changed) == "changed"
@@ -138,9 +147,9 @@ def test_cells_of_codes_train_on_the_tokenizer_of_another_and_are_told_in_bits_o
             },
         },
     }
-    cells = list(likelihood.cells_of_table("codes-mnist", table))
+    cells = list(likelihood_cells().cells_of_table("codes-mnist", {"codes-mnist": table}))
     assert [cell.recipe.train.steps for cell in cells] == [4, 4, 2]
-    monkeypatch.setattr(likelihood.bounds, "LEVELS", 17)
+    monkeypatch.setattr(importlib.import_module("bounds"), "LEVELS", 17)
     for cell in cells:
         assert likelihood.run(cell, again=False)
         assert likelihood.state(cell) == "done"
@@ -172,7 +181,7 @@ def test_an_interrupted_cell_goes_on_where_it_was_left(
     assert not cell.result.exists()
     monkeypatch.setattr(likelihood, "train_recipe", train)
     assert likelihood.run(cell, again=False)
-    sittings = json.loads((likelihood.RUNS / cell.id / "run.json").read_text())["sittings"]
+    sittings = json.loads((cell.run / "run.json").read_text())["sittings"]
     assert sittings[0]["step"] == 6
 
 
@@ -182,8 +191,9 @@ def test_neighbours_are_the_levels_beside_the_true_one(likelihood: ModuleType) -
     with torch.no_grad():
         model.table.mul_(10)
     chances = model.table[0].detach().double().softmax(-1).numpy()
-    near = likelihood.neighbours(pixel_generator(model), images)
-    assert len(near) == 2 * likelihood.REACH + 1
+    measuring = importlib.import_module("likelihood_measure")
+    near = measuring.neighbours(pixel_generator(model), images)
+    assert len(near) == 2 * measuring.REACH + 1
     for distance in (-24, -1, 0, 3):
         expected = [
             chances[y, x, 0, level + distance]
@@ -191,7 +201,7 @@ def test_neighbours_are_the_levels_beside_the_true_one(likelihood: ModuleType) -
             for (y, x, _), level in np.ndenumerate(image)
             if 0 <= level + distance < 256
         ]
-        assert near[distance + likelihood.REACH] == pytest.approx(np.mean(expected), abs=2e-6)
+        assert near[distance + measuring.REACH] == pytest.approx(np.mean(expected), abs=2e-6)
 
 
 def row(bits: list[float], files: list[str]) -> dict[str, Any]:
@@ -287,3 +297,134 @@ def test_rows_come_in_the_order_of_the_list(tables: ModuleType) -> None:
 def test_combinations_of_a_probe(likelihood: ModuleType) -> None:
     found = likelihood.combinations(["model.hidden=8,16", "train.batch=4"])
     assert found == [["model.hidden=8", "train.batch=4"], ["model.hidden=16", "train.batch=4"]]
+
+
+LISTED = """
+[t]
+seeds = [0, 1]
+data = { source = "digits" }
+train = { steps = 6, batch = 8, learning_rate = 1e-2, threads = 1 }
+variants = { "a" = {}, "b" = { seeds = [4], train = { steps = 3 } } }
+[t.cells]
+fvsbn = { model = { name = "fvsbn" } }
+made = { model = { name = "made", hidden = 8 } }
+
+[more]
+cells_of = "t"
+data = { source = "npz:grey.npz", binarize = "dynamic" }
+draws = 3
+train = { steps = 5, batch = 8, threads = 1 }
+"""
+
+
+@pytest.fixture
+def listed(likelihood: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    (tmp_path / "listed.toml").write_text(LISTED)
+    monkeypatch.setattr(likelihood_cells(), "LISTED", tmp_path / "listed.toml")
+    monkeypatch.setattr(importlib.import_module("likelihood_data"), "DATA", tmp_path)
+    return likelihood
+
+
+def test_seeds_are_cells_of_their_own_and_compared_ones_run_close_together(
+    listed: ModuleType,
+) -> None:
+    cells = likelihood_cells().every_cell()
+    assert [cell.id for cell in cells] == [
+        "t/fvsbn-a-seed0",
+        "t/made-a-seed0",
+        "t/fvsbn-a-seed1",
+        "t/made-a-seed1",
+        "t/fvsbn-b-seed4",
+        "t/made-b-seed4",
+        "more/fvsbn",
+        "more/made",
+    ]
+    assert [(c.recipe.train.seed, c.recipe.model.seed) for c in cells[2:6]] == [(1, 1)] * 2 + [
+        (4, 4)
+    ] * 2
+    assert [cell.recipe.train.steps for cell in cells] == [6, 6, 6, 6, 3, 3, 5, 5]
+    # Of another table's cells their models count, not its data.
+    assert cells[6].recipe.data.binarize == "dynamic"
+    assert cells[6].draws == 3
+    find = likelihood_cells().find_cells
+    assert [cell.seed for cell in find(["t/made-a"])] == [0, 1]
+    assert [cell.id for cell in find(["t/*-seed1"])] == ["t/fvsbn-a-seed1", "t/made-a-seed1"]
+    with pytest.raises(SystemExit, match="the tables t, more"):
+        find(["nothing"])
+
+
+def test_keys_and_seeds_of_a_table_are_checked(listed: ModuleType) -> None:
+    of_table = likelihood_cells().cells_of_table
+    table = {"model": {"name": "fvsbn"}, "train": {"steps": 1}, "cells": {"one": {}}}
+    assert [cell.seed for cell in of_table("x", {"x": table})] == [None]
+    with pytest.raises(ConfigError, match=r"\[x\] has no key 'seed'"):
+        list(of_table("x", {"x": {**table, "seed": [1]}}))
+    with pytest.raises(ConfigError, match="different numbers"):
+        list(of_table("x", {"x": {**table, "seeds": [1, 1]}}))
+
+
+def test_cells_with_seeds_are_summed_up_and_compared(
+    listed: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="nothing to compare"):
+        listed.compare("t/fvsbn-a", "t/made-a")
+    cells = likelihood_cells().find_cells(["t/*-a"])
+    listed.run_cells(cells, again=False)
+    row = listed.compare("t/fvsbn-a", "t/made-a")
+    found = {cell.id: listed.harness.read_rows(cell.result)[0] for cell in cells}
+    means = {name: each["test"]["bits_per_dim"] for name, each in found.items()}
+    assert means["t/fvsbn-a-seed0"] != means["t/fvsbn-a-seed1"]
+    ours = (means["t/fvsbn-a-seed0"] + means["t/fvsbn-a-seed1"]) / 2
+    theirs = (means["t/made-a-seed0"] + means["t/made-a-seed1"]) / 2
+    assert row["bits_per_dim"]["mean"] == pytest.approx(ours - theirs, abs=1e-6)
+    assert row["seeds"] == [0, 1]
+    assert row["bits_per_dim"]["images"] == 297
+    assert row["nats"]["mean"] == pytest.approx(64 * math.log(2) * (ours - theirs), abs=1e-4)
+    assert "t/fvsbn-a minus t/made-a" in listed.describe_difference(row)
+
+    summaries = listed.harness.read_rows(listed.harness.results_path("likelihood/summaries"))
+    by_cell = {each["cell"]: each for each in summaries}
+    assert by_cell["fvsbn-a"]["seeds"] == [0, 1]
+    assert by_cell["fvsbn-a"]["bits_per_dim"]["mean"] == pytest.approx(ours, abs=1e-6)
+
+    capsys.readouterr()
+    listed.run_cells(cells, again=False)
+    assert capsys.readouterr().out.count(": done") == 4
+    lines = listed.list_cells(likelihood_cells().find_cells(["t/*"])).splitlines()
+    assert sum("done" in line for line in lines) == 5  # four cells, and the sum
+    assert sum("to do" in line for line in lines) == 3
+
+
+def test_the_start_is_the_model_before_its_first_step(listed: ModuleType) -> None:
+    cell = likelihood_cells().find_cells(["t/fvsbn-a-seed1"])[0]
+    start = importlib.import_module("likelihood_measure").measure_start(cell)
+    # The regressions of an FVSBN begin near zero, at uniform levels.
+    assert start["test"]["bits_per_dim"] == pytest.approx(math.log2(17), abs=0.2)
+    model = ts.create("fvsbn", ts.Grid(8, 8, 1, 17), seed=1)
+    valid = ts.data.load(cell.recipe.data, "valid")
+    assert start["valid"]["images"] == len(valid) == 150
+    assert start["valid"]["bits_per_dim"] == ts.evaluate(model, valid)["bits_per_dim"]
+
+
+def test_dynamic_binarization_is_tested_on_the_mean_of_its_draws(
+    listed: ModuleType, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 60), ("valid", 20), ("test", 30)):
+        arrays[split] = rng.integers(0, 256, (count, 4, 4)).astype(np.uint8)
+    np.savez(tmp_path / "grey.npz", **arrays)
+    cell = likelihood_cells().find_cells(["more/fvsbn"])[0]
+    assert listed.run(cell, again=False)
+    test = listed.harness.read_rows(cell.result)[0]["test"]
+    assert (test["images"], test["draws"], test["identical"]) == (30, 3, None)
+
+    model, draws = ts.load(cell.run), []
+    for seed in range(3):
+        config = replace(cell.located_recipe().data, binarize_seed=seed)
+        images = ts.data.load(config, "test").images
+        draws.append(model.prior.log_prob(model.encode(images)).detach().double().numpy())
+    assert not np.array_equal(draws[0], draws[1])
+    nats = -np.mean(draws, axis=0)
+    assert test["nats_per_image"] == pytest.approx(nats.mean(), rel=1e-5)
+    assert test["nats_per_image_se"] == pytest.approx(nats.std(ddof=1) / 30**0.5, rel=1e-4)

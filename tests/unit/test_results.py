@@ -24,6 +24,13 @@ def test_the_tables_of_the_models_are_the_measured_ones(monkeypatch: pytest.Monk
     assert filled(text) == text, "run python scripts/model_tables.py"
 
 
+def test_the_tables_of_likelihood_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    filled = runpy.run_path(str(ROOT / "scripts" / "speed_run_tables.py"))["filled"]
+    text = (ROOT / "docs" / "likelihood.md").read_text(encoding="utf-8")
+    assert filled(text) == text, "run python scripts/speed_run_tables.py"
+
+
 def performance(name: str) -> Any:
     return runpy.run_path(str(ROOT / "scripts" / "performance_tables.py"))[name]
 
