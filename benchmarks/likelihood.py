@@ -55,6 +55,8 @@ SHOWN = {"new": "to do"}
 """How states are shown, where that differs."""
 MACHINE_SETS = (1, 16, 256)
 """Working sets, in MiB, for which the machine's bandwidth is measured beside each cell."""
+UNEQUAL = 1.15
+"""Ratio of the speeds of a machine from which on two runs had no equal minutes."""
 
 
 def run(cell: Cell, again: bool) -> bool:
@@ -192,7 +194,8 @@ def compare(ours: str, theirs: str) -> harness.Row:
     bits, groups = bits_of(pairs)
     # Half of the rows is of the one, half of the other.
     found = seed_statistics.difference(bits[: len(shared)], bits[len(shared) :], groups)
-    test = harness.read_rows(pairs[0].result)[0]["test"]
+    rows = [harness.read_rows(cell.result)[0] for cell in pairs]
+    test = rows[0]["test"]
     nats = test["nats_per_image"] / test["bits_per_dim"]
     row = {
         "ours": ours,
@@ -201,6 +204,7 @@ def compare(ours: str, theirs: str) -> harness.Row:
         "bits_per_dim": found.facts(),
         "nats": {"mean": nats * found.mean, "se": nats * found.se},
         "sha256": test["sha256"],
+        "machine_gigaflops": [each["machine_gigaflops"] for each in rows],
     }
     harness.merge("likelihood/comparisons", row, ["ours", "theirs"])
     return row
@@ -218,10 +222,19 @@ def describe_difference(row: harness.Row) -> str:
         f"({seeds}; {bits['images']:,} images or photographs)"
     )
     if bits["se_seeds"] is None:
-        return line + "\nthe error does not cover the seed of training: one seed alone"
-    return line + (
-        f"\nof the error, images {bits['se_images']:.4f}, seeds {bits['se_seeds']:.4f} bits/dim"
-    )
+        line += "\nthe error does not cover the seed of training: one seed alone"
+    else:
+        line += (
+            f"\nof the error, images {bits['se_images']:.4f}, seeds {bits['se_seeds']:.4f} bits/dim"
+        )
+    slowest = min(row["machine_gigaflops"])
+    fastest = max(row["machine_gigaflops"])
+    if fastest > UNEQUAL * slowest:
+        line += (
+            f"\nthe machine gave {slowest:.0f} to {fastest:.0f} GFLOP/s beside these runs: "
+            "their minutes were not equal"
+        )
+    return line
 
 
 def list_cells(cells: Sequence[Cell]) -> str:

@@ -261,6 +261,14 @@ def _note(section: Section, found: Sequence[Entry]) -> str:
             older |= {each["table"] for each in entry.rows}
         if section.older in older:
             parts.append("figures of one seed hold images alone in their error")
+    busy = []
+    for entry in found:
+        for each in entry.rows:
+            busy.append(each.get("processors_busy_with_others", math.nan))
+    # Not a number where the system does not say; older files lack it.
+    known = [number for number in busy if math.isfinite(number)]
+    if known:
+        parts.append(f"other programs kept {max(known):.1f} processors busy at most")
     return ", ".join(parts)
 
 

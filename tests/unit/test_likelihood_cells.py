@@ -179,6 +179,13 @@ def test_an_interrupted_cell_goes_on_where_it_was_left(
     assert not likelihood.run(cell, again=False)
     assert likelihood.state(cell) == "begun"
     assert not cell.result.exists()
+    # A kill can leave half a line in the log.
+    log = cell.run / "log.jsonl"
+    whole = log.read_text()
+    seconds = json.loads(whole.splitlines()[-1])["seconds"]
+    log.write_text(whole + '{"step": 7, "seco')
+    assert likelihood_cells().minutes_of(cell) == pytest.approx(seconds / 60)
+    log.write_text(whole)
     monkeypatch.setattr(likelihood, "train_recipe", train)
     assert likelihood.run(cell, again=False)
     sittings = json.loads((cell.run / "run.json").read_text())["sittings"]
@@ -380,7 +387,11 @@ def test_cells_with_seeds_are_summed_up_and_compared(
     assert row["seeds"] == [0, 1]
     assert row["bits_per_dim"]["images"] == 297
     assert row["nats"]["mean"] == pytest.approx(64 * math.log(2) * (ours - theirs), abs=1e-4)
-    assert "t/fvsbn-a minus t/made-a" in listed.describe_difference(row)
+    told = listed.describe_difference(row)
+    assert "t/fvsbn-a minus t/made-a" in told
+    assert "GFLOP/s" not in told
+    unequal = row | {"machine_gigaflops": [50.0, 60.0, 50.0, 60.0]}
+    assert "50 to 60 GFLOP/s" in listed.describe_difference(unequal)
 
     summaries = listed.harness.read_rows(listed.harness.results_path("likelihood/summaries"))
     by_cell = {each["cell"]: each for each in summaries}
