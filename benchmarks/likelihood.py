@@ -123,9 +123,21 @@ def describe(row: harness.Row) -> str:
     return ", ".join(figures)
 
 
-def summarize(cell: Cell) -> None:
-    """Write the mean over the seeds of a cell that are done, with its standard error."""
+def summarize(cell: Cell, fresh: bool) -> None:
+    """Write the mean over the seeds of a cell that are done, with its standard error.
+
+    Args:
+        cell: any of its seeds.
+        fresh: whether a seed was just measured; else only a summary that is missing is written, as
+            an interruption leaves it.
+    """
     done = seeds_done(cell.group)
+    if not done:
+        return
+    if not fresh:
+        for row in harness.read_rows(harness.results_path("likelihood/summaries")):
+            if (row["table"], row["cell"], row["seeds"]) == (cell.table, cell.name, list(done)):
+                return
     bits, groups = bits_of(list(done.values()))
     found = seed_statistics.estimate(bits, groups)
     rows = [harness.read_rows(each.result)[0] for each in done.values()]
@@ -295,12 +307,12 @@ def run_cells(cells: Sequence[Cell], again: bool) -> None:
     for cell in cells:
         how = state(cell)
         print(f"{cell.id}: {SHOWN.get(how, how)}", flush=True)
-        if how == "done" and not again:
-            continue
-        if not run(cell, again):
+        due = how != "done" or again
+        if due and not run(cell, again):
             sys.exit("interrupted: the same command without --again goes on")
+        # Bounds are no bits of a test image that could be paired.
         if not cell.in_bounds:
-            summarize(cell)
+            summarize(cell, fresh=due)
 
 
 def main() -> None:

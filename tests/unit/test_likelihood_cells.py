@@ -398,9 +398,17 @@ def test_cells_with_seeds_are_summed_up_and_compared(
     assert by_cell["fvsbn-a"]["seeds"] == [0, 1]
     assert by_cell["fvsbn-a"]["bits_per_dim"]["mean"] == pytest.approx(ours, abs=1e-6)
 
+    # Nothing is trained again; a summary that is missing is made up for, another is left alone.
+    path = listed.harness.results_path("likelihood/summaries")
+    file = json.loads(path.read_text())
+    file["rows"] = [by_cell["made-a"] | {"kept": True}]
+    path.write_text(json.dumps(file))
     capsys.readouterr()
     listed.run_cells(cells, again=False)
     assert capsys.readouterr().out.count(": done") == 4
+    again = {each["cell"]: each for each in listed.harness.read_rows(path)}
+    assert again["made-a"]["kept"]
+    assert again["fvsbn-a"]["bits_per_dim"] == by_cell["fvsbn-a"]["bits_per_dim"]
     lines = listed.list_cells(likelihood_cells().find_cells(["t/*"])).splitlines()
     assert sum("done" in line for line in lines) == 5  # four cells, and the sum
     assert sum("to do" in line for line in lines) == 3
