@@ -329,15 +329,16 @@ def machine(environment: Mapping[str, Any]) -> str:
 
 
 def curve_of(model: Path) -> list[tuple[float, int, float]]:
-    """Minute, step and figure of each validation that the log has; the figure is the kept one's."""
+    """Minute, step and figure of each validation in the log; empty where there is none."""
     log = model / "log.jsonl"
+    if not log.exists():
+        return []
     curve = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+    figure = "mse" if read_config(model)["kind"] == "tokenizer" else "bits_per_dim"
+    for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        for name in ("valid/bits_per_dim", "valid/bound_bits_per_dim", "valid/mse"):
-            if name in entry:
-                curve.append((entry["seconds"] / 60, entry["step"], entry[name]))
-                break
+        if f"valid/{figure}" in entry:
+            curve.append((entry["seconds"] / 60, entry["step"], entry[f"valid/{figure}"]))
     return curve
 
 
