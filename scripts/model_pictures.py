@@ -39,6 +39,7 @@ from tessella.pipeline import (
     load_saved,
     locate,
 )
+from tessella.sampling import SamplingKeywords
 from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer
 
@@ -47,7 +48,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "models"
 LARGEST = 100_000
 """Bytes that a picture may take."""
 
-RULES: dict[str, dict[str, float]] = {
+RULES: dict[str, SamplingKeywords] = {
     "temperature 1": {},
     "temperature 0.9": {"temperature": 0.9},
     "top-p 0.95": {"top_p": 0.95},

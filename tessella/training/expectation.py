@@ -87,7 +87,8 @@ class Expectation:
             when = f"at its end, step {self.table.curve[-1][0]:,}"
         else:
             when = f"after {step:,} steps"
-        return f"{abs(difference):.3g} {unit} {side} what the recipe expects {when} ({expected:.4g})"
+        distance = f"{_short(abs(difference))} {unit} {side}"
+        return f"{distance} what the recipe expects {when} ({expected:.4g})"
 
     def verdict(self, progress: Progress) -> str:
         """Whether a run is on track, and how the machines compare; empty where nothing is known."""
@@ -95,13 +96,14 @@ class Expectation:
         expected = self.at(progress.step)
         if not remark or expected is None:
             return ""
+        pace = self._pace(progress)
         track = "on track"
-        if progress.best > expected + self.table.tolerance:
-            track = "behind"
-        elif progress.best < expected - self.table.tolerance:
-            track = "ahead"
-        sentence = f"{track}: {remark}; within {self.table.tolerance:.3g} is on track"
-        return sentence + self._pace(progress)
+        if abs(progress.best - expected) > self.table.tolerance:
+            track = "ahead" if progress.best < expected else "behind"
+            # With another schedule a run may be as good as it can be, and away from the curve.
+            if pace and self.timed:
+                track = "off the curve, as another pace can make it"
+        return f"{track}: {remark}; within {_short(self.table.tolerance)} is on track{pace}"
 
     def _pace(self, progress: Progress) -> str:
         """A word about the pace where it differs from that of the machine of the curve."""
@@ -153,9 +155,10 @@ def settings_hash(recipe: Recipe) -> str:
     described: dict[str, object] = {"prior": bool(recipe.prior_of)}
     for entry in dataclasses.fields(recipe):
         table = getattr(recipe, entry.name)
-        if not dataclasses.is_dataclass(table) or entry.name == "expected":
+        # What is no table says nothing of the training.
+        if entry.name == "expected" or not dataclasses.is_dataclass(table):
             continue
-        usual = to_dict(type(table)())
+        usual = {field.name: _default(field) for field in dataclasses.fields(table)}
         without_effect = WITHOUT_EFFECT.get(entry.name, ())
         given = {}
         for key, value in to_dict(table).items():
@@ -164,6 +167,17 @@ def settings_hash(recipe: Recipe) -> str:
         described[entry.name] = given
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _short(number: float) -> str:
+    """A distance: more digits than these are noise."""
+    return f"{number:.3f}" if number < 1 else f"{number:.3g}"
+
+
+def _default(field: dataclasses.Field[object]) -> object:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def data_hash(images: Mapping[str, object]) -> str:

@@ -114,8 +114,8 @@ def test_a_run_becomes_a_model_that_ships(
     assert source_of(model) == fingerprint(loaded.priors[0])
     # Once more, from the bundle itself.
     script.main([str(model), "digits"])
-    assert ts.load(model, expect=ts.Generator).bits_per_dim(images).equal(
-        loaded.bits_per_dim(images)
+    assert (
+        ts.load(model, expect=ts.Generator).bits_per_dim(images).equal(loaded.bits_per_dim(images))
     )
 
 
