@@ -298,7 +298,9 @@ def write_own_card(model: Path, name: str, notes: Mapping[str, str]) -> None:
 
 def training_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The budget, the machine and the images, as items of a list."""
-    yield f"- Recipe: {facts['recipe'].get('about') or 'settings in run.json'}"
+    # What a recipe says of itself ends with figures of another run.
+    about = (facts["recipe"].get("about") or "").partition(":")[0].partition(" (give")[0]
+    yield f"- Recipe: {about or 'not one that ships'}; its settings are in `run.json`"
     yield "- Budget: " + budget(facts)
     yield "- Machine: " + machine(facts["environment"])
     if "tokenizer_run" in facts:

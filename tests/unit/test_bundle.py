@@ -15,6 +15,7 @@ import torch
 
 import tessella as ts
 from tessella import files
+from tessella.cli.entry import main
 from tessella.config import load_recipe
 from tessella.errors import ConfigError
 from tessella.exact import has_twin, load_twin
@@ -69,6 +70,14 @@ def test_a_pixel_model_that_ships_has_its_twin(name: str) -> None:
     # Otherwise every machine would make a twin of its own.
     assert source_of(locate(name)) == fingerprint(model.priors[0])
     assert load_twin(locate(name)).grid == model.priors[0].grid
+
+
+def test_info_lists_the_models_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    told = capsys.readouterr().out.partition("bundled models:\n")[2].partition("recipes:")[0]
+    lines = told.splitlines()
+    assert [line.split()[0] for line in lines] == bundled()
+    assert any(line.endswith("VQ-VAE on the bundled 8x8 digits") for line in lines)
 
 
 def test_the_models_that_ship_are_small_enough(script: ModuleType) -> None:

@@ -79,7 +79,9 @@ def _write_page(command: Info, named: tuple[str, ...]) -> None:
 def _about(name: str) -> str:
     """What a bundled model is: its recipe says it, or else its kind."""
     recipe = read_run_record(locate(name)).get("recipe") or {}
-    return recipe.get("about") or TITLES[read_config(locate(name))["kind"]]
+    # What a recipe says of itself may end with figures, which are those of another run.
+    about = (recipe.get("about") or "").partition(":")[0].partition(" (give")[0]
+    return about or TITLES[read_config(locate(name))["kind"]]
 
 
 def _show_installation() -> None:
