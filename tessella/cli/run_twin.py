@@ -19,8 +19,8 @@ from tessella.tokenizers import Tokenizer
 def twin_of_run(run: str) -> ExactModel:
     """The exact twin of the density model of a run: of its pixels, or of its codes.
 
-    It is kept in the run directory (of a bundled model, in the cache), so that files can be
-    decompressed with it.
+    It is kept in the run directory, so that files can be decompressed with it. Models of pixels
+    that ship have theirs; that of another bundled model goes to the cache.
 
     Raises:
         InputError: when the run holds no density model.
@@ -49,7 +49,7 @@ def twin_of_run(run: str) -> ExactModel:
 def _kept_in(folder: Path, source: str, two_stage: bool) -> Path:
     """Where the twin of a run is: in its directory, unless that belongs to the package."""
     of_prior = folder / "prior" if two_stage else folder
-    if has_twin(of_prior) or not is_bundled(folder):
+    if not is_bundled(folder) or (has_twin(of_prior) and source_of(of_prior) == source):
         return of_prior
     return files.cache_folder() / "models" / source
 

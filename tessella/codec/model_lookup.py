@@ -51,7 +51,7 @@ def places(given: str, beside: Path | None) -> Iterator[Path]:
     """Folders in which a model can be: runs, or folders of runs."""
     bundle = Path(str(resources.files("tessella") / "bundle"))
     if given:
-        # The twin of a model that ships is in the cache, since the package may be read-only.
+        # A twin that does not ship with its model is in the cache: the package may be read-only.
         yield Path(given)
         if (bundle / given).is_dir():
             yield bundle / given

@@ -26,12 +26,12 @@ BundledTokenizer = Literal["digits-vqvae"]
 
 
 def bundled() -> list[str]:
-    """Names of the small trained models that ship with the package."""
+    """Names of the small trained models that ship with the package: the folders of its bundle."""
     # Some distributions leave the models out of the package.
     folder = resources.files("tessella") / "bundle"
     if not folder.is_dir():
         return []
-    return sorted(item.name for item in folder.iterdir() if item.is_dir())
+    return sorted(item.name for item in folder.iterdir() if (item / "config.json").is_file())
 
 
 def is_bundled(path: Path) -> bool:

@@ -41,7 +41,12 @@ NOTHING_MEASURED = (
 )
 
 
-def card(kind: str, config: object, figures: Mapping[str, object] | None) -> str:
+def card(
+    kind: str,
+    config: object,
+    figures: Mapping[str, object] | None,
+    sections: Mapping[str, str] | None = None,
+) -> str:
     """The text of a card.
 
     Args:
@@ -49,6 +54,7 @@ def card(kind: str, config: object, figures: Mapping[str, object] | None) -> str
         config: the configuration, shown as JSON.
         figures: measured numbers by name; nested mappings become sections. None when nothing was
             measured.
+        sections: further sections, Markdown by heading, which come before the figures.
     """
     # The lines between `---` are what model hubs read.
     lines = [
@@ -65,9 +71,10 @@ def card(kind: str, config: object, figures: Mapping[str, object] | None) -> str
         USES[kind],
         "```",
         "",
-        "## Figures",
-        "",
     ]
+    for heading, text in (sections or {}).items():
+        lines += [f"## {heading}", "", text.strip(), ""]
+    lines += ["## Figures", ""]
     # A card without figures says how to get them.
     if figures:
         lines += _table(figures)

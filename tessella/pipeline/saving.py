@@ -67,8 +67,15 @@ def save_model(
     _save_component(model, files.make_directory(directory), model.kind, figures)
 
 
-def write_card(path: Path, figures: Mapping[str, object]) -> None:
+def write_card(
+    path: Path, figures: Mapping[str, object], sections: Mapping[str, str] | None = None
+) -> None:
     """Rewrite the card of a saved model with these figures.
+
+    Args:
+        path: the saved model.
+        figures: see :func:`~tessella.pipeline.model_card.card`.
+        sections: further sections, Markdown by heading.
 
     Raises:
         ArtifactError: when it cannot be read or written.
@@ -78,7 +85,7 @@ def write_card(path: Path, figures: Mapping[str, object]) -> None:
     # The parts of a two-stage model have their configurations in their directories.
     if config["kind"] == "generator":
         shown = {role: read_config(path / role)["model"] for role in ROLES}
-    files.write_text(path / "README.md", card(config["kind"], shown, figures))
+    files.write_text(path / "README.md", card(config["kind"], shown, figures, sections))
 
 
 def read_config(path: Path) -> SavedConfig:

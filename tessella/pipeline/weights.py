@@ -15,6 +15,11 @@ from tessella.pipeline.saved_model import SavedModel
 NAMED = 3
 """Tensors that a message names of each kind of problem."""
 
+FLOAT32 = (torch.float32, "F32")
+HALF_TYPES = (torch.float16, torch.bfloat16, "F16", "BF16")
+"""Types in which a file may store float32 weights in half the bytes, as torch and as headers of
+safetensors files name them. float32 holds each of their numbers exactly."""
+
 
 def fingerprint(model: SavedModel | nn.Module) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all weights.
@@ -39,6 +44,9 @@ def fingerprint(model: SavedModel | nn.Module) -> str:
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
     """Put weights into a module; every name, shape and type must fit, every number be finite.
 
+    A float32 weight may come in a type of half the bytes (:data:`HALF_TYPES`): its numbers are
+    float32 from here on.
+
     Args:
         module: gets the weights.
         weights: by name.
@@ -59,7 +67,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], where: 
             "computes would be wrong: its training diverged, or the file is damaged; "
             "take an earlier model"
         )
-    # Names and shapes are known to fit, so this copies and does not fail.
+    # Names and shapes are known to fit, so this copies, to the types of the module, and does not
+    # fail.
     module.load_state_dict(dict(weights))
 
 
@@ -98,7 +107,8 @@ def weight_problems(
         wanted = expected[name]
         if tuple(found.shape) != tuple(wanted.shape):
             shapes.append(f"{name} is {list(found.shape)} instead of {list(wanted.shape)}")
-        if found.dtype != wanted.dtype:
+        is_half = wanted.dtype in FLOAT32 and found.dtype in HALF_TYPES
+        if found.dtype != wanted.dtype and not is_half:
             types.append(f"{name} is {found.dtype} instead of {wanted.dtype}")
     differences = {
         "missing tensors": sorted(expected.keys() - weights.keys()),

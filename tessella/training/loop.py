@@ -25,6 +25,7 @@ from tessella.training import checkpoint, schedule
 from tessella.training.averaging import Average, learned_buffers
 from tessella.training.engine import Fabric, cuda_devices, stop_signals
 from tessella.training.examples import Examples, Order, mix
+from tessella.training.expectation import Expectation
 from tessella.training.progress import Progress
 from tessella.training.run_directory import RunDirectory
 from tessella.training.stream import NextInLine, Stream
@@ -65,6 +66,8 @@ class Session:
     """Reading of the clock when the run, over all sittings, had taken no time."""
     forecast_seconds: float = 0.0
     """Forecast of a step; 0 where none was made."""
+    expectation: Expectation | None = None
+    """The curve that the recipe expects of this run; None where it has none."""
 
     @property
     def share(self) -> float:
@@ -354,6 +357,9 @@ def _validate_and_save(session: Session) -> None:
     ending = session.share >= 1
     before = progress.seconds
     better = validate(session)
+    # At the end the verdict says the same.
+    if not ending:
+        _compare_with_expectation(session)
     # The time that it took counts towards the minutes of the run.
     progress.validations += 1
     progress.seconds = session.read_clock()
@@ -461,6 +467,16 @@ def _correct_forecast(session: Session) -> None:
         f"steps take {measured:.2g} s, not {session.forecast_seconds:.2g} s as forecast:"
         f" about {schedule.duration(_seconds_left(session))} left"
     )
+
+
+def _compare_with_expectation(session: Session) -> None:
+    """Say how far the run is from the curve of its recipe, where that has one."""
+    if session.expectation is None or not session.fabric.is_global_zero:
+        return
+    progress = session.progress
+    remark = session.expectation.remark(progress.step, progress.best)
+    if remark:
+        session.say(f"best {session.task.shown_metric} {progress.best:.4f}, {remark}")
 
 
 def _seconds_left(session: Session) -> float:

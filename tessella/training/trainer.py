@@ -28,6 +28,7 @@ from tessella.pipeline import class_count, load, load_model, load_weights, locat
 from tessella.tokenizers import Tokenizer
 from tessella.training import build, loop, prepare, schedule
 from tessella.training.engine import compiled, create_fabric, threads
+from tessella.training.expectation import expectation_of
 from tessella.training.forecast import Forecast, forecast
 from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
@@ -267,6 +268,10 @@ def _run(job: Job) -> Run:
         assert not isinstance(valid, Stream)
         valid = valid.first(VALID_LIMIT, VALID_BYTES)
         session = loop.setup(fabric, task, job.train.examples, valid, config, run, job.say)
+        if job.recipe is not None:
+            session.expectation = expectation_of(
+                job.recipe, job.train.identity, task.describe(), task.metric
+            )
         if job.resume:
             restored = resume_run(session, record, job.say)
         else:
@@ -293,6 +298,9 @@ def _run(job: Job) -> Run:
     _take_best(job.model, job.out)
     if first:
         job.say(_ending(task, progress, job.out, stopped))
+        verdict = session.expectation.verdict(progress) if session.expectation else ""
+        if verdict:
+            job.say(verdict)
     return Run(job.out, progress, stopped, {task.metric: task.shown_metric})
 
 

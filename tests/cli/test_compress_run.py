@@ -27,11 +27,10 @@ def test_digits_through_every_verb(
     Path("in").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image[:, :, 0]).save(f"in/{number:02d}.png")
-    # The twin of a bundled model goes to the cache, and is found there by its id.
-    assert main(["compress", "digits", "in", "--out", "x.tsl"]) == 0
-    assert "making the exact twin of digits" in capsys.readouterr().out
+    # The twin ships with the model, and is found by its id.
     assert main(["compress", "digits", "in", "--out", "x.tsl"]) == 0
     assert "making" not in capsys.readouterr().out
+    assert not (files.cache_folder() / "models").exists()
     assert main(["decompress", "x.tsl", "--out", "back"]) == 0
     for number, image in enumerate(images):
         with Image.open(f"back/{number:02d}.png") as opened:
@@ -42,13 +41,14 @@ def test_digits_through_every_verb(
     assert "6" in capsys.readouterr().out
 
     # The twin of a run goes to its directory; of another run it is not taken.
-    shutil.copytree(locate("digits"), "runs/mine")
-    shutil.rmtree(files.cache_folder() / "models")
-    assert main(["decompress", "x.tsl", "--out", "again"]) == 2
-    assert "needs the model" in capsys.readouterr().err
+    shutil.copytree(locate("digits"), "runs/mine", ignore=shutil.ignore_patterns("exact.*"))
     assert main(["compress", "runs/mine", "in", "--out", "y.tsl"]) == 0
+    assert "making the exact twin of runs/mine" in capsys.readouterr().out
     assert Path("runs/mine/exact.json").is_file()
     assert main(["decompress", "y.tsl", "--out", "again", "--model", "runs/mine"]) == 0
+    Path("elsewhere").mkdir()
+    assert main(["decompress", "y.tsl", "--out", "third", "--model", "elsewhere"]) == 2
+    assert "needs the model" in capsys.readouterr().err
     assert main(["compress", "digits-vqvae", "in", "--out", "z.tsl"]) == 2
     assert "no density model" in capsys.readouterr().err
 
@@ -61,8 +61,14 @@ def test_a_two_stage_run_keeps_codes(
     Path("in").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image[: 8 - number, : 5 + number, 0]).save(f"in/{number}.png")
+    # This twin does not ship: it goes to the cache, and is found there by its id.
+    shutil.rmtree(files.cache_folder() / "models", ignore_errors=True)
     assert main(["compress", "digits-codes", "in", "--out", "x.tsl"]) == 0
-    assert "codes, not all pixels" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "making the exact twin of digits-codes" in told.out
+    assert "codes, not all pixels" in told.err
+    assert main(["compress", "digits-codes", "in", "--out", "x.tsl"]) == 0
+    assert "making" not in capsys.readouterr().out
     assert main(["decompress", "x.tsl", "--out", "back", "--model", "digits-codes"]) == 0
     tokenizer = ts.load("digits-codes").tokenizer
     for number, image in enumerate(images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import tessella as ts
+from tessella import files
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaWarning
 from tessella.pipeline import (
     BoundsImages,
@@ -24,6 +26,7 @@ from tessella.pipeline import (
     class_count,
     fingerprint,
     learned_tokenizer,
+    locate,
     pixel_generator,
     pixel_levels,
     require,
@@ -290,17 +293,50 @@ def test_a_grid_no_image_has_needs_its_tokenizer(tmp_path: Path) -> None:
         ts.load(tmp_path)
 
 
-def test_models_that_ship_load_and_sample() -> None:
-    assert bundled() == ["digits", "digits-codes", "digits-vqvae"]
-    size = sum(
-        f.stat().st_size for f in (Path(ts.__file__).parent / "bundle").rglob("*") if f.is_file()
-    )
-    assert size < 1_000_000
+def test_models_of_digits_load_and_sample() -> None:
+    assert {"digits", "digits-codes", "digits-vqvae"} <= set(bundled())
     for name in ("digits", "digits-codes"):
         generator = ts.load(name)
         assert isinstance(generator, ts.Generator)
         assert generator.sample(2).shape == (2, 8, 8, 1)
     assert isinstance(ts.load("digits-vqvae"), ts.Tokenizer)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_the_bytes_are_float32_once_loaded(
+    tmp_path: Path, half: torch.dtype
+) -> None:
+    shutil.copytree(locate("digits"), tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    stored = {name: tensor.to(half) for name, tensor in files.read_tensors(weights).items()}
+    files.write_tensors(weights, stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = ts.load(tmp_path / "run").priors[0].state_dict()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, stored[name].float())
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.int32])
+def test_weights_of_types_that_float32_does_not_hold_are_refused(
+    tmp_path: Path, other: torch.dtype
+) -> None:
+    shutil.copytree(locate("digits"), tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    stored = {name: tensor.to(other) for name, tensor in files.read_tensors(weights).items()}
+    files.write_tensors(weights, stored)
+    with pytest.raises(ArtifactError, match="tensors of a wrong type"):
+        ts.load(tmp_path / "run")
+
+
+def test_integers_are_not_stored_as_floats(tmp_path: Path) -> None:
+    shutil.copytree(locate("digits-vqvae"), tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    stored = {name: tensor.half() for name, tensor in files.read_tensors(weights).items()}
+    files.write_tensors(weights, stored)
+    with pytest.raises(ArtifactError, match="F16 instead of I64"):
+        ts.load(tmp_path / "run")
 
 
 def test_a_card_shows_figures_in_sections() -> None:
@@ -309,6 +345,8 @@ def test_a_card_shows_figures_in_sections() -> None:
     assert "| psnr_db | 24.123 |" in text
     assert json.dumps({"name": "vqvae"}, indent=2) in text
     assert "tessella eval" in card("tokenizer", {}, None)
+    more = card("tokenizer", {}, None, {"Terms": "None are stated."})
+    assert more.index("## Terms") < more.index("None are stated.") < more.index("## Figures")
 
 
 @pytest.mark.parametrize("head", ["ordinal", "logistic-mixture"])

@@ -18,7 +18,8 @@ from tessella.cli.terminal import say
 from tessella.cli.verb_options import Info
 from tessella.errors import InputError
 from tessella.models import MODELS
-from tessella.pipeline import bundled
+from tessella.pipeline import bundled, locate, read_config, read_run_record
+from tessella.pipeline.model_card import TITLES
 from tessella.report import model_catalogue, run_summary
 from tessella.report.html import write_report
 from tessella.tokenizers import TOKENIZERS
@@ -75,6 +76,14 @@ def _write_page(command: Info, named: tuple[str, ...]) -> None:
     write_report(command.run, out, command.samples, say=say, force=bool(command.force))
 
 
+def _about(name: str) -> str:
+    """What a bundled model is: its recipe says it, or else its kind."""
+    recipe = read_run_record(locate(name)).get("recipe") or {}
+    # What a recipe says of itself may end with figures, which are those of another run.
+    about = (recipe.get("about") or "").partition(":")[0].partition(" (give")[0]
+    return about or TITLES[read_config(locate(name))["kind"]]
+
+
 def _show_installation() -> None:
     """Versions, devices, and what there is to choose from."""
     say(
@@ -89,7 +98,9 @@ def _show_installation() -> None:
     say(f"models: {', '.join(MODELS)}")
     say(f"tokenizers: {', '.join(TOKENIZERS)}")
     say(f"data sources: {', '.join(data.SOURCES)}")
-    say(f"bundled models: {', '.join(bundled())}")
+    say("bundled models:")
+    for name in bundled():
+        say(f"  {name:24} {_about(name)}")
     say("recipes:")
     for name in config.recipe_names():
         say(f"  {name:24} {config.load_recipe(name).about}")

@@ -3,7 +3,7 @@
 They are frozen dataclasses with strict keys, importable without torch. A recipe is a TOML file, or
 the name of one that ships with the package. It has the tables ``[data]``, ``[train]`` and one of
 ``[model]`` (a density model; with a ``tokenizer`` run a prior on its codes), ``[tokenizer]`` (with
-``[adversarial]`` for a VQGAN) and ``[vae]``::
+``[adversarial]`` for a VQGAN) and ``[vae]``; ``[expected]`` has its measured learning curve::
 
     [data]
     source = "digits"
@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
+from tessella.config.expected import ExpectedConfig as ExpectedConfig
+from tessella.config.expected import check_curve as check_curve
 from tessella.errors import ArtifactError, ConfigError, unknown
 
 LARGEST_BATCH = 1 << 20
@@ -315,6 +317,7 @@ class Recipe:
     vae: VAEConfig | None = None
     adversarial: AdversarialConfig | None = None
     """Further terms of the loss of a ``vqgan``."""
+    expected: ExpectedConfig | None = None
     prior_of: str = ""
     """Run directory of the tokenizer whose codes ``model`` is a prior for; a recipe that ships says
     ``TOKENIZER``."""
@@ -338,6 +341,8 @@ class Recipe:
             raise ConfigError(
                 "training needs a limit: set train.steps, train.epochs or train.minutes"
             )
+        if self.expected:
+            check_curve(self.expected.curve)
         # Sizes are bounded here, before anything of them is built.
         if self.model:
             names.check_sizes("model", {"seed": self.model.seed, **self.model.sizes})
