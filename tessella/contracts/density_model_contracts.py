@@ -105,7 +105,7 @@ def depends_on_receptive_field(case: ModelCase) -> None:
     """Change one symbol at a time, and see which distributions change with it."""
     for grid in GRIDS:
         model = case.build(grid)
-        declared = model.receptive_field()
+        declared = model.dependencies()
         require(
             declared.shape == (grid.symbols, grid.symbols) and declared.dtype == torch.bool,
             f"{grid}: receptive_field() must be bool [{grid.symbols}, {grid.symbols}]",

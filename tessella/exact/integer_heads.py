@@ -164,6 +164,11 @@ def integer_head(head: Head) -> IntegerCategoricalHead | IntegerMixtureHead:
     # A subclass may compute anything, so only the classes themselves will do.
     if type(head) is CategoricalHead:
         return IntegerCategoricalHead(head.grid)
+    if type(head) is LogisticMixtureHead and head.predicted:
+        raise ConfigError(
+            "a model with a predictor has no arithmetic in integers yet: train one with "
+            "predictor = false to compress files"
+        )
     if type(head) is LogisticMixtureHead:
         return IntegerMixtureHead(head.grid, head.components)
     raise ConfigError(

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 
 from tessella.grid import Grid
+from tessella.nn.linear_predictor import LinearPredictor
 from tessella.nn.stepping.state import State
 
 
@@ -83,7 +84,8 @@ class Head(ABC):
 
         Args:
             parameters: ``[batch, height, width, channels, size]``, or
-                ``[batch, height, width, size]`` if the head is joint.
+                ``[batch, height, width, size]`` if the head is joint; behind them, if the head has
+                a predictor, its predictions.
         """
 
     @abstractmethod
@@ -93,6 +95,10 @@ class Head(ABC):
         Args:
             parameters: as :meth:`DensityModel.step` returns them, ``[batch, ...]``.
         """
+
+    def create_predictor(self) -> LinearPredictor | None:
+        """The predictor whose predictions follow the network's parameters; None for most heads."""
+        return None
 
     def bias(self) -> torch.Tensor:
         """Good initial bias for the layer that makes the parameters: ``[size]``."""

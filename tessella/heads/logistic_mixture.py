@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.heads.head import AveragingJointHead, Distribution, JointHead, at_least_float32
+from tessella.nn.linear_predictor import LinearPredictor
 from tessella.nn.stepping.state import State
 
 LOG_SCALES = (-7.0, 15.0)
@@ -80,6 +81,12 @@ class PixelPosterior(State):
     """Values of the known channels, scaled to [-1, 1], ``[..., 1]`` each."""
     current: torch.Tensor | None = None
     """Parameters of the newest channel, ``[..., 3 * components]``."""
+    prediction: list[torch.Tensor] = field(default_factory=list)
+    """With a predictor, its means, couplings and scales, ``[..., C]``, ``[..., pairs]`` and
+    ``[..., C]``."""
+    expected: list[torch.Tensor] = field(default_factory=list)
+    """With a predictor, its mean of each channel so far, given the channels before it, ``[..., 1]``
+    each."""
 
 
 class LogisticMixtureHead(AveragingJointHead):
@@ -94,9 +101,18 @@ class LogisticMixtureHead(AveragingJointHead):
     ``[M]``, means ``[C, M]``, log-scales ``[C, M]``, and coefficients ``[C (C - 1) / 2, M]`` for
     the pairs (1, 0), (2, 0), (2, 1), ...
 
+    With a predictor (``tessella.nn.linear_predictor``), a prediction of the pixel follows these
+    parameters, and the network only says how to correct it: its means count from the prediction, in
+    units of the typical error; its log-scales and the logits of its weights are added to those of
+    the mixture of errors; and its coefficients multiply how far earlier channels were from their
+    prediction, in units of their typical error. Where all of them are zero, the distribution is
+    that of the predictor.
+
     Args:
         grid: the grid whose symbols are modelled, with at least 3 levels.
         components: number of logistics in the mixture.
+        predictor: whether there is a predictor; it is fitted when training begins.
+        predictor_hidden: hidden units of the predictor's own small network; 0 for none.
 
     Raises:
         ConfigError: for 2 levels, or a number of components that is not a positive integer.
@@ -105,7 +121,13 @@ class LogisticMixtureHead(AveragingJointHead):
     name = "logistic-mixture"
     ordered = True
 
-    def __init__(self, grid: Grid, components: int = 10) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        components: int = 10,
+        predictor: bool = False,
+        predictor_hidden: int = 128,
+    ) -> None:
         super().__init__(grid)
         # With 2 levels both bins extend to infinity: a roundabout way to write a Bernoulli.
         if grid.levels < 3:
@@ -118,6 +140,15 @@ class LogisticMixtureHead(AveragingJointHead):
                 f"logistic-mixture components must be a positive integer, got {components!r}"
             )
         self.components = components
+        if isinstance(predictor_hidden, bool) or predictor_hidden < 0:
+            raise ConfigError(f"predictor_hidden must be at least 0, got {predictor_hidden!r}")
+        self.predicted = predictor
+        self.predictor_hidden = predictor_hidden
+
+    def create_predictor(self) -> LinearPredictor | None:
+        if not self.predicted:
+            return None
+        return LinearPredictor(self.grid, self.components, self.size, self.predictor_hidden)
 
     @property
     def pairs(self) -> int:
@@ -140,9 +171,28 @@ class LogisticMixtureHead(AveragingJointHead):
         c = self.grid.channels
         return parameters.split([m, c * m, c * m, self.pairs * m], dim=-1)
 
+    def prediction_parts(self, prediction: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Means, couplings, log-scales, and weights and log-scales of the mixture of errors.
+
+        See :class:`LinearPredictor`.
+        """
+        m = self.components
+        c = self.grid.channels
+        return prediction.split([c, self.pairs, c, m, c * m], dim=-1)
+
     def start(self, parameters: torch.Tensor) -> PixelPosterior:
-        weights, means, log_scales, coefficients = self.parts(at_least_float32(parameters))
-        return PixelPosterior([means, log_scales, torch.tanh(coefficients)], weights, [])
+        parameters = at_least_float32(parameters)
+        own = parameters[..., : self.size]
+        weights, means, log_scales, coefficients = self.parts(own)
+        shared = [means, log_scales, torch.tanh(coefficients)]
+        if not self.predicted:
+            return PixelPosterior(shared, weights, [])
+        prediction = self.prediction_parts(parameters[..., self.size :])
+        predicted_means, couplings, units, error_weights, error_log_scales = prediction
+        shared[1] = log_scales + error_log_scales
+        state = PixelPosterior(shared, weights + error_weights, [])
+        state.prediction = [predicted_means, couplings, torch.exp(units)]
+        return state
 
     def next(
         self, previous: torch.Tensor | None, channel: int, state: State
@@ -162,13 +212,42 @@ class LogisticMixtureHead(AveragingJointHead):
         this_channel = slice(channel * m, (channel + 1) * m)
         mean = means[..., this_channel]
         first_pair = channel * (channel - 1) // 2
-        for pair, value in enumerate(state.values, start=first_pair):
-            mean = mean + coefficients[..., pair * m : (pair + 1) * m] * value
+        shifts = self._correct(channel, state) if self.predicted else state.values
+        for pair, shift in enumerate(shifts, start=first_pair):
+            mean = mean + coefficients[..., pair * m : (pair + 1) * m] * shift
+        if self.predicted:
+            # The network's means count from the prediction, in units of the typical error.
+            unit = state.prediction[2][..., channel : channel + 1]
+            mean = state.expected[-1] + unit * mean
         state.current = torch.cat([state.log_weights, mean, log_scales[..., this_channel]], dim=-1)
         return state.current, state
 
+    def _correct(self, channel: int, state: PixelPosterior) -> list[torch.Tensor]:
+        """Complete the prediction of a channel.
+
+        Returns:
+            How far each earlier channel was from its prediction, in units of its typical error,
+            ``[..., 1]`` each.
+        """
+        means, couplings, units = state.prediction
+        expected = means[..., channel : channel + 1]
+        first_pair = channel * (channel - 1) // 2
+        for pair, value in enumerate(state.values, start=first_pair):
+            expected = expected + couplings[..., pair : pair + 1] * value
+        misses = []
+        for earlier, value in enumerate(state.values):
+            unit = units[..., earlier : earlier + 1]
+            misses.append((value - state.expected[earlier]) / unit)
+        state.expected.append(expected)
+        return misses
+
     def bias(self) -> torch.Tensor:
-        """Initial bias with means spread over [-1, 1], and scales equal to half their spacing."""
+        """Initial bias with means spread over [-1, 1], and scales equal to half their spacing.
+
+        With a predictor it is zero: the network begins with no correction.
+        """
+        if self.predicted:
+            return torch.zeros(self.size)
         m = self.components
         c = self.grid.channels
         weights = torch.zeros(m)
@@ -178,6 +257,11 @@ class LogisticMixtureHead(AveragingJointHead):
         return torch.cat([weights, means, log_scales, coefficients])
 
     def part_of_average(self, parts: int) -> LogisticMixtureHead:
+        if self.predicted:
+            raise ConfigError(
+                "networks that are averaged have no common prediction to correct: "
+                "take masks=1, or predictor=False"
+            )
         if self.components % parts:
             raise ConfigError(
                 f"each of the averaged networks gets a share of the mixture's components: "
@@ -214,7 +298,12 @@ class LogisticMixtureHead(AveragingJointHead):
         return joint.logsumexp(dim=-1) - constant
 
     def config(self) -> dict[str, object]:
-        return {"name": self.name, "components": self.components}
+        config: dict[str, object] = {"name": self.name, "components": self.components}
+        # Without a predictor the key is omitted, as in models saved before there was one.
+        if self.predicted:
+            config["predictor"] = True
+            config["predictor_hidden"] = self.predictor_hidden
+        return config
 
 
 class PixelMixture(Distribution):

@@ -112,7 +112,7 @@ def create(
     and of the heads::
 
         categorical, ordinal  (none)
-        logistic-mixture      components=10
+        logistic-mixture      components=10, predictor=False, predictor_hidden=128
 
     Args:
         name: a key of ``ts.MODELS``.
@@ -240,7 +240,7 @@ def size_names(name: str, head: str) -> tuple[str, ...]:
         ConfigError: for an unknown name, or a class that cannot be built with a grid.
 
     >>> size_names("lstm", "logistic-mixture")
-    ('layers', 'hidden', 'dropout', 'components')
+    ('layers', 'hidden', 'dropout', 'components', 'predictor', 'predictor_hidden')
     """
     of_model, of_head = _size_parameters_of(name, head)
     return tuple({**of_model, **of_head})

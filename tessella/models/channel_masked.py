@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -35,7 +35,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
-from tessella.models.density_model import symbol_field
+from tessella.models.density_model import JointWalk, symbol_field
 from tessella.models.program_model import ProgramModel
 from tessella.nn.channel_groups import (
     ChannelGroups,
@@ -94,8 +94,8 @@ class ChannelMaskedState(State):
     labels: torch.Tensor | None
     """Classes of the images: ``int64 [batch]``."""
     memory: StateMemory
-    joint: State | None = None
-    """State of a joint head within the current pixel."""
+    walk: JointWalk = field(default_factory=JointWalk)
+    """The walk of a joint head."""
     programs: GroupPrograms | None = None
 
 
@@ -214,12 +214,8 @@ class ChannelMasked(ProgramModel):
         if not isinstance(self.head, JointHead):
             return state.parameters.clone(), state
         # The head keeps the tensor, and the next pixel overwrites the memory: so clone it.
-        if channel == 0:
-            state.joint = self.head.start(state.parameters.clone())
-        assert state.joint is not None
-        before = previous if channel else None
-        parameters, state.joint = self.head.next(before, channel, state.joint)
-        return parameters, state
+        pixel = state.parameters.clone() if channel == 0 else None
+        return self.walk_pixel(pixel, previous, index, state.walk), state
 
     def _start_row(self, row: int, programs: GroupPrograms) -> None:
         # Complete the row above before anything reads it.

@@ -11,7 +11,7 @@ use it as the reference (the *oracle*) for faster steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -23,6 +23,7 @@ from tessella.errors import ConfigError, InputError, NumericalError, check_integ
 from tessella.grid import Grid, to_tensor
 from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
+from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
 from tessella.nn.stepping.state import State
 
@@ -36,6 +37,16 @@ PIXEL_VALUES = 1 << 10
 """Assumed number of values per pixel in a layer, for the estimate of a pass's memory."""
 
 Result = TypeVar("Result")
+
+
+@dataclass
+class JointWalk(State):
+    """The part of a state that follows a joint head through the pixels of a grid."""
+
+    pixel: State | None = None
+    """State of the head within the current pixel; None at first."""
+    known: torch.Tensor | None = None
+    """The symbols so far, for a model with a predictor; see :meth:`LinearPredictor.empty`."""
 
 
 @dataclass
@@ -82,6 +93,8 @@ class DensityModel(nn.Module, ABC):
         self.grid = grid
         self.head = head
         self.conditioning = conditioning
+        self.predictor = head.create_predictor()
+        """Predicts each pixel from pixels before it, for a head that corrects predictions."""
         self.null_class = True
         """Whether the model has learned the null class; training without label dropout clears
         this."""
@@ -99,8 +112,8 @@ class DensityModel(nn.Module, ABC):
 
         Returns:
             The argument of :meth:`Head.__call__`: ``[batch, height, width, channels, size]``, or
-            ``[batch, height, width, size]`` for a joint head. The parameters of symbol ``t`` depend
-            only on symbols before ``t``.
+            ``[batch, height, width, size]`` for a joint head, but for the predictions of a
+            predictor. The parameters of symbol ``t`` depend only on symbols before ``t``.
         """
 
     def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
@@ -109,6 +122,79 @@ class DensityModel(nn.Module, ABC):
         A family can override it to skip computations that these rows do not depend on.
         """
         return self(x, condition)[:, row:]
+
+    def head_parameters(self, x: torch.Tensor, condition: Condition, row: int = 0) -> torch.Tensor:
+        """What the head takes: the network's parameters, and behind them any predictions.
+
+        Args:
+            x, condition: see :meth:`forward`.
+            row: the first row wanted.
+
+        Returns:
+            The argument of :meth:`Head.__call__`, for the rows from ``row`` on.
+        """
+        parameters = self.forward_from(x, condition, row) if row else self(x, condition)
+        if self.predictor is None:
+            return parameters
+        return self.predictor.complete(parameters, x, row)
+
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        """The weights that make the head's parameters of the last features.
+
+        Where they are zero, so is the network's correction of a prediction.
+        """
+        return []
+
+    @torch.no_grad()
+    def fit_predictor(self, x: torch.Tensor) -> None:
+        """Fit the predictor to images, and have the network begin without a correction.
+
+        It takes seconds. Without a predictor, and with one that is fitted already, nothing happens.
+
+        Args:
+            x: symbols of any integer type, ``[n, height, width, channels]``.
+        """
+        if self.predictor is None or bool(self.predictor.fitted):
+            return
+        # The corrections of zero are those of the bias, which is zero too.
+        predictor_fit.fit(self.predictor, x)
+        for weights in self.output_weights():
+            weights.zero_()
+        if self.predictor.hidden:
+            self.predictor.last.weight.zero_()
+            self.predictor.last.bias.zero_()
+
+    def walk_pixel(
+        self, parameters: torch.Tensor | None, previous: torch.Tensor, index: int, walk: JointWalk
+    ) -> torch.Tensor:
+        """Parameters of the next symbol under a joint head, for the steps of families.
+
+        Args:
+            parameters: what the network makes of a pixel, ``[batch, size]``; needed at its first
+                channel only.
+            previous, index: see :meth:`step`.
+            walk: updated in place.
+
+        Returns:
+            The parameters of symbol ``index`` as :meth:`Head.symbol` takes them.
+        """
+        assert isinstance(self.head, JointHead)
+        row, column, channel = self.grid.place(index)
+        if self.predictor is not None:
+            if walk.known is None or index == 0:
+                walk.known = self.predictor.empty(len(previous))
+            if index:
+                self.predictor.observe(walk.known, previous, index - 1)
+        if channel == 0:
+            assert parameters is not None
+            if self.predictor is not None:
+                assert walk.known is not None
+                parameters = self.predictor.complete_at(parameters, walk.known, row, column)
+            walk.pixel = self.head.start(parameters)
+        assert walk.pixel is not None
+        before = previous if channel else None
+        step, walk.pixel = self.head.next(before, channel, walk.pixel)
+        return step
 
     @abstractmethod
     def sizes(self) -> dict[str, object]:
@@ -120,6 +206,14 @@ class DensityModel(nn.Module, ABC):
 
         Row ``t``, column ``s`` is True if the distribution of symbol ``t`` depends on symbol ``s``.
         """
+
+    def dependencies(self) -> torch.Tensor:
+        """:meth:`receptive_field` of the network and of the predictor together."""
+        field = self.receptive_field()
+        if self.predictor is None:
+            return field
+        pixels = self.predictor.receptive_field()
+        return field | symbol_field(self.grid, pixels, inside=True)
 
     def distribution(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> Distribution:
         """The distribution of every symbol of ``x``, given the symbols before it.
@@ -138,7 +232,7 @@ class DensityModel(nn.Module, ABC):
             raise InputError(
                 "the condition is not this model's: give what model.condition(cond, batch) returns"
             )
-        return self.head(self(x, condition))
+        return self.head(self.head_parameters(x, condition))
 
     def log_prob(self, x: object, cond: Cond = None, reduce: bool = True) -> torch.Tensor:
         """Exact log-probability in nats.
@@ -260,7 +354,7 @@ class DensityModel(nn.Module, ABC):
             state.x.flatten(1)[:, index - 1] = previous
         row, column, channel = self.grid.place(index)
         with torch.no_grad():
-            parameters = self(state.x, state.condition)[:, row, column]
+            parameters = self.head_parameters(state.x, state.condition)[:, row, column]
         if not isinstance(self.head, JointHead):
             return parameters[:, channel], state
         # A joint head repeats its walk from the first channel on. The channels not drawn yet hold

@@ -12,6 +12,7 @@ of ``S`` symbols takes ``S (S - 1) / 2 + S`` parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.density_model import JointWalk
 from tessella.models.sequence_model import (
     MASKED_TRAINING_BYTES,
     SequenceModel,
@@ -97,7 +99,7 @@ class FVSBN(SequenceModel[FVSBNState]):
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
         return FVSBNState(
-            pixel=None,
+            walk=JointWalk(),
             table=self.inputs.table(),
             classes=self.class_rows(self.condition(cond, batch)),
             inputs=self.bias.new_zeros(batch, self.regression.weight.shape[1]),
@@ -115,6 +117,9 @@ class FVSBN(SequenceModel[FVSBNState]):
         # No weight of a known input is masked, so the raw weights can be used.
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
         return self.parameters_from_free(logits + self.bias[state.classes, rows])
+
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        return [self.regression.weight]
 
     def sizes(self) -> dict[str, object]:
         return {"embedding": self.embedding}

@@ -6,8 +6,8 @@ also use it as an exact reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import FactoredHead, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import DensityModel, symbol_field
+from tessella.models.density_model import DensityModel, JointWalk, symbol_field
 from tessella.nn.stepping.state import State
 
 
@@ -26,7 +26,7 @@ class IndependentState(State):
 
     labels: torch.Tensor
     """``int64 [batch]``."""
-    pixel: State | None = None
+    walk: JointWalk = field(default_factory=JointWalk)
 
 
 class Independent(DensityModel):
@@ -65,12 +65,7 @@ class Independent(DensityModel):
         parameters = self.table[:, row, column].detach()[state.labels]
         if not isinstance(self.head, JointHead):
             return parameters[:, channel], state
-        if channel == 0:
-            state.pixel = self.head.start(parameters)
-        assert state.pixel is not None
-        before = previous if channel else None
-        step, state.pixel = self.head.next(before, channel, state.pixel)
-        return step, state
+        return self.walk_pixel(parameters, previous, index, state.walk), state
 
     @torch.no_grad()
     def fit(self, x: torch.Tensor | Iterable[torch.Tensor]) -> Independent:
@@ -102,6 +97,9 @@ class Independent(DensityModel):
         parameters = self.head.parameters_from_table(probabilities.log())
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
+
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        return [self.table]
 
     def sizes(self) -> dict[str, object]:
         return {}

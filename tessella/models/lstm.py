@@ -28,6 +28,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
+from tessella.models.density_model import JointWalk
 from tessella.models.program_model import ProgramModel
 from tessella.models.sequence_model import SequenceModel, SequenceState
 from tessella.nn.condition_embedding import ClassEmbedding
@@ -183,7 +184,7 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
 
     @torch.no_grad()
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> LSTMState:
-        state = LSTMState(None, condition.labels, memory)
+        state = LSTMState(JointWalk(), condition.labels, memory)
         state.step = self._write(state, batch)
         return state
 

@@ -16,6 +16,7 @@ paper).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
@@ -28,7 +29,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import AveragingJointHead, FactoredHead, Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import symbol_field
+from tessella.models.density_model import JointWalk, symbol_field
 from tessella.models.sequence_model import (
     MASKED_TRAINING_BYTES,
     SequenceModel,
@@ -337,7 +338,7 @@ class MADE(SequenceModel[MADEState]):
         dtype = torch.promote_types(unit_bias.dtype, torch.float32)
         equal_weights = unit_bias.new_zeros(batch, self.masks, dtype=dtype).log_softmax(dim=-1)
         return MADEState(
-            pixel=None,
+            walk=JointWalk(),
             weights=self._weights(orders),
             inputs=unit_bias.new_zeros(batch, len(self.input_degrees)),
             units=units,
@@ -378,8 +379,8 @@ class MADE(SequenceModel[MADEState]):
             return
         # The place is complete, so update the weights of the sets by Bayes' rule.
         if isinstance(self.head, AveragingJointHead):
-            assert state.pixel is not None
-            log_weights = self.head.log_weights_after(symbol, state.pixel, self.masks)
+            assert state.walk.pixel is not None
+            log_weights = self.head.log_weights_after(symbol, state.walk.pixel, self.masks)
         else:
             assert state.tables is not None
             chosen = symbol[:, None, None].expand(-1, self.masks, 1)
@@ -435,6 +436,11 @@ class MADE(SequenceModel[MADEState]):
                 new.copy_(F.silu(torch.addmm(new, inputs, rows.T)))
             inputs = units[:, :stop]
         return torch.addmm(bias, inputs, weights.output[set_index][place, :, : inputs.shape[1]].T)
+
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        if self.direct is None:
+            return [self.output]
+        return [self.output, self.direct]
 
     def sizes(self) -> dict[str, object]:
         return {

@@ -16,6 +16,7 @@ hidden units take ``2 S H + S + H`` parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.density_model import JointWalk
 from tessella.models.sequence_model import SequenceModel, SequenceState, SymbolInputs
 
 CHUNK_UNITS = 1 << 18
@@ -122,7 +124,7 @@ class NADE(SequenceModel[NADEState]):
     def init_state(self, batch: int, cond: Cond = None) -> NADEState:
         classes = self.class_rows(self.condition(cond, batch))
         return NADEState(
-            pixel=None,
+            walk=JointWalk(),
             table=self.inputs.table(),
             # [places, symbols_per_place * width, hidden] to [symbols, width, hidden].
             encode=self.encode.detach().unflatten(1, (self.symbols_per_place, -1)).flatten(0, 1),
@@ -140,6 +142,9 @@ class NADE(SequenceModel[NADEState]):
         bias = state.bias[state.classes, place]
         free = torch.addmm(bias, state.running.sigmoid(), state.decode[place])
         return self.parameters_from_free(free)
+
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        return [self.decode]
 
     def sizes(self) -> dict[str, object]:
         return {"hidden": self.hidden, "embedding": self.embedding}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from tessella.heads import JointHead
 from tessella.models.channel_output import OutputStage, SteppedChannels
 from tessella.models.condition import Condition
+from tessella.models.density_model import JointWalk
 from tessella.models.program_model import ProgramModel
 from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.stepping.program import Operand, Program
@@ -64,8 +65,8 @@ class PixelState(State):
     """The newest symbol: ``int64 [batch]``."""
     memory: StateMemory
     """The caches of all layers."""
-    joint: State | None = None
-    """State of a joint head within the current pixel."""
+    walk: JointWalk = field(default_factory=JointWalk)
+    """The walk of a joint head."""
     programs: PixelPrograms | None = None
 
 
@@ -160,11 +161,8 @@ class PixelModel(ProgramModel):
         # A joint head turns the parameters of a pixel into those of its channels, one by one.
         if isinstance(self.head, JointHead):
             if channel == 0:
-                state.joint = self.head.start(parameters.clone())
-            assert state.joint is not None
-            before = state.symbols if channel else None
-            channel_parameters, state.joint = self.head.next(before, channel, state.joint)
-            return channel_parameters, state
+                parameters = parameters.clone()
+            return self.walk_pixel(parameters, state.symbols, index, state.walk), state
         if channel:
             programs.output.channels[channel - 1].run()
         # The next step overwrites this memory, so the caller gets a copy.

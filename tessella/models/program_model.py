@@ -34,6 +34,9 @@ class ProgramModel(DensityModel):
     def last_layers(self) -> Sequence[nn.Linear]:
         """The layers that make the head's parameters, of as many outputs each."""
 
+    def output_weights(self) -> Sequence[nn.Parameter]:
+        return [layer.weight for layer in self.last_layers()]
+
     def init_state(self, batch: int, cond: Cond = None) -> State:
         # Check the condition before allocating any memory.
         condition = self.condition(cond, batch)

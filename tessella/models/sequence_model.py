@@ -20,7 +20,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.condition import Condition, Conditioning
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, JointWalk
 from tessella.nn.stepping.state import State
 
 MAX_WEIGHTS = 600_000_000
@@ -38,8 +38,8 @@ MASKED_TRAINING_BYTES = 30
 class SequenceState(State):
     """Base of the states of sequence models."""
 
-    pixel: State | None
-    """State of a joint head within the current pixel; None at first."""
+    walk: JointWalk
+    """The walk of a joint head."""
 
 
 SequenceStateT = TypeVar("SequenceStateT", bound=SequenceState)
@@ -92,12 +92,8 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
             return self.predict(index, family_state), state
         # One prediction is made for each pixel, and the head turns it into its channels, in order.
         pixel, channel = divmod(index, self.grid.channels)
-        if channel == 0:
-            state.pixel = self.head.start(self.predict(pixel, family_state))
-        assert state.pixel is not None
-        before = previous if channel else None
-        parameters, state.pixel = self.head.next(before, channel, state.pixel)
-        return parameters, state
+        parameters = self.predict(pixel, family_state) if channel == 0 else None
+        return self.walk_pixel(parameters, previous, index, state.walk), state
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """Add the fixed parameters: ``[..., free_size]`` to ``[..., size]``."""

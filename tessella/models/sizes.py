@@ -33,3 +33,5 @@ class ModelSizes(TypedDict, total=False):
     direct: bool
     mask_seed: int
     components: int
+    predictor: bool
+    predictor_hidden: int

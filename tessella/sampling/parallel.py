@@ -135,7 +135,7 @@ class Passes:
             condition_rows = torch.cat([active, active + len(self.x)])
             x = x.repeat(2, 1, 1, 1)
         condition = self.condition.select(condition_rows.to(self.model.device))
-        parameters = self.model.forward_from(x, condition, first_row)
+        parameters = self.model.head_parameters(x, condition, first_row)
         drawn = []
         best_scores = []
         for row in range(first_row, grid.height):

@@ -23,6 +23,7 @@ from tessella.grid import LN2, Grid
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
+from tessella.nn import predictor_fit
 from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.codebook_health import CodebookMonitor
@@ -89,6 +90,13 @@ class Task(nn.Module, ABC):
                 "train.checkpointing serves density models: leave it out for a tokenizer or a VAE"
             )
         yield
+
+    def begin(self, examples: Examples) -> None:
+        """Fit what is fitted in closed form, before the first step.
+
+        Args:
+            examples: of training.
+        """
 
     @abstractmethod
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -250,6 +258,15 @@ class DensityTask(Task):
             yield
         finally:
             model.checkpointing = before
+
+    def begin(self, examples: Examples) -> None:
+        for level, model in enumerate(_levels(self.prior)):
+            if model.predictor is None or bool(model.predictor.fitted):
+                continue
+            # Evenly spaced images; a predictor needs no more.
+            count = min(len(examples), predictor_fit.PIXELS // model.grid.pixels + 1)
+            places = torch.arange(count) * len(examples) // count
+            model.fit_predictor(self._unpacked(self.symbols_of(examples.plain(places)))[level])
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))

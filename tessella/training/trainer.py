@@ -267,6 +267,7 @@ def _run(job: Job) -> Run:
         valid = job.valid.examples
         assert not isinstance(valid, Stream)
         valid = valid.first(VALID_LIMIT, VALID_BYTES)
+        task.begin(job.train.examples.sample())
         session = loop.setup(fabric, task, job.train.examples, valid, config, run, job.say)
         if job.recipe is not None:
             session.expectation = expectation_of(
