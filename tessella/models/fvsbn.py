@@ -118,7 +118,7 @@ class FVSBN(SequenceModel[FVSBNState]):
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
         return self.parameters_from_free(logits + self.bias[state.classes, rows])
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.regression.weight]
 
     def sizes(self) -> dict[str, object]:
