@@ -11,7 +11,7 @@ use it as the reference (the *oracle*) for faster steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -350,6 +350,30 @@ class DensityModel(nn.Module, ABC):
     def classes(self) -> int:
         """Number of classes the model is conditioned on; label ``classes`` is the null class."""
         return self.conditioning.classes
+
+    def last_layers(self) -> Sequence[nn.Module]:
+        """The layers that make the head's parameters; none where they are no modules."""
+        return []
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices and convolution kernels between embeddings and last layers.
+
+        They are the attributes ``weight`` of all modules, or what a module lists in its attribute
+        ``matrices``: of two or four dimensions, or stacks of matrices, of three. What moves them
+        may rely on their being hidden (see :class:`tessella.training.optimizers.Muon`).
+        """
+        last = set(self.last_layers())
+        found: dict[nn.Parameter, None] = {}
+        for module in self.modules():
+            # Rows of a table are vectors by themselves, of which a step sees few.
+            if module in last or isinstance(module, nn.Embedding):
+                continue
+            for name in getattr(module, "matrices", ("weight",)):
+                weight = getattr(module, name, None)
+                # Gains of norms are weights too, but vectors; some layers compute their weight.
+                if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.dim() > 1:
+                    found[weight] = None
+        return list(found)
 
     def parameter_count(self) -> int:
         """Number of trainable parameters, not counting weights that a mask holds at zero."""

@@ -12,6 +12,7 @@ of ``S`` symbols takes ``S (S - 1) / 2 + S`` parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,6 +94,9 @@ class FVSBN(SequenceModel[FVSBNState]):
         # [batch, outputs] -> [batch, places, free]
         free = logits.unflatten(1, (self.places, self.free_size))
         return self.on_grid(self.parameters_from_free(free))
+
+    def last_layers(self) -> Sequence[nn.Module]:
+        return [self.regression]
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:

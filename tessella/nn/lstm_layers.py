@@ -27,6 +27,8 @@ class RecurrentLayer(nn.LSTM):
         dropout: dropout rate of the outputs, which the caller applies (:attr:`drop`).
     """
 
+    matrices = ("weight_ih_l0", "weight_hh_l0")
+
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__(hidden, hidden, batch_first=True)
         self.drop = nn.Dropout(dropout)
