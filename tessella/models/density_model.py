@@ -72,6 +72,9 @@ class DensityModel(nn.Module, ABC):
     """The kind of model in a saved ``config.json``."""
     takes_codes: ClassVar[bool] = False
     """Whether the model can be conditioned on a grid of codes."""
+    mixes: ClassVar[bool] = False
+    """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
+    which does part of the head's work."""
     pass_is_cheap: ClassVar[bool] = False
     """Whether a pass over the whole grid costs little more than one cached step."""
 
@@ -80,7 +83,7 @@ class DensityModel(nn.Module, ABC):
         if conditioning.codes is not None and not self.takes_codes:
             raise ConfigError(f"{self.name} cannot be conditioned on a grid of codes (codes=)")
         self.grid = grid
-        self.head = head
+        self.head = head.of_mixed() if self.mixes else head
         self.conditioning = conditioning
         self.null_class = True
         """Whether the model has learned the null class; training without label dropout clears
