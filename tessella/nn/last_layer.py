@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 Mix = Callable[[torch.Tensor], torch.Tensor]
-"""Multiplies ``[outputs]`` or ``[outputs, n]`` by a fixed matrix, see :meth:`tessella.heads.Head.mix`."""
+"""Multiplies ``[outputs]`` or ``[outputs, n]`` by a fixed matrix: a head's ``mix``."""
 
 
 class LastLayer(nn.Linear):
