@@ -222,7 +222,7 @@ class TrainConfig:
     minute or two longer, the others less time."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """``muon`` moves the hidden matrices of a density model by orthogonalized momentum, and AdamW
-    the rest; ``adamw`` moves everything."""
+    the rest; ``adamw`` moves everything. Muon wants a large ``learning_rate``, of about 0.01."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50

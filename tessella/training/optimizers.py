@@ -2,7 +2,7 @@
 
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces the
 averaged gradient of a matrix by the nearest matrix whose singular values are all equal, so that a
-step moves every direction of the matrix as far. It makes no sense for vectors, for tables of
+step moves all directions of the matrix alike. It makes no sense for vectors, for tables of
 embeddings, of which a step sees few rows, and for the last layer, whose outputs are the
 parameters of distributions.
 """
@@ -19,7 +19,7 @@ from tessella.config import TrainConfig
 from tessella.training.tasks import Task
 
 MOMENTUM = 0.95
-"""Decay of Muon's averaged gradient, as in the paper."""
+"""Decay of Muon's averaged gradient, as Jordan et al. have it."""
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic polynomial of an iteration: the steepest at zero that stays bounded."""
