@@ -96,6 +96,9 @@ class FVSBN(SequenceModel[FVSBNState]):
         free = logits.unflatten(1, (self.places, self.free_size))
         return self.on_grid(self.parameters_from_free(free))
 
+    def last_layers(self) -> Sequence[nn.Module]:
+        return [self.regression]
+
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
         return FVSBNState(

@@ -20,6 +20,7 @@ from tessella.heads import (
     create_head,
     level_covariance,
 )
+from tessella.nn.last_layer import LastLayer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -225,6 +226,67 @@ def test_ordinal_logits_are_wide_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         table = head.symbol(parameters).table()
     torch.testing.assert_close(table, head.symbol(parameters).table(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", list(ts.HEADS))
+def test_a_matrix_can_go_into_the_layer_before(head: str) -> None:
+    made = create_head(head, ts.Grid(2, 2, 1, 17))
+    parameters = torch.randn(2, 2, 2, 1, made.size, dtype=torch.float64)
+    if made.joint:
+        parameters = parameters[..., 0, :]
+    x = torch.randint(17, (2, 2, 2, 1))
+    rows = parameters.flatten(0, -2).T  # [size, symbols]
+    mixed = made.mix(rows).T.view_as(parameters)
+    torch.testing.assert_close(made.of_mixed()(mixed).log_prob(x), made(parameters).log_prob(x))
+    assert made.of_mixed().config() == made.config()
+    assert type(made.of_mixed().of_mixed()) is type(made.of_mixed())
+
+
+def test_one_logit_of_two_goes_into_the_layer_before_too() -> None:
+    head = create_head("ordinal", ts.Grid(2, 2, 1, 2))
+    free = torch.randn(1, 5, dtype=torch.float64)
+    padded = torch.cat([torch.zeros_like(free), free]).T  # [5, 2]
+    mixed = torch.cat([torch.zeros_like(free), head.mix(free)]).T
+    torch.testing.assert_close(head.of_mixed().symbol(mixed).table(), head.symbol(padded).table())
+
+
+def test_the_ordinal_head_of_mixed_parameters_expresses_every_table() -> None:
+    head = ordinal(17).of_mixed()
+    assert isinstance(head, CategoricalHead)
+    table = torch.randn(3, 17, dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(head(head.parameters_from_table(table)).table(), table)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelcnn", "lstm"])
+def test_weights_mean_what_they_meant_before_the_matrix_went_into_them(
+    name: str, levels: int
+) -> None:
+    # Saved models and the steps of training rely on it: the same probabilities, the same gradient.
+    grid = ts.Grid(3, 3, 2, levels)
+    model = ts.create(name, grid, head="ordinal").double()
+    x = torch.randint(levels, (4, *grid.shape))
+    results = []
+    for mixes in (True, False):
+        if not mixes:
+            # The matrix after the layer: what the head did to all parameters by itself.
+            model.head = create_head("ordinal", grid)
+            for layer in model.last_layers():
+                assert isinstance(layer, LastLayer)
+                layer.mix = lambda rows: rows
+        model.zero_grad()
+        nats = model.distribution(x).log_prob(x)
+        nats.sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((nats.detach(), *gradients))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_half_precision_does_not_reach_the_matrix() -> None:
+    layer = LastLayer(4, torch.zeros(256), create_head("ordinal", ts.Grid(1, 1, 1, 256)).mix)
+    plain = layer.mixed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer.mixed(), plain, rtol=0, atol=0)
 
 
 def test_ordinal_can_be_trained_after_it_was_used_in_inference_mode() -> None:
