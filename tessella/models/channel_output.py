@@ -224,8 +224,21 @@ def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -
     return FactoredOutput(grid, head, features)
 
 
+class WideLinear(nn.Linear):
+    """A linear layer that multiplies in the precision of its weights, whatever autocast says.
+
+    The means of a mixture need it: between -1 and 1, bfloat16 has steps of up to half a level of
+    256.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def _create_last(head: Head, features: int) -> nn.Linear:
     """A linear layer to a head's parameters, initialized with the head's preferred bias."""
-    last = nn.Linear(features, head.size)
+    kind = WideLinear if head.joint else nn.Linear
+    last = kind(features, head.size)
     last.bias.data.copy_(head.bias())
     return last
