@@ -40,19 +40,14 @@ def attend_causally(
     Returns:
         ``[batch, heads, positions, size]``.
     """
-    shared = keys.shape[1] < queries.shape[1]
     kind = queries.dtype
-    if queries.device.type != "cpu" or kind != torch.bfloat16 or queries.shape[2] >= LONG:
-        return F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, enable_gqa=shared
-        )
-    # On short sequences torch's kernel for bfloat16 takes up to five times as long. Autocast would
-    # turn its inputs back.
-    with torch.autocast("cpu", enabled=False):
-        seen = F.scaled_dot_product_attention(
-            queries.float(), keys.float(), values.float(), is_causal=True, enable_gqa=shared
-        )
-    return seen.to(kind)
+    if queries.device.type == "cpu" and kind == torch.bfloat16 and queries.shape[2] < LONG:
+        # On short sequences torch's kernel for bfloat16 takes up to five times as long. Autocast
+        # would turn its inputs back.
+        with torch.autocast("cpu", enabled=False):
+            return attend_causally(queries.float(), keys.float(), values.float()).to(kind)
+    shared = keys.shape[1] < queries.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=shared)
 
 
 class RMSNorm(nn.Module):
