@@ -10,7 +10,7 @@ copies, calls) lowers the share. Bfloat16 is that of ``train.precision=bf16``: p
 weights and losses in float32.
 
 Seconds are those of the processor, divided by the threads, so that waiting for neighbours does not
-count. Writes ``results/training_share.json``.
+count. Writes ``results/training_share.json``; ``scripts/performance_tables.py`` makes the table.
 """
 
 from __future__ import annotations
@@ -145,24 +145,18 @@ def measure(work: Work, rounds: int) -> Row:
     return row
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as a table in Markdown."""
-    lines = [
-        "| model | grid | batch | GFLOP | float32: ms (share) | bfloat16: ms (share) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [f"`{row['work']}`", row["grid"], str(row["batch"]), f"{row['gflop']:.2f}"]
-        for precision in PRECISIONS:
-            figures = row[precision]
-            milliseconds = 1000 * figures["seconds"]["least"]
-            cells.append(f"{milliseconds:.1f} ({100 * figures['share']:.0f} %)")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def line(row: Row) -> str:
+    """What a person sees of a row."""
+    text = f"{row['work']:52}"
+    for precision in PRECISIONS:
+        figures = row[precision]
+        milliseconds = 1000 * figures["seconds"]["least"]
+        text += f" {precision} {milliseconds:7.1f} ms, {figures['share']:.0%} of the peak;"
+    return text
 
 
 def main() -> None:
-    """Measure every family, print the table, and write the rows."""
+    """Measure every family, and write the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -178,8 +172,7 @@ def main() -> None:
         for work in WORKS:
             if chosen.only in work.name:
                 rows.append(measure(work, chosen.rounds))
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print("\n" + table(rows))
+                print(line(rows[-1]), flush=True)
     write("training_share", rows, chosen.out)
 
 

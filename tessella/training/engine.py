@@ -41,7 +41,7 @@ LARGEST_ADAPTED = 32 * 2**20
 """Bytes up to which glibc adapts its threshold of mapping to what a program frees."""
 
 KEPT = 2**30
-"""Bytes of one allocation, and of free memory at the end, up to which a training keeps memory."""
+"""Bytes of free memory at the end of the heap up to which a training keeps them."""
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a run with a checkpoint; SIGHUP comes when a terminal is closed."""
@@ -120,22 +120,22 @@ def threads(count: int) -> Iterator[None]:
 def kept_memory() -> Iterator[None]:
     """Have glibc keep freed memory for the next step, until the end of the block.
 
-    By default it gives large pieces back to the system and takes them again at every step. The
-    system then clears each page anew, which takes up to a third of a step on a CPU. Other C
-    libraries are left alone.
+    By default it gives the end of its heap back to the system at every step and takes it again, and
+    the system clears each page anew. That is some percent of a step on a CPU, and up to a fifth of
+    one whose logits are large. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, KEPT)
+    # Larger pieces are mapped by themselves, as ever: kept, they would leave gaps in the heap.
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_ADAPTED)
     libc.mallopt(TRIM_THRESHOLD, KEPT)
     try:
         yield
     finally:
-        # What was set cannot be asked for. These are the values which glibc itself comes to in a
-        # program that frees large pieces.
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_ADAPTED)
+        # What was set before cannot be asked for. With the threshold above, this is what glibc
+        # itself comes to in a program that frees large pieces.
         libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_ADAPTED)
         libc.malloc_trim(0)
 
