@@ -20,6 +20,7 @@ from tessella.heads import (
     create_head,
     level_covariance,
 )
+from tessella.heads.level_log_prob import level_log_prob
 from tessella.nn.last_layer import LastLayer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -60,6 +61,22 @@ def test_every_level_has_the_integral_of_the_density_over_its_bin(levels: int) -
     table = mixture(levels, *components).table()[0].exp()
     torch.testing.assert_close(table, integrated(levels, components), rtol=0, atol=1e-9)
     assert float(table.sum()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [3, 256])
+def test_the_gradient_of_a_levels_log_probability_is_that_of_its_differences(levels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(6, 3, generator=generator).double().requires_grad_()
+    log_scales = (torch.randn(6, 3, generator=generator).double() - 2).requires_grad_()
+    # The first and the last level, whose bins have one edge, and some between; one for each mixture
+    # or, as in a table, all of them for every mixture.
+    for x in (
+        torch.tensor([0, levels - 1, 1, 2, 0, levels // 2])[:, None],
+        torch.arange(3)[:, None, None],
+    ):
+        assert torch.autograd.gradcheck(
+            lambda m, s, x=x: level_log_prob(x, m, s, levels), (means, log_scales)
+        )
 
 
 def test_a_pixel_has_the_integral_of_the_joint_density_over_its_bins() -> None:
