@@ -139,7 +139,7 @@ class DensityModel(nn.Module, ABC):
             return parameters
         return self.predictor.complete(parameters, x, row)
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         """The weights that make the head's parameters of the last features.
 
         Where they are zero, so is the network's correction of a prediction.

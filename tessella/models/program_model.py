@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from tessella.models.condition import Cond, Condition
@@ -34,7 +35,7 @@ class ProgramModel(DensityModel):
     def last_layers(self) -> Sequence[nn.Linear]:
         """The layers that make the head's parameters, of as many outputs each."""
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [layer.weight for layer in self.last_layers()]
 
     def init_state(self, batch: int, cond: Cond = None) -> State:

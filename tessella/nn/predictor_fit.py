@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tessella.grid import Grid
 from tessella.nn.linear_predictor import DIFFERENCES, NEIGHBOURS, NEVER, REACH, LinearPredictor
 
-PIXELS = 1 << 20
+PIXELS = 1 << 22
 """Pixels that a predictor is fitted to, about; one image at least."""
 
 PART = 1 << 15
@@ -153,21 +153,25 @@ class _Inputs:
         self.symbols = x.reshape(-1, grid.channels)
         self.values = padded.reshape(-1, grid.channels)
         """Of all pixels and those of the margins, ``[places, channels]``."""
-        places = torch.arange(len(self.values)).view(len(x), -1, columns)
+        places = torch.arange(len(self.values), dtype=torch.int32).view(len(x), -1, columns)
         self.places = places[:, REACH:, REACH : REACH + grid.width].flatten()
         """The index of each pixel in :attr:`values`."""
         offsets = [row * columns + column for row, column in NEIGHBOURS]
-        self.offsets = torch.tensor(offsets)
+        self.offsets = torch.tensor(offsets, dtype=torch.int32)
+        self.neighbours = len(offsets) * grid.channels
+        """Number of the inputs that are channels of neighbours."""
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         places = self.places[rows]
-        known = self.values[places[:, None] + self.offsets]  # [pixels, neighbours, channels]
+        around = (places[:, None] + self.offsets).flatten()
+        # index_select copies whole rows, which indexing with brackets does not.
+        known = self.values.index_select(0, around).view(len(rows), self.neighbours)
         ones = torch.ones(len(rows), 1)
-        return torch.cat([known.flatten(1), ones, self.values[places]], dim=1)
+        return torch.cat([known, ones, self.values.index_select(0, places)], dim=1)
 
     def products(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum of the products of all pairs of inputs: ``float64 [inputs, inputs]``."""
-        inputs = (len(self.offsets) + 1) * self.values.shape[1] + 1
+        inputs = self.neighbours + 1 + self.values.shape[1]
         total = torch.zeros(inputs, inputs, dtype=torch.float64)
         for part in rows.split(PART):
             here = self(part)
@@ -332,10 +336,12 @@ def _mixtures(
     weights = torch.full((m,), 1.0 / m, dtype=torch.float64)
     start = Mixture(weights, spread.expand(typical.shape[1], m))
     units = [typical[label].expand_as(part) for label, part in enumerate(errors)]
-    pooled = [torch.cat(parts) for parts in (symbols, errors, units)]
-    count = min(len(pooled[0]), SHAPE_PIXELS)
-    some = torch.arange(count) * len(pooled[0]) // count
-    shape = fit_mixture(*(part[some] for part in pooled), levels, start, SHAPE_ITERATIONS)
+    all_symbols = torch.cat(symbols)
+    count = min(len(all_symbols), SHAPE_PIXELS)
+    some = torch.arange(count) * len(all_symbols) // count
+    all_errors = torch.cat(errors)[some]
+    all_units = torch.cat(units)[some]
+    shape = fit_mixture(all_symbols[some], all_errors, all_units, levels, start, SHAPE_ITERATIONS)
     mixtures = []
     for label, unit in enumerate(typical):
         mixture = fit_mixture(

@@ -14,19 +14,13 @@ import tessella as ts
 from tessella.cli.entry import main
 from tessella.errors import ConfigError, InputError, TessellaWarning
 from tessella.models import DensityModel
+from tessella.models.independent import Independent
 from tessella.nn import predictor_fit
 from tessella.nn.linear_predictor import INSIDE, LinearPredictor, activity_of
 from tessella.nn.predictor_fit import Mixture
+from tessella.pipeline import save_model
 
 GRID = ts.Grid(6, 7, 3, 32)
-OPTIONS: dict[str, Any] = {
-    "steps": 4,
-    "batch": 8,
-    "warmup": 1,
-    "validate_every": 2,
-    "device": "cpu",
-    "say": lambda line: None,
-}
 
 
 def smooth(n: int, grid: ts.Grid = GRID, seed: int = 0) -> torch.Tensor:
@@ -39,6 +33,22 @@ def smooth(n: int, grid: ts.Grid = GRID, seed: int = 0) -> torch.Tensor:
     noise = 0.02 * generator.normal(size=(n, *grid.shape))
     x = (brightness[..., None] + tints + noise).clip(0, 1) * (grid.levels - 1)
     return torch.from_numpy(x.round().astype(np.int64))
+
+
+def smooth_bytes(n: int = 24, seed: int = 0) -> np.ndarray:
+    """The same as images of 256 levels."""
+    return smooth(n, ts.Grid(6, 7, 3, 256), seed).numpy().astype(np.uint8)
+
+
+OPTIONS: dict[str, Any] = {
+    "steps": 4,
+    "batch": 8,
+    "warmup": 1,
+    "validate_every": 2,
+    "device": "cpu",
+    "valid": smooth_bytes(8, seed=9),
+    "say": lambda line: None,
+}
 
 
 def model(grid: ts.Grid = GRID, name: str = "independent", **sizes: Any) -> DensityModel:
@@ -192,6 +202,7 @@ def test_expectation_maximization_climbs_to_the_true_mixture() -> None:
 def test_a_fitted_predictor_beats_the_default_and_a_model_of_places() -> None:
     net, x, test = model(), smooth(120), smooth(30, seed=1)
     places = ts.create("independent", GRID)
+    assert isinstance(places, Independent)
     places.fit(x)
     before = bits(net, test)
     net.fit_predictor(x)
@@ -292,16 +303,12 @@ def test_half_precision_keeps_the_prediction() -> None:
 def test_a_saved_predictor_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     net = model()
     net.fit_predictor(smooth(20))
-    ts.save(net, tmp_path / "model")
+    save_model(net, tmp_path / "model")
     loaded = ts.load(tmp_path / "model")
     assert isinstance(loaded, ts.Generator)
     assert isinstance(loaded.prior, DensityModel)
     assert_equal(buffers_of(loaded.prior), buffers_of(net))
     assert torch.equal(loaded.prior.log_prob(smooth(3)), net.log_prob(smooth(3)))
-
-
-def images(n: int = 24, seed: int = 0) -> np.ndarray:
-    return (smooth(n, ts.Grid(6, 7, 3, 256), seed)).numpy().astype(np.uint8)
 
 
 def untrained() -> DensityModel:
@@ -310,22 +317,22 @@ def untrained() -> DensityModel:
 
 def test_training_fits_a_predictor_once(tmp_path: Path) -> None:
     net = untrained()
-    ts.train(net, images(), out=tmp_path / "first", **OPTIONS)
+    ts.train(net, smooth_bytes(), out=tmp_path / "first", **OPTIONS)
     fitted = buffers_of(net)
     assert fitted["fitted"]
     expected = untrained()
-    expected.fit_predictor(images())
+    expected.fit_predictor(smooth_bytes())
     assert_equal(fitted, buffers_of(expected))
-    ts.train(net, images(seed=3), out=tmp_path / "second", **OPTIONS)
+    ts.train(net, smooth_bytes(seed=3), out=tmp_path / "second", **OPTIONS)
     assert_equal(buffers_of(net), fitted)
 
 
 def test_a_resumed_run_keeps_its_predictor(tmp_path: Path) -> None:
     straight, halted = untrained(), untrained()
-    ts.train(straight, images(), out=tmp_path / "straight", **OPTIONS)
-    ts.train(halted, images(), out=tmp_path / "run", **(OPTIONS | {"steps": 2}))
+    ts.train(straight, smooth_bytes(), out=tmp_path / "straight", **OPTIONS)
+    ts.train(halted, smooth_bytes(), out=tmp_path / "run", **(OPTIONS | {"steps": 2}))
     resumed = untrained()
-    ts.train(resumed, images(), out=tmp_path / "run", resume=True, **OPTIONS)
+    ts.train(resumed, smooth_bytes(), out=tmp_path / "run", resume=True, **OPTIONS)
     assert_equal(buffers_of(resumed), buffers_of(straight))
 
 
@@ -342,7 +349,9 @@ def test_a_recipe_trains_a_predictor(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_predictor_of_codes_is_warned_of() -> None:
-    tokenizer = ts.create_tokenizer("vqvae", image_size=(16, 16), hidden=8, code_dim=4, levels=8)
+    tokenizer = ts.create_tokenizer(
+        "vqvae", image_size=(16, 16), hidden=8, code_dim=4, codebook_size=8
+    )
     prior = model(tokenizer.grids()[0])
     with pytest.warns(TessellaWarning, match="predicts them from the pixels around"):
         ts.Generator(tokenizer, prior)
