@@ -13,6 +13,7 @@ import torch
 import tessella as ts
 from tessella.cli.entry import main
 from tessella.errors import ConfigError, InputError, TessellaWarning
+from tessella.heads.logistic_mixture import LogisticMixtureHead
 from tessella.models import DensityModel
 from tessella.models.independent import Independent
 from tessella.nn import predictor_fit
@@ -242,6 +243,24 @@ def test_the_network_begins_without_a_correction_and_then_learns_one() -> None:
     for weights in (*net.output_weights(), predictor_of(net).last.weight):
         assert weights.grad is not None
         assert weights.grad.any()
+
+
+def test_a_correction_of_one_shifts_a_mean_by_a_typical_error() -> None:
+    net, x = model(), smooth(20)
+    net.fit_predictor(x)
+    head = net.head
+    assert isinstance(head, LogisticMixtureHead)
+    parameters = net.head_parameters(x, net.condition(None, len(x))).detach()
+    weights, means, *rest = head.parts(parameters[..., : head.size])
+    prediction = parameters[..., head.size :]
+    corrected = torch.cat([weights, means + 1.0, *rest, prediction], dim=-1)
+    units = head.prediction_parts(prediction)[2].exp()
+    before = head.unroll(parameters, x, 3)
+    after = head.unroll(corrected, x, 3)
+    for channel in range(3):
+        shift = after[channel].chunk(3, dim=-1)[1] - before[channel].chunk(3, dim=-1)[1]
+        unit = units[..., channel : channel + 1].expand_as(shift)
+        torch.testing.assert_close(shift, unit, rtol=1e-4, atol=1e-6)
 
 
 def test_a_fitted_predictor_is_not_fitted_again() -> None:
