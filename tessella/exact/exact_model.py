@@ -158,7 +158,7 @@ class ExactModel(DensityModel):
         return {"arithmetic": self.arithmetic_version, "network": self._network_config}
 
     def receptive_field(self) -> torch.Tensor:
-        return self.network.receptive_field()
+        return self.network.dependencies()
 
     def _digest(self) -> str:
         digest = hashlib.sha256()

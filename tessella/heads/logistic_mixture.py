@@ -110,7 +110,8 @@ class LogisticMixtureHead(AveragingJointHead):
         predictor_hidden: hidden units of the predictor's own small network; 0 for none.
 
     Raises:
-        ConfigError: for 2 levels, or a number of components that is not a positive integer.
+        ConfigError: for 2 levels, a number of components that is not a positive integer, or a
+            predictor or a number of hidden units that is none.
     """
 
     name = "logistic-mixture"
@@ -134,9 +135,14 @@ class LogisticMixtureHead(AveragingJointHead):
             raise ConfigError(
                 f"logistic-mixture components must be a positive integer, got {components!r}"
             )
+        if not isinstance(predictor, bool):
+            raise ConfigError(f"predictor must be True or False, got {predictor!r}")
+        if type(predictor_hidden) is not int or predictor_hidden < 0:
+            raise ConfigError(
+                "predictor_hidden must be a whole number, at least 0 (for no small network), "
+                f"got {predictor_hidden!r}"
+            )
         self.components = components
-        if isinstance(predictor_hidden, bool) or predictor_hidden < 0:
-            raise ConfigError(f"predictor_hidden must be at least 0, got {predictor_hidden!r}")
         self.predicted = predictor
         self.predictor_hidden = predictor_hidden
 

@@ -115,8 +115,9 @@ class DensityModel(nn.Module, ABC):
 
         Returns:
             The argument of :meth:`Head.__call__`: ``[batch, height, width, channels, size]``, or
-            ``[batch, height, width, size]`` for a joint head, but for the predictions of a
-            predictor. The parameters of symbol ``t`` depend only on symbols before ``t``.
+            ``[batch, height, width, size]`` for a joint head. The predictions of a predictor are
+            missing; :meth:`head_parameters` appends them. The parameters of symbol ``t`` depend
+            only on symbols before ``t``.
         """
 
     def forward_from(self, x: torch.Tensor, condition: Condition, row: int) -> torch.Tensor:
@@ -149,18 +150,28 @@ class DensityModel(nn.Module, ABC):
         return []
 
     @torch.no_grad()
-    def fit_predictor(self, x: torch.Tensor) -> None:
+    def fit_predictor(self, x: object) -> None:
         """Fit the predictor to images, and have the network begin without a correction.
 
-        It takes seconds. Without a predictor, and with one that is fitted already, nothing happens.
+        Training does this before its first step, in seconds. Without a predictor, and with one that
+        is fitted already, nothing happens. Otherwise the weights of the network's last layer are
+        lost, because they corrected another prediction.
 
         Args:
-            x: symbols of any integer type, ``[n, height, width, channels]``.
+            x: symbols of any integer type, ``[n, height, width, channels]``, at least one image.
+                Of many images some are used, evenly spaced.
+
+        Raises:
+            InputError: for symbols that do not fit the grid, or none.
         """
         if self.predictor is None or bool(self.predictor.fitted):
             return
-        # The corrections of zero are those of the bias, which is zero too.
-        predictor_fit.fit(self.predictor, x)
+        images = to_tensor("symbols", x)
+        if images.dim() == 0 or not len(images):
+            raise InputError("a predictor is fitted to at least one image, got none")
+        places = predictor_fit.images_to_use(self.grid, len(images))
+        predictor_fit.fit(self.predictor, self.grid.check(images[places.to(images.device)]))
+        # Without these weights the network's correction is its bias, which begins as zero.
         for weights in self.output_weights():
             weights.zero_()
         if self.predictor.hidden:
@@ -184,9 +195,10 @@ class DensityModel(nn.Module, ABC):
         assert isinstance(self.head, JointHead)
         row, column, channel = self.grid.place(index)
         if self.predictor is not None:
-            if walk.known is None or index == 0:
+            if index == 0:
                 walk.known = self.predictor.empty(len(previous))
-            if index:
+            else:
+                assert walk.known is not None
                 self.predictor.observe(walk.known, previous, index - 1)
         if channel == 0:
             assert parameters is not None

@@ -217,7 +217,8 @@ class LinearPredictor(nn.Module):
         relative = relative / (1.0 + 0.5 * relative.abs()) * exists.unsqueeze(-1)
         flags = exists.expand(*relative.shape[:-1])
         parts = [relative.flatten(-2), flags, means, log_units + LOG_UNIT_SHIFT]
-        hidden = F.silu(self.first(torch.cat(parts, dim=-1)))
+        inputs = torch.cat(parts, dim=-1).to(self.first.weight.dtype)
+        hidden = F.silu(self.first(inputs))
         hidden = F.silu(self.second(hidden))
         correction: torch.Tensor = self.last(hidden)
         return correction
@@ -229,7 +230,7 @@ class LinearPredictor(nn.Module):
             x: symbols, ``[batch, height, width, channels]``.
 
         Returns:
-            ``[batch, height, width, neighbours, channels]``, in the type of the coefficients.
+            ``[batch, height, width, neighbours, channels]``, in the type of :meth:`empty`.
         """
         height = self.grid.height
         width = self.grid.width
@@ -262,18 +263,21 @@ class LinearPredictor(nn.Module):
         """Predictions of pixels, ``[..., size]``, from what :meth:`classes_of` takes and gives."""
         # Half precision has too few digits for means.
         with torch.autocast(known.device.type, enabled=False):
-            coefficients = self.coefficients[classes]  # [..., C, inputs]
+            coefficients = self.coefficients[classes].to(known.dtype)  # [..., C, inputs]
             products = coefficients[..., :-1] @ known.flatten(-2).unsqueeze(-1)
             means = products.squeeze(-1) + coefficients[..., -1]
-        return torch.cat([means, self.rest[classes]], dim=-1)
+        return torch.cat([means, self.rest[classes].to(known.dtype)], dim=-1)
 
     def empty(self, batch: int) -> torch.Tensor:
         """Memory for the symbols of a walk, with margins: ``[batch, height, width, channels]``.
 
         There are ``REACH`` more rows than in the grid, above it, and as many columns at each side.
+        It is of float32 or wider, because bfloat16 does not hold the levels of photographs.
         """
         height, width, channels = self.grid.shape
-        return self.coefficients.new_zeros(batch, height + REACH, width + 2 * REACH, channels)
+        shape = (batch, height + REACH, width + 2 * REACH, channels)
+        dtype = torch.promote_types(self.coefficients.dtype, torch.float32)
+        return self.coefficients.new_zeros(shape, dtype=dtype)
 
     def observe(self, memory: torch.Tensor, symbol: torch.Tensor, index: int) -> None:
         """Write a symbol that has become known.

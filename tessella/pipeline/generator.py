@@ -470,9 +470,12 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
     assert isinstance(first, DensityModel)
     # Only a warning: some codes, such as those of FSQ, are ordered in part.
     if first.head.ordered and not tokenizer.of_pixels:
+        also = ""
+        if first.predictor is not None:
+            also = " and predicts them from the pixels around"
         warnings.warn(
-            f"the prior's head {first.head.name!r} takes neighbouring levels to be alike, and the "
-            'codes of a tokenizer have no order; a prior on codes wants head="categorical" '
+            f"the prior's head {first.head.name!r} takes neighbouring levels to be alike{also}, "
+            'and the codes of a tokenizer have no order; a prior on codes wants head="categorical" '
             '(in a recipe: model.head = "categorical")',
             TessellaWarning,
             stacklevel=3,

@@ -273,9 +273,8 @@ class DensityTask(Task):
         for level, model in enumerate(_levels(self.prior)):
             if model.predictor is None or bool(model.predictor.fitted):
                 continue
-            # Evenly spaced images; a predictor needs no more.
-            count = min(len(examples), predictor_fit.PIXELS // model.grid.pixels + 1)
-            places = torch.arange(count) * len(examples) // count
+            # The others need not be read, nor encoded.
+            places = predictor_fit.images_to_use(model.grid, len(examples))
             model.fit_predictor(self._unpacked(self.symbols_of(examples.plain(places)))[level])
 
     def hidden_matrices(self) -> list[nn.Parameter]:
