@@ -150,6 +150,19 @@ class IntegerMixture(IntegerDistribution):
         return (self.weights * probability + 15) >> 4
 
 
+def value_of(x: torch.Tensor, levels: int, bits: int) -> torch.Tensor:
+    """Symbols on the axis where the levels span [-1, 1], in units of ``2**-bits``.
+
+    Args:
+        x: symbols, ``int64 [...]``.
+        levels: number of levels.
+        bits: fraction bits of the result.
+    """
+    bins = levels - 1
+    # Never negative before the shift to the left end of the axis, so // rounds down.
+    return ((x << (bits + 1)) + bins // 2) // bins - (1 << bits)
+
+
 def mixture_weights(proportions: torch.Tensor) -> torch.Tensor:
     """Weights of sum ``2**20`` in given proportions: ``int64 [..., components]``.
 

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from tessella.nn.linear_predictor import NEVER, LinearPredictor, activity_of
+from tessella.nn.linear_predictor import NEVER, LinearPredictor
 
 PIXELS = 1 << 20
 """Pixels that the coefficients are fitted to, at most."""
@@ -75,7 +75,7 @@ def fit(predictor: LinearPredictor, images: torch.Tensor) -> None:
 
 def _set_thresholds(predictor: LinearPredictor, known: torch.Tensor) -> None:
     """Choose thresholds so that the classes of a kind of place hold equally many pixels."""
-    activity = activity_of(known)
+    activity = predictor.activity(known)
     for kind, count in enumerate(predictor.bins):
         here = activity[:, predictor.kinds == kind].flatten().sort().values
         predictor.thresholds[kind] = NEVER

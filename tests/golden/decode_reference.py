@@ -4,8 +4,9 @@
 
 It follows docs/format.md and docs/arithmetic.md from top to bottom, needs nothing but NumPy and the
 standard library, and is written to be read rather than to be fast. Of the models it knows the one
-that docs/arithmetic.md works out in full: ``lstm`` with the head ``categorical``, on a grid of one
-channel. Packed streams, which need no model, it decodes for any grid.
+that docs/arithmetic.md works out in full: ``lstm``, with the head ``categorical`` on a grid of one
+channel, or with the head ``logistic-mixture``, with or without a predictor. Packed streams, which
+need no model, it decodes for any grid.
 
 All arithmetic is done with Python integers or with int64 arrays, of the shapes in square brackets.
 """
@@ -294,35 +295,66 @@ class Lstm:
 
     def __init__(self, twin: Twin, batch: int) -> None:
         network = twin.network
-        known = network["name"] == "lstm" and network["head"] == {"name": "categorical"}
-        require(known and twin.grid[2] == 1, "this decoder knows only lstm, of a single channel")
+        head = network["head"]
+        self.is_mixture = head["name"] == "logistic-mixture"
+        known = self.is_mixture or (head["name"] == "categorical" and twin.grid[2] == 1)
+        require(
+            network["name"] == "lstm" and known,
+            "this decoder knows only lstm, with logistic-mixture or on a single channel",
+        )
         self.twin = twin
         self.layers = network["sizes"]["layers"]
         width = network["sizes"]["hidden"]
         self.hidden = np.zeros([self.layers, batch, width], np.int64)
         self.cell = np.zeros([self.layers, batch, width], np.int64)
+        self.pixel: Pixel | None = None
+        self.predictor: Predictor | None = None
+        if head.get("predictor", False):
+            first_table = 4 + self.layers  # after rows, columns, symbols and the biases
+            self.predictor = Predictor(twin, first_table, self.layers + 1)
 
-    def frequencies(self, index: int, previous: np.ndarray | None) -> np.ndarray:
+    def frequencies(self, index: int, symbols: np.ndarray) -> np.ndarray:
         """The frequencies ``[batch, levels]`` of symbol ``index`` in raster order.
 
-        ``previous [batch]`` are the symbols before it; None at the first.
+        Of ``symbols [batch, height, width, channels]`` it looks at those before it.
         """
-        rows, columns, symbols, *biases = self.twin.tables
-        row, column = divmod(index, self.twin.grid[1])
+        _, width, channels, levels = self.twin.grid
+        place, channel = divmod(index, channels)
+        row, column = divmod(place, width)
+        if not self.is_mixture:
+            logits = self._parameters(place, symbols)
+            if logits.shape[1] == 1:  # two levels: the logit of the first is 0
+                logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+            return categorical(logits)
+        if channel == 0:
+            parameters = self._parameters(place, symbols)
+            prediction = None
+            if self.predictor is not None:
+                parameters, prediction = self.predictor.at(symbols, row, column, parameters)
+            components = self.twin.network["head"]["components"]
+            self.pixel = Pixel(parameters, prediction, components, channels, levels)
+        else:
+            assert self.pixel is not None
+            self.pixel.learn(symbols[:, row, column, channel - 1])
+        return self.pixel.frequencies()
+
+    def _parameters(self, place: int, symbols: np.ndarray) -> np.ndarray:
+        """The step of the network: ``[batch, parameters]``."""
+        rows, columns, vectors, *biases = self.twin.tables
+        row, column = divmod(place, self.twin.grid[1])
         x = store(self.twin.kept[0][NO_CLASS] + rows[row])
         x = store(x + columns[column])
         x = np.broadcast_to(x, self.hidden.shape[1:])
-        if previous is not None:
-            x = store(x + symbols[0, previous])
+        if place > 0:
+            before = symbols.reshape(len(symbols), -1, self.twin.grid[2])[:, place - 1]
+            for channel, vectors_of_channel in enumerate(vectors):
+                x = store(x + vectors_of_channel[before[:, channel]])
         for layer in range(self.layers):
             inputs = np.concatenate([x, self.hidden[layer]], axis=1)
             gates = store(self.twin.matrices[layer].apply(inputs) + biases[layer])
             self._cell(layer, gates)
             x = store(x + self.hidden[layer])
-        logits = store(self.twin.matrices[self.layers].apply(x) + biases[self.layers])
-        if logits.shape[1] == 1:  # two levels: the logit of the first is 0
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        return categorical(logits)
+        return store(self.twin.matrices[self.layers].apply(x) + biases[self.layers])
 
     def _cell(self, layer: int, gates: np.ndarray) -> None:
         """The operation ``cell``: change hidden state and cell by ``gates [batch, 4 width]``."""
@@ -345,36 +377,227 @@ def categorical(logits: np.ndarray) -> np.ndarray:
 
 
 def mixture_weights(p: np.ndarray) -> np.ndarray:
-    """Integers ``p [components]``, none below zero, to weights that sum to ``2**20``."""
-    weights = (p * 2**20) // p.sum()
-    weights[weights.argmax()] += 2**20 - weights.sum()  # the first of the largest
+    """Integers ``p [batch, components]``, none below zero, to weights that sum to ``2**20``."""
+    weights = (p * 2**20) // p.sum(axis=1, keepdims=True)
+    largest = weights.argmax(axis=1)  # the first of them
+    weights[np.arange(len(p)), largest] += 2**20 - weights.sum(axis=1)
     return weights
 
 
-def logistic_mixture(
-    logits: np.ndarray,
-    means: np.ndarray,
-    log_scales: np.ndarray,
-    levels: int,
-) -> np.ndarray:
-    """The frequencies ``[levels]`` of one channel, which depends on no other.
+def below_edges(means: np.ndarray, log_scales: np.ndarray, levels: int) -> np.ndarray:
+    """``F`` of the documentation, from -1 on: ``[batch, components, levels + 1]``.
 
-    Logits, means and log-scales, ``[components]`` each, are in units of ``2**-16``. The decoder
-    below does not use this function: models with this head have other networks than ``lstm``.
+    Means and log-scales, ``[batch, components]`` each, are in units of ``2**-16``.
     """
-    weights = mixture_weights(fine_decay(logits.max() - logits))
     limited = np.clip(log_scales, -7 * 2**16, 15 * 2**16)
     inverse = rounded(1149903211 * fine_decay(limited + 7 * 2**16), 24)  # in units of 2**-20
-
     v = np.arange(levels - 1)
     edges = ((2 * v + 1) * 2**24 + (levels - 1) // 2) // (levels - 1) - 2**24
-    # One row for each component, one column for each level.
-    distance = clamp(edges - 256 * means[:, None], 2**31 - 1)
-    below = fine_sigmoid(clamp((distance * inverse[:, None]) >> 28, 2**21))
-    below = np.pad(below, [(0, 0), (0, 1)], constant_values=2**24)
-    mixed = (weights @ below) >> 20
-    ends = np.arange(1, levels + 1) + ((mixed * (TOTAL - levels)) >> 24)
-    return np.diff(ends, prepend=0)
+    distance = clamp(edges - 256 * means[..., None], 2**31 - 1)
+    inside = fine_sigmoid(clamp((distance * inverse[..., None]) >> 28, 2**21))
+    below = np.zeros([*means.shape, levels + 1], np.int64)
+    below[..., 1:-1] = inside
+    below[..., -1] = 2**24
+    return below
+
+
+def mixed_frequencies(weights: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Weights ``[batch, components]`` and ``F`` to frequencies ``[batch, levels]``."""
+    levels = below.shape[2] - 1
+    mixed = (weights[..., None] * below).sum(axis=1) >> 20
+    ends = np.arange(levels + 1) + ((mixed * (TOTAL - levels)) >> 24)
+    return np.diff(ends, axis=1)
+
+
+class Pixel:
+    """The head ``logistic-mixture`` on its way through the channels of a pixel."""
+
+    def __init__(
+        self,
+        parameters: np.ndarray,
+        prediction: Prediction | None,
+        components: int,
+        channels: int,
+        levels: int,
+    ) -> None:
+        m = components
+        vectors = parameters.reshape(len(parameters), -1, m)  # [batch, vectors, components]
+        self.means = vectors[:, 1 : 1 + channels]
+        self.log_scales = vectors[:, 1 + channels : 1 + 2 * channels]
+        self.shares = tanh(vectors[:, 1 + 2 * channels :])  # one for each pair of channels
+        logits = vectors[:, 0]
+        if prediction is not None:
+            logits = store(logits + prediction.logits)
+            self.log_scales = store(self.log_scales + prediction.log_scales)
+        self.weights = mixture_weights(fine_decay(logits.max(axis=1, keepdims=True) - logits))
+        self.prediction = prediction
+        self.levels = levels
+        self.known: list[np.ndarray] = []  # the symbols of the channels so far, [batch] each
+        self.expected: list[np.ndarray] = []  # with a predictor, its means of them
+        self._mix()
+
+    def learn(self, symbol: np.ndarray) -> None:
+        """Go on to the next channel, after ``symbol [batch]`` in the one before."""
+        below = self.below[np.arange(len(symbol)), :, symbol]
+        upto = self.below[np.arange(len(symbol)), :, symbol + 1]
+        self.weights = mixture_weights((self.weights * np.maximum(upto - below, 1) + 15) >> 4)
+        self.known.append(symbol)
+        self._mix()
+
+    def _mix(self) -> None:
+        """Set ``F`` of the newest channel."""
+        c = len(self.known)
+        if self.prediction is not None:
+            self.expected.append(self.prediction.expected(c, self.known))
+        means = self.means[:, c]
+        for b, symbol in enumerate(self.known):
+            if self.prediction is None:
+                bins = self.levels - 1
+                shift = (symbol * 2**17 + bins // 2) // bins - 2**16
+            else:
+                shift = self.prediction.miss(b, symbol, self.expected[b])
+            share = self.shares[:, c * (c - 1) // 2 + b]
+            means = means + rounded(share * shift[:, None], 15)
+        means = store(means)
+        if self.prediction is not None:
+            error = self.prediction.errors[:, c, None]
+            means = store(rounded(self.expected[c][:, None] * 2**18 + error * means, 26))
+        self.below = below_edges(means, self.log_scales[:, c], self.levels)
+
+    def frequencies(self) -> np.ndarray:
+        """Of the newest channel, ``[batch, levels]``."""
+        return mixed_frequencies(self.weights, self.below)
+
+
+# --- arithmetic.md: Predictions -------------------------------------------------------------------
+
+NEIGHBOURS = [
+    (0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0),
+    (-2, -1), (-2, 1), (-1, -2), (-1, 2), (-2, -2), (-2, 2),
+]  # fmt: skip
+DIFFERENCES = [(0, 2), (1, 2), (1, 3), (0, 4), (1, 5)]
+CLASSES_OF_KINDS = [4] * 12 + [24] + [4] * 2
+
+
+def level(x: np.ndarray, levels: int) -> np.ndarray:
+    """Symbols on the axis where the levels span [-1, 1], in units of ``2**-24``."""
+    return (x * 2**25 + (levels - 1) // 2) // (levels - 1) - 2**24
+
+
+@dataclass
+class Prediction:
+    """What a predictor says of a pixel, in the units of the documentation."""
+
+    levels: int
+    means: np.ndarray  # [batch, channels], from the neighbours alone
+    couplings: np.ndarray  # [batch, channels, channels]
+    logs: np.ndarray  # [batch, channels], the logarithms of the errors, plus 4
+    errors: np.ndarray  # [batch, channels]
+    inverses: np.ndarray  # [batch, channels]
+    logits: np.ndarray  # [batch, components]
+    log_scales: np.ndarray  # [batch, channels, components]
+
+    def units(self, difference: np.ndarray, channel: int) -> np.ndarray:
+        """Differences ``[batch, ...]`` to a mean in units of the channel's error."""
+        inverse = self.inverses[:, channel].reshape([-1] + [1] * (difference.ndim - 1))
+        return store(rounded(difference * inverse, 18))
+
+    def expected(self, channel: int, known: list[np.ndarray]) -> np.ndarray:
+        """The mean of a channel after the channels before it."""
+        mean = self.means[:, channel].copy()
+        for before, symbol in enumerate(known):
+            coupling = self.couplings[:, channel, before]
+            mean += rounded(coupling * level(symbol, self.levels), 24)
+        return clamp(mean, 2**31 - 1)
+
+    def miss(self, channel: int, symbol: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """How far off the prediction of a channel was."""
+        return self.units(level(symbol, self.levels) - expected, channel)
+
+
+class Predictor:
+    """The predictor of a twin, whose constants begin at the given table and matrix."""
+
+    def __init__(self, twin: Twin, first_table: int, first_matrix: int) -> None:
+        self.grid = twin.grid
+        self.components = twin.network["head"]["components"]
+        tables_of_it = twin.tables[first_table:]
+        self.thresholds, self.coefficients, self.rest, *self.biases = tables_of_it
+        self.matrices = twin.matrices[first_matrix:]
+        layers = 3 if twin.network["head"]["predictor_hidden"] > 0 else 0
+        require(
+            len(self.biases) == layers and len(self.matrices) == layers,
+            "the predictor has other constants than it should",
+        )
+
+    def at(
+        self, symbols: np.ndarray, row: int, column: int, parameters: np.ndarray
+    ) -> tuple[np.ndarray, Prediction]:
+        """Correct the network's parameters at a place, and predict.
+
+        Of ``symbols [batch, height, width, channels]`` it looks at the neighbours.
+        """
+        _, width, channels, _ = self.grid
+        x = np.zeros([len(symbols), len(NEIGHBOURS), channels], np.int64)
+        exists = np.zeros(len(NEIGHBOURS), np.int64)
+        for i, (down, right) in enumerate(NEIGHBOURS):
+            if row + down >= 0 and 0 <= column + right < width:
+                exists[i] = 1
+                x[:, i] = symbols[:, row + down, column + right]
+        prediction = self._predict(x, self._classes(x, row, column))
+        if self.matrices:
+            correction = self._network(x, exists, prediction)
+            parameters = store(parameters + correction)
+        return parameters, prediction
+
+    def _classes(self, x: np.ndarray, row: int, column: int) -> np.ndarray:
+        """The class of the pixel in each image, ``[batch]``."""
+        width = self.grid[1]
+        from_left = {0: 0, 1: 1}
+        from_right = {width - 1: 4, width - 2: 3}
+        kind = 5 * min(row, 2) + from_left.get(column, from_right.get(column, 2))
+        activity = np.zeros(len(x), np.int64)
+        for i, j in DIFFERENCES:
+            activity += np.abs(x[:, i] - x[:, j]).sum(axis=1)
+        above = (activity[:, None] > self.thresholds[kind]).sum(axis=1)
+        return sum(CLASSES_OF_KINDS[:kind]) + above
+
+    def _predict(self, x: np.ndarray, classes: np.ndarray) -> Prediction:
+        _, _, channels, levels = self.grid
+        count = len(NEIGHBOURS) * channels
+        a = self.coefficients[classes]  # [batch, channels, 13 channels + 1]
+        products = a[:, :, :count] * x.reshape(len(x), 1, count)
+        means = (2 * products.sum(axis=2) + (levels - 1) // 2) // (levels - 1)
+        rest = self.rest[classes]
+        logs, errors, inverses = np.split(rest[:, : 3 * channels], 3, axis=1)
+        mixture = rest[:, 3 * channels :].reshape(len(x), 1 + channels, self.components)
+        return Prediction(
+            levels=levels,
+            means=clamp(means + a[:, :, count], 2**31 - 1),
+            couplings=a[:, :, count + 1 :],
+            logs=logs,
+            errors=errors,
+            inverses=inverses,
+            logits=mixture[:, 0],
+            log_scales=mixture[:, 1:],
+        )
+
+    def _network(self, x: np.ndarray, exists: np.ndarray, of: Prediction) -> np.ndarray:
+        """The correction of the small network, ``[batch, parameters]``."""
+        _, _, channels, levels = self.grid
+        near = np.zeros_like(x)
+        for c in range(channels):
+            r = of.units(level(x[:, :, c], levels) - of.means[:, c, None], c)
+            divisor = 2**17 + np.abs(r)
+            near[:, :, c] = (r * 2**18 + divisor) // (2 * divisor) * exists
+        flags = np.broadcast_to(exists * 2**16, [len(x), len(exists)])
+        means = store(rounded(of.means, 8))
+        hidden = np.concatenate([near.reshape(len(x), -1), flags, means, of.logs], axis=1)
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            hidden = store(matrix.apply(hidden) + bias)
+            if i < 2:
+                hidden = store(rounded(hidden * sigmoid(hidden), 15))  # silu
+        return hidden
 
 
 # --- format.md: The file --------------------------------------------------------------------------
@@ -646,13 +869,12 @@ def decode_group(
     bytes_of_symbol = 1 if levels <= 256 else 4
     coded = bytearray()
     last_row = max(piece.rows for piece in pieces)
-    flat = symbols.reshape(len(pieces), -1)  # a view: symbols of a piece in the order of the model
     for index in range(last_row * width * channels):
         place, channel = divmod(index, channels)
         row, column = divmod(place, width)
         frequencies = None
         if model is not None:
-            frequencies = model.frequencies(index, flat[:, index - 1] if index > 0 else None)
+            frequencies = model.frequencies(index, symbols)
         for number, piece in enumerate(pieces):
             if piece.codes(row, column, channel):
                 symbol = stream.next(None if frequencies is None else frequencies[number])
