@@ -23,6 +23,8 @@ ARCHIVES = ["lstm", "lstm-coded"]
 
 
 def _load_script() -> ModuleType:
+    # Python does this for a script that is run: its other half lies beside it.
+    sys.path.insert(0, str(GOLDEN))
     spec = importlib.util.spec_from_file_location("decode_reference", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -33,6 +35,7 @@ def _load_script() -> ModuleType:
 
 
 reference = _load_script()
+arithmetic = sys.modules["reference_arithmetic"]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,7 @@ def test_more_pixels_than_allowed_are_refused(twin: object):
 def test_frequencies_of_a_mixture_are_positive_and_sum_to_the_total(levels: int, spread: float):
     # Two channels of three components: logits, means, log-scales and coefficients.
     drawn = np.random.default_rng(0).normal(size=[5, 18]) * spread * 2**16
-    pixel = reference.Pixel(drawn.astype(np.int64), None, 3, 2, levels)
+    pixel = arithmetic.Pixel(drawn.astype(np.int64), None, 3, 2, levels)
     for symbol in range(2):
         frequencies = pixel.frequencies()
         assert frequencies.shape == (5, levels)
@@ -155,7 +158,7 @@ def test_a_predictor_has_the_frequencies_of_the_reference(predicted: object):
     # Of all contrasts, so that there are pixels of most classes.
     x >>= (torch.arange(16) % 8).view(-1, 1, 1, 1)
     expected = exact(x).flatten(1, 3).numpy()
-    model = reference.Lstm(predicted, 16)
+    model = arithmetic.Lstm(predicted, 16)
     for index in range(exact.grid.symbols):
         assert np.array_equal(model.frequencies(index, x.numpy()), expected[:, index]), index
 
@@ -166,7 +169,8 @@ def test_the_script_needs_nothing_but_numpy():
     code = barred + "    sys.modules[name] = None\nimport runpy\n"
     code += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     archive = GOLDEN / "archives" / "lstm-coded.tsl"
-    start = f"import sys\nsys.argv = {[str(SCRIPT), str(archive), str(TWIN)]!r}\n"
+    start = f"import sys\nsys.path.insert(0, {str(GOLDEN)!r})\n"
+    start += f"sys.argv = {[str(SCRIPT), str(archive), str(TWIN)]!r}\n"
     finished = subprocess.run(
         [sys.executable, "-I", "-c", start + code],
         capture_output=True,

@@ -156,18 +156,18 @@ def test_a_twin_without_the_tables_of_its_predictor_is_damaged():
 
 def test_predictions_at_their_limits_do_not_overflow():
     # As many levels and channels as there may be, and coefficients as large as integers hold.
-    grid = ts.Grid(3, 3, 256, 2**20)
+    grid = ts.Grid(3, 3, 64, 2**22)
     real = LinearPredictor(grid, components=1, corrected=1, hidden=0)
     real.coefficients[..., :-1] = 1e9
     real.coefficients[1::2, ..., :-1] = -1e9
     predictor = IntegerPredictor(real, whole_tables(real), [])
-    known = torch.full((80, 12, 256), 2**20 - 1)
+    known = torch.full((80, 12, 64), 2**22 - 1)
     prediction = predictor.predictions(known, torch.arange(80))
     # Clamped at the ends of means: a sum that wrapped around would have the other sign.
     sign = 1 - 2 * (torch.arange(80) % 2)
-    assert torch.equal(prediction[:, :256], ((2**31 - 1) * sign)[:, None].expand(80, 256))
+    assert torch.equal(prediction[:, :64], ((2**31 - 1) * sign)[:, None].expand(80, 64))
     with pytest.raises(ConfigError, match="levels times channels"):
-        check_sizes(ts.Grid(3, 3, 257, 2**20))
+        check_sizes(ts.Grid(3, 3, 65, 2**22))
 
 
 def whole_tables(real: LinearPredictor) -> list[torch.Tensor]:
