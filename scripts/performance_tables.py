@@ -352,6 +352,28 @@ def parallel(results: Results) -> str:
     return f"{heading}\n\n{PARALLEL_TEXT}\n\n{body}\n\n*{origin(results, rows)}*"
 
 
+def training(results: Results) -> str:
+    """A training step of every family, and its share of what the processor multiplies."""
+    rows = results.get("rows", [])
+    if not rows:
+        return NOTHING
+    titles = ["model", "grid", "batch", "GFLOP", "float32, ms", "share", "bfloat16, ms", "share"]
+    lines = []
+    for row in rows:
+        line = [f"`{row['work']}`", row["grid"], str(row["batch"]), short(row["gflop"])]
+        for precision in ("float32", "bfloat16"):
+            figures = row[precision]
+            line.append(short(1000 * figures["seconds"]["least"]))
+            line.append(percent(figures["share"]))
+        lines.append(line)
+    peaks = []
+    for precision in ("float32", "bfloat16"):
+        most = max(row[precision]["peak_gflops"] for row in rows)
+        peaks.append(f"{most:.0f} GFLOP/s in {precision}")
+    sentence = f"The product of two 2048x2048 matrices reaches {' and '.join(peaks)}."
+    return f"{table(titles, lines)}\n\n{sentence}\n\n*{origin(results, rows)}*"
+
+
 TABLES = {
     "machine": ("sampling", machine),
     "works": ("sampling", works),
@@ -361,6 +383,7 @@ TABLES = {
     "growth": ("growth", growth),
     "big": ("growth", big),
     "parallel": ("parallel", parallel),
+    "training": ("training_share", training),
 }
 """By marker: the file under results/, and the function that makes the text."""
 

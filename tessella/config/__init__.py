@@ -222,17 +222,21 @@ class TrainConfig:
     compile: bool = False
     """Compile the network with torch.compile, which needs a C++ compiler: the first steps take a
     minute or two longer, the others less time."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon`` moves the hidden matrices of a density model by orthogonalized momentum, and AdamW
+    the rest; ``adamw`` moves everything. Muon wants a large ``learning_rate``, of about 0.01."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50
     """Steps of warm-up; fewer where that would be more than a twentieth of the run."""
     weight_decay: float = 0.01
-    """AdamW's decay, on matrices only."""
+    """Share by which a step shrinks matrices, times the rate; vectors are left alone."""
     l2: float = 0.0
     """Half the sum of squares of the matrices' elements, times this, joins the loss: a penalty in
     the loss's own unit (bits/dim of a density model), where ``weight_decay`` shrinks all weights
     alike, however little the loss has to say of them."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """Decays of AdamW's averages of the gradient and of its square."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     average: float = 0.998
@@ -262,6 +266,8 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             _check_train_number(name, value)
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"train.optimizer must be 'adamw' or 'muon', got {self.optimizer!r}")
         # A decay of 1 would keep the first value for ever.
         for beta in self.betas:
             if not 0 <= beta < 1:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from tessella.errors import ConfigError, NumericalError
-from tessella.exact.integer_heads import ordinal_root
 from tessella.exact.integer_predictor import predictor_tables
 from tessella.heads import CategoricalHead, LogisticMixtureHead, OrdinalHead
 from tessella.models.condition import Cond
@@ -62,16 +61,12 @@ def convertible(model: DensityModel) -> ProgramModel:
 @torch.no_grad()
 def _fold(model: ProgramModel, head: OrdinalHead) -> None:
     """Multiply the last layers by the matrix of an ordinal head."""
-    root = ordinal_root(head)
+    plain = CategoricalHead(model.grid)
     for layer in model.last_layers():
-        # A model of two levels may compute only the last of its logits.
-        part = root[-layer.out_features :, -layer.out_features :]
-        if layer.out_features < head.size:
-            # The other logit is fixed at zero; only the difference of the two counts.
-            part = part - root[: head.size - layer.out_features, -layer.out_features :]
-        layer.weight.copy_(part @ layer.weight.double())
-        layer.bias.copy_(part @ layer.bias.double())
-    model.head = CategoricalHead(model.grid)
+        layer.weight.copy_(head.mix(layer.weight.double()))
+        layer.bias.copy_(head.mix(layer.bias.double()))
+        layer.mix = plain.mix
+    model.head = plain
 
 
 @torch.no_grad()

@@ -17,14 +17,12 @@ from tessella.exact.integer_distributions import (
 from tessella.exact.integer_predictor import COEFFICIENT_BITS, LARGEST_MEAN, UNIT_BITS, in_units
 from tessella.grid import Grid
 from tessella.heads import (
-    Categorical,
     CategoricalHead,
     Distribution,
     FactoredHead,
     Head,
     JointHead,
     LogisticMixtureHead,
-    OrdinalHead,
     PixelMixture,
 )
 from tessella.nn.integer.functions import FRACTION_BITS, LIMIT, clamp, rounded, store, tanh
@@ -227,18 +225,6 @@ def integer_head(head: Head) -> IntegerCategoricalHead | IntegerMixtureHead:
         f"the head {head.name!r} has no arithmetic in integers; exact models have "
         "categorical, ordinal or logistic-mixture heads"
     )
-
-
-def ordinal_root(head: OrdinalHead) -> torch.Tensor:
-    """The matrix ``L`` of an ordinal head, which makes logits ``L u`` of parameters ``u``.
-
-    Returns:
-        ``float64 [levels, levels]``, symmetric.
-    """
-    # The logits of a unit vector are a row of the matrix.
-    distribution = head(torch.eye(head.grid.levels, dtype=torch.float64))
-    assert isinstance(distribution, Categorical)
-    return distribution.logits
 
 
 def check_levels(grid: Grid) -> None:

@@ -78,7 +78,7 @@ class IntegerPredictor(LinearPredictor):
             persistent=False,
         )
         self.values: torch.Tensor
-        self.matrices = matrices
+        self.integer_matrices = matrices
         for layer, bias in enumerate(tables[TABLES:]):
             self.register_buffer(f"bias_{layer}", bias.long(), persistent=False)
 
@@ -127,7 +127,7 @@ class IntegerPredictor(LinearPredictor):
         self, known: torch.Tensor, exists: torch.Tensor, prediction: torch.Tensor
     ) -> torch.Tensor:
         hidden = self.network_inputs(known, exists, prediction)
-        for layer, matrix in enumerate(self.matrices):
+        for layer, matrix in enumerate(self.integer_matrices):
             bias: torch.Tensor = getattr(self, f"bias_{layer}")
             hidden = (multiply(hidden, matrix) + bias).clamp_(-LIMIT, LIMIT)
             if layer < LAYERS - 1:

@@ -105,6 +105,25 @@ class Head(ABC):
         # Zeros suit heads whose parameters are logits: all levels are equally likely.
         return torch.zeros(self.size)
 
+    def mix(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product with the matrix that this head multiplies parameters by before all else.
+
+        A network applies it to the weights and the bias of its last layer, and then takes the head
+        :meth:`of_mixed`, see :class:`tessella.nn.last_layer.LastLayer`. Most heads have no matrix.
+
+        Args:
+            rows: ``[size]`` or ``[size, n]``; or only the last ones of them, where a network fixes
+                the others at zero.
+
+        Returns:
+            Of the shape of ``rows``.
+        """
+        return rows
+
+    def of_mixed(self) -> Head:
+        """This head, for parameters that went through :meth:`mix` already."""
+        return self
+
     def config(self) -> dict[str, object]:
         """Plain values from which :func:`create_head` rebuilds the head."""
         return {"name": self.name}

@@ -54,6 +54,21 @@ class OrdinalHead(CategoricalHead):
     def symbol(self, parameters: torch.Tensor) -> Distribution:
         return self(parameters)
 
+    def mix(self, rows: torch.Tensor) -> torch.Tensor:
+        wide = at_least_float32(rows)
+        root, _ = self._root_and_inverse(wide)
+        count = len(rows)
+        part = root[-count:, -count:]
+        if count < self.size:
+            # Of two levels only one logit may be computed, and the other is zero before and after:
+            # probabilities depend on the difference alone.
+            part = part - root[: self.size - count, -count:]
+        with torch.autocast(rows.device.type, enabled=False):
+            return (part @ wide).to(rows.dtype)
+
+    def of_mixed(self) -> OrdinalHead:
+        return OrdinalHeadOfMixed(self.grid)
+
     def parameters_from_table(self, table: torch.Tensor) -> torch.Tensor:
         _, inverse = self._root_and_inverse(table)
         return _product(table, inverse)
@@ -73,6 +88,19 @@ class OrdinalHead(CategoricalHead):
                 inverse = (vectors * values**-0.5) @ vectors.T
                 self._roots[key] = (root.to(*key), inverse.to(*key))
         return self._roots[key]
+
+
+class OrdinalHeadOfMixed(OrdinalHead):
+    """``ordinal`` for a network whose last layer applies ``L``, so that parameters are logits."""
+
+    def __call__(self, parameters: torch.Tensor) -> Distribution:
+        return Categorical(at_least_float32(parameters))
+
+    def of_mixed(self) -> OrdinalHead:
+        return self
+
+    def parameters_from_table(self, table: torch.Tensor) -> torch.Tensor:
+        return table
 
 
 def level_covariance(levels: int) -> torch.Tensor:

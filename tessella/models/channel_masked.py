@@ -52,6 +52,7 @@ from tessella.nn.channel_masked_layers import (
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.convolution import channels_last
 from tessella.nn.embedding import ChannelEmbedding
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import OperationWriter, Places, Program, SeveralPrograms
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
@@ -149,7 +150,9 @@ class ChannelMasked(ProgramModel):
         self.layers = nn.ModuleList(created)
         biases = layers * created[0].biases
         self.class_bias = ClassEmbedding(self.classes, biases) if self.classes else None
-        self.output = GroupedOutput(self.groups, 2 * hidden, last, head.bias(), head.joint)
+        self.output = GroupedOutput(
+            self.groups, 2 * hidden, last, head.bias(), head.joint, head.mix
+        )
         channels_last(self)
 
     @abstractmethod
@@ -308,8 +311,8 @@ class ChannelMasked(ProgramModel):
         # The output layers begin with a ReLU, which is fused into the last residual layer.
         layers[-1].write_group(program, group, output.group_input(group), "relu")
 
-    def last_layers(self) -> Sequence[nn.Linear]:
-        return [layer for layer in self.output.last if isinstance(layer, nn.Linear)]
+    def last_layers(self) -> Sequence[LastLayer]:
+        return [layer for layer in self.output.last if isinstance(layer, LastLayer)]
 
     def sizes(self) -> dict[str, object]:
         return {

@@ -16,6 +16,7 @@ from torch import nn
 
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import Operand, OperationWriter, Program
 from tessella.nn.stepping.step import PixelStep
 
@@ -34,7 +35,7 @@ class SteppedChannels:
 class OutputStage(nn.Module, ABC):
     """Base of the output stages."""
 
-    last: nn.Linear
+    last: LastLayer
     """The last layer, which makes the head's parameters."""
 
     @abstractmethod
@@ -70,8 +71,9 @@ class OutputStage(nn.Module, ABC):
             x: input, ``[batch, features]``.
             parameters: receives the result, ``[batch, size]``.
         """
-        weight = step.memory.matrix(self.last.weight.T)
-        program.linear(x, weight, parameters, add=step.memory.table(self.last.bias))
+        weight, bias = self.last.mixed()
+        matrix = step.memory.matrix(weight.T)
+        program.linear(x, matrix, parameters, add=step.memory.table(bias))
 
 
 class FactoredOutput(OutputStage):
@@ -100,7 +102,7 @@ class FactoredOutput(OutputStage):
             torch.randn(grid.levels, count, features) * 0.3 for count in later
         )
         self.directions = nn.ParameterList(torch.randn(1, count, features) * 0.3 for count in later)
-        self.last = _create_last(head, features)
+        self.last = LastLayer(features, head.bias(), head.mix)
         self.register_buffer(
             "values", torch.linspace(-1, 1, grid.levels)[:, None, None], persistent=False
         )
@@ -167,7 +169,7 @@ class JointOutput(OutputStage):
     def __init__(self, head: JointHead, features: int) -> None:
         super().__init__()
         self.project = nn.Linear(features, features)
-        self.last = _create_last(head, features)
+        self.last = LastLayer(features, head.bias(), head.mix)
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self.last(F.silu(self.project(features)))
@@ -192,7 +194,7 @@ class LinearOutput(OutputStage):
 
     def __init__(self, head: Head, features: int) -> None:
         super().__init__()
-        self.last = _create_last(head, features)
+        self.last = LastLayer(features, head.bias(), head.mix)
         self.joint = head.joint
 
     def forward(self, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -222,10 +224,3 @@ def create_output(grid: Grid, head: Head, features: int, direct: bool = False) -
     if isinstance(head, JointHead):
         return JointOutput(head, features)
     return FactoredOutput(grid, head, features)
-
-
-def _create_last(head: Head, features: int) -> nn.Linear:
-    """A linear layer to a head's parameters, initialized with the head's preferred bias."""
-    last = nn.Linear(features, head.size)
-    last.bias.data.copy_(head.bias())
-    return last

@@ -83,6 +83,9 @@ class DensityModel(nn.Module, ABC):
     """The kind of model in a saved ``config.json``."""
     takes_codes: ClassVar[bool] = False
     """Whether the model can be conditioned on a grid of codes."""
+    mixes: ClassVar[bool] = False
+    """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
+    which does part of the head's work."""
     pass_is_cheap: ClassVar[bool] = False
     """Whether a pass over the whole grid costs little more than one cached step."""
 
@@ -91,7 +94,7 @@ class DensityModel(nn.Module, ABC):
         if conditioning.codes is not None and not self.takes_codes:
             raise ConfigError(f"{self.name} cannot be conditioned on a grid of codes (codes=)")
         self.grid = grid
-        self.head = head
+        self.head = head.of_mixed() if self.mixes else head
         self.conditioning = conditioning
         self.predictor = head.create_predictor()
         """Predicts each pixel from pixels before it, for a head that corrects predictions."""
@@ -138,7 +141,7 @@ class DensityModel(nn.Module, ABC):
             return parameters
         return self.predictor.complete(parameters, x, row)
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         """The weights that make the head's parameters of the last features.
 
         Where they are zero, so is the network's correction of a prediction.
@@ -444,6 +447,32 @@ class DensityModel(nn.Module, ABC):
     def classes(self) -> int:
         """Number of classes the model is conditioned on; label ``classes`` is the null class."""
         return self.conditioning.classes
+
+    def last_layers(self) -> Sequence[nn.Module]:
+        """The layers that make the head's parameters; none where they are no modules."""
+        return []
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices and convolution kernels between embeddings and last layers.
+
+        They are the attributes ``weight`` of all modules, or what a module lists in its attribute
+        ``matrices``: of two or four dimensions, or stacks of matrices, of three. What moves them
+        may rely on their being hidden (see :class:`tessella.training.optimizers.Muon`).
+        """
+        last: set[nn.Module] = set(self.last_layers())
+        if self.predictor is not None and self.predictor.hidden:
+            last.add(self.predictor.last)
+        found: dict[nn.Parameter, None] = {}
+        for module in self.modules():
+            # Rows of a table are vectors by themselves, of which a step sees few.
+            if module in last or isinstance(module, nn.Embedding):
+                continue
+            for name in getattr(module, "matrices", ("weight",)):
+                weight = getattr(module, name, None)
+                # Gains of norms are weights too, but vectors; some layers compute their weight.
+                if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.dim() > 1:
+                    found[weight] = None
+        return list(found)
 
     def parameter_count(self) -> int:
         """Number of trainable parameters, not counting weights that a mask holds at zero."""

@@ -96,6 +96,9 @@ class FVSBN(SequenceModel[FVSBNState]):
         free = logits.unflatten(1, (self.places, self.free_size))
         return self.on_grid(self.parameters_from_free(free))
 
+    def last_layers(self) -> Sequence[nn.Module]:
+        return [self.regression]
+
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
         return FVSBNState(
@@ -118,7 +121,7 @@ class FVSBN(SequenceModel[FVSBNState]):
         logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
         return self.parameters_from_free(logits + self.bias[state.classes, rows])
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.regression.weight]
 
     def sizes(self) -> dict[str, object]:

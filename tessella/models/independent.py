@@ -98,7 +98,7 @@ class Independent(DensityModel):
         self.table[0] = parameters.view(self.table.shape[1:]).to(self.table)
         return self
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.table]
 
     def sizes(self) -> dict[str, object]:

@@ -33,6 +33,7 @@ from tessella.models.program_model import ProgramModel
 from tessella.models.sequence_model import SequenceModel, SequenceState
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES
 from tessella.nn.lstm_layers import RecurrentLayers, SequenceStep
 from tessella.nn.stepping.memory import Vectors
@@ -98,8 +99,7 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         )
         self.class_vectors = ClassEmbedding(self.classes, hidden, std=0.3) if self.classes else None
         self.layers = RecurrentLayers(layers, hidden, dropout)
-        self.last = nn.Linear(hidden, self.free_size)
-        self.last.bias.data.copy_(self.free_bias())
+        self.last = LastLayer(hidden, self.free_bias(), head.mix)
 
     @property
     def segment(self) -> int:
@@ -228,7 +228,7 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
             classes = self.class_vectors(labels)
         return [memory.keep(classes + channel) for channel in self.channel]
 
-    def last_layers(self) -> Sequence[nn.Linear]:
+    def last_layers(self) -> Sequence[LastLayer]:
         return [self.last]
 
     def sizes(self) -> dict[str, object]:

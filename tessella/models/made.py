@@ -437,7 +437,7 @@ class MADE(SequenceModel[MADEState]):
             inputs = units[:, :stop]
         return torch.addmm(bias, inputs, weights.output[set_index][place, :, : inputs.shape[1]].T)
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         if self.direct is None:
             return [self.output]
         return [self.output, self.direct]

@@ -143,7 +143,7 @@ class NADE(SequenceModel[NADEState]):
         free = torch.addmm(bias, state.running.sigmoid(), state.decode[place])
         return self.parameters_from_free(free)
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.decode]
 
     def sizes(self) -> dict[str, object]:

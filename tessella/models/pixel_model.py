@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from tessella.heads import JointHead
 from tessella.models.channel_output import OutputStage, SteppedChannels
@@ -23,6 +22,7 @@ from tessella.models.condition import Condition
 from tessella.models.density_model import JointWalk
 from tessella.models.program_model import ProgramModel
 from tessella.nn.embedding import EmbeddedSymbols
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import Operand, Program
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep, StateMemory
@@ -95,7 +95,7 @@ class PixelModel(ProgramModel):
             codes: result of :meth:`code_features`, in the memory of the state.
         """
 
-    def last_layers(self) -> Sequence[nn.Linear]:
+    def last_layers(self) -> Sequence[LastLayer]:
         return [self.output.last]
 
     def create_step(self, memory: MemoryAllocator) -> PixelStep:

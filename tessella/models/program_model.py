@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from torch import nn
+import torch
 
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import StateMemory
 
@@ -19,6 +20,8 @@ class ProgramModel(DensityModel):
     All values that a step needs, weights as well as biases, go through the memory of its state.
     That makes it possible to put integers in their place, see :meth:`DensityModel.exact`.
     """
+
+    mixes = True
 
     @abstractmethod
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> State:
@@ -31,10 +34,10 @@ class ProgramModel(DensityModel):
         """
 
     @abstractmethod
-    def last_layers(self) -> Sequence[nn.Linear]:
+    def last_layers(self) -> Sequence[LastLayer]:
         """The layers that make the head's parameters, of as many outputs each."""
 
-    def output_weights(self) -> Sequence[nn.Parameter]:
+    def output_weights(self) -> Sequence[torch.Tensor]:
         return [layer.weight for layer in self.last_layers()]
 
     def init_state(self, batch: int, cond: Cond = None) -> State:

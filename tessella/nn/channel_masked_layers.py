@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tessella.nn.channel_groups import ChannelGroups, ChannelGroupStep
+from tessella.nn.last_layer import LastLayer, Mix
 from tessella.nn.stepping.program import Operand, OperationWriter
 
 
@@ -85,10 +86,17 @@ class GroupedOutput(nn.Module):
         hidden: features of the two convolutions.
         bias: initial bias of each group's parameters, ``[size]``.
         joint: whether there is a single group, whose parameters are those of the whole pixel.
+        mix: see :class:`~tessella.nn.last_layer.LastLayer`.
     """
 
     def __init__(
-        self, groups: ChannelGroups, inputs: int, hidden: int, bias: torch.Tensor, joint: bool
+        self,
+        groups: ChannelGroups,
+        inputs: int,
+        hidden: int,
+        bias: torch.Tensor,
+        joint: bool,
+        mix: Mix,
     ) -> None:
         super().__init__()
         self.groups = groups
@@ -98,9 +106,7 @@ class GroupedOutput(nn.Module):
         self.two = groups.linear(hidden, hidden)
         self.last = nn.ModuleList()
         for part in self.slices:
-            linear = nn.Linear(part.stop - part.start, len(bias))
-            linear.bias.data.copy_(bias)
-            self.last.append(linear)
+            self.last.append(LastLayer(part.stop - part.start, bias, mix))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., inputs]`` to ``[..., channels, size]``, or ``[..., size]`` for a joint head."""
@@ -136,9 +142,9 @@ class SteppedGroupedOutput:
         # Weights and bias of each group's last layer.
         self._last = []
         for linear in layer.last:
-            assert isinstance(linear, nn.Linear)
-            weight = step.memory.matrix(linear.weight.T)
-            self._last.append((weight, step.memory.table(linear.bias)))
+            assert isinstance(linear, LastLayer)
+            weight, bias = linear.mixed()
+            self._last.append((step.memory.matrix(weight.T), step.memory.table(bias)))
         assert layer.one.bias is not None
         assert layer.two.bias is not None
         self._first_bias = step.memory.table(layer.one.bias)

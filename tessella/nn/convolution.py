@@ -126,7 +126,7 @@ class SteppedRows:
 
 
 def pointwise(
-    convolution: nn.Conv2d, x: torch.Tensor, add: torch.Tensor | None = None, in_place: bool = False
+    convolution: nn.Conv2d, x: torch.Tensor, add: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Apply a 1 x 1 convolution as one matrix product.
 
@@ -136,7 +136,6 @@ def pointwise(
         convolution: holds the weights and the bias.
         x: ``[batch, inputs, height, width]``.
         add: a map that is added, ``[batch, outputs, height, width]``.
-        in_place: write the sum into the memory of ``add``; then no gradient may need its values.
 
     Returns:
         ``[batch, outputs, height, width]``.
@@ -147,10 +146,9 @@ def pointwise(
     weight = convolution.weight[:, :, 0, 0].T
     if add is None:
         out = vectors @ weight
-    elif in_place and not torch.is_autocast_enabled(x.device.type):
-        # Autocast does not cover in-place operations, so under it the sum needs new memory.
-        out = add.movedim(1, -1).flatten(0, 2).addmm_(vectors, weight)
     else:
+        # Into the memory of `add` would be slower: autograd then copies the whole gradient twice,
+        # because the rows are a view.
         out = torch.addmm(add.movedim(1, -1).flatten(0, 2), vectors, weight)
     if convolution.bias is not None:
         out = out + convolution.bias

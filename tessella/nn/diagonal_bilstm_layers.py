@@ -68,6 +68,8 @@ class DiagonalLayer(ChannelMaskedLayer):
         dropout: dropout rate of the states before the 1 x 1 convolution.
     """
 
+    matrices = ("state",)
+
     def __init__(
         self, groups: ChannelGroups, hidden: int, diagonals: Diagonals, dropout: float
     ) -> None:

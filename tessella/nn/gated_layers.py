@@ -101,7 +101,7 @@ class GatedLayer(nn.Module):
         # The first layer's input is the pixel itself, so a residual connection would leak it.
         v = rows if self.first else v + rows
         # The horizontal gates see the output of the vertical stack.
-        sums = pointwise(self.link, v, add=self.left(h), in_place=True)
+        sums = pointwise(self.link, v, add=self.left(h))
         gated = self.dropout(gate(_add(sums, h_bias)))
         if self.residual is not None:
             h = pointwise(self.residual, gated, add=None if self.first else h)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES, cell_dtype
 from tessella.nn.stepping.program import Operand, Program, SeveralPrograms
 from tessella.nn.stepping.step import MemoryAllocator
@@ -26,6 +27,8 @@ class RecurrentLayer(nn.LSTM):
         hidden: width of a state, of the inputs and of the outputs.
         dropout: dropout rate of the outputs, which the caller applies (:attr:`drop`).
     """
+
+    matrices = ("weight_ih_l0", "weight_hh_l0")
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__(hidden, hidden, batch_first=True)
@@ -138,14 +141,14 @@ class SequenceStep:
                 # A negative index wraps around: the symbol before channel 0 is the last channel.
                 program.lookup(symbol, table[channel - len(self.symbols) + i], x)
 
-    def write_output(self, layer: nn.Linear, x: Operand) -> None:
+    def write_output(self, layer: LastLayer, x: Operand) -> None:
         """Append the layer that makes the parameters from ``x [batch, features]``.
 
         If it makes fewer than there are, these are the last ones, and the first stay zero.
         """
         out = self.parameters[:, -layer.out_features :]
-        weight = self.memory.matrix(layer.weight.T)
-        self.every.linear(x, weight, out, add=self.memory.table(layer.bias))
+        weight, bias = layer.mixed()
+        self.every.linear(x, self.memory.matrix(weight.T), out, add=self.memory.table(bias))
 
     def run(self, place: int, row: int, column: int, channel: int) -> torch.Tensor:
         """Predict a place.

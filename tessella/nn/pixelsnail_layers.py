@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tessella.nn.attention import attend_causally
 from tessella.nn.pixelcnn_pp_layers import RESIDUAL_GAIN, UNIT_GAIN
 from tessella.nn.shifted_convolution import CausalKernel, NormedLinear
 from tessella.nn.stepping.program import Operand, Places, Plane, Vectors
@@ -288,10 +289,9 @@ def strictly_before(
     if queries.shape[2] == 1:
         return first
     # Shifted by one, "strictly before" becomes the usual causal mask, which has a fast kernel.
-    others = F.scaled_dot_product_attention(
+    others = attend_causally(
         queries[:, :, 1:].contiguous(),
         keys[:, :, :-1].contiguous(),
         values[:, :, :-1].contiguous(),
-        is_causal=True,
     )
     return torch.cat([first, others], dim=2)

@@ -33,6 +33,8 @@ class RowLayer(ChannelMaskedLayer):
         dropout: dropout rate of the states before the 1 x 1 convolution.
     """
 
+    matrices = ("state",)
+
     def __init__(self, groups: ChannelGroups, hidden: int, dropout: float) -> None:
         super().__init__()
         self.groups = groups

@@ -46,6 +46,7 @@ class Normed(nn.Module):
         gain: initial norm of the weights of each output.
     """
 
+    matrices = ("direction",)
     undecayed = ("gain",)  # weight decay must not shrink the norm of the weights
 
     def __init__(self, outputs: int, inputs: tuple[int, ...], gain: float = 1.0) -> None:

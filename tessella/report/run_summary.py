@@ -45,6 +45,7 @@ HIDDEN_SIZES = ("parameters", "levels", "options")
 
 SETTINGS = (
     "batch",
+    "optimizer",
     "learning_rate",
     "weight_decay",
     "average",

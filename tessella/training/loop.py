@@ -26,6 +26,7 @@ from tessella.training.averaging import Average, learned_buffers
 from tessella.training.engine import Fabric, cuda_devices, stop_signals
 from tessella.training.examples import Examples, Order, mix
 from tessella.training.expectation import Expectation
+from tessella.training.optimizers import add_penalty, create_optimizer
 from tessella.training.progress import Progress
 from tessella.training.run_directory import RunDirectory
 from tessella.training.stream import NextInLine, Stream
@@ -95,7 +96,8 @@ def setup(
     """Move everything to its device and make the optimizer and the average.
 
     Raises:
-        ConfigError: for a batch that cannot be divided over passes and devices.
+        ConfigError: for a batch that cannot be divided over passes and devices, or Muon where
+            there is nothing for it.
     """
     parts = config.accumulate * fabric.world_size
     if config.batch % parts:
@@ -105,16 +107,7 @@ def setup(
     # The average is a copy, made before the engine wraps the task.
     average = Average(task.module, config.average)
     average.module.to(fabric.device)
-    decayed, undecayed = _parameter_groups(task)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": undecayed, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=fabric.device.type in ("cpu", "cuda"),
-    )
+    optimizer = create_optimizer(task, config)
     wrapped, optimizer = fabric.setup(task, optimizer)
     limits = schedule.limits_of(config, len(examples))
     return Session(
@@ -249,30 +242,6 @@ def keep(session: Session) -> None:
     session.fabric.barrier()
 
 
-def _parameter_groups(task: Task) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that weight decay shrinks, and those that it leaves alone.
-
-    Vectors and numbers (biases, gains of norms) are left alone, and what a module lists in its
-    attribute ``undecayed``, because its bias has a row for each class, for instance.
-    """
-    spared: set[nn.Parameter] = set()
-    for part in task.modules():
-        for name in getattr(part, "undecayed", ()):
-            parameter = getattr(part, name)
-            if parameter is not None:
-                spared.add(parameter)
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for parameter in task.parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.dim() > 1 and parameter not in spared:
-            decayed.append(parameter)
-        else:
-            undecayed.append(parameter)
-    return decayed, undecayed
-
-
 def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str, float]:
     """Take one optimizer step. Returns its scalars.
 
@@ -320,11 +289,8 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
 
 def _add_penalty(session: Session) -> None:
     """Add the gradient of the L2 penalty, which is alike in every process."""
-    if not session.config.l2:
-        return
-    for parameter in session.optimizer.param_groups[0]["params"]:
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach(), alpha=session.config.l2)
+    if session.config.l2:
+        add_penalty(session.optimizer, session.config.l2)
 
 
 def _clip(session: Session) -> float:

@@ -86,6 +86,14 @@ def _check_same(session: loop.Session, before: Record, record: Record) -> None:
         )
     if before["task"] != session.task.describe():
         raise TrainingError(f"{path} trains another model: {before['task']}")
+    # What an optimizer remembers is of no use to another. The first records did not name it.
+    settings = before.get("recipe", {}).get("train", {})
+    optimizer = settings.get("optimizer", "adamw")
+    if optimizer != session.config.optimizer:
+        raise TrainingError(
+            f"{path} was trained with train.optimizer={optimizer}: leave that as it was, or train"
+            " anew with another --out"
+        )
 
 
 def _changed(before: Record, now: Record) -> list[str]:

@@ -98,6 +98,16 @@ class Task(nn.Module, ABC):
             examples: of training.
         """
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights that Muon trains, see :meth:`DensityModel.hidden_matrices`.
+
+        Raises:
+            ConfigError: where there are none, or nobody has found that Muon serves this kind.
+        """
+        raise ConfigError(
+            "train.optimizer=muon serves density models: leave it out for a tokenizer or a VAE"
+        )
+
     @abstractmethod
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Scalars of a batch; ``loss`` is minimized."""
@@ -267,6 +277,17 @@ class DensityTask(Task):
             count = min(len(examples), predictor_fit.PIXELS // model.grid.pixels + 1)
             places = torch.arange(count) * len(examples) // count
             model.fit_predictor(self._unpacked(self.symbols_of(examples.plain(places)))[level])
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        matrices: list[nn.Parameter] = []
+        for model in _levels(self.prior):
+            matrices += model.hidden_matrices()
+        if not matrices:
+            raise ConfigError(
+                f"train.optimizer=muon is for matrices between hidden layers, and {self.prior.name}"
+                " has none: leave it out, or take another model"
+            )
+        return matrices
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))

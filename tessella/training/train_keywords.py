@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class TrainOptions(TypedDict, total=False):
@@ -17,6 +17,7 @@ class TrainOptions(TypedDict, total=False):
     accumulate: int
     checkpointing: bool
     compile: bool
+    optimizer: Literal["adamw", "muon"]
     learning_rate: float
     warmup: int
     weight_decay: float

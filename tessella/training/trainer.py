@@ -27,7 +27,7 @@ from tessella.nn.outline import machine_memory
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
 from tessella.training import build, loop, prepare, schedule
-from tessella.training.engine import compiled, create_fabric, threads
+from tessella.training.engine import compiled, create_fabric, kept_memory, threads
 from tessella.training.expectation import expectation_of
 from tessella.training.forecast import Forecast, forecast
 from tessella.training.prepare import Trainable, TrainingData
@@ -255,6 +255,7 @@ def _run(job: Job) -> Run:
     _check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
+        stack.enter_context(kept_memory())
         stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
         fabric = create_fabric(config.device, config.devices, config.precision)
         # From here on there may be several processes; all go through the same lines, and only the

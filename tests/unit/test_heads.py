@@ -20,6 +20,8 @@ from tessella.heads import (
     create_head,
     level_covariance,
 )
+from tessella.heads.level_log_prob import level_log_prob
+from tessella.nn.last_layer import LastLayer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -59,6 +61,22 @@ def test_every_level_has_the_integral_of_the_density_over_its_bin(levels: int) -
     table = mixture(levels, *components).table()[0].exp()
     torch.testing.assert_close(table, integrated(levels, components), rtol=0, atol=1e-9)
     assert float(table.sum()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [3, 256])
+def test_the_gradient_of_a_levels_log_probability_is_that_of_its_differences(levels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(6, 3, generator=generator).double().requires_grad_()
+    log_scales = (torch.randn(6, 3, generator=generator).double() - 2).requires_grad_()
+    # The first and the last level, whose bins have one edge, and some between; one for each mixture
+    # or, as in a table, all of them for every mixture.
+    for x in (
+        torch.tensor([0, levels - 1, 1, 2, 0, levels // 2])[:, None],
+        torch.arange(3)[:, None, None],
+    ):
+        assert torch.autograd.gradcheck(
+            lambda m, s, x=x: level_log_prob(x, m, s, levels), (means, log_scales)
+        )
 
 
 def test_a_pixel_has_the_integral_of_the_joint_density_over_its_bins() -> None:
@@ -225,6 +243,67 @@ def test_ordinal_logits_are_wide_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         table = head.symbol(parameters).table()
     torch.testing.assert_close(table, head.symbol(parameters).table(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", list(ts.HEADS))
+def test_a_matrix_can_go_into_the_layer_before(head: str) -> None:
+    made = create_head(head, ts.Grid(2, 2, 1, 17))
+    parameters = torch.randn(2, 2, 2, 1, made.size, dtype=torch.float64)
+    if made.joint:
+        parameters = parameters[..., 0, :]
+    x = torch.randint(17, (2, 2, 2, 1))
+    rows = parameters.flatten(0, -2).T  # [size, symbols]
+    mixed = made.mix(rows).T.view_as(parameters)
+    torch.testing.assert_close(made.of_mixed()(mixed).log_prob(x), made(parameters).log_prob(x))
+    assert made.of_mixed().config() == made.config()
+    assert type(made.of_mixed().of_mixed()) is type(made.of_mixed())
+
+
+def test_one_logit_of_two_goes_into_the_layer_before_too() -> None:
+    head = create_head("ordinal", ts.Grid(2, 2, 1, 2))
+    free = torch.randn(1, 5, dtype=torch.float64)
+    padded = torch.cat([torch.zeros_like(free), free]).T  # [5, 2]
+    mixed = torch.cat([torch.zeros_like(free), head.mix(free)]).T
+    torch.testing.assert_close(head.of_mixed().symbol(mixed).table(), head.symbol(padded).table())
+
+
+def test_the_ordinal_head_of_mixed_parameters_expresses_every_table() -> None:
+    head = ordinal(17).of_mixed()
+    assert isinstance(head, CategoricalHead)
+    table = torch.randn(3, 17, dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(head(head.parameters_from_table(table)).table(), table)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelcnn", "lstm"])
+def test_weights_mean_what_they_meant_before_the_matrix_went_into_them(
+    name: str, levels: int
+) -> None:
+    # Saved models and the steps of training rely on it: the same probabilities, the same gradient.
+    grid = ts.Grid(3, 3, 2, levels)
+    model = ts.create(name, grid, head="ordinal").double()
+    x = torch.randint(levels, (4, *grid.shape))
+    results = []
+    for mixes in (True, False):
+        if not mixes:
+            # The matrix after the layer: what the head did to all parameters by itself.
+            model.head = create_head("ordinal", grid)
+            for layer in model.last_layers():
+                assert isinstance(layer, LastLayer)
+                layer.mix = lambda rows: rows
+        model.zero_grad()
+        nats = model.distribution(x).log_prob(x)
+        nats.sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append((nats.detach(), *gradients))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_half_precision_does_not_reach_the_matrix() -> None:
+    layer = LastLayer(4, torch.zeros(256), create_head("ordinal", ts.Grid(1, 1, 1, 256)).mix)
+    plain = layer.mixed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer.mixed(), plain, rtol=0, atol=0)
 
 
 def test_ordinal_can_be_trained_after_it_was_used_in_inference_mode() -> None:

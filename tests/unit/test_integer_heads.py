@@ -14,7 +14,6 @@ from tessella.exact.integer_heads import (
     IntegerCategoricalHead,
     IntegerMixtureHead,
     integer_head,
-    ordinal_root,
 )
 from tessella.grid import Grid
 from tessella.heads import Categorical, CategoricalHead, LogisticMixtureHead, OrdinalHead
@@ -445,15 +444,6 @@ def test_grids_that_do_not_fit_are_refused() -> None:
         IntegerMixtureHead(Grid(1, 1, 1, 2**20 + 1))
     with pytest.raises(ConfigError, match="at least 3 levels"):
         IntegerMixtureHead(Grid(1, 1, 1, 2))
-
-
-def test_the_root_of_an_ordinal_head_makes_its_logits() -> None:
-    head = OrdinalHead(Grid(1, 1, 1, 40))
-    u = logits(40, 1.0)
-    root = ordinal_root(head)
-    assert root.dtype == torch.float64
-    table = torch.log_softmax(u @ root, dim=-1)
-    assert torch.allclose(table, head.symbol(u).table(), atol=1e-12, rtol=0)
 
 
 def test_log_probabilities_become_logits() -> None:

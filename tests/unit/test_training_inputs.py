@@ -20,7 +20,8 @@ import tessella as ts
 from tessella.config import Recipe, TrainConfig, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
-from tessella.training import loop, train_recipe, trainer
+from tessella.training import train_recipe, trainer
+from tessella.training.optimizers import parameter_groups
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
 from tessella.training.train_keywords import TrainOptions
@@ -256,7 +257,7 @@ def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "independent"])
 def test_biases_and_gains_of_any_shape_are_not_decayed(name: str) -> None:
     task = DensityTask(ts.create(name, ts.Grid(4, 4, 1, 4)), None)
-    decayed, undecayed = loop._parameter_groups(task)
+    decayed, undecayed = parameter_groups(task)
     assert len(decayed) + len(undecayed) == len(list(task.parameters()))
     for path, parameter in task.named_parameters():
         spared = path.rpartition(".")[2] in ("bias", "hidden_bias", "gain")
