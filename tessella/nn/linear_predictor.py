@@ -106,9 +106,11 @@ class LinearPredictor(nn.Module):
         """Number of classes of each kind of place."""
         self.bins[INSIDE] = BINS
         self.classes = sum(self.bins)
-        first_class = [sum(self.bins[:kind]) for kind in range(kinds)]
-        self.register_buffer("first_class", torch.tensor(first_class), persistent=False)
-        self.register_buffer("kinds", place_kinds(grid), persistent=False)
+        # Plain numbers for single places, and buffers for whole grids.
+        self._first_class = [sum(self.bins[:kind]) for kind in range(kinds)]
+        self._kinds = place_kinds(grid)
+        self.register_buffer("first_class", torch.tensor(self._first_class), persistent=False)
+        self.register_buffer("kinds", torch.tensor(self._kinds), persistent=False)
         self.register_buffer("exists", existing_neighbours(grid), persistent=False)
         self._register_indices()
         # Activities that separate the classes of a kind, padded with NEVER: [kinds, BINS - 1].
@@ -142,9 +144,6 @@ class LinearPredictor(nn.Module):
         self.places: torch.Tensor
         self.minuends: torch.Tensor
         self.subtrahends: torch.Tensor
-        # The same as the buffers, for single places.
-        self._kinds: list[list[int]] = self.kinds.tolist()
-        self._first_class: list[int] = self.first_class.tolist()
 
     def _set_defaults(self) -> None:
         """Predict the mean of the pixels to the left and above, with errors of a tenth."""
@@ -334,16 +333,19 @@ class LinearPredictor(nn.Module):
         return field.view(self.grid.pixels, self.grid.pixels)
 
 
-def place_kinds(grid: Grid) -> torch.Tensor:
-    """The kind of each place, by its distance to the border: ``int64 [height, width]``."""
-    rows = torch.arange(grid.height).clamp(max=ROW_KINDS - 1)
-    columns = torch.full((grid.width,), 2)
+def place_kinds(grid: Grid) -> list[list[int]]:
+    """The kind of each place, by its distance to the border, in rows."""
+    columns = [2] * grid.width
     # From the outside to the inside, so that the first columns win in narrow grids.
     columns[-1] = 4
-    columns[-2:-1] = 3
-    columns[1:2] = 1
+    columns[-2:-1] = [3] * len(columns[-2:-1])
+    columns[1:2] = [1] * len(columns[1:2])
     columns[0] = 0
-    return rows[:, None] * COLUMN_KINDS + columns
+    rows = []
+    for row in range(grid.height):
+        first = min(row, ROW_KINDS - 1) * COLUMN_KINDS
+        rows.append([first + column for column in columns])
+    return rows
 
 
 def existing_neighbours(grid: Grid) -> torch.Tensor:

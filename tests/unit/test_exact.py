@@ -299,3 +299,10 @@ def test_models_without_a_twin_say_why():
         twin_of(model)
     with pytest.raises(InputError, match="at least one"):
         build("gated-pixelcnn").exact(images(0))
+
+
+def test_a_model_with_a_predictor_can_be_outlined_without_memory():
+    # As the record of a run is checked: no weight has a value then.
+    with torch.device("meta"):
+        model = ts.create("lstm", GRID, "logistic-mixture", predictor=True, **SMALL["lstm"])
+    assert model.predictor.coefficients.is_meta
