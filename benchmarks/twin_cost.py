@@ -41,7 +41,9 @@ FAMILIES = (
     "diagonal-bilstm",
     "lstm",
 )
-HEADS = ("categorical", "ordinal", "logistic-mixture")
+PREDICTED = "logistic-mixture, predictor"
+"""Stands for the head with a linear predictor."""
+HEADS = ("categorical", "ordinal", "logistic-mixture", PREDICTED)
 KEYS = ("set", "family", "head")
 
 SIDE = 8
@@ -137,7 +139,10 @@ def measure_family(
     images: Images, family: str, head: str, chosen: argparse.Namespace
 ) -> harness.Row:
     """Train a model shortly and compare it with its twin."""
-    model = ts.create(family, images.grid, head=head, seed=0)
+    if head == PREDICTED:
+        model = ts.create(family, images.grid, head="logistic-mixture", seed=0, predictor=True)
+    else:
+        model = ts.create(family, images.grid, head=head, seed=0)
     with tempfile.TemporaryDirectory() as out:
         ts.train(
             model,
@@ -163,7 +168,7 @@ def measure_run(run: Path, test: int) -> harness.Row:
     assert isinstance(generator, Generator)
     model = generator.priors[0]
     row: harness.Row = {"set": f"run {run.name}", "family": model.name}
-    row["head"] = model.head.name
+    row["head"] = model.head.name if model.predictor is None else PREDICTED
     config = data_config(run)
     held_out = data.load(config, "test")
     return row | compare(generator, data.load(config, "train"), held_out, test)

@@ -6,8 +6,10 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 
 from tessella.errors import ConfigError, NumericalError
+from tessella.exact.integer_predictor import predictor_tables
 from tessella.heads import CategoricalHead, LogisticMixtureHead, OrdinalHead
 from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel
@@ -15,6 +17,7 @@ from tessella.models.program_model import ProgramModel
 from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.integer.functions import FRACTION_BITS, LIMIT
 from tessella.nn.integer.matrix import INPUT_LIMIT, WEIGHT_LIMIT, IntegerMatrix
+from tessella.nn.linear_predictor import LinearPredictor
 from tessella.nn.stepping.operation import Matrix
 from tessella.nn.stepping.step import StateMemory
 
@@ -98,7 +101,31 @@ def integer_constants(model: ProgramModel, images: torch.Tensor, cond: Cond) -> 
         constants.tables.append(_fixed_point(table, f"table {index}"))
     for index, (matrix, most) in enumerate(zip(memory.matrices, largest, strict=True)):
         constants.matrices.append(integer_matrix(matrix.weight, most, f"matrix {index}"))
+    if model.predictor is not None:
+        _append_predictor(constants, model.predictor, images.to(model.device))
     return constants
+
+
+def _append_predictor(
+    constants: IntegerConstants, predictor: LinearPredictor, images: torch.Tensor
+) -> None:
+    """Append the constants of a predictor to those of the network's layers."""
+    for index, table in enumerate(predictor_tables(predictor)):
+        name = f"table {index} of the predictor"
+        # The thresholds are whole numbers of their own; the others are limited like any number.
+        limit = 2**31 - 1 if index == 0 else LIMIT
+        constants.tables.append(_whole_numbers(table, limit, name))
+    if not predictor.hidden:
+        return
+    known = predictor.neighbours(images)
+    prediction = predictor.predictions(known, predictor.classes_of(known, predictor.kinds))
+    inputs = predictor.network_inputs(known, predictor.exists, prediction)
+    for index, layer in enumerate((predictor.first, predictor.second, predictor.last)):
+        name = f"matrix {index} of the predictor"
+        most = float(inputs.abs().max())
+        constants.matrices.append(integer_matrix(layer.weight.T, most, name))
+        constants.tables.append(_fixed_point(layer.bias, name))
+        inputs = F.silu(layer(inputs))
 
 
 def _largest_inputs(model: ProgramModel, images: torch.Tensor, cond: Cond) -> list[float]:
@@ -119,10 +146,13 @@ def _largest_inputs(model: ProgramModel, images: torch.Tensor, cond: Cond) -> li
 
 def _fixed_point(value: torch.Tensor, name: str) -> torch.Tensor:
     """Real numbers as numbers in memory: ``int32`` of the same shape."""
-    wide = value.detach().double()
-    _check_finite(wide, name)
-    scaled = torch.floor(wide * 2.0**FRACTION_BITS + 0.5)
-    return scaled.clamp(-LIMIT, LIMIT).to(torch.int32).contiguous()
+    return _whole_numbers(value.detach().double() * 2.0**FRACTION_BITS, LIMIT, name)
+
+
+def _whole_numbers(value: torch.Tensor, limit: int, name: str) -> torch.Tensor:
+    """The nearest integers within a limit, halves up: ``int32`` of the same shape."""
+    _check_finite(value, name)
+    return torch.floor(value + 0.5).clamp(-limit, limit).to(torch.int32).contiguous()
 
 
 def integer_matrix(weight: torch.Tensor, largest_input: float, name: str) -> IntegerMatrix:

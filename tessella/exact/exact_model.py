@@ -12,6 +12,7 @@ from tessella.errors import InputError
 from tessella.exact.conversion import convertible, integer_constants
 from tessella.exact.integer_distributions import IntegerDistribution
 from tessella.exact.integer_heads import integer_head
+from tessella.exact.integer_predictor import integer_predictor
 from tessella.grid import to_tensor
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition
@@ -81,6 +82,8 @@ class ExactModel(DensityModel):
         self.arithmetic_version = ARITHMETIC_VERSION
         self._network_config = network.config()
         network.head = integer_head(network.head)
+        if network.predictor is not None:
+            network.predictor = integer_predictor(network.predictor, constants)
         # There is nothing to train, and sampling asks for a model that is not in training.
         self.eval()
         self.id = self._digest()
@@ -158,6 +161,7 @@ class ExactModel(DensityModel):
         return {"arithmetic": self.arithmetic_version, "network": self._network_config}
 
     def receptive_field(self) -> torch.Tensor:
+        # This model has no predictor of its own, but its network has.
         return self.network.dependencies()
 
     def _digest(self) -> str:

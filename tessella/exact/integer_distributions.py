@@ -16,7 +16,6 @@ from tessella.nn.integer.functions import (
     FINE_BITS,
     FRACTION_BITS,
     TOTAL,
-    clamp,
     fine_decay,
     fine_sigmoid,
     rounded,
@@ -131,12 +130,12 @@ class IntegerMixture(IntegerDistribution):
         # The upper edge of each bin, in units of 2**-24.
         bins = self.levels - 1
         edges = (((2 * levels + 1) << 24) + bins // 2) // bins - (1 << 24)
-        centred = clamp(edges - (self.means.unsqueeze(-2) << 8), 2**31 - 1)
-        standardized = clamp((centred * self.inverse_scales.unsqueeze(-2)) >> 28, 2**21)
-        inside = fine_sigmoid(standardized)
+        centred = (edges - (self.means.unsqueeze(-2) << 8)).clamp_(-(2**31) + 1, 2**31 - 1)
+        # Beyond 2**21 a sigmoid is constant anyway.
+        inside = fine_sigmoid(centred.mul_(self.inverse_scales.unsqueeze(-2)) >> 28)
         # The bin of the last level extends to infinity. There is nothing below the first level.
-        bounded = inside.masked_fill(levels >= bins, 1 << FINE_BITS)
-        return bounded.masked_fill(levels < 0, 0)
+        inside.masked_fill_(levels >= bins, 1 << FINE_BITS)
+        return inside.masked_fill_(levels < 0, 0)
 
     def joint_with(self, x: torch.Tensor) -> torch.Tensor:
         """Joint probability of each component and of ``x int64 [...]``, up to a constant.
@@ -148,6 +147,19 @@ class IntegerMixture(IntegerDistribution):
         probability = (each[..., 1, :] - each[..., 0, :]).clamp(min=1)
         # Rounded up, so that no component is lost for good.
         return (self.weights * probability + 15) >> 4
+
+
+def value_of(x: torch.Tensor, levels: int, bits: int) -> torch.Tensor:
+    """Symbols on the axis where the levels span [-1, 1], in units of ``2**-bits``.
+
+    Args:
+        x: symbols, ``int64 [...]``.
+        levels: number of levels.
+        bits: fraction bits of the result.
+    """
+    bins = levels - 1
+    # Never negative before the shift to the left end of the axis, so // rounds down.
+    return ((x << (bits + 1)) + bins // 2) // bins - (1 << bits)
 
 
 def mixture_weights(proportions: torch.Tensor) -> torch.Tensor:

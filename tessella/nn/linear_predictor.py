@@ -106,13 +106,13 @@ class LinearPredictor(nn.Module):
         """Number of classes of each kind of place."""
         self.bins[INSIDE] = BINS
         self.classes = sum(self.bins)
-        first_class = [sum(self.bins[:kind]) for kind in range(kinds)]
-        self.register_buffer("first_class", torch.tensor(first_class), persistent=False)
-        self.register_buffer("kinds", place_kinds(grid), persistent=False)
+        # Plain numbers for single places, and buffers for whole grids.
+        self._first_class = [sum(self.bins[:kind]) for kind in range(kinds)]
+        self._kinds = place_kinds(grid)
+        self.register_buffer("first_class", torch.tensor(self._first_class), persistent=False)
+        self.register_buffer("kinds", torch.tensor(self._kinds), persistent=False)
         self.register_buffer("exists", existing_neighbours(grid), persistent=False)
-        # Indices of the neighbours in a flattened window of 3 rows and 5 columns.
-        columns = 2 * REACH + 1
-        self.window_places = [(REACH + row) * columns + REACH + right for row, right in NEIGHBOURS]
+        self._register_indices()
         # Activities that separate the classes of a kind, padded with NEVER: [kinds, BINS - 1].
         self.register_buffer("thresholds", torch.full((kinds, BINS - 1), NEVER))
         # Of each neighbour's channels in turn, and then a constant: [classes, C, 12 C + 1].
@@ -131,6 +131,19 @@ class LinearPredictor(nn.Module):
         self.rest: torch.Tensor
         self.fitted: torch.Tensor
         self._set_defaults()
+
+    def _register_indices(self) -> None:
+        """Indices that a step needs, as tensors: lists would become tensors again at each pixel."""
+        # Of the neighbours of the first pixel, in memory with rows and columns flattened.
+        columns = self.grid.width + 2 * REACH
+        places = [(REACH + row) * columns + REACH + right for row, right in NEIGHBOURS]
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        minuends, subtrahends = torch.tensor(DIFFERENCES).unbind(1)
+        self.register_buffer("minuends", minuends, persistent=False)
+        self.register_buffer("subtrahends", subtrahends, persistent=False)
+        self.places: torch.Tensor
+        self.minuends: torch.Tensor
+        self.subtrahends: torch.Tensor
 
     def _set_defaults(self) -> None:
         """Predict the mean of the pixels to the left and above, with errors of a tenth."""
@@ -167,7 +180,8 @@ class LinearPredictor(nn.Module):
             What the head takes, ``[batch, rows, width, size + prediction]``.
         """
         known = self.neighbours(x)[:, row:]
-        return self._complete(parameters, known, self.kinds[row:], self.exists[row:])
+        classes = self.classes_of(known, self.kinds[row:])
+        return self._complete(parameters, known, classes, self.exists[row:])
 
     def complete_at(
         self, parameters: torch.Tensor, memory: torch.Tensor, row: int, column: int
@@ -179,18 +193,21 @@ class LinearPredictor(nn.Module):
             memory: made by :meth:`empty`; holds the symbols before the pixel.
             row, column: its place.
         """
-        window = memory[:, row : row + REACH + 1, column : column + 2 * REACH + 1].flatten(1, 2)
-        known = window[:, self.window_places]  # [batch, neighbours, channels]
-        return self._complete(parameters, known, self.kinds[row, column], self.exists[row, column])
+        places = self.places + (row * memory.shape[2] + column)
+        known = memory.flatten(1, 2).index_select(1, places)  # [batch, neighbours, channels]
+        kind = self._kinds[row][column]
+        above = self.activity(known).unsqueeze(-1) > self.thresholds[kind]
+        classes = above.sum(-1) + self._first_class[kind]
+        return self._complete(parameters, known, classes, self.exists[row, column])
 
     def _complete(
         self,
         parameters: torch.Tensor,
         known: torch.Tensor,
-        kinds: torch.Tensor,
+        classes: torch.Tensor,
         exists: torch.Tensor,
     ) -> torch.Tensor:
-        prediction = self.predictions(known, self.classes_of(known, kinds))
+        prediction = self.predictions(known, classes)
         # In float32 or wider, even where a network computes in half precision.
         parameters = parameters.to(prediction.dtype)
         if self.hidden:
@@ -208,20 +225,26 @@ class LinearPredictor(nn.Module):
             exists: 1 for neighbours within the image, 0 for others, ``[..., neighbours]``.
             prediction: ``[..., size]``.
         """
-        c = self.grid.channels
-        means = prediction[..., :c]
-        log_units = prediction[..., c + self.pairs : 2 * c + self.pairs]
-        values = known * (2.0 / (self.grid.levels - 1)) - 1.0
-        relative = (values - means.unsqueeze(-2)) * torch.exp(-log_units).unsqueeze(-2)
-        # Far outliers are pulled in, into (-2, 2).
-        relative = relative / (1.0 + 0.5 * relative.abs()) * exists.unsqueeze(-1)
-        flags = exists.expand(*relative.shape[:-1])
-        parts = [relative.flatten(-2), flags, means, log_units + LOG_UNIT_SHIFT]
-        inputs = torch.cat(parts, dim=-1).to(self.first.weight.dtype)
+        inputs = self.network_inputs(known, exists, prediction).to(self.first.weight.dtype)
         hidden = F.silu(self.first(inputs))
         hidden = F.silu(self.second(hidden))
         correction: torch.Tensor = self.last(hidden)
         return correction
+
+    def network_inputs(
+        self, known: torch.Tensor, exists: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
+        """What the small network sees; see :meth:`correction` for the arguments."""
+        c = self.grid.channels
+        means = prediction[..., :c]
+        log_units = prediction[..., c + self.pairs : 2 * c + self.pairs]
+        above = known * (2.0 / (self.grid.levels - 1)) - (means + 1.0).unsqueeze(-2)
+        relative = above * torch.exp(-log_units).unsqueeze(-2)
+        # Far outliers are pulled in, into (-2, 2): this is r / (1 + |r| / 2).
+        relative = F.softsign(0.5 * relative) * (2.0 * exists).unsqueeze(-1)
+        flags = exists.expand(*relative.shape[:-1])
+        parts = [relative.flatten(-2), flags, means, log_units + LOG_UNIT_SHIFT]
+        return torch.cat(parts, dim=-1)
 
     def neighbours(self, x: torch.Tensor) -> torch.Tensor:
         """Known neighbours of every pixel, zero beyond the border.
@@ -254,18 +277,31 @@ class LinearPredictor(nn.Module):
         Returns:
             ``int64 [...]``.
         """
-        activity = activity_of(known)
+        activity = self.activity(known)
         # The activity is a whole number, so that comparing it is exact whatever computed it.
         above = activity.unsqueeze(-1) > self.thresholds[kinds]
         return above.sum(-1) + self.first_class[kinds]
 
+    def activity(self, known: torch.Tensor) -> torch.Tensor:
+        """Sum of absolute differences between neighbours, over all channels.
+
+        Args:
+            known: neighbours, ``[..., neighbours, channels]``.
+
+        Returns:
+            A whole number for each pixel, ``[...]``.
+        """
+        minuends = known.index_select(-2, self.minuends)
+        differences = minuends - known.index_select(-2, self.subtrahends)
+        return differences.abs().sum((-2, -1))
+
     def predictions(self, known: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Predictions of pixels, ``[..., size]``, from what :meth:`classes_of` takes and gives."""
-        # Half precision has too few digits for means.
-        with torch.autocast(known.device.type, enabled=False):
-            coefficients = self.coefficients[classes].to(known.dtype)  # [..., C, inputs]
-            products = coefficients[..., :-1] @ known.flatten(-2).unsqueeze(-1)
-            means = products.squeeze(-1) + coefficients[..., -1]
+        coefficients = self.coefficients[classes].to(known.dtype)  # [..., C, inputs]
+        # Not a matrix product: it would be in half precision, which has too few digits for means,
+        # where a network is.
+        products = coefficients[..., :-1] * known.flatten(-2).unsqueeze(-2)
+        means = products.sum(-1) + coefficients[..., -1]
         return torch.cat([means, self.rest[classes].to(known.dtype)], dim=-1)
 
     def empty(self, batch: int) -> torch.Tensor:
@@ -300,16 +336,19 @@ class LinearPredictor(nn.Module):
         return field.view(self.grid.pixels, self.grid.pixels)
 
 
-def place_kinds(grid: Grid) -> torch.Tensor:
-    """The kind of each place, by its distance to the border: ``int64 [height, width]``."""
-    rows = torch.arange(grid.height).clamp(max=ROW_KINDS - 1)
-    columns = torch.full((grid.width,), 2)
+def place_kinds(grid: Grid) -> list[list[int]]:
+    """The kind of each place, by its distance to the border, in rows."""
+    columns = [2] * grid.width
     # From the outside to the inside, so that the first columns win in narrow grids.
     columns[-1] = 4
-    columns[-2:-1] = 3
-    columns[1:2] = 1
+    columns[-2:-1] = [3] * len(columns[-2:-1])
+    columns[1:2] = [1] * len(columns[1:2])
     columns[0] = 0
-    return rows[:, None] * COLUMN_KINDS + columns
+    rows = []
+    for row in range(grid.height):
+        first = min(row, ROW_KINDS - 1) * COLUMN_KINDS
+        rows.append([first + column for column in columns])
+    return rows
 
 
 def existing_neighbours(grid: Grid) -> torch.Tensor:
@@ -319,18 +358,3 @@ def existing_neighbours(grid: Grid) -> torch.Tensor:
     for index, (down, right) in enumerate(NEIGHBOURS):
         exists[-down:, max(0, -right) : max(0, width - max(0, right)), index] = 1.0
     return exists
-
-
-def activity_of(known: torch.Tensor) -> torch.Tensor:
-    """Sum of absolute differences between neighbours, over all channels.
-
-    Args:
-        known: neighbours, ``[..., neighbours, channels]``.
-
-    Returns:
-        A whole number for each pixel, ``[...]``.
-    """
-    first = [pair[0] for pair in DIFFERENCES]
-    second = [pair[1] for pair in DIFFERENCES]
-    differences = known[..., first, :] - known[..., second, :]
-    return differences.abs().flatten(-2).sum(-1)

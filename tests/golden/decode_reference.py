@@ -2,10 +2,12 @@
 
     python tests/golden/decode_reference.py FILE.tsl FOLDER_OF_THE_TWIN
 
-It follows docs/format.md and docs/arithmetic.md from top to bottom, needs nothing but NumPy and the
-standard library, and is written to be read rather than to be fast. Of the models it knows the one
-that docs/arithmetic.md works out in full: ``lstm`` with the head ``categorical``, on a grid of one
-channel. Packed streams, which need no model, it decodes for any grid.
+It follows docs/format.md from top to bottom, and ``reference_arithmetic.py`` beside it
+docs/arithmetic.md. They need nothing but NumPy and the standard library, and are written to be read
+rather than to be fast. Of the models they know the one that docs/arithmetic.md works out in full:
+``lstm``, with the head ``categorical`` on a grid of one channel, or with the head
+``logistic-mixture``, with or without a predictor. Packed streams, which need no model, are decoded
+for any grid.
 
 All arithmetic is done with Python integers or with int64 arrays, of the shapes in square brackets.
 """
@@ -13,22 +15,16 @@ All arithmetic is done with Python integers or with int64 arrays, of the shapes 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-LIMIT = 2**30 - 1  # of the numbers in the memory of a twin
-TOTAL = 2**24  # what frequencies sum to
-NO_CLASS = -1  # images are compressed without a class, whose kept values are the last row
+from reference_arithmetic import DecodingError, Lstm, Twin, read_twin, require, tables
 
 MAGIC = b"\x89TSL"
 HAS_NAMES = 1
@@ -38,343 +34,6 @@ ARE_CODES = 8
 PALETTE = 3
 SCALED = 16
 CHANNELS_OF_MODE = {1: 1, 2: 1, 3: 1, 4: 2, 5: 3, 6: 4, 7: 4}  # an array, mode 0, may have any
-
-DTYPES = {"I16": "<i2", "I32": "<i4", "I64": "<i8"}  # of safetensors, as NumPy calls them
-TORCH_DTYPES = {"<i2": "torch.int16", "<i4": "torch.int32", "<i8": "torch.int64"}
-
-
-class DecodingError(ValueError):
-    """The file is damaged, or the twin is not the one that it was made with."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise :class:`DecodingError` unless ``condition`` holds."""
-    if not condition:
-        raise DecodingError(message)
-
-
-# --- arithmetic.md: Notation, Numbers in memory ---------------------------------------------------
-
-
-def rounded(a: Any, shift: Any) -> Any:
-    """``a / 2**shift``, rounded to the nearest integer, halves up."""
-    shift = np.asarray(shift)
-    half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
-    return (a + half) >> shift
-
-
-def clamp(a: Any, bound: int) -> Any:
-    """``a`` limited to ``-bound .. bound``."""
-    return np.clip(a, -bound, bound)
-
-
-def store(a: Any) -> Any:
-    """``a`` as memory holds it."""
-    return clamp(a, LIMIT)
-
-
-# --- arithmetic.md: Functions ---------------------------------------------------------------------
-
-# The tables come from exponentials with 128 bits after the point. Their errors are below 2**-110,
-# and no entry lies so near to the half of a unit that it could be rounded to the other side.
-PRECISION = 128
-ONE = 1 << PRECISION
-
-
-def exponentials(count: int, divisor: int) -> list[int]:
-    """``exp(-j / divisor)`` for ``j`` below ``count``, in units of ``2**-PRECISION``."""
-    first = 0
-    term = ONE
-    order = 0
-    while term != 0:  # the series of the exponential function at -1 / divisor
-        first += term if order % 2 == 0 else -term
-        order += 1
-        term //= order * divisor
-    values = [ONE]
-    while len(values) < count:
-        values.append((values[-1] * first) >> PRECISION)
-    return values
-
-
-def quotient(numerator: int, denominator: int) -> int:
-    """``numerator / denominator``, rounded to the nearest integer, halves up."""
-    return (2 * numerator + denominator) // (2 * denominator)
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The five tables of functions, each an int64 array ``[entries]``."""
-
-    sigmoid: np.ndarray
-    exp: np.ndarray
-    exp_coarse: np.ndarray
-    exp_fine: np.ndarray
-    logistic: np.ndarray
-
-    def digest(self) -> str:
-        """The SHA-256 of all tables as little-endian int32, one after the other."""
-        digest = hashlib.sha256()
-        for table in (self.sigmoid, self.exp, self.exp_coarse, self.exp_fine, self.logistic):
-            digest.update(table.astype("<i4").tobytes())
-        return digest.hexdigest()
-
-
-@cache
-def tables() -> Tables:
-    """Compute the tables with integers of unlimited size."""
-    by_256 = exponentials(4609, 256)
-    sigmoid = []
-    for j in range(8193):
-        decline = by_256[abs(j - 4096)]
-        # For arguments below zero, 1 / (1 + exp(y)) is exp(-y) / (1 + exp(-y)).
-        numerator = ONE if j >= 4096 else decline
-        sigmoid.append(quotient(2**15 * numerator, ONE + decline))
-    exp = []
-    for decline in by_256[:4097]:
-        exp.append(quotient(2**16 * decline, ONE))
-    exp_coarse = []
-    for decline in by_256:
-        exp_coarse.append(quotient(2**24 * decline, ONE))
-    exp_fine = []
-    for decline in exponentials(256, 65536):
-        exp_fine.append(quotient(2**24 * decline, ONE))
-    logistic = []
-    for decline in exponentials(17409, 1024):
-        logistic.append(quotient(2**24 * ONE, ONE + decline))
-    return Tables(
-        sigmoid=np.array(sigmoid),
-        exp=np.array(exp),
-        exp_coarse=np.array(exp_coarse),
-        exp_fine=np.array(exp_fine),
-        logistic=np.array(logistic),
-    )
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """``1 / (1 + exp(-x))`` in units of ``2**-15``, of ``x`` in units of ``2**-16``."""
-    t = clamp(x, 2**20)
-    j = (t + 128) >> 8
-    r = t - 256 * j
-    nearest = tables().sigmoid[j + 4096]
-    slope = (nearest * (32768 - nearest)) >> 15
-    return nearest + rounded(slope * r, 16)
-
-
-def tanh(x: np.ndarray) -> np.ndarray:
-    """The hyperbolic tangent in units of ``2**-15``, of ``x`` in units of ``2**-16``."""
-    return 2 * sigmoid(clamp(x, LIMIT) * 2) - 32768
-
-
-def fine_decay(n: np.ndarray) -> np.ndarray:
-    """``exp(-n)`` in units of ``2**-24``, of ``n >= 0`` in units of ``2**-16``."""
-    inside = np.minimum(n, 18 * 2**16 - 1)
-    product = tables().exp_coarse[inside >> 8] * tables().exp_fine[inside & 255]
-    return np.where(n >= 18 * 2**16, 0, rounded(product, 24))
-
-
-def fine_sigmoid(x: np.ndarray) -> np.ndarray:
-    """``1 / (1 + exp(-x))`` in units of ``2**-24``, of ``x`` in units of ``2**-16``."""
-    t = np.minimum(np.abs(x), 17 * 2**16 - 1)
-    j = t >> 6
-    r = t & 63
-    left = tables().logistic[j]
-    right = tables().logistic[j + 1]
-    positive = left + (((right - left) * r) >> 6)
-    return np.where(x >= 0, positive, 2**24 - positive)
-
-
-# --- arithmetic.md: Twins on disk -----------------------------------------------------------------
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file by name, each with the dtype that it has there."""
-    data = path.read_bytes()
-    header_length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + header_length])
-    payload = data[8 + header_length :]
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        numbers = np.frombuffer(payload[begin:end], dtype=DTYPES[entry["dtype"]])
-        tensors[name] = numbers.reshape(entry["shape"])
-    return tensors
-
-
-def numbered(tensors: dict[str, np.ndarray], pattern: str) -> list[str]:
-    """The names ``pattern.format(0)``, ``pattern.format(1)`` and so on, as far as there are any."""
-    names: list[str] = []
-    while pattern.format(len(names)) in tensors:
-        names.append(pattern.format(len(names)))
-    return names
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix with 16-bit weights and its shifts."""
-
-    weight: np.ndarray  # [inputs, outputs]
-    output_shift: np.ndarray  # [outputs]
-    input_shift: int
-
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """``x @ w`` of the documentation, ``[batch, inputs]`` to ``[batch, outputs]``."""
-        narrow = clamp(rounded(x, self.input_shift), 8191)
-        return rounded(narrow @ self.weight, self.output_shift)
-
-
-@dataclass(frozen=True)
-class Twin:
-    """The constants of an exact twin, all int64, and what it is a model of."""
-
-    identity: bytes  # SHA-256
-    network: dict[str, Any]
-    kept: list[np.ndarray]
-    tables: list[np.ndarray]
-    matrices: list[Matrix]
-
-    @property
-    def grid(self) -> tuple[int, int, int, int]:
-        """Height, width, channels and levels."""
-        grid = self.network["grid"]
-        return grid["height"], grid["width"], grid["channels"], grid["levels"]
-
-
-def read_twin(folder: Path) -> Twin:
-    """Read ``exact.json`` and ``exact.safetensors`` from ``folder`` and check the id.
-
-    Raises:
-        DecodingError: If the id is not that of the numbers.
-    """
-    description = json.loads((folder / "exact.json").read_text("utf-8"))
-    require(description["arithmetic"] == 1, "the twin has another version of the arithmetic")
-    tensors = read_safetensors(folder / "exact.safetensors")
-
-    # The hash takes the tensors in this order: kept values, tables, matrices.
-    kept_names = numbered(tensors, "kept.{}")
-    table_names = numbered(tensors, "tables.{}")
-    weight_names = numbered(tensors, "matrices.{}.weight")
-    names = kept_names + table_names
-    matrices = []
-    for weight_name in weight_names:
-        stem = weight_name.removesuffix("weight")
-        names += [weight_name, stem + "output_shift", stem + "input_shift"]
-        matrix = Matrix(
-            weight=tensors[weight_name].astype(np.int64),
-            output_shift=tensors[stem + "output_shift"].astype(np.int64),
-            input_shift=int(tensors[stem + "input_shift"]),
-        )
-        matrices.append(matrix)
-    require(len(names) == len(tensors), "the twin has tensors that no twin should have")
-
-    hashed = {"arithmetic": description["arithmetic"], "network": description["network"]}
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode("utf-8"))
-    for name in names:
-        tensor = tensors[name]
-        line = f"{name} {TORCH_DTYPES[tensor.dtype.newbyteorder('<').str]} {list(tensor.shape)}\n"
-        digest.update(line.encode("utf-8"))
-        digest.update(tensor.tobytes())
-    require(digest.hexdigest() == description["id"], "the numbers of the twin do not have its id")
-
-    return Twin(
-        identity=digest.digest(),
-        network=description["network"],
-        kept=[tensors[name].astype(np.int64) for name in kept_names],
-        tables=[tensors[name].astype(np.int64) for name in table_names],
-        matrices=matrices,
-    )
-
-
-# --- arithmetic.md: Operations, Frequencies, A worked example -------------------------------------
-
-
-class Lstm:
-    """The twin of an ``lstm`` while it goes through a batch of grids, symbol by symbol."""
-
-    def __init__(self, twin: Twin, batch: int) -> None:
-        network = twin.network
-        known = network["name"] == "lstm" and network["head"] == {"name": "categorical"}
-        require(known and twin.grid[2] == 1, "this decoder knows only lstm, of a single channel")
-        self.twin = twin
-        self.layers = network["sizes"]["layers"]
-        width = network["sizes"]["hidden"]
-        self.hidden = np.zeros([self.layers, batch, width], np.int64)
-        self.cell = np.zeros([self.layers, batch, width], np.int64)
-
-    def frequencies(self, index: int, previous: np.ndarray | None) -> np.ndarray:
-        """The frequencies ``[batch, levels]`` of symbol ``index`` in raster order.
-
-        ``previous [batch]`` are the symbols before it; None at the first.
-        """
-        rows, columns, symbols, *biases = self.twin.tables
-        row, column = divmod(index, self.twin.grid[1])
-        x = store(self.twin.kept[0][NO_CLASS] + rows[row])
-        x = store(x + columns[column])
-        x = np.broadcast_to(x, self.hidden.shape[1:])
-        if previous is not None:
-            x = store(x + symbols[0, previous])
-        for layer in range(self.layers):
-            inputs = np.concatenate([x, self.hidden[layer]], axis=1)
-            gates = store(self.twin.matrices[layer].apply(inputs) + biases[layer])
-            self._cell(layer, gates)
-            x = store(x + self.hidden[layer])
-        logits = store(self.twin.matrices[self.layers].apply(x) + biases[self.layers])
-        if logits.shape[1] == 1:  # two levels: the logit of the first is 0
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        return categorical(logits)
-
-    def _cell(self, layer: int, gates: np.ndarray) -> None:
-        """The operation ``cell``: change hidden state and cell by ``gates [batch, 4 width]``."""
-        output, forget, write, content = np.split(gates, 4, axis=1)
-        remembered = rounded(sigmoid(forget) * self.cell[layer], 15)
-        written = rounded(sigmoid(write) * tanh(content), 14)
-        self.cell[layer] = store(remembered + written)
-        self.hidden[layer] = rounded(sigmoid(output) * tanh(self.cell[layer]), 14)
-
-
-def categorical(logits: np.ndarray) -> np.ndarray:
-    """Logits ``[batch, levels]``, in units of ``2**-16``, to frequencies of the same shape."""
-    batch, levels = logits.shape
-    e = fine_decay(logits.max(axis=1, keepdims=True) - logits)
-    ratio = (2**32 * (TOTAL - levels)) // e.sum(axis=1, keepdims=True)
-    frequencies = 1 + ((e * ratio) >> 32)
-    largest = frequencies.argmax(axis=1)  # the first of them
-    frequencies[np.arange(batch), largest] += TOTAL - frequencies.sum(axis=1)
-    return frequencies
-
-
-def mixture_weights(p: np.ndarray) -> np.ndarray:
-    """Integers ``p [components]``, none below zero, to weights that sum to ``2**20``."""
-    weights = (p * 2**20) // p.sum()
-    weights[weights.argmax()] += 2**20 - weights.sum()  # the first of the largest
-    return weights
-
-
-def logistic_mixture(
-    logits: np.ndarray,
-    means: np.ndarray,
-    log_scales: np.ndarray,
-    levels: int,
-) -> np.ndarray:
-    """The frequencies ``[levels]`` of one channel, which depends on no other.
-
-    Logits, means and log-scales, ``[components]`` each, are in units of ``2**-16``. The decoder
-    below does not use this function: models with this head have other networks than ``lstm``.
-    """
-    weights = mixture_weights(fine_decay(logits.max() - logits))
-    limited = np.clip(log_scales, -7 * 2**16, 15 * 2**16)
-    inverse = rounded(1149903211 * fine_decay(limited + 7 * 2**16), 24)  # in units of 2**-20
-
-    v = np.arange(levels - 1)
-    edges = ((2 * v + 1) * 2**24 + (levels - 1) // 2) // (levels - 1) - 2**24
-    # One row for each component, one column for each level.
-    distance = clamp(edges - 256 * means[:, None], 2**31 - 1)
-    below = fine_sigmoid(clamp((distance * inverse[:, None]) >> 28, 2**21))
-    below = np.pad(below, [(0, 0), (0, 1)], constant_values=2**24)
-    mixed = (weights @ below) >> 20
-    ends = np.arange(1, levels + 1) + ((mixed * (TOTAL - levels)) >> 24)
-    return np.diff(ends, prepend=0)
 
 
 # --- format.md: The file --------------------------------------------------------------------------
@@ -646,13 +305,12 @@ def decode_group(
     bytes_of_symbol = 1 if levels <= 256 else 4
     coded = bytearray()
     last_row = max(piece.rows for piece in pieces)
-    flat = symbols.reshape(len(pieces), -1)  # a view: symbols of a piece in the order of the model
     for index in range(last_row * width * channels):
         place, channel = divmod(index, channels)
         row, column = divmod(place, width)
         frequencies = None
         if model is not None:
-            frequencies = model.frequencies(index, flat[:, index - 1] if index > 0 else None)
+            frequencies = model.frequencies(index, symbols)
         for number, piece in enumerate(pieces):
             if piece.codes(row, column, channel):
                 symbol = stream.next(None if frequencies is None else frequencies[number])

@@ -49,14 +49,30 @@ MODELS: dict[str, dict[str, Any]] = {
     "row-lstm": {"grid": ts.Grid(4, 4, 1, 5), "layers": 1, "hidden": 8, "last": 16},
     "diagonal-bilstm": {"grid": ts.Grid(4, 4, 2, 3), "layers": 1, "hidden": 8, "last": 16},
     "lstm": {"grid": ts.Grid(4, 4, 1, 4), "layers": 2, "hidden": 16},
+    "lstm-predicted": {
+        "grid": ts.Grid(5, 6, 3, 256),
+        "head": "logistic-mixture",
+        "layers": 1,
+        "hidden": 8,
+        "components": 2,
+        "predictor": True,
+        "predictor_hidden": 6,
+    },
 }
-"""The golden twins. Together they use every operation and activation."""
+"""The golden twins by name, which begins with that of the family. Together they use every operation
+and activation."""
 
 
 def images(twin: ExactModel) -> torch.Tensor:
     """The images whose symbols are predicted."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(twin.grid.levels, (IMAGES, *twin.grid.shape), generator=generator)
+    x = torch.randint(twin.grid.levels, (IMAGES, *twin.grid.shape), generator=generator)
+    return x if twin.network.predictor is None else of_all_contrasts(x)
+
+
+def of_all_contrasts(x: torch.Tensor) -> torch.Tensor:
+    """Images of fewer and fewer bits, so that activities of all sizes occur."""
+    return x >> (torch.arange(len(x)) % 8).view(-1, 1, 1, 1)
 
 
 def digest_of_tables(twin: ExactModel, batch: int) -> str:
@@ -96,16 +112,34 @@ def digests(batch: int) -> dict[str, str]:
     return found
 
 
-def make() -> None:
-    """Make the twins."""
-    for name, options in MODELS.items():
-        model = ts.create(name, seed=0, **options).eval()
+def make(names: list[str]) -> None:
+    """Make the twins of these names."""
+    for name in names:
+        options = MODELS[name]
+        model = ts.create(name.removesuffix("-predicted"), seed=0, **options).eval()
+        calibration = None
         with torch.no_grad():
-            for parameter in model.parameters():
-                # As large as the weights of a trained model, so that predictions vary.
-                parameter.mul_(1.5)
-        twin = model.exact()
+            if model.predictor is None:
+                for parameter in model.parameters():
+                    # As large as the weights of a trained model, so that predictions vary.
+                    parameter.mul_(1.5)
+            else:
+                calibration = fit_predictor(model)
+        twin = model.exact(calibration)
         save_twin(twin, TWINS / name)
+
+
+def fit_predictor(model: ts.DensityModel) -> torch.Tensor:
+    """Fit a model's predictor, and give its corrections weights; returns the images it has seen."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (400, *model.grid.shape)
+    x = of_all_contrasts(torch.randint(model.grid.levels, shape, generator=generator))
+    model.fit_predictor(x)
+    assert model.predictor is not None
+    # Fitting has set these to zero.
+    for weights in [*model.output_weights(), *model.predictor.last.parameters()]:
+        weights.copy_(0.3 * torch.randn(weights.shape, generator=generator))
+    return x
 
 
 def main() -> None:
@@ -113,13 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--make", action="store_true", help="make new twins and digests")
+    parser.add_argument("--make", nargs="*", help="make new twins, all or some, and digests")
     parser.add_argument("--digests", action="store_true", help="make new digests of the old twins")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.make:
-        make()
-    if options.make or options.digests:
+    if options.make is not None:
+        make(options.make or list(MODELS))
+    if options.make is not None or options.digests:
         DIGESTS.write_text(json.dumps(digests(IMAGES), indent=2) + "\n")
     else:
         print(json.dumps(digests(options.batch)))

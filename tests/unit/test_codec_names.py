@@ -42,6 +42,8 @@ LISTS = [
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
+    # Python does this for a script that is run: its other half lies beside it.
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("decode_reference_of_names", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -12,6 +12,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+
+from tessella.exact import load_twin
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCRIPT = GOLDEN / "decode_reference.py"
@@ -20,6 +23,8 @@ ARCHIVES = ["lstm", "lstm-coded"]
 
 
 def _load_script() -> ModuleType:
+    # Python does this for a script that is run: its other half lies beside it.
+    sys.path.insert(0, str(GOLDEN))
     spec = importlib.util.spec_from_file_location("decode_reference", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -30,11 +35,17 @@ def _load_script() -> ModuleType:
 
 
 reference = _load_script()
+arithmetic = sys.modules["reference_arithmetic"]
 
 
 @pytest.fixture(scope="module")
 def twin() -> object:
     return reference.read_twin(TWIN)
+
+
+@pytest.fixture(scope="module")
+def predicted() -> object:
+    return reference.read_twin(GOLDEN / "twins" / "lstm-predicted")
 
 
 def _archive(name: str) -> bytes:
@@ -54,7 +65,16 @@ def _with_flipped_bit(data: bytes, bit: int) -> bytes:
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_the_reference_decodes_the_golden_images(name: str, twin: object):
-    decoded = reference.decode(_archive(name), twin)
+    _check_images(name, reference.decode(_archive(name), twin))
+
+
+def test_the_reference_decodes_images_of_a_model_with_a_predictor(predicted: object):
+    decoded = reference.decode(_archive("lstm-predicted"), predicted)
+    assert decoded.packed == [False]
+    _check_images("lstm-predicted", decoded)
+
+
+def _check_images(name: str, decoded: object) -> None:
     with np.load(GOLDEN / "archives" / f"{name}.npz") as stored:
         expected = [stored[f"image{i}"] for i in range(len(stored.files))]
     assert len(decoded.images) == len(expected)
@@ -119,12 +139,28 @@ def test_more_pixels_than_allowed_are_refused(twin: object):
 @pytest.mark.parametrize("levels", [3, 16, 256, 1000])
 @pytest.mark.parametrize("spread", [0.1, 3.0, 1000.0])
 def test_frequencies_of_a_mixture_are_positive_and_sum_to_the_total(levels: int, spread: float):
-    drawn = np.random.default_rng(0).normal(size=[3, 5]) * spread * 2**16
-    logits, means, log_scales = drawn.astype(np.int64)
-    frequencies = reference.logistic_mixture(logits, means, log_scales, levels)
-    assert frequencies.shape == (levels,)
-    assert frequencies.min() >= 1
-    assert frequencies.sum() == 2**24
+    # Two channels of three components: logits, means, log-scales and coefficients.
+    drawn = np.random.default_rng(0).normal(size=[5, 18]) * spread * 2**16
+    pixel = arithmetic.Pixel(drawn.astype(np.int64), None, 3, 2, levels)
+    for symbol in range(2):
+        frequencies = pixel.frequencies()
+        assert frequencies.shape == (5, levels)
+        assert frequencies.min() >= 1
+        assert (frequencies.sum(axis=1) == 2**24).all()
+        if symbol == 0:
+            pixel.learn(np.arange(5) % levels)
+
+
+def test_a_predictor_has_the_frequencies_of_the_reference(predicted: object):
+    exact = load_twin(GOLDEN / "twins" / "lstm-predicted")
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(256, (16, *exact.grid.shape), generator=generator)
+    # Of all contrasts, so that there are pixels of most classes.
+    x >>= (torch.arange(16) % 8).view(-1, 1, 1, 1)
+    expected = exact(x).flatten(1, 3).numpy()
+    model = arithmetic.Lstm(predicted, 16)
+    for index in range(exact.grid.symbols):
+        assert np.array_equal(model.frequencies(index, x.numpy()), expected[:, index]), index
 
 
 def test_the_script_needs_nothing_but_numpy():
@@ -133,7 +169,8 @@ def test_the_script_needs_nothing_but_numpy():
     code = barred + "    sys.modules[name] = None\nimport runpy\n"
     code += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     archive = GOLDEN / "archives" / "lstm-coded.tsl"
-    start = f"import sys\nsys.argv = {[str(SCRIPT), str(archive), str(TWIN)]!r}\n"
+    start = f"import sys\nsys.path.insert(0, {str(GOLDEN)!r})\n"
+    start += f"sys.argv = {[str(SCRIPT), str(archive), str(TWIN)]!r}\n"
     finished = subprocess.run(
         [sys.executable, "-I", "-c", start + code],
         capture_output=True,

@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
         ("lstm", "lstm", 64),
         ("lstm-coded", "lstm", 5),
         ("pixelcnn++", "pixelcnn++", 64),
+        ("lstm-predicted", "lstm-predicted", 64),
     ],
 )
 def test_a_golden_file_decodes_and_encodes_as_ever(name: str, twin_name: str, group: int):

@@ -122,6 +122,13 @@ def test_decays_are_accurate() -> None:
     assert error(functions.fine_decay(n), torch.exp(-n.double() / 2**16), 24) < 1.45
 
 
+def test_few_fine_sigmoids_are_those_of_many() -> None:
+    x = torch.arange(-(2**21), 2**21, 97)
+    many = functions.fine_sigmoid(x)
+    few = torch.cat([functions.fine_sigmoid(part) for part in x.split(1000)])
+    assert torch.equal(few, many)
+
+
 def test_fine_sigmoid_is_accurate_and_never_falls() -> None:
     x = torch.arange(-17 * 2**16 - 100, 17 * 2**16 + 101)
     values = functions.fine_sigmoid(x)

@@ -17,7 +17,7 @@ from tessella.heads.logistic_mixture import LogisticMixtureHead
 from tessella.models import DensityModel
 from tessella.models.independent import Independent
 from tessella.nn import predictor_fit
-from tessella.nn.linear_predictor import INSIDE, LinearPredictor, activity_of
+from tessella.nn.linear_predictor import INSIDE, LinearPredictor
 from tessella.nn.predictor_fit import Mixture
 from tessella.pipeline import save_model
 
@@ -131,7 +131,7 @@ def test_the_fit_sees_what_the_predictor_sees(levels: int) -> None:
     predictor = predictor_of(net)
     known = predictor.neighbours(x)
     activity = predictor_fit._activity(x)
-    assert torch.equal(activity.float(), activity_of(known))
+    assert torch.equal(activity.float(), predictor.activity(known))
     classes = predictor_fit._classes(predictor, activity, predictor.thresholds)
     assert torch.equal(classes, predictor.classes_of(known, predictor.kinds).flatten())
     inputs = predictor_fit._Inputs(grid, x)(torch.arange(12 * 20))

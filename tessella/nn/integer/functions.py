@@ -29,6 +29,12 @@ FINE_BITS = 24
 TOTAL = 2**FINE_BITS
 """Sum of the frequencies of all levels of a symbol."""
 
+_FINE_END = (17 << 16) - 1
+"""From where on, on both sides, :func:`fine_sigmoid` is constant."""
+
+_FEW = 1 << 14
+"""Up to how many results of :func:`fine_sigmoid` are looked up, each in one step."""
+
 _WIDE_BITS = 128
 """Fraction bits of the fixed-point numbers from which the tables are rounded."""
 
@@ -104,8 +110,17 @@ def fine_decay(n: torch.Tensor) -> torch.Tensor:
 
 def fine_sigmoid(x: torch.Tensor) -> torch.Tensor:
     """``1 / (1 + exp(-x / 2**16))`` in units of 2**-24, ``1 .. 2**24 - 1``."""
+    # Looking up results takes fewer calls, but their table is too large for the caches of a
+    # processor: for many numbers, computing them is faster.
+    if x.numel() > _FEW:
+        return _computed_fine_sigmoid(x)
+    indices = x.long().clamp(-_FINE_END, _FINE_END).add_(_FINE_END)
+    return dense_table("fine_sigmoid", x.device)[indices]
+
+
+def _computed_fine_sigmoid(x: torch.Tensor) -> torch.Tensor:
     x = x.long()
-    limited = x.abs().clamp(max=(17 << 16) - 1)
+    limited = x.abs().clamp(max=_FINE_END)
     index = limited >> 6
     table = device_table("LOGISTIC", x.device)
     low = table[index]
@@ -129,6 +144,8 @@ def dense_table(name: str, device: torch.device) -> torch.Tensor:
     """All results of a function between the ends of its range: ``int64 [results]``."""
     if name == "decay":
         return _computed_decay(torch.arange(2**20 + 1, device=device))
+    if name == "fine_sigmoid":
+        return _computed_fine_sigmoid(torch.arange(-_FINE_END, _FINE_END + 1, device=device))
     results = _computed_sigmoid(torch.arange(-(2**20), 2**20 + 1, device=device))
     if name == "sigmoid":
         return results
