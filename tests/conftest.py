@@ -13,6 +13,9 @@ import torch
 from beartype import BeartypeConf
 from beartype.claw import beartype_package
 
+collect_ignore = ["golden"]
+"""Scripts and data, which tests run and read; they are no modules of tests."""
+
 # Before the first import of the package. A function that returns something else than its annotation
 # fails its test. A wrong argument only warns, since refusing it with a message of its own is the
 # function's task, and is tested. An int will do for a float. The cost is lost in the noise of the

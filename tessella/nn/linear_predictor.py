@@ -308,11 +308,14 @@ class LinearPredictor(nn.Module):
         """Memory for the symbols of a walk, with margins: ``[batch, height, width, channels]``.
 
         There are ``REACH`` more rows than in the grid, above it, and as many columns at each side.
-        It is of float32 or wider, because bfloat16 does not hold the levels of photographs.
+        It is of float32 or wider, because bfloat16 does not hold the levels of photographs, or of
+        the integers of an exact twin.
         """
         height, width, channels = self.grid.shape
         shape = (batch, height + REACH, width + 2 * REACH, channels)
-        dtype = torch.promote_types(self.coefficients.dtype, torch.float32)
+        dtype = self.coefficients.dtype
+        if dtype.is_floating_point:
+            dtype = torch.promote_types(dtype, torch.float32)
         return self.coefficients.new_zeros(shape, dtype=dtype)
 
     def observe(self, memory: torch.Tensor, symbol: torch.Tensor, index: int) -> None:

@@ -44,9 +44,11 @@ def test_finished_images_leave_the_batch_and_final_rows_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, seen = model_of(ts.Grid(6, 3, 1, 9), layers=2, hidden=16), []
-    forward = model.forward_from
+    parameters = model.head_parameters
     monkeypatch.setattr(
-        model, "forward_from", lambda x, c, row: seen.append((len(x), row)) or forward(x, c, row)
+        model,
+        "head_parameters",
+        lambda x, c, row: seen.append((len(x), row)) or parameters(x, c, row),
     )
     walk = passes(model, 5)
     list(walk.walk())
