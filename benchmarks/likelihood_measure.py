@@ -119,8 +119,12 @@ def curve(out: Path, batch: int) -> list[harness.Row]:
 def measure_start(cell: Cell) -> harness.Row:
     """Bits/dim before the first step, on validation and on test images."""
     recipe = cell.located_recipe()
-    model = build.build_model(recipe, build.load_split(recipe, "train"), None)
+    images = build.load_split(recipe, "train")
+    model = build.build_model(recipe, images, None)
     assert isinstance(model, DensityModel)
+    # A predictor is fitted before the first step.
+    if model.predictor is not None:
+        model.fit_predictor(torch.as_tensor(images.images))
     valid = data.load(recipe.data, "valid")
     # A validation looks at the first images.
     first = replace(valid, images=valid.images[:VALID_LIMIT], labels=None, names=None)

@@ -51,6 +51,8 @@ TRAINING_ONLY = (
     "tensorboard",
     "report.html",
     "skipped.txt",
+    # Of a benchmark: what other programs did meanwhile.
+    "busy.json",
     # Hashes of the training images: they take more bytes than a small model.
     "images.safetensors",
     # Made anew, of the weights that ship.
