@@ -21,7 +21,7 @@ from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
 
 M = TypeVar("M")
-BundledGenerator = Literal["digits", "digits-codes", "photos"]
+BundledGenerator = Literal["digits", "digits-codes", "mnist", "photos"]
 BundledTokenizer = Literal["digits-vqvae"]
 
 
