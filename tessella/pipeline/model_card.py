@@ -18,20 +18,20 @@ TITLES = {
 USES = {
     "density-model": """\
 generator = ts.load(PATH)
-images = generator.sample(16, seed=0)       # uint8 [16, h, w, c]
-bits = generator.bits_per_dim(images)        # exact, per image""",
+images = generator.sample(16, seed=0)  # uint8 [16, h, w, c]
+bits = generator.bits_per_dim(images)  # exact, per image""",
     "generator": """\
 generator = ts.load(PATH)
-images = generator.sample(16, seed=0)       # uint8 [16, h, w, c]
-codes = generator.tokenizer.encode(images)   # int64""",
+images = generator.sample(16, seed=0)  # uint8 [16, h, w, c]
+codes = generator.tokenizer.encode(images)  # int64""",
     "tokenizer": """\
 tokenizer = ts.load(PATH)
-codes = tokenizer.encode(images)             # uint8 in, int64 out
+codes = tokenizer.encode(images)  # uint8 in, int64 out
 images = tokenizer.decode(codes)""",
     "vae": """\
 vae = ts.load(PATH)
-images = vae.sample(16, seed=0)             # uint8 [16, h, w, c]
-bits = vae.bits_per_dim(images)              # an upper bound, per image""",
+images = vae.sample(16, seed=0)  # uint8 [16, h, w, c]
+bits = vae.bits_per_dim(images)  # an upper bound, per image""",
     "prior": "generator = ts.load(PATH_OF_THE_DIRECTORY_ABOVE)",
 }
 """Lines of Python that show how to use each kind."""
