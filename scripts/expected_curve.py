@@ -122,7 +122,8 @@ def thinned(points: list[Row]) -> tuple[Row, ...]:
             kept.pop()
         if far_enough or point[0] == last:
             kept.append(point)
-    return tuple((step, round(minute, 3), round(figure, 4)) for step, minute, figure in kept)
+    # Six digits: rows of a tiny run on a fast machine lie a few milliseconds apart.
+    return tuple((step, round(minute, 6), round(figure, 4)) for step, minute, figure in kept)
 
 
 def tolerance(table: ExpectedConfig, others: list[list[Row]]) -> float:
