@@ -5,6 +5,7 @@ Help answers without importing torch; a mistake is one line and a non-zero exit 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -66,6 +67,11 @@ def _run(words: list[str]) -> int:
             raise
         terminal.complain('the command line needs tyro: pip install "tyro>=1.0,<2"')
         return 2
+    if words[:1] == ["--print-completion"]:
+        from tessella.cli import completion
+
+        terminal.answer(completion.script(" ".join(words[1:])))
+        return 0
     # From the cheapest check to the dearest: words, numbers and outputs, names, then the work.
     command = parsing.parse(words)
     checks.check_values(command)
@@ -78,7 +84,8 @@ def _run(words: list[str]) -> int:
     checks.check_names(command)
     # torch is imported with the module of the verb, not before.
     verb = importlib.import_module(f"tessella.cli.verbs.{type(command).__name__.lower()}")
-    status: int = verb.run(command)
+    with terminal.quiet() if command.quiet else contextlib.nullcontext():
+        status: int = verb.run(command)
     return status
 
 

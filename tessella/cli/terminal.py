@@ -13,13 +13,40 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
+from tessella import progress_bars
 from tessella.errors import TessellaWarning
+
+_quiet = False
+
+
+def answer(line: str) -> None:
+    """Print a line of what was asked for on standard output, quiet or not."""
+    if _is_first_process():
+        print(line, flush=True)
 
 
 def say(line: str) -> None:
-    """Print a line on standard output."""
-    if _is_first_process():
-        print(line, flush=True)
+    """Print a line about what is done on standard output, unless it should be quiet."""
+    if not _quiet:
+        answer(line)
+
+
+def is_quiet() -> bool:
+    """Whether the caller is inside of :func:`quiet`."""
+    return _quiet
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Print only answers, warnings and errors inside of the block, and no progress."""
+    global _quiet
+    before = _quiet
+    _quiet = True
+    try:
+        with progress_bars.hidden():
+            yield
+    finally:
+        _quiet = before
 
 
 def complain(message: str) -> None:

@@ -59,6 +59,8 @@ class Common:
     plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], arg(metavar="FILE.py")] = ()
     """Python file that registers models, heads, tokenizers, quantizers or data sources of your own.
     It runs with all your rights."""
+    quiet: Switch = 0
+    """Print only what was asked for, warnings and errors: no progress, no notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,14 @@ class Writing(Common):
 
     force: Switch = 0
     """Replace a file that tessella did not make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing(Writing):
+    """Options of verbs that show pictures in the terminal."""
+
+    no_preview: Switch = 0
+    """Show no pictures in the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +165,7 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Writing):
+class Sample(Showing):
     """Draw images from a model.
 
     A .npz or a directory is written as it is drawn: the same command continues a run that was
@@ -180,7 +190,7 @@ class Sample(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Complete(Writing):
+class Complete(Showing):
     """Keep the upper part of each image and draw the rest.
 
     Symbols are drawn in raster order, each given all that stand before it.
@@ -211,7 +221,7 @@ class Complete(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Writing):
+class Eval(Showing):
     """Measure a run on images: exact bits/dim with its standard error.
 
     Of a tokenizer, reconstruction and codebook use are measured; of a two-stage model both. The

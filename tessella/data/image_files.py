@@ -18,8 +18,8 @@ from io import BufferedIOBase
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]
 
+from tessella import progress_bars
 from tessella.config import DataConfig
 from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import (
@@ -335,9 +335,9 @@ def _outcomes_in_order(
     begun = 0
     found = 0
     executor = ThreadPoolExecutor(threads, "decode")
-    bar = tqdm(total=len(files), desc=f"decoding {title}", unit="file", disable=None, leave=False)
+    bar = progress_bars.create(total=len(files), desc=f"decoding {title}", unit="file", leave=False)
     announce: Callable[[], object] = bar.update
-    if bar.disable:  # no terminal
+    if bar.disable and not progress_bars.are_hidden():  # no terminal
         announce = _Announcement(files, limit if one_each else 0, title)
     try:
         while True:

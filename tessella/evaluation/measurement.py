@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tessella import files
+from tessella import files, progress_bars
 from tessella.data.hashes import image_hashes
 from tessella.data.image_set import ImageSet
 from tessella.data.paths import printable
@@ -233,5 +231,6 @@ def _process() -> tuple[int, int]:
 def _with_progress(starts: range) -> Iterator[int]:
     """Where the batches start, with a progress bar where a person watches."""
     rank, _ = _process()
-    hidden = not sys.stderr.isatty() or rank > 0
-    yield from tqdm(starts, desc="measuring", unit="batch", leave=False, disable=hidden)
+    yield from progress_bars.create(
+        iterable=starts, desc="measuring", unit="batch", leave=False, disable=rank > 0
+    )

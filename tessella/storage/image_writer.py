@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tessella import files
+from tessella import files, progress_bars
 from tessella.errors import ArtifactError, InputError, check_integer
 from tessella.storage import pictures, resumable
 from tessella.storage.resumable import RECORD
@@ -407,8 +406,8 @@ def progress(total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
         A function to call with the images so far; a part of one counts too.
     """
     bar_format = "{percentage:3.0f}% |{bar}| " + PROGRESS
-    bar = tqdm(
-        total=total, initial=start, unit=" images", leave=False, disable=None, bar_format=bar_format
+    bar = progress_bars.create(
+        total=total, initial=start, unit=" images", leave=False, bar_format=bar_format
     )
     began = time.monotonic()
     last_line = began
@@ -416,12 +415,11 @@ def progress(total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
     def show(done: float) -> None:
         nonlocal last_line
         now = time.monotonic()
-        # tqdm disables itself where standard error is no terminal.
         if not bar.disable:
             bar.update(done - bar.n)
-        elif now - last_line >= EVERY:
+        elif not progress_bars.are_hidden() and now - last_line >= EVERY:
             last_line = now
-            line = tqdm.format_meter(
+            line = bar.format_meter(
                 done, total, now - began, unit=" images", initial=start, bar_format=PROGRESS
             )
             print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
+from tessella import progress_bars
 from tessella.config import TrainConfig
 from tessella.errors import ArtifactError, ConfigError, TrainingError
 from tessella.training import checkpoint, schedule
@@ -395,7 +394,9 @@ def _stopped(session: Session) -> bool:
     return bool(total > 0)
 
 
-def _report_step(session: Session, bar: tqdm, figures: dict[str, float], rate: float) -> None:
+def _report_step(
+    session: Session, bar: progress_bars.ProgressBar, figures: dict[str, float], rate: float
+) -> None:
     """Log every tenth step, and show loss and remaining time."""
     progress = session.progress
     if session.pace.steps == PACE_KNOWN:
@@ -449,11 +450,10 @@ def _seconds_left(session: Session) -> float:
     return session.limits.seconds_left(session.progress, session.pace.step_seconds)
 
 
-def _progress_bar(session: Session) -> tqdm:
-    shown = session.fabric.is_global_zero and sys.stderr.isatty()
-    return tqdm(
+def _progress_bar(session: Session) -> progress_bars.ProgressBar:
+    return progress_bars.create(
         total=1000,
         initial=round(session.share * 1000),
-        disable=not shown,
+        disable=not session.fabric.is_global_zero,
         bar_format="{percentage:3.0f}% |{bar}| {elapsed}{postfix}",
     )

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry", "names"}
+VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry", "names", "progress_bars"}
 LAYERS = (
     VOCABULARY,
     {"kernel", "distributed"},
@@ -66,6 +66,9 @@ TORCH_FREE += [
 
 HOME_OF_LIBRARY = {
     "tyro": {"cli"},
+    "rich": {"cli"},
+    "textual_image": {"cli"},
+    "tqdm": {"progress_bars"},
     "constriction": {"codec"},
     "lightning": {"training"},
     "lightning_fabric": {"training"},
@@ -83,7 +86,11 @@ NEVER = {
     "cleanfid",
     "torch_fidelity",
 }
-DISTRIBUTION = {"PIL": "pillow", "lightning": "lightning-fabric"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "lightning": "lightning-fabric",
+    "textual_image": "textual-image",
+}
 REPORT_LIBRARIES = {"numpy", "PIL", "matplotlib"}
 PICKLING = re.compile(
     r"torch\.(load|save|hub)\b|pickle\.(load|dump)s?\b|(.*\.)?_?fabric\.(load|save)(_raw)?$"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tessella import config
-from tessella.cli.terminal import say
+from tessella.cli.terminal import answer
 from tessella.cli.verb_options import Check
 from tessella.contracts import Outcome, check
 from tessella.errors import ArtifactError, ConfigError
@@ -19,10 +19,10 @@ def run(command: Check) -> int:
     total = 0
     broken = 0
     for outcome in _outcomes(command):
-        say(str(outcome))
+        answer(str(outcome))
         total += 1
         broken += not outcome.held
-    say(f"{total - broken} of {total} contracts hold")
+    answer(f"{total - broken} of {total} contracts hold")
     return 1 if broken else 0
 
 

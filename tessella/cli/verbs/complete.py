@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
 from tessella.cli.picture_output import check_sheet, provenance
 from tessella.cli.run_images import load_images
@@ -54,6 +55,8 @@ def run(command: Complete) -> int:
     made = provenance(model, command.run, drawing)
     made |= {"keep": command.keep, "split": command.split}
     pictures.save_png(Path(command.out), sheet, made)
+    if not command.no_preview:
+        preview.show(sheet)
 
     # A prior keeps codes, whose pixels are those of the decoder.
     kept = "what was kept"

@@ -6,17 +6,32 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from tessella import data, files
+from tessella.cli import preview
 from tessella.cli.processes import set_threads, start_processes
 from tessella.cli.run_images import load_images
-from tessella.cli.terminal import say
+from tessella.cli.terminal import answer
 from tessella.cli.verb_options import Eval
 from tessella.errors import ArtifactError
 from tessella.evaluation import Evaluation, assess, check_comparable, compare
-from tessella.pipeline import is_bundled, load_saved, locate, write_card
+from tessella.pipeline import (
+    BoundsImages,
+    SavedModel,
+    is_bundled,
+    learned_tokenizer,
+    load_saved,
+    locate,
+    write_card,
+)
 from tessella.pipeline.run_record import read_run_record
 from tessella.report import run_summary
+from tessella.storage import pictures
 from tessella.training.run_directory import RunDirectory, environment
+
+PREVIEWED = 8
+"""Images that are shown with their reconstructions."""
 
 
 def run(command: Eval) -> int:
@@ -40,6 +55,8 @@ def run(command: Eval) -> int:
     if not is_first:
         return 0
     figures["made"] = environment(device, command.devices)
+    if not command.no_preview:
+        _preview(model, images)
     _show(figures, images)
     if command.json:
         files.write_json(command.json, figures)
@@ -58,25 +75,38 @@ def _comparison(command: Eval, result: Evaluation, against: Evaluation) -> dict[
     return figures | compare(result, against)
 
 
+def _preview(model: SavedModel, images: data.ImageSet) -> None:
+    """Show the first images above their reconstructions, where a model has some."""
+    shown = np.asarray(images.images[:PREVIEWED])
+    if isinstance(model, BoundsImages):
+        decoded = model.reconstruct(shown)
+    elif (tokenizer := learned_tokenizer(model)) is not None:
+        decoded = tokenizer.decode(tokenizer.encode(shown), size=shown.shape[1:3])
+    else:
+        return
+    both = np.concatenate([shown, decoded.cpu().numpy()])
+    preview.show(pictures.sheet(both, columns=len(shown)))
+
+
 def _show(figures: Mapping[str, object], images: data.ImageSet) -> None:
     """Print the figures, and notes on those that show a model that has learned nothing."""
-    say(f"{figures['run']} on {images.name}, {images.split}:")
+    answer(f"{figures['run']} on {images.name}, {images.split}:")
     shown = {name: value for name, value in figures.items() if name not in ("run", "data", "made")}
     for label, value, unit in run_summary.figure_rows(shown):
-        say(f"  {label:32} {value} {unit}".rstrip())
+        answer(f"  {label:32} {value} {unit}".rstrip())
     if _figure(figures, "baseline_bits_per_dim") <= _figure(figures, "bits_per_dim"):
-        say("note: this is no better than independent symbols; the model needs more training")
+        answer("note: this is no better than independent symbols; the model needs more training")
     # PSNR is None of images that were reconstructed exactly, which the mean image never is.
     mean_image = _figure(figures, "mean_image_psnr_db")
     if mean_image >= _figure(figures, "psnr_db"):
-        say(
+        answer(
             "note: the reconstructions are no better than the mean image;"
             " the tokenizer needs more training"
         )
     diagnosis = figures.get("diagnosis")
     if isinstance(diagnosis, list):
         for line in diagnosis:
-            say(f"codes: {line}")
+            answer(f"codes: {line}")
 
 
 def _figure(figures: Mapping[str, object], name: str) -> float:
@@ -103,4 +133,4 @@ def _renew_card(path: Path, name: str, figures: Mapping[str, object]) -> None:
         run_directory.update(figures=measured)
         write_card(path, {"validation": validation, **measured})
     except ArtifactError as error:
-        say(f"the figures are not on the card: {error}")
+        answer(f"the figures are not on the card: {error}")

@@ -14,7 +14,7 @@ import torch
 import tessella
 from tessella import config, data, files, kernel
 from tessella.cli.checks import check_output
-from tessella.cli.terminal import say
+from tessella.cli.terminal import answer, say
 from tessella.cli.verb_options import Info
 from tessella.errors import InputError
 from tessella.models import MODELS
@@ -48,9 +48,9 @@ def run(command: Info) -> int:
 def _show_models(as_json: bool) -> None:
     facts = model_catalogue.catalogue()
     if as_json:
-        say(files.json_text(facts))
+        answer(files.json_text(facts))
     else:
-        say("\n".join(model_catalogue.render(facts)))
+        answer("\n".join(model_catalogue.render(facts)))
 
 
 def _show_run(command: Info) -> None:
@@ -60,11 +60,11 @@ def _show_run(command: Info) -> None:
         return
     facts = run_summary.describe(command.run)
     if command.json:
-        say(files.json_text(facts))
+        answer(files.json_text(facts))
         return
     # https://no-color.org: any text in NO_COLOR switches colours off.
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    say(run_summary.render(facts, shutil.get_terminal_size().columns, colour))
+    answer(run_summary.render(facts, shutil.get_terminal_size().columns, colour))
 
 
 def _write_page(command: Info, named: tuple[str, ...]) -> None:
@@ -86,27 +86,27 @@ def _about(name: str) -> str:
 
 def _show_installation() -> None:
     """Versions, devices, and what there is to choose from."""
-    say(
+    answer(
         f"tessella {tessella.__version__}, torch {torch.__version__},"
         f" Python {platform.python_version()}"
     )
     devices = f"cpu ({torch.get_num_threads()} threads)"
     for number in range(torch.cuda.device_count()):
         devices += f", cuda:{number} {torch.cuda.get_device_name(number)}"
-    say(f"devices: {devices}")
-    say(f"compiled steps on the CPU: {kernel.describe()}")
-    say(f"models: {', '.join(MODELS)}")
-    say(f"tokenizers: {', '.join(TOKENIZERS)}")
-    say(f"data sources: {', '.join(data.SOURCES)}")
-    say("bundled models:")
+    answer(f"devices: {devices}")
+    answer(f"compiled steps on the CPU: {kernel.describe()}")
+    answer(f"models: {', '.join(MODELS)}")
+    answer(f"tokenizers: {', '.join(TOKENIZERS)}")
+    answer(f"data sources: {', '.join(data.SOURCES)}")
+    answer("bundled models:")
     for name in bundled():
-        say(f"  {name:24} {_about(name)}")
-    say("recipes:")
+        answer(f"  {name:24} {_about(name)}")
+    answer("recipes:")
     for name in config.recipe_names():
-        say(f"  {name:24} {config.load_recipe(name).about}")
+        answer(f"  {name:24} {config.load_recipe(name).about}")
     installed = []
     # An extra is there when all its modules are, whoever installed them.
     for extra, modules in EXTRAS.items():
         if all(importlib.util.find_spec(module) for module in modules):
             installed.append(extra)
-    say(f"extras installed: {', '.join(installed) or 'none'}")
+    answer(f"extras installed: {', '.join(installed) or 'none'}")

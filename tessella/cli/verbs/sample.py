@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, draw
 from tessella.cli.picture_output import provenance, write_images
 from tessella.cli.terminal import say
@@ -29,6 +30,8 @@ def run(command: Sample) -> int:
     force = bool(command.force)
     shape = (height, width, channels)
     wrote = write_images(command.out, made, shape, batches, drawing.batch, force)
+    if command.out.endswith(".png") and not command.no_preview:
+        preview.show_file(command.out)
     done = ""
     if not wrote:
         done = "nothing to do, there are "

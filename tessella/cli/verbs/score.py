@@ -11,7 +11,7 @@ import numpy as np
 
 from tessella import files
 from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
-from tessella.cli.terminal import say
+from tessella.cli.terminal import answer, say
 from tessella.cli.verb_options import Score
 from tessella.codec.picture_files import find_pictures, read_picture
 from tessella.codec.scoring import ImageBits, heat_map, score_images
@@ -64,12 +64,12 @@ def _summarize(scores: list[ImageBits]) -> None:
     error = ""
     if len(rates) > 1:
         error = f" ± {rates.std(ddof=1) / math.sqrt(len(rates)):.4f}"
-    say(f"{len(scores)} images, {rates.mean():.4f}{error} bits/dim, {total / 8:,.0f} bytes")
+    answer(f"{len(scores)} images, {rates.mean():.4f}{error} bits/dim, {total / 8:,.0f} bytes")
     ranked = sorted(scores, key=lambda score: score.bits_per_dim)
     for title, chosen in (("most", ranked), ("least", ranked[::-1])):
-        say(f"{title} expected:")
+        answer(f"{title} expected:")
         for score in chosen[:RANKED]:
-            say(f"  {score.bits_per_dim:.4f} bits/dim  {score.name}")
+            answer(f"  {score.bits_per_dim:.4f} bits/dim  {score.name}")
 
 
 def _draw(scores: list[ImageBits], out: Path) -> None:
