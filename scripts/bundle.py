@@ -49,6 +49,8 @@ TRAINING_ONLY = (
     ".lock",
     "checkpoints",
     "tensorboard",
+    "wandb",
+    "wandb-id",
     "report.html",
     "skipped.txt",
     # Of a benchmark: what other programs did meanwhile.

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-ProgressBar: TypeAlias = tqdm
+
+class ProgressBar(tqdm):
+    """tqdm's bar for where the code runs: a line of the terminal, or an element of a notebook."""
+
 
 _hidden = False
 

@@ -113,6 +113,7 @@ class Demo(Common):
     accumulate=Annotated[int, Within(1)],
     checkpointing=None,
     compile=None,
+    board=None,
 )
 class Train(Common):
     """Train a density model or a tokenizer, or a prior on a trained tokenizer.

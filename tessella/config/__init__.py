@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
+from tessella.config.adversarial_config import AdversarialConfig as AdversarialConfig
 from tessella.config.expected import ExpectedConfig as ExpectedConfig
 from tessella.config.expected import check_curve as check_curve
 from tessella.errors import ArtifactError, ConfigError, unknown
@@ -160,47 +161,6 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
-class AdversarialConfig:
-    """The further terms of a VQGAN's loss: perceptual and adversarial (Esser et al. 2021)."""
-
-    perceptual: str = ""
-    """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty
-    leaves it out."""
-    perceptual_weight: float = 1.0
-    weight: float = 0.8
-    """Of the adversarial term, times the adaptive weight of equation 7."""
-    start: float = 0.5
-    """When discriminator and adversarial term begin: a share of the run below 1, else a number of
-    steps."""
-    layers: int = 3
-    """Convolutions of the discriminator that halve sides: 1 judges patches of 16x16 pixels, 2 of
-    34x34, 3 of 70x70."""
-    hidden: int = 64
-    """Channels of its first convolution."""
-    tolerance: float = 0.5
-    """Largest rise of the validation's mean squared error over the least before, as a share of it.
-    A larger one is a takeover by the discriminator, which is undone."""
-
-    def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "weight", "start", "tolerance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"adversarial.{name} must be at least 0, got {getattr(self, name)}"
-                )
-        if self.layers < 1 or self.hidden < 1:
-            raise ConfigError(
-                "adversarial.layers and adversarial.hidden must be at least 1,"
-                f" got {self.layers} and {self.hidden}"
-            )
-        # Each layer halves the sides: no image is large enough for more.
-        if self.layers > 16 or self.hidden > 4096:
-            raise ConfigError(
-                "adversarial.layers must be at most 16 and adversarial.hidden at most 4096,"
-                f" got {self.layers} and {self.hidden}"
-            )
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How to train. The run ends at the first of the limits given; at least one is needed."""
 
@@ -259,6 +219,10 @@ class TrainConfig:
     """``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere."""
     threads: int = 0
     """CPU threads; 0 keeps torch's choice."""
+    board: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
+    """Who shows the run while it trains: ``tensorboard`` and ``wandb`` (Weights & Biases) get the
+    figures of the log, and pictures with each best model; ``auto`` gives TensorBoard the figures
+    where it is installed."""
 
     def __post_init__(self) -> None:
         # Every number has a least value in common; what else holds of a few follows below.
@@ -268,6 +232,8 @@ class TrainConfig:
             _check_train_number(name, value)
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError(f"train.optimizer must be 'adamw' or 'muon', got {self.optimizer!r}")
+        if self.board not in BOARDS:
+            raise ConfigError(f"train.board must be one of {', '.join(BOARDS)}, got {self.board!r}")
         # A decay of 1 would keep the first value for ever.
         for beta in self.betas:
             if not 0 <= beta < 1:
@@ -280,6 +246,7 @@ class TrainConfig:
             )
 
 
+BOARDS = ("auto", "none", "tensorboard", "wandb")
 AT_LEAST_ONE = ("batch", "accumulate", "devices")
 MOST_STEPS = 10**12
 """Most steps of a run: at a thousand a second it would take thirty years."""

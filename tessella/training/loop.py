@@ -238,7 +238,18 @@ def keep(session: Session) -> None:
             "training": {"steps": progress.step, "seconds": round(progress.seconds, 1)},
         }
         session.task.save(session.average.module, session.run.path, facts)
+        _show_pictures(session)
     session.fabric.barrier()
+
+
+def _show_pictures(session: Session) -> None:
+    """Show what the best model makes on the board of the run, if it takes pictures."""
+    board = session.run.board
+    if board is None or not board.shows_pictures:
+        return
+    made = session.task.pictures(session.average.module, session.valid)
+    for name, image in made.items():
+        board.picture(session.progress.step, name, image)
 
 
 def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 import platform
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,6 +21,7 @@ from tessella import files
 from tessella.errors import ArtifactError, TrainingError
 from tessella.pipeline import FORMAT
 from tessella.pipeline.run_record import check_record
+from tessella.training import boards
 
 FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
 """Folders of a run, which a killed process may leave half-written files in."""
@@ -28,17 +29,17 @@ FOLDERS = (".", "checkpoints", "baseline", "tokenizer", "prior")
 LOCK = ".lock"
 """Held by the process that trains."""
 
-EARLY = ("baseline", "tensorboard", "report.html", "skipped.txt", "log.jsonl", "run.json")
+EARLY = (
+    "baseline",
+    "tensorboard",
+    "wandb",
+    "wandb-id",
+    "report.html",
+    "skipped.txt",
+    "log.jsonl",
+    "run.json",
+)
 """Files and folders of a run before its first checkpoint; run.json makes the directory a run."""
-
-
-@runtime_checkable
-class Board(Protocol):
-    """The writer of TensorBoard, which is an extra."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class RunDirectory:
@@ -47,13 +48,13 @@ class RunDirectory:
     Args:
         path: the directory.
         writes: whether this process is the one.
+        board: who shows the run, as ``train.board`` has it.
     """
 
-    def __init__(self, path: Path | str, writes: bool = True) -> None:
+    def __init__(self, path: Path | str, writes: bool = True, board: str = "none") -> None:
         self.path = Path(path)
         self.writes = writes
-        self._board: Board | None = None
-        self._without_board = False
+        self._board_name = board
         self._lock = FileLock(self.path / LOCK)
 
     def lock(self) -> None:
@@ -144,7 +145,7 @@ class RunDirectory:
             files.write_json(self.path / "run.json", self.facts() | changes)
 
     def log(self, entry: Mapping[str, object]) -> None:
-        """Append one line of JSON to ``log.jsonl``, and to TensorBoard where it is installed.
+        """Append one line of JSON to ``log.jsonl``, and show its numbers on the board.
 
         Figures that are not finite become null: JSON has no word for them.
 
@@ -155,13 +156,14 @@ class RunDirectory:
             return
         # One write of one line: a reader never sees half of it but at the very end.
         files.append_line(self.path / "log.jsonl", files.json_text(entry, indent=None))
-        board = self._tensorboard()
         step = entry["step"]
-        if board is None or not isinstance(step, int):
+        if self.board is None or not isinstance(step, int):
             return
+        figures = {}
         for name, value in entry.items():
             if isinstance(value, (int, float)) and name != "step":
-                board.add_scalar(name, value, step)
+                figures[name] = value
+        self.board.figures(step, figures)
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``: these steps will be trained, and logged, again."""
@@ -197,10 +199,10 @@ class RunDirectory:
     def close(self) -> None:
         """Flush what is buffered, and let others train here."""
         self._lock.release()
-        if self._board is not None:
-            # The figures are in the log as well.
-            with contextlib.suppress(OSError):
-                self._board.close()
+        # The property would open a board that nothing was shown on.
+        board = vars(self).get("board")
+        if board is not None:
+            board.close()
 
     def _clear(self) -> None:
         """Remove the files of a run that was stopped before it had anything to keep."""
@@ -214,16 +216,12 @@ class RunDirectory:
         except OSError as error:
             raise ArtifactError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
-    def _tensorboard(self) -> Board | None:
-        if self._board is None and not self._without_board:
-            # Imported late, and only where it is installed: it takes a second.
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.path / "tensorboard"))
-            except ImportError:
-                self._without_board = True
-        return self._board
+    @functools.cached_property
+    def board(self) -> boards.Board | None:
+        """Who shows the run: opened with the first figures, and None where nobody does."""
+        if not self.writes:
+            return None
+        return boards.opened(self._board_name, self.path, self.facts())
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, object]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,7 +25,14 @@ from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
 from tessella.nn import predictor_fit
-from tessella.pipeline import fingerprint, save_generator, save_model, warn_of_order
+from tessella.pipeline import (
+    Generator,
+    fingerprint,
+    save_generator,
+    save_model,
+    warn_of_order,
+)
+from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.codebook_health import CodebookMonitor
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
@@ -34,6 +42,15 @@ from tessella.training.progress import Rank
 
 BASELINE_BATCH = 1024
 """Images that a baseline is fitted to at a time."""
+
+DRAWN = 16
+"""Images that a density model draws for a board."""
+
+MOST_DRAWN = 4096
+"""Most symbols of an image that is drawn for a board: each is a step of the model."""
+
+RECONSTRUCTED = 8
+"""Images that a tokenizer, or a VAE, reconstructs for a board."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,15 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         """Save ``module`` as the model of the run directory ``out``."""
+
+    def pictures(self, module: nn.Module, examples: Examples) -> dict[str, np.ndarray]:
+        """Sheets ``uint8 [h, w, c]`` that show what ``module`` makes, by name.
+
+        Args:
+            module: the copy with averaged weights.
+            examples: held out.
+        """
+        return {}
 
     @abstractmethod
     def save_baseline(self, examples: Examples, out: Path) -> None:
@@ -329,6 +355,17 @@ class DensityTask(Task):
         else:
             save_generator(self.tokenizer, model, out, figures)
 
+    def pictures(self, module: nn.Module, examples: Examples) -> dict[str, np.ndarray]:
+        # Symbols without a tokenizer, such as codes from elsewhere, have no pixels.
+        if self.tokenizer is None or self.symbols > MOST_DRAWN:
+            return {}
+        prior = _as_prior(module)
+        cond = None
+        if prior.classes:
+            cond = torch.arange(DRAWN) % prior.classes
+        images = Generator(self.tokenizer, prior).sample(DRAWN, seed=0, cond=cond)
+        return {"samples": pictures.sheet(images.cpu().numpy())}
+
     def save_baseline(self, examples: Examples, out: Path) -> None:
         for level, grid in enumerate(self.grids):
             # Histograms of each place: what a model without any dependence would reach.
@@ -423,6 +460,13 @@ class TokenizerTask(Task):
         assert isinstance(module, Tokenizer)
         save_model(module, out, figures)
 
+    def pictures(self, module: nn.Module, examples: Examples) -> dict[str, np.ndarray]:
+        assert isinstance(module, Tokenizer)
+        images = examples.plain(torch.arange(min(RECONSTRUCTED, len(examples))))
+        size = (images.shape[1], images.shape[2])
+        made = module.decode(module.encode(images), size).cpu()
+        return {"reconstructions": above(images, made)}
+
     def save_baseline(self, examples: Examples, out: Path) -> None:
         total = torch.zeros(examples.example_shape, dtype=torch.int64)  # [h, w, c]
         for part in torch.arange(len(examples)).split(64):
@@ -434,6 +478,16 @@ class TokenizerTask(Task):
     def describe(self) -> dict[str, object]:
         assert isinstance(self.module, Tokenizer)
         return {"kind": "tokenizer", "model": {"name": self.module.name} | self.module.config()}
+
+
+def above(images: torch.Tensor, made: torch.Tensor) -> np.ndarray:
+    """A sheet ``uint8 [H, W, c]`` with images in a row, and what a model made of them below.
+
+    Args:
+        images: ``uint8 [n, h, w, c]``.
+        made: of the same shape.
+    """
+    return pictures.sheet(torch.cat([images, made]).numpy(), columns=len(images))
 
 
 def _as_prior(module: nn.Module) -> Prior:

@@ -33,3 +33,4 @@ class TrainOptions(TypedDict, total=False):
     devices: int
     precision: str
     threads: int
+    board: Literal["auto", "none", "tensorboard", "wandb"]

@@ -26,7 +26,7 @@ from tessella.evaluation import save_seen, trained_on
 from tessella.nn.outline import machine_memory
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
-from tessella.training import build, loop, prepare, schedule
+from tessella.training import boards, build, loop, prepare, schedule
 from tessella.training.engine import compiled, create_fabric, kept_memory, threads
 from tessella.training.expectation import expectation_of
 from tessella.training.forecast import Forecast, forecast
@@ -162,6 +162,7 @@ def train(
         prepare.check_images_argument(valid, "valid")
     out = Path(out)
     # All that can be refused is refused before images are encoded, which may take minutes.
+    boards.check_installed(config.board)
     _refuse_taken(out, resume)
     train_data, valid_data = _given_data(
         model, tokenizer, config, (images, labels), (valid, valid_labels), resume
@@ -197,6 +198,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     out = Path(out)
     # First what takes no time, then the images, then the model that must fit them.
     build.check_recipe(recipe)
+    boards.check_installed(recipe.train.board)
     _refuse_taken(out, resume)
     # A resumed prior goes on with the tokenizer that its run holds.
     held = build.held_tokenizer(out, resume)
@@ -262,7 +264,7 @@ def _run(job: Job) -> Run:
         # first one writes and speaks.
         if config.devices > 1:
             fabric.launch()
-        run = RunDirectory(job.out, writes=fabric.is_global_zero)
+        run = RunDirectory(job.out, fabric.is_global_zero, config.board)
         stack.callback(run.close)
         # A validation during training looks at a part; eval measures all of it.
         valid = job.valid.examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tessella.evaluation.metrics import mean_squared_error, psnr
@@ -12,8 +13,9 @@ from tessella.grid import LN2
 from tessella.models import create
 from tessella.models.independent import Independent
 from tessella.pipeline import save_model
+from tessella.storage import pictures
 from tessella.training.examples import Examples
-from tessella.training.tasks import BASELINE_BATCH, Task
+from tessella.training.tasks import BASELINE_BATCH, DRAWN, RECONSTRUCTED, Task, above
 from tessella.vae import VAE
 
 SAMPLES = 8
@@ -69,6 +71,15 @@ class VAETask(Task):
     def save(self, module: torch.nn.Module, out: Path, figures: dict[str, object]) -> None:
         assert isinstance(module, VAE)
         save_model(module, out, figures)
+
+    def pictures(self, module: torch.nn.Module, examples: Examples) -> dict[str, np.ndarray]:
+        assert isinstance(module, VAE)
+        images = examples.plain(torch.arange(min(RECONSTRUCTED, len(examples))))
+        drawn = module.sample(DRAWN, seed=0).cpu().numpy()
+        return {
+            "reconstructions": above(images, module.reconstruct(images).cpu()),
+            "samples": pictures.sheet(drawn),
+        }
 
     def save_baseline(self, examples: Examples, out: Path) -> None:
         assert isinstance(self.module, VAE)
