@@ -30,6 +30,7 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.data import ImageSet
 from tessella.evaluation import data_config
+from tessella.files import pictures
 from tessella.pipeline import (
     Generator,
     SavedModel,
@@ -40,7 +41,6 @@ from tessella.pipeline import (
     locate,
 )
 from tessella.sampling import SamplingKeywords
-from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "models"

@@ -19,8 +19,8 @@ import tessella as ts
 from tessella import data
 from tessella.config import DataConfig
 from tessella.evaluation import data_config
+from tessella.files import pictures
 from tessella.pipeline import Generator, fingerprint, load
-from tessella.storage import pictures
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 ENLARGED = 2

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tessella.sampling import complete, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer, register_tokenizer
+    from tessella.tokenizers.images import Images
     from tessella.tokenizers.quantizers import (
         QUANTIZERS,
         Quantizer,
@@ -74,6 +75,7 @@ _HOMES = {
     "sample": "sampling",
     "stream": "sampling",
     "TOKENIZERS": "tokenizers",
+    "Images": "tokenizers.images",
     "Tokenizer": "tokenizers",
     "create_tokenizer": "tokenizers",
     "register_tokenizer": "tokenizers",
@@ -108,6 +110,7 @@ __all__ = [
 ]
 __all__ += [
     "Hierarchy",
+    "Images",
     "Tokenizer",
     "assess",
     "compare",

@@ -24,6 +24,7 @@ from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
 from tessella.tokenizers.identity import IdentityTokenizer
+from tessella.tokenizers.images import Images
 from tessella.tokenizers.likelihood import INITIAL_LOG_SCALE, discretized_logistic
 from tessella.tokenizers.reconstructing import pad_images
 from tessella.tokenizers.tokenizer import check_images, eval_mode, images_at_once
@@ -300,7 +301,7 @@ class VAE(nn.Module):
         return -self.bound(images, samples, seed) / LN2 / self.grid.symbols
 
     @torch.no_grad()
-    def reconstruct(self, images: object) -> torch.Tensor:
+    def reconstruct(self, images: object) -> Images:
         """Images through the latents and back: ``uint8 [n, h, w, channels]``.
 
         Latents are the means of ``q(z | x)``, pixels those of ``p(x | z)``.
@@ -311,7 +312,7 @@ class VAE(nn.Module):
             for _, piece in self._pieces(images, 1):
                 mean, _ = self._posterior(self._symbols(piece))
                 pieces.append(self._pixels(self.pixel_parameters(mean)))
-        return torch.cat(pieces)
+        return Images.of(torch.cat(pieces))
 
     def sample(
         self,
@@ -322,11 +323,12 @@ class VAE(nn.Module):
         *,
         watch: Callable[[float], object] | None = None,
         pixels: Literal["mean", "draw"] = "mean",
-    ) -> torch.Tensor:
+    ) -> Images:
         """Draw images: ``uint8 [n, h, w, channels]``. Arguments as of :meth:`batches`."""
         count = check_integer("n", n, least=1) - check_integer("start", start)
         check_drawn(count, self.image_grid.symbols, IN_PARTS)
-        return torch.cat(list(self.batches(n, seed, batch, start, watch=watch, pixels=pixels)))
+        batches = self.batches(n, seed, batch, start, watch=watch, pixels=pixels)
+        return Images.of(torch.cat(list(batches)))
 
     @torch.no_grad()
     def batches(

@@ -11,8 +11,9 @@ import tessella
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
+from tessella.files import pictures
 from tessella.pipeline import SavedModel, fingerprint
-from tessella.storage import image_writer, pictures
+from tessella.storage import image_writer
 
 SHEET_PIXELS = 1 << 27
 """Most pixels of a sheet. Programs that show pictures refuse larger ones."""

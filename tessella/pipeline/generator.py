@@ -24,6 +24,7 @@ from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
+from tessella.tokenizers.images import Images
 from tessella.tokenizers.tokenizer import Symbols, as_tuple, check_images
 
 
@@ -150,7 +151,7 @@ class Generator:
         x: Symbols | None = None,
         known: Symbols | None = None,
         **options: Unpack[sampling.SamplingKeywords],
-    ) -> torch.Tensor:
+    ) -> Images:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
         kept = _kept(x, known)
         count = check_integer("n", n, least=1) - check_integer("start", start)
@@ -159,7 +160,7 @@ class Generator:
         drawn = list(self._batches(n, seed, batch, start, cond, watch, kept, options))
         if not drawn:
             raise InputError(f"start must lie below n, {n}: there is nothing to draw")
-        return torch.cat(drawn)
+        return Images.of(torch.cat(drawn))
 
     def batches(
         self,
@@ -227,7 +228,7 @@ class Generator:
         cond: Cond = None,
         watch: Watch | None = None,
         **options: Unpack[sampling.SamplingKeywords],
-    ) -> torch.Tensor:
+    ) -> Images:
         """Keep the known part of images, draw the rest.
 
         In a two-stage model a code is kept when all pixels of its cell are known, and what comes
@@ -246,7 +247,8 @@ class Generator:
         # Every grid holds all images.
         n = len(symbols[0])
         kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
-        return torch.cat(list(self._batches(n, seed, batch, 0, cond, watch, kept, options)))
+        batches = self._batches(n, seed, batch, 0, cond, watch, kept, options)
+        return Images.of(torch.cat(list(batches)))
 
     def encode(self, images: object) -> Any:
         """Images to the symbols that the prior models.

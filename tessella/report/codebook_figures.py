@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from tessella import data
+from tessella.files import pictures
 from tessella.grid import Grid
 from tessella.report.curve_plots import can_plot
 from tessella.report.svg import Axes, Picture, picture, rgb, sheet, size_of, some, svg, which
-from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer, codebook_health
 from tessella.tokenizers.quantizers import CodeUsage
 from tessella.tokenizers.tokenizer import Symbols, channels

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tessella import data
-from tessella.storage import pictures
+from tessella.files import pictures
 
 INK = "#010203"
 """Drawn in this colour, then replaced by the colour of the page's text."""

@@ -1,1 +1,1 @@
-"""Outputs on disk: codes and drawn images, which resume where they were stopped, and pictures."""
+"""Outputs on disk: codes and drawn images that resume where they were stopped."""

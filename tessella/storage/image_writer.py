@@ -30,7 +30,8 @@ import numpy as np
 
 from tessella import files, progress_bars
 from tessella.errors import ArtifactError, InputError, check_integer
-from tessella.storage import pictures, resumable
+from tessella.files import pictures
+from tessella.storage import resumable
 from tessella.storage.resumable import RECORD
 
 PIXELS = "images.u8"

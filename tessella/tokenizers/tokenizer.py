@@ -22,6 +22,7 @@ from torch import nn
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.tokenizers.construction import PlainValues
+from tessella.tokenizers.images import Images
 
 PIXELS_AT_ONCE = 2**18
 """Pixels that a network processes at once: 256 images of 32x32, or four of 256x256."""
@@ -199,7 +200,7 @@ class Tokenizer(nn.Module, ABC):
         return whole if len(self.grids()) > 1 else whole[0]
 
     @torch.no_grad()
-    def decode(self, symbols: object, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(self, symbols: object, size: tuple[int, int] | None = None) -> Images:
         """Symbols to images.
 
         Args:
@@ -222,7 +223,7 @@ class Tokenizer(nn.Module, ABC):
             for piece in self._pieces(checked, images_at_once(height * width)):
                 # A grid has whole cells, which may extend beyond the image.
                 images.append(self._decode(piece)[:, :height, :width])
-        return torch.cat(images)
+        return Images.of(torch.cat(images))
 
     def __repr__(self) -> str:
         height, width = self.image_size

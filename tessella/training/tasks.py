@@ -20,6 +20,7 @@ from torch import nn
 from tessella import files
 from tessella.errors import ArtifactError, ConfigError
 from tessella.evaluation.metrics import mean_squared_error, psnr
+from tessella.files import pictures
 from tessella.grid import LN2, Grid
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
@@ -32,7 +33,6 @@ from tessella.pipeline import (
     save_model,
     warn_of_order,
 )
-from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.codebook_health import CodebookMonitor
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer

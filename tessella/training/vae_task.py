@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from tessella.evaluation.metrics import mean_squared_error, psnr
+from tessella.files import pictures
 from tessella.grid import LN2
 from tessella.models import create
 from tessella.models.independent import Independent
 from tessella.pipeline import save_model
-from tessella.storage import pictures
 from tessella.training.examples import Examples
 from tessella.training.tasks import BASELINE_BATCH, DRAWN, RECONSTRUCTED, Task, above
 from tessella.vae import VAE

@@ -19,9 +19,9 @@ from PIL import Image
 
 import tessella as ts
 from tessella.cli.entry import main
+from tessella.files.pictures import read_made
 from tessella.report.run_summary import figure_rows, shown
 from tessella.sampling import sample
-from tessella.storage.pictures import read_made
 
 SMALL = ["model.layers=2", "model.hidden=8", "train.validate_every=3", "train.batch=16"]
 SMALL_VQ = [

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from tessella.errors import ArtifactError, InputError
+from tessella.files.pictures import read_made
 from tessella.storage import image_writer
-from tessella.storage.pictures import read_made
 
 SHAPE = (3, 2, 3)
 MADE = {

@@ -15,7 +15,7 @@ import torch
 
 from tessella import files
 from tessella.errors import ArtifactError, InputError
-from tessella.storage import pictures
+from tessella.files import pictures
 
 
 def test_json_is_strict_whatever_the_values() -> None:

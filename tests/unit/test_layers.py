@@ -215,7 +215,7 @@ def libraries(sources: Sources) -> list[str]:
                 faults.append(f"{place}: not here")
             if library in sys.stdlib_module_names or library in ("tessella", ""):
                 continue
-            if module == "tessella.storage.pictures" and library not in REPORT_LIBRARIES:
+            if module == "tessella.files.pictures" and library not in REPORT_LIBRARIES:
                 faults.append(
                     f"{place}: pictures are made with {', '.join(sorted(REPORT_LIBRARIES))} alone"
                 )
@@ -352,7 +352,7 @@ VIOLATIONS: list[tuple[Rule, str, str]] = [
     (libraries, "tessella.evaluation", "from lightning.fabric import Fabric"),
     (libraries, "tessella.files", "import pickle"),
     (libraries, "tessella.data.npz", "from torchvision import datasets"),
-    (libraries, "tessella.storage.pictures", "import torch"),
+    (libraries, "tessella.files.pictures", "import torch"),
     (libraries, "tessella.nn.attention", "import einops"),
     (libraries, "tessella.training.run_directory", "import matplotlib.pyplot"),
     (pickles, "tessella.pipeline", "import torch\ntorch.load('x', weights_only=True)"),
@@ -412,7 +412,7 @@ def test_what_is_allowed_is_not_a_fault() -> None:
     )
     assert layers({"tessella.pipeline": "import tessella\nVERSION = tessella.__version__"}) == []
     assert (
-        libraries({"tessella.storage.pictures": "def f():\n    import matplotlib.pyplot as plt"})
+        libraries({"tessella.files.pictures": "def f():\n    import matplotlib.pyplot as plt"})
         == []
     )
     restricted = (

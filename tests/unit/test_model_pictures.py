@@ -11,8 +11,8 @@ import pytest
 
 import tessella as ts
 from tessella.data import ImageSet
+from tessella.files import pictures
 from tessella.pipeline import fingerprint
-from tessella.storage import pictures
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

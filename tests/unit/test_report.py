@@ -10,7 +10,7 @@ from PIL import Image
 
 from tessella import files
 from tessella.errors import ArtifactError, InputError
-from tessella.storage import pictures
+from tessella.files import pictures
 
 
 def test_a_sheet_puts_images_in_rows() -> None:

@@ -13,9 +13,10 @@ from tessella.cli.picture_output import check_sheet, provenance
 from tessella.cli.run_images import load_images
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Complete
+from tessella.files import pictures
 from tessella.pipeline import CompletesImages, load_saved, pick_device, require
 from tessella.pipeline.saved_model import learned_tokenizer
-from tessella.storage import image_writer, pictures
+from tessella.storage import image_writer
 
 MASKED = 128
 """Grey value that stands for pixels that were not kept."""

@@ -21,9 +21,9 @@ from tessella.cli.terminal import say
 from tessella.cli.verb_options import Demo
 from tessella.errors import InputError
 from tessella.evaluation import evaluate
+from tessella.files import pictures
 from tessella.grid import LN2
 from tessella.pipeline import Generator, fingerprint, load
-from tessella.storage import pictures
 from tessella.tokenizers import Tokenizer
 from tessella.training import train_recipe
 

@@ -16,6 +16,7 @@ from tessella.cli.terminal import answer
 from tessella.cli.verb_options import Eval
 from tessella.errors import ArtifactError
 from tessella.evaluation import Evaluation, assess, check_comparable, compare
+from tessella.files import pictures
 from tessella.pipeline import (
     BoundsImages,
     SavedModel,
@@ -27,7 +28,6 @@ from tessella.pipeline import (
 )
 from tessella.pipeline.run_record import read_run_record
 from tessella.report import run_summary
-from tessella.storage import pictures
 from tessella.training.run_directory import RunDirectory, environment
 
 PREVIEWED = 8

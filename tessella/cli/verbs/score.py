@@ -16,7 +16,8 @@ from tessella.cli.verb_options import Score
 from tessella.codec.picture_files import find_pictures, read_picture
 from tessella.codec.scoring import ImageBits, heat_map, score_images
 from tessella.errors import InputError
-from tessella.storage import image_writer, pictures
+from tessella.files import pictures
+from tessella.storage import image_writer
 
 RANKED = 5
 """Images that are named at either end."""

@@ -47,12 +47,18 @@ def save_png(path: Path | str, image: np.ndarray, made: Mapping[str, object]) ->
         ArtifactError: when it cannot be written.
         InputError: when the image has another number of channels.
     """
-    text = PngInfo()
-    text.add_text(files.PNG_KEY, files.json_text(dict(made), indent=None, sort_keys=True))
     # In memory first: the file is written whole or not at all.
+    files.write_bytes(path, png(image, made))
+
+
+def png(image: np.ndarray, made: Mapping[str, object] | None = None) -> bytes:
+    """One image as the bytes of a PNG file; arguments and errors as of :func:`save_png`."""
+    text = PngInfo()
+    if made is not None:
+        text.add_text(files.PNG_KEY, files.json_text(dict(made), indent=None, sort_keys=True))
     buffer = io.BytesIO()
     _picture(image).save(buffer, format="PNG", pnginfo=text)
-    files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_made(path: Path | str) -> dict[str, object]:
