@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +83,7 @@ class WeightsAndBiases:
         self._wandb: Any = wandb
         kept = path / "wandb-id"
         if not kept.exists():
-            kept.write_text(wandb.util.generate_id(), encoding="utf-8")
+            kept.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run: Any = wandb.init(
             id=kept.read_text(encoding="utf-8"),
             name=path.name,

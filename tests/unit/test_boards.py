@@ -44,7 +44,6 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
 
     library = types.ModuleType("wandb")
     library.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-    library.util = types.SimpleNamespace(generate_id=lambda: "id")  # type: ignore[attr-defined]
     library.init = init  # type: ignore[attr-defined]
     library.Image = lambda image: image  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", library)
@@ -68,7 +67,7 @@ def test_figures_and_pictures_of_a_run(
     out = tmp_path / "run"
     ts.train(make(), IMAGES, steps=3, batch=4, out=out, board="wandb", say=lambda line: None)
     (run,) = wandb
-    assert run.options["id"] == "id"
+    assert run.options["id"] == (out / "wandb-id").read_text()
     assert run.options["name"] == "run"
     assert run.finished
     named = {key for _, values in run.logged for key in values}
