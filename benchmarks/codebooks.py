@@ -153,7 +153,11 @@ def trained(row: Variant, folder: Path, limit: Mapping[str, float], threads: int
     # All rows have the encoder and the decoder of the recipe.
     sizes = {**recipe.tokenizer.sizes, "codebook_size": row.codes, "quantizer": row.quantizer}
     model = create_tokenizer(
-        "vqvae", image_size=[32, 32], channels=3, **sizes, options=dict(row.options)
+        recipe.tokenizer.name,
+        image_size=[32, 32],
+        channels=3,
+        **sizes,
+        options=dict(row.options),
     )
     # Threads and limits of the recipe are replaced, everything else of its training stays.
     options = {

@@ -9,8 +9,10 @@ shown where they would take more. Images are those of the run; where it names a 
 there, the file is looked for in the folder TESSELLA_TEST_DATA.
 
 Samples come at temperature 1, which is what the model says, and with two common rules, which do
-not. Beside each sample stands the training image that is nearest to it, by the sum of squared
-differences of the pixels: a model that copies its training images shows here.
+not. A model of several classes is also shown class by class, with guidance and without. Beside each
+sample stands the training image that is nearest to it, by the sum of squared differences of the
+pixels: a model that copies its training images shows here. A model of codes is shown with its
+reconstructions, too, since no sample can be sharper than those.
 """
 
 from __future__ import annotations
@@ -55,6 +57,12 @@ RULES: dict[str, SamplingKeywords] = {
 }
 """Rules of drawing by their captions."""
 
+CLASS_RULES: dict[str, SamplingKeywords] = {
+    "temperature 1": {},
+    "guidance 1.5, top-p 0.95": {"guidance": 1.5, "top_p": 0.95},
+}
+"""Rules of the picture that has a column for each class."""
+
 MASKED = 128
 """Grey level of pixels that are not kept."""
 
@@ -93,11 +101,19 @@ def draw_all(run: str, source: str = "") -> list[Path]:
     if not isinstance(model, Generator):
         raise SystemExit(f"{run} is neither a density model nor a tokenizer: nothing to draw")
     training = data.load(replace(config, flip=False), "train")
-    return [
+    drawn = [
         draw(name, "samples", lambda n: samples(model, n), model),
         draw(name, "nearest", lambda n: beside_nearest(model, n, training), model),
         draw(name, "completions", lambda n: completions(model, shown[: n // 4]), model),
     ]
+    if class_count(model):
+        drawn.append(draw(name, "classes", lambda n: class_columns(model, n), model))
+    if model.two_stage:
+        coded = model.tokenizer
+        drawn.append(
+            draw(name, "reconstructions", lambda n: reconstructions(coded, shown[:n]), model)
+        )
+    return drawn
 
 
 def images_of(run: str, source: str) -> DataConfig:
@@ -138,6 +154,18 @@ def samples(model: Generator, count: int) -> Panels:
     for caption, rule in RULES.items():
         drawn = model.sample(count, seed=0, cond=classes(model, count), **rule).numpy()
         panels.append((caption, sheet(drawn)))
+    return panels
+
+
+def class_columns(model: Generator, count: int) -> Panels:
+    """Samples of every class by a few rules, in a column for each class."""
+    columns = class_count(model)
+    labels = torch.arange(columns * max(1, round(count / columns))) % columns
+    panels = []
+    for caption, rule in CLASS_RULES.items():
+        drawn = model.sample(len(labels), seed=0, cond=labels, **rule).numpy()
+        page = pictures.sheet(drawn, columns, magnified(drawn))
+        panels.append((f"classes 0 to {columns - 1}, {caption}", page))
     return panels
 
 

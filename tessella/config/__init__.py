@@ -183,8 +183,9 @@ class TrainConfig:
     """Compile the network with torch.compile, which needs a C++ compiler: the first steps take a
     minute or two longer, the others less time."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon`` moves the hidden matrices of a density model by orthogonalized momentum, and AdamW
-    the rest; ``adamw`` moves everything. Muon wants a large ``learning_rate``, of about 0.01."""
+    """``muon`` moves the hidden matrices of a density model or a tokenizer by orthogonalized
+    momentum, and AdamW the rest; ``adamw`` moves everything. Muon wants a large ``learning_rate``,
+    of 0.005 to 0.01."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then half a cosine to a hundredth."""
     warmup: int = 50

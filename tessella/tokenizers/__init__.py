@@ -13,6 +13,7 @@ from tessella.nn.outline import build_within_memory
 from tessella.registry import Registry
 from tessella.tokenizers.construction import construct, describe_arguments
 from tessella.tokenizers.identity import IdentityTokenizer
+from tessella.tokenizers.patch_vqvae import PatchVQVAE
 from tessella.tokenizers.tokenizer import Tokenizer, TokenizerOutput, check_images
 from tessella.tokenizers.vqgan import VQGAN
 from tessella.tokenizers.vqvae import VQVAE
@@ -31,7 +32,7 @@ __all__ = [
 TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer", base=Tokenizer)
 """Every tokenizer that :func:`create_tokenizer` can build."""
 
-for _tokenizer in (IdentityTokenizer, VQVAE, VQVAE2, VQGAN):
+for _tokenizer in (IdentityTokenizer, VQVAE, PatchVQVAE, VQVAE2, VQGAN):
     TOKENIZERS.register(_tokenizer.name)(_tokenizer)
 
 register_tokenizer = TOKENIZERS.register
@@ -58,6 +59,9 @@ class TokenizerArguments(TypedDict, total=False):
     hidden: int
     downsample: int
     residual_blocks: int
+    patch: int
+    encoder_blocks: int
+    decoder_blocks: int
     residual_hidden: int
     multipliers: tuple[int, ...] | list[int]
     latent: int

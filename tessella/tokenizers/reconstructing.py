@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2, Grid
@@ -118,6 +119,9 @@ class ReconstructingTokenizer(Tokenizer):
             without a likelihood.
     """
 
+    decoder: nn.Module
+    """Ends with the layer that makes pixels."""
+
     def __init__(
         self, image_size: tuple[int, int], channels: int, codes: CodebookOptions, likelihood: str
     ) -> None:
@@ -151,6 +155,30 @@ class ReconstructingTokenizer(Tokenizer):
             **self.codes.config(),
             **self.network_config(),
         }
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The convolution kernels and matrices, without those of the layer that makes pixels.
+
+        What moves them may rely on their being hidden (see
+        :class:`tessella.training.optimizers.Muon`). Those of quantizers are left out: their outputs
+        are compared with codes.
+        """
+        apart: set[nn.Module] = set()
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                apart.update(module.modules())
+        layers: list[nn.Module] = []
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                layers.append(module)
+        # The decoder's last layer has means and scales of pixels as its outputs.
+        apart.add([layer for layer in layers if layer in set(self.decoder.modules())][-1])
+        found: list[nn.Parameter] = []
+        for layer in layers:
+            if layer not in apart:
+                assert isinstance(layer.weight, nn.Parameter)
+                found.append(layer.weight)
+        return found
 
     @property
     def likelihood_kind(self) -> str:

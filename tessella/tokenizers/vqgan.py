@@ -60,6 +60,8 @@ class VQGAN(SingleGridTokenizer):
 
     name = "vqgan"
 
+    decoder: DeepDecoder
+
     def __init__(
         self,
         image_size: tuple[int, int] = (256, 256),

@@ -36,6 +36,7 @@ from tessella.pipeline import (
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.codebook_health import CodebookMonitor
 from tessella.tokenizers.quantizers import CodeUsage, Quantizer
+from tessella.tokenizers.reconstructing import ReconstructingTokenizer
 from tessella.tokenizers.tokenizer import channels
 from tessella.training.examples import Examples
 from tessella.training.progress import Rank
@@ -122,7 +123,8 @@ class Task(nn.Module, ABC):
             ConfigError: where there are none, or nobody has found that Muon serves this kind.
         """
         raise ConfigError(
-            "train.optimizer=muon serves density models: leave it out for a tokenizer or a VAE"
+            "train.optimizer=muon serves density models, and tokenizers that are trained by their"
+            " squared error or likelihood: leave it out here"
         )
 
     @abstractmethod
@@ -412,6 +414,11 @@ class TokenizerTask(Task):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.watch = CodebookMonitor(drift=True)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        if not isinstance(self.module, ReconstructingTokenizer):
+            return super().hidden_matrices()
+        return self.module.hidden_matrices()
 
     def memory(self) -> dict[str, object]:
         return {"counts": self.watch.before}

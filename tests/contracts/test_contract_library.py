@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "pixelcnn++": {"blocks": 1, "filters": 4, "scales": 2},
     "vqvae": {"hidden": 8, "codebook_size": 16},
+    "patch-vqvae": {"hidden": 8, "codebook_size": 16},
     "vqvae2": {"hidden": 8, "codebook_size": 16},
     "vqgan": {"hidden": 8, "multipliers": (1, 2), "latent": 8, "code_dim": 8, "codebook_size": 16},
     "fsq": {"levels": (3, 4, 3)},

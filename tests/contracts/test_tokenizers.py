@@ -37,6 +37,8 @@ TINY: dict[str, dict[str, Any]] = {
         "beta": 0.5,
     },
 }
+TINY["patch-vqvae"] = {"codebook_size": 16, "hidden": 16, "patch": 4, "code_dim": 4}
+TINY["patch-vqvae"] |= {"encoder_blocks": 1, "decoder_blocks": 2}
 TINY["vqgan"] = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1), "residual_blocks": 1}
 TINY["vqgan"] |= {"latent": 4, "code_dim": 4, "options": {"beta": 0.2}}
 TINY["vqvae2"] = {
@@ -427,6 +429,9 @@ ABSURD = {
     "hidden": [2**31, 65536],
     "downsample": [2**40],
     "residual_blocks": [65537, 2**31],
+    "encoder_blocks": [65537, 2**31],
+    "decoder_blocks": [65537, 2**31],
+    "patch": [512, 2**40],
     "residual_hidden": [2**31, 65536],
     "multipliers": [(1,) * 1000, (2**31,), (65536, 1)],
     "latent": [2**31, 65536],
@@ -566,6 +571,9 @@ def test_digits_on_their_17_levels_are_unchanged() -> None:
         ("vqvae", {"image_size": 32}, "image_size must be a list"),
         ("vqvae", {"image_size": (0, 3)}, "image_size must be a height and a width"),
         ("vqvae", {"downsample": 3}, "power of two, got 3"),
+        ("patch-vqvae", {"patch": 0}, "patch must be an integer in 1..256, got 0"),
+        ("patch-vqvae", {"decoder_blocks": -1}, "decoder_blocks must be an integer in 0..1024"),
+        ("patch-vqvae", {"downsample": 4}, "'downsample'.*patch"),
         ("vqvae", {"hidden": 0}, "hidden must be an integer in 2..65536, got 0"),
         ("vqvae", {"codebook_size": 1}, "codebook_size must be an integer in 2..16777216, got 1"),
         ("vqvae", {"quantizer": "vqq"}, "unknown quantizer 'vqq'.*vq-ema"),

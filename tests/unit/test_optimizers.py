@@ -17,6 +17,7 @@ from tessella.config import DataConfig, TrainConfig
 from tessella.errors import ConfigError, TrainingError
 from tessella.models import create_prior
 from tessella.nn.convolution import channels_last
+from tessella.tokenizers.quantizers import Quantizer
 from tessella.training import checkpoint, loop
 from tessella.training.optimizers import Muon, Together, create_optimizer, orthogonalized
 from tessella.training.tasks import DensityTask, TokenizerTask
@@ -106,10 +107,38 @@ def test_a_model_without_hidden_matrices_is_refused(name: str) -> None:
         create_optimizer(DensityTask(model(name), None), CONFIG)
 
 
-def test_a_tokenizer_is_refused() -> None:
-    tokenizer = ts.create_tokenizer("vqvae", image_size=(4, 4), channels=1, hidden=8)
-    with pytest.raises(ConfigError, match="serves density models"):
-        create_optimizer(TokenizerTask(tokenizer), CONFIG)
+@pytest.mark.parametrize("name", ["vqvae", "patch-vqvae", "vqvae2", "vqgan"])
+def test_kernels_of_a_tokenizer_but_those_that_make_pixels_are_for_muon(name: str) -> None:
+    # Rows of the codebook and of the quantizer's projections are no hidden layers.
+    sizes: dict[str, Any] = {"quantizer": "vq", "options": {"code_dim": 3}, "hidden": 8}
+    tokenizer = ts.create_tokenizer(name, image_size=(8, 8), channels=1, code_dim=4, **sizes)
+    task = TokenizerTask(tokenizer)
+    hidden = set(task.hidden_matrices())
+    kernels = [key for key, p in tokenizer.named_parameters() if p.dim() == 4]
+    left = {key for key, p in tokenizer.named_parameters() if p.dim() > 1 and p not in hidden}
+    # Parameters come in the order of the layers.
+    last = [key for key in kernels if key.startswith("decoder.")][-1]
+    assert left & set(kernels) == {last}
+    quantizers = [module for module in tokenizer.modules() if isinstance(module, Quantizer)]
+    theirs = {parameter for quantizer in quantizers for parameter in quantizer.parameters()}
+    assert {tokenizer.get_parameter(key) for key in left - {last}} <= theirs
+    optimizer = create_optimizer(task, CONFIG)
+    taken = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(taken) == len(set(taken))
+    assert set(taken) == set(tokenizer.parameters())
+
+
+def test_the_layer_that_makes_pixels_is_the_one_that_muon_leaves() -> None:
+    tokenizer = ts.create_tokenizer("patch-vqvae", image_size=(8, 8), channels=2, hidden=8)
+    left = set(tokenizer.parameters()) - set(TokenizerTask(tokenizer).hidden_matrices())
+    # 2 channels of 4x4 pixels at once.
+    assert [tuple(p.shape) for p in left if p.dim() == 4] == [(32, 8, 3, 3)]
+
+
+def test_a_tokenizer_without_networks_is_refused() -> None:
+    tokenizer = ts.create_tokenizer("identity", image_size=(4, 4), channels=1)
+    with pytest.raises(ConfigError, match="serves density models, and tokenizers"):
+        TokenizerTask(tokenizer).hidden_matrices()
 
 
 def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
