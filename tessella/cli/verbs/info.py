@@ -24,7 +24,11 @@ from tessella.report import model_catalogue, run_summary
 from tessella.report.html import write_report
 from tessella.tokenizers import TOKENIZERS
 
-EXTRAS = {"plots": ("matplotlib", "jinja2", "plotext"), "logs": ("tensorboard",)}
+EXTRAS = {
+    "plots": ("matplotlib", "jinja2", "plotext"),
+    "logs": ("tensorboard",),
+    "web": ("fastapi", "uvicorn"),
+}
 """Optional dependencies, and the modules they bring."""
 
 
