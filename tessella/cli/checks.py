@@ -150,6 +150,13 @@ def _check_run(command: options.Sample | options.Detokenize | options.Info) -> N
         check_run(command.run)
 
 
+def _check_runs(command: options.Serve) -> None:
+    if not command.runs:
+        raise InputError("name the runs to serve, such as digits: tessella serve RUN [RUN ...]")
+    for run in command.runs:
+        check_run(run)
+
+
 def _check_registered(command: options.Check) -> None:
     # A directory of codes is checked shard by shard and has no name.
     if not Path(command.name).is_dir():
@@ -166,6 +173,7 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Score: _check_run_and_paths,
     options.Decompress: _check_decompress,
     options.Detokenize: _check_run,
+    options.Serve: _check_runs,
     options.Info: _check_run,
     options.Check: _check_registered,
 }

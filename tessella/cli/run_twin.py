@@ -6,52 +6,21 @@ from pathlib import Path
 
 import torch
 
-from tessella import files
 from tessella.cli.terminal import say
 from tessella.codec.model_lookup import places
-from tessella.errors import ArtifactError, InputError
-from tessella.exact import ExactModel, has_twin, load_twin, save_twin
-from tessella.exact.twin_files import source_of
-from tessella.pipeline import Generator, fingerprint, is_bundled, load_saved, locate
+from tessella.errors import ArtifactError
+from tessella.exact import ExactModel
+from tessella.pipeline import Generator, fingerprint, load_saved
+from tessella.pipeline.kept_twin import exact_twin_of
 from tessella.tokenizers import Tokenizer
 
 
 def twin_of_run(run: str) -> ExactModel:
-    """The exact twin of the density model of a run: of its pixels, or of its codes.
+    """The exact twin of the density model of a run, see :func:`exact_twin_of`.
 
-    It is kept in the run directory, so that files can be decompressed with it. Models of pixels
-    that ship have theirs; that of another bundled model goes to the cache.
-
-    Raises:
-        InputError: when the run holds no density model.
-        ConfigError: when its model has no exact twin.
-        ArtifactError: when it cannot be read or written.
+    A line says where it is kept when one has to be made.
     """
-    folder = locate(run)
-    model = load_saved(run)
-    if not isinstance(model, Generator) or len(model.priors) != 1:
-        raise InputError(
-            f"{run} has no density model, or several, and files are compressed with one: name"
-            " another run"
-        )
-    prior = model.priors[0]
-    source = fingerprint(prior)
-    kept = _kept_in(folder, source, model.two_stage)
-    # A run that was trained on has other weights than its twin was made from.
-    if has_twin(kept) and source_of(kept) == source:
-        return load_twin(kept)
-    say(f"making the exact twin of {run}: {kept}")
-    twin = prior.exact()
-    save_twin(twin, kept, source)
-    return twin
-
-
-def _kept_in(folder: Path, source: str, two_stage: bool) -> Path:
-    """Where the twin of a run is: in its directory, unless that belongs to the package."""
-    of_prior = folder / "prior" if two_stage else folder
-    if not is_bundled(folder) or (has_twin(of_prior) and source_of(of_prior) == source):
-        return of_prior
-    return files.cache_folder() / "models" / source
+    return exact_twin_of(run, load_saved(run), say)
 
 
 def tokenizer_of_run(run: str) -> Tokenizer | None:

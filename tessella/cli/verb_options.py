@@ -387,6 +387,30 @@ class Score(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serve(Common):
+    """A web page to play with models: draw, complete, see the bits, change codes, compress.
+
+    It answers on this machine only, unless --host says otherwise. Needs the extra web.
+
+    $ tessella serve digits
+    $ tessella serve digits digits-codes runs/x --port 0
+    """
+
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN [RUN ...]")]] = ()
+    """Run directories, or names of bundled models: the only models that the page can use."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Others than this machine's own can be reached by other machines."""
+    port: Annotated[int, Within(0, 65535)] = 8000
+    """Port to listen on; 0 finds a free one."""
+    queue: Annotated[int, Within(1, 4096)] = 32
+    """Requests that wait or are computed; more are told to come back (503)."""
+    device: Device = "auto"
+    """Where to compute."""
+    threads: Threads = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Writing):
     """Show versions, devices and what there is; with RUN, what that run is.
 
@@ -446,6 +470,7 @@ VERBS: dict[str, type[Common]] = {
     "compress": Compress,
     "decompress": Decompress,
     "score": Score,
+    "serve": Serve,
     "info": Info,
     "check": Check,
 }

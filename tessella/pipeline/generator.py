@@ -213,10 +213,30 @@ class Generator:
 
         Arguments as of :func:`tessella.stream`.
         """
-        samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
         # Symbols that are still missing are zeros, and are decoded like any others.
-        for index, symbols in self._grids(samplers, n, seed, cond, _kept(x, known)):
+        for index, symbols in self.stream_symbols(
+            n, seed, cond=cond, every=every, x=x, known=known, **options
+        ):
             yield index, self.tokenizer.decode(symbols)
+
+    def stream_symbols(
+        self,
+        n: int = 16,
+        seed: int = 0,
+        *,
+        cond: Cond = None,
+        every: int = 0,
+        x: Symbols | None = None,
+        known: Symbols | None = None,
+        **options: Unpack[sampling.SamplingKeywords],
+    ) -> Iterator[tuple[int, Symbols]]:
+        """:meth:`stream` before it is decoded: ``(symbols in place, symbols)``.
+
+        The same tensors come every time, with 0 where nothing is in place yet; clone them to keep
+        them.
+        """
+        samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
+        yield from self._grids(samplers, n, seed, cond, _kept(x, known))
 
     def complete(
         self,
@@ -243,12 +263,29 @@ class Generator:
         Raises:
             InputError: for an argument that does not fit.
         """
-        symbols = as_tuple(self.encode(images))
+        x, masks = self.symbols_to_keep(images, known)
         # Every grid holds all images.
-        n = len(symbols[0])
-        kept = _Kept(symbols, self._known_symbols(_as_mask(known), n))
+        n = len(x[0])
+        kept = _Kept(x, masks)
         batches = self._batches(n, seed, batch, 0, cond, watch, kept, options)
         return Images.of(torch.cat(list(batches)))
+
+    def symbols_to_keep(
+        self, images: object, known: object
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """The symbols that :meth:`complete` keeps, as :meth:`stream` takes ``x`` and ``known``.
+
+        Args:
+            images, known: as of :meth:`complete`.
+
+        Returns:
+            The symbols of each grid, and for each grid a mask of those that are kept.
+
+        Raises:
+            InputError: for an argument that does not fit.
+        """
+        x = as_tuple(self.encode(images))
+        return x, self._known_symbols(_as_mask(known), len(x[0]))
 
     def encode(self, images: object) -> Any:
         """Images to the symbols that the prior models.

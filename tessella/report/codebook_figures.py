@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -176,11 +177,10 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
         columns, least_side = 32, 16
     else:
         columns, least_side = 16, 32
-    patches = rgb(_patches(tokenizer, counts, book, order, size))
-    middle = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride)
+    others = [int(np.argmax(count)) for count in counts]
+    patches = rgb(code_patches(tokenizer, book, order, others))
     factor = max(1, least_side // stride)
-    # Only the middle: borders of a patch decode as borders of an image.
-    cells = patches[:, middle, middle].repeat(factor, axis=1).repeat(factor, axis=2)
+    cells = patches.repeat(factor, axis=1).repeat(factor, axis=2)
     for cell, count in zip(cells, used[order], strict=True):
         if not count:
             _cross_out(cell)
@@ -260,13 +260,33 @@ def _rows(book: codebook_health.Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def _patches(
-    tokenizer: Tokenizer, counts: list[np.ndarray], book: int, codes: np.ndarray, size: int
+def code_patches(
+    tokenizer: Tokenizer, book: int, codes: np.ndarray, others: Sequence[int] = ()
 ) -> np.ndarray:
-    """Images ``[codes, size, size, channels]`` of one code each.
+    """What codes decode to, each where all its neighbours are the same code.
 
-    The other codebooks are at their most used code.
+    Args:
+        tokenizer: decodes.
+        book: number of the codebook, coarse to fine.
+        codes: int64 ``[n]``.
+        others: the code that stands in each of the other codebooks; code 0 where there are none.
+
+    Returns:
+        ``uint8 [n, side, side, channels]``, where a side is the pixels that a code stands for.
     """
+    _, number = _books(tokenizer)[book]
+    stride = _stride(tokenizer, tokenizer.grids()[number])
+    size = SIDE * stride
+    images = _images_of_codes(tokenizer, book, codes, others, size)
+    # Only the middle: borders of a patch decode as borders of an image.
+    middle = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride)
+    return images[:, middle, middle]
+
+
+def _images_of_codes(
+    tokenizer: Tokenizer, book: int, codes: np.ndarray, others: Sequence[int], size: int
+) -> np.ndarray:
+    """Images ``[codes, size, size, channels]`` of one code each."""
     symbols = []
     number = 0
     for grid in tokenizer.grids(size, size):
@@ -274,8 +294,8 @@ def _patches(
         for channel in range(grid.channels):
             if number == book:
                 part[..., channel] = torch.from_numpy(codes)[:, None, None]
-            else:
-                part[..., channel] = int(np.argmax(counts[number]))
+            elif others:
+                part[..., channel] = others[number]
             # Codebooks are numbered through all grids and depths.
             number += 1
         symbols.append(part)

@@ -36,7 +36,7 @@ LAYERS = (
     {"storage"},
     {"evaluation"},
     {"training", "report", "contracts"},
-    {"serve"},
+    {"web"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -86,6 +86,9 @@ NEVER = {
     "cleanfid",
     "torch_fidelity",
 }
+ROOM_OF_EXTRA = {"web": "web"}
+"""Rooms that their verb alone imports, when it runs: the libraries of the extra may stand at the
+top of their modules."""
 DISTRIBUTION = {
     "PIL": "pillow",
     "lightning": "lightning-fabric",
@@ -209,8 +212,14 @@ def libraries(sources: Sources) -> list[str]:
     }
     faults = []
     for module, source in sources.items():
+        at_the_top = needed
+        if room(module) in ROOM_OF_EXTRA:
+            extra = project["optional-dependencies"][ROOM_OF_EXTRA[room(module)]]
+            at_the_top = needed | {_distribution(line) for line in extra}
         for item in imports(source):
             library, place = item.name.split(".")[0], f"{module}:{item.line} imports {item.name}"
+            if item.eager and room(item.name) in ROOM_OF_EXTRA and room(item.name) != room(module):
+                faults.append(f"{place}: it needs an extra, so it is imported when it is used")
             if library in NEVER or room(module) not in HOME_OF_LIBRARY.get(library, {room(module)}):
                 faults.append(f"{place}: not here")
             if library in sys.stdlib_module_names or library in ("tessella", ""):
@@ -220,7 +229,7 @@ def libraries(sources: Sources) -> list[str]:
                     f"{place}: pictures are made with {', '.join(sorted(REPORT_LIBRARIES))} alone"
                 )
             if _distribution(DISTRIBUTION.get(library, library)) not in (
-                needed if item.eager else needed | optional
+                at_the_top if item.eager else needed | optional
             ):
                 faults.append(
                     f"{place}: pyproject.toml does not {'require' if item.eager else 'know'} it"
@@ -355,6 +364,9 @@ VIOLATIONS: list[tuple[Rule, str, str]] = [
     (libraries, "tessella.files.pictures", "import torch"),
     (libraries, "tessella.nn.attention", "import einops"),
     (libraries, "tessella.training.run_directory", "import matplotlib.pyplot"),
+    (libraries, "tessella.cli.verbs.serve", "import uvicorn"),
+    (libraries, "tessella.cli.verbs.serve", "from tessella.web import server"),
+    (libraries, "tessella.web.server", "import matplotlib.pyplot"),
     (pickles, "tessella.pipeline", "import torch\ntorch.load('x', weights_only=True)"),
     (pickles, "tessella.training.checkpoint", "import torch\ntorch.save({}, 'x')"),
     (pickles, "tessella.pipeline", "from torch import load"),

@@ -28,6 +28,7 @@ EXTRAS = {
     "plots": ("matplotlib", "jinja2", "plotext"),
     "logs": ("tensorboard",),
     "wandb": ("wandb",),
+    "web": ("fastapi", "uvicorn"),
 }
 """Optional dependencies, and the modules they bring."""
 

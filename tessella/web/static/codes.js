@@ -1,0 +1,254 @@
+// Codes: a picture through the tokenizer and back; codes are changed with a click.
+
+import { findAtlas } from "./atlas.js";
+import { fromBase64, integers, mark, paint, placeAt, stepped, toBase64 } from "./arrays.js";
+import { ask } from "./server.js";
+import { ensurePicture, sourceIn } from "./source.js";
+import { attempt, element, on, state } from "./state.js";
+
+const MAP_SIDE = 256; // pixels of the map along its longer side, about
+const ATLAS_SIDE = 1024; // pixels of a row of the atlas, about
+
+export function startCodes(panel) {
+  const form = panel.querySelector("form");
+  sourceIn(panel.querySelector(".source"));
+  const status = panel.querySelector(".status");
+  const picture = panel.querySelector("canvas.picture");
+  const decoded = panel.querySelector("canvas.decoded");
+  const decodedName = panel.querySelector(".decoded-name");
+  const mapStack = panel.querySelector(".trio .stack");
+  const map = mapStack.querySelector("canvas");
+  const mapCursor = mapStack.querySelector(".cursor");
+  const placeName = panel.querySelector(".place");
+  const atlasFigure = panel.querySelector(".atlas");
+  const atlasStack = atlasFigure.querySelector(".stack");
+  const atlasCanvas = atlasStack.querySelector("canvas");
+  const atlasCursor = atlasStack.querySelector(".cursor");
+  const codeName = panel.querySelector(".code-name");
+  const undo = panel.querySelector(".undo");
+  const reset = panel.querySelector(".reset");
+  let books = [];
+  let grids = [];
+  let symbols = []; // Int32Array of each grid
+  let original = [];
+  let history = [];
+  let at = [0, 0];
+  let code = 0;
+  let shownPicture;
+  let quality = "";
+
+  const book = () => books[Number(form.elements.book.value) || 0];
+  const grid = () => grids[book().grid];
+  const index = () => (at[0] * grid().width + at[1]) * grid().depth + book().depth;
+
+  async function encode() {
+    const { model, picture: given } = state;
+    if (!given || panel.hidden || given === shownPicture) return;
+    shownPicture = given;
+    const { tiles } = given;
+    paint(picture, given.pixels, model.height * tiles, model.width * tiles, model.channels);
+    status.textContent = "waiting for the model";
+    books = await findAtlas(model);
+    const asked = { model: model.name, image: toBase64(given.pixels), tiles };
+    const answer = await ask("/api/codes", asked);
+    grids = answer.grids;
+    symbols = answer.symbols.map(integers);
+    original = symbols.map((part) => part.slice());
+    history = [];
+    quality = answer.psnr === null ? "exact" : `${answer.psnr.toFixed(1)} dB`;
+    showDecoded(answer.image);
+    at = [0, 0];
+    choosePlace(at);
+    showAtlas();
+    renew();
+  }
+
+  async function decode() {
+    const asked = { model: state.model.name, symbols: symbols.map(toBase64), tiles: state.picture.tiles };
+    const answer = await ask("/api/codes", asked);
+    showDecoded(answer.image);
+  }
+
+  function showDecoded(text) {
+    const { model, picture: given } = state;
+    const pixels = fromBase64(text);
+    paint(decoded, pixels, model.height * given.tiles, model.width * given.tiles, model.channels);
+  }
+
+  function renew() {
+    const changed = symbols.reduce(
+      (sum, part, i) => sum + part.reduce((count, value, j) => count + (value !== original[i][j]), 0), 0);
+    undo.disabled = !history.length;
+    reset.disabled = !changed;
+    const { model, picture: given } = state;
+    const bits = grids.reduce((sum, part) => sum + part.height * part.width * part.depth * Math.log2(part.levels), 0);
+    const raw = model.height * model.width * model.channels * given.tiles ** 2 * 8;
+    const sizes = grids.map((part) => `${part.height}×${part.width}${part.depth > 1 ? `×${part.depth}` : ""}`).join(" and ");
+    status.textContent = `${sizes} codes of ${grids[0].levels}: ${Math.round(bits)} bits instead of ${raw} bits of pixels. `
+      + (changed ? `${changed} ${changed === 1 ? "code" : "codes"} changed.` : `Reconstruction: ${quality}.`);
+    decodedName.textContent = changed ? "decoded, changed" : `decoded, ${quality}`;
+    showMap();
+  }
+
+  /** Each place of the map shows what its code decodes to among its like. */
+  function showMap() {
+    const { height, width, depth } = grid();
+    const { channels } = state.model;
+    const part = symbols[book().grid];
+    const side = Math.max(book().height, Math.floor(MAP_SIDE / Math.max(height, width)));
+    map.width = width * side;
+    map.height = height * side;
+    const context = map.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    for (let place = 0; place < height * width; place++) {
+      const value = part[place * depth + book().depth];
+      const x = (place % width) * side;
+      const y = Math.floor(place / width) * side;
+      if (value < book().codes) context.drawImage(patch(value, channels), x + 1, y + 1, side - 2, side - 2);
+      if (side >= 24) label(context, String(value), x, y, side);
+    }
+    choosePlace(at);
+  }
+
+  function patch(value, channels) {
+    const { height, width, patches } = book();
+    const size = height * width * channels;
+    const canvas = document.createElement("canvas");
+    paint(canvas, patches.subarray(value * size, (value + 1) * size), height, width, channels);
+    return canvas;
+  }
+
+  function choosePlace(place) {
+    at = place;
+    const { height, width } = grid();
+    mark(mapCursor, at[0], at[1], height, width);
+    const value = symbols[book().grid][index()];
+    placeName.textContent = `row ${at[0] + 1}, column ${at[1] + 1}: code ${value}`;
+    chooseCode(value);
+  }
+
+  // The atlas
+
+  const columns = () => {
+    const { codes } = book();
+    return codes <= 64 ? 16 : 32;
+  };
+  const rows = () => Math.ceil(book().codes / columns());
+
+  function showAtlas() {
+    const { codes, height } = book();
+    atlasFigure.hidden = false;
+    // A line of the page's colour between codes.
+    const side = Math.max(height, Math.floor(ATLAS_SIDE / columns()));
+    atlasCanvas.width = columns() * side;
+    atlasCanvas.height = rows() * side;
+    const context = atlasCanvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    for (let value = 0; value < codes; value++) {
+      const x = (value % columns()) * side;
+      const y = Math.floor(value / columns()) * side;
+      context.drawImage(patch(value, state.model.channels), x + 1, y + 1, side - 2, side - 2);
+    }
+  }
+
+  function chooseCode(value) {
+    code = value;
+    codeName.textContent = `code ${value}`;
+    if (value < book().codes) mark(atlasCursor, Math.floor(value / columns()), value % columns(), rows(), columns());
+    else atlasCursor.hidden = true;
+  }
+
+  async function put(value) {
+    const part = symbols[book().grid];
+    const place = index();
+    if (value >= grid().levels || part[place] === value) return;
+    history.push([book().grid, place, part[place]]);
+    part[place] = value;
+    renew();
+    await decode();
+  }
+
+  mapStack.addEventListener("pointerdown", (event) => {
+    if (!grids.length) return;
+    choosePlace(placeAt(event, mapStack, grid().height, grid().width));
+  });
+  mapStack.addEventListener("keydown", (event) => {
+    if (!grids.length) return;
+    const next = stepped(event, at, grid().height, grid().width);
+    if (next) choosePlace(next);
+  });
+  atlasStack.addEventListener("pointerdown", (event) => {
+    const [row, column] = placeAt(event, atlasStack, rows(), columns());
+    const value = row * columns() + column;
+    if (value < book().codes) {
+      chooseCode(value);
+      attempt(() => put(value));
+    }
+  });
+  atlasStack.addEventListener("keydown", (event) => {
+    if (!grids.length) return;
+    const next = stepped(event, [Math.floor(code / columns()), code % columns()], rows(), columns());
+    if (next) chooseCode(Math.min(book().codes - 1, next[0] * columns() + next[1]));
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      attempt(() => put(code));
+    }
+  });
+  undo.addEventListener("click", () => attempt(async () => {
+    const [which, place, value] = history.pop();
+    symbols[which][place] = value;
+    renew();
+    await decode();
+  }));
+  reset.addEventListener("click", () => attempt(async () => {
+    symbols = original.map((part) => part.slice());
+    history = [];
+    renew();
+    await decode();
+  }));
+  form.elements.book.addEventListener("change", () => {
+    at = [0, 0];
+    showAtlas();
+    renew();
+  });
+  form.addEventListener("submit", (event) => event.preventDefault());
+
+  on("model", () => {
+    shownPicture = undefined;
+    books = [];
+    grids = [];
+    history = [];
+    atlasFigure.hidden = true;
+    mapCursor.hidden = true;
+    status.textContent = "";
+    undo.disabled = true;
+    reset.disabled = true;
+    const { model } = state;
+    const select = form.elements.book;
+    select.replaceChildren();
+    model.grids.forEach((part, number) => {
+      for (let depth = 0; depth < part.depth; depth++) {
+        const words = model.grids.length > 1 ? [`grid ${part.height}×${part.width}`] : [];
+        if (part.depth > 1) words.push(`depth ${depth}`);
+        select.append(element("option", { value: String(select.length), textContent: words.join(", ") || "codes" }));
+      }
+    });
+    panel.querySelector(".which-book").hidden = select.length < 2;
+  });
+  on("picture", () => attempt(encode));
+  return () => attempt(async () => {
+    await ensurePicture(state.limits.most_tiles);
+    await encode();
+  });
+}
+
+function label(context, text, x, y, side) {
+  context.font = `600 ${Math.round(side * 0.28)}px system-ui, sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.lineWidth = side / 14;
+  context.strokeStyle = "rgb(0 0 0 / 75%)";
+  context.fillStyle = "#fff";
+  context.strokeText(text, x + side / 2, y + side / 2);
+  context.fillText(text, x + side / 2, y + side / 2);
+}
