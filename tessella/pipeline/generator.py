@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,7 @@ class Generator:
         x: Symbols | None = None,
         known: Symbols | None = None,
         **options: Unpack[sampling.SamplingKeywords],
-    ) -> Iterator[tuple[int, Symbols]]:
+    ) -> Stream[tuple[int, Symbols], None, None]:
         """:meth:`stream` before it is decoded: ``(symbols in place, symbols)``.
 
         The same tensors come every time, with 0 where nothing is in place yet; clone them to keep

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator as Stream
 
 import numpy as np
 import torch
@@ -88,22 +89,30 @@ def _check(asked: ToDraw) -> None:
     check_seed(asked.seed, asked.n)
 
 
-def _tell_rows(job: Job, model: Generator, stream: Iterator[tuple[int, Symbols]]) -> bytes:
+def _tell_rows(
+    job: Job, model: Generator, stream: Stream[tuple[int, Symbols], None, None]
+) -> bytes:
     """Tell of every row of symbols as it is placed.
 
     Returns:
         The last event, with the whole images and their symbols.
     """
-    for placed, symbols in stream:
-        # What is still missing is decoded like anything else.
-        pictures = _pictures(model.tokenizer.decode(symbols))
-        facts: dict[str, JSONValue] = {"placed": placed, "of": model.symbols, "images": pictures}
-        if placed == model.symbols:
-            # One list of grids for each image.
-            grids = [symbols_as_text(list(part)) for part in as_tuple(symbols)]
-            facts["symbols"] = [list(parts) for parts in zip(*grids, strict=True)]
-            return _event("done", facts)
-        job.tell(_event("rows", facts))
+    # Closed at once where the client leaves: the error that says so would keep its memory.
+    with contextlib.closing(stream):
+        for placed, symbols in stream:
+            # What is still missing is decoded like anything else.
+            pictures = _pictures(model.tokenizer.decode(symbols))
+            facts: dict[str, JSONValue] = {
+                "placed": placed,
+                "of": model.symbols,
+                "images": pictures,
+            }
+            if placed == model.symbols:
+                # One list of grids for each image.
+                grids = [symbols_as_text(list(part)) for part in as_tuple(symbols)]
+                facts["symbols"] = [list(parts) for parts in zip(*grids, strict=True)]
+                return _event("done", facts)
+            job.tell(_event("rows", facts))
     raise AssertionError("a stream ends with all symbols in place")
 
 

@@ -40,8 +40,9 @@ export function startBits(panel) {
     const onWait = (seconds) => { status.textContent = `the server is busy; again in ${seconds} s`; };
     const answer = await ask("/api/bits", asked, { signal: controller.signal, onWait });
     for (const part of answer.maps) part.bits = floats(part.bits);
-    scored = answer;
     atlas = model.kind === "generator" ? await findAtlas(model) : undefined;
+    if (given !== scoredPicture) return;
+    scored = answer;
     summarize();
     showMap();
   }

@@ -11,9 +11,10 @@ export function startCompress(panel) {
   const status = panel.querySelector(".status");
   const outcome = panel.querySelector(".outcome");
   const canvas = outcome.querySelector("canvas");
-  const link = outcome.querySelector("a");
+  const keep = outcome.querySelector("button");
   let last; // the file, to be compressed again when an option changes
   let blob;
+  let fileName;
 
   async function compress(file) {
     last = file;
@@ -38,8 +39,8 @@ export function startCompress(panel) {
     canvas.hidden = !answer.image;
     if (answer.image) paint(canvas, fromBase64(answer.image), height, width, channels);
     blob = new Blob([fromBase64(answer.file)], { type: "application/octet-stream" });
-    link.textContent = `Save ${answer.name}`;
-    link.download = answer.name;
+    fileName = answer.name;
+    keep.textContent = `Save ${fileName}`;
     const what = answer.lossless ? "All pixels come back exactly" : "Its codes are kept: what comes back is the reconstruction";
     outcome.querySelector("caption").textContent = `${what} (tessella decompress ${answer.name}).`;
     const rows = [
@@ -63,10 +64,7 @@ export function startCompress(panel) {
     outcome.hidden = false;
   }
 
-  link.addEventListener("click", (event) => {
-    event.preventDefault();
-    save(blob, link.download);
-  });
+  keep.addEventListener("click", () => save(blob, fileName));
   form.elements.file.addEventListener("change", () => {
     const [file] = form.elements.file.files;
     if (file) attempt(() => compress(file));

@@ -13,7 +13,7 @@ export function rulesIn(place) {
   const seed = element("input", { name: "seed", inputMode: "numeric", value: "0", autocomplete: "off" });
   const many = element("input", { name: "n", type: "number", min: 1, max: 16, value: 4 });
   const temperature = element("input", { name: "temperature", type: "range", min: 0.1, max: 2, step: 0.05, value: 1 });
-  const shown = element("output", { textContent: "1" });
+  const shown = element("span", { textContent: "1" });
   const topK = element("input", { name: "top_k", type: "number", min: 0, value: 0 });
   const topP = element("input", { name: "top_p", type: "number", min: 0.01, max: 1, step: 0.01, value: 1 });
   const classes = element("select", { name: "class_label" });
