@@ -24,7 +24,8 @@ struct Op {
     int64_t size;           // of a vector of the result
     int64_t inputs;         // what a product sums over; levels of a table
     int64_t heads, groups;
-    int64_t known;          // index of the variable that counts the places of an attention
+    int64_t known;          // index of the variable that counts the places of an attention, or the inputs of PRODUCT
+    int64_t count;          // index of the variable that counts the outputs of PRODUCT
     double epsilon;
     int64_t weight;         // the address of packed weights
     Operand out, x, y, z;
@@ -33,8 +34,8 @@ struct Op {
 std::string layout() {
 #define FIELD(name) {#name, offsetof(Op, name)}
     return lists() + fields<Op>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs), FIELD(heads),
-                                 FIELD(groups), FIELD(known), FIELD(epsilon), FIELD(weight), FIELD(out), FIELD(x),
-                                 FIELD(y), FIELD(z)});
+                                 FIELD(groups), FIELD(known), FIELD(count), FIELD(epsilon), FIELD(weight), FIELD(out),
+                                 FIELD(x), FIELD(y), FIELD(z)});
 #undef FIELD
 }
 
@@ -208,6 +209,113 @@ void linear(const Op& op, const Run& run, int thread, int threads) {
     }
 }
 
+// What comes after a product whose weights move: count sums from output o on, with what is added to them and a function.
+template <typename T>
+inline void conclude(const Op& op, int64_t o, int64_t count, Vector<T> sums, T* out, const T* plus) {
+    if (plus) sums += load(plus + o, count);
+    if (op.activation == RELU) sums = relu(sums);
+    if (op.activation == SILU) sums = silu(sums);
+    if (op.activation == ELU) sums = elu(sums);
+    store(out + o, sums, count);
+}
+
+// COUNT rows of x times VECTORS vectors of outputs, from output o on, where the weights of an input are contiguous. Of a
+// last vector that is not full, the weights are read from so far back that it ends with the outputs.
+template <typename T, int COUNT, int VECTORS>
+inline void by_inputs(const Op& op, int64_t o, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+                      const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count;
+    const int64_t left = op.size - o, back = left >= L ? 0 : o < L - left ? o : L - left;
+    const T* w = weight.start + o - back;
+    const T* from[COUNT];
+    Vector<T> sums[COUNT][VECTORS] = {};
+    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
+    for (int64_t k = 0; k < op.inputs; k++, w += weight.stride) {
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            const Vector<T> u = load(w + v * L, VECTORS > 1 ? L : left + back);
+#pragma GCC unroll 4
+            for (int r = 0; r < COUNT; r++) sums[r][v] += from[r][k] * u;
+        }
+    }
+    for (int r = 0; r < COUNT; r++) {
+        for (int64_t i = 0; back > 0 && i < left; i++) sums[r][0][i] = sums[r][0][i + back];
+        for (int v = 0; v < VECTORS; v++) {
+            conclude<T>(op, o + v * L, left - v * L, sums[r][v], out.row(row + r), plus ? plus.row(row + r) : nullptr);
+        }
+    }
+}
+
+// COUNT rows of x times up to a vector of outputs, from output o on, where the weights of an output are contiguous.
+template <typename T, int COUNT>
+inline void by_outputs(const Op& op, int64_t o, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+                       const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count, SPLIT = 4 / COUNT;
+    const int64_t count = op.size - o < L ? op.size - o : L, inputs = op.inputs;
+    const T* from[COUNT];
+    Vector<T> totals[COUNT] = {};
+    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
+    for (int64_t i = 0; i < count; i++) {
+        const T* w = weight.start + (o + i) * weight.place;
+        Vector<T> sums[COUNT][SPLIT] = {};
+        int64_t k = 0;
+        for (; k + SPLIT * L <= inputs; k += SPLIT * L) {
+#pragma GCC unroll 4
+            for (int s = 0; s < SPLIT; s++) {
+                const Vector<T> u = load(w + k + s * L, L);
+#pragma GCC unroll 4
+                for (int r = 0; r < COUNT; r++) sums[r][s] += u * load(from[r] + k + s * L, L);
+            }
+        }
+        for (; k < inputs; k += L) {
+            const Vector<T> u = load(w + k, inputs - k);
+#pragma GCC unroll 4
+            for (int r = 0; r < COUNT; r++) sums[r][0] += u * load(from[r] + k, inputs - k);
+        }
+        for (int r = 0; r < COUNT; r++) {
+            for (int s = 1; s < SPLIT; s++) sums[r][0] += sums[r][s];
+            for (int l = 0; l < L; l++) totals[r][i] += sums[r][0][l];
+        }
+    }
+    for (int r = 0; r < COUNT; r++) {
+        conclude<T>(op, o, count, totals[r], out.row(row + r), plus ? plus.row(row + r) : nullptr);
+    }
+}
+
+// COUNT rows, and the outputs from o up to last.
+template <typename T, int COUNT>
+void outputs(const Op& op, int64_t o, int64_t last, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+             const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count, VECTORS = 8 / COUNT;
+    if (weight.place == 1) {
+        for (; o + VECTORS * L <= last; o += VECTORS * L) by_inputs<T, COUNT, VECTORS>(op, o, row, out, x, plus, weight);
+        for (; o < last; o += L) by_inputs<T, COUNT, 1>(op, o, row, out, x, plus, weight);
+    } else {
+        for (; o < last; o += L) by_outputs<T, COUNT>(op, o, row, out, x, plus, weight);
+    }
+}
+
+// A product whose weights (z) move with the walk: they are not packed, and their strides are those from input to input and
+// from output to output, of which one is 1. How many inputs and outputs there are may be values of variables.
+template <typename T>
+void product(const Op& listed, const Run& run, int thread, int threads) {
+    constexpr int64_t WIDTH = 8 * Lanes<T>::count, HEIGHT = 4;
+    Op op = listed;
+    if (op.known >= 0) op.inputs = run.values[op.known];
+    if (op.count >= 0) op.size = run.values[op.count];
+    const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), weight(op.z, run);
+    const int64_t blocks = (op.size + WIDTH - 1) / WIDTH, tiles = (run.rows + HEIGHT - 1) / HEIGHT;
+    const Share share(blocks * tiles, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t o = unit / tiles * WIDTH, last = op.size < o + WIDTH ? op.size : o + WIDTH;
+        int64_t r = unit % tiles * HEIGHT;
+        const int64_t end = run.rows < r + HEIGHT ? run.rows : r + HEIGHT;
+        for (; r + 4 <= end; r += 4) outputs<T, 4>(op, o, last, r, out, x, plus, weight);
+        for (; r + 2 <= end; r += 2) outputs<T, 2>(op, o, last, r, out, x, plus, weight);
+        for (; r < end; r++) outputs<T, 1>(op, o, last, r, out, x, plus, weight);
+    }
+}
+
 // A function of each number (MAP), or the sum of two matrices and then the function (ADD).
 template <typename T>
 void pointwise(const Op& op, const Run& run, int thread, int threads) {
@@ -358,6 +466,7 @@ void act(const Op& op, const Run& run, int thread, int threads) {
         case ATTEND: return attend<T>(op, run, thread, threads);
         case LOOKUP: return lookup<T>(op, run, thread, threads);
         case CELL: return cell<T>(op, run, thread, threads);
+        case PRODUCT: return product<T>(op, run, thread, threads);
     }
 }
 

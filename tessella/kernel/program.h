@@ -31,7 +31,8 @@ namespace {
     X(ROTATE, "rotate") \
     X(ATTEND, "attend") \
     X(LOOKUP, "lookup") \
-    X(CELL, "cell")
+    X(CELL, "cell")     \
+    X(PRODUCT, "product")
 
 // Those from GATE on take outputs in pairs.
 #define ACTIVATIONS(X)          \

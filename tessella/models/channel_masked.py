@@ -36,7 +36,7 @@ from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import JointWalk, symbol_field
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import TwinModel
 from tessella.nn.channel_groups import (
     ChannelGroups,
     ChannelGroupStep,
@@ -100,7 +100,7 @@ class ChannelMaskedState(State):
     programs: GroupPrograms | None = None
 
 
-class ChannelMasked(ProgramModel):
+class ChannelMasked(TwinModel):
     """Base of the models with channel groups; subclasses create the layers.
 
     Args:

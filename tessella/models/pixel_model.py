@@ -20,7 +20,7 @@ from tessella.heads import JointHead
 from tessella.models.channel_output import OutputStage, SteppedChannels
 from tessella.models.condition import Condition
 from tessella.models.density_model import JointWalk
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import TwinModel
 from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import Operand, Program
@@ -70,7 +70,7 @@ class PixelState(State):
     programs: PixelPrograms | None = None
 
 
-class PixelModel(ProgramModel):
+class PixelModel(TwinModel):
     """Base of the models with a backbone that runs once per pixel, and an output stage.
 
     A family sets :attr:`output`, and defines :meth:`symbol_embedding`, ``forward`` and

@@ -18,10 +18,7 @@ class ProgramModel(DensityModel):
     """Base of the models that step through programs.
 
     All values that a step needs, weights as well as biases, go through the memory of its state.
-    That makes it possible to put integers in their place, see :meth:`DensityModel.exact`.
     """
-
-    mixes = True
 
     @abstractmethod
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> State:
@@ -33,14 +30,24 @@ class ProgramModel(DensityModel):
             batch: number of images.
         """
 
+    def init_state(self, batch: int, cond: Cond = None) -> State:
+        # Check the condition before allocating any memory.
+        condition = self.condition(cond, batch)
+        return self.state_in(StateMemory(), condition, batch)
+
+
+class TwinModel(ProgramModel):
+    """Base of the models whose operations all have an integer form.
+
+    Since all values go through the memory of the state, integers can be put in their place, see
+    :meth:`DensityModel.exact`.
+    """
+
+    mixes = True
+
     @abstractmethod
     def last_layers(self) -> Sequence[LastLayer]:
         """The layers that make the head's parameters, of as many outputs each."""
 
     def output_weights(self) -> Sequence[torch.Tensor]:
         return [layer.weight for layer in self.last_layers()]
-
-    def init_state(self, batch: int, cond: Cond = None) -> State:
-        # Check the condition before allocating any memory.
-        condition = self.condition(cond, batch)
-        return self.state_in(StateMemory(), condition, batch)

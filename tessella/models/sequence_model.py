@@ -9,8 +9,9 @@ a factored head, a pixel with a joint head.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,11 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head, JointHead
 from tessella.models.condition import Condition, Conditioning
-from tessella.models.density_model import DensityModel, JointWalk
+from tessella.models.density_model import JointWalk
+from tessella.models.program_model import ProgramModel
+from tessella.nn.sequence_step import SequenceStep
 from tessella.nn.stepping.state import State
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 MAX_WEIGHTS = 600_000_000
 """Upper limit on the number of weights in one matrix."""
@@ -36,20 +40,22 @@ MASKED_TRAINING_BYTES = 30
 
 @dataclass
 class SequenceState(State):
-    """Base of the states of sequence models."""
+    """The cached state of a walk."""
+
+    derived: ClassVar[frozenset[str]] = frozenset({"step"})
 
     walk: JointWalk
     """The walk of a joint head."""
+    labels: torch.Tensor | None
+    """Class of each image: ``int64 [batch]``."""
+    memory: StateMemory
+    step: SequenceStep | None = None
 
 
-SequenceStateT = TypeVar("SequenceStateT", bound=SequenceState)
-
-
-class SequenceModel(DensityModel, Generic[SequenceStateT]):
+class SequenceModel(ProgramModel):
     """Base of the models of the flattened image.
 
-    A family defines :meth:`observe` and :meth:`predict`, from which this class builds its cached
-    step.
+    A family defines ``forward`` and :meth:`write`.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -65,7 +71,54 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         logit, and the other is fixed at zero."""
 
     @abstractmethod
-    def observe(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        """Write the programs of a step.
+
+        Args:
+            memory: the memory of the state.
+            labels: class of each image, ``int64 [batch]``.
+        """
+
+    @torch.no_grad()
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> SequenceState:
+        # Called only because it checks the condition.
+        self.class_rows(condition)
+        state = self.new_state(memory, condition.labels, batch)
+        state.step = self.write(self._allocator(memory, batch), state.labels)
+        return state
+
+    def new_state(
+        self, memory: StateMemory, labels: torch.Tensor | None, batch: int
+    ) -> SequenceState:
+        """A state without programs; a family overrides this if its state holds more."""
+        return SequenceState(JointWalk(), labels, memory)
+
+    def new_step(
+        self, memory: MemoryAllocator, values: Mapping[str, Sequence[int]], size: int = 0
+    ) -> SequenceStep:
+        """A step without operations.
+
+        Args:
+            memory: the memory of the state.
+            values: value of each variable at every place, by its name.
+            size: number of parameters of a place, by default those of the head.
+        """
+        channels = self.grid.channels // self.symbols_per_place
+        return SequenceStep(
+            memory, self.symbols_per_place, channels, size or self.head.size, values
+        )
+
+    def _allocator(self, memory: StateMemory, batch: int) -> MemoryAllocator:
+        return MemoryAllocator(memory, batch, next(self.parameters()))
+
+    def _step(self, state: SequenceState) -> SequenceStep:
+        """The programs of a state, written now if the state is a fresh copy without any."""
+        if state.step is None:
+            batch = len(state.memory.tensors[0])
+            state.step = self.write(self._allocator(state.memory, batch), state.labels)
+        return state.step
+
+    def observe(self, symbol: torch.Tensor, index: int, state: SequenceState) -> None:
         """Update the state with a symbol that has become known.
 
         Args:
@@ -73,26 +126,27 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
             index: its index in the sequence of symbols.
             state: updated in place.
         """
+        self._step(state).symbols[index % self.symbols_per_place].copy_(symbol)
 
-    @abstractmethod
-    def predict(self, place: int, state: SequenceStateT) -> torch.Tensor:
+    def predict(self, place: int, state: SequenceState) -> torch.Tensor:
         """Parameters of a place given the symbols before it: ``[batch, size]``.
 
         It is called once for each place, after :meth:`observe` for all symbols before it.
         """
+        # The next step overwrites the memory of the parameters, so the caller gets a copy.
+        return self._step(state).run(place).clone()
 
     @torch.no_grad()
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
         assert isinstance(state, SequenceState)
-        family_state = cast("SequenceStateT", state)
         # The previous symbol has just become known.
         if index:
-            self.observe(previous, index - 1, family_state)
+            self.observe(previous, index - 1, state)
         if not isinstance(self.head, JointHead):
-            return self.predict(index, family_state), state
+            return self.predict(index, state), state
         # One prediction is made for each pixel, and the head turns it into its channels, in order.
         pixel, channel = divmod(index, self.grid.channels)
-        parameters = self.predict(pixel, family_state) if channel == 0 else None
+        parameters = self.predict(pixel, state) if channel == 0 else None
         return self.walk_pixel(parameters, previous, index, state.walk), state
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:

@@ -133,11 +133,14 @@ def test_rows_advance_before_every_row_but_the_first() -> None:
 CODES = ts.Grid(2, 2, 1, 5)
 
 
-@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer"])
+TAKE_CODES = ("gated-pixelcnn", "pixelsnail", "transformer")
+
+
+@pytest.mark.parametrize("name", [*TAKE_CODES, "pixelcnn++", "lstm", "fvsbn", "nade", "made"])
 def test_a_state_that_takes_over_another_condition_steps_with_it(name: str) -> None:
     grid = ts.Grid(4, 3, 2, 4)
-    codes = None if name == "pixelcnn++" else CODES
-    model = ts.create(name, grid, classes=3, codes=codes).double().requires_grad_(False)
+    codes = CODES if name in TAKE_CODES else None
+    model = ts.create(name, grid, classes=3, codes=codes).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
