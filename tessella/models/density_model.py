@@ -25,6 +25,7 @@ from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
+from tessella.nn.stepping.runs import SteppedSymbols
 from tessella.nn.stepping.state import State
 
 if TYPE_CHECKING:
@@ -344,6 +345,10 @@ class DensityModel(nn.Module, ABC):
             and the next state.
         """
         return self.whole_grid_step(previous, index, state)
+
+    def stepped(self, state: State) -> SteppedSymbols | None:
+        """The programs of a state, for models whose step consists of programs; None for others."""
+        return None
 
     def whole_grid_state(self, batch: int, cond: Cond = None, seed: int = 0) -> WholeGridState:
         """The initial state of :meth:`whole_grid_step`.

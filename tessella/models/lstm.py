@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -37,6 +38,8 @@ from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES
 from tessella.nn.lstm_layers import RecurrentLayers, SequenceStep
 from tessella.nn.stepping.memory import Vectors
+from tessella.nn.stepping.runs import Numbers, Runs, RunsNow, SteppedSymbols, places
+from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 SEGMENT = (32, 256)
@@ -53,7 +56,7 @@ class LSTMState(SequenceState):
     labels: torch.Tensor | None
     """Class of each image: ``int64 [batch]``."""
     memory: StateMemory
-    step: SequenceStep | None = None
+    step: SteppedSymbols | None = None
 
 
 class LSTM(SequenceModel[LSTMState], ProgramModel):
@@ -189,20 +192,30 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         return state
 
     def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        self._step(state).symbols[index % self.symbols_per_place].copy_(symbol)
+        self.stepped(state).newest[index % self.grid.channels].copy_(symbol)
 
     def predict(self, place: int, state: LSTMState) -> torch.Tensor:
-        # For a joint head the place is a pixel, and its channel is 0.
-        row, column, channel = self.grid.place(place * self.symbols_per_place)
-        return self._step(state).run(place, row, column, channel).clone()
+        stepped = self.stepped(state)
+        stepped.add_runs(RunsNow(), place * self.symbols_per_place)
+        return stepped.parameters.clone()
 
-    def _step(self, state: LSTMState) -> SequenceStep:
-        """The programs of a state, written now if the state is a fresh copy without any."""
+    def stepped(self, state: State) -> SteppedSymbols:
+        assert isinstance(state, LSTMState)
         if state.step is None:
+            # This state is a copy of another.
             state.step = self._write(state, len(state.memory.tensors[0]))
         return state.step
 
-    def _write(self, state: LSTMState, batch: int) -> SequenceStep:
+    def _add_runs(self, step: SequenceStep, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        row, column, channel = places(self.grid, index)
+        # For a joint head the place is a pixel, and its channel is 0.
+        if self.head.joint:
+            step.add_runs(runs, row, column, 0, when=channel == 0)
+        else:
+            step.add_runs(runs, row, column, channel)
+
+    def _write(self, state: LSTMState, batch: int) -> SteppedSymbols:
         """Write the programs of a new or copied state of ``batch`` images."""
         memory = MemoryAllocator(state.memory, batch, self.row)
         step = SequenceStep(memory, self.symbols_per_place, len(self.channel), size=self.head.size)
@@ -214,7 +227,10 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         step.write_position(self._constants(memory, state.labels), row, column, x)
         step.write_symbols(memory.table(self.embedding.table()), x)
         step.write_output(self.last, layers.write())
-        return step
+        # With a factored head a place has a single symbol, whatever its channel.
+        newest = step.symbols * (self.grid.channels // len(step.symbols))
+        add_runs = partial(self._add_runs, step)
+        return SteppedSymbols(newest, add_runs, step.parameters)
 
     def _constants(
         self, memory: MemoryAllocator, labels: torch.Tensor | None

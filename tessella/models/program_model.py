@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from tessella.heads import JointHead
 from tessella.models.condition import Cond, Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, JointWalk
 from tessella.nn.last_layer import LastLayer
+from tessella.nn.stepping.runs import RunsNow, SteppedSymbols
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import StateMemory
+
+
+@dataclass
+class ProgramState(State):
+    """Base of the states of these models."""
+
+    walk: JointWalk
+    """The walk of a joint head."""
 
 
 class ProgramModel(DensityModel):
     """Base of the models that step through programs.
 
     All values that a step needs, weights as well as biases, go through the memory of its state.
-    That makes it possible to put integers in their place, see :meth:`DensityModel.exact`.
+    That makes it possible to put integers in their place, see :meth:`DensityModel.exact`. A family
+    says once which programs are due before a symbol (:meth:`stepped`): the step of this class runs
+    them one by one, and the compiled kernel goes through those of many symbols in one call.
     """
 
     mixes = True
@@ -32,6 +45,24 @@ class ProgramModel(DensityModel):
             condition: condition of each image, as :meth:`condition` returns it.
             batch: number of images.
         """
+
+    @abstractmethod
+    def stepped(self, state: State) -> SteppedSymbols:
+        """The programs of a state, which are written now if it is a fresh copy without any."""
+
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        assert isinstance(state, ProgramState)
+        stepped = self.stepped(state)
+        if index:
+            stepped.newest[(index - 1) % self.grid.channels].copy_(previous)
+        stepped.add_runs(RunsNow(), index)
+        # The next step overwrites this memory, so the caller and a joint head get a copy.
+        if not isinstance(self.head, JointHead):
+            return stepped.parameters.clone(), state
+        begins_pixel = index % self.grid.channels == 0
+        pixel = stepped.parameters.clone() if begins_pixel else None
+        return self.walk_pixel(pixel, previous, index, state.walk), state
 
     @abstractmethod
     def last_layers(self) -> Sequence[LastLayer]:

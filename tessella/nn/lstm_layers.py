@@ -13,6 +13,7 @@ from torch import nn
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES, cell_dtype
 from tessella.nn.stepping.program import Operand, Program, SeveralPrograms
+from tessella.nn.stepping.runs import Numbers, Runs, Truths
 from tessella.nn.stepping.step import MemoryAllocator
 
 TORCH_GATES = [3, 1, 0, 2]
@@ -150,20 +151,21 @@ class SequenceStep:
         weight, bias = layer.mixed()
         self.every.linear(x, self.memory.matrix(weight.T), out, add=self.memory.table(bias))
 
-    def run(self, place: int, row: int, column: int, channel: int) -> torch.Tensor:
-        """Predict a place.
+    def add_runs(
+        self, runs: Runs, row: Numbers, column: Numbers, channel: Numbers, when: Truths = True
+    ) -> None:
+        """Add the prediction of a place.
 
         Args:
-            place: its index in the sequence.
+            runs: takes the program.
             row, column: those of its pixel.
             channel: its index within the pixel.
-
-        Returns:
-            Its parameters, ``[batch, size]``, which the next run overwrites.
+            when: whether the symbol that comes next begins a place.
         """
-        program = self.later[channel] if place else self.first
-        program.run(row, column)
-        return self.parameters
+        place = row + column + channel
+        runs.add(self.first, row, column, when=when & (place == 0))
+        for number, program in enumerate(self.later):
+            runs.add(program, row, column, when=when & (place > 0) & (channel == number))
 
 
 class SteppedRecurrentLayers:

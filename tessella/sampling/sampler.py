@@ -172,7 +172,10 @@ def sample(
     >>> bool((ts.sample(model, n=16, seed=0)[5] == ts.sample(model, n=1, seed=5)[0]).all())
     True
     """
-    options = Sampling.from_keywords(method=method, batch=batch, **rule)
+    check_model(model)
+    # Nobody sees partial grids, so each batch is drawn in one go.
+    whole = model.grid.symbols
+    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
     return _draw_batches(Sampler(model, options), check_integer("n", n, least=1), seed, cond)
 
 
@@ -205,8 +208,9 @@ def complete(
     Raises:
         InputError, NumericalError: see :func:`stream`.
     """
-    options = Sampling.from_keywords(method=method, batch=batch, **rule)
-    # The sampler checks the model, on which the check of the symbols relies.
+    check_model(model)
+    whole = model.grid.symbols
+    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)
