@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "functions.h"
 #include "program.h"
 
 namespace {
@@ -37,70 +38,6 @@ std::string layout() {
                                  FIELD(groups), FIELD(known), FIELD(count), FIELD(epsilon), FIELD(weight), FIELD(out),
                                  FIELD(x), FIELD(y), FIELD(z)});
 #undef FIELD
-}
-
-// ---- functions of vectors -------------------------------------------------------------------------------------------
-
-inline Vector<float> exponential(Vector<float> x) {
-    typedef Lanes<float>::Integers Integers;
-    const Vector<float> low = Vector<float>{} - 87.0f, high = Vector<float>{} + 88.0f;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vector<float> n = (x * 1.44269504f + shift) - shift;
-    Vector<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vector<float> p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-    Vector<float> scale;
-    std::memcpy(&scale, &power, BYTES);
-    return p * scale;
-}
-
-inline Vector<double> exponential(Vector<double> x) {
-    typedef Lanes<double>::Integers Integers;
-    const Vector<double> low = Vector<double>{} - 708.0, high = Vector<double>{} + 709.0;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    const double shift = 6755399441055744.0;  // 1.5 * 2^52
-    Vector<double> n = (x * 1.4426950408889634 + shift) - shift;
-    Vector<double> r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6;
-    Vector<double> p = Vector<double>{} + 1.0 / 6227020800.0;
-    for (double k = 12.0, c = 1.0 / 479001600.0; k > 0.5; c *= k, k -= 1.0) p = p * r + c;
-    p = p * r + 1.0;
-    Integers power = (__builtin_convertvector(n, Integers) + 1023) << 52;
-    Vector<double> scale;
-    std::memcpy(&scale, &power, BYTES);
-    return p * scale;
-}
-
-template <typename V>
-inline V sigmoid(V x) {
-    return 1.0f / (1.0f + exponential(-x));
-}
-
-template <typename V>
-inline V hyperbolic(V x) {
-    return 1.0f - 2.0f / (1.0f + exponential(x + x));
-}
-
-template <typename V>
-inline V elu(V x) {
-    return x > 0 ? x : exponential(x) - 1.0f;
-}
-
-template <typename V>
-inline V relu(V x) {
-    return x < 0 ? V{} : x;
-}
-
-template <typename V>
-inline V silu(V x) {
-    return x * sigmoid(x);
 }
 
 // ---- operations ------------------------------------------------------------------------------------------------------
@@ -489,6 +426,19 @@ const char* tessella_layout() {
 
 // Of the vectors in which weights are packed.
 int64_t tessella_lane_bytes() { return BYTES; }
+
+// A thread's share of the operation `index`, for walk.cpp; the arguments are those of tessella_run. Sets `wrong` where a symbol
+// was none of its table.
+void tessella_share(const void* ops, int64_t index, int64_t batch, int64_t places, const int64_t* values, int64_t bytes,
+                    std::atomic<int64_t>* wrong, int thread, int threads) {
+    const Run run = {batch * places, places, values, wrong};
+    const Op& op = static_cast<const Op*>(ops)[index];
+    if (bytes == sizeof(float)) {
+        act<float>(op, run, thread, threads);
+    } else {
+        act<double>(op, run, thread, threads);
+    }
+}
 
 // count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8). Returns 1 where a
 // symbol was none of its table, else 0.

@@ -17,7 +17,7 @@ paper).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -39,6 +39,7 @@ from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.made_layers import UnitLayer
 from tessella.nn.sequence_step import SequenceStep, place_variables, write_known
 from tessella.nn.stepping.memory import Operand, Vectors
+from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 
@@ -46,7 +47,7 @@ from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 class MADEState(SequenceState):
     """The cached state of a walk, which knows the weights of the sets of degrees."""
 
-    log_weights: torch.Tensor | None = None
+    log_weights: torch.Tensor = field(kw_only=True)
     """``log w_m`` of each set given the known symbols: ``[batch, masks]``."""
     tables: torch.Tensor | None = None
     """Log-probabilities at the newest place under each set: ``[batch, masks, levels]``."""
@@ -97,6 +98,8 @@ class MADE(SequenceModel):
             )
         self.hidden = hidden
         self.masks = masks
+        # An average of several sets is made in torch.
+        self.programs_are_final = masks == 1
         self.embedding = embedding
         self.dropout = dropout
         self.mask_seed = mask_seed
@@ -325,7 +328,7 @@ class MADE(SequenceModel):
         for set_index, layers in enumerate(sets):
             units, counted = self._write_units(step, known, layers, unit_bias)
             # [places, free, units], the units in the order in which they become known.
-            weights = memory.table(self.output[:, :, layers[-1].order].contiguous())
+            weights = memory.table(layers[-1].sorted_inputs(self.output))
             weight = Vectors(weights.transpose(1, 2)).at("place")
             # Parameters that are not computed stay zero.
             stop = (set_index + 1) * self.set_head.size
@@ -360,41 +363,42 @@ class MADE(SequenceModel):
         known = "known"
         before = None
         for i, (linear, layer) in enumerate(zip(self._linear(), layers, strict=True)):
-            weight = linear.weight[layer.order]
+            weight = linear.weight.index_select(0, layer.order)
             if before is not None:
-                weight = weight[:, before.order]
+                weight = before.sorted_inputs(weight)
             x = layer.write(step, x, known, weight, bias[:, i, layer.order])
             known = layer.known
             before = layer
         return x, known
 
-    def observe(self, symbol: torch.Tensor, index: int, state: SequenceState) -> None:
-        super().observe(symbol, index, state)
-        if self.masks == 1 or (index + 1) % self.symbols_per_place:
-            return
-        # The place is complete, so update the weights of the sets by Bayes' rule.
-        assert isinstance(state, MADEState)
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        # The place before is complete, so update the weights of the sets by Bayes' rule.
+        if self.masks > 1 and index and index % self.symbols_per_place == 0:
+            assert isinstance(state, MADEState)
+            self._update_weights(previous, state)
+        return super().step(previous, index, state)
+
+    def _update_weights(self, symbol: torch.Tensor, state: MADEState) -> None:
+        """Update the weights of the sets with the last symbol of a place, ``int64 [batch]``."""
         if isinstance(self.head, AveragingJointHead):
             assert state.walk.pixel is not None
             log_weights = self.head.log_weights_after(symbol, state.walk.pixel, self.masks)
         else:
             assert state.tables is not None
-            assert state.log_weights is not None
             chosen = symbol[:, None, None].expand(-1, self.masks, 1)
             log_weights = state.log_weights + state.tables.gather(-1, chosen)[..., 0]
         state.log_weights = log_weights.log_softmax(dim=-1)
 
-    def predict(self, place: int, state: SequenceState) -> torch.Tensor:
-        parameters = super().predict(place, state)
+    def finished(self, parameters: torch.Tensor, state: State) -> torch.Tensor:
         if self.masks == 1:
             return parameters
         assert isinstance(state, MADEState)
-        assert state.log_weights is not None
         parameters = parameters.unflatten(1, (self.masks, -1))  # [batch, masks, size]
         if self.head.joint:
             wide = parameters.to(state.log_weights.dtype)
             return self._average_pixels(wide, state.log_weights)
-        # Kept for `observe`, which updates the weights of the sets once the symbol is known.
+        # Kept for the next step, which updates the weights of the sets once the symbol is known.
         state.tables = self.set_head.symbol(parameters).table()
         return self._average_tables(state.tables, state.log_weights)
 

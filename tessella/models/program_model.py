@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from tessella.heads import JointHead
 from tessella.models.condition import Cond, Condition
-from tessella.models.density_model import DensityModel
+from tessella.models.density_model import DensityModel, JointWalk
 from tessella.nn.last_layer import LastLayer
+from tessella.nn.stepping.runs import RunsNow, SteppedSymbols
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import StateMemory
+
+
+@dataclass
+class ProgramState(State):
+    """Base of the states of these models."""
+
+    walk: JointWalk
+    """The walk of a joint head."""
 
 
 class ProgramModel(DensityModel):
     """Base of the models that step through programs.
 
     All values that a step needs, weights as well as biases, go through the memory of its state.
+    A family says once which programs are due before a symbol (:meth:`stepped`): the step of this
+    class runs them one by one, and the compiled kernel goes through those of many symbols in one
+    call.
     """
+
+    programs_are_final = True
 
     @abstractmethod
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> State:
@@ -34,6 +50,32 @@ class ProgramModel(DensityModel):
         # Check the condition before allocating any memory.
         condition = self.condition(cond, batch)
         return self.state_in(StateMemory(), condition, batch)
+
+    @abstractmethod
+    def stepped(self, state: State) -> SteppedSymbols:
+        """The programs of a state, which are written now if it is a fresh copy without any."""
+
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        assert isinstance(state, ProgramState)
+        stepped = self.stepped(state)
+        if index:
+            stepped.newest[(index - 1) % self.grid.channels].copy_(previous)
+        stepped.add_runs(RunsNow(), index)
+        # The next step overwrites this memory, so the caller and a joint head get a copy.
+        if not isinstance(self.head, JointHead):
+            return self.finished(stepped.parameters.clone(), state), state
+        begins_pixel = index % self.grid.channels == 0
+        pixel = self.finished(stepped.parameters.clone(), state) if begins_pixel else None
+        return self.walk_pixel(pixel, previous, index, state.walk), state
+
+    def finished(self, parameters: torch.Tensor, state: State) -> torch.Tensor:
+        """What the head takes, made of what the programs made.
+
+        A family whose programs leave something to do overrides this, and clears
+        :attr:`programs_are_final`.
+        """
+        return parameters
 
 
 class TwinModel(ProgramModel):

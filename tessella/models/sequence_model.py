@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,11 +20,12 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.heads import Head, JointHead
+from tessella.heads import Head
 from tessella.models.condition import Condition, Conditioning
 from tessella.models.density_model import JointWalk
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import ProgramModel, ProgramState
 from tessella.nn.sequence_step import SequenceStep
+from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
@@ -39,17 +41,15 @@ MASKED_TRAINING_BYTES = 30
 
 
 @dataclass
-class SequenceState(State):
+class SequenceState(ProgramState):
     """The cached state of a walk."""
 
-    derived: ClassVar[frozenset[str]] = frozenset({"step"})
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    walk: JointWalk
-    """The walk of a joint head."""
     labels: torch.Tensor | None
     """Class of each image: ``int64 [batch]``."""
     memory: StateMemory
-    step: SequenceStep | None = None
+    programs: SteppedSymbols | None = None
 
 
 class SequenceModel(ProgramModel):
@@ -84,7 +84,7 @@ class SequenceModel(ProgramModel):
         # Called only because it checks the condition.
         self.class_rows(condition)
         state = self.new_state(memory, condition.labels, batch)
-        state.step = self.write(self._allocator(memory, batch), state.labels)
+        state.programs = self._write(state, batch)
         return state
 
     def new_state(
@@ -108,46 +108,26 @@ class SequenceModel(ProgramModel):
             memory, self.symbols_per_place, channels, size or self.head.size, values
         )
 
-    def _allocator(self, memory: StateMemory, batch: int) -> MemoryAllocator:
-        return MemoryAllocator(memory, batch, next(self.parameters()))
-
-    def _step(self, state: SequenceState) -> SequenceStep:
-        """The programs of a state, written now if the state is a fresh copy without any."""
-        if state.step is None:
-            batch = len(state.memory.tensors[0])
-            state.step = self.write(self._allocator(state.memory, batch), state.labels)
-        return state.step
-
-    def observe(self, symbol: torch.Tensor, index: int, state: SequenceState) -> None:
-        """Update the state with a symbol that has become known.
-
-        Args:
-            symbol: ``int64 [batch]``.
-            index: its index in the sequence of symbols.
-            state: updated in place.
-        """
-        self._step(state).symbols[index % self.symbols_per_place].copy_(symbol)
-
-    def predict(self, place: int, state: SequenceState) -> torch.Tensor:
-        """Parameters of a place given the symbols before it: ``[batch, size]``.
-
-        It is called once for each place, after :meth:`observe` for all symbols before it.
-        """
-        # The next step overwrites the memory of the parameters, so the caller gets a copy.
-        return self._step(state).run(place).clone()
-
-    @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+    def stepped(self, state: State) -> SteppedSymbols:
         assert isinstance(state, SequenceState)
-        # The previous symbol has just become known.
-        if index:
-            self.observe(previous, index - 1, state)
-        if not isinstance(self.head, JointHead):
-            return self.predict(index, state), state
-        # One prediction is made for each pixel, and the head turns it into its channels, in order.
-        pixel, channel = divmod(index, self.grid.channels)
-        parameters = self.predict(pixel, state) if channel == 0 else None
-        return self.walk_pixel(parameters, previous, index, state.walk), state
+        if state.programs is None:
+            # This state is a copy of another.
+            state.programs = self._write(state, len(state.memory.tensors[0]))
+        return state.programs
+
+    def _write(self, state: SequenceState, batch: int) -> SteppedSymbols:
+        """Write the programs of a new or copied state of ``batch`` images."""
+        memory = MemoryAllocator(state.memory, batch, next(self.parameters()))
+        step = self.write(memory, state.labels)
+        # With a factored head a place has a single symbol, whatever its channel.
+        newest = step.symbols * (self.grid.channels // self.symbols_per_place)
+        add_runs = partial(self._add_runs, step)
+        return SteppedSymbols(newest, add_runs, step.parameters)
+
+    def _add_runs(self, step: SequenceStep, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        begins_place = index % self.symbols_per_place == 0
+        step.add_runs(runs, index // self.symbols_per_place, when=begins_place)
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """Add the fixed parameters: ``[..., free_size]`` to ``[..., size]``."""

@@ -43,6 +43,11 @@ class UnitLayer:
         }
         """The values of the layer's variables at every place."""
 
+    def sorted_inputs(self, weight: torch.Tensor) -> torch.Tensor:
+        """Weights ``[..., units]`` of these units, in their order."""
+        # This is much faster than indexing.
+        return weight.gather(-1, self.order.expand(weight.shape))
+
     def write(
         self,
         step: SequenceStep,

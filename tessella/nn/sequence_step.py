@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tessella.nn.stepping.memory import Operand, Places, Vectors
 from tessella.nn.stepping.program import Program, SeveralPrograms
+from tessella.nn.stepping.runs import Numbers, Runs, Truths
 from tessella.nn.stepping.step import MemoryAllocator
 
 
@@ -38,8 +41,8 @@ class SequenceStep:
         self.parameters = memory.zeros(size)
         """Parameters of the newest place: ``[batch, size]``."""
         self._variables = tuple(values)
-        self.values = list(zip(*values.values(), strict=True))
-        """The values of all variables at each place."""
+        # For each variable its values at all places.
+        self._values = [np.array(column, dtype=np.int64) for column in values.values()]
         self.first = self._program()
         """Predicts the first place, before which nothing is known."""
         self.later = [self._program() for _ in range(channels)]
@@ -82,18 +85,24 @@ class SequenceStep:
         for out in outs:
             self.every.lookup(rows, tables.at("place"), out)
 
-    def run(self, place: int) -> torch.Tensor:
-        """Predict a place.
+    def add_runs(self, runs: Runs, place: Numbers, when: Truths = True) -> None:
+        """Add the prediction of a place.
 
         Args:
-            place: its index in the sequence.
-
-        Returns:
-            Its parameters, ``[batch, size]``, which the next run overwrites.
+            runs: takes the program.
+            place: index of the place in the sequence.
+            when: whether the symbol that comes next begins the place.
         """
-        program = self.later[place % len(self.later)] if place else self.first
-        program.run(*self.values[place])
-        return self.parameters
+        values = [_at(column, place) for column in self._values]
+        channel = place % len(self.later)
+        runs.add(self.first, *values, when=when & (place == 0))
+        for number, program in enumerate(self.later):
+            runs.add(program, *values, when=when & (place > 0) & (channel == number))
+
+
+def _at(column: npt.NDArray[np.int64], place: Numbers) -> Numbers:
+    """The value at a place as a plain number, or those of several places."""
+    return column.item(place) if isinstance(place, int) else column[place]
 
 
 def write_newest(step: SequenceStep, table: torch.Tensor) -> torch.Tensor:

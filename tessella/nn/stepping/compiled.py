@@ -82,13 +82,13 @@ def layout_of(record: np.dtype[np.void]) -> str:
         [
             "operations " + " ".join(OPERATIONS),
             "activations " + " ".join(names),
-            "operand " + _fields(OPERAND),
-            "record " + _fields(record),
+            "operand " + fields_of(OPERAND),
+            "record " + fields_of(record),
         ]
     )
 
 
-def _fields(dtype: np.dtype[np.void]) -> str:
+def fields_of(dtype: np.dtype[np.void]) -> str:
     """Name and byte offset of each field, then the size of the record in bytes."""
     assert dtype.fields is not None
     parts = [f"{name}:{dtype.fields[name][1]}" for name in dtype.names or ()]
@@ -178,6 +178,11 @@ class KernelRunner:
             raise InputError(
                 "a symbol given to a step is negative or not below the levels of its grid"
             )
+
+    def facts(self) -> tuple[int, ...]:
+        """Address and number of the records, batch, places and threads: ``Program`` in ``walk.cpp``."""
+        records, count, batch, places, _ = self._fixed
+        return records, count, batch, places, self._threads
 
 
 class CompiledRunner(KernelRunner):

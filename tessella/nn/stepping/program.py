@@ -236,10 +236,14 @@ class Program(OperationWriter, Work):
         # Some model families have no work on rows; their row program is empty.
         if not self.operations:
             return
+        self.runner().run(values)
+
+    def runner(self) -> Runner:
+        """The way to run this program, which is complete from now on."""
         if self._runner is None:
             # Chosen at the first run, when all operations are known.
             self._runner = create_runner(self)
-        self._runner.run(values)
+        return self._runner
 
 
 class SeveralPrograms(OperationWriter):
