@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -56,7 +55,6 @@ from tessella.nn.embedding import ChannelEmbedding
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import OperationWriter, Places, Program, SeveralPrograms
 from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols, Truths, places
-from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory, clearing_program
 
 FIRST_REACH = 3
@@ -88,14 +86,8 @@ class GroupPrograms:
 class ChannelMaskedState(ProgramState):
     """The cached state of a walk."""
 
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
-
     parameters: torch.Tensor
     """Parameters of the newest group: ``[batch, size]``."""
-    labels: torch.Tensor | None
-    """Classes of the images: ``int64 [batch]``."""
-    memory: StateMemory
-    programs: SteppedSymbols | None = None
 
 
 class ChannelMasked(TwinModel):
@@ -190,16 +182,9 @@ class ChannelMasked(TwinModel):
     @torch.no_grad()
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ChannelMaskedState:
         parameters = memory.like(self.first.weight).new_zeros(batch, self.head.size)
-        state = ChannelMaskedState(JointWalk(), parameters, condition.labels, memory)
-        state.programs = self._write(state)
+        state = ChannelMaskedState(JointWalk(), condition.labels, memory, parameters)
+        state.programs = self.write_programs(state, batch)
         return state
-
-    def stepped(self, state: State) -> SteppedSymbols:
-        assert isinstance(state, ChannelMaskedState)
-        if state.programs is None:
-            # This state is a copy of another.
-            state.programs = self._write(state)
-        return state.programs
 
     def _add_runs(self, programs: GroupPrograms, runs: Runs, index: Numbers) -> None:
         """See :attr:`SteppedSymbols.add_runs`."""
@@ -218,10 +203,9 @@ class ChannelMasked(TwinModel):
         for group, program in enumerate(programs.groups):
             runs.add(program, column, when=(channel == group) & (column + channel > 0))
 
-    def _write(self, state: ChannelMaskedState) -> SteppedSymbols:
-        """Write the programs of a new or copied state."""
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        assert isinstance(state, ChannelMaskedState)
         like = state.parameters
-        batch = len(like)
         memory = MemoryAllocator(state.memory, batch, like)
         end_row = Program(batch, ("column",), like)
         first = Program(batch, ("column",), like)

@@ -29,10 +29,10 @@ from tessella.grid import Grid
 from tessella.heads import AveragingJointHead, FactoredHead, Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import JointWalk, symbol_field
+from tessella.models.program_model import ProgramState
 from tessella.models.sequence_model import (
     MASKED_TRAINING_BYTES,
     SequenceModel,
-    SequenceState,
     SymbolInputs,
 )
 from tessella.nn.condition_embedding import ClassEmbedding
@@ -44,7 +44,7 @@ from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 
 @dataclass
-class MADEState(SequenceState):
+class MADEState(ProgramState):
     """The cached state of a walk, which knows the weights of the sets of degrees."""
 
     log_weights: torch.Tensor = field(kw_only=True)

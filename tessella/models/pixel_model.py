@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
@@ -25,7 +24,6 @@ from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import Operand, Program
 from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols, places
-from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep, StateMemory
 
 
@@ -56,17 +54,10 @@ class PixelPrograms:
 class PixelState(ProgramState):
     """The cached state of a walk."""
 
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
-
-    labels: torch.Tensor | None
-    """Class of each image: ``int64 [batch]``."""
     codes: torch.Tensor | None
     """Features of the codes that the model is conditioned on: ``[batch, height, width, size]``."""
     symbols: torch.Tensor
     """The newest symbol: ``int64 [batch]``."""
-    memory: StateMemory
-    """The caches of all layers."""
-    programs: SteppedSymbols | None = None
 
 
 class PixelModel(TwinModel):
@@ -114,20 +105,12 @@ class PixelModel(TwinModel):
         if condition.codes is not None:
             codes = self.code_features(condition.codes).contiguous()
         symbols = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        state = PixelState(JointWalk(), condition.labels, codes, symbols, memory)
-        # Writing the programs fills the state's memory.
-        state.programs = self._write_programs(state)
+        state = PixelState(JointWalk(), condition.labels, memory, codes, symbols)
+        state.programs = self.write_programs(state, batch)
         return state
 
-    def stepped(self, state: State) -> SteppedSymbols:
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
         assert isinstance(state, PixelState)
-        if state.programs is None:
-            # This state is a copy of another. Its layers get the copied memory.
-            state.programs = self._write_programs(state)
-        return state.programs
-
-    def _write_programs(self, state: PixelState) -> SteppedSymbols:
-        batch = len(state.symbols)
         table = self.symbol_embedding().table()
         memory = MemoryAllocator(state.memory, batch, table)
         # [channels, levels, size]; copies of the state share it.

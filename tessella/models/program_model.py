@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -19,25 +20,33 @@ from tessella.nn.stepping.step import StateMemory
 
 @dataclass
 class ProgramState(State):
-    """Base of the states of these models."""
+    """The cached state of a walk; a family derives its own if it holds more."""
+
+    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     walk: JointWalk
     """The walk of a joint head."""
+    labels: torch.Tensor | None
+    """Class of each image: ``int64 [batch]``."""
+    memory: StateMemory
+    """The memory of all layers."""
+    programs: SteppedSymbols | None = field(default=None, kw_only=True)
+    """Written on the memory of this state, so a copy writes its own."""
 
 
 class ProgramModel(DensityModel):
     """Base of the models that step through programs.
 
     All values that a step needs, weights as well as biases, go through the memory of its state.
-    A family says once which programs are due before a symbol (:meth:`stepped`): the step of this
-    class runs them one by one, and the compiled kernel goes through those of many symbols in one
-    call.
+    A family says once which programs are due before a symbol (:meth:`write_programs`): the step of
+    this class runs them one by one, and the compiled kernel goes through those of many symbols in
+    one call.
     """
 
     programs_are_final = True
 
     @abstractmethod
-    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> State:
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
         """The state before the first symbol, in a given memory.
 
         Args:
@@ -52,8 +61,18 @@ class ProgramModel(DensityModel):
         return self.state_in(StateMemory(), condition, batch)
 
     @abstractmethod
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        """Write the programs of a new or copied state of ``batch`` images.
+
+        This fills the memory of a new state.
+        """
+
     def stepped(self, state: State) -> SteppedSymbols:
         """The programs of a state, which are written now if it is a fresh copy without any."""
+        assert isinstance(state, ProgramState)
+        if state.programs is None:
+            state.programs = self.write_programs(state, len(state.memory.tensors[0]))
+        return state.programs
 
     @torch.no_grad()
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:

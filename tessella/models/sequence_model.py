@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +24,6 @@ from tessella.models.density_model import JointWalk
 from tessella.models.program_model import ProgramModel, ProgramState
 from tessella.nn.sequence_step import SequenceStep
 from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols
-from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 MAX_WEIGHTS = 600_000_000
@@ -38,18 +35,6 @@ optimizer, and a running average."""
 
 MASKED_TRAINING_BYTES = 30
 """The same for a weight under a mask, which adds the mask, the masked weight and its gradient."""
-
-
-@dataclass
-class SequenceState(ProgramState):
-    """The cached state of a walk."""
-
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
-
-    labels: torch.Tensor | None
-    """Class of each image: ``int64 [batch]``."""
-    memory: StateMemory
-    programs: SteppedSymbols | None = None
 
 
 class SequenceModel(ProgramModel):
@@ -80,18 +65,18 @@ class SequenceModel(ProgramModel):
         """
 
     @torch.no_grad()
-    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> SequenceState:
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
         # Called only because it checks the condition.
         self.class_rows(condition)
         state = self.new_state(memory, condition.labels, batch)
-        state.programs = self._write(state, batch)
+        state.programs = self.write_programs(state, batch)
         return state
 
     def new_state(
         self, memory: StateMemory, labels: torch.Tensor | None, batch: int
-    ) -> SequenceState:
+    ) -> ProgramState:
         """A state without programs; a family overrides this if its state holds more."""
-        return SequenceState(JointWalk(), labels, memory)
+        return ProgramState(JointWalk(), labels, memory)
 
     def new_step(
         self, memory: MemoryAllocator, values: Mapping[str, Sequence[int]], size: int = 0
@@ -108,15 +93,7 @@ class SequenceModel(ProgramModel):
             memory, self.symbols_per_place, channels, size or self.head.size, values
         )
 
-    def stepped(self, state: State) -> SteppedSymbols:
-        assert isinstance(state, SequenceState)
-        if state.programs is None:
-            # This state is a copy of another.
-            state.programs = self._write(state, len(state.memory.tensors[0]))
-        return state.programs
-
-    def _write(self, state: SequenceState, batch: int) -> SteppedSymbols:
-        """Write the programs of a new or copied state of ``batch`` images."""
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
         memory = MemoryAllocator(state.memory, batch, next(self.parameters()))
         step = self.write(memory, state.labels)
         # With a factored head a place has a single symbol, whatever its channel.

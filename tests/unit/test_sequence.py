@@ -8,7 +8,8 @@ import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
-from tessella.models.sequence_model import SequenceModel, SequenceState
+from tessella.models.program_model import ProgramState
+from tessella.models.sequence_model import SequenceModel
 from tessella.nn.made_layers import UnitLayer
 
 
@@ -38,7 +39,7 @@ def test_a_state_holds_no_parameters_of_each_place(name: str, classes: int) -> N
     state = ts.create(name, grid, classes=classes).init_state(
         3, torch.tensor([0, 2, 1]) if classes else None
     )
-    assert isinstance(state, SequenceState)
+    assert isinstance(state, ProgramState)
     assert state.memory.tensors
     for tensor in state.memory.tensors:
         assert tensor.numel() < 3 * grid.symbols * grid.levels
@@ -48,7 +49,7 @@ def test_a_state_holds_no_parameters_of_each_place(name: str, classes: int) -> N
 def test_steps_read_the_weights_of_the_model_itself(name: str) -> None:
     model = ts.create(name, ts.Grid(3, 3, 1, 4))
     state = model.init_state(2)
-    assert isinstance(state, SequenceState)
+    assert isinstance(state, ProgramState)
     largest = max(model.parameters(), key=torch.Tensor.numel)
     assert largest.data_ptr() in {table.data_ptr() for table in state.memory.tables}
 
