@@ -30,6 +30,9 @@ BUFFER_WORDS = 1 << 22
 """Upper limit on the words held at a time, over all images. The buffer holds a row, or fewer
 symbols if a row does not fit."""
 
+FEW_WORDS = 1 << 18
+"""Words up to which the buffer holds more than a row: 2 MiB."""
+
 SEEDS = 1 << 64
 """How many seeds there are."""
 
@@ -60,8 +63,9 @@ class Noise:
         # Words per symbol: one for each level, rounded up to whole blocks of the generator.
         self._stride = -(-grid.levels // BLOCK_WORDS) * BLOCK_WORDS
         # Number of symbols held at a time.
-        affordable = BUFFER_WORDS // max(1, self._stride * n)
-        self._span = max(1, min(grid.row_symbols, affordable))
+        words = max(1, self._stride * n)
+        wanted = max(grid.row_symbols, FEW_WORDS // words)
+        self._span = max(1, min(wanted, grid.symbols, BUFFER_WORDS // words))
         self._start = -1
         self._buffer = torch.empty(0)
 
@@ -71,6 +75,15 @@ class Noise:
         if start != self._start:
             self._fill(start)
         return self._buffer[index - start]
+
+    def held(self, index: int) -> torch.Tensor:
+        """:meth:`at` of symbol ``index`` and some symbols after it: ``[symbols, n, levels]``.
+
+        The noise of an image's symbol is contiguous.
+        """
+        self.at(index)
+        held = self._buffer[index - self._start :]
+        return held if held.stride(2) == 1 else held.contiguous()
 
     def _fill(self, start: int) -> None:
         """Generate the numbers of the symbols from ``start`` on, as many as the buffer holds."""

@@ -13,7 +13,7 @@ from tessella.exact.integer_predictor import predictor_tables
 from tessella.heads import CategoricalHead, LogisticMixtureHead, OrdinalHead
 from tessella.models.condition import Cond
 from tessella.models.density_model import DensityModel
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import TwinModel
 from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.integer.functions import FRACTION_BITS, LIMIT
 from tessella.nn.integer.matrix import INPUT_LIMIT, WEIGHT_LIMIT, IntegerMatrix
@@ -28,7 +28,7 @@ LARGEST_INPUT_SHIFT = 18
 LARGEST_OUTPUT_SHIFT = 30
 
 
-def convertible(model: DensityModel) -> ProgramModel:
+def convertible(model: DensityModel) -> TwinModel:
     """A copy of a model whose step consists of programs and whose head has an integer form.
 
     The matrix of an ordinal head becomes part of the last layer, and its head categorical.
@@ -36,9 +36,10 @@ def convertible(model: DensityModel) -> ProgramModel:
     Raises:
         ConfigError: when the model has no exact twin, saying why.
     """
-    if not isinstance(model, ProgramModel):
+    if not isinstance(model, TwinModel):
         raise ConfigError(
-            f"{model.name} has no exact twin: it does not step through programs of operations; "
+            f"{model.name} has no exact twin: its steps are not made of operations with an "
+            "integer form; "
             "take one of pixelcnn, gated-pixelcnn, pixelcnn++, pixelsnail, transformer, lstm, "
             "row-lstm and diagonal-bilstm"
         )
@@ -59,7 +60,7 @@ def convertible(model: DensityModel) -> ProgramModel:
 
 
 @torch.no_grad()
-def _fold(model: ProgramModel, head: OrdinalHead) -> None:
+def _fold(model: TwinModel, head: OrdinalHead) -> None:
     """Multiply the last layers by the matrix of an ordinal head."""
     plain = CategoricalHead(model.grid)
     for layer in model.last_layers():
@@ -70,7 +71,7 @@ def _fold(model: ProgramModel, head: OrdinalHead) -> None:
 
 
 @torch.no_grad()
-def integer_constants(model: ProgramModel, images: torch.Tensor, cond: Cond) -> IntegerConstants:
+def integer_constants(model: TwinModel, images: torch.Tensor, cond: Cond) -> IntegerConstants:
     """The integers of a model's exact twin.
 
     Args:
@@ -128,7 +129,7 @@ def _append_predictor(
         inputs = F.silu(layer(inputs))
 
 
-def _largest_inputs(model: ProgramModel, images: torch.Tensor, cond: Cond) -> list[float]:
+def _largest_inputs(model: TwinModel, images: torch.Tensor, cond: Cond) -> list[float]:
     """Largest absolute input of each matrix while a model predicts images, symbol by symbol."""
     condition = model.condition(cond, len(images))
     memory = StateMemory()

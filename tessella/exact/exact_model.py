@@ -17,7 +17,7 @@ from tessella.grid import to_tensor
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition
 from tessella.models.density_model import DensityModel
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import TwinModel
 from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import StateMemory
@@ -74,7 +74,7 @@ class ExactModel(DensityModel):
 
     name: ClassVar[str] = "exact"
 
-    def __init__(self, network: ProgramModel, constants: IntegerConstants) -> None:
+    def __init__(self, network: TwinModel, constants: IntegerConstants) -> None:
         super().__init__(network.grid, FrequencyHead(network.grid), network.conditioning)
         self.network = network
         self.constants = constants

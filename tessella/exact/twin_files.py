@@ -10,7 +10,7 @@ from tessella import files
 from tessella.errors import ArtifactError, ConfigError
 from tessella.exact.exact_model import ARITHMETIC_VERSION, ExactModel
 from tessella.models import from_config
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import TwinModel
 from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.integer.matrix import IntegerMatrix
 
@@ -75,7 +75,7 @@ def load_twin(directory: Path | str) -> ExactModel:
     tensors = files.read_tensors(Path(directory) / TENSORS)
     try:
         network = from_config(description["network"])
-        assert isinstance(network, ProgramModel)
+        assert isinstance(network, TwinModel)
         twin = ExactModel(network.eval(), _constants(tensors))
     except (AssertionError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged, or of another version: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The compiled kernel: small C++ files, for programs of steps and for codebook search.
+"""The compiled kernel: small C++ files, for programs of steps, walks and codebook search.
 
 They are compiled on first use, with ``c++`` or the compiler named by ``CXX``. Without a compiler,
 or with ``TESSELLA_KERNEL=0`` in the environment, everything runs in plain torch: slower, but with
@@ -36,8 +36,8 @@ from tessella import files
 from tessella.errors import ArtifactError, TessellaWarning
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("program.cpp", "integer.cpp", "search.cpp"))
-HEADERS = tuple(FOLDER / name for name in ("program.h", "vector.h"))
+SOURCES = tuple(FOLDER / name for name in ("program.cpp", "walk.cpp", "integer.cpp", "search.cpp"))
+HEADERS = tuple(FOLDER / name for name in ("program.h", "functions.h", "vector.h"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 FLAG_SETS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
 """Compiler flags, tried one after the other. If both use the same OpenMP runtime, the kernel shares
@@ -265,7 +265,7 @@ def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
     Raises:
         AttributeError: when it lacks one of the functions.
     """
-    # These follow the declarations in program.cpp, integer.cpp and search.cpp.
+    # These follow the declarations in program.cpp, walk.cpp, integer.cpp and search.cpp.
     pointer = ctypes.c_void_p
     number = ctypes.c_int64
     run_arguments: Arguments = [pointer, number, number, number, pointer, number, number]
@@ -277,6 +277,12 @@ def _with_signatures(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.tessella_run.restype = number
     loaded.tessella_run_integers.argtypes = integer_arguments
     loaded.tessella_run_integers.restype = number
+    walk_arguments: Arguments = [pointer, number, number, pointer, number, number, number, pointer]
+    loaded.tessella_walk.argtypes = walk_arguments
+    loaded.tessella_walk.restype = number
+    loaded.tessella_walk_layout.restype = ctypes.c_char_p
+    loaded.tessella_mixture_size.argtypes = [number, number]
+    loaded.tessella_mixture_size.restype = number
     loaded.tessella_record_bytes.restype = number
     loaded.tessella_lane_bytes.restype = number
     loaded.tessella_layout.restype = ctypes.c_char_p

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "functions.h"
 #include "program.h"
 
 namespace {
@@ -24,7 +25,8 @@ struct Op {
     int64_t size;           // of a vector of the result
     int64_t inputs;         // what a product sums over; levels of a table
     int64_t heads, groups;
-    int64_t known;          // index of the variable that counts the places of an attention
+    int64_t known;          // index of the variable that counts the places of an attention, or the inputs of PRODUCT
+    int64_t count;          // index of the variable that counts the outputs of PRODUCT
     double epsilon;
     int64_t weight;         // the address of packed weights
     Operand out, x, y, z;
@@ -33,73 +35,9 @@ struct Op {
 std::string layout() {
 #define FIELD(name) {#name, offsetof(Op, name)}
     return lists() + fields<Op>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs), FIELD(heads),
-                                 FIELD(groups), FIELD(known), FIELD(epsilon), FIELD(weight), FIELD(out), FIELD(x),
-                                 FIELD(y), FIELD(z)});
+                                 FIELD(groups), FIELD(known), FIELD(count), FIELD(epsilon), FIELD(weight), FIELD(out),
+                                 FIELD(x), FIELD(y), FIELD(z)});
 #undef FIELD
-}
-
-// ---- functions of vectors -------------------------------------------------------------------------------------------
-
-inline Vector<float> exponential(Vector<float> x) {
-    typedef Lanes<float>::Integers Integers;
-    const Vector<float> low = Vector<float>{} - 87.0f, high = Vector<float>{} + 88.0f;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vector<float> n = (x * 1.44269504f + shift) - shift;
-    Vector<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vector<float> p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-    Vector<float> scale;
-    std::memcpy(&scale, &power, BYTES);
-    return p * scale;
-}
-
-inline Vector<double> exponential(Vector<double> x) {
-    typedef Lanes<double>::Integers Integers;
-    const Vector<double> low = Vector<double>{} - 708.0, high = Vector<double>{} + 709.0;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    const double shift = 6755399441055744.0;  // 1.5 * 2^52
-    Vector<double> n = (x * 1.4426950408889634 + shift) - shift;
-    Vector<double> r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6;
-    Vector<double> p = Vector<double>{} + 1.0 / 6227020800.0;
-    for (double k = 12.0, c = 1.0 / 479001600.0; k > 0.5; c *= k, k -= 1.0) p = p * r + c;
-    p = p * r + 1.0;
-    Integers power = (__builtin_convertvector(n, Integers) + 1023) << 52;
-    Vector<double> scale;
-    std::memcpy(&scale, &power, BYTES);
-    return p * scale;
-}
-
-template <typename V>
-inline V sigmoid(V x) {
-    return 1.0f / (1.0f + exponential(-x));
-}
-
-template <typename V>
-inline V hyperbolic(V x) {
-    return 1.0f - 2.0f / (1.0f + exponential(x + x));
-}
-
-template <typename V>
-inline V elu(V x) {
-    return x > 0 ? x : exponential(x) - 1.0f;
-}
-
-template <typename V>
-inline V relu(V x) {
-    return x < 0 ? V{} : x;
-}
-
-template <typename V>
-inline V silu(V x) {
-    return x * sigmoid(x);
 }
 
 // ---- operations ------------------------------------------------------------------------------------------------------
@@ -205,6 +143,113 @@ void linear(const Op& op, const Run& run, int thread, int threads) {
         for (int64_t panel = 0; panel < panels; panel++) {
             rows_of_panel<T>(op, panel, r, last < r + BLOCK ? last : r + BLOCK, out, x, plus, residual);
         }
+    }
+}
+
+// What comes after a product whose weights move: count sums from output o on, with what is added to them and a function.
+template <typename T>
+inline void conclude(const Op& op, int64_t o, int64_t count, Vector<T> sums, T* out, const T* plus) {
+    if (plus) sums += load(plus + o, count);
+    if (op.activation == RELU) sums = relu(sums);
+    if (op.activation == SILU) sums = silu(sums);
+    if (op.activation == ELU) sums = elu(sums);
+    store(out + o, sums, count);
+}
+
+// COUNT rows of x times VECTORS vectors of outputs, from output o on, where the weights of an input are contiguous. Of a
+// last vector that is not full, the weights are read from so far back that it ends with the outputs.
+template <typename T, int COUNT, int VECTORS>
+inline void by_inputs(const Op& op, int64_t o, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+                      const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count;
+    const int64_t left = op.size - o, back = left >= L ? 0 : o < L - left ? o : L - left;
+    const T* w = weight.start + o - back;
+    const T* from[COUNT];
+    Vector<T> sums[COUNT][VECTORS] = {};
+    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
+    for (int64_t k = 0; k < op.inputs; k++, w += weight.stride) {
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            const Vector<T> u = load(w + v * L, VECTORS > 1 ? L : left + back);
+#pragma GCC unroll 4
+            for (int r = 0; r < COUNT; r++) sums[r][v] += from[r][k] * u;
+        }
+    }
+    for (int r = 0; r < COUNT; r++) {
+        for (int64_t i = 0; back > 0 && i < left; i++) sums[r][0][i] = sums[r][0][i + back];
+        for (int v = 0; v < VECTORS; v++) {
+            conclude<T>(op, o + v * L, left - v * L, sums[r][v], out.row(row + r), plus ? plus.row(row + r) : nullptr);
+        }
+    }
+}
+
+// COUNT rows of x times up to a vector of outputs, from output o on, where the weights of an output are contiguous.
+template <typename T, int COUNT>
+inline void by_outputs(const Op& op, int64_t o, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+                       const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count, SPLIT = 4 / COUNT;
+    const int64_t count = op.size - o < L ? op.size - o : L, inputs = op.inputs;
+    const T* from[COUNT];
+    Vector<T> totals[COUNT] = {};
+    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
+    for (int64_t i = 0; i < count; i++) {
+        const T* w = weight.start + (o + i) * weight.place;
+        Vector<T> sums[COUNT][SPLIT] = {};
+        int64_t k = 0;
+        for (; k + SPLIT * L <= inputs; k += SPLIT * L) {
+#pragma GCC unroll 4
+            for (int s = 0; s < SPLIT; s++) {
+                const Vector<T> u = load(w + k + s * L, L);
+#pragma GCC unroll 4
+                for (int r = 0; r < COUNT; r++) sums[r][s] += u * load(from[r] + k + s * L, L);
+            }
+        }
+        for (; k < inputs; k += L) {
+            const Vector<T> u = load(w + k, inputs - k);
+#pragma GCC unroll 4
+            for (int r = 0; r < COUNT; r++) sums[r][0] += u * load(from[r] + k, inputs - k);
+        }
+        for (int r = 0; r < COUNT; r++) {
+            for (int s = 1; s < SPLIT; s++) sums[r][0] += sums[r][s];
+            for (int l = 0; l < L; l++) totals[r][i] += sums[r][0][l];
+        }
+    }
+    for (int r = 0; r < COUNT; r++) {
+        conclude<T>(op, o, count, totals[r], out.row(row + r), plus ? plus.row(row + r) : nullptr);
+    }
+}
+
+// COUNT rows, and the outputs from o up to last.
+template <typename T, int COUNT>
+void outputs(const Op& op, int64_t o, int64_t last, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
+             const Matrix<T>& plus, const Matrix<T>& weight) {
+    constexpr int L = Lanes<T>::count, VECTORS = 8 / COUNT;
+    if (weight.place == 1) {
+        for (; o + VECTORS * L <= last; o += VECTORS * L) by_inputs<T, COUNT, VECTORS>(op, o, row, out, x, plus, weight);
+        for (; o < last; o += L) by_inputs<T, COUNT, 1>(op, o, row, out, x, plus, weight);
+    } else {
+        for (; o < last; o += L) by_outputs<T, COUNT>(op, o, row, out, x, plus, weight);
+    }
+}
+
+// A product whose weights (z) move with the walk: they are not packed, and their strides are those from input to input and
+// from output to output, of which one is 1. How many inputs and outputs there are may be values of variables.
+template <typename T>
+void product(const Op& listed, const Run& run, int thread, int threads) {
+    constexpr int64_t WIDTH = 8 * Lanes<T>::count, HEIGHT = 4;
+    Op op = listed;
+    if (op.known >= 0) op.inputs = run.values[op.known];
+    if (op.count >= 0) op.size = run.values[op.count];
+    const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), weight(op.z, run);
+    const int64_t blocks = (op.size + WIDTH - 1) / WIDTH, tiles = (run.rows + HEIGHT - 1) / HEIGHT;
+    const Share share(blocks * tiles, thread, threads);
+    for (int64_t unit = share.first; unit < share.last; unit++) {
+        const int64_t o = unit / tiles * WIDTH, last = op.size < o + WIDTH ? op.size : o + WIDTH;
+        int64_t r = unit % tiles * HEIGHT;
+        const int64_t end = run.rows < r + HEIGHT ? run.rows : r + HEIGHT;
+        for (; r + 4 <= end; r += 4) outputs<T, 4>(op, o, last, r, out, x, plus, weight);
+        for (; r + 2 <= end; r += 2) outputs<T, 2>(op, o, last, r, out, x, plus, weight);
+        for (; r < end; r++) outputs<T, 1>(op, o, last, r, out, x, plus, weight);
     }
 }
 
@@ -358,6 +403,7 @@ void act(const Op& op, const Run& run, int thread, int threads) {
         case ATTEND: return attend<T>(op, run, thread, threads);
         case LOOKUP: return lookup<T>(op, run, thread, threads);
         case CELL: return cell<T>(op, run, thread, threads);
+        case PRODUCT: return product<T>(op, run, thread, threads);
     }
 }
 
@@ -380,6 +426,19 @@ const char* tessella_layout() {
 
 // Of the vectors in which weights are packed.
 int64_t tessella_lane_bytes() { return BYTES; }
+
+// A thread's share of the operation `index`, for walk.cpp; the arguments are those of tessella_run. Sets `wrong` where a symbol
+// was none of its table.
+void tessella_share(const void* ops, int64_t index, int64_t batch, int64_t places, const int64_t* values, int64_t bytes,
+                    std::atomic<int64_t>* wrong, int thread, int threads) {
+    const Run run = {batch * places, places, values, wrong};
+    const Op& op = static_cast<const Op*>(ops)[index];
+    if (bytes == sizeof(float)) {
+        act<float>(op, run, thread, threads);
+    } else {
+        act<double>(op, run, thread, threads);
+    }
+}
 
 // count operations on batch * places rows; a value for each variable; bytes of a number (4 or 8). Returns 1 where a
 // symbol was none of its table, else 0.

@@ -31,7 +31,8 @@ namespace {
     X(ROTATE, "rotate") \
     X(ATTEND, "attend") \
     X(LOOKUP, "lookup") \
-    X(CELL, "cell")
+    X(CELL, "cell")     \
+    X(PRODUCT, "product")
 
 // Those from GATE on take outputs in pairs.
 #define ACTIVATIONS(X)          \
@@ -102,6 +103,7 @@ template <>
 struct Lanes<double> {
     typedef double Vector __attribute__((vector_size(BYTES), aligned(8), may_alias));
     typedef int64_t Integers __attribute__((vector_size(BYTES)));
+    typedef uint64_t Unsigned __attribute__((vector_size(BYTES)));
     static constexpr int count = BYTES / sizeof(double);
 };
 

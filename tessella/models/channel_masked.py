@@ -24,19 +24,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.heads import Head, JointHead
+from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import JointWalk, symbol_field
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import ProgramState, TwinModel
 from tessella.nn.channel_groups import (
     ChannelGroups,
     ChannelGroupStep,
@@ -54,8 +54,8 @@ from tessella.nn.convolution import channels_last
 from tessella.nn.embedding import ChannelEmbedding
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import OperationWriter, Places, Program, SeveralPrograms
-from tessella.nn.stepping.state import State
-from tessella.nn.stepping.step import MemoryAllocator, StateMemory
+from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols, Truths, places
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory, clearing_program
 
 FIRST_REACH = 3
 """How far the first layer's 7 x 7 convolution sees, in rows and in columns."""
@@ -70,37 +70,27 @@ class GroupPrograms:
 
     end_row: Program
     """Embeds the symbols of a row's last pixel that no group has read, at a ``column``."""
-    between_rows: Callable[[], None] | None
-    """Work on a complete row before the next row begins."""
+    between_rows: Callable[[Runs, Truths], None] | None
+    """Adds work on a complete row before the next row begins."""
     row: Program
     """Computes the contribution of the rows above to a new row, in all layers."""
     first: Program
     """Computes the first group of a row's first pixel."""
     groups: list[Program]
     """For each group, embeds the newest symbol and computes the group, at a ``column``."""
-    symbols: list[torch.Tensor]
-    """The newest symbol of each channel: ``int64 [batch]``."""
-    pixels: Places
-    """Embedded pixels of this row, zero where not yet known: ``[batch, width, features]``."""
+    clearing: Program
+    """Zeroes the embedded pixels of the row."""
 
 
 @dataclass
-class ChannelMaskedState(State):
+class ChannelMaskedState(ProgramState):
     """The cached state of a walk."""
-
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
 
     parameters: torch.Tensor
     """Parameters of the newest group: ``[batch, size]``."""
-    labels: torch.Tensor | None
-    """Classes of the images: ``int64 [batch]``."""
-    memory: StateMemory
-    walk: JointWalk = field(default_factory=JointWalk)
-    """The walk of a joint head."""
-    programs: GroupPrograms | None = None
 
 
-class ChannelMasked(ProgramModel):
+class ChannelMasked(TwinModel):
     """Base of the models with channel groups; subclasses create the layers.
 
     Args:
@@ -161,10 +151,10 @@ class ChannelMasked(ProgramModel):
 
     def write_between_rows(
         self, step: ChannelGroupStep, layers: Sequence[SteppedLayer]
-    ) -> Callable[[], None] | None:
-        """A function for the layers' work on a complete row; None where there is no such work.
+    ) -> Callable[[Runs, Truths], None] | None:
+        """A function that adds the layers' work on a complete row; None where there is none.
 
-        It is called after a row is complete and before the next row begins.
+        The work is done after a row is complete and before the next row begins.
         """
         return None
 
@@ -192,48 +182,30 @@ class ChannelMasked(ProgramModel):
     @torch.no_grad()
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ChannelMaskedState:
         parameters = memory.like(self.first.weight).new_zeros(batch, self.head.size)
-        state = ChannelMaskedState(parameters, condition.labels, memory)
-        state.programs = self._write(state)
+        state = ChannelMaskedState(JointWalk(), condition.labels, memory, parameters)
+        state.programs = self.write_programs(state, batch)
         return state
 
-    @torch.no_grad()
-    def step(
-        self, previous: torch.Tensor, index: int, state: State
-    ) -> tuple[torch.Tensor, ChannelMaskedState]:
-        assert isinstance(state, ChannelMaskedState)
-        if state.programs is None:
-            # This state is a copy of another.
-            state.programs = self._write(state)
-        programs = state.programs
-        row, column, channel = self.grid.place(index)
-        if index:
-            programs.symbols[channel - 1].copy_(previous)
-        if column == 0 and channel == 0:
-            self._start_row(row, programs)
-            programs.first.run(0)
-        # With a joint head there is a single group, so later channels need no program.
-        elif channel < self.groups.count:
-            programs.groups[channel].run(column)
-        if not isinstance(self.head, JointHead):
-            return state.parameters.clone(), state
-        # The head keeps the tensor, and the next pixel overwrites the memory: so clone it.
-        pixel = state.parameters.clone() if channel == 0 else None
-        return self.walk_pixel(pixel, previous, index, state.walk), state
-
-    def _start_row(self, row: int, programs: GroupPrograms) -> None:
+    def _add_runs(self, programs: GroupPrograms, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        row, column, channel = places(self.grid, index)
+        begins_row = (column == 0) & (channel == 0)
         # Complete the row above before anything reads it.
-        if row:
-            programs.end_row.run(self.grid.width - 1)
-            if programs.between_rows is not None:
-                programs.between_rows()
-        programs.row.run()
+        follows_row = begins_row & (row > 0)
+        runs.add(programs.end_row, self.grid.width - 1, when=follows_row)
+        if programs.between_rows is not None:
+            programs.between_rows(runs, follows_row)
+        runs.add(programs.row, when=begins_row)
         # Embedded symbols are added to this memory, so it must be zero when a row begins.
-        programs.pixels.row.zero_()
+        runs.add(programs.clearing, when=begins_row)
+        runs.add(programs.first, 0, when=begins_row)
+        # With a joint head there is a single group, so later channels need no program.
+        for group, program in enumerate(programs.groups):
+            runs.add(program, column, when=(channel == group) & (column + channel > 0))
 
-    def _write(self, state: ChannelMaskedState) -> GroupPrograms:
-        """Write the programs of a new or copied state."""
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        assert isinstance(state, ChannelMaskedState)
         like = state.parameters
-        batch = len(like)
         memory = MemoryAllocator(state.memory, batch, like)
         end_row = Program(batch, ("column",), like)
         first = Program(batch, ("column",), like)
@@ -261,7 +233,10 @@ class ChannelMasked(ProgramModel):
             self._write_group(program, group, entry, layers, output)
             output.write_group(program, group, state.parameters)
         between_rows = self.write_between_rows(step, layers)
-        return GroupPrograms(end_row, between_rows, step.row, first, groups, symbols, entry.input)
+        clearing = clearing_program(memory, [entry.input.row])
+        programs = GroupPrograms(end_row, between_rows, step.row, first, groups, clearing)
+        add_runs = partial(self._add_runs, programs)
+        return SteppedSymbols(symbols, add_runs, like)
 
     def _write_lookups(
         self,

@@ -25,6 +25,7 @@ from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
+from tessella.nn.stepping.runs import SteppedSymbols
 from tessella.nn.stepping.state import State
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class DensityModel(nn.Module, ABC):
     """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
     which does part of the head's work."""
     pass_is_cheap: ClassVar[bool] = False
-    """Whether a pass over the whole grid costs little more than one cached step."""
+    """Whether a pass over the whole grid costs little more than one cached step in torch."""
+    programs_are_final: bool = False
+    """Whether cached steps consist of programs that make the parameters as the head takes them."""
 
     def __init__(self, grid: Grid, head: Head, conditioning: Conditioning) -> None:
         super().__init__()
@@ -344,6 +347,10 @@ class DensityModel(nn.Module, ABC):
             and the next state.
         """
         return self.whole_grid_step(previous, index, state)
+
+    def stepped(self, state: State) -> SteppedSymbols | None:
+        """The programs of a state, for models whose step consists of programs; None for others."""
+        return None
 
     def whole_grid_state(self, batch: int, cond: Cond = None, seed: int = 0) -> WholeGridState:
         """The initial state of :meth:`whole_grid_step`.

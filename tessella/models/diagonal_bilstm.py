@@ -29,6 +29,7 @@ from tessella.nn.diagonal_bilstm_layers import (
     RightToLeft,
     SteppedDiagonalLayer,
 )
+from tessella.nn.stepping.runs import Runs, Truths
 
 
 class DiagonalBiLSTM(ChannelMasked):
@@ -56,6 +57,6 @@ class DiagonalBiLSTM(ChannelMasked):
 
     def write_between_rows(
         self, step: ChannelGroupStep, layers: Sequence[SteppedLayer]
-    ) -> Callable[[], None]:
+    ) -> Callable[[Runs, Truths], None]:
         diagonal = [layer for layer in layers if isinstance(layer, SteppedDiagonalLayer)]
-        return RightToLeft(step, diagonal).run
+        return RightToLeft(step, diagonal).add_runs

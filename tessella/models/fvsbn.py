@@ -13,42 +13,26 @@ of ``S`` symbols takes ``S (S - 1) / 2 + S`` parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import JointWalk
+from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.sequence_model import (
     MASKED_TRAINING_BYTES,
     SequenceModel,
-    SequenceState,
     SymbolInputs,
 )
 from tessella.nn.masked import MaskedLinear
+from tessella.nn.sequence_step import SequenceStep, place_variables, write_known
+from tessella.nn.stepping.memory import Vectors
+from tessella.nn.stepping.step import MemoryAllocator
 
 
-@dataclass
-class FVSBNState(SequenceState):
-    """The cached state of a walk: the inputs so far."""
-
-    shared: ClassVar[frozenset[str]] = frozenset({"table"})
-
-    table: torch.Tensor
-    """Input vector of every channel and level, ``[channels, levels, embedding]``."""
-    classes: torch.Tensor | slice
-    """Each image's row in the table of biases, see :meth:`SequenceModel.class_rows`."""
-    inputs: torch.Tensor
-    """Input vectors, zero for unknown symbols: ``[batch, symbols * embedding]``."""
-
-
-class FVSBN(SequenceModel[FVSBNState]):
+class FVSBN(SequenceModel):
     """``fvsbn``: a logistic or softmax regression of each symbol on the symbols before it.
 
     Args:
@@ -99,27 +83,18 @@ class FVSBN(SequenceModel[FVSBNState]):
     def last_layers(self) -> Sequence[nn.Module]:
         return [self.regression]
 
-    @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> FVSBNState:
-        return FVSBNState(
-            walk=JointWalk(),
-            table=self.inputs.table(),
-            classes=self.class_rows(self.condition(cond, batch)),
-            inputs=self.bias.new_zeros(batch, self.regression.weight.shape[1]),
-        )
-
-    def observe(self, symbol: torch.Tensor, index: int, state: FVSBNState) -> None:
-        width = self.inputs.width
-        # Channels alternate in the sequence, and each has its own table.
-        vectors = state.table[index % self.grid.channels, symbol]
-        state.inputs[:, index * width : (index + 1) * width] = vectors
-
-    def predict(self, place: int, state: FVSBNState) -> torch.Tensor:
-        rows = slice(place * self.free_size, (place + 1) * self.free_size)
-        known = place * self.symbols_per_place * self.inputs.width
-        # No weight of a known input is masked, so the raw weights can be used.
-        logits = F.linear(state.inputs[:, :known], self.regression.weight[rows, :known])
-        return self.parameters_from_free(logits + self.bias[state.classes, rows])
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        width = self.symbols_per_place * self.inputs.width
+        step = self.new_step(memory, place_variables(self.places, width))
+        known = write_known(step, self.inputs.table(), self.places)
+        # With two levels the first parameter is not computed, and stays zero.
+        out = step.parameters[:, -self.free_size :]
+        # [places, inputs, free]. No weight of a known input is masked, so these are the raw ones.
+        weights = memory.table(self.regression.weight).unflatten(0, (self.places, -1))
+        weight = Vectors(weights.transpose(1, 2)).at("place")
+        step.every.product(known, weight, out, known="known")
+        step.write_bias(labels, self.bias.unflatten(1, (self.places, -1)), [out])
+        return step
 
     def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.regression.weight]

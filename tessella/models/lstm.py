@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,35 +26,23 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
-from tessella.models.density_model import JointWalk
-from tessella.models.program_model import ProgramModel
-from tessella.models.sequence_model import SequenceModel, SequenceState
+from tessella.models.program_model import TwinModel
+from tessella.models.sequence_model import SequenceModel
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES
-from tessella.nn.lstm_layers import RecurrentLayers, SequenceStep
+from tessella.nn.lstm_layers import RecurrentLayers, write_output, write_position
+from tessella.nn.sequence_step import SequenceStep
 from tessella.nn.stepping.memory import Vectors
-from tessella.nn.stepping.step import MemoryAllocator, StateMemory
+from tessella.nn.stepping.step import MemoryAllocator
 
 SEGMENT = (32, 256)
 """Shortest and longest segment. In between, a segment is as long as the square root of the number
 of places."""
 
 
-@dataclass
-class LSTMState(SequenceState):
-    """The cached state of a walk."""
-
-    derived: ClassVar[frozenset[str]] = frozenset({"step"})
-
-    labels: torch.Tensor | None
-    """Class of each image: ``int64 [batch]``."""
-    memory: StateMemory
-    step: SequenceStep | None = None
-
-
-class LSTM(SequenceModel[LSTMState], ProgramModel):
+class LSTM(SequenceModel, TwinModel):
     """``lstm``: residual LSTM layers over the image as one sequence of symbols.
 
     Args:
@@ -182,39 +168,22 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         """Vectors of the places, ``[places, hidden]``."""
         return (self.row + self.column + self.channel).flatten(0, 2)
 
-    @torch.no_grad()
-    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> LSTMState:
-        state = LSTMState(JointWalk(), condition.labels, memory)
-        state.step = self._write(state, batch)
-        return state
-
-    def observe(self, symbol: torch.Tensor, index: int, state: LSTMState) -> None:
-        self._step(state).symbols[index % self.symbols_per_place].copy_(symbol)
-
-    def predict(self, place: int, state: LSTMState) -> torch.Tensor:
-        # For a joint head the place is a pixel, and its channel is 0.
-        row, column, channel = self.grid.place(place * self.symbols_per_place)
-        return self._step(state).run(place, row, column, channel).clone()
-
-    def _step(self, state: LSTMState) -> SequenceStep:
-        """The programs of a state, written now if the state is a fresh copy without any."""
-        if state.step is None:
-            state.step = self._write(state, len(state.memory.tensors[0]))
-        return state.step
-
-    def _write(self, state: LSTMState, batch: int) -> SequenceStep:
-        """Write the programs of a new or copied state of ``batch`` images."""
-        memory = MemoryAllocator(state.memory, batch, self.row)
-        step = SequenceStep(memory, self.symbols_per_place, len(self.channel), size=self.head.size)
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        step = self.new_step(memory, self._pixels())
         layers = self.layers.bind(step)
         # The input of the first layer: constant + row + column + the vectors of the symbols before.
         x = layers.input
         row = Vectors(memory.table(self.row[:, 0, 0])).at("row")
         column = Vectors(memory.table(self.column[:, 0])).at("column")
-        step.write_position(self._constants(memory, state.labels), row, column, x)
-        step.write_symbols(memory.table(self.embedding.table()), x)
-        step.write_output(self.last, layers.write())
+        write_position(step, self._constants(memory, labels), row, column, x)
+        step.write_symbols(memory.table(self.embedding.table()), [x] * len(step.symbols))
+        write_output(step, self.last, layers.write())
         return step
+
+    def _pixels(self) -> dict[str, Sequence[int]]:
+        """Row and column of the pixel of each place."""
+        pixels = [divmod(i // len(self.channel), self.grid.width) for i in range(self.places)]
+        return {"row": [row for row, _ in pixels], "column": [column for _, column in pixels]}
 
     def _constants(
         self, memory: MemoryAllocator, labels: torch.Tensor | None

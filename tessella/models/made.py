@@ -17,9 +17,8 @@ paper).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,57 +27,33 @@ from torch import nn
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import AveragingJointHead, FactoredHead, Head
-from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
+from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import JointWalk, symbol_field
+from tessella.models.program_model import ProgramState
 from tessella.models.sequence_model import (
     MASKED_TRAINING_BYTES,
     SequenceModel,
-    SequenceState,
     SymbolInputs,
 )
 from tessella.nn.condition_embedding import ClassEmbedding
+from tessella.nn.made_layers import UnitLayer
+from tessella.nn.sequence_step import SequenceStep, place_variables, write_known
+from tessella.nn.stepping.memory import Operand, Vectors
+from tessella.nn.stepping.state import State
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 
 @dataclass
-class MADEWeights:
-    """Weights laid out for stepping, with hidden units sorted by degree.
+class MADEState(ProgramState):
+    """The cached state of a walk, which knows the weights of the sets of degrees."""
 
-    The outermost lists have one item for each set of degrees.
-    """
-
-    table: torch.Tensor
-    """Input vector of every channel and level: ``[channels, levels, embedding]``."""
-    hidden: list[list[torch.Tensor]]
-    """Weights of each hidden layer, ``[units, inputs]``."""
-    ends: list[list[list[int]]]
-    """For each hidden layer and place ``t``, how many units have degree ``t`` or less."""
-    output: list[torch.Tensor]
-    """Weights from the last hidden layer to the outputs, ``[places, free_size, units]``."""
-    direct: torch.Tensor | None
-    """Weights from inputs to outputs, ``[places, free_size, symbols * embedding]``."""
-
-
-@dataclass
-class MADEState(SequenceState):
-    """The cached state of a walk: the inputs and hidden units known so far."""
-
-    shared: ClassVar[frozenset[str]] = frozenset({"weights"})
-
-    weights: MADEWeights
-    inputs: torch.Tensor
-    """Input vectors, zero for unknown symbols: ``[batch, symbols * embedding]``."""
-    units: list[list[torch.Tensor]]
-    """For each set and layer, the activations ``[batch, units]`` sorted by degree. Units that
-    cannot be computed yet hold their bias."""
-    classes: torch.Tensor | slice
-    """Each image's row in the tables of biases, see :meth:`SequenceModel.class_rows`."""
-    log_weights: torch.Tensor
+    log_weights: torch.Tensor = field(kw_only=True)
     """``log w_m`` of each set given the known symbols: ``[batch, masks]``."""
     tables: torch.Tensor | None = None
     """Log-probabilities at the newest place under each set: ``[batch, masks, levels]``."""
 
 
-class MADE(SequenceModel[MADEState]):
+class MADE(SequenceModel):
     """``made``: a masked autoencoder; each hidden unit sees only the first few symbols.
 
     Args:
@@ -123,6 +98,8 @@ class MADE(SequenceModel[MADEState]):
             )
         self.hidden = hidden
         self.masks = masks
+        # An average of several sets is made in torch.
+        self.programs_are_final = masks == 1
         self.embedding = embedding
         self.dropout = dropout
         self.mask_seed = mask_seed
@@ -325,59 +302,85 @@ class MADE(SequenceModel[MADEState]):
         assert isinstance(self.head, AveragingJointHead)
         return self.head.average(parameters, log_weights)
 
-    @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> MADEState:
-        classes = self.class_rows(self.condition(cond, batch))
-        # Sort the units by degree, so that at each place the known ones come first.
-        orders = self.degrees.argsort(dim=-1, stable=True)
-        unit_bias = self._unit_bias(classes).expand(batch, -1, -1)
-        units = []
-        for set_orders in orders:
-            units.append([unit_bias[:, i, order] for i, order in enumerate(set_orders)])
+    def new_state(self, memory: StateMemory, labels: torch.Tensor | None, batch: int) -> MADEState:
         # The weights of the sets are float32 or wider, like all arithmetic of heads.
-        dtype = torch.promote_types(unit_bias.dtype, torch.float32)
-        equal_weights = unit_bias.new_zeros(batch, self.masks, dtype=dtype).log_softmax(dim=-1)
-        return MADEState(
-            walk=JointWalk(),
-            weights=self._weights(orders),
-            inputs=unit_bias.new_zeros(batch, len(self.input_degrees)),
-            units=units,
-            classes=classes,
-            log_weights=equal_weights,
-        )
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)
+        weights = self.bias.new_zeros(batch, self.masks, dtype=dtype).log_softmax(dim=-1)
+        return MADEState(JointWalk(), labels, memory, log_weights=weights)
 
-    def _weights(self, orders: torch.Tensor) -> MADEWeights:
-        """Lay out the weights for stepping.
-
-        ``orders int64 [masks, layers, hidden]`` sort the units by degree.
-        """
-        hidden = []
-        output = []
-        for set_orders in orders:
-            weights = []
-            for i, layer in enumerate(self._linear()):
-                weight = layer.weight[set_orders[i]]
-                if i:
-                    # Its inputs, the units of the layer before, are sorted as well.
-                    weight = weight[:, set_orders[i - 1]].contiguous()
-                weights.append(weight)
-            hidden.append(weights)
-            output.append(self.output[:, :, set_orders[-1]].contiguous())
-        places = torch.arange(self.places, device=self.degrees.device)
-        # [masks, layers, places]: since units are sorted, their count is also their end index.
-        ends = (self.degrees[:, :, None] <= places[:, None]).sum(-1).tolist()
-        direct = None
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        classes = slice(0, 1) if labels is None else labels
+        unit_bias = self._unit_bias(classes).expand(memory.batch, -1, -1)
+        sets = [self._unit_layers(set_index) for set_index in range(self.masks)]
+        values = place_variables(self.places, self.symbols_per_place * self.inputs.width)
+        for layers in sets:
+            for layer in layers:
+                values |= layer.variables
+        # The parameters of all sets, one after the other.
+        step = self.new_step(memory, values, self.masks * self.set_head.size)
+        known = write_known(step, self.inputs.table(), self.places)
+        straight = None
         if self.direct is not None:
-            direct = self.direct.unflatten(0, (self.places, self.free_size))
-        return MADEWeights(self.inputs.table(), hidden, ends, output, direct)
+            straight = step.every.zeros(self.free_size)
+            weights = memory.table(self.direct).unflatten(0, (self.places, -1)).transpose(1, 2)
+            step.every.product(known, Vectors(weights).at("place"), straight, known="known")
+        outs = []
+        for set_index, layers in enumerate(sets):
+            units, counted = self._write_units(step, known, layers, unit_bias)
+            # [places, free, units], the units in the order in which they become known.
+            weights = memory.table(layers[-1].sorted_inputs(self.output))
+            weight = Vectors(weights.transpose(1, 2)).at("place")
+            # Parameters that are not computed stay zero.
+            stop = (set_index + 1) * self.set_head.size
+            out = step.parameters[:, stop - self.free_size : stop]
+            step.every.product(units, weight, out, add=straight, known=counted)
+            outs.append(out)
+        step.write_bias(labels, self._bias(slice(None), slice(0, self.places)), outs)
+        return step
 
-    def observe(self, symbol: torch.Tensor, index: int, state: MADEState) -> None:
-        width = self.inputs.width
-        vectors = state.weights.table[index % self.grid.channels, symbol]
-        state.inputs[:, index * width : (index + 1) * width] = vectors
-        if self.masks == 1 or (index + 1) % self.symbols_per_place:
-            return
-        # The place is complete, so update the weights of the sets by Bayes' rule.
+    def _unit_layers(self, set_index: int) -> list[UnitLayer]:
+        """The hidden layers of a set of degrees, for a step."""
+        layers = []
+        for i, degrees in enumerate(self.degrees[set_index]):
+            layers.append(UnitLayer(f"{set_index}-{i}", degrees, self.places))
+        return layers
+
+    def _write_units(
+        self, step: SequenceStep, x: Operand, layers: Sequence[UnitLayer], bias: torch.Tensor
+    ) -> tuple[Operand, str]:
+        """Append the hidden layers of a set of degrees to a step.
+
+        Args:
+            step: the step to write to.
+            x: the inputs known, ``[batch, features]``.
+            layers: result of :meth:`_unit_layers`.
+            bias: biases of all units, ``[batch, layers, hidden]``.
+
+        Returns:
+            The units of the last layer, ``[batch, hidden]``, and the name of the variable that
+            counts those that are known.
+        """
+        known = "known"
+        before = None
+        for i, (linear, layer) in enumerate(zip(self._linear(), layers, strict=True)):
+            weight = linear.weight.index_select(0, layer.order)
+            if before is not None:
+                weight = before.sorted_inputs(weight)
+            x = layer.write(step, x, known, weight, bias[:, i, layer.order])
+            known = layer.known
+            before = layer
+        return x, known
+
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        # The place before is complete, so update the weights of the sets by Bayes' rule.
+        if self.masks > 1 and index and index % self.symbols_per_place == 0:
+            assert isinstance(state, MADEState)
+            self._update_weights(previous, state)
+        return super().step(previous, index, state)
+
+    def _update_weights(self, symbol: torch.Tensor, state: MADEState) -> None:
+        """Update the weights of the sets with the last symbol of a place, ``int64 [batch]``."""
         if isinstance(self.head, AveragingJointHead):
             assert state.walk.pixel is not None
             log_weights = self.head.log_weights_after(symbol, state.walk.pixel, self.masks)
@@ -387,55 +390,17 @@ class MADE(SequenceModel[MADEState]):
             log_weights = state.log_weights + state.tables.gather(-1, chosen)[..., 0]
         state.log_weights = log_weights.log_softmax(dim=-1)
 
-    def predict(self, place: int, state: MADEState) -> torch.Tensor:
-        weights = state.weights
-        # How many inputs belong to earlier places.
-        known = place * self.symbols_per_place * self.inputs.width
-        bias = self._bias(state.classes, slice(place, place + 1))[:, 0]
-        if weights.direct is not None:
-            bias = torch.addmm(bias, state.inputs[:, :known], weights.direct[place, :, :known].T)
-        sets = []
-        for set_index in range(self.masks):
-            sets.append(self._set_parameters(self._advance_units(set_index, place, bias, state)))
+    def finished(self, parameters: torch.Tensor, state: State) -> torch.Tensor:
         if self.masks == 1:
-            return sets[0]
-        parameters = torch.stack(sets, dim=1)  # [batch, masks, size]
+            return parameters
+        assert isinstance(state, MADEState)
+        parameters = parameters.unflatten(1, (self.masks, -1))  # [batch, masks, size]
         if self.head.joint:
             wide = parameters.to(state.log_weights.dtype)
             return self._average_pixels(wide, state.log_weights)
-        # Kept for `observe`, which updates the weights of the sets once the symbol is known.
+        # Kept for the next step, which updates the weights of the sets once the symbol is known.
         state.tables = self.set_head.symbol(parameters).table()
         return self._average_tables(state.tables, state.log_weights)
-
-    def _advance_units(
-        self, set_index: int, place: int, bias: torch.Tensor, state: MADEState
-    ) -> torch.Tensor:
-        """Compute the units of degree ``place``, all of whose inputs are known now.
-
-        Args:
-            set_index: index of the set of degrees.
-            place: the place to predict.
-            bias: biases of the place, ``[batch, free_size]``.
-            state: its units are updated in place.
-
-        Returns:
-            The set's free parameters of the place, ``[batch, free_size]``.
-        """
-        weights = state.weights
-        inputs = state.inputs[:, : place * self.symbols_per_place * self.inputs.width]
-        layers = zip(
-            weights.hidden[set_index], weights.ends[set_index], state.units[set_index], strict=True
-        )
-        for packed, ends, units in layers:
-            start = ends[place - 1] if place else 0
-            stop = ends[place]
-            if stop > start:
-                # Until now these units hold their biases.
-                new = units[:, start:stop]
-                rows = packed[start:stop, : inputs.shape[1]]
-                new.copy_(F.silu(torch.addmm(new, inputs, rows.T)))
-            inputs = units[:, :stop]
-        return torch.addmm(bias, inputs, weights.output[set_index][place, :, : inputs.shape[1]].T)
 
     def output_weights(self) -> Sequence[torch.Tensor]:
         if self.direct is None:

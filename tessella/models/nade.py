@@ -17,8 +17,7 @@ hidden units take ``2 S H + S + H`` parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +26,11 @@ from torch.autograd.function import once_differentiable
 from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
-from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import JointWalk
-from tessella.models.sequence_model import SequenceModel, SequenceState, SymbolInputs
+from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
+from tessella.models.sequence_model import SequenceModel, SymbolInputs
+from tessella.nn.sequence_step import SequenceStep, place_variables, write_newest
+from tessella.nn.stepping.memory import Vectors
+from tessella.nn.stepping.step import MemoryAllocator
 
 CHUNK_UNITS = 1 << 18
 """Hidden units of a chunk, over all images of a batch: few enough for a processor's cache."""
@@ -38,27 +39,7 @@ CHUNK_UNITS_CUDA = 1 << 25
 """The same limit on a GPU, where few large calls are faster than many small ones."""
 
 
-@dataclass
-class NADEState(SequenceState):
-    """The cached state of a walk: the running vector, and the weights laid out for steps."""
-
-    shared: ClassVar[frozenset[str]] = frozenset({"table", "encode", "decode", "bias"})
-
-    table: torch.Tensor
-    """Input vector of every channel and level, ``[channels, levels, embedding]``."""
-    encode: torch.Tensor
-    """Weights from each symbol to the hidden units, ``[symbols, embedding, hidden]``."""
-    decode: torch.Tensor
-    """Weights from the hidden units to each place's parameters, ``[places, hidden, free_size]``."""
-    bias: torch.Tensor
-    """``[classes + 1, places, free_size]``."""
-    running: torch.Tensor
-    """Input of the hidden units, summed so far: ``[batch, hidden]``."""
-    classes: torch.Tensor | slice
-    """Each image's row in the tables of biases, see :meth:`SequenceModel.class_rows`."""
-
-
-class NADE(SequenceModel[NADEState]):
+class NADE(SequenceModel):
     """``nade``: for each symbol one hidden layer, all of which share their weights.
 
     Args:
@@ -120,28 +101,25 @@ class NADE(SequenceModel[NADEState]):
         out: torch.Tensor = NADESequence.apply(by_place, self.encode, self.decode, running)
         return self.on_grid(self.parameters_from_free(out.transpose(0, 1) + self.bias[classes]))
 
-    @torch.no_grad()
-    def init_state(self, batch: int, cond: Cond = None) -> NADEState:
-        classes = self.class_rows(self.condition(cond, batch))
-        return NADEState(
-            walk=JointWalk(),
-            table=self.inputs.table(),
-            # [places, symbols_per_place * width, hidden] to [symbols, width, hidden].
-            encode=self.encode.detach().unflatten(1, (self.symbols_per_place, -1)).flatten(0, 1),
-            decode=self.decode.detach(),
-            bias=self.bias.detach(),
-            running=self.hidden_bias[classes].expand(batch, -1).clone(),
-            classes=classes,
-        )
-
-    def observe(self, symbol: torch.Tensor, index: int, state: NADEState) -> None:
-        vectors = state.table[index % self.grid.channels, symbol]
-        state.running.addmm_(vectors, state.encode[index])
-
-    def predict(self, place: int, state: NADEState) -> torch.Tensor:
-        bias = state.bias[state.classes, place]
-        free = torch.addmm(bias, state.running.sigmoid(), state.decode[place])
-        return self.parameters_from_free(free)
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        width = self.symbols_per_place * self.inputs.width
+        step = self.new_step(memory, place_variables(self.places, width))
+        newest = write_newest(step, self.inputs.table())
+        bias = self.hidden_bias[slice(0, 1) if labels is None else labels]
+        sums = bias.expand(memory.batch, -1)
+        # Ones, and then the running vector: the activation is 1 * sigmoid(sums).
+        running = memory.keep(torch.cat([torch.ones_like(sums), sums], dim=1))
+        sums = running[:, self.hidden :]
+        encode = Vectors(memory.table(self.encode)).at("before")
+        for program in step.later:
+            program.product(newest, encode, sums, add=sums)
+        hidden = step.every.zeros(self.hidden)
+        step.every.map(running, hidden, "glu")
+        # With two levels the first parameter is not computed, and stays zero.
+        out = step.parameters[:, -self.free_size :]
+        step.every.product(hidden, Vectors(memory.table(self.decode)).at("place"), out)
+        step.write_bias(labels, self.bias, [out])
+        return step
 
     def output_weights(self) -> Sequence[torch.Tensor]:
         return [self.decode]

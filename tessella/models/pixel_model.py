@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from tessella.heads import JointHead
 from tessella.models.channel_output import OutputStage, SteppedChannels
 from tessella.models.condition import Condition
 from tessella.models.density_model import JointWalk
-from tessella.models.program_model import ProgramModel
+from tessella.models.program_model import ProgramState, TwinModel
 from tessella.nn.embedding import EmbeddedSymbols
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.stepping.program import Operand, Program
-from tessella.nn.stepping.state import State
+from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols, places
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep, StateMemory
 
 
@@ -52,25 +51,16 @@ class PixelPrograms:
 
 
 @dataclass
-class PixelState(State):
+class PixelState(ProgramState):
     """The cached state of a walk."""
 
-    derived: ClassVar[frozenset[str]] = frozenset({"programs"})
-
-    labels: torch.Tensor | None
-    """Class of each image: ``int64 [batch]``."""
     codes: torch.Tensor | None
     """Features of the codes that the model is conditioned on: ``[batch, height, width, size]``."""
     symbols: torch.Tensor
     """The newest symbol: ``int64 [batch]``."""
-    memory: StateMemory
-    """The caches of all layers."""
-    walk: JointWalk = field(default_factory=JointWalk)
-    """The walk of a joint head."""
-    programs: PixelPrograms | None = None
 
 
-class PixelModel(ProgramModel):
+class PixelModel(TwinModel):
     """Base of the models with a backbone that runs once per pixel, and an output stage.
 
     A family sets :attr:`output`, and defines :meth:`symbol_embedding`, ``forward`` and
@@ -115,13 +105,12 @@ class PixelModel(ProgramModel):
         if condition.codes is not None:
             codes = self.code_features(condition.codes).contiguous()
         symbols = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        state = PixelState(condition.labels, codes, symbols, memory)
-        # Writing the programs fills the state's memory.
-        state.programs = self._write_programs(state)
+        state = PixelState(JointWalk(), condition.labels, memory, codes, symbols)
+        state.programs = self.write_programs(state, batch)
         return state
 
-    def _write_programs(self, state: PixelState) -> PixelPrograms:
-        batch = len(state.symbols)
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        assert isinstance(state, PixelState)
         table = self.symbol_embedding().table()
         memory = MemoryAllocator(state.memory, batch, table)
         # [channels, levels, size]; copies of the state share it.
@@ -136,34 +125,24 @@ class PixelModel(ProgramModel):
             program = Program(batch, ("column",), table)
             program.lookup(state.symbols, vectors, backbone.pixels)
             lookups.append(program)
-        return PixelPrograms(step, lookups, output)
+        programs = PixelPrograms(step, lookups, output)
+        return SteppedSymbols(
+            [state.symbols] * self.grid.channels,
+            partial(self._add_runs, programs),
+            output.parameters,
+        )
 
-    @torch.no_grad()
-    def step(
-        self, previous: torch.Tensor, index: int, state: State
-    ) -> tuple[torch.Tensor, PixelState]:
-        assert isinstance(state, PixelState)
-        if state.programs is None:
-            # This state is a copy of another. Its layers get the copied memory.
-            state.programs = self._write_programs(state)
-        programs = state.programs
-        row, column, channel = self.grid.place(index)
-        if index:
-            state.symbols.copy_(previous)
-            # At the start of a pixel, the previous symbol belongs to the pixel before.
-            _, previous_column, previous_channel = self.grid.place(index - 1)
-            programs.lookups[previous_channel].run(previous_column)
-        if channel == 0:
-            if column == 0:
-                programs.step.start_row(row)
-            programs.step.start_pixel(row, column)
-        parameters = programs.output.parameters
-        # A joint head turns the parameters of a pixel into those of its channels, one by one.
-        if isinstance(self.head, JointHead):
-            if channel == 0:
-                parameters = parameters.clone()
-            return self.walk_pixel(parameters, state.symbols, index, state.walk), state
-        if channel:
-            programs.output.channels[channel - 1].run()
-        # The next step overwrites this memory, so the caller gets a copy.
-        return parameters.clone(), state
+    def _add_runs(self, programs: PixelPrograms, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        row, column, channel = places(self.grid, index)
+        # At the start of a pixel, the previous symbol belongs to the pixel before.
+        _, previous_column, previous_channel = places(self.grid, index - 1)
+        for number, lookup in enumerate(programs.lookups):
+            known = (index > 0) & (previous_channel == number)
+            runs.add(lookup, previous_column, when=known)
+        begins_pixel = channel == 0
+        programs.step.start_row(runs, row, when=begins_pixel & (column == 0))
+        programs.step.start_pixel(runs, row, column, when=begins_pixel)
+        # A joint head turns the parameters of a pixel into those of its channels by itself.
+        for number, program in enumerate(programs.output.channels, start=1):
+            runs.add(program, when=channel == number)

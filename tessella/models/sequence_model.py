@@ -9,8 +9,8 @@ a factored head, a pixel with a joint head.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,13 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.heads import Head, JointHead
+from tessella.heads import Head
 from tessella.models.condition import Condition, Conditioning
-from tessella.models.density_model import DensityModel, JointWalk
-from tessella.nn.stepping.state import State
+from tessella.models.density_model import JointWalk
+from tessella.models.program_model import ProgramModel, ProgramState
+from tessella.nn.sequence_step import SequenceStep
+from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols
+from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
 MAX_WEIGHTS = 600_000_000
 """Upper limit on the number of weights in one matrix."""
@@ -34,22 +37,10 @@ MASKED_TRAINING_BYTES = 30
 """The same for a weight under a mask, which adds the mask, the masked weight and its gradient."""
 
 
-@dataclass
-class SequenceState(State):
-    """Base of the states of sequence models."""
-
-    walk: JointWalk
-    """The walk of a joint head."""
-
-
-SequenceStateT = TypeVar("SequenceStateT", bound=SequenceState)
-
-
-class SequenceModel(DensityModel, Generic[SequenceStateT]):
+class SequenceModel(ProgramModel):
     """Base of the models of the flattened image.
 
-    A family defines :meth:`observe` and :meth:`predict`, from which this class builds its cached
-    step.
+    A family defines ``forward`` and :meth:`write`.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -65,35 +56,55 @@ class SequenceModel(DensityModel, Generic[SequenceStateT]):
         logit, and the other is fixed at zero."""
 
     @abstractmethod
-    def observe(self, symbol: torch.Tensor, index: int, state: SequenceStateT) -> None:
-        """Update the state with a symbol that has become known.
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        """Write the programs of a step.
 
         Args:
-            symbol: ``int64 [batch]``.
-            index: its index in the sequence of symbols.
-            state: updated in place.
-        """
-
-    @abstractmethod
-    def predict(self, place: int, state: SequenceStateT) -> torch.Tensor:
-        """Parameters of a place given the symbols before it: ``[batch, size]``.
-
-        It is called once for each place, after :meth:`observe` for all symbols before it.
+            memory: the memory of the state.
+            labels: class of each image, ``int64 [batch]``.
         """
 
     @torch.no_grad()
-    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
-        assert isinstance(state, SequenceState)
-        family_state = cast("SequenceStateT", state)
-        # The previous symbol has just become known.
-        if index:
-            self.observe(previous, index - 1, family_state)
-        if not isinstance(self.head, JointHead):
-            return self.predict(index, family_state), state
-        # One prediction is made for each pixel, and the head turns it into its channels, in order.
-        pixel, channel = divmod(index, self.grid.channels)
-        parameters = self.predict(pixel, family_state) if channel == 0 else None
-        return self.walk_pixel(parameters, previous, index, state.walk), state
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
+        # Called only because it checks the condition.
+        self.class_rows(condition)
+        state = self.new_state(memory, condition.labels, batch)
+        state.programs = self.write_programs(state, batch)
+        return state
+
+    def new_state(
+        self, memory: StateMemory, labels: torch.Tensor | None, batch: int
+    ) -> ProgramState:
+        """A state without programs; a family overrides this if its state holds more."""
+        return ProgramState(JointWalk(), labels, memory)
+
+    def new_step(
+        self, memory: MemoryAllocator, values: Mapping[str, Sequence[int]], size: int = 0
+    ) -> SequenceStep:
+        """A step without operations.
+
+        Args:
+            memory: the memory of the state.
+            values: value of each variable at every place, by its name.
+            size: number of parameters of a place, by default those of the head.
+        """
+        channels = self.grid.channels // self.symbols_per_place
+        return SequenceStep(
+            memory, self.symbols_per_place, channels, size or self.head.size, values
+        )
+
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        memory = MemoryAllocator(state.memory, batch, next(self.parameters()))
+        step = self.write(memory, state.labels)
+        # With a factored head a place has a single symbol, whatever its channel.
+        newest = step.symbols * (self.grid.channels // self.symbols_per_place)
+        add_runs = partial(self._add_runs, step)
+        return SteppedSymbols(newest, add_runs, step.parameters)
+
+    def _add_runs(self, step: SequenceStep, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        begins_place = index % self.symbols_per_place == 0
+        step.add_runs(runs, index // self.symbols_per_place, when=begins_place)
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """Add the fixed parameters: ``[..., free_size]`` to ``[..., size]``."""

@@ -25,6 +25,8 @@ from tessella.nn.channel_groups import ChannelGroups, ChannelGroupStep
 from tessella.nn.channel_masked_layers import ChannelMaskedLayer, SteppedLayer
 from tessella.nn.lstm_cell import GATES, cell_dtype, lstm_cell
 from tessella.nn.stepping.program import Operand, OperationWriter, Places, Program
+from tessella.nn.stepping.runs import Runs, Truths
+from tessella.nn.stepping.step import clearing_program
 
 
 class Diagonals(nn.Module):
@@ -257,11 +259,13 @@ class RightToLeft:
         batch = step.memory.batch
         like = step.memory.like
         self._width = step.width
-        self._cells = [layer.cells for layer in layers]
+        cells = [layer.cells for layer in layers]
+        # Of a single place.
+        self._clearing = clearing_program(step.memory, [cell[:, None] for cell in cells])
         self._gates = Program(batch, (), like, places=step.width)
         self._states = Program(batch, ("column",), like)
         # Scratch memory that all layers share, because they run one after the other.
-        sums = self._states.zeros(self._cells[0].shape[1] * GATES)
+        sums = self._states.zeros(cells[0].shape[1] * GATES)
         for layer in layers:
             # The contribution of inputs and states above to the gates of the row.
             gates = self._gates.zeros(sums.shape[1])
@@ -273,18 +277,14 @@ class RightToLeft:
             self._states.linear(beside, layer.right_beside, sums, add=here)
             self._states.cell(sums, layer.cells, layer.right.at("column"))
 
-    def run(self) -> None:
-        """Compute the states of the row."""
-        self._gates.run()
-        self._clear_cells()
+    def add_runs(self, runs: Runs, when: Truths) -> None:
+        """Add the work that computes the states of the row."""
+        runs.add(self._gates, when=when)
+        runs.add(self._clearing, when=when)
         for column in reversed(range(self._width)):
-            self._states.run(column)
+            runs.add(self._states, column, when=when)
         # The left-to-right direction starts the next row with zero cell states.
-        self._clear_cells()
-
-    def _clear_cells(self) -> None:
-        for cells in self._cells:
-            cells.zero_()
+        runs.add(self._clearing, when=when)
 
 
 def _field_from_the_left(inside: torch.Tensor) -> torch.Tensor:

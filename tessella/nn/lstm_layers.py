@@ -12,8 +12,8 @@ from torch import nn
 
 from tessella.nn.last_layer import LastLayer
 from tessella.nn.lstm_cell import GATES, cell_dtype
-from tessella.nn.stepping.program import Operand, Program, SeveralPrograms
-from tessella.nn.stepping.step import MemoryAllocator
+from tessella.nn.sequence_step import SequenceStep
+from tessella.nn.stepping.program import Operand
 
 TORCH_GATES = [3, 1, 0, 2]
 """For each gate of :func:`tessella.nn.lstm_cell.lstm_cell`, its index in torch, whose order is
@@ -83,89 +83,6 @@ class RecurrentLayers(nn.ModuleList):
         return SteppedRecurrentLayers(self, step)
 
 
-class SequenceStep:
-    """The programs of a step along a sequence, which predicts a place from the symbols before it.
-
-    All have the variables ``row`` and ``column``.
-
-    Args:
-        memory: allocates the state's memory for the layers.
-        symbols: number of symbols of a place.
-        channels: number of places of a pixel.
-        size: number of parameters of a place.
-    """
-
-    def __init__(self, memory: MemoryAllocator, symbols: int, channels: int, size: int) -> None:
-        self.memory = memory
-        self.symbols: list[torch.Tensor] = []
-        """The symbols of the previous place: ``int64 [batch]`` each."""
-        for _ in range(symbols):
-            self.symbols.append(memory.zeros(dtype=torch.int64))
-        self.parameters = memory.zeros(size)
-        """Parameters of the newest place: ``[batch, size]``."""
-        self.first = self._program()
-        """Predicts the first place, before which nothing is known."""
-        self.later = [self._program() for _ in range(channels)]
-        """Predict any later place from the symbols of the place before: one program for each place
-        of a pixel."""
-        self.every = SeveralPrograms([self.first, *self.later])
-        """Writes to all of them."""
-
-    def _program(self) -> Program:
-        return Program(self.memory.batch, ("row", "column"), self.memory.like)
-
-    def write_position(
-        self, constants: Sequence[torch.Tensor], row: Operand, column: Operand, x: Operand
-    ) -> None:
-        """Append the sum of all that does not depend on the symbols.
-
-        Args:
-            constants: one for each place of a pixel, ``[batch, features]``.
-            row, column: the vectors of the pixel's row and column, ``[features]``.
-            x: receives the sum, ``[batch, features]``.
-        """
-        self.first.add(constants[0], row, x)
-        for constant, program in zip(constants, self.later, strict=True):
-            program.add(constant, row, x)
-        self.every.add(x, column, x)
-
-    def write_symbols(self, table: torch.Tensor, x: Operand) -> None:
-        """Append the lookup of the symbols of the place before.
-
-        Args:
-            table: vectors of the symbols, ``[channels, levels, features]``.
-            x: their sum is added to it, ``[batch, features]``.
-        """
-        for channel, program in enumerate(self.later):
-            for i, symbol in enumerate(self.symbols):
-                # A negative index wraps around: the symbol before channel 0 is the last channel.
-                program.lookup(symbol, table[channel - len(self.symbols) + i], x)
-
-    def write_output(self, layer: LastLayer, x: Operand) -> None:
-        """Append the layer that makes the parameters from ``x [batch, features]``.
-
-        If it makes fewer than there are, these are the last ones, and the first stay zero.
-        """
-        out = self.parameters[:, -layer.out_features :]
-        weight, bias = layer.mixed()
-        self.every.linear(x, self.memory.matrix(weight.T), out, add=self.memory.table(bias))
-
-    def run(self, place: int, row: int, column: int, channel: int) -> torch.Tensor:
-        """Predict a place.
-
-        Args:
-            place: its index in the sequence.
-            row, column: those of its pixel.
-            channel: its index within the pixel.
-
-        Returns:
-            Its parameters, ``[batch, size]``, which the next run overwrites.
-        """
-        program = self.later[channel] if place else self.first
-        program.run(row, column)
-        return self.parameters
-
-
 class SteppedRecurrentLayers:
     """:class:`RecurrentLayers` bound to the memory of a step."""
 
@@ -200,6 +117,37 @@ class SteppedRecurrentLayers:
             step.every.cell(gates, cell, hidden)
             step.every.add(inputs[i], hidden, inputs[i + 1])
         return inputs[-1]
+
+
+def write_position(
+    step: SequenceStep,
+    constants: Sequence[torch.Tensor],
+    row: Operand,
+    column: Operand,
+    x: Operand,
+) -> None:
+    """Append the sum of all that does not depend on the symbols.
+
+    Args:
+        step: the step to write to.
+        constants: one for each place of a pixel, ``[batch, features]``.
+        row, column: the vectors of the pixel's row and column, ``[features]``.
+        x: receives the sum, ``[batch, features]``.
+    """
+    step.first.add(constants[0], row, x)
+    for constant, program in zip(constants, step.later, strict=True):
+        program.add(constant, row, x)
+    step.every.add(x, column, x)
+
+
+def write_output(step: SequenceStep, layer: LastLayer, x: Operand) -> None:
+    """Append the layer that makes the parameters from ``x [batch, features]``.
+
+    If it makes fewer than there are, these are the last ones, and the first stay zero.
+    """
+    out = step.parameters[:, -layer.out_features :]
+    weight, bias = layer.mixed()
+    step.every.linear(x, step.memory.matrix(weight.T), out, add=step.memory.table(bias))
 
 
 def packed(layer: nn.LSTM) -> tuple[torch.Tensor, torch.Tensor]:

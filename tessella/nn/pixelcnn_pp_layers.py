@@ -35,6 +35,7 @@ from tessella.nn.stepping.program import (
     SeveralPrograms,
     Weights,
 )
+from tessella.nn.stepping.runs import Numbers, Runs, Truths
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, PixelStep
 
 UNIT_GAIN = 1.25
@@ -408,34 +409,37 @@ class PyramidStep(PixelStep):
             self.down.append(down)
             self.up.append(up)
 
-    def start_row(self, row: int) -> None:
-        reached = self._reached(row)
+    def start_row(self, runs: Runs, row: Numbers, when: Truths = True) -> None:
+        count = len(self.down)
+        smallest = self._smallest(row)
         # Down through the resolutions: each reads its row from the one before.
-        for s in range(reached):
-            if row:
-                self.down[s].advance.run()
-            self.down[s].row.run()
+        for s in range(count):
+            involved = when & (smallest >= s)
+            runs.add(self.down[s].advance, when=involved & (row > 0))
+            runs.add(self.down[s].row, when=involved)
         # And up again: the smallest resolution has done both directions in one program.
-        for s in reversed(range(reached)):
-            if self.up[s] is not self.down[s]:
-                self.up[s].row.run((row >> s) % 2)
-        self.clear()
+        for s in reversed(range(count - 1)):
+            runs.add(self.up[s].row, (row >> s) % 2, when=when & (smallest >= s))
+        runs.add(self.clearing(), when=when)
 
-    def start_pixel(self, row: int, column: int) -> None:
+    def start_pixel(self, runs: Runs, row: Numbers, column: Numbers, when: Truths = True) -> None:
+        count = len(self.down)
         # The column in each resolution; a program ignores the resolutions that it does not involve.
-        values = [column >> s for s in range(len(self.down))]
-        for s in range(len(self.down) - 1):
+        values = [column >> s for s in range(count)]
+        for s in range(count - 1):
             values.append(grown_index(row >> s, column >> s))
         # A pixel involves resolution s if both its row and its column do.
-        self._pixels[self._reached(row | column) - 1].run(*values)
+        smallest = self._smallest(row | column)
+        for s, program in enumerate(self._pixels):
+            runs.add(program, *values, when=when & (smallest == s))
 
-    def _reached(self, place: int) -> int:
-        """How many resolutions have a row (or column) that begins at row (or column) ``place``."""
+    def _smallest(self, place: Numbers) -> Numbers:
+        """The smallest resolution that has a row (or column) beginning at row (or column) ``place``."""
+        smallest: Numbers = 0
         for s in range(1, len(self.down)):
             # Resolution s has a row at every 2^s-th place.
-            if place % 2**s:
-                return s
-        return len(self.down)
+            smallest = smallest + (place % 2**s == 0)
+        return smallest
 
 
 def bind_streams(
@@ -472,7 +476,7 @@ def bind_streams(
     return pixels, v, left
 
 
-def grown_index(row: int, column: int) -> int:
+def grown_index(row: Numbers, column: Numbers) -> Numbers:
     """Index of a place of the larger map in the memory of :meth:`Resize.write_grow`.
 
     That memory holds four places of the larger map for each place of the smaller one.

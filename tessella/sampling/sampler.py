@@ -7,6 +7,7 @@ from typing import Unpack
 
 import torch
 
+from tessella import kernel
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
@@ -101,12 +102,16 @@ class Sampler:
 def choose(model: DensityModel) -> Method:
     """The sampling method that ``auto`` stands for.
 
-    It is ``parallel`` for models whose pass costs little more than a cached step (MADE), if there
-    are two levels, which keeps the number of passes low. Otherwise it is ``cached``. The rule
-    follows measurements on a CPU (``docs/performance.md``, ``results/parallel.json``). Nothing is
-    timed here, so the choice never varies between runs.
+    It is ``parallel`` for models whose pass costs little more than a cached step in torch (MADE),
+    if there are two levels, which keeps the number of passes low, and if the compiled kernel does
+    not draw the symbols: on another device, without a compiler, or averaging several masks.
+    Otherwise it is ``cached``. The rule follows measurements on a CPU (``docs/performance.md``,
+    ``results/parallel.json``). Nothing is timed here, so the choice never varies between runs.
     """
-    return "parallel" if model.pass_is_cheap and model.grid.levels == 2 else "cached"
+    if not model.pass_is_cheap or model.grid.levels > 2:
+        return "cached"
+    compiles = model.programs_are_final and model.device.type == "cpu" and kernel.available()
+    return "cached" if compiles else "parallel"
 
 
 def stream(
@@ -172,7 +177,10 @@ def sample(
     >>> bool((ts.sample(model, n=16, seed=0)[5] == ts.sample(model, n=1, seed=5)[0]).all())
     True
     """
-    options = Sampling.from_keywords(method=method, batch=batch, **rule)
+    check_model(model)
+    # Nobody sees partial grids, so each batch is drawn in one go.
+    whole = model.grid.symbols
+    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
     return _draw_batches(Sampler(model, options), check_integer("n", n, least=1), seed, cond)
 
 
@@ -205,8 +213,9 @@ def complete(
     Raises:
         InputError, NumericalError: see :func:`stream`.
     """
-    options = Sampling.from_keywords(method=method, batch=batch, **rule)
-    # The sampler checks the model, on which the check of the symbols relies.
+    check_model(model)
+    whole = model.grid.symbols
+    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)

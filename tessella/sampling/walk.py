@@ -16,6 +16,7 @@ from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel, check_finite
 from tessella.nn.stepping.state import State
 from tessella.noise import Noise
+from tessella.sampling.kernel_walk import KernelWalk
 from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 
@@ -106,6 +107,7 @@ class KeepKnown(SymbolSource):
     """
 
     def __init__(self, kept: KnownSymbols, rest: SymbolSource) -> None:
+        self.kept = kept
         self.x = kept.x
         self.known = kept.known
         self.rest = rest
@@ -148,6 +150,8 @@ class Steps:
         self.state = self._first_state(cond)
         self._unconditional_start: State | None = None
         """A copy of the first state without a condition, made at the first restart."""
+        self._kernel_walk: KernelWalk | None = None
+        self._kernel_was_asked = False
 
     def _first_state(self, cond: Cond) -> State:
         rows = self.n
@@ -174,6 +178,13 @@ class Steps:
         self.state.load(self._first_state(cond))
         self._unconditional_start = self.state.clone() if cond is None else None
         return True
+
+    def kernel_walk(self) -> KernelWalk | None:
+        """The walk of these steps in the compiled kernel; None where it cannot take them."""
+        if self.cached and not self._kernel_was_asked:
+            self._kernel_walk = KernelWalk.of(self.model, self.state, self.n)
+        self._kernel_was_asked = True
+        return self._kernel_walk
 
     def next(self, previous: torch.Tensor, index: int) -> Distribution:
         """Distribution of the next symbol of every image, over ``[n]``.
@@ -260,18 +271,63 @@ def walk(steps: Steps, source: SymbolSource, every: int = 0) -> Iterator[tuple[i
     grid = steps.model.grid
     x = torch.zeros(steps.n, *grid.shape, dtype=torch.int64, device=steps.model.device)
     flat = x.flatten(1)  # a view: [n, symbols]
-    previous = x.new_zeros(steps.n)
+    drawing = _in_kernel(steps, source, flat) or SymbolBySymbol(steps, source, flat)
     every = every or grid.row_symbols
-    checked = 0
     for start in range(0, grid.symbols, every):
         stop = min(start + every, grid.symbols)
         # Do not yield inside no_grad: it would stay in force in the code that iterates over this.
         with torch.no_grad():
-            for index in range(start, stop):
-                previous = source(index, steps.next(previous, index))
-                flat[:, index] = previous
-            # A check costs as much as a small step, so short rows share one.
-            if stop - checked >= SYMBOLS_A_CHECK or stop == grid.symbols:
-                source.check()
-                checked = stop
+            drawing.draw(start, stop)
         yield stop, x
+
+
+class SymbolBySymbol:
+    """Draws symbols one by one, as the kernel does many at a time.
+
+    Args:
+        steps: predict the symbols.
+        source: chooses the symbols.
+        x: receives the symbols, ``int64 [n, symbols]``.
+    """
+
+    def __init__(self, steps: Steps, source: SymbolSource, x: torch.Tensor) -> None:
+        self.steps = steps
+        self.source = source
+        self.x = x
+        self._previous = x.new_zeros(steps.n)
+        self._checked = 0
+
+    def draw(self, first: int, last: int) -> None:
+        """Draw the symbols ``first .. last - 1`` of all images, after all symbols before them.
+
+        Raises:
+            NumericalError: when the model returns NaN or infinity.
+        """
+        for index in range(first, last):
+            self._previous = self.source(index, self.steps.next(self._previous, index))
+            self.x[:, index] = self._previous
+            # A check costs as much as a small step, so many symbols share one.
+            drawn = index + 1
+            if drawn - self._checked >= SYMBOLS_A_CHECK or drawn == self.x.shape[1]:
+                self.source.check()
+                self._checked = drawn
+
+
+def _in_kernel(steps: Steps, source: SymbolSource, x: torch.Tensor) -> KernelWalk | None:
+    """The walk in the compiled kernel, at its beginning; None where it cannot take this one.
+
+    Args:
+        steps, source: see :func:`walk`.
+        x: receives the symbols, ``int64 [n, symbols]``.
+    """
+    kept = None
+    if type(source) is KeepKnown:
+        kept = source.kept
+        source = source.rest
+    # Any other source wants to see the distributions.
+    if type(source) is not Draw:
+        return None
+    in_kernel = steps.kernel_walk()
+    if in_kernel is not None:
+        in_kernel.begin(x, source.noise, source.rule, kept)
+    return in_kernel

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tessella as ts
+from tessella import kernel
 from tessella.errors import InputError
 from tessella.noise import Noise
 from tessella.sampling import KnownSymbols, Passes, Rule, Sampler, Sampling, choose, parallel
@@ -92,8 +93,12 @@ def test_a_completion_begins_with_what_is_known() -> None:
     assert int(walk.passes.max()) <= 3, "one symbol is unknown"
 
 
-def test_auto_is_a_rule_and_draws_the_same() -> None:
+def test_auto_is_a_rule_and_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bits, grey = ts.Grid(3, 3, 1, 2), ts.Grid(3, 3, 1, 4)
+    if kernel.available():
+        assert choose(ts.create("made", bits)) == "cached"
+    assert choose(ts.create("made", bits, masks=2)) == "parallel"
+    monkeypatch.setenv("TESSELLA_KERNEL", "0")
     assert [choose(ts.create("made", grid)) for grid in (bits, grey)] == ["parallel", "cached"]
     assert choose(ts.create("gated-pixelcnn", bits)) == "cached"
     model = model_of(bits, "made", hidden=20)

@@ -19,6 +19,7 @@ from tessella.nn.shifted_convolution import (
     concat_elu,
 )
 from tessella.nn.stepping.program import Moving
+from tessella.nn.stepping.runs import RunsNow
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, StateMemory
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -133,11 +134,11 @@ def test_a_convolution_is_stepped_along_pixels_as_over_the_whole_map(stride: int
         row = r // stride
         column = c // stride
         if c == 0:
-            step.start_row(r)
+            step.start_row(RunsNow(), r)
             into.row.run(row)
         stepped.input.at("column").at(c).copy_(x[:, r, c])
         if r % stride == 0 and c % stride == 0:
-            into.start_pixel(row, column)
+            into.start_pixel(RunsNow(), row, column)
             torch.testing.assert_close(out, expected[:, row, column], rtol=0, atol=1e-12)
 
 
@@ -169,7 +170,7 @@ def test_resolutions_grow_place_by_place_as_the_convolution_does() -> None:
     assert isinstance(places, Moving)
     for c in range(4):
         h.copy_(x[:, 0, c])
-        smaller.start_pixel(0, c)
+        smaller.start_pixel(RunsNow(), 0, c)
     for r, c in itertools.product(range(2), range(8)):
         place = places.at(grown_index(r, c))
         torch.testing.assert_close(place, expected[:, r, c], rtol=0, atol=1e-12)

@@ -239,6 +239,90 @@ def test_a_cell_may_move(run: Callable[..., None]) -> None:
     close(hidden[:, :, 5:], kept)
 
 
+PLAIN = ["", "relu", "silu", "elu"]
+"""Activations whose result is as wide as their argument."""
+
+
+def moving(count: int, inputs: int, outputs: int, turned: bool) -> torch.Tensor:
+    """Weights of several places, ``[count, inputs, outputs]``, contiguous by inputs or outputs."""
+    weights = normal(count, inputs, outputs, seed=1) / 3
+    return weights.transpose(1, 2).contiguous().transpose(1, 2) if turned else weights
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1, 1), (37, 1), (1, 50), (13, 3), (40, 22), (9, 70)]
+)
+def test_weights_of_a_product_move(
+    run: Callable[..., None], batch: int, turned: bool, inputs: int, outputs: int
+) -> None:
+    x = normal(batch, inputs)
+    weights = moving(3, inputs, outputs, turned)
+    added = normal(4, outputs, seed=2)
+    for place, activation in enumerate(PLAIN[1:]):
+        out = torch.full((batch, outputs), torch.nan, dtype=torch.float64)
+        listed = program(batch, "place")
+        weight = Vectors(weights).at("place")
+        listed.product(x, weight, out, Vectors(added).at("place"), activation)
+        run(listed, place)
+        close(out, FORMULAS[activation](x @ weights[place] + added[place]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("known", [0, 1, 8, 21])
+@pytest.mark.parametrize("count", [0, 1, 5, 19])
+def test_inputs_and_outputs_of_a_product_are_counted(
+    run: Callable[..., None], turned: bool, known: int, count: int
+) -> None:
+    x = normal(3, 21)
+    # What does not count may be anything.
+    x[:, known:] = torch.nan
+    weights = moving(2, 21, 19, turned)
+    out = normal(3, 19, seed=4)
+    expected = out.clone()
+    sums = x[:, :known] @ weights[1, :known, :count] + out[:, :count]
+    expected[:, :count] = F.silu(sums)
+    listed = program(3, "place", "known", "count")
+    weight = Vectors(weights).at("place")
+    listed.product(x, weight, out, out, "silu", known="known", count="count")
+    run(listed, 1, known, count)
+    close(out, expected)
+
+
+def test_sums_of_a_product_grow_in_place(run: Callable[..., None]) -> None:
+    x = normal(3, 6, 2)
+    weights = normal(6, 2, 90, seed=1)
+    sums = normal(3, 90, seed=2)
+    before = sums.clone()
+    listed = program(3, "place")
+    listed.product(Places(x).at("place"), Vectors(weights).at("place"), sums, add=sums)
+    for place in range(6):
+        run(listed, place)
+    close(sums, before + x.flatten(1) @ weights.flatten(0, 1))
+
+
+def test_a_table_may_be_that_of_a_place(run: Callable[..., None]) -> None:
+    symbols = torch.tensor([4, 0, 2])
+    tables = normal(5, 6, 7)
+    out = normal(3, 7, seed=1)
+    before = out.clone()
+    listed = program(3, "place")
+    listed.lookup(symbols, Vectors(tables.transpose(0, 1)).at("place"), out)
+    run(listed, 3)
+    close(out, before + tables[symbols, 3])
+
+
+def test_weights_that_move_are_contiguous_one_way() -> None:
+    if not kernel.available():
+        pytest.skip("no C++ compiler")
+    listed = program(1, "place")
+    weights = normal(2, 6, 8)[:, ::2, ::2]
+    listed.product(normal(1, 3), Vectors(weights).at("place"), listed.zeros(4))
+    with pytest.raises(AssertionError, match="must be contiguous"):
+        CompiledRunner(listed)
+
+
 def test_a_symbol_that_is_none_is_refused() -> None:
     model = ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 4), layers=1, hidden=4)
     state = model.init_state(2)
@@ -284,6 +368,8 @@ def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
         second = listed.zeros(70)
         listed.linear(x, Matrix(normal(200, 600, seed=1)), first, activation="gate")
         listed.linear(first, Matrix(normal(300, 70, seed=2)), second)
+        for turned in (False, True):
+            listed.product(first, moving(1, 300, 70, turned)[0], second, add=second)
         runner = CompiledRunner(listed)
         for _ in range(20):
             runner.run(())
@@ -381,6 +467,9 @@ FAMILIES = [
     "row-lstm",
     "diagonal-bilstm",
     "lstm",
+    "fvsbn",
+    "nade",
+    "made",
 ]
 
 

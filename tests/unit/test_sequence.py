@@ -3,14 +3,14 @@ conditions fit."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 import tessella as ts
 from tessella.errors import ConfigError
+from tessella.models.program_model import ProgramState
 from tessella.models.sequence_model import SequenceModel
+from tessella.nn.made_layers import UnitLayer
 
 
 def test_the_matrix_of_32x32_codes_of_512_levels_is_the_order_of_what_is_allowed() -> None:
@@ -39,10 +39,29 @@ def test_a_state_holds_no_parameters_of_each_place(name: str, classes: int) -> N
     state = ts.create(name, grid, classes=classes).init_state(
         3, torch.tensor([0, 2, 1]) if classes else None
     )
-    for f in dataclasses.fields(state):
-        value = getattr(state, f.name)
-        if f.name not in state.shared and isinstance(value, torch.Tensor):
-            assert value.numel() < 3 * grid.symbols * grid.levels, f.name
+    assert isinstance(state, ProgramState)
+    assert state.memory.tensors
+    for tensor in state.memory.tensors:
+        assert tensor.numel() < 3 * grid.symbols * grid.levels
+
+
+@pytest.mark.parametrize("name", ["fvsbn", "nade"])
+def test_steps_read_the_weights_of_the_model_itself(name: str) -> None:
+    model = ts.create(name, ts.Grid(3, 3, 1, 4))
+    state = model.init_state(2)
+    assert isinstance(state, ProgramState)
+    largest = max(model.parameters(), key=torch.Tensor.numel)
+    assert largest.data_ptr() in {table.data_ptr() for table in state.memory.tables}
+
+
+def test_a_layer_sorts_its_units_and_knows_when_each_can_be_computed() -> None:
+    layer = UnitLayer("a", torch.tensor([3, 1, 3, 2, 3]), places=5)
+    assert layer.order.tolist() == [1, 3, 0, 2, 4]
+    assert layer.variables == {
+        "first-a": [0, 0, 1, 2, 5],
+        "count-a": [0, 1, 1, 3, 0],
+        "known-a": [0, 1, 2, 5, 5],
+    }
 
 
 @pytest.mark.parametrize("name", ["fvsbn", "nade", "made", "lstm"])

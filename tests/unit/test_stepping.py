@@ -9,6 +9,7 @@ import torch
 
 import tessella as ts
 from tessella.nn.stepping.program import Moving, Places, Plane, Program, SeveralPrograms, Vectors
+from tessella.nn.stepping.runs import RunsNow
 from tessella.nn.stepping.step import GridStep, MemoryAllocator, StateMemory
 
 
@@ -116,7 +117,7 @@ def test_cleared_memory_is_zero_after_the_work_of_a_row() -> None:
     step.row.map(pixels.row, seen)
     step.cleared.append(pixels.row)
     pixels.row.fill_(5)
-    step.start_row(0)
+    step.start_row(RunsNow(), 0)
     assert torch.equal(seen, torch.full((1, 2, 3), 5.0, dtype=torch.float64))
     assert not pixels.row.any()
 
@@ -126,18 +127,21 @@ def test_rows_advance_before_every_row_but_the_first() -> None:
     total = step.places(1)
     step.advance.add(total.row, torch.ones(1, dtype=torch.float64), total.row)
     for row, expected in ((0, 0), (1, 1), (2, 2)):
-        step.start_row(row)
+        step.start_row(RunsNow(), row)
         assert total.row.flatten().tolist() == [expected, expected]
 
 
 CODES = ts.Grid(2, 2, 1, 5)
 
 
-@pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelcnn++", "pixelsnail", "transformer"])
+TAKE_CODES = ("gated-pixelcnn", "pixelsnail", "transformer")
+
+
+@pytest.mark.parametrize("name", [*TAKE_CODES, "pixelcnn++", "lstm", "fvsbn", "nade", "made"])
 def test_a_state_that_takes_over_another_condition_steps_with_it(name: str) -> None:
     grid = ts.Grid(4, 3, 2, 4)
-    codes = None if name == "pixelcnn++" else CODES
-    model = ts.create(name, grid, classes=3, codes=codes).double().requires_grad_(False)
+    codes = CODES if name in TAKE_CODES else None
+    model = ts.create(name, grid, classes=3, codes=codes).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -11,6 +11,7 @@ import tessella as ts
 from tessella.errors import ConfigError
 from tessella.nn.attention import CausalAttention, RMSNorm, SwiGLU
 from tessella.nn.rotary import rotate, rotations
+from tessella.nn.stepping.runs import Runs
 from tessella.nn.stepping.step import GridStep
 
 
@@ -109,13 +110,16 @@ def test_the_norm_of_half_precision_is_computed_in_float32() -> None:
 
 
 def test_a_step_costs_the_backbone_once_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the kernel a step runs its programs one by one.
+    monkeypatch.setenv("TESSELLA_KERNEL", "0")
     model = ts.create("transformer", ts.Grid(2, 2, 3, 4), layers=1, width=8, heads=1)
     calls: list[tuple[int, int]] = []
     start = GridStep.start_pixel
 
-    def counted(step: GridStep, row: int, column: int) -> None:
-        calls.append((row, column))
-        start(step, row, column)
+    def counted(step: GridStep, runs: Runs, row: int, column: int, when: bool) -> None:
+        if when:
+            calls.append((row, column))
+        start(step, runs, row, column, when)
 
     monkeypatch.setattr(GridStep, "start_pixel", counted)
     ts.sample(model, n=1, method="cached")

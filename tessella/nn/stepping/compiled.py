@@ -9,6 +9,7 @@ names and fields it was compiled with; :func:`check_layout` compares them with o
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -17,7 +18,7 @@ import torch
 
 from tessella import kernel
 from tessella.errors import ArtifactError, InputError
-from tessella.nn.stepping.memory import Moving, Operand
+from tessella.nn.stepping.memory import Moving, Operand, start_of
 from tessella.nn.stepping.operation import (
     ACTIVATIONS,
     OPERATIONS,
@@ -48,6 +49,7 @@ RECORD = np.dtype(
         ("heads", np.int64),
         ("groups", np.int64),
         ("known", np.int64),
+        ("count", np.int64),
         ("epsilon", np.float64),
         ("weight", np.int64),
         ("out", OPERAND),
@@ -57,7 +59,10 @@ RECORD = np.dtype(
     ]
 )
 """One operation. ``inputs`` is the number of inputs of a product, or of levels of a table.
-``known`` is the index of the variable that counts the places that attention looks at."""
+``known`` is the index of the variable that counts the places that attention looks at, or the inputs
+of a product whose weights move, and ``count`` that of the variable that counts its outputs; -1
+where all count. The strides of its weights (``z``) are those from input to input and from output
+to output."""
 
 THREAD_BYTES = 1 << 18
 """Bytes of weights per row that justify one more thread. For less work, waiting for the thread
@@ -77,13 +82,13 @@ def layout_of(record: np.dtype[np.void]) -> str:
         [
             "operations " + " ".join(OPERATIONS),
             "activations " + " ".join(names),
-            "operand " + _fields(OPERAND),
-            "record " + _fields(record),
+            "operand " + fields_of(OPERAND),
+            "record " + fields_of(record),
         ]
     )
 
 
-def _fields(dtype: np.dtype[np.void]) -> str:
+def fields_of(dtype: np.dtype[np.void]) -> str:
     """Name and byte offset of each field, then the size of the record in bytes."""
     assert dtype.fields is not None
     parts = [f"{name}:{dtype.fields[name][1]}" for name in dtype.names or ()]
@@ -141,6 +146,9 @@ class KernelRunner:
         self._records = np.array(records, dtype=dtype)
         # The records name variables by index; the kernel reads their values here at each run.
         self._values = np.zeros(max(1, len(work.variables)), dtype=np.int64)
+        # Assigning to the array would take three times as long.
+        self._memory_of_values = self._values.data
+        self._pack_values = struct.Struct(f"{len(work.variables)}q").pack_into
         # The weights are read once and multiplied with every row.
         self._threads = 1 + weight_bytes * (1 + work.rows) // (2 * THREAD_BYTES)
         self._argument = argument
@@ -162,7 +170,7 @@ class KernelRunner:
         Raises:
             InputError: when a symbol to be looked up is out of range.
         """
-        self._values[: len(values)] = values
+        self._pack_values(self._memory_of_values, 0, *values)
         # ctypes releases the interpreter's lock during the call, so other threads can run.
         threads = min(torch.get_num_threads(), self._threads)
         wrong_symbol = self._run(*self._fixed, threads, self._argument)
@@ -170,6 +178,11 @@ class KernelRunner:
             raise InputError(
                 "a symbol given to a step is negative or not below the levels of its grid"
             )
+
+    def facts(self) -> tuple[int, ...]:
+        """Address and number of the records, batch, places and threads: ``Program`` in ``walk.cpp``."""
+        records, count, batch, places, _ = self._fixed
+        return records, count, batch, places, self._threads
 
 
 class CompiledRunner(KernelRunner):
@@ -202,6 +215,9 @@ def count_weights(work: Work) -> int:
     for operation in work.operations:
         if operation.weight is not None:
             weights += operation.weight.weight.numel()
+        elif operation.name == "product":
+            assert operation.z is not None
+            weights += start_of(operation.z).numel()
     return weights
 
 
@@ -215,11 +231,16 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
         weight = packed.data_ptr()
         inputs = operation.weight.weight.shape[0]
     elif operation.name == "lookup":
-        assert isinstance(operation.y, torch.Tensor)
-        inputs = len(operation.y)
-    known = 0
-    if operation.name == "attend":
-        known = work.variables.index(operation.known)
+        assert operation.y is not None
+        inputs = len(start_of(operation.y))
+    *operands, last = operation.operands
+    fields = [operand_fields(operand, work) for operand in operands]
+    if operation.name == "product":
+        assert last is not None
+        inputs = len(start_of(last))
+        fields.append(weight_fields(last, work))
+    else:
+        fields.append(operand_fields(last, work))
     return (
         OPERATIONS.index(operation.name),
         ACTIVATIONS.index(operation.activation),
@@ -227,26 +248,52 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
         inputs,
         operation.heads,
         operation.groups,
-        known,
+        _variable(operation.known, work),
+        _variable(operation.count, work),
         operation.epsilon,
         weight,
-        *(operand_fields(operand, work) for operand in operation.operands),
+        *fields,
     )
+
+
+def _variable(name: str, work: Work) -> int:
+    """The index of a variable; -1 for none."""
+    return work.variables.index(name) if name else -1
 
 
 def operand_fields(operand: Operand | None, work: Work) -> tuple[int, int, int, int, int]:
     """The fields of :data:`OPERAND`."""
     if operand is None:
         return (0, 0, 0, 0, -1)  # the address 0 means that there is no operand
-    start = operand.start if isinstance(operand, Moving) else operand
+    start = start_of(operand)
     # The kernel reads and writes vectors as contiguous runs.
     assert start.shape[-1] == 1 or start.stride(-1) == 1
-    step = 0
-    variable = -1
+    strides = _strides(start, bool(work.places))
+    return (start.data_ptr(), *strides, *_movement(operand, work))
+
+
+def weight_fields(operand: Operand, work: Work) -> tuple[int, int, int, int, int]:
+    """The fields of :data:`OPERAND` for weights ``[inputs, outputs]`` that move.
+
+    Their strides are those from input to input and from output to output. One of them is 1.
+    """
+    start = start_of(operand)
+    inputs, outputs = start.shape
+    by_input, by_output = start.stride()
+    # The stride of a dimension of size 1 says nothing, so it must not be what the kernel goes by.
+    if outputs == 1 and by_input == 1:
+        by_output = inputs
+    elif inputs == 1 and by_output == 1:
+        by_input = outputs
+    assert 1 in (by_input, by_output), "one dimension of moving weights must be contiguous"
+    return (start.data_ptr(), by_input, by_output, *_movement(operand, work))
+
+
+def _movement(operand: Operand, work: Work) -> tuple[int, int]:
+    """How many elements an operand moves, and the index of its variable; -1 for none."""
     if isinstance(operand, Moving):
-        step = operand.step
-        variable = work.variables.index(operand.variable)
-    return (start.data_ptr(), *_strides(start, bool(work.places)), step, variable)
+        return operand.step, work.variables.index(operand.variable)
+    return 0, -1
 
 
 def _strides(start: torch.Tensor, over_places: bool) -> tuple[int, int]:

@@ -7,7 +7,8 @@ offset:
 
 * :class:`Places`: the places of a row, ``[batch, places, size]``, optionally with zero margins;
 * :class:`Plane`: the rows of a map, ``[batch, rows, columns, size]``;
-* :class:`Vectors`: one vector for each value of a variable, ``[n, size]``, shared by all images.
+* :class:`Vectors`: one vector for each value of a variable, ``[n, size]``, shared by all images;
+  or one matrix.
 
 They all return :class:`Moving` operands, or plain tensors where nothing moves.
 """
@@ -52,6 +53,11 @@ class Moving:
 
 Operand = torch.Tensor | Moving
 """Memory that an operation reads or writes."""
+
+
+def start_of(operand: Operand) -> torch.Tensor:
+    """The tensor of an operand, of one that moves that at value 0 of its variable."""
+    return operand.start if isinstance(operand, Moving) else operand
 
 
 def operand_at(operand: Operand | None, where: dict[str, int]) -> torch.Tensor | None:
@@ -192,14 +198,14 @@ class Plane:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A table with one vector for each value of a variable, shared by all images.
+    """A table with one vector or matrix for each value of a variable, shared by all images.
 
     Args:
-        table: ``[n, size]``.
+        table: ``[n, size]``, or ``[n, inputs, outputs]``.
     """
 
     table: torch.Tensor
 
     def at(self, variable: str) -> Moving:
-        """The vector whose index is the value of ``variable``: ``[size]``."""
+        """The vector or matrix whose index is the value of ``variable``."""
         return Moving(self.table[0], variable, self.table.stride(0))

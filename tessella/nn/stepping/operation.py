@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from tessella.nn.integer.matrix import IntegerMatrix
-from tessella.nn.stepping.memory import Moving, Operand
+from tessella.nn.stepping.memory import Operand, start_of
 
-OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell")
+OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell", "product")
 """Kinds of operation; each is a method of :class:`tessella.nn.stepping.program.OperationWriter`."""
 
 ACTIVATIONS = ("", "relu", "silu", "elu", "concat-elu", "gate", "glu", "swiglu")
@@ -104,7 +104,9 @@ class Operation:
     groups: int = 1
     epsilon: float = 0.0
     known: str = ""
-    """For attention, the variable that counts the places it looks at."""
+    """The variable that counts the places that attention looks at, or the inputs of a product."""
+    count: str = ""
+    """The variable that counts the outputs of a product."""
     sums: torch.Tensor | None = None
     """Scratch memory for a product before its activation, ``[rows, outputs]``; runners that need
     it allocate it."""
@@ -116,7 +118,7 @@ class Operation:
     def size(self) -> int:
         """Length of a vector of the result; for ``concat-elu``, the length of either half."""
         # The shape is the same wherever a moving operand is.
-        out = self.out.start if isinstance(self.out, Moving) else self.out
+        out = start_of(self.out)
         if self.activation == "concat-elu":
             return out.shape[-1] // 2
         return out.shape[-1]

@@ -141,7 +141,7 @@ class OperationWriter(ABC):
             )
         )
 
-    def lookup(self, symbols: torch.Tensor, table: torch.Tensor, out: Operand) -> None:
+    def lookup(self, symbols: torch.Tensor, table: Operand, out: Operand) -> None:
         """``out += table[symbols]`` with ``table [levels, size]`` and ``symbols int64 [batch]``."""
         # Symbols change from run to run, so they are checked when the program runs.
         self.append(Operation("lookup", out, symbols, table))
@@ -157,6 +157,45 @@ class OperationWriter(ABC):
         """
         # y is the one input that is also written to.
         self.append(Operation("cell", out, gates, cells))
+
+    def product(
+        self,
+        x: Operand,
+        weight: Operand,
+        out: Operand,
+        add: Operand | None = None,
+        activation: str = "",
+        known: str = "",
+        count: str = "",
+    ) -> None:
+        """``out = activation(x @ weight + add)``, with weights that move with the walk.
+
+        Unlike those of :meth:`linear`, each of these weights serves a single place, so they are not
+        packed but read where they are.
+
+        Args:
+            x: input, ``[batch, inputs]``.
+            weight: ``[inputs, outputs]``, shared by all images; one of the two dimensions must be
+                contiguous.
+            out: receives the result, ``[batch, outputs]``.
+            add: added before the activation, ``[batch, outputs]`` or ``[outputs]``; it may be
+                ``out``.
+            activation: a name in :data:`~tessella.nn.stepping.operation.ACTIVATIONS` whose result
+                is as wide as its argument.
+            known: name of the variable that counts the inputs, of which there may be none; the
+                others are not looked at. Without a name all are used.
+            count: name of the variable that counts the outputs; the rest of ``out`` is not
+                written. Without a name all are.
+        """
+        assert activation in ACTIVATIONS
+        assert activation not in PAIRED
+        assert activation != "concat-elu"
+        # y holds what is added, as for `linear`, and z the weights.
+        self.append(
+            Operation(
+                "product", out, x, add, weight, activation=activation, known=known, count=count
+            )
+        )
 
 
 class Program(OperationWriter, Work):
@@ -197,10 +236,14 @@ class Program(OperationWriter, Work):
         # Some model families have no work on rows; their row program is empty.
         if not self.operations:
             return
+        self.runner().run(values)
+
+    def runner(self) -> Runner:
+        """The way to run this program, which is complete from now on."""
         if self._runner is None:
             # Chosen at the first run, when all operations are known.
             self._runner = create_runner(self)
-        self._runner.run(values)
+        return self._runner
 
 
 class SeveralPrograms(OperationWriter):

@@ -20,6 +20,7 @@ from tessella.nn.stepping.operation import Matrix, Operation, Work
 from tessella.nn.stepping.torch_operations import (
     OptionalTensor,
     attention_operands,
+    counted,
     prepare,
     run_operation,
 )
@@ -83,6 +84,8 @@ class TorchRunner:
         assert out is not None
         assert x is not None
         known = where[operation.known] if operation.known else 0
+        if operation.name == "product":
+            out, x, y, z = counted(operation, where, out, x, y, z)
         run_operation(operation, out, x, y, z, known)
 
 
@@ -129,7 +132,7 @@ class IndexedRunner:
         self._offsets: dict[int, torch.Tensor] = {}
         used: set[str] = set()
         for operation in work.operations:
-            used.add(operation.known)
+            used |= {operation.known, operation.count}
             for operand in operation.operands:
                 if isinstance(operand, Moving):
                     used.add(operand.variable)
@@ -168,6 +171,8 @@ class IndexedRunner:
             assert x is not None
             if operation.name == "attend":
                 self._attend(operation, out, x, y, z)
+            elif operation.name == "product":
+                self._multiply(operation, out, x, y, z)
             else:
                 run_operation(operation, out, x, y, z, 0)
             self._write(operation.out, out)
@@ -213,6 +218,27 @@ class IndexedRunner:
         queries, keys, values = attention_operands(operation, x, y, z)
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         out.copy_(torch.where(known > 0, seen, 0).flatten(1))
+
+    def _multiply(
+        self,
+        operation: Operation,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        y: OptionalTensor,
+        z: OptionalTensor,
+    ) -> None:
+        # A graph multiplies all of its memory, so inputs that do not count become zeros.
+        if operation.known:
+            inputs = torch.arange(x.shape[1], device=x.device)
+            x = torch.where(inputs < self._value(operation.known), x, 0)
+        if not operation.count:
+            run_operation(operation, out, x, y, z, 0)
+            return
+        result = torch.empty_like(out)
+        run_operation(operation, result, x, y, z, 0)
+        # Outputs that do not count keep what they have.
+        outputs = torch.arange(out.shape[1], device=out.device)
+        out.copy_(torch.where(outputs < self._value(operation.count), result, out))
 
 
 def _whole_memory(moving: Moving) -> torch.Tensor:

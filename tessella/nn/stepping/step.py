@@ -13,6 +13,7 @@ it, because each kind of work has its own program:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from tessella.nn.integer.constants import IntegerConstants
 from tessella.nn.stepping.memory import Places
 from tessella.nn.stepping.operation import Matrix, Weights
 from tessella.nn.stepping.program import OperationWriter, Program
+from tessella.nn.stepping.runs import Numbers, Runs, Truths
 from tessella.nn.stepping.state import State
 
 
@@ -152,18 +154,22 @@ class PixelStep(ABC):
         self.cleared: list[torch.Tensor] = []
         """Memory to zero when a row begins, after the work of the row program."""
 
-    @abstractmethod
-    def start_row(self, row: int) -> None:
-        """Run the work at the start of a row, when all rows above are known."""
+        self._clearing: Program | None = None
 
     @abstractmethod
-    def start_pixel(self, row: int, column: int) -> None:
-        """Run the work at a pixel, when all pixels before it are known."""
+    def start_row(self, runs: Runs, row: Numbers, when: Truths = True) -> None:
+        """Add the work at the start of a row, when all rows above are known."""
 
-    def clear(self) -> None:
-        """Zero the memory in :attr:`cleared`."""
-        for tensor in self.cleared:
-            tensor.zero_()
+    @abstractmethod
+    def start_pixel(self, runs: Runs, row: Numbers, column: Numbers, when: Truths = True) -> None:
+        """Add the work at a pixel, when all pixels before it are known."""
+
+    def clearing(self) -> Program:
+        """The program that zeroes the memory in :attr:`cleared`."""
+        # Written at its first use, when all layers have been written.
+        if self._clearing is None:
+            self._clearing = clearing_program(self.memory, self.cleared)
+        return self._clearing
 
 
 class GridStep(PixelStep):
@@ -208,17 +214,31 @@ class GridStep(PixelStep):
         memory = self.memory.zeros(left + self.width + right, size)
         return Places(memory, left, self.width)
 
-    def start_row(self, row: int) -> None:
+    def start_row(self, runs: Runs, row: Numbers, when: Truths = True) -> None:
         # There is no complete row before the first.
-        if row:
-            self.advance.run()
+        runs.add(self.advance, when=when & (row > 0))
         # The row program reads the pixels of the complete row, so they are cleared after it.
-        self.row.run(row)
-        self.clear()
+        runs.add(self.row, row, when=when)
+        runs.add(self.clearing(), when=when)
 
-    def start_pixel(self, row: int, column: int) -> None:
+    def start_pixel(self, runs: Runs, row: Numbers, column: Numbers, when: Truths = True) -> None:
         assert isinstance(self.pixel, Program)
         position = row * self.width + column
-        # Models that need the previous pixel store the last pixel of a row at index `width`.
-        previous = column - 1 if column else self.width
-        self.pixel.run(column, position, position + 1, previous)
+        # Models that need the previous pixel store the last pixel of a row at index `width`, which
+        # is the remainder of -1.
+        previous = (column - 1) % (self.width + 1)
+        runs.add(self.pixel, column, position, position + 1, previous, when=when)
+
+
+def clearing_program(memory: MemoryAllocator, cleared: Sequence[torch.Tensor]) -> Program:
+    """A program that zeroes memory.
+
+    Args:
+        memory: allocates the memory of the state.
+        cleared: ``[batch, places, size]`` each, with the same number of places.
+    """
+    places = cleared[0].shape[1] if cleared else 0
+    program = Program(memory.batch, (), memory.like, places)
+    for tensor in cleared:
+        program.map(tensor.new_zeros(tensor.shape[2]), tensor)
+    return program

@@ -63,6 +63,28 @@ def run_operation(
     run(operation, out, x, y, z, known)
 
 
+def counted(
+    operation: Operation,
+    where: dict[str, int],
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+) -> tuple[torch.Tensor, torch.Tensor, OptionalTensor, OptionalTensor]:
+    """The operands of a product, cut to the inputs and outputs that count.
+
+    Args:
+        operation: the product.
+        where: value of each variable.
+        out, x, y, z: its operands at the current place.
+    """
+    assert z is not None
+    inputs = where[operation.known] if operation.known else x.shape[1]
+    outputs = where[operation.count] if operation.count else out.shape[1]
+    added = None if y is None else y[..., :outputs]
+    return out[:, :outputs], x[:, :inputs], added, z[:inputs, :outputs]
+
+
 def splits_in_halves(rows: int, weight: torch.Tensor) -> bool:
     """Whether a product is faster when it is split in two halves.
 
@@ -303,6 +325,20 @@ def _cell(
     lstm_cell_(x, y, out)
 
 
+def _product(
+    operation: Operation,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    y: OptionalTensor,
+    z: OptionalTensor,
+    known: int,
+) -> None:
+    # What does not count has been cut off, see `counted`.
+    assert z is not None
+    sums = x @ z if y is None else torch.addmm(y, x, z)
+    activate(operation.activation, sums, out)
+
+
 TORCH_OPERATIONS: dict[
     str,
     Callable[[Operation, torch.Tensor, torch.Tensor, OptionalTensor, OptionalTensor, int], None],
@@ -315,4 +351,5 @@ TORCH_OPERATIONS: dict[
     "attend": _attend,
     "lookup": _lookup,
     "cell": _cell,
+    "product": _product,
 }
