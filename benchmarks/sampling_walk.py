@@ -19,6 +19,7 @@ import tessella as ts
 from tessella import kernel as compiled_kernel
 from tessella.noise import Noise
 from tessella.sampling import Draw, Rule
+from tessella.sampling.kernel_walk import KernelWalk
 
 SWITCH = "TESSELLA_KERNEL"
 """Environment variable, read when a state is made and first used: 0 keeps the kernel out."""
@@ -70,7 +71,10 @@ class Walk:
         self.state = state
         self.previous = previous
         self.x = torch.zeros(batch, model.grid.symbols, dtype=torch.int64)
-        self._source = Draw(Noise(model.grid, batch, 0), Rule())
+        self._noise = Noise(model.grid, batch, 0)
+        self._source = Draw(self._noise, Rule())
+        self._in_kernel: KernelWalk | None = None
+        self._kernel_was_asked = False
 
     @torch.no_grad()
     def step(self, index: int) -> None:
@@ -80,10 +84,23 @@ class Walk:
         self.previous = self._source(index, self.model.head.symbol(parameters))
         self.x[:, index] = self.previous
 
+    @torch.no_grad()
     def row(self, row: int) -> None:
-        """Draw a row."""
-        for index in self._indices(row):
-            self.step(index)
+        """Draw a row: in one call of the kernel where it takes the model, else step by step."""
+        indices = self._indices(row)
+        if not self._kernel_was_asked:
+            self._kernel_was_asked = True
+            self._in_kernel = KernelWalk.of(self.model, self.state, len(self.x))
+            if self._in_kernel is not None:
+                self._in_kernel.begin(self.x, self._noise, Rule(), None)
+        if self._in_kernel is None:
+            for index in indices:
+                self.step(index)
+            return
+        if row:
+            self.x[:, indices.start - 1] = self.previous
+        self._in_kernel.draw(indices.start, indices.stop)
+        self.previous = self.x[:, indices.stop - 1].clone()
 
     def counted_row(self, row: int) -> list[Counts]:
         """Draw a row and count the work of its steps."""

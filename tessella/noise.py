@@ -30,8 +30,8 @@ BUFFER_WORDS = 1 << 22
 """Upper limit on the words held at a time, over all images. The buffer holds a row, or fewer
 symbols if a row does not fit."""
 
-FEW_WORDS = 1 << 18
-"""Words up to which the buffer holds more than a row: 2 MiB."""
+FEW_WORDS = 1 << 17
+"""Words up to which the buffer holds more than a row: 1 MiB."""
 
 SEEDS = 1 << 64
 """How many seeds there are."""
@@ -68,6 +68,9 @@ class Noise:
         self._span = max(1, min(wanted, grid.symbols, BUFFER_WORDS // words))
         self._start = -1
         self._buffer = torch.empty(0)
+        self._generators: list[np.random.Philox] = []
+        # The symbol whose words the generators make next.
+        self._position = -1
 
     def at(self, index: int) -> torch.Tensor:
         """``-log E`` of symbol ``index``: ``float64 [n, levels]``."""
@@ -89,10 +92,12 @@ class Noise:
         """Generate the numbers of the symbols from ``start`` on, as many as the buffer holds."""
         count = min(self._span, self.grid.symbols - start)
         drawn = np.empty((self.n, count * self._stride), dtype=np.uint64)
-        counter = start * self._stride // BLOCK_WORDS
-        for image in range(self.n):
-            key = self._part + self.seed + image
-            drawn[image] = np.random.Philox(key=key, counter=counter).random_raw(drawn.shape[1])
+        # Making generators takes longer than the numbers of a few symbols, so they are kept.
+        if start != self._position:
+            self._generators = self._generators_at(start)
+        for image, generator in enumerate(self._generators):
+            drawn[image] = generator.random_raw(drawn.shape[1])
+        self._position = start + count
         # [n, words] to [symbols, n, levels]; this drops the words used for rounding up.
         by_symbol = drawn.reshape(self.n, count, self._stride).swapaxes(0, 1)
         words = by_symbol[:, :, : self.grid.levels]
@@ -104,6 +109,12 @@ class Noise:
         noise = uniform.log_().neg_().log_().neg_()
         self._buffer = noise.to(self.device)
         self._start = start
+
+    def _generators_at(self, start: int) -> list[np.random.Philox]:
+        """The generator of each image, where the words of symbol ``start`` begin."""
+        counter = start * self._stride // BLOCK_WORDS
+        first = self._part + self.seed
+        return [np.random.Philox(key=first + i, counter=counter) for i in range(self.n)]
 
 
 def check_seed(seed: object, n: int = 1) -> int:

@@ -78,9 +78,11 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
     const int64_t inputs = op.inputs;
     const T* w = reinterpret_cast<const T*>(op.weight) + panel * inputs * 2 * L;
     Vector<T> sums[SPLIT][COUNT][2] = {};
-    const T* from[COUNT];
-#pragma GCC unroll 16
-    for (int r = 0; r < COUNT; r++) from[r] = x.row(row + r);
+    const T *from[COUNT], *added[COUNT], *beside[COUNT];
+    T* to[COUNT];
+    // Divided once: a division takes as long as several products.
+    const int64_t image = x.places == 1 ? row : row / x.places, place = row - image * x.places;
+    x.template rows<COUNT>(image, place, from);
     int64_t k = 0;
     for (; k + SPLIT <= inputs; k += SPLIT) {
 #pragma GCC unroll 4
@@ -103,13 +105,15 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
         }
     }
     const int64_t o = panel * (op.activation >= GATE ? L : 2 * L);
+    out.template rows<COUNT>(image, place, to);
+    plus.template rows<COUNT>(image, place, added);
+    residual.template rows<COUNT>(image, place, beside);
 #pragma GCC unroll 16
     for (int r = 0; r < COUNT; r++) {
         Vector<T> a = sums[0][r][0], b = sums[0][r][1];
 #pragma GCC unroll 4
         for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
-        finish<T>(op, o, a, b, out.row(row + r), plus ? plus.row(row + r) : nullptr,
-                  residual ? residual.row(row + r) : nullptr);
+        finish<T>(op, o, a, b, to[r], added[r], beside[r]);
     }
 }
 
@@ -117,6 +121,8 @@ template <typename T>
 void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Matrix<T>& out, const Matrix<T>& x,
                    const Matrix<T>& plus, const Matrix<T>& residual) {
     for (; ROWS == 8 && r + 8 <= end; r += 8) tile<T, 8>(op, panel, r, out, x, plus, residual);
+    // Of eight rows, two and six take longer than four and four.
+    for (; ROWS == 6 && r + 6 <= end && r + 8 != end; r += 6) tile<T, 6>(op, panel, r, out, x, plus, residual);
     for (; r + 4 <= end; r += 4) tile<T, 4>(op, panel, r, out, x, plus, residual);
     for (; r + 2 <= end; r += 2) tile<T, 2>(op, panel, r, out, x, plus, residual);
     for (; r < end; r++) tile<T, 1>(op, panel, r, out, x, plus, residual);
@@ -255,25 +261,33 @@ void product(const Op& listed, const Run& run, int thread, int threads) {
 
 // A function of each number (MAP), or the sum of two matrices and then the function (ADD).
 template <typename T>
-void pointwise(const Op& op, const Run& run, int thread, int threads) {
+void pointwise(const Op& listed, const Run& run, int thread, int threads) {
     constexpr int L = Lanes<T>::count;
+    // A copy, which what is stored cannot change.
+    const Op op = listed;
     const Matrix<T> out(op.out, run), x(op.x, run), y(op.y, run);
     const bool pairs = op.activation >= GATE;
     const int64_t blocks = (op.size + L - 1) / L;
     const Share share(run.rows * blocks, thread, threads);
-    for (int64_t unit = share.first; unit < share.last; unit++) {
-        const int64_t r = unit / blocks, o = unit % blocks * L, left = op.size - o;
-        Vector<T> a = load(x.row(r) + o, left), b = {};
-        if (op.operation == ADD) a += load(y.row(r) + o, left);
-        if (pairs) b = load(x.row(r) + op.size + o, left);
-        if (pairs) {
-            finish<T>(op, o, a, b, out.row(r), nullptr, nullptr);
-        } else {
+    for (int64_t unit = share.first; unit < share.last;) {
+        const int64_t r = unit / blocks, first = unit % blocks, rest = first + share.last - unit;
+        const int64_t last = rest < blocks ? rest : blocks;
+        unit += last - first;
+        const T *from = x.row(r), *other = op.operation == ADD ? y.row(r) : nullptr;
+        T* to = out.row(r);
+        for (int64_t o = first * L; o < last * L; o += L) {
+            const int64_t left = op.size - o;
+            Vector<T> a = load(from + o, left);
+            if (other) a += load(other + o, left);
+            if (pairs) {
+                finish<T>(op, o, a, load(from + op.size + o, left), to, nullptr, nullptr);
+                continue;
+            }
             if (op.activation == RELU) a = relu(a);
             if (op.activation == SILU) a = silu(a);
-            if (op.activation == CONCAT_ELU) store(out.row(r) + op.size + o, elu(-a), left);
+            if (op.activation == CONCAT_ELU) store(to + op.size + o, elu(-a), left);
             if (op.activation == ELU || op.activation == CONCAT_ELU) a = elu(a);
-            store(out.row(r) + o, a, left);
+            store(to + o, a, left);
         }
     }
 }

@@ -79,8 +79,8 @@ inline std::string lists() {
 #undef NAME
 }
 
-constexpr int ROWS = WIDE ? 8 : 4;      // of a product, whose sums fit into the registers
-constexpr int64_t TILE = 8, BLOCK = 64;  // rows that a thread takes at once, and rows that stay in cache
+constexpr int ROWS = WIDE ? 8 : 6;  // of a product, whose sums fit into the registers
+constexpr int64_t TILE = WIDE ? 8 : 12, BLOCK = 64;  // rows that a thread takes at once, and rows that stay in cache
 
 // What is the same for all operations of a run.
 struct Run {
@@ -142,6 +142,14 @@ struct Matrix {
           stride(o.image_stride), place(o.place_stride), places(run.places) {}
     T* row(int64_t r) const {
         return places == 1 ? start + r * stride : start + r / places * stride + r % places * place;
+    }
+    // The addresses of COUNT rows, from place p of an image on; null where there is no matrix.
+    template <int COUNT, typename Pointer>
+    void rows(int64_t image, int64_t p, Pointer* addresses) const {
+        for (int i = 0; i < COUNT; i++) {
+            addresses[i] = start ? start + image * stride + p * place : nullptr;
+            if (++p == places) p = 0, image++;
+        }
     }
     explicit operator bool() const { return start != nullptr; }
 };

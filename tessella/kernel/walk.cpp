@@ -118,6 +118,13 @@ struct Mixture {
         values = log_scales + m, expected = values + c, predicted = expected + c;
         chosen = predicted + c;  // the predictor's class of the pixel
     }
+    // Whether it has probabilities at all.
+    bool is_number(int64_t components) const {
+        for (int64_t m = 0; m < components; m++) {
+            if (!(log_weights[m] < INFINITE) || means[m] != means[m] || log_scales[m] != log_scales[m]) return false;
+        }
+        return true;
+    }
 };
 
 inline double log_sigmoid(double x) {
@@ -221,6 +228,10 @@ void mixture_probabilities(const Mixture& mixture, int64_t components, int64_t l
 void mixture_table(const Walk& walk, int64_t row, bool tails, double* table) {
     const Mixture mixture(walk, row);
     const int64_t components = walk.components, levels = walk.levels;
+    if (!mixture.is_number(components)) {
+        std::fill(table, table + levels, std::numeric_limits<double>::quiet_NaN());
+        return;
+    }
     mixture_probabilities(mixture, components, levels, table);
     double most = -INFINITE;
     for (int64_t m = 0; m < components; m++) most = std::max(most, mixture.log_weights[m]);

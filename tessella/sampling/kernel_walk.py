@@ -42,22 +42,50 @@ SECONDS_A_CALL = 0.2
 LISTED_SYMBOLS = 1 << 14
 """Symbols whose runs are listed at a time; the list of a larger grid would take much memory."""
 
-NUMBERS = (
-    "bytes images rows height width channels levels programs program_count starts runs values "
-    "variables listed parameters parameter_stride newest x given"
-).split()
-RULE_NUMBERS = "guidance temperature top_p".split()
-HEAD_NUMBERS = "top_k components mixtures".split()
-PREDICTOR_NUMBERS = (
-    "coefficients rest rest_size thresholds thresholds_a_kind first_class kinds neighbours "
-    "neighbour_count differences difference_count inputs input_stride correction"
-).split()
-LAST_NUMBERS = "unit_shift seconds".split()
 WALK = np.dtype(
-    [(name, np.int64) for name in NUMBERS]
-    + [(name, np.float64) for name in RULE_NUMBERS]
-    + [(name, np.int64) for name in HEAD_NUMBERS + PREDICTOR_NUMBERS]
-    + [(name, np.float64) for name in LAST_NUMBERS]
+    [
+        ("bytes", np.int64),
+        ("images", np.int64),
+        ("rows", np.int64),
+        ("height", np.int64),
+        ("width", np.int64),
+        ("channels", np.int64),
+        ("levels", np.int64),
+        ("programs", np.int64),
+        ("program_count", np.int64),
+        ("starts", np.int64),
+        ("runs", np.int64),
+        ("values", np.int64),
+        ("variables", np.int64),
+        ("listed", np.int64),
+        ("parameters", np.int64),
+        ("parameter_stride", np.int64),
+        ("newest", np.int64),
+        ("x", np.int64),
+        ("given", np.int64),
+        ("guidance", np.float64),
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("top_k", np.int64),
+        ("components", np.int64),
+        ("mixtures", np.int64),
+        ("coefficients", np.int64),
+        ("rest", np.int64),
+        ("rest_size", np.int64),
+        ("thresholds", np.int64),
+        ("thresholds_a_kind", np.int64),
+        ("first_class", np.int64),
+        ("kinds", np.int64),
+        ("neighbours", np.int64),
+        ("neighbour_count", np.int64),
+        ("differences", np.int64),
+        ("difference_count", np.int64),
+        ("inputs", np.int64),
+        ("input_stride", np.int64),
+        ("correction", np.int64),
+        ("unit_shift", np.float64),
+        ("seconds", np.float64),
+    ]
 )
 """Everything about a walk that stays, see ``Walk`` in ``walk.cpp``."""
 
@@ -84,6 +112,7 @@ class KernelWalk:
         self._reached = np.zeros(1, dtype=np.int64)
         self._noise: Noise | None = None
         self._listed = range(0)
+        self._programs: list[Program] = []
         self._correction: Program | None = None
         grid = model.grid
         parameters = stepped.parameters
@@ -156,6 +185,10 @@ class KernelWalk:
             NumericalError: when the model returns NaN or infinity.
         """
         assert self._noise is not None
+        if first:
+            # The programs look up the symbol before the first, whoever has drawn it.
+            newest = self._stepped.newest[(first - 1) % self.model.grid.channels]
+            newest.view(-1, len(self._x)).copy_(self._x[:, first - 1])
         while first < last:
             self._list(first)
             noise = self._noise.held(first)
@@ -196,8 +229,12 @@ class KernelWalk:
         if self._correction is not None:
             correction = len(self._programs)
             self._programs.append(self._correction)
-        runners = [program.runner() for program in self._programs]
-        facts = [r.facts() for r in runners if isinstance(r, CompiledRunner)]
+        facts = []
+        for program in self._programs:
+            runner = program.runner()
+            # A walk that is not compiled is given up before it begins.
+            if isinstance(runner, CompiledRunner):
+                facts.append(runner.facts())
         self._timetable = (np.array(facts, dtype=np.int64), timetable)
         self._set(
             programs=self._timetable[0].ctypes.data,

@@ -14,6 +14,7 @@ from tessella.errors import ConfigError, InputError
 from tessella.heads import JointHead
 from tessella.models import from_config
 from tessella.pipeline import load_model, save_model
+from tessella.sampling.kernel_walk import KernelWalk
 
 SIZES: dict[str, dict[str, object]] = {
     "transformer": {"layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "feedforward": 6},
@@ -207,6 +208,23 @@ def test_cached_and_parallel_sampling_equal_the_naive_oracle(
     assert not ts.replay(model, cached, seed=11).differs.any()
     if grid.symbols > 1:
         assert len(cached.unique(dim=0)) > 1, "different seeds must give different images"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("name", "head"), PAIRS)
+def test_the_kernel_draws_what_torch_draws(
+    name: str, head: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(name, head, ts.Grid(3, 4, 3, 5), classes=2).to(dtype)
+    state = model.init_state(3)
+    if KernelWalk.of(model, state, 3) is None:
+        pytest.skip("no compiler, or no programs")
+    guided = {"guidance": 1.5, "top_k": 4, "cond": torch.tensor([0, 1, 1])}
+    for rule in ({}, {"temperature": 0.8, "top_p": 0.9}, guided):
+        monkeypatch.delenv("TESSELLA_KERNEL", raising=False)
+        in_kernel = ts.sample(model, n=3, seed=1, method="cached", **rule)
+        monkeypatch.setenv("TESSELLA_KERNEL", "0")
+        assert torch.equal(in_kernel, ts.sample(model, n=3, seed=1, method="cached", **rule))
 
 
 @pytest.mark.parametrize(("name", "head"), PAIRS)

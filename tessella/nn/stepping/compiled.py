@@ -180,7 +180,7 @@ class KernelRunner:
             )
 
     def facts(self) -> tuple[int, ...]:
-        """Address and number of the records, batch, places and threads: ``Program`` in ``walk.cpp``."""
+        """Address and number of records, batch, places and threads: ``Program`` of ``walk.cpp``."""
         records, count, batch, places, _ = self._fixed
         return records, count, batch, places, self._threads
 

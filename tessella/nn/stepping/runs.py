@@ -77,7 +77,7 @@ class Timetable:
     programs: list[Program]
     """Every program that runs, once each."""
     starts: npt.NDArray[np.int64]
-    """Symbol ``i`` of the range has the runs ``starts[i] .. starts[i + 1] - 1``: ``[count + 1]``."""
+    """The first run of each symbol, and last the number of all runs: ``[count + 1]``."""
     runs: npt.NDArray[np.int64]
     """For each run, the index of its program: ``[runs]``."""
     values: npt.NDArray[np.int64]
