@@ -130,6 +130,13 @@ def _check_decompress(command: options.Decompress) -> None:
     check_new_folder("--out", command.out)
 
 
+def _check_import(command: options.Import) -> None:
+    if not Path(command.checkpoint).exists():
+        raise ArtifactError(f"there is no checkpoint {command.checkpoint}")
+    if command.tokenizer:
+        check_run(command.tokenizer)
+
+
 def check_new_folder(name: str, folder: str) -> None:
     """Refuse a folder to be filled that exists and is not empty.
 
@@ -166,6 +173,7 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Score: _check_run_and_paths,
     options.Decompress: _check_decompress,
     options.Detokenize: _check_run,
+    options.Import: _check_import,
     options.Info: _check_run,
     options.Check: _check_registered,
 }

@@ -17,6 +17,16 @@ RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test", "all"]
+ImportKind = Literal[
+    "taming-vqgan",
+    "taming-gpt",
+    "llamagen-vq",
+    "llamagen-gpt",
+    "diffusers-vqmodel",
+    "var-vqvae",
+    "vq-vae-2-pytorch",
+    "pixel-cnn-pp",
+]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
@@ -376,6 +386,34 @@ class Score(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Import(Writing):
+    """Make a run of a checkpoint of another project.
+
+    Sizes are read from the tensors; what tensors do not show is given as KEY=VALUE under the names
+    of that project, unless the file or a config.json beside it says it. A prior on codes draws
+    images once it has a tokenizer.
+
+    $ tessella import taming-vqgan vqgan_imagenet_f16_1024.ckpt --out runs/vqgan
+    $ tessella import llamagen-vq vq_ds16_c2i.pt --out runs/llamagen-vq
+    $ tessella import llamagen-gpt c2i_B_256.pt --tokenizer runs/llamagen-vq --out runs/llamagen
+    $ tessella import var-vqvae vae.safetensors v_patch_nums=[1,2,3,4]
+    """
+
+    kind: Positional[ImportKind]
+    """What the checkpoint is."""
+    checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
+    """The file (.safetensors, or .ckpt, .pt, .pth, .bin of torch), or a folder with it."""
+    overrides: Positional[Overrides] = ()
+    """What the tensors do not show, such as n_head=16 or image_size=512."""
+    out: str = ""
+    """Run directory to create (default: runs/KIND)."""
+    tokenizer: str = ""
+    """Run directory of the tokenizer whose codes a prior describes."""
+    prefix: str = ""
+    """Take only tensors whose names begin with this, and leave it away."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Writing):
     """Show versions, devices and what there is; with RUN, what that run is.
 
@@ -435,6 +473,7 @@ VERBS: dict[str, type[Common]] = {
     "compress": Compress,
     "decompress": Decompress,
     "score": Score,
+    "import": Import,
     "info": Info,
     "check": Check,
 }

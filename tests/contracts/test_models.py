@@ -17,6 +17,7 @@ from tessella.pipeline import load_model, save_model
 
 SIZES: dict[str, dict[str, object]] = {
     "transformer": {"layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "feedforward": 6},
+    "gpt": {"layers": 2, "width": 8, "heads": 2, "feedforward": 6},
     "independent": {},
     "made": {"hidden": 12, "layers": 2, "masks": 2, "embedding": 2, "direct": True, "dropout": 0.0},
     "lstm": {"layers": 2, "hidden": 6},

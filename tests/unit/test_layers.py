@@ -35,7 +35,7 @@ LAYERS = (
     {"pipeline"},
     {"storage"},
     {"evaluation"},
-    {"training", "report", "contracts"},
+    {"training", "report", "contracts", "exchange"},
     {"serve"},
     {"cli"},
     {"__init__", "__main__"},
@@ -85,6 +85,9 @@ NEVER = {
 }
 DISTRIBUTION = {"PIL": "pillow", "lightning": "lightning-fabric"}
 REPORT_LIBRARIES = {"numpy", "PIL", "matplotlib"}
+UNPICKLING = "tessella.exchange.unpickling"
+"""The one module that reads what torch pickled, in a process with limits: it may call torch.load
+with ``weights_only=True``."""
 PICKLING = re.compile(
     r"torch\.(load|save|hub)\b|pickle\.(load|dump)s?\b|(.*\.)?_?fabric\.(load|save)(_raw)?$"
 )
@@ -253,8 +256,25 @@ def pickles(sources: Sources) -> list[str]:
                     faults.append(f"{module}:{line} {node.name} does not override find_class")
             elif isinstance(node, ast.alias) and node.asname and node.name in ("torch", "pickle"):
                 faults.append(f"{module}:{line} hides {node.name} behind {node.asname}")
+        if module == UNPICKLING:
+            named, careless = [], _loads_anything(source)
+            faults += [f"{module}:{line} loads more than weights" for line in careless]
         faults += [f"{module}:{line} uses {name}" for name, line in named if PICKLING.match(name)]
     return faults
+
+
+def _loads_anything(source: str) -> list[int]:
+    """Lines that use torch.load in another way than ``torch.load(..., weights_only=True)``."""
+    careful = set()
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and dotted(node.func) == "torch.load":
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if options.get("weights_only") == "True":
+                careful.add(node.func)
+        elif isinstance(node, ast.Attribute) and PICKLING.match(dotted(node)):
+            lines.append((node, node.lineno))
+    return [line for node, line in lines if node not in careful]
 
 
 def torch_free(sources: Sources) -> list[str]:
@@ -349,6 +369,12 @@ VIOLATIONS: list[tuple[Rule, str, str]] = [
     (libraries, "tessella.nn.attention", "import einops"),
     (libraries, "tessella.training.run_directory", "import matplotlib.pyplot"),
     (pickles, "tessella.pipeline", "import torch\ntorch.load('x', weights_only=True)"),
+    (pickles, "tessella.exchange.unpickling", "import torch\ntorch.load('x')"),
+    (
+        pickles,
+        "tessella.exchange.unpickling",
+        "import torch\nf = torch.load\nf('x', weights_only=True)",
+    ),
     (pickles, "tessella.training.checkpoint", "import torch\ntorch.save({}, 'x')"),
     (pickles, "tessella.pipeline", "from torch import load"),
     (pickles, "tessella.pipeline", "import torch as t\nt.load('x')"),
@@ -413,4 +439,6 @@ def test_what_is_allowed_is_not_a_fault() -> None:
         "class Restricted(pickle.Unpickler):\n    def find_class(self, module, name): ..."
     )
     assert pickles({"tessella.data.cifar": restricted}) == []
+    careful = "import torch\ntorch.load('x', weights_only=True)"
+    assert pickles({"tessella.exchange.unpickling": careful}) == []
     assert lengths({"tessella.models.long": "def f():\n" + "    x = 1\n" * 79}) == []
