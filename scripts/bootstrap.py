@@ -41,7 +41,7 @@ Found at the start, it says that a set-up was cut off: .venv is made anew.
 LEAST_PYTHON = (3, 11)
 LEAST_TORCH = (2, 11)
 TORCH = "2.13.0"
-GROUPS = {"run": ("plots",), "test": ("plots", "compress", "dev")}
+GROUPS = {"run": ("plots",), "test": ("plots", "compress", "hub", "export", "dev")}
 """Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
 
 LINES_SHOWN = 12

@@ -26,6 +26,7 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
 from tessella.nn.stepping.state import State
+from tessella.pretrained import Pretrained
 
 if TYPE_CHECKING:
     import tessella.exact.exact_model
@@ -59,7 +60,7 @@ class WholeGridState(State):
     condition: Condition
 
 
-class DensityModel(nn.Module, ABC):
+class DensityModel(Pretrained, nn.Module, ABC):
     """An exact distribution over grids of symbols.
 
     A subclass (a *family*) defines :meth:`forward`, :meth:`sizes` and :meth:`receptive_field`. Its

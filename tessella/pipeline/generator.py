@@ -23,6 +23,7 @@ from tessella.nn.outline import IN_PARTS, check_drawn
 from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
+from tessella.pretrained import Pretrained
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import Symbols, as_tuple, check_images
 
@@ -45,7 +46,7 @@ class _Kept:
         return sampling.KnownSymbols.check(prior, self.symbols[level], self.known[level])
 
 
-class Generator:
+class Generator(Pretrained):
     """Images from a prior and a tokenizer.
 
     Warns of a head that takes codes to be ordered, see :func:`warn_of_order`.

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry", "names"}
+VOCABULARY = {"errors", "grid", "config", "noise", "files", "registry", "names", "pretrained"}
 LAYERS = (
     VOCABULARY,
     {"kernel", "distributed"},
@@ -70,6 +70,10 @@ HOME_OF_LIBRARY = {
     "lightning": {"training"},
     "lightning_fabric": {"training"},
     "pickle": {"data"},
+    "huggingface_hub": {"exchange"},
+    "onnx": {"exchange"},
+    "onnxruntime": {"exchange"},
+    "onnxscript": {"exchange"},
 }
 NEVER = {
     "cloudpickle",
@@ -189,6 +193,8 @@ def layers(sources: Sources) -> list[str]:
                 continue
             if module == "tessella.models.density_model" and there == "exact" and not item.eager:
                 continue  # model.exact() is a short name for what the room above does
+            if module == "tessella.pretrained" and there == "exchange" and not item.eager:
+                continue  # from_pretrained() and the like are short names, too
             if rank[there] >= rank[here]:
                 faults.append(f"{place}: {here} may not know {there}")
             elif here in ONLY_VOCABULARY and there not in VOCABULARY:
@@ -360,6 +366,7 @@ VIOLATIONS: list[tuple[Rule, str, str]] = [
         "tessella.grid",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tessella.heads import Head",
     ),
+    (layers, "tessella.pretrained", "from tessella.exchange import hub"),
     (layers, "tessella.helpers", ""),
     (libraries, "tessella.pipeline", "def f():\n    import tyro"),
     (libraries, "tessella.evaluation", "from lightning.fabric import Fabric"),
