@@ -20,6 +20,7 @@ from tessella.errors import ConfigError, InputError, check_integer
 from tessella.grid import LN2, Grid
 from tessella.names import check_sizes
 from tessella.nn.outline import IN_PARTS, build_within_memory, check_drawn
+from tessella.nn.pretrained import Pretrained
 from tessella.noise import check_seed
 from tessella.tokenizers.autoencoder import Decoder, Encoder
 from tessella.tokenizers.construction import construct
@@ -39,7 +40,7 @@ LOG_VARIANCES = (-14.0, 6.0)
 """Least and greatest log-variance of a latent given an image."""
 
 
-class VAE(nn.Module):
+class VAE(Pretrained, nn.Module):
     """Images from Gaussian latents.
 
     ``p(x) = integral of p(x | z) N(z; 0, I) dz``, and ``q(z | x)`` is a diagonal Gaussian. Given

@@ -130,6 +130,13 @@ def _check_decompress(command: options.Decompress) -> None:
     check_new_folder("--out", command.out)
 
 
+def _check_import(command: options.Import) -> None:
+    if not Path(command.checkpoint).exists():
+        raise ArtifactError(f"there is no checkpoint {command.checkpoint}")
+    if command.tokenizer:
+        check_run(command.tokenizer)
+
+
 def check_new_folder(name: str, folder: str) -> None:
     """Refuse a folder to be filled that exists and is not empty.
 
@@ -145,7 +152,9 @@ def check_new_folder(name: str, folder: str) -> None:
     files.check_writable(path)
 
 
-def _check_run(command: options.Sample | options.Detokenize | options.Info) -> None:
+def _check_run(
+    command: options.Sample | options.Detokenize | options.Export | options.Info,
+) -> None:
     if command.run:
         check_run(command.run)
 
@@ -174,6 +183,8 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Decompress: _check_decompress,
     options.Detokenize: _check_run,
     options.Serve: _check_runs,
+    options.Import: _check_import,
+    options.Export: _check_run,
     options.Info: _check_run,
     options.Check: _check_registered,
 }

@@ -17,6 +17,16 @@ RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test", "all"]
+ImportKind = Literal[
+    "taming-vqgan",
+    "taming-gpt",
+    "llamagen-vq",
+    "llamagen-gpt",
+    "diffusers-vqmodel",
+    "var-vqvae",
+    "vq-vae-2-pytorch",
+    "pixel-cnn-pp",
+]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
@@ -411,6 +421,54 @@ class Serve(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Import(Writing):
+    """Make a run of a checkpoint of another project.
+
+    Sizes are read from the tensors; what tensors do not show is given as KEY=VALUE under the names
+    of that project, unless the file or a config.json beside it says it. A prior on codes draws
+    images once it has a tokenizer.
+
+    $ tessella import taming-vqgan vqgan_imagenet_f16_1024.ckpt --out runs/vqgan
+    $ tessella import llamagen-vq vq_ds16_c2i.pt --out runs/llamagen-vq
+    $ tessella import llamagen-gpt c2i_B_256.pt --tokenizer runs/llamagen-vq --out runs/llamagen
+    $ tessella import var-vqvae vae.safetensors v_patch_nums=[1,2,3,4]
+    """
+
+    kind: Positional[ImportKind]
+    """What the checkpoint is."""
+    checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
+    """The file (.safetensors, or .ckpt, .pt, .pth, .bin of torch), or a folder with it."""
+    overrides: Positional[Overrides] = ()
+    """What the tensors do not show, such as n_head=16 or image_size=512."""
+    out: str = ""
+    """Run directory to create (default: runs/KIND)."""
+    tokenizer: str = ""
+    """Run directory of the tokenizer whose codes a prior describes."""
+    prefix: str = ""
+    """Take only tensors whose names begin with this, and leave it away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Writing):
+    """Write a model for other programs: ONNX files, exported programs of torch, or safetensors.
+
+    Encoder and decoder of a tokenizer, a pass of a density model over a whole grid, and one cached
+    step of a transformer are files of their own. Each is run after it is written and compared with
+    the model; a README.md beside them shows how to use them.
+
+    $ tessella export digits-codes --out exported
+    $ tessella export runs/x --format torch-export --out exported
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    """What to write; onnx needs the extra export."""
+    out: str = "exported"
+    """Folder to create."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Writing):
     """Show versions, devices and what there is; with RUN, what that run is.
 
@@ -471,6 +529,8 @@ VERBS: dict[str, type[Common]] = {
     "decompress": Decompress,
     "score": Score,
     "serve": Serve,
+    "import": Import,
+    "export": Export,
     "info": Info,
     "check": Check,
 }

@@ -17,6 +17,7 @@ from tessella.models.density_model import DensityModel
 from tessella.models.diagonal_bilstm import DiagonalBiLSTM
 from tessella.models.fvsbn import FVSBN
 from tessella.models.gated_pixelcnn import GatedPixelCNN
+from tessella.models.gpt import GPT
 from tessella.models.hierarchy import Hierarchy
 from tessella.models.independent import Independent
 from tessella.models.lstm import LSTM
@@ -45,6 +46,7 @@ for _model in (
     PixelCNNpp,
     PixelSNAIL,
     Transformer,
+    GPT,
     FVSBN,
     NADE,
     LSTM,
@@ -103,6 +105,7 @@ def create(
                          heads=4, dropout=0.0
         transformer      layers=4, width=64, heads=4, kv_heads=0, feedforward=0, dropout=0.0,
                          prefix='origin'
+        gpt              layers=4, width=64, heads=4, feedforward=0, dropout=0.0
         fvsbn            embedding=1
         nade             hidden=128, embedding=4
         lstm             layers=1, hidden=128, dropout=0.0

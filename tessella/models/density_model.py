@@ -25,6 +25,7 @@ from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
+from tessella.nn.pretrained import Pretrained
 from tessella.nn.stepping.runs import SteppedSymbols
 from tessella.nn.stepping.state import State
 
@@ -60,7 +61,7 @@ class WholeGridState(State):
     condition: Condition
 
 
-class DensityModel(nn.Module, ABC):
+class DensityModel(Pretrained, nn.Module, ABC):
     """An exact distribution over grids of symbols.
 
     A subclass (a *family*) defines :meth:`forward`, :meth:`sizes` and :meth:`receptive_field`. Its

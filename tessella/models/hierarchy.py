@@ -17,12 +17,13 @@ from tessella.errors import ConfigError, InputError
 from tessella.grid import LN2, Grid
 from tessella.models.condition import Cond, Condition, split
 from tessella.models.density_model import DensityModel
+from tessella.nn.pretrained import Pretrained
 
 GRIDS = 2
 """Number of grids in a hierarchy; a model can be conditioned on the codes of one other grid."""
 
 
-class Hierarchy(nn.Module):
+class Hierarchy(Pretrained, nn.Module):
     """Density models over several grids of an image, coarse to fine.
 
     Args:

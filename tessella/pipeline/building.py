@@ -93,17 +93,33 @@ def build(kind: str, config: object, header: TensorsHeader, where: str) -> Netwo
         ArtifactError: when the configuration is not one of this version, or the weights do not fit
             it.
     """
-    source = f"{where}/config.json"
-    # The cheapest check comes first: types, numbers, shapes without memory, the network itself.
+    outline = checked_outline(kind, config, header, f"{where}/config.json")
+    problems = weight_problems(_stored_types(outline), header.tensors)
+    if problems:
+        raise ArtifactError(f"{where} does not fit its configuration: {'; '.join(problems)}")
+    assert isinstance(config, Mapping)
+    return BUILDERS[kind](config)
+
+
+def checked_outline(kind: str, config: object, header: TensorsHeader, source: str) -> Network:
+    """The network on the meta device, once its configuration is known to be within reason.
+
+    Args:
+        kind, config: see :func:`build`.
+        header: describes the weights, whose number bounds what the network may take.
+        source: where the configuration is from, for messages.
+
+    Raises:
+        ArtifactError: when no network of this version has this configuration, or it asks for more
+            than the weights justify.
+    """
+    # The cheapest check comes first: types, numbers, shapes without memory.
     check_form(kind, config, source)
     assert isinstance(config, Mapping)
     _check_numbers(config, header, source)
     outline = outline_of(kind, config, header, source)
     _check_memory(outline, header, source)
-    problems = weight_problems(_stored_types(outline), header.tensors)
-    if problems:
-        raise ArtifactError(f"{where} does not fit its configuration: {'; '.join(problems)}")
-    return BUILDERS[kind](config)
+    return outline
 
 
 def check_form(kind: str, config: object, source: str) -> None:

@@ -21,6 +21,7 @@ from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
 from tessella.nn.outline import IN_PARTS, check_drawn
+from tessella.nn.pretrained import Pretrained
 from tessella.noise import check_seed
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
@@ -47,7 +48,7 @@ class _Kept:
         return sampling.KnownSymbols.check(prior, self.symbols[level], self.known[level])
 
 
-class Generator:
+class Generator(Pretrained):
     """Images from a prior and a tokenizer.
 
     Warns of a head that takes codes to be ordered, see :func:`warn_of_order`.

@@ -115,7 +115,10 @@ def load_saved(run: Path | str, device: torch.device | str = "cpu") -> SavedMode
     path = locate(run)
     kind = read_config(path)["kind"]
     if kind == "prior":
-        raise ArtifactError(f"{path} is one half of a two-stage model: load the directory above it")
+        raise ArtifactError(
+            f"{path} is one half of a two-stage model: load the directory above it, "
+            "or import it with its tokenizer"
+        )
     try:
         # Each part is loaded as its kind, so that two swapped directories are noticed.
         if kind == "generator":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tessella import files
@@ -36,6 +37,20 @@ bits = vae.bits_per_dim(images)  # an upper bound, per image""",
 }
 """Lines of Python that show how to use each kind."""
 
+PUBLISHED = {
+    "bits_per_dim": "bits per dimension",
+    "bits_per_code": "bits per code",
+    "bits_per_image_dim": "bits of the codes per image dimension",
+    "bound_bits_per_dim": "bits per dimension, upper bound",
+    "nats_per_image": "nats per image",
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+}
+"""Figures that stand in the metadata of a card, and what they are."""
+
+DRAWING = ("density-model", "generator", "vae")
+"""Kinds of saved models that draw images by themselves."""
+
 NOTHING_MEASURED = (
     "Nothing was measured when this card was written; `tessella eval PATH` measures and renews it."
 )
@@ -61,6 +76,7 @@ def card(
         "---",
         "library_name: tessella",
         "tags: [images, autoregressive, discrete]",
+        *_metadata(kind, figures or {}),
         "---",
         "",
         f"# {TITLES[kind]}",
@@ -82,6 +98,44 @@ def card(
         lines.append(NOTHING_MEASURED)
     lines += ["", "## Configuration", "", "```json", files.json_text(config), "```", ""]
     return "\n".join(lines)
+
+
+def _metadata(kind: str, figures: Mapping[str, object]) -> list[str]:
+    """Lines of YAML on the task of a model, and on what was measured, as the Hub reads them."""
+    lines = []
+    task = "image-feature-extraction"
+    if kind in DRAWING:
+        task = "unconditional-image-generation"
+        lines.append(f"pipeline_tag: {task}")
+    results = []
+    for section in (figures, *figures.values()):
+        if isinstance(section, Mapping):
+            results += _results(task, section)
+    if results:
+        index = [{"name": TITLES[kind], "results": results}]
+        # JSON is YAML.
+        lines.append(f"model-index: {files.json_text(index, indent=None)}")
+    return lines
+
+
+def _results(task: str, figures: Mapping[str, object]) -> list[dict[str, object]]:
+    """An entry of a ``model-index``, where it is known which images were measured."""
+    data = figures.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("source"), str):
+        return []
+    metrics = []
+    for name, what in PUBLISHED.items():
+        value = figures.get(name)
+        if isinstance(value, float) and math.isfinite(value):
+            metrics.append({"type": name, "name": what, "value": value})
+    if not metrics:
+        return []
+    source = data["source"]
+    # A source is a kind and a place, such as npz:cifar10.npz.
+    dataset = {"type": source.split(":", 1)[0], "name": source}
+    if isinstance(data.get("split"), str):
+        dataset["split"] = data["split"]
+    return [{"task": {"type": task}, "dataset": dataset, "metrics": metrics}]
 
 
 def _table(figures: Mapping[str, object]) -> list[str]:

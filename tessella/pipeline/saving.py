@@ -67,6 +67,18 @@ def save_model(
     _save_component(model, files.make_directory(directory), model.kind, figures)
 
 
+def save_prior(prior: Prior, directory: Path | str) -> None:
+    """Save a prior on codes whose tokenizer is not at hand.
+
+    It is one half of a two-stage model: :func:`~tessella.pipeline.load_model` loads it, the rest of
+    the package wants the other half beside it.
+
+    Raises:
+        ArtifactError: when it cannot be written.
+    """
+    _save_component(prior, files.make_directory(directory), "prior", None)
+
+
 def write_card(
     path: Path, figures: Mapping[str, object], sections: Mapping[str, str] | None = None
 ) -> None:

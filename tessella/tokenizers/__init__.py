@@ -13,6 +13,7 @@ from tessella.nn.outline import build_within_memory
 from tessella.registry import Registry
 from tessella.tokenizers.construction import construct, describe_arguments
 from tessella.tokenizers.identity import IdentityTokenizer
+from tessella.tokenizers.multiscale import MultiscaleVQGAN
 from tessella.tokenizers.patch_vqvae import PatchVQVAE
 from tessella.tokenizers.tokenizer import Tokenizer, TokenizerOutput, check_images
 from tessella.tokenizers.vqgan import VQGAN
@@ -32,7 +33,14 @@ __all__ = [
 TOKENIZERS: Registry[type[Tokenizer]] = Registry("tokenizer", base=Tokenizer)
 """Every tokenizer that :func:`create_tokenizer` can build."""
 
-for _tokenizer in (IdentityTokenizer, VQVAE, PatchVQVAE, VQVAE2, VQGAN):
+for _tokenizer in (
+    IdentityTokenizer,
+    VQVAE,
+    PatchVQVAE,
+    VQVAE2,
+    VQGAN,
+    MultiscaleVQGAN,
+):
     TOKENIZERS.register(_tokenizer.name)(_tokenizer)
 
 register_tokenizer = TOKENIZERS.register
@@ -65,6 +73,12 @@ class TokenizerArguments(TypedDict, total=False):
     residual_hidden: int
     multipliers: tuple[int, ...] | list[int]
     latent: int
+    attention: tuple[int, ...] | list[int]
+    groups: int
+    scales: tuple[int, ...] | list[int]
+    blends: int
+    blend: float
+    code_kernel: int
     likelihood: Literal["", "mse", "logistic"]
 
 

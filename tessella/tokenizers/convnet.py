@@ -1,7 +1,7 @@
 """The deep encoder and decoder of VQGAN (Esser et al. 2021, table 7).
 
 They consist of residual convolutions with group normalization, and attention at the lowest
-resolution.
+resolution (or at others, see :class:`DeepOptions`).
 
 Inside, activations are stored channels last on a CPU, like the images, and channels first on a GPU,
 which suits its group normalization.
@@ -11,32 +11,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tessella.errors import ConfigError
+from tessella.tokenizers.construction import check_count
+
 GROUPS = 32
 """Number of groups of channels that are normalized together, if it divides the channels."""
+
+MAX_GROUPS = 2**16
 
 GROUP_CHANNELS = 4
 """Approximate number of channels per group otherwise."""
 
 
+@dataclass(frozen=True)
+class DeepOptions:
+    """Where a deep encoder and its decoder attend, and how they normalize.
+
+    Args:
+        attention: the resolutions at which each block is followed by attention; 0 is the highest,
+            -1 the lowest. The two blocks in the middle, below the lowest, always have attention
+            between them.
+        groups: number of groups of channels that are normalized together, if it divides the
+            channels.
+    """
+
+    attention: tuple[int, ...] = (-1,)
+    groups: int = GROUPS
+
+    def attended(self, resolutions: int) -> list[int]:
+        """The resolutions with attention, counted from the highest.
+
+        Args:
+            resolutions: how many there are.
+
+        Raises:
+            ConfigError: when one of them does not exist, or there are no groups.
+        """
+        check_count("groups", self.groups, 1, MAX_GROUPS)
+        for level in self.attention:
+            if not -resolutions <= level < resolutions:
+                raise ConfigError(
+                    f"attention must name resolutions in {-resolutions}..{resolutions - 1}, "
+                    f"got {level}"
+                )
+        return sorted({level % resolutions for level in self.attention})
+
+
 class Norm(nn.GroupNorm):
     """Group normalization over ``[n, channels, h, w]``, by default followed by ``x sigmoid(x)``.
 
-    There are 32 groups if that divides the channels, else groups of about four channels. Statistics
-    are float32 (or wider), also under autocast.
+    There are ``groups`` groups if that divides the channels, else groups of about four channels.
+    Statistics are float32 (or wider), also under autocast.
 
     Args:
         channels: channels of the input.
         swish: whether ``x sigmoid(x)`` is applied to the result.
+        groups: see :class:`DeepOptions`.
     """
 
-    def __init__(self, channels: int, swish: bool = True) -> None:
-        groups = GROUPS
-        if channels % GROUPS != 0:
+    def __init__(self, channels: int, swish: bool = True, groups: int = GROUPS) -> None:
+        if channels % groups != 0:
             groups = math.gcd(channels, max(1, channels // GROUP_CHANNELS))
         super().__init__(groups, channels, eps=1e-6)
         self.swish = swish
@@ -57,13 +97,14 @@ class DeepBlock(nn.Module):
     Args:
         channels: channels of the input ``[n, channels, h, w]``.
         width: channels of the result.
+        groups: see :class:`DeepOptions`.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm1 = Norm(channels)
+        self.norm1 = Norm(channels, groups=groups)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm2 = Norm(width)
+        self.norm2 = Norm(width, groups=groups)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut: nn.Module = nn.Identity()
         if channels != width:
@@ -80,9 +121,9 @@ class SpatialAttention(nn.Module):
     There is a single head, as wide as the channels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = Norm(channels, swish=False)
+        self.norm = Norm(channels, swish=False, groups=groups)
         self.project = nn.Conv2d(channels, 3 * channels, 1)
         self.merge = nn.Conv2d(channels, channels, 1)
 
@@ -131,7 +172,9 @@ class Up(nn.Module):
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-def resolution_layers(channels: int, width: int, blocks: int, attention: bool) -> list[nn.Module]:
+def resolution_layers(
+    channels: int, width: int, blocks: int, attention: bool, groups: int
+) -> list[nn.Module]:
     """The blocks of one resolution, each followed by attention if that is wanted.
 
     Args:
@@ -139,18 +182,23 @@ def resolution_layers(channels: int, width: int, blocks: int, attention: bool) -
         width: channels of the result.
         blocks: number of residual blocks.
         attention: whether each block is followed by attention.
+        groups: see :class:`DeepOptions`.
     """
     layers: list[nn.Module] = []
     for block in range(blocks):
-        layers.append(DeepBlock(width if block else channels, width))
+        layers.append(DeepBlock(width if block else channels, width, groups))
         if attention:
-            layers.append(SpatialAttention(width))
+            layers.append(SpatialAttention(width, groups))
     return layers
 
 
-def middle_layers(width: int) -> list[nn.Module]:
+def middle_layers(width: int, groups: int) -> list[nn.Module]:
     """Two blocks around attention, at the lowest resolution of encoder and decoder."""
-    return [DeepBlock(width, width), SpatialAttention(width), DeepBlock(width, width)]
+    return [
+        DeepBlock(width, width, groups),
+        SpatialAttention(width, groups),
+        DeepBlock(width, width, groups),
+    ]
 
 
 class DeepEncoder(nn.Sequential):
@@ -161,27 +209,36 @@ class DeepEncoder(nn.Sequential):
     Args:
         channels: channels of the images.
         hidden: channels of the convolutions, before multiplication.
-        multipliers: a factor for ``hidden`` at each resolution, highest first. The last
-            resolution has attention.
+        multipliers: a factor for ``hidden`` at each resolution, highest first.
         blocks: residual blocks per resolution; two more, around attention, follow the last.
         latent: channels of the result.
+        options: where it attends, and how it normalizes.
     """
 
     def __init__(
-        self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
+        self,
+        channels: int,
+        hidden: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        latent: int,
+        options: DeepOptions,
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
         before = hidden
         last = len(multipliers) - 1
+        attended = options.attended(len(multipliers))
+        groups = options.groups
         for level, multiplier in enumerate(multipliers):
             width = hidden * multiplier
-            layers += resolution_layers(before, width, blocks, attention=level == last)
+            layers += resolution_layers(before, width, blocks, level in attended, groups)
             before = width
             if level != last:
                 layers.append(Down(before))
         # Two more blocks at the lowest resolution, where attention covers the whole image.
-        layers += middle_layers(before)
-        super().__init__(*layers, Norm(before), nn.Conv2d(before, latent, 3, padding=1))
+        layers += middle_layers(before, groups)
+        norm = Norm(before, groups=groups)
+        super().__init__(*layers, norm, nn.Conv2d(before, latent, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(_in_best_layout(x))
@@ -195,19 +252,27 @@ class DeepDecoder(nn.Sequential):
     """
 
     def __init__(
-        self, channels: int, hidden: int, multipliers: Sequence[int], blocks: int, latent: int
+        self,
+        channels: int,
+        hidden: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        latent: int,
+        options: DeepOptions,
     ) -> None:
         before = hidden * multipliers[-1]
-        last = len(multipliers) - 1
+        attended = options.attended(len(multipliers))
+        groups = options.groups
         layers: list[nn.Module] = [nn.Conv2d(latent, before, 3, padding=1)]
-        layers += middle_layers(before)
-        for level in range(last, -1, -1):
+        layers += middle_layers(before, groups)
+        for level in range(len(multipliers) - 1, -1, -1):
             width = hidden * multipliers[level]
-            layers += resolution_layers(before, width, blocks + 1, attention=level == last)
+            layers += resolution_layers(before, width, blocks + 1, level in attended, groups)
             before = width
             if level > 0:
                 layers.append(Up(before))
-        super().__init__(*layers, Norm(before), nn.Conv2d(before, channels, 3, padding=1))
+        norm = Norm(before, groups=groups)
+        super().__init__(*layers, norm, nn.Conv2d(before, channels, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(_in_best_layout(x))

@@ -21,6 +21,7 @@ from torch import nn
 
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
+from tessella.nn.pretrained import Pretrained
 from tessella.tokenizers.construction import PlainValues
 from tessella.tokenizers.images import Images
 
@@ -56,7 +57,7 @@ class TokenizerOutput:
     stats: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Tokenizer(nn.Module, ABC):
+class Tokenizer(Pretrained, nn.Module, ABC):
     """Images to grids of symbols and back.
 
     A subclass supplies ``_encode``, ``_decode``, the float halves, :meth:`grids` and

@@ -7,7 +7,7 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.tokenizers.construction import PlainValues, check_count
-from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder
+from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder, DeepOptions
 from tessella.tokenizers.reconstructing import (
     MAX_BLOCKS,
     MAX_DOWNSAMPLE,
@@ -31,8 +31,8 @@ class VQGAN(SingleGridTokenizer):
     part of training: see the table ``[adversarial]`` of a recipe.
 
     Sides that the stride does not divide are padded by repeating the last row and column, and
-    cropped after decoding. Images may have any size, whatever ``image_size`` says; attention at the
-    lowest resolution looks at all of it, so that codes depend on the whole image.
+    cropped after decoding. Images may have any size, whatever ``image_size`` says; attention looks
+    at all of it, so that codes depend on the whole image.
 
     If weights are averaged over training, average only the parameters, not the quantizer's buffers.
 
@@ -46,6 +46,7 @@ class VQGAN(SingleGridTokenizer):
         latent: channels between the convolutions and the 1x1 projections to and from ``code_dim``.
         codes: number and length of the codes, and the quantizer;
             :func:`~tessella.tokenizers.create_tokenizer` takes its fields as arguments.
+        deep: where the networks attend, and how they normalize; its fields are arguments, too.
 
     Raises:
         ConfigError: when an argument is out of range.
@@ -71,19 +72,21 @@ class VQGAN(SingleGridTokenizer):
         residual_blocks: int = 2,
         latent: int = 256,
         codes: CodebookOptions = CodebookOptions(codebook_size=1024, code_dim=256),  # noqa: B008
+        deep: DeepOptions = DeepOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         super().__init__(image_size, channels, codes, likelihood="")
-        _check_sizes(hidden, multipliers, residual_blocks, max(latent, codes.code_dim))
+        check_deep_sizes(hidden, multipliers, residual_blocks, max(latent, codes.code_dim))
         check_count("latent", latent, 1, MAX_WIDTH)
         self.hidden = hidden
         self.multipliers = tuple(multipliers)
         self.residual_blocks = residual_blocks
+        self.deep = deep
         # The order of construction determines the random weights, and the order of saved tensors.
         self.quantizer = codes.build()
-        self.encoder = DeepEncoder(channels, hidden, multipliers, residual_blocks, latent)
+        self.encoder = DeepEncoder(channels, hidden, multipliers, residual_blocks, latent, deep)
         self.to_code = nn.Conv2d(latent, codes.code_dim, 1)
         self.from_code = nn.Conv2d(codes.code_dim, latent, 1)
-        self.decoder = DeepDecoder(channels, hidden, multipliers, residual_blocks, latent)
+        self.decoder = DeepDecoder(channels, hidden, multipliers, residual_blocks, latent, deep)
 
     @property
     def stride(self) -> int:
@@ -103,6 +106,8 @@ class VQGAN(SingleGridTokenizer):
             "multipliers": list(self.multipliers),
             "residual_blocks": self.residual_blocks,
             "latent": self.to_code.in_channels,
+            "attention": list(self.deep.attention),
+            "groups": self.deep.groups,
         }
 
     def encode_float(self, images: torch.Tensor) -> torch.Tensor:
@@ -114,9 +119,18 @@ class VQGAN(SingleGridTokenizer):
         return self.decoder(self.from_code(features.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
-def _check_sizes(
+def check_deep_sizes(
     hidden: int, multipliers: tuple[int, ...], residual_blocks: int, latent: int
 ) -> None:
+    """Check the sizes of a deep encoder and decoder before they are built.
+
+    Args:
+        hidden, multipliers, residual_blocks: see :class:`VQGAN`.
+        latent: channels between the networks and the codes.
+
+    Raises:
+        ConfigError: when one is out of range, or together they are too large.
+    """
     check_count("hidden", hidden, 1, MAX_WIDTH)
     check_count("residual_blocks", residual_blocks, 1, MAX_BLOCKS)
     if not 1 <= len(multipliers) <= MAX_RESOLUTIONS:

@@ -48,6 +48,9 @@ TINY["vqvae2"] = {
     "downsample": 2,
     "residual_blocks": 1,
 }
+TINY["multiscale-vqgan"] = {"codebook_size": 16, "hidden": 8, "multipliers": (1, 1)}
+TINY["multiscale-vqgan"] |= {"residual_blocks": 1, "code_dim": 4, "scales": (1, 2, 4)}
+TINY["multiscale-vqgan"] |= {"blends": 2, "options": {"beta": 0.2}}
 TINY["vqvae2"] |= {"residual_hidden": 4, "likelihood": "logistic"}
 NAMES = sorted(TOKENIZERS)
 SIZES = [(1, 1), (1, 9), (3, 2), (4, 4), (8, 12), (11, 7)]
@@ -435,6 +438,11 @@ ABSURD = {
     "residual_hidden": [2**31, 65536],
     "multipliers": [(1,) * 1000, (2**31,), (65536, 1)],
     "latent": [2**31, 65536],
+    "attention": [(7,), (-9,)],
+    "groups": [2**31, 0],
+    "scales": [(1,) * 1000, (2**31,), (2, 1)],
+    "blends": [2**31, 0],
+    "code_kernel": [2**31, 2],
 }
 """Values of the numbers that tokenizers take, none of which is meant."""
 

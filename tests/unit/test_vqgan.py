@@ -1,9 +1,7 @@
-"""VQGAN: the function of taming-transformers and LlamaGen from their weights; sizes, words for what
-is wrong."""
+"""VQGAN: its layers, the sizes of published models, words for what is wrong."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,97 +9,9 @@ import pytest
 import torch
 
 from tessella.errors import ConfigError
-from tessella.files import read_tensors
 from tessella.tokenizers import TOKENIZERS, create_tokenizer
-from tessella.tokenizers.community_checkpoints import from_llamagen_vq, from_taming
 from tessella.tokenizers.construction import construct
 from tessella.tokenizers.convnet import DeepBlock, Down, Norm, SpatialAttention, Up
-from tessella.tokenizers.vqgan import VQGAN
-
-Tensors = dict[str, torch.Tensor]
-
-
-def reference(data_dir: Path, name: str) -> tuple[Tensors, Tensors]:
-    """Random weights of a tiny model of another project, and what its own code gave for some
-    images."""
-    path = data_dir.parent / "parity" / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no file {path} with reference outputs")
-    tensors = read_tensors(path)
-    parts = [
-        {n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)}
-        for p in ("state.", "io.")
-    ]
-    return parts[0], parts[1]
-
-
-@pytest.fixture(scope="module")
-def taming(data_dir: Path) -> tuple[Tensors, Tensors]:
-    return reference(data_dir, "taming_vqgan")
-
-
-@pytest.fixture(scope="module")
-def llamagen(data_dir: Path) -> tuple[Tensors, Tensors]:
-    return reference(data_dir, "llamagen_vq")
-
-
-def images(theirs: torch.Tensor) -> torch.Tensor:
-    """``[n, c, h, w]`` in -1..1 as ours: ``[n, h, w, c]`` in 0..1."""
-    return (theirs.permute(0, 2, 3, 1) + 1) / 2
-
-
-@torch.no_grad()
-def check(model: VQGAN, io: Tensors) -> None:
-    features = model.encode_float(images(io["images"]))
-    if "latents" in io:
-        torch.testing.assert_close(features, io["latents"].permute(0, 2, 3, 1), rtol=0, atol=1e-4)
-    assert torch.equal(model.quantizer.encode(features).squeeze(-1), io["codes"])
-    decoded = model.decode_float(model.quantizer.decode(io["codes"].unsqueeze(-1)))
-    torch.testing.assert_close(
-        2 * decoded - 1, io["decoded"].permute(0, 2, 3, 1), rtol=0, atol=1e-4
-    )
-
-
-def test_codes_and_images_are_those_of_taming(taming: tuple[Tensors, Tensors]) -> None:
-    check(from_taming(taming[0], (32, 32)), taming[1])
-
-
-def test_codes_and_images_are_those_of_llamagen(llamagen: tuple[Tensors, Tensors]) -> None:
-    check(from_llamagen_vq(llamagen[0], (32, 32)), llamagen[1])
-
-
-def test_a_model_of_others_is_rebuilt_from_its_configuration(
-    taming: tuple[Tensors, Tensors],
-) -> None:
-    model = from_taming(taming[0], (32, 32))
-    again = create_tokenizer("vqgan", **model.config())
-    again.load_state_dict(model.state_dict())
-    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
-    assert torch.equal(model.encode(x), again.encode(x))
-
-
-def test_what_only_training_needs_is_left_out(taming: tuple[Tensors, Tensors]) -> None:
-    check(from_taming(taming[0] | {"loss.logvar": torch.zeros(())}, (32, 32)), taming[1])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"encoder.norm_out.bias": None}, r"1 missing \(encoder.norm_out.bias\)"),
-        (
-            {"decoder.up.0.attn.0.q.weight": torch.ones(2)},
-            r"1 unknown \(decoder.up.0.attn.0.q.weight\)",
-        ),
-        ({"decoder.conv_in.bias": torch.ones(3)}, r"decoder.conv_in.bias makes a tensor \[3\]"),
-        ({"quant_conv.weight": None}, "quant_conv.weight.*shows a size, is missing"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_named(
-    taming: tuple[Tensors, Tensors], change: dict[str, torch.Tensor | None], message: str
-) -> None:
-    state = {name: tensor for name, tensor in (taming[0] | change).items() if tensor is not None}
-    with pytest.raises(ConfigError, match=message):
-        from_taming(state)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +57,24 @@ def test_going_down_looks_at_pixels_from_its_own_on() -> None:
     padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
     expected = torch.nn.functional.conv2d(padded, down.conv.weight, down.conv.bias, stride=2)
     torch.testing.assert_close(down(x), expected)
+
+
+def test_attention_is_where_it_was_asked_for() -> None:
+    sizes = {"hidden": 8, "multipliers": (1, 2, 2), "residual_blocks": 1, "latent": 8}
+    counts = {}
+    for attention in ((-1,), (), (0, 1), (2,)):
+        model = create_tokenizer("vqgan", attention=attention, code_dim=8, **sizes)
+        parts = [*model.encoder, *model.decoder]  # type: ignore[misc]
+        counts[attention] = sum(isinstance(part, SpatialAttention) for part in parts)
+        assert create_tokenizer("vqgan", **model.config()).config() == model.config()
+    # One in the middle of each half; one block at a resolution of the encoder, two of the decoder.
+    assert counts == {(-1,): 5, (): 2, (0, 1): 8, (2,): 5}
+
+
+def test_groups_are_those_asked_for() -> None:
+    model = create_tokenizer("vqgan", hidden=32, multipliers=(1, 2), latent=8, groups=16)
+    norms = [part for part in model.modules() if isinstance(part, Norm)]
+    assert {norm.num_groups for norm in norms} == {16}
 
 
 def test_a_block_without_gradients_is_the_same_function() -> None:

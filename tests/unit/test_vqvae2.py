@@ -1,9 +1,7 @@
-"""VQ-VAE-2: the function of rosinality's implementation from its weights, sizes, likelihoods, words
-for errors."""
+"""VQ-VAE-2: sizes, likelihoods, words for errors."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +9,10 @@ import pytest
 import torch
 
 from tessella.errors import ConfigError
-from tessella.files import read_tensors
 from tessella.tokenizers import create_tokenizer
-from tessella.tokenizers.community_checkpoints import from_rosinality
 from tessella.tokenizers.tokenizer import Tokenizer
 from tessella.tokenizers.vqvae2 import VQVAE2
 
-Tensors = dict[str, torch.Tensor]
 TINY: dict[str, Any] = {
     "codebook_size": 16,
     "hidden": 8,
@@ -25,20 +20,6 @@ TINY: dict[str, Any] = {
     "residual_blocks": 1,
     "residual_hidden": 4,
 }
-
-
-@pytest.fixture(scope="module")
-def rosinality(data_dir: Path) -> tuple[Tensors, Tensors]:
-    """Random weights of a tiny model, and what the original code gave for some images."""
-    path = data_dir.parent / "parity" / "rosinality_vqvae2.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no file {path} with reference outputs")
-    tensors = read_tensors(path)
-    halves = [
-        {n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)}
-        for p in ("state.", "io.")
-    ]
-    return halves[0], halves[1]
 
 
 def tiny(**config: Any) -> VQVAE2:
@@ -53,40 +34,6 @@ def images(n: int = 4, size: tuple[int, int] = (16, 16), channels: int = 1) -> t
     return torch.randint(256, (n, *size, channels), generator=torch.Generator().manual_seed(0)).to(
         torch.uint8
     )
-
-
-@torch.no_grad()
-def test_codes_are_those_of_rosinality(rosinality: tuple[Tensors, Tensors]) -> None:
-    state, io = rosinality
-    found = (
-        from_rosinality(state, (32, 32))
-        .quantize((io["images"].permute(0, 2, 3, 1) + 1) / 2)
-        .symbols
-    )
-    assert torch.equal(found[0].squeeze(-1), io["top"])
-    assert torch.equal(found[1].squeeze(-1), io["bottom"])
-
-
-@torch.no_grad()
-def test_images_are_those_of_rosinality(rosinality: tuple[Tensors, Tensors]) -> None:
-    state, io = rosinality
-    model = from_rosinality(state, (32, 32))
-    decoded = model.decode_float(
-        model.look_up((io["top"].unsqueeze(-1), io["bottom"].unsqueeze(-1)))
-    )
-    torch.testing.assert_close(
-        2 * decoded - 1, io["decoded"].permute(0, 2, 3, 1), rtol=0, atol=1e-4
-    )
-
-
-def test_other_tensors_are_refused(rosinality: tuple[Tensors, Tensors]) -> None:
-    state, _ = rosinality
-    with pytest.raises(ConfigError, match="quantize_t.embed"):
-        from_rosinality(
-            {name: tensor for name, tensor in state.items() if name != "quantize_t.embed"}
-        )
-    with pytest.raises(ConfigError, match="extra"):
-        from_rosinality({**state, "extra": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

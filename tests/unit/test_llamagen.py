@@ -1,29 +1,16 @@
-"""LlamaGen's transformer: the same logits from its weights, and clear words for weights that are
-not its."""
+"""LlamaGen's transformer: sizes of published models, classes, clear words for weights that are not
+its."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 import tessella as ts
 from tessella.errors import ConfigError, InputError
-from tessella.files import read_tensors
-from tessella.models.llamagen import from_llamagen
+from tessella.exchange.importing import convert
 
 Tensors = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def reference(data_dir: Path) -> Tensors:
-    """Random weights of a tiny LlamaGen GPT, tokens, classes, and the logits that its own code gave
-    for them."""
-    path = data_dir.parent / "parity" / "llamagen_gpt.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no file {path} with reference outputs of LlamaGen")
-    return read_tensors(path)
 
 
 def weights(width: int = 8, feedforward: int = 12, classes: int = 3, kv_heads: int = 2) -> Tensors:
@@ -48,32 +35,11 @@ def weights(width: int = 8, feedforward: int = 12, classes: int = 3, kv_heads: i
     return {name: torch.randn(shape, generator=make) for name, shape in shapes.items()}
 
 
-def test_a_pass_gives_the_logits_of_llamagen(reference: Tensors) -> None:
-    state = {
-        name.removeprefix("state."): tensor
-        for name, tensor in reference.items()
-        if name.startswith("state.")
-    }
-    model = from_llamagen(state, 8, 8, heads=4, null_row=False)
-    x, classes = reference["io.tokens"].view(-1, 8, 8, 1), reference["io.classes"]
-    with torch.no_grad():
-        logits = model(x, model.condition(classes, len(x))).flatten(1, 3)
-    torch.testing.assert_close(logits, reference["io.logits"], rtol=0, atol=1e-4)
-
-
-def test_cached_steps_give_the_logits_of_llamagen(reference: Tensors) -> None:
-    state = {
-        name.removeprefix("state."): tensor
-        for name, tensor in reference.items()
-        if name.startswith("state.")
-    }
-    model = from_llamagen(state, 8, 8, heads=4, null_row=False)
-    tokens, classes = reference["io.tokens"], reference["io.classes"]
-    walk, previous = model.init_state(len(tokens), classes), tokens[:, 0]
-    for index in range(64):
-        logits, walk = model.step(previous, index, walk)
-        torch.testing.assert_close(logits, reference["io.logits"][:, index], rtol=0, atol=1e-4)
-        previous = tokens[:, index]
+def converted(state: Tensors, **facts: object) -> ts.DensityModel:
+    """The model of those tensors, with two heads, on 2x2 codes."""
+    model = convert("llamagen-gpt", state, {"n_head": 2, "grid": [2, 2], **facts})
+    assert isinstance(model, ts.DensityModel)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -100,8 +66,8 @@ def test_their_sizes_have_the_parameters_they_publish(
 def test_the_last_row_of_the_classes_is_the_null_class_where_there_is_one() -> None:
     state = weights(classes=3)
     x = torch.zeros(1, 2, 2, 1, dtype=torch.int64)
-    null = from_llamagen(state, 2, 2, heads=2)
-    every = from_llamagen(state, 2, 2, heads=2, null_row=False)
+    null = converted(state)
+    every = converted(state, num_classes=3)
     assert (null.classes, every.classes) == (2, 3)
     assert torch.equal(null.log_prob(x), every.log_prob(x, torch.tensor([2])))
     with pytest.raises(InputError, match="give cond"):
@@ -109,7 +75,7 @@ def test_the_last_row_of_the_classes_is_the_null_class_where_there_is_one() -> N
 
 
 def test_shared_heads_of_keys_are_read_from_the_shape() -> None:
-    model = from_llamagen(weights(kv_heads=1), 2, 2, heads=2)
+    model = converted(weights(kv_heads=1))
     assert model.sizes()["kv_heads"] == 1
     assert model.sizes()["feedforward"] == 12
 
@@ -122,11 +88,11 @@ def test_shared_heads_of_keys_are_read_from_the_shape() -> None:
         ({"freqs_cis": torch.ones(2)}, r"1 unknown \(freqs_cis\)"),
         (
             {"layers.0.feed_forward.w2.weight": torch.ones(8, 11)},
-            r"blocks.0.feedforward.narrow.weight would be \[8, 11",
+            r"blocks.0.feedforward.narrow.weight must be \[8, 12",
         ),
         (
             {"layers.0.attention.wqkv.weight": torch.ones(25, 8)},
-            r"heads=2 does not fit .* \[25, 8\]",
+            r"n_head=2 does not fit .* \[25, 8\]",
         ),
     ],
 )
@@ -135,4 +101,4 @@ def test_tensors_that_do_not_fit_are_named(
 ) -> None:
     state = {name: tensor for name, tensor in (weights() | change).items() if tensor is not None}
     with pytest.raises(ConfigError, match=message):
-        from_llamagen(state, 2, 2, heads=2)
+        converted(state)
