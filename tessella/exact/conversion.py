@@ -19,6 +19,7 @@ from tessella.nn.integer.functions import FRACTION_BITS, LIMIT
 from tessella.nn.integer.matrix import INPUT_LIMIT, WEIGHT_LIMIT, IntegerMatrix
 from tessella.nn.linear_predictor import LinearPredictor
 from tessella.nn.stepping.operation import Matrix
+from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import StateMemory
 
 INPUT_MARGIN = 2.0
@@ -133,7 +134,7 @@ def _largest_inputs(model: TwinModel, images: torch.Tensor, cond: Cond) -> list[
     """Largest absolute input of each matrix while a model predicts images, symbol by symbol."""
     condition = model.condition(cond, len(images))
     memory = StateMemory()
-    state = model.state_in(memory, condition, len(images))
+    state: State = model.state_in(memory, condition, len(images))
     matrices = [matrix for matrix in memory.matrices if isinstance(matrix, Matrix)]
     for matrix in matrices:
         matrix.largest_input = 0.0

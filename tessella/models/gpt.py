@@ -24,22 +24,26 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.heads import Head
+from tessella.heads import Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import JointWalk
-from tessella.models.sequence_model import SequenceModel, SequenceState
+from tessella.models.sequence_model import FlattenedModel
 from tessella.nn.attention import attend_causally
 from tessella.nn.condition_embedding import ClassEmbedding
+from tessella.nn.stepping.state import State
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights (GPT-2)."""
 
 
 @dataclass
-class GPTState(SequenceState):
+class GPTState(State):
     """The cached state of a walk."""
 
     shared: ClassVar[frozenset[str]] = frozenset({"table"})
+
+    walk: JointWalk
+    """The walk of a joint head."""
 
     table: torch.Tensor
     """Vector of every channel and level, ``[channels, levels, width]``."""
@@ -110,7 +114,7 @@ class GPTBlock(nn.Module):
         return self.narrow(F.gelu(self.widen(self.before_feedforward(x))))
 
 
-class GPT(SequenceModel[GPTState]):
+class GPT(FlattenedModel):
     """``gpt``: a decoder-only transformer with a learned vector for every place.
 
     Args:
@@ -223,14 +227,29 @@ class GPT(SequenceModel[GPTState]):
             values.append(prefix.new_zeros(shape))
         return GPTState(JointWalk(), self.vectors.detach(), prefix, keys, values)
 
-    def observe(self, symbol: torch.Tensor, index: int, state: GPTState) -> None:
+    @torch.no_grad()
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        assert isinstance(state, GPTState)
+        # The previous symbol has just become known.
+        if index:
+            self._observe(previous, index - 1, state)
+        if not isinstance(self.head, JointHead):
+            return self._predict(index, state), state
+        # One prediction is made for each pixel, and the head turns it into its channels, in order.
+        pixel, channel = divmod(index, self.grid.channels)
+        parameters = self._predict(pixel, state) if channel == 0 else None
+        return self.walk_pixel(parameters, previous, index, state.walk), state
+
+    def _observe(self, symbol: torch.Tensor, index: int, state: GPTState) -> None:
+        """Add the vector of a symbol that has become known to the token of its place."""
         vectors = state.table[index % self.grid.channels, symbol]
         # The token of a pixel starts anew with its first channel.
         if index % self.symbols_per_place == 0:
             state.token.zero_()
         state.token.add_(vectors)
 
-    def predict(self, place: int, state: GPTState) -> torch.Tensor:
+    def _predict(self, place: int, state: GPTState) -> torch.Tensor:
+        """Parameters of a place given the symbols before it: ``[batch, size]``."""
         x = state.token + self.positions[place]
         for layer, block in enumerate(self._blocks()):
             x = block.step(x, place, state.keys[layer], state.values[layer])

@@ -20,7 +20,7 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import Condition, Conditioning
-from tessella.models.density_model import JointWalk
+from tessella.models.density_model import DensityModel, JointWalk
 from tessella.models.program_model import ProgramModel, ProgramState
 from tessella.nn.sequence_step import SequenceStep
 from tessella.nn.stepping.runs import Numbers, Runs, SteppedSymbols
@@ -37,10 +37,8 @@ MASKED_TRAINING_BYTES = 30
 """The same for a weight under a mask, which adds the mask, the masked weight and its gradient."""
 
 
-class SequenceModel(ProgramModel):
-    """Base of the models of the flattened image.
-
-    A family defines ``forward`` and :meth:`write`.
+class FlattenedModel(DensityModel):
+    """Base of the models of the flattened image: places, and the parameters of each.
 
     Args:
         grid, head, conditioning: see :class:`DensityModel`.
@@ -54,57 +52,6 @@ class SequenceModel(ProgramModel):
         self.free_size = 1 if grid.levels == 2 and not head.joint else head.size
         """How many of a place's parameters the network computes. With two levels it computes one
         logit, and the other is fixed at zero."""
-
-    @abstractmethod
-    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
-        """Write the programs of a step.
-
-        Args:
-            memory: the memory of the state.
-            labels: class of each image, ``int64 [batch]``.
-        """
-
-    @torch.no_grad()
-    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
-        # Called only because it checks the condition.
-        self.class_rows(condition)
-        state = self.new_state(memory, condition.labels, batch)
-        state.programs = self.write_programs(state, batch)
-        return state
-
-    def new_state(
-        self, memory: StateMemory, labels: torch.Tensor | None, batch: int
-    ) -> ProgramState:
-        """A state without programs; a family overrides this if its state holds more."""
-        return ProgramState(JointWalk(), labels, memory)
-
-    def new_step(
-        self, memory: MemoryAllocator, values: Mapping[str, Sequence[int]], size: int = 0
-    ) -> SequenceStep:
-        """A step without operations.
-
-        Args:
-            memory: the memory of the state.
-            values: value of each variable at every place, by its name.
-            size: number of parameters of a place, by default those of the head.
-        """
-        channels = self.grid.channels // self.symbols_per_place
-        return SequenceStep(
-            memory, self.symbols_per_place, channels, size or self.head.size, values
-        )
-
-    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
-        memory = MemoryAllocator(state.memory, batch, next(self.parameters()))
-        step = self.write(memory, state.labels)
-        # With a factored head a place has a single symbol, whatever its channel.
-        newest = step.symbols * (self.grid.channels // self.symbols_per_place)
-        add_runs = partial(self._add_runs, step)
-        return SteppedSymbols(newest, add_runs, step.parameters)
-
-    def _add_runs(self, step: SequenceStep, runs: Runs, index: Numbers) -> None:
-        """See :attr:`SteppedSymbols.add_runs`."""
-        begins_place = index % self.symbols_per_place == 0
-        step.add_runs(runs, index // self.symbols_per_place, when=begins_place)
 
     def parameters_from_free(self, free: torch.Tensor) -> torch.Tensor:
         """Add the fixed parameters: ``[..., free_size]`` to ``[..., size]``."""
@@ -165,6 +112,67 @@ class SequenceModel(ProgramModel):
     def receptive_field(self) -> torch.Tensor:
         # Every symbol depends on all symbols before it.
         return torch.ones(self.grid.symbols, self.grid.symbols, dtype=torch.bool).tril(-1)
+
+
+class SequenceModel(FlattenedModel, ProgramModel):
+    """Base of the models of the flattened image that step through programs.
+
+    A family defines ``forward`` and :meth:`write`.
+
+    Args:
+        grid, head, conditioning: see :class:`DensityModel`.
+    """
+
+    @abstractmethod
+    def write(self, memory: MemoryAllocator, labels: torch.Tensor | None) -> SequenceStep:
+        """Write the programs of a step.
+
+        Args:
+            memory: the memory of the state.
+            labels: class of each image, ``int64 [batch]``.
+        """
+
+    @torch.no_grad()
+    def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
+        # Called only because it checks the condition.
+        self.class_rows(condition)
+        state = self.new_state(memory, condition.labels, batch)
+        state.programs = self.write_programs(state, batch)
+        return state
+
+    def new_state(
+        self, memory: StateMemory, labels: torch.Tensor | None, batch: int
+    ) -> ProgramState:
+        """A state without programs; a family overrides this if its state holds more."""
+        return ProgramState(JointWalk(), labels, memory)
+
+    def new_step(
+        self, memory: MemoryAllocator, values: Mapping[str, Sequence[int]], size: int = 0
+    ) -> SequenceStep:
+        """A step without operations.
+
+        Args:
+            memory: the memory of the state.
+            values: value of each variable at every place, by its name.
+            size: number of parameters of a place, by default those of the head.
+        """
+        channels = self.grid.channels // self.symbols_per_place
+        return SequenceStep(
+            memory, self.symbols_per_place, channels, size or self.head.size, values
+        )
+
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        memory = MemoryAllocator(state.memory, batch, next(self.parameters()))
+        step = self.write(memory, state.labels)
+        # With a factored head a place has a single symbol, whatever its channel.
+        newest = step.symbols * (self.grid.channels // self.symbols_per_place)
+        add_runs = partial(self._add_runs, step)
+        return SteppedSymbols(newest, add_runs, step.parameters)
+
+    def _add_runs(self, step: SequenceStep, runs: Runs, index: Numbers) -> None:
+        """See :attr:`SteppedSymbols.add_runs`."""
+        begins_place = index % self.symbols_per_place == 0
+        step.add_runs(runs, index // self.symbols_per_place, when=begins_place)
 
 
 class SymbolInputs(nn.Module):
