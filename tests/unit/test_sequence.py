@@ -3,14 +3,18 @@ conditions fit."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import tessella as ts
+from tessella import kernel
 from tessella.errors import ConfigError
 from tessella.models.program_model import ProgramState
 from tessella.models.sequence_model import SequenceModel
 from tessella.nn.made_layers import UnitLayer
+from tessella.sampling.walk import Steps
 
 
 def test_the_matrix_of_32x32_codes_of_512_levels_is_the_order_of_what_is_allowed() -> None:
@@ -69,3 +73,41 @@ def test_no_class_does_not_stand_for_the_first(name: str) -> None:
     model = ts.create(name, ts.Grid(2, 2, 1, 3), classes=2)
     with pytest.raises(AssertionError, match="a condition that"):
         model(torch.zeros(2, 2, 2, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "levels", "sizes", "in_kernel"),
+    [
+        ("fvsbn", "categorical", 2, {}, True),
+        ("fvsbn", "ordinal", 5, {}, False),
+        ("nade", "categorical", 5, {"embedding": 3}, True),
+        ("nade", "logistic-mixture", 5, {}, True),
+        ("made", "categorical", 2, {"layers": 3, "direct": True}, True),
+        ("made", "categorical", 5, {"masks": 2}, False),
+        ("made", "logistic-mixture", 5, {"masks": 2}, False),
+        ("lstm", "ordinal", 5, {"layers": 2}, True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_draws_the_symbols_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    head: str,
+    levels: int,
+    sizes: dict[str, Any],
+    in_kernel: bool,
+    dtype: torch.dtype,
+) -> None:
+    if not kernel.available():
+        pytest.skip("no C++ compiler")
+    model = ts.create(name, ts.Grid(4, 3, 2, levels), head=head, classes=2, **sizes).to(dtype)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    cond = torch.tensor([1, 0, 1])
+    walk = Steps(model, 3, cond, cached=True, guidance=1).kernel_walk()
+    assert (walk is not None) == in_kernel
+    drawn = ts.sample(model, n=3, cond=cond, method="cached")
+    guided = ts.sample(model, n=3, cond=cond, method="cached", guidance=2.0)
+    monkeypatch.setenv("TESSELLA_KERNEL", "0")
+    assert torch.equal(drawn, ts.sample(model, n=3, cond=cond, method="cached"))
+    assert torch.equal(guided, ts.sample(model, n=3, cond=cond, method="cached", guidance=2.0))
