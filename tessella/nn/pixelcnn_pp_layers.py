@@ -434,7 +434,7 @@ class PyramidStep(PixelStep):
             runs.add(program, *values, when=when & (smallest == s))
 
     def _smallest(self, place: Numbers) -> Numbers:
-        """The smallest resolution whose rows (or columns) begin one at ``place``."""
+        """The smallest resolution of which a row (or column) begins at this row (or column)."""
         smallest: Numbers = 0
         for s in range(1, len(self.down)):
             # Resolution s has a row at every 2^s-th place.
