@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         register_model,
     )
     from tessella.models.condition import UNCONDITIONAL
+    from tessella.models.weight_storage import quantize_weights
     from tessella.nn.stepping.state import State
     from tessella.pipeline import Generator, load
     from tessella.registry import load_plugin
@@ -70,6 +71,7 @@ _HOMES = {
     "create_prior": "models",
     "create": "models",
     "register_model": "models",
+    "quantize_weights": "models.weight_storage",
     "complete": "sampling",
     "replay": "sampling",
     "sample": "sampling",
@@ -136,7 +138,7 @@ __all__ += [
 ]
 __all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
 __all__ += ["Archive", "BitstreamError", "compress", "decompress"]
-__all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State"]
+__all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State", "quantize_weights"]
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,10 @@
 // [panels, inputs, 2 * LANES], zero beyond the last output. Where an operation takes outputs in pairs (a, b), a panel holds
 // a vector of a's and the vector of their b's.
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +24,10 @@
 
 namespace {
 
+// Weights are stored as numbers of the program, or, where those are float, as the upper half of each or as int8. What a
+// product reads becomes float in a register, so that a large matrix at a small batch takes a half or a quarter of the time.
+enum StorageCode : int64_t { WHOLE, BFLOAT16, INT8 };
+
 struct Op {
     int64_t operation, activation;
     int64_t size;           // of a vector of the result
@@ -29,14 +37,16 @@ struct Op {
     int64_t count;          // index of the variable that counts the outputs of PRODUCT
     double epsilon;
     int64_t weight;         // the address of packed weights
+    int64_t storage;        // how they are stored, a StorageCode
+    int64_t scales;         // the address of the scales of their outputs, in panels; 0 where there are none
     Operand out, x, y, z;
 };
 
 std::string layout() {
 #define FIELD(name) {#name, offsetof(Op, name)}
     return lists() + fields<Op>({FIELD(operation), FIELD(activation), FIELD(size), FIELD(inputs), FIELD(heads),
-                                 FIELD(groups), FIELD(known), FIELD(count), FIELD(epsilon), FIELD(weight), FIELD(out),
-                                 FIELD(x), FIELD(y), FIELD(z)});
+                                 FIELD(groups), FIELD(known), FIELD(count), FIELD(epsilon), FIELD(weight),
+                                 FIELD(storage), FIELD(scales), FIELD(out), FIELD(x), FIELD(y), FIELD(z)});
 #undef FIELD
 }
 
@@ -69,14 +79,49 @@ inline void finish(const Op& op, int64_t o, Vector<T> a, Vector<T> b, T* out, co
     if (left > L) store(out + o + L, b, left - L);
 }
 
-// COUNT rows of x times one panel. A single row takes the inputs in turn to several sums, so that the sums of products
+// A vector of weights in the type of the program.
+template <typename T>
+inline Vector<T> widened(const T* from) {
+    return *reinterpret_cast<const Vector<T>*>(from);
+}
+
+// Compilers turn loops over such bytes into slow code, so the instructions are named where they are known.
+template <typename T>
+inline Vector<T> widened(const int8_t* from) {
+#if defined(__AVX512F__)
+    return (Vector<T>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+    return (Vector<T>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    Vector<T> result = {};
+    for (int l = 0; l < Lanes<T>::count; l++) result[l] = T(from[l]);
+    return result;
+#endif
+}
+
+template <typename T>
+inline Vector<T> widened(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return (Vector<T>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#elif defined(__AVX2__)
+    return (Vector<T>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
+#else
+    uint32_t bits[Lanes<T>::count];
+    for (int l = 0; l < Lanes<T>::count; l++) bits[l] = uint32_t(from[l]) << 16;
+    Vector<T> result;
+    std::memcpy(&result, bits, BYTES);
+    return result;
+#endif
+}
+
+// COUNT rows of x times one panel, whose weights are stored as W. A single row takes the inputs in turn to several sums, so that the sums of products
 // need not wait for each other.
-template <typename T, int COUNT>
-inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& plus,
+template <typename T, typename W, int COUNT>
+inline void stored_tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& plus,
                  const Matrix<T>& residual) {
     constexpr int L = Lanes<T>::count, SPLIT = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
     const int64_t inputs = op.inputs;
-    const T* w = reinterpret_cast<const T*>(op.weight) + panel * inputs * 2 * L;
+    const W* w = reinterpret_cast<const W*>(op.weight) + panel * inputs * 2 * L;
     Vector<T> sums[SPLIT][COUNT][2] = {};
     const T *from[COUNT], *added[COUNT], *beside[COUNT];
     T* to[COUNT];
@@ -87,7 +132,7 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
     for (; k + SPLIT <= inputs; k += SPLIT) {
 #pragma GCC unroll 4
         for (int s = 0; s < SPLIT; s++, w += 2 * L) {
-            const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
+            const Vector<T> u = widened<T>(w), v = widened<T>(w + L);
 #pragma GCC unroll 16
             for (int r = 0; r < COUNT; r++) {
                 const T factor = from[r][k + s];
@@ -97,13 +142,14 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
         }
     }
     for (; k < inputs; k++, w += 2 * L) {
-        const Vector<T> u = *reinterpret_cast<const Vector<T>*>(w), v = *reinterpret_cast<const Vector<T>*>(w + L);
+        const Vector<T> u = widened<T>(w), v = widened<T>(w + L);
 #pragma GCC unroll 16
         for (int r = 0; r < COUNT; r++) {
             sums[0][r][0] += from[r][k] * u;
             sums[0][r][1] += from[r][k] * v;
         }
     }
+    const T* scale = op.scales ? reinterpret_cast<const T*>(op.scales) + panel * 2 * L : nullptr;
     const int64_t o = panel * (op.activation >= GATE ? L : 2 * L);
     out.template rows<COUNT>(image, place, to);
     plus.template rows<COUNT>(image, place, added);
@@ -113,8 +159,19 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
         Vector<T> a = sums[0][r][0], b = sums[0][r][1];
 #pragma GCC unroll 4
         for (int s = 1; s < SPLIT; s++) a += sums[s][r][0], b += sums[s][r][1];
+        if (scale) a *= load(scale, L), b *= load(scale + L, L);
         finish<T>(op, o, a, b, to[r], added[r], beside[r]);
     }
+}
+
+template <typename T, int COUNT>
+inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& plus,
+                 const Matrix<T>& residual) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (op.storage == INT8) return stored_tile<T, int8_t, COUNT>(op, panel, row, out, x, plus, residual);
+        if (op.storage == BFLOAT16) return stored_tile<T, uint16_t, COUNT>(op, panel, row, out, x, plus, residual);
+    }
+    stored_tile<T, T, COUNT>(op, panel, row, out, x, plus, residual);
 }
 
 template <typename T>

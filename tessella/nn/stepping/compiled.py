@@ -18,6 +18,7 @@ import torch
 
 from tessella import kernel
 from tessella.errors import ArtifactError, InputError
+from tessella.nn.stepping.compact import STORAGES
 from tessella.nn.stepping.memory import Moving, Operand, start_of
 from tessella.nn.stepping.operation import (
     ACTIVATIONS,
@@ -52,6 +53,8 @@ RECORD = np.dtype(
         ("count", np.int64),
         ("epsilon", np.float64),
         ("weight", np.int64),
+        ("storage", np.int64),
+        ("scales", np.int64),
         ("out", OPERAND),
         ("x", OPERAND),
         ("y", OPERAND),
@@ -224,11 +227,16 @@ def count_weights(work: Work) -> int:
 def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, ...]:
     """The fields of :data:`RECORD`, as a tuple: setting them one by one takes twice as long."""
     weight = 0
+    storage = "whole"
+    scales = 0
     inputs = 0
     if isinstance(operation.weight, Matrix):
         # The matrix keeps the packed weights alive; the record holds only their address.
-        packed = operation.weight.packed(operation.activation in PAIRED, lane_bytes)
-        weight = packed.data_ptr()
+        panels = operation.weight.panels(operation.activation in PAIRED, lane_bytes)
+        weight = panels.weights.data_ptr()
+        storage = panels.storage
+        if panels.scales is not None:
+            scales = panels.scales.data_ptr()
         inputs = operation.weight.weight.shape[0]
     elif operation.name == "lookup":
         assert operation.y is not None
@@ -252,6 +260,8 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
         _variable(operation.count, work),
         operation.epsilon,
         weight,
+        STORAGES.index(storage),
+        scales,
         *fields,
     )
 

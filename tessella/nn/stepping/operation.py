@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tessella.nn.integer.matrix import IntegerMatrix
+from tessella.nn.stepping.compact import compacted
 from tessella.nn.stepping.memory import Operand, start_of
 
 OPERATIONS = ("linear", "map", "add", "norm", "rotate", "attend", "lookup", "cell", "product")
@@ -41,6 +42,7 @@ class Matrix:
         self._by_inputs: torch.Tensor | None = None
         # Keyed by `paired` and `lane_bytes`: several operations may share a matrix.
         self._packed: dict[tuple[bool, int], torch.Tensor] = {}
+        self._panels: dict[tuple[bool, int], Panels] = {}
 
     def by_inputs(self) -> torch.Tensor:
         """The weights ``[inputs, outputs]``, with the weights of one input contiguous."""
@@ -57,24 +59,58 @@ class Matrix:
             lane_bytes: size of a vector register in bytes.
         """
         if (paired, lane_bytes) not in self._packed:
-            self._packed[paired, lane_bytes] = self._pack(paired, lane_bytes)
+            lanes = lane_bytes // self.weight.element_size()
+            self._packed[paired, lane_bytes] = _pack(self.weight, paired, lanes)
         return self._packed[paired, lane_bytes]
 
-    def _pack(self, paired: bool, lane_bytes: int) -> torch.Tensor:
+    def panels(self, paired: bool, lane_bytes: int) -> Panels:
+        """The panels of :meth:`packed` in the most compact form that holds these weights.
+
+        Arguments as of :meth:`packed`.
+        """
+        if (paired, lane_bytes) not in self._panels:
+            self._panels[paired, lane_bytes] = self._compact(paired, lane_bytes)
+        return self._panels[paired, lane_bytes]
+
+    def _compact(self, paired: bool, lane_bytes: int) -> Panels:
+        compact = compacted(self.weight)
+        if compact is None:
+            return Panels("whole", self.packed(paired, lane_bytes), None)
+        # As many lanes as float32 has, whatever the weights are stored as.
         lanes = lane_bytes // self.weight.element_size()
-        if paired:
-            a, b = self.weight.chunk(2, dim=1)
-            # Each [inputs, panels, lanes], then [inputs, panels, 2, lanes].
-            panels = torch.stack([_split(a, lanes), _split(b, lanes)], dim=2)
-        else:
-            # [inputs, panels, 2, lanes]
-            panels = _split(self.weight, 2 * lanes).unflatten(2, (2, lanes))
-        # The kernel reads a panel from its first input to its last, so make that contiguous.
-        return panels.transpose(0, 1).contiguous()
+        scales = None
+        if compact.scales is not None:
+            scales = _pack(compact.scales, paired, lanes)
+        return Panels(compact.storage, _pack(compact.values, paired, lanes), scales)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Packed weights as the kernel reads them."""
+
+    storage: str
+    """A name in :data:`~tessella.nn.stepping.compact.STORAGES`."""
+    weights: torch.Tensor
+    """``[panels, inputs, 2, lanes]``."""
+    scales: torch.Tensor | None
+    """What the weights of each output are multiplied by: ``[panels, 1, 2, lanes]``."""
 
 
 Weights = Matrix | IntegerMatrix
 """Weights of a linear operation: real numbers, or the integers of an exact twin."""
+
+
+def _pack(weight: torch.Tensor, paired: bool, lanes: int) -> torch.Tensor:
+    """``[inputs, outputs]`` to ``[panels, inputs, 2, lanes]``, see :meth:`Matrix.packed`."""
+    if paired:
+        a, b = weight.chunk(2, dim=1)
+        # Each [inputs, panels, lanes], then [inputs, panels, 2, lanes].
+        panels = torch.stack([_split(a, lanes), _split(b, lanes)], dim=2)
+    else:
+        # [inputs, panels, 2, lanes]
+        panels = _split(weight, 2 * lanes).unflatten(2, (2, lanes))
+    # The kernel reads a panel from its first input to its last, so make that contiguous.
+    return panels.transpose(0, 1).contiguous()
 
 
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:

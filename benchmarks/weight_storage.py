@@ -1,0 +1,135 @@
+"""What weights of few bits cost in bits, and what they gain in time.
+
+    python benchmarks/weight_storage.py                              # digits, whose images ship
+    python benchmarks/weight_storage.py --models digits mnist=npz:mnist.npz --test 500
+    python benchmarks/weight_storage.py --models --step          # only the times of the transformer
+
+Each bundled model is scored on the same test images with its own weights and with rounded ones; the
+difference is what rounding costs. Each symbol of a sample of the rounded model is drawn again by a
+pass over it. Steps are those of the large transformer of ``sampling.py`` with fresh weights, in
+turn, the draw left out. Rows are merged into ``results/weights.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import harness
+import torch
+from sampling import WORKS
+
+import tessella as ts
+from tessella import data
+from tessella.config import DataConfig
+from tessella.errors import ConfigError
+from tessella.evaluation.metrics import standard_error
+from tessella.models.weight_storage import WeightKind
+from tessella.pipeline import Generator
+
+KEYS = ("what", "weights", "batch")
+REPLAYED = 8
+"""Images whose symbols are drawn again."""
+WARM_STEPS = 3
+TIMED_STEPS = 12
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=["digits=digits"], help="bundled models, as NAME=DATA"
+    )
+    parser.add_argument("--test", type=int, default=500, help="test images to score")
+    parser.add_argument("--step", action="store_true", help="time the steps of the transformer")
+    parser.add_argument("--batches", nargs="*", type=int, default=[1], help="of these steps")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", default="", help="another file of results")
+    chosen = parser.parse_args()
+
+    for named in chosen.models:
+        name, _, source = named.partition("=")
+        for row in costs(name, source or name, chosen.test):
+            harness.merge("weights", row, KEYS, chosen.json)
+            print(
+                f"{name}, {row['weights']}: {row['bits_per_dim']:.5f} bits/dim, cost "
+                f"{row['cost']:+.6f} ± {row['cost_se']:.6f}, {row['differ']} symbols differ",
+                flush=True,
+            )
+    if chosen.step:
+        for batch in chosen.batches:
+            for row in steps(batch, chosen.rounds):
+                harness.merge("weights", row, KEYS, chosen.json)
+                print(
+                    f"{row['what']}, batch {batch}, {row['weights']}: {row['ms']:.2f} ms a step, "
+                    f"{row['ratio']:.2f}x",
+                    flush=True,
+                )
+
+
+@torch.no_grad()
+def costs(name: str, source: str, count: int) -> list[harness.Row]:
+    """Bits per dimension of a bundled model under each kind of weights, on the same images."""
+    generator = ts.load(name)
+    assert isinstance(generator, Generator)
+    model = generator.priors[0].eval()
+    images = data.load(DataConfig(source=source), "test").images
+    symbols = generator.encode(images[:count])
+    own = model.bits_per_dim(symbols).double()
+    rows = []
+    for kind in get_args(WeightKind):
+        try:
+            rounded = ts.quantize_weights(model, kind)
+        except ConfigError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        bits = rounded.bits_per_dim(symbols).double()
+        replayed = ts.replay(rounded, ts.sample(rounded, n=REPLAYED, method="cached"))
+        row: harness.Row = {"what": name, "weights": kind, "batch": REPLAYED}
+        row |= {"test_images": len(symbols), "bits_per_dim": float(bits.mean())}
+        row |= {"cost": float((bits - own).mean()), "cost_se": standard_error(bits - own)}
+        row |= {"differ": int(replayed.differs.sum()), "symbols": replayed.differs.numel()}
+        rows.append(row)
+    return rows
+
+
+def steps(batch: int, rounds: int) -> list[harness.Row]:
+    """Milliseconds of a step of the large transformer under each kind of weights."""
+    model = WORKS["transformer"].create().eval()
+    models = {"float32": model}
+    for kind in get_args(WeightKind):
+        models[kind] = ts.quantize_weights(model, kind)
+    work: dict[str, Callable[[], object]] = {}
+    for name, each in models.items():
+        work[name] = partial(seconds_of_steps, each, batch)
+    times = harness.alternate(work, rounds)
+    rows = []
+    for name in models:
+        milliseconds = times[name]["median"] * 1e3
+        ratio = times["float32"]["median"] / times[name]["median"]
+        row: harness.Row = {"what": "transformer", "weights": name, "batch": batch}
+        row |= {"ms": milliseconds, "ratio": ratio, "threads": torch.get_num_threads()}
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def seconds_of_steps(model: ts.DensityModel, batch: int) -> float:
+    """Mean seconds of a step, without the preparation of its weights."""
+    state = model.init_state(batch)
+    previous = torch.zeros(batch, dtype=torch.int64)
+    for index in range(WARM_STEPS):
+        _, state = model.step(previous, index, state)
+    started = time.perf_counter()
+    for index in range(WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+        _, state = model.step(previous, index, state)
+    return (time.perf_counter() - started) / TIMED_STEPS
+
+
+if __name__ == "__main__":
+    main()
