@@ -24,7 +24,7 @@ import tessella as ts
 from tessella.errors import TessellaError
 from tessella.web import live_drawing, server, uploads
 from tessella.web.application import page_files
-from tessella.web.gate import HEADERS
+from tessella.web.doorkeeper import HEADERS
 from tessella.web.refusals import Abandoned
 from tessella.web.work_queue import Job, Work
 
