@@ -1,6 +1,6 @@
 ## make setup   .venv with everything that runs the package (every target below does this by itself)
 ## make demo    the whole chain on bundled real images; pictures and numbers in runs/demo
-## make test    the test suite; ARGS="-k grid" passes options to pytest, ARGS="-m slow" runs the slow ones
+## make test    the test suite (that of the page takes a Chromium, if there is one); ARGS="-k grid" passes options to pytest, ARGS="-m slow" runs the slow ones
 ## make lint    style
 ## make types   annotations
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe

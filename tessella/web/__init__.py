@@ -9,8 +9,8 @@ completing), :mod:`~tessella.web.bit_maps`, :mod:`~tessella.web.code_editing` an
 * :mod:`~tessella.web.page_requests`: what a client sends, checked;
 * :mod:`~tessella.web.work_queue`: one computation at a time in a thread, a bounded queue before it;
 * :mod:`~tessella.web.uploads`: bodies and pictures within limits;
-* :mod:`~tessella.web.application`: the routes; :mod:`~tessella.web.gate`: what every request and
-  every answer goes through; :mod:`~tessella.web.server`: sockets and signals;
+* :mod:`~tessella.web.application`: the routes; :mod:`~tessella.web.doorkeeper`: what every request
+  and every answer goes through; :mod:`~tessella.web.server`: sockets and signals;
 * ``static/``: the page, plain HTML, CSS and JavaScript without outside addresses.
 
 It needs the extra ``web``, so this room is imported by its verb alone.

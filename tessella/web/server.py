@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tessella.data.decode import without_pillow_warnings
 from tessella.errors import InputError
 from tessella.web.application import Application
-from tessella.web.gate import Gate
+from tessella.web.doorkeeper import Doorkeeper
 
 Tell = Callable[[str], object]
 """Called with a line."""
@@ -140,7 +140,7 @@ class PageServer(uvicorn.Server):
     def __init__(self, app: Application, host: str, listening: socket.socket, tell: Tell) -> None:
         config = uvicorn.Config(
             # A function that makes it: of anything else it would be tried out whether it is one.
-            lambda: Gate(app.routes(), host),
+            lambda: Doorkeeper(app.routes(), host),
             factory=True,
             interface="asgi3",
             http=TimedProtocol,

@@ -43,7 +43,8 @@ class Uploads:
     """Bodies of requests, counted together."""
 
     def __init__(self) -> None:
-        self._held = 0
+        self.held = 0
+        """Bytes of all bodies that are held now."""
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -61,17 +62,17 @@ class Uploads:
             await self._receive(request, received)
             yield bytes(received)
         finally:
-            self._held -= len(received)
+            self.held -= len(received)
 
     async def _receive(self, request: Request, received: bytearray) -> None:
         """Append what arrives to ``received``."""
         try:
             async with asyncio.timeout(SECONDS):
                 async for chunk in request.stream():
-                    self._held += len(chunk)
+                    self.held += len(chunk)
                     received += chunk
                     _check_length(len(received))
-                    if self._held > MOST_BYTES_TOGETHER:
+                    if self.held > MOST_BYTES_TOGETHER:
                         raise Busy("other uploads take all the memory that there is", RETRY)
         except TimeoutError:
             raise TooSlow(f"the request did not arrive within {SECONDS} s") from None

@@ -129,7 +129,8 @@ class WorkQueue:
         self.most = most
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tessella-model")
         self._lock = threading.Lock()
-        self._jobs: set[Job] = set()
+        self.jobs: set[Job] = set()
+        """Those that wait or run."""
         self._seconds = FIRST_GUESS
         self._is_closed = False
 
@@ -143,10 +144,10 @@ class WorkQueue:
         with self._lock:
             if self._is_closed:
                 raise Busy("the server is about to stop", 1)
-            if len(self._jobs) >= self.most:
-                seconds = max(1, math.ceil(self._seconds * len(self._jobs)))
-                raise Busy(f"{len(self._jobs)} requests are waiting already", seconds)
-            self._jobs.add(job)
+            if len(self.jobs) >= self.most:
+                seconds = max(1, math.ceil(self._seconds * len(self.jobs)))
+                raise Busy(f"{len(self.jobs)} requests are waiting already", seconds)
+            self.jobs.add(job)
             result = self._thread.submit(self._run, work, job)
         job.begin(result)
         result.add_done_callback(lambda _: self._leave(job))
@@ -156,7 +157,7 @@ class WorkQueue:
         """Abandon all jobs, and wait for the thread."""
         with self._lock:
             self._is_closed = True
-            jobs = list(self._jobs)
+            jobs = list(self.jobs)
         for job in jobs:
             job.abandon()
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -173,4 +174,4 @@ class WorkQueue:
 
     def _leave(self, job: Job) -> None:
         with self._lock:
-            self._jobs.discard(job)
+            self.jobs.discard(job)

@@ -59,6 +59,10 @@ def served(runs: list[str]) -> Iterator[Served]:
     from served_page import running
 
     with running(runs) as found:
+        # The first steps of a session build the kernel, which takes a while.
+        for model in found.models.values():
+            if isinstance(model, ts.Generator):
+                model.sample(1)
         yield found
 
 

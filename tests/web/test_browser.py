@@ -426,6 +426,7 @@ def test_it_fits_every_screen(
             panel.locator("button.main").click()
             api.expect(panel.locator(".gallery")).to_have_attribute("data-done", "true")
         if name == "bits":
+            api.expect(panel.locator(".status")).to_contain_text("16 codes")
             panel.locator(".stack").click()
             api.expect(panel.locator(".patches")).to_be_visible()
         if name == "codes":
@@ -438,7 +439,7 @@ def test_it_fits_every_screen(
 def test_everything_has_a_name_for_readers_of_screens(page: Page) -> None:
     page.choose("classes", "draw")
     nameless = page.evaluate(
-        "[...document.querySelectorAll('button, input, select, a, [role=application], canvas[role]')]"
+        "[...document.querySelectorAll('button, input, select, a, [role=application]')]"
         ".filter(e => !(e.textContent.trim() || e.labels?.length || e.getAttribute('aria-label')"
         " || e.getAttribute('aria-labelledby'))).map(e => e.outerHTML)"
     )

@@ -24,7 +24,7 @@ def run(command: Serve) -> int:
         )
     # Imported here, because it needs the libraries that were just looked for.
     from tessella.web.application import Application
-    from tessella.web.gate import is_local
+    from tessella.web.doorkeeper import is_local
     from tessella.web.served_models import ServedModels
     from tessella.web.server import PageServer, listen
 

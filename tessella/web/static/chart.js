@@ -5,7 +5,7 @@ import { element } from "./state.js";
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 520;
 const HEIGHT = 130;
-const LEFT = 48;
+const LEFT = 58;
 const STRIP = 8;
 
 function shape(name, attributes, text) {

@@ -43,7 +43,7 @@ HEADERS = {
 """Headers of every answer."""
 
 
-class Gate:
+class Doorkeeper:
     """Passes requests on, or refuses them.
 
     Args:
