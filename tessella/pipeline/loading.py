@@ -21,7 +21,9 @@ from tessella.pipeline.weights import load_weights
 from tessella.tokenizers import Tokenizer, create_tokenizer
 
 M = TypeVar("M")
-BundledGenerator = Literal["digits", "digits-codes", "mnist", "photos"]
+BundledGenerator = Literal[
+    "cifar10-codes", "digits", "digits-codes", "mnist", "mnist-codes", "photos"
+]
 BundledTokenizer = Literal["digits-vqvae"]
 
 
