@@ -32,7 +32,7 @@ from tessella.web.page_requests import (
 )
 from tessella.web.refusals import Abandoned, Refusal
 from tessella.web.served_models import ServedModels
-from tessella.web.work_queue import Job, Work, WorkQueue
+from tessella.web.work_queue import Computation, Work, WorkQueue
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ class Application:
         served = self.models.named(model)
         async with self.uploads.body(request) as body:
 
-            def fit(job: Job) -> bytes:
+            def fit(job: Computation) -> bytes:
                 values = uploads.fitted_picture(body, served, tiles)
                 return json.dumps({"image": as_text(values)}).encode()
 
@@ -204,7 +204,7 @@ class _Events(StreamingResponse):
         first: the first event, and whether it is the last one.
     """
 
-    def __init__(self, job: Job, first: tuple[bytes, bool]) -> None:
+    def __init__(self, job: Computation, first: tuple[bytes, bool]) -> None:
         super().__init__(self._read(first), media_type="text/event-stream")
         self._job = job
 
@@ -229,7 +229,7 @@ class _Events(StreamingResponse):
 
 
 async def _unless_client_leaves(
-    request: Request, job: Job, waiting: Coroutine[None, None, T]
+    request: Request, job: Computation, waiting: Coroutine[None, None, T]
 ) -> T | None:
     """What is waited for; None, with the job abandoned, when the client leaves before."""
     result = asyncio.ensure_future(waiting)

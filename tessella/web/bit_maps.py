@@ -28,7 +28,7 @@ from tessella.web.page_requests import (
     symbols_from,
 )
 from tessella.web.served_models import ServedModel
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 KEPT = 8
 """Pictures whose parameters are kept while the pointer moves over them."""
@@ -64,7 +64,7 @@ class BitMaps:
         pixels = images_from(asked.image, served, tiles) if asked.image else None
         given = symbols_from(asked.symbols, grids) if asked.symbols else ()
 
-        def score(job: Job) -> bytes:
+        def score(job: Computation) -> bytes:
             if pixels is not None:
                 cut = apart(torch.from_numpy(pixels), tiles)
                 symbols = as_tuple(model.encode(cut))
@@ -114,7 +114,7 @@ class BitMaps:
         symbols = tuple(apart(part, tiles)[number : number + 1] for part in whole)
         place = (slice(row % grid.height, None), slice(column % grid.width, None))
 
-        def expect(job: Job) -> bytes:
+        def expect(job: Computation) -> bytes:
             prior = model.priors[level]
             given = level_condition(prior, labels, symbols[:level]) or None
             condition = prior.condition(given, 1)

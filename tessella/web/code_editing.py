@@ -23,7 +23,7 @@ from tessella.web.page_requests import (
     symbols_from,
 )
 from tessella.web.served_models import ServedModel
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 MOST_CODES = 1024
 """Codes of an atlas; of larger codebooks the first ones are shown."""
@@ -45,7 +45,7 @@ def tokenizing(asked: ToTokenize, served: ServedModel) -> Work:
     pixels = images_from(asked.image, served, tiles) if asked.image else None
     given = symbols_from(asked.symbols, grids) if asked.symbols else ()
 
-    def tokenize(job: Job) -> bytes:
+    def tokenize(job: Computation) -> bytes:
         symbols = given
         if pixels is not None:
             symbols = as_tuple(tokenizer.encode(pixels))
@@ -78,7 +78,7 @@ def drawing_atlas(served: ServedModel) -> Work:
     """
     tokenizer = require_codes(served.model, served.name)
 
-    def draw(job: Job) -> bytes:
+    def draw(job: Computation) -> bytes:
         books: list[JSONValue] = []
         number = 0
         for place, grid in enumerate(tokenizer.grids()):

@@ -23,7 +23,7 @@ from tessella.pipeline.kept_twin import exact_twin_of
 from tessella.web.page_requests import as_text
 from tessella.web.served_models import ServedModel
 from tessella.web.uploads import fitted_picture, picture_from
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 MOST_SYMBOLS = 1 << 18
 """Symbols of a picture that is compressed here; the command line has no such limit."""
@@ -60,7 +60,7 @@ class FileSizes:
         model = served.model
         kept_name = _kept_name(name)
 
-        def compress(job: Job) -> bytes:
+        def compress(job: Computation) -> bytes:
             values = _pixels(data, fit, served)
             png = _png_bytes(values)
             twin = self._twin(served)
@@ -105,7 +105,7 @@ class FileSizes:
 class _StoppingWriter(ArchiveWriter):
     """A writer that stops between two groups when the client has left."""
 
-    def __init__(self, twin: ExactModel, job: Job) -> None:
+    def __init__(self, twin: ExactModel, job: Computation) -> None:
         super().__init__(twin)
         self._job = job
 

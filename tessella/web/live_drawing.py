@@ -24,7 +24,7 @@ from tessella.web.page_requests import (
     symbols_as_text,
 )
 from tessella.web.served_models import ServedModel
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 
 def drawing(asked: ToDraw, served: ServedModel) -> Work:
@@ -44,7 +44,7 @@ def drawing(asked: ToDraw, served: ServedModel) -> Work:
         ):
             raise InputError("a VAE draws all pixels at once: it has no class and no rules")
 
-        def draw_at_once(job: Job) -> bytes:
+        def draw_at_once(job: Computation) -> bytes:
             images = model.sample(asked.n, asked.seed)
             return _event("done", {"images": _pictures(images)})
 
@@ -52,7 +52,7 @@ def drawing(asked: ToDraw, served: ServedModel) -> Work:
 
     model.check_condition(asked.labels(), asked.n)
 
-    def draw(job: Job) -> bytes:
+    def draw(job: Computation) -> bytes:
         stream = model.stream_symbols(asked.n, asked.seed, cond=asked.labels(), **rule)
         return _tell_rows(job, model, stream)
 
@@ -74,7 +74,7 @@ def completing(asked: ToComplete, served: ServedModel) -> Work:
     images = np.repeat(images_from(asked.image, served), asked.n, axis=0)
     known = mask_from(asked.known, served)
 
-    def complete(job: Job) -> bytes:
+    def complete(job: Computation) -> bytes:
         x, kept = model.symbols_to_keep(images, known)
         stream = model.stream_symbols(
             asked.n, asked.seed, cond=asked.labels(), x=x, known=kept, **rule
@@ -90,7 +90,7 @@ def _check(asked: ToDraw) -> None:
 
 
 def _tell_rows(
-    job: Job, model: Generator, stream: Stream[tuple[int, Symbols], None, None]
+    job: Computation, model: Generator, stream: Stream[tuple[int, Symbols], None, None]
 ) -> bytes:
     """Tell of every row of symbols as it is placed.
 

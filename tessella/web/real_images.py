@@ -10,7 +10,7 @@ from tessella import data
 from tessella.config import DataConfig
 from tessella.web.page_requests import as_text
 from tessella.web.served_models import ServedModel
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 MOST = 24
 """Images that are offered, from the start of the test split."""
@@ -22,7 +22,7 @@ BUNDLED = "digits"
 def finding(served: ServedModel) -> Work:
     """The work of finding real images for a model: none, unless it models the bundled ones."""
 
-    def find(job: Job) -> bytes:
+    def find(job: Computation) -> bytes:
         found: list[str] = []
         images = data.load(DataConfig(BUNDLED), "test").images
         if images.shape[1:] == served.size:

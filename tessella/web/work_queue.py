@@ -1,9 +1,9 @@
 """One computation at a time in a thread of its own, and a bounded queue before it.
 
 The event loop never computes: it submits *work*, a function that is called in the thread with its
-:class:`Job`. The work tells the job of events as it goes; the loop reads them. When the client
-leaves, the loop abandons the job: work that waits is dropped, and work that runs is stopped by an
-exception the next time it tells of something.
+:class:`Computation`. The work tells it of events as it goes; the loop reads them. When the client
+leaves, the loop abandons the computation: work that waits is dropped, and work that runs is stopped
+by an exception the next time it tells of something.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ HELD_BYTES = 8 << 20
 FIRST_GUESS = 0.5
 """Seconds that a computation is taken to last before one was measured."""
 
-Work = Callable[["Job"], bytes]
+Work = Callable[["Computation"], bytes]
 """Computes an answer; its result is the last event."""
 
 
-class Job:
+class Computation:
     """One computation, seen from the event loop and from the thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -129,18 +129,18 @@ class WorkQueue:
         self.most = most
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tessella-model")
         self._lock = threading.Lock()
-        self.jobs: set[Job] = set()
+        self.jobs: set[Computation] = set()
         """Those that wait or run."""
         self._seconds = FIRST_GUESS
         self._is_closed = False
 
-    def submit(self, work: Work) -> Job:
+    def submit(self, work: Work) -> Computation:
         """Put work at the end of the queue; called in the event loop.
 
         Raises:
             Busy: when the queue is full.
         """
-        job = Job(asyncio.get_running_loop())
+        job = Computation(asyncio.get_running_loop())
         with self._lock:
             if self._is_closed:
                 raise Busy("the server is about to stop", 1)
@@ -162,7 +162,7 @@ class WorkQueue:
             job.abandon()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, work: Work, job: Job) -> bytes:
+    def _run(self, work: Work, job: Computation) -> bytes:
         """In the thread."""
         job.check()
         start = time.monotonic()
@@ -172,6 +172,6 @@ class WorkQueue:
         self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
         return result
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Computation) -> None:
         with self._lock:
             self.jobs.discard(job)

@@ -26,7 +26,7 @@ from tessella.web import live_drawing, server, uploads
 from tessella.web.application import page_files
 from tessella.web.doorkeeper import HEADERS
 from tessella.web.refusals import Abandoned
-from tessella.web.work_queue import Job, Work
+from tessella.web.work_queue import Computation, Work
 
 MISTAKES: dict[str, tuple[dict[str, object], int, str]] = {
     "a misspelt key": ({"model": "digits", "sed": 1}, 400, "did you mean 'seed'?"),
@@ -216,7 +216,7 @@ def test_one_who_reads_nothing_is_cut_off(runs: list[str], monkeypatch: pytest.M
     stopped = threading.Event()
 
     def talkative(asked: object, served: object) -> Work:
-        def talk(job: Job) -> bytes:
+        def talk(job: Computation) -> bytes:
             try:
                 while True:
                     job.tell(b"event: rows\ndata: " + b" " * (1 << 20) + b"{}\n\n")
@@ -248,7 +248,7 @@ class Held:
     def drawing(self, asked: object, served: object) -> Work:
         """Takes the place of the work of drawing."""
 
-        def wait(job: Job) -> bytes:
+        def wait(job: Computation) -> bytes:
             self.has_begun.set()
             try:
                 while not self.may_end.wait(0.01):
@@ -326,7 +326,7 @@ def test_a_fault_of_ours_shows_nothing_of_it(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(asked: object, model: object) -> Work:
-        def fail(job: Job) -> bytes:
+        def fail(job: Computation) -> bytes:
             raise ValueError("the secret of /home/somebody")
 
         return fail
@@ -343,7 +343,7 @@ def test_an_error_after_the_first_row_is_an_event(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(asked: object, model: object) -> Work:
-        def fail(job: Job) -> bytes:
+        def fail(job: Computation) -> bytes:
             job.tell(b"event: rows\ndata: {}\n\n")
             raise ts.errors.NumericalError("the model returns NaN")
 

@@ -353,6 +353,7 @@ def taming_names(model: DeepTokenizer, known: Mapping[str, object]) -> dict[str,
         for part in WEIGHTS:
             names[f"{ours}.{part}"] = [f"{theirs}.{part}"]
     for half, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+        assert isinstance(network, nn.Sequential)
         # Both networks are sequences of the same modules in the same order, so indices match.
         for number, (module, path) in enumerate(zip(network, paths[half], strict=True)):
             fused = f"{half}.{path}.qkv.weight" in known
