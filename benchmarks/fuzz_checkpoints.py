@@ -81,7 +81,7 @@ def references(folder: Path) -> dict[str, tuple[Tensors, dict[str, Any]]]:
             continue
         with safe_open(path, framework="pt") as file:
             facts = flattened(json.loads(file.metadata()["config"]))
-            names = [name for name in file.keys() if name.startswith("state.")]
+            names = [name for name in list(file.keys()) if name.startswith("state.")]
             tensors = {name.removeprefix("state."): file.get_tensor(name) for name in names}
         found[kind] = (tensors, facts)
     return found

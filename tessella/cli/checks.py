@@ -152,7 +152,9 @@ def check_new_folder(name: str, folder: str) -> None:
     files.check_writable(path)
 
 
-def _check_run(command: options.Sample | options.Detokenize | options.Info) -> None:
+def _check_run(
+    command: options.Sample | options.Detokenize | options.Export | options.Info,
+) -> None:
     if command.run:
         check_run(command.run)
 
@@ -174,6 +176,7 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Decompress: _check_decompress,
     options.Detokenize: _check_run,
     options.Import: _check_import,
+    options.Export: _check_run,
     options.Info: _check_run,
     options.Check: _check_registered,
 }

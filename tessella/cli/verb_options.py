@@ -414,6 +414,26 @@ class Import(Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export(Writing):
+    """Write a model for other programs: ONNX files, exported programs of torch, or safetensors.
+
+    Encoder and decoder of a tokenizer, a pass of a density model over a whole grid, and one cached
+    step of a transformer are files of their own. Each is run after it is written and compared with
+    the model; a README.md beside them shows how to use them.
+
+    $ tessella export digits-codes --out exported
+    $ tessella export runs/x --format torch-export --out exported
+    """
+
+    run: Positional[RunName]
+    """Run directory, or the name of a bundled model."""
+    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    """What to write; onnx needs the extra export."""
+    out: str = "exported"
+    """Folder to create."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Writing):
     """Show versions, devices and what there is; with RUN, what that run is.
 
@@ -474,6 +494,7 @@ VERBS: dict[str, type[Common]] = {
     "decompress": Decompress,
     "score": Score,
     "import": Import,
+    "export": Export,
     "info": Info,
     "check": Check,
 }

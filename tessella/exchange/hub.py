@@ -55,9 +55,7 @@ class Upload:
     token: str | bool | None = None
 
 
-def load_as(
-    cls: type[M], name: Path | str, place: Place, device: torch.device | str = "cpu"
-) -> M:
+def load_as(cls: type[M], name: Path | str, place: Place, device: torch.device | str = "cpu") -> M:
     """Load a saved model that must be of a class; see :meth:`Pretrained.from_pretrained`."""
     folder = folder_of(name, place)
     found = _load(cls, folder)

@@ -89,7 +89,8 @@ def convert(kind: str, tensors: Tensors, facts: Mapping[str, object] | None = No
     wanted = network.state_dict()
     converted: dict[str, torch.Tensor] = {}
     for ours, origin in origins.items():
-        parts = [_wide(given[name]) for name in origin.names]
+        # Weights are computed with in float32, whatever they are stored as.
+        parts = [given[name].float() for name in origin.names]
         converted[ours] = origin.convert(parts).to(wanted[ours].dtype)
     load_weights(network, converted, kind)
     return network.eval()
@@ -258,12 +259,15 @@ def _check_shapes(
     for ours, origin in origins.items():
         # A layout and a network that do not know each other are a fault of ours.
         assert ours in wanted, ours
+        for name in origin.names:
+            if not given[name].is_floating_point():
+                raise ConfigError(f"{name} is {given[name].dtype}, which no weight is")
         parts = [torch.empty(given[name].shape, device="meta") for name in origin.names]
         named = some(list(origin.names)) or ours
         expected = list(wanted[ours].shape)
         try:
             made = list(origin.convert(parts).shape)
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             shapes = " and ".join(str(list(part.shape)) for part in parts)
             raise ConfigError(
                 f"{named} of shape {shapes} cannot become {ours} of shape {expected}"
@@ -272,8 +276,3 @@ def _check_shapes(
             raise ConfigError(f"{named} makes a tensor {made}, but {ours} must be {expected}")
     missing = wanted.keys() - origins.keys()
     assert not missing, missing
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in float32, in which all weights are computed with."""
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -189,7 +189,7 @@ class GPT(SequenceModel[GPTState]):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # [batch, places, width]: the prefix, then all places but the last.
         tokens = self._tokens(x)
-        prefix = self._prefix(condition.labels, len(x))
+        prefix = self._prefix(condition.labels, x.shape[0])
         tokens = torch.cat([prefix[:, None], tokens[:, :-1]], dim=1)
         tokens = self.dropout(tokens + self.positions)
         for block in self.blocks:

@@ -48,7 +48,7 @@ class Independent(DensityModel):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # The prediction is the same whatever the symbols are.
         if condition.labels is None:
-            return self.table[0].expand(len(x), *self.table.shape[1:])
+            return self.table[0].expand(x.shape[0], *self.table.shape[1:])
         return self.table[condition.labels]
 
     def init_state(self, batch: int, cond: Cond = None) -> IndependentState:

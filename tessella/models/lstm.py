@@ -117,7 +117,7 @@ class LSTM(SequenceModel[LSTMState], ProgramModel):
         classes = None
         if self.class_vectors is not None:
             classes = self.class_vectors(condition.labels)[:, None]  # [batch, 1, hidden]
-        zero = self.row.new_zeros(1, len(x), self.hidden)
+        zero = self.row.new_zeros(1, x.shape[0], self.hidden)
         # Hidden state and cell state of layer 0, then of layer 1, and so on; all start at zero.
         states = [zero] * (2 * len(self.layers))
         parts = []

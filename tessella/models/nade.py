@@ -112,10 +112,10 @@ class NADE(SequenceModel[NADEState]):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # With a joint head a place is a pixel, and its input is all of its channels.
         inputs = self.inputs(x).view(
-            len(x), self.places, self.symbols_per_place * self.inputs.width
+            x.shape[0], self.places, self.symbols_per_place * self.inputs.width
         )
         classes = self.class_rows(condition)
-        running = self.hidden_bias[classes].expand(len(x), -1)
+        running = self.hidden_bias[classes].expand(x.shape[0], -1)
         by_place = inputs.transpose(0, 1)  # [places, batch, inputs]
         out: torch.Tensor = NADESequence.apply(by_place, self.encode, self.decode, running)
         return self.on_grid(self.parameters_from_free(out.transpose(0, 1) + self.bias[classes]))

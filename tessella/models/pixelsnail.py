@@ -140,7 +140,7 @@ class PixelSNAIL(PixelModel):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         pixels = self.embedding(x)
         # [batch, height, width, 2]
-        places = self.places.to(pixels.dtype).expand(len(x), -1, -1, -1)
+        places = self.places.to(pixels.dtype).expand(x.shape[0], -1, -1, -1)
         codes = None if condition.codes is None else self.code_features(condition.codes)
         biases = iter(self._biases(condition.labels))
         # Shifted down by a row, and right by a column, so that no pixel sees itself.

@@ -205,7 +205,7 @@ class Transformer(PixelModel):
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # [batch, pixels, width]: the prefix, then all pixels but the last.
         tokens = self.embedding(x).flatten(1, 2)
-        prefix = self._prefix(condition.labels, len(x))
+        prefix = self._prefix(condition.labels, x.shape[0])
         tokens = torch.cat([prefix[:, None], tokens[:, :-1]], dim=1)
         tokens = tokens + self._places()
         if condition.codes is not None:

@@ -257,7 +257,7 @@ class LinearPredictor(nn.Module):
         """
         height = self.grid.height
         width = self.grid.width
-        padded = self.empty(len(x))
+        padded = self.empty(x.shape[0])
         inside = slice(REACH, REACH + width)
         padded[:, REACH:, inside] = x.to(padded.dtype)
         parts = []

@@ -1,4 +1,4 @@
-"""``save_pretrained`` and ``from_pretrained`` of everything that is registered, in local folders."""
+"""``save_pretrained`` and ``from_pretrained`` of everything registered, in local folders."""
 
 from __future__ import annotations
 

@@ -189,6 +189,8 @@ CHANGES: list[tuple[str, dict[str, torch.Tensor | None], str]] = [
     ("taming-vqgan", {"decoder.conv_in.bias": torch.ones(3)}, r"makes a tensor \[3\], but"),
     ("taming-vqgan", {"quant_conv.weight": None}, "quant_conv.weight, which shows a size"),
     ("taming-vqgan", {"quantize.used": torch.ones(2)}, r"1 unknown \(quantize.used\)"),
+    ("taming-vqgan", {"quant_conv.bias": torch.ones(16, dtype=torch.uint8)}, "quant_conv.bias is"),
+    ("taming-vqgan", {"quantize.embedding.weight": torch.ones(())}, "must have 2 dimensions"),
     ("llamagen-vq", {"extra": torch.ones(2)}, r"1 unknown \(extra\)"),
     ("diffusers-vqmodel", {"encoder.conv_norm_out.bias": None}, "1 missing .encoder.conv_norm_out"),
     ("var-vqvae", {"quantize.quant_resi.qresi_ls.1.bias": None}, "1 missing .quantize.quant_resi"),

@@ -102,6 +102,17 @@ def kmeans(
     return codebook
 
 
+def nearest_at_once(
+    vectors: torch.Tensor, codebook: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`nearest` by the matrix of all scores, in operations that every program knows.
+
+    For exported graphs, in which nothing can be chosen by the machine.
+    """
+    scores = codebook.square().sum(1) - 2 * vectors @ codebook.T  # [n, codes]
+    return scores.argmin(1), scores.amin(1)
+
+
 def _nearest_fastest(
     vectors: torch.Tensor, codebook: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
