@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ import tessella
 from tessella import files
 from tessella.errors import ArtifactError, InputError
 from tessella.exchange.graphs import Decoding, Graph, Scoring, graphs_of
-from tessella.exchange.snippets import readme
+from tessella.exchange.snippets import Written, readme
 from tessella.models import Hierarchy
 from tessella.pipeline import fingerprint, load_saved
 from tessella.tokenizers.quantizers import search
@@ -39,24 +38,6 @@ MISSING = 'ONNX files need onnx, onnxruntime and onnxscript: pip install "tessel
 
 Runner = Callable[..., dict[str, torch.Tensor]]
 """Runs a file that was written, with inputs in order; results by name."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that was written and compared.
-
-    Args:
-        file: its name.
-        about: what it does.
-        inputs, outputs: type and shape of each, ``n`` for the number of images.
-        difference: the largest one from the model.
-    """
-
-    file: str
-    about: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    difference: float
 
 
 def export(

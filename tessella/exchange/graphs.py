@@ -210,7 +210,7 @@ class TransformerStep(CachedStep):
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:
-        attention = self.model.blocks[0].attention
+        attention = self.model._blocks()[0].attention
         layers = len(self.model.blocks)
         return layers, attention.kv_heads, self.model.grid.pixels, attention.size
 
@@ -228,7 +228,7 @@ class TransformerStep(CachedStep):
         return first + positions.index_select(0, place.view(1))
 
     def attention(self, layer: int, x: torch.Tensor, place: torch.Tensor) -> list[torch.Tensor]:
-        block = self.model.blocks[layer]
+        block = self.model._blocks()[layer]
         part = block.attention
         normed = rms_norm(x, block.before_attention.weight, EPSILON)
         # [n, heads + 2 kv_heads, size]
@@ -239,7 +239,7 @@ class TransformerStep(CachedStep):
         return [queries, keys, values]
 
     def rest(self, layer: int, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        block = self.model.blocks[layer]
+        block = self.model._blocks()[layer]
         x = x + block.attention.merge(seen)
         return x + block.feedforward(rms_norm(x, block.before_feedforward.weight, EPSILON))
 
@@ -256,7 +256,7 @@ class GPTStep(CachedStep):
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:
-        heads = self.model.blocks[0].heads
+        heads = self.model._blocks()[0].heads
         width = self.model.positions.shape[1]
         return len(self.model.blocks), heads, self.model.places, width // heads
 
@@ -272,12 +272,12 @@ class GPTStep(CachedStep):
         return first + self.model.positions.index_select(0, place.view(1))
 
     def attention(self, layer: int, x: torch.Tensor, place: torch.Tensor) -> list[torch.Tensor]:
-        block = self.model.blocks[layer]
+        block = self.model._blocks()[layer]
         parts = block._queries_keys_values(x[:, None])
         return [part[:, :, 0] for part in parts]
 
     def rest(self, layer: int, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        block = self.model.blocks[layer]
+        block = self.model._blocks()[layer]
         x = x + block.merge(seen)
         return x + block._feedforward(x)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 RUNNING = {
     "onnx": """\
@@ -52,8 +52,16 @@ NOTES = {
 """Sentences about a file, by what its name ends in."""
 
 
-class Described(Protocol):
-    """What is told of a file, see :class:`~tessella.exchange.exporting.Written`."""
+@dataclass(frozen=True)
+class Written:
+    """A file that was written and compared.
+
+    Args:
+        file: its name.
+        about: what it does.
+        inputs, outputs: type and shape of each, ``n`` for the number of images.
+        difference: the largest one from the model.
+    """
 
     file: str
     about: str
@@ -62,7 +70,7 @@ class Described(Protocol):
     difference: float
 
 
-def readme(format: str, written: Sequence[Described]) -> str:
+def readme(format: str, written: Sequence[Written]) -> str:
     """The text of a ``README.md``.
 
     Args:
