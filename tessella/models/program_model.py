@@ -45,6 +45,15 @@ class ProgramModel(DensityModel):
 
     programs_are_final = True
 
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        changes_step = "step" in own or "finished" in own
+        # A class that changes the step does something that its programs do not say, and the kernel,
+        # which goes through programs alone, must not draw from it; unless it says that it may.
+        if changes_step and "programs_are_final" not in own:
+            cls.programs_are_final = False
+
     @abstractmethod
     def state_in(self, memory: StateMemory, condition: Condition, batch: int) -> ProgramState:
         """The state before the first symbol, in a given memory.

@@ -17,6 +17,7 @@ from tessella.errors import ArtifactError, NumericalError
 from tessella.heads import CategoricalHead, Head, create_head
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import DensityModel, JointWalk
+from tessella.models.lstm import LSTM
 from tessella.models.program_model import ProgramState
 from tessella.nn.stepping.program import Program
 from tessella.nn.stepping.runs import ListedRuns, Numbers, Runs, SteppedSymbols, Truths
@@ -306,15 +307,32 @@ def test_what_the_kernel_does_not_know_is_left_to_torch(monkeypatch: pytest.Monk
     model = Constant(Sharper(GREY), random(2, 37))
     state = model.init_state(2)
     assert KernelWalk.of(model, state, 2) is None
-    made = ts.create("made", ts.Grid(2, 2, 1, 3))
-    half = ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 3)).bfloat16()
-    for other in (made, half):
-        if other.stepped(other.init_state(2)) is not None:
-            assert other is half
-            assert KernelWalk.of(other, other.init_state(2), 2) is None
+    grid = ts.Grid(2, 2, 1, 3)
+    averaging = ts.create("made", grid, masks=2)
+    half = ts.create("gated-pixelcnn", grid).bfloat16()
+    for other in (averaging, half):
+        assert KernelWalk.of(other, other.init_state(2), 2) is None
     monkeypatch.setenv("TESSELLA_KERNEL", "0")
     grey = Constant(create_head("categorical", GREY), random(2, 37))
     assert KernelWalk.of(grey, state, 2) is None
+
+
+class Brighter(LSTM):
+    """A step that does more than its programs."""
+
+    name = "brighter"
+
+    def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
+        parameters, state = super().step(previous, index, state)
+        return parameters + torch.arange(parameters.shape[-1]), state
+
+
+def test_a_model_with_a_step_of_its_own_is_left_to_torch() -> None:
+    head = create_head("categorical", GREY)
+    plain = LSTM(GREY, head, Conditioning(0))
+    brighter = Brighter(GREY, head, Conditioning(0))
+    assert KernelWalk.of(plain, plain.init_state(2), 2) is not None
+    assert KernelWalk.of(brighter, brighter.init_state(2), 2) is None
 
 
 def test_another_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
