@@ -22,6 +22,7 @@ from tessella.models.program_model import ProgramState
 from tessella.nn.stepping.program import Program
 from tessella.nn.stepping.runs import ListedRuns, Numbers, Runs, SteppedSymbols, Truths
 from tessella.nn.stepping.state import State
+from tessella.nn.stepping.step import StateMemory
 from tessella.noise import Noise
 from tessella.sampling import Rule, kernel_walk
 from tessella.sampling.kernel_walk import KernelWalk
@@ -37,6 +38,7 @@ class Constant(DensityModel):
     """Gives all symbols, or pixels, of an image the same parameters, ``[images, size]``."""
 
     name = "constant"
+    programs_are_final = True
 
     def __init__(self, head: Head, parameters: torch.Tensor, classes: int = 0) -> None:
         super().__init__(head.grid, head, Conditioning(classes))
@@ -59,7 +61,7 @@ class Constant(DensityModel):
         raise NotImplementedError
 
     def init_state(self, batch: int, cond: Cond = None) -> ProgramState:
-        return ProgramState(JointWalk())
+        return ProgramState(JointWalk(), None, StateMemory())
 
     def step(self, previous: torch.Tensor, index: int, state: State) -> tuple[torch.Tensor, State]:
         assert isinstance(state, ProgramState)
