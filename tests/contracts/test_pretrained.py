@@ -33,6 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "identity": {"levels": 7},
     "vqvae": {"hidden": 8, "code_dim": 4, "codebook_size": 16},
+    "patch-vqvae": {"hidden": 8, "code_dim": 4, "codebook_size": 16},
     "vqvae2": {"hidden": 8, "code_dim": 4, "codebook_size": 16, "residual_hidden": 4},
     "vqgan": {"hidden": 8, "multipliers": (1, 2), "latent": 4, "code_dim": 4},
     "multiscale-vqgan": {"hidden": 8, "multipliers": (1, 2), "code_dim": 4, "scales": (1, 2, 4)},
