@@ -303,7 +303,7 @@ void product(const Op& listed, const Run& run, int thread, int threads) {
     Op op = listed;
     if (op.known >= 0) op.inputs = run.values[op.known];
     if (op.count >= 0) op.size = run.values[op.count];
-    const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), weight(op.z, run);
+    const Matrix<T> out(op.out, run), x(op.x, run), plus(op.y, run), weight = Matrix<T>::shared(op.z, run);
     const int64_t blocks = (op.size + WIDTH - 1) / WIDTH, tiles = (run.rows + HEIGHT - 1) / HEIGHT;
     const Share share(blocks * tiles, thread, threads);
     for (int64_t unit = share.first; unit < share.last; unit++) {
@@ -364,7 +364,7 @@ inline T dot(const T* a, const T* b, int64_t n) {
 // Divided by the root of the mean square, times learned scales (y).
 template <typename T>
 void norm(const Op& op, const Run& run, int thread, int threads) {
-    const Matrix<T> out(op.out, run), x(op.x, run), scale(op.y, run);
+    const Matrix<T> out(op.out, run), x(op.x, run), scale = Matrix<T>::shared(op.y, run);
     const Share share(run.rows, thread, threads);
     for (int64_t r = share.first; r < share.last; r++) {
         const T* from = x.row(r);
@@ -377,7 +377,7 @@ void norm(const Op& op, const Run& run, int thread, int threads) {
 // Pairs of neighbours turned by the cosines and signed sines (y) of a head's size.
 template <typename T>
 void rotate(const Op& op, const Run& run, int thread, int threads) {
-    const Matrix<T> out(op.out, run), x(op.x, run), turns(op.y, run);
+    const Matrix<T> out(op.out, run), x(op.x, run), turns = Matrix<T>::shared(op.y, run);
     const int64_t size = op.size / op.heads;
     const T *cosines = turns.row(0), *sines = cosines + size;
     const Share share(run.rows * op.heads, thread, threads);
@@ -432,8 +432,8 @@ void attend(const Op& op, const Run& run, int thread, int threads) {
 // Rows of a table (y) of `inputs` levels, chosen by symbols (x, int64, one a row), are added to what is there.
 template <typename T>
 void lookup(const Op& op, const Run& run, int thread, int threads) {
-    const Matrix<T> out(op.out, run), table(op.y, run);
-    const int64_t* symbols = reinterpret_cast<const int64_t*>(op.x.address);
+    const Matrix<T> out(op.out, run), table = Matrix<T>::shared(op.y, run);
+    const int64_t* symbols = reinterpret_cast<const int64_t*>(op.x.address) + run.image * run.places;
     const Share share(run.rows, thread, threads);
     for (int64_t r = share.first; r < share.last; r++) {
         if (symbols[r] < 0 || symbols[r] >= op.inputs) {
@@ -498,11 +498,11 @@ const char* tessella_layout() {
 // Of the vectors in which weights are packed.
 int64_t tessella_lane_bytes() { return BYTES; }
 
-// A thread's share of the operation `index`, for walk.cpp; the arguments are those of tessella_run. Sets `wrong` where a symbol
-// was none of its table.
-void tessella_share(const void* ops, int64_t index, int64_t batch, int64_t places, const int64_t* values, int64_t bytes,
-                    std::atomic<int64_t>* wrong, int thread, int threads) {
-    const Run run = {batch * places, places, values, wrong};
+// A thread's share of the operation `index` on `count` images from `first` on, for walk.cpp; the other arguments are those of
+// tessella_run. Sets `wrong` where a symbol was none of its table.
+void tessella_share(const void* ops, int64_t index, int64_t first, int64_t count, int64_t places, const int64_t* values,
+                    int64_t bytes, std::atomic<int64_t>* wrong, int thread, int threads) {
+    const Run run = {count * places, places, values, wrong, first};
     const Op& op = static_cast<const Op*>(ops)[index];
     if (bytes == sizeof(float)) {
         act<float>(op, run, thread, threads);

@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <string>
 #include <utility>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -87,6 +88,7 @@ struct Run {
     int64_t rows, places;
     const int64_t* values;
     std::atomic<int64_t>* wrong;  // set where a symbol is none of its table
+    int64_t image = 0;            // the one that the rows begin with
 };
 
 template <typename T>
@@ -137,9 +139,11 @@ template <typename T>
 struct Matrix {
     T* start;
     int64_t stride, place, places;
+    // The rows of a run's images; null where there is no operand.
     Matrix(const Operand& o, const Run& run)
-        : start(reinterpret_cast<T*>(o.address) + (o.variable < 0 ? 0 : run.values[o.variable] * o.step)),
-          stride(o.image_stride), place(o.place_stride), places(run.places) {}
+        : Matrix(o, run, o.address ? run.image * o.image_stride : 0) {}
+    // One that all images share: weights, a table, scales.
+    static Matrix shared(const Operand& o, const Run& run) { return Matrix(o, run, 0); }
     T* row(int64_t r) const {
         return places == 1 ? start + r * stride : start + r / places * stride + r % places * place;
     }
@@ -152,6 +156,11 @@ struct Matrix {
         }
     }
     explicit operator bool() const { return start != nullptr; }
+
+  private:
+    Matrix(const Operand& o, const Run& run, int64_t offset)
+        : start(reinterpret_cast<T*>(o.address) + (o.variable < 0 ? 0 : run.values[o.variable] * o.step) + offset),
+          stride(o.image_stride), place(o.place_stride), places(run.places) {}
 };
 
 // A share of n units for thread t of count, contiguous.
@@ -160,33 +169,32 @@ struct Share {
     Share(int64_t n, int t, int count) : first(n * t / count), last(n * (t + 1) / count) {}
 };
 
-constexpr int PATIENCE = 4096;
+constexpr int EAGER = 64, PATIENCE = 4096;
 
-// All threads wait for each other, spinning: the waits are shorter than a system call.
+// All threads wait for each other, spinning: the waits are shorter than a system call. Each counts its own turns and looks
+// at those of the others, so that news travels between two processors once, and not there and back.
 class Barrier {
   public:
-    explicit Barrier(int count) : count_(count) {}
+    explicit Barrier(int count) : turns_(count) {}
 
-    void wait() {
-        if (count_ == 1) return;
-        const int turn = turn_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            turn_.store(turn + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
+    void wait(int thread) {
+        const int64_t turn = turns_[thread].count.load(std::memory_order_relaxed) + 1;
+        turns_[thread].count.store(turn, std::memory_order_release);
+        for (const Turn& other : turns_) {
+            for (int spins = 0; other.count.load(std::memory_order_acquire) < turn; spins++) {
 #if defined(__x86_64__)
-            __builtin_ia32_pause();
+                if (spins > EAGER) __builtin_ia32_pause();
 #endif
-            if (spins > PATIENCE) sched_yield();  // somebody else needs the processor of the thread we wait for
+                if (spins > PATIENCE) sched_yield();  // somebody else needs the processor of the thread we wait for
+            }
         }
     }
 
   private:
-    const int count_;
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> turn_{0};
+    struct alignas(64) Turn {
+        std::atomic<int64_t> count{0};
+    };
+    std::vector<Turn> turns_;
 };
 
 // All operations one after the other, act(operation, thread, threads), each shared by all threads.
@@ -201,7 +209,7 @@ void run_all(const Op* ops, int64_t count, int threads, const Act& act) {
             if (omp_get_num_threads() == threads) {
                 for (int64_t i = 0; i < count; i++) {
                     act(ops[i], omp_get_thread_num(), threads);
-                    if (i + 1 < count) barrier.wait();
+                    if (i + 1 < count) barrier.wait(omp_get_thread_num());
                 }
             } else if (omp_get_thread_num() == 0) {
                 together = false;

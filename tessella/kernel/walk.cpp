@@ -14,17 +14,17 @@
 
 #include "functions.h"
 
-extern "C" void tessella_share(const void* ops, int64_t index, int64_t batch, int64_t places, const int64_t* values,
-                               int64_t bytes, std::atomic<int64_t>* wrong, int thread, int threads);
+extern "C" void tessella_share(const void* ops, int64_t index, int64_t first, int64_t count, int64_t places,
+                               const int64_t* values, int64_t bytes, std::atomic<int64_t>* wrong, int thread, int threads);
 
 namespace {
 
 constexpr int L = Lanes<double>::count;
 constexpr double INFINITE = std::numeric_limits<double>::infinity();
 
-// A program, as compiled.py has it; `threads` are the most that it takes.
+// A program, as compiled.py has it; `threads` are the most that share one of its operations.
 struct Program {
-    int64_t records, count, batch, places, threads;
+    int64_t records, count, batch, places, threads, weight_bytes;
 };
 
 // Everything about a walk that stays. Numbers named after types are addresses; a row is an image, or with guidance each
@@ -432,8 +432,8 @@ struct Call {
     std::atomic<int64_t> stop, wrong{0}, not_finite{0};
 };
 
-// One of the threads that do everything together. Work is shared by some or all of them; those that wait for it do so only
-// before the next work that is shared.
+// One of the threads that do everything together. Either some or all of them share a work, or each does it for images of its
+// own. They wait for each other only before a work that reads what another thread has written.
 class Member {
   public:
     Member(int thread, int threads, Barrier* barrier) : thread(thread), threads(threads), barrier_(barrier) {}
@@ -442,30 +442,59 @@ class Member {
     template <typename Act>
     void share(int64_t count, const Act& act) {
         const int team = int(count < threads ? count : threads);
-        if (team > 1 && pending_) meet();
+        if (written_ == BY_EACH || (written_ == BY_ONE && team > 1)) meet();
         if (thread < team) act(thread, team);
-        pending_ = true;
+        written_ = BY_ONE;
         if (team > 1) meet();
     }
 
+    // act(thread, count) on all threads, which read and write nothing but what belongs to their images.
+    template <typename Act>
+    void split(const Act& act) {
+        if (written_ == BY_ONE) meet();
+        act(thread, threads);
+        written_ = BY_EACH;
+    }
+
     void meet() {
-        if (threads > 1) barrier_->wait();
-        pending_ = false;
+        if (threads > 1) barrier_->wait(thread);
+        written_ = BY_NONE;
     }
 
     const int thread, threads;
 
   private:
     Barrier* barrier_;
-    bool pending_ = false;  // one thread did something that others have not waited for
+    enum { BY_NONE, BY_ONE, BY_EACH } written_ = BY_NONE;  // what threads have not waited for
 };
 
-void run_program(const Program& program, const int64_t* values, int64_t bytes, Call& call, Member& member) {
-    for (int64_t i = 0; i < program.count; i++) {
-        member.share(program.threads, [&](int thread, int threads) {
-            tessella_share(at<void>(program.records), i, program.batch, program.places, values, bytes, &call.wrong, thread,
-                           threads);
+// Bytes of weights that each thread may as well read for an image of its own. A thread that runs a program for some images
+// reads all weights and waits for nobody; threads that share each operation read a part of them and wait after each.
+constexpr int64_t BYTES_AN_IMAGE = 1 << 20;
+
+bool is_split(const Walk& walk, const Program& program, int threads) {
+    const int64_t images = walk.images / threads;
+    return images > 0 && program.batch == walk.rows && program.weight_bytes <= images * BYTES_AN_IMAGE;
+}
+
+void run_program(const Walk& walk, const Program& program, const int64_t* values, Call& call, Member& member) {
+    const auto run = [&](int64_t index, int64_t first, int64_t count, int thread, int threads) {
+        tessella_share(at<void>(program.records), index, first, count, program.places, values, walk.bytes, &call.wrong,
+                       thread, threads);
+    };
+    if (is_split(walk, program, member.threads)) {
+        member.split([&](int thread, int threads) {
+            const Share share(walk.images, thread, threads);
+            for (int64_t i = 0; i < program.count; i++) {
+                for (int64_t first = 0; first < walk.rows; first += walk.images) {
+                    run(i, first + share.first, share.last - share.first, 0, 1);
+                }
+            }
         });
+        return;
+    }
+    for (int64_t i = 0; i < program.count; i++) {
+        member.share(program.threads, [&](int thread, int threads) { run(i, 0, program.batch, thread, threads); });
     }
 }
 
@@ -496,11 +525,26 @@ int64_t drawing_threads(const Walk& walk) {
     return work < SHARED ? 1 : walk.images;
 }
 
+// Whether some work of a walk is split by images; then the draws are, too.
+bool has_split(const Walk& walk, int threads) {
+    const Program* programs = at<Program>(walk.programs);
+    return std::any_of(programs, programs + walk.program_count,
+                       [&](const Program& program) { return is_split(walk, program, threads); });
+}
+
 template <typename T>
 void walk_along(const Walk& walk, Call& call, Member member) {
     const int64_t *starts = at<int64_t>(walk.starts), *runs = at<int64_t>(walk.runs), *values = at<int64_t>(walk.values);
     const Program* programs = at<Program>(walk.programs);
     const int64_t drawing = drawing_threads(walk);
+    const bool split = has_split(walk, member.threads);
+    const auto for_images = [&](const auto& act) {
+        if (split) {
+            member.split(act);
+        } else {
+            member.share(drawing, act);
+        }
+    };
     const auto begun = std::chrono::steady_clock::now();
     Room room(walk.levels);
     for (int64_t index = call.first; index < call.last; index++) {
@@ -514,19 +558,21 @@ void walk_along(const Walk& walk, Call& call, Member member) {
             if (call.stop == index) break;
         }
         for (int64_t run = starts[index - walk.listed]; run < starts[index - walk.listed + 1]; run++) {
-            run_program(programs[runs[run]], values + run * walk.variables, walk.bytes, call, member);
+            run_program(walk, programs[runs[run]], values + run * walk.variables, call, member);
         }
         if (walk.coefficients && index % walk.channels == 0) {
             const int64_t pixel = index / walk.channels;
-            member.share(drawing, [&](int thread, int threads) {
-                const Share share(walk.rows, thread, threads);
-                for (int64_t row = share.first; row < share.last; row++) {
-                    predict<T>(walk, row, pixel / walk.width, pixel % walk.width);
+            for_images([&](int thread, int threads) {
+                const Share share(walk.images, thread, threads);
+                for (int64_t image = share.first; image < share.last; image++) {
+                    for (int64_t row = image; row < walk.rows; row += walk.images) {
+                        predict<T>(walk, row, pixel / walk.width, pixel % walk.width);
+                    }
                 }
             });
-            if (walk.correction >= 0) run_program(programs[walk.correction], values, walk.bytes, call, member);
+            if (walk.correction >= 0) run_program(walk, programs[walk.correction], values, call, member);
         }
-        member.share(drawing, [&](int thread, int threads) { choose<T>(walk, call, index, room, thread, threads); });
+        for_images([&](int thread, int threads) { choose<T>(walk, call, index, room, thread, threads); });
     }
 }
 
@@ -571,6 +617,7 @@ int64_t tessella_walk(const void* record, int64_t first, int64_t last, const voi
     Call call{first, last, static_cast<const double*>(noise), symbol_stride, image_stride, {last}};
     // No more threads than some of the work takes.
     int64_t most = drawing_threads(walk);
+    if (has_split(walk, int(threads))) most = threads;
     for (int64_t p = 0; p < walk.program_count; p++) most = std::max(most, at<Program>(walk.programs)[p].threads);
     const int team = int(std::min(threads, most));
     if (walk.bytes == sizeof(float)) {

@@ -19,6 +19,7 @@ from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioni
 from tessella.models.density_model import DensityModel, JointWalk
 from tessella.models.lstm import LSTM
 from tessella.models.program_model import ProgramState
+from tessella.nn.stepping import compiled
 from tessella.nn.stepping.program import Program
 from tessella.nn.stepping.runs import ListedRuns, Numbers, Runs, SteppedSymbols, Truths
 from tessella.nn.stepping.state import State
@@ -268,6 +269,54 @@ def test_threads_share_programs_and_draws(without_kernel: Any) -> None:
     torch.set_num_threads(2)
     try:
         assert torch.equal(drawn(model, 20), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+SPLIT: dict[str, dict[str, Any]] = {
+    "fvsbn": {},
+    "nade": {"hidden": 9},
+    "made": {"hidden": 12},
+    "lstm": {"hidden": 8},
+    "row-lstm": {"hidden": 8, "layers": 2},
+    "diagonal-bilstm": {"hidden": 8, "layers": 2},
+    "pixelcnn": {"hidden": 8, "layers": 2},
+    "gated-pixelcnn": {"hidden": 8, "layers": 2},
+    "pixelcnn++": {"filters": 8, "scales": 2},
+    "pixelsnail": {"channels": 8, "blocks": 1, "residual_blocks": 1},
+    "transformer": {"width": 16, "layers": 2, "heads": 2},
+}
+"""Families whose images threads can take for themselves."""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", SPLIT)
+def test_threads_that_take_images_for_themselves_draw_the_same(
+    without_kernel: Any, name: str, threads: int
+) -> None:
+    model = ts.create(name, ts.Grid(5, 4, 2, 9), classes=3, seed=4, **SPLIT[name]).double()
+    options = {"cond": torch.tensor([0, 1, 2, 1, 0]), "guidance": 1.7, "seed": 8}
+    expected = without_kernel(model, 5, **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(drawn(model, 5, **options), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bytes_an_operation", [0, 1 << 30])
+def test_threads_that_share_operations_draw_what_one_draws(
+    monkeypatch: pytest.MonkeyPatch, bytes_an_operation: int
+) -> None:
+    # Large weights are shared by all threads at a batch of 3, however small an operation is.
+    monkeypatch.setattr(compiled, "THREAD_BYTES", max(1, bytes_an_operation))
+    model = ts.create("gated-pixelcnn", ts.Grid(3, 5, 1, 16), layers=5, hidden=128).double()
+    expected = drawn(model, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(drawn(model, 3), expected)
     finally:
         torch.set_num_threads(before)
 

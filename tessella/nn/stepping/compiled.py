@@ -67,9 +67,9 @@ of a product whose weights move, and ``count`` that of the variable that counts 
 where all count. The strides of its weights (``z``) are those from input to input and from output
 to output."""
 
-THREAD_BYTES = 1 << 18
-"""Bytes of weights per row that justify one more thread. For less work, waiting for the thread
-costs more than it saves."""
+THREAD_BYTES = 96 << 10
+"""Bytes of weights of an operation on one row that justify one more thread. For less work, waiting
+for the thread costs more than it saves."""
 
 
 def layout() -> str:
@@ -153,7 +153,9 @@ class KernelRunner:
         self._memory_of_values = self._values.data
         self._pack_values = struct.Struct(f"{len(work.variables)}q").pack_into
         # The weights are read once and multiplied with every row.
-        self._threads = 1 + weight_bytes * (1 + work.rows) // (2 * THREAD_BYTES)
+        bytes_an_operation = weight_bytes * (1 + work.rows) // (2 * max(1, len(records)))
+        self._threads = 1 + bytes_an_operation // THREAD_BYTES
+        self._weight_bytes = weight_bytes
         self._argument = argument
         # A call takes a few microseconds; looking these up each time would be a good part of it.
         self._fixed = (
@@ -183,9 +185,10 @@ class KernelRunner:
             )
 
     def facts(self) -> tuple[int, ...]:
-        """Address and number of records, batch, places and threads: ``Program`` of ``walk.cpp``."""
+        """``Program`` of ``walk.cpp``: address and number of records, batch, places, threads that
+        share an operation, and bytes of packed weights."""
         records, count, batch, places, _ = self._fixed
-        return records, count, batch, places, self._threads
+        return records, count, batch, places, self._threads, self._weight_bytes
 
 
 class CompiledRunner(KernelRunner):
