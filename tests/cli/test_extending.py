@@ -40,7 +40,13 @@ def run(folder: Path, commands: str) -> str:
         [sys.executable, "-c", RUN_COMMANDS],
         input=commands,
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(folder)},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            # The kernel is compiled there already, or once for all of these.
+            "TESSELLA_CACHE": os.environ["TESSELLA_CACHE"],
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -378,10 +378,12 @@ def test_threads_share_the_work_and_give_the_same(batch: int) -> None:
 
 
 @pytest.fixture
-def anew() -> Iterator[None]:
-    """The library is looked for again, in the test and after it."""
+def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library is looked for again, in the test and after it; a build does not optimize."""
     for function in (kernel.library, kernel._load_or_explain):
         function.cache_clear()
+    quick = [[flag.replace("-O3", "-O0") for flag in flags] for flags in kernel.FLAG_SETS]
+    monkeypatch.setattr(kernel, "FLAG_SETS", tuple(map(tuple, quick)))
     yield
     for function in (kernel.library, kernel._load_or_explain):
         function.cache_clear()
