@@ -4,6 +4,7 @@
 ## make lint    style
 ## make types   annotations
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe
+## make bench-sampling   how fast sampling is on this machine, all of docs/performance.md but training: under an hour, with nothing else running; PEERS_DIR=DIR has checkouts of other libraries
 ## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types house prove clean
+.PHONY: help setup demo test lint types house bench-sampling prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -35,6 +36,16 @@ types: setup-test
 
 house: setup-test
 	$(VENV) scripts/house.py --check
+
+# One series on one commit: rows of earlier ones are taken out first.
+bench-sampling: setup-test
+	rm -f results/sampling.json results/growth.json results/parallel.json results/weights.json
+	$(VENV) benchmarks/sampling.py
+	$(VENV) benchmarks/sampling.py --growth
+	$(VENV) benchmarks/sampling.py --big
+	$(VENV) benchmarks/parallel.py
+	$(VENV) benchmarks/weight_storage.py --step
+	$(VENV) scripts/performance_tables.py
 
 prove: setup-test
 	$(VENV) scripts/break_contracts.py $(ARGS)
