@@ -27,8 +27,17 @@ PAIRED = frozenset({"gate", "glu", "swiglu"})
 ``b``, and their result is half as wide."""
 
 
+UNPACKED_WEIGHTS = 1 << 16
+UNPACKED_INPUTS = 128
+"""A matrix of at least so many weights and inputs is read where the model keeps it. A smaller one
+is packed: its copy takes little memory, and the kernel multiplies few inputs faster so."""
+
+
 class Matrix:
-    """Weights of a linear operation, in each memory layout that a runner asks for.
+    """Weights of a linear operation, in the memory layout that a runner asks for.
+
+    Large models would not fit into memory several times, so weights that the kernel has packed are
+    kept in that form alone, from which :attr:`weight` unpacks them if anybody asks.
 
     Args:
         weight: ``[inputs, outputs]``, of any layout; torch is fastest if either dimension is
@@ -36,13 +45,22 @@ class Matrix:
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight.detach()
+        self.shape = weight.shape
+        """Inputs and outputs."""
         self.largest_input: float | None = None
         """If set, runs of programs raise it to the largest absolute input of the product."""
+        self._weight: torch.Tensor | None = weight.detach()
         self._by_inputs: torch.Tensor | None = None
         # Keyed by `paired` and `lane_bytes`: several operations may share a matrix.
-        self._packed: dict[tuple[bool, int], torch.Tensor] = {}
         self._panels: dict[tuple[bool, int], Panels] = {}
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weights, ``[inputs, outputs]``."""
+        if self._weight is None:
+            (paired, _), panels = next(iter(self._panels.items()))
+            self._weight = _unpack(panels.weights, paired, self.shape[1])
+        return self._weight
 
     def by_inputs(self) -> torch.Tensor:
         """The weights ``[inputs, outputs]``, with the weights of one input contiguous."""
@@ -58,23 +76,25 @@ class Matrix:
                 and the matching outputs ``b``; otherwise ``2 * lanes`` adjacent outputs.
             lane_bytes: size of a vector register in bytes.
         """
-        if (paired, lane_bytes) not in self._packed:
-            lanes = lane_bytes // self.weight.element_size()
-            self._packed[paired, lane_bytes] = _pack(self.weight, paired, lanes)
-        return self._packed[paired, lane_bytes]
+        return _pack(self.weight, paired, lane_bytes // self.weight.element_size())
 
     def panels(self, paired: bool, lane_bytes: int) -> Panels:
-        """The panels of :meth:`packed` in the most compact form that holds these weights.
+        """The weights as the kernel reads them: in place, or packed in their most compact form.
 
         Arguments as of :meth:`packed`.
         """
         if (paired, lane_bytes) not in self._panels:
-            self._panels[paired, lane_bytes] = self._compact(paired, lane_bytes)
+            panels = self._for_kernel(paired, lane_bytes)
+            self._panels[paired, lane_bytes] = panels
+            if panels.storage == "whole":
+                self._weight = None
         return self._panels[paired, lane_bytes]
 
-    def _compact(self, paired: bool, lane_bytes: int) -> Panels:
+    def _for_kernel(self, paired: bool, lane_bytes: int) -> Panels:
         compact = compacted(self.weight)
         if compact is None:
+            if self._is_read_in_place():
+                return Panels("unpacked", self.weight, None)
             return Panels("whole", self.packed(paired, lane_bytes), None)
         # As many lanes as float32 has, whatever the weights are stored as.
         lanes = lane_bytes // self.weight.element_size()
@@ -83,15 +103,21 @@ class Matrix:
             scales = _pack(compact.scales, paired, lanes)
         return Panels(compact.storage, _pack(compact.values, paired, lanes), scales)
 
+    def _is_read_in_place(self) -> bool:
+        """Whether the kernel reads the weights where they are; all those of an output must be
+        contiguous there, one output after the other."""
+        large = self.weight.numel() >= UNPACKED_WEIGHTS and self.shape[0] >= UNPACKED_INPUTS
+        return large and self.weight.T.is_contiguous()
+
 
 @dataclass(frozen=True)
 class Panels:
-    """Packed weights as the kernel reads them."""
+    """Weights as the kernel reads them."""
 
     storage: str
     """A name in :data:`~tessella.nn.stepping.compact.STORAGES`."""
     weights: torch.Tensor
-    """``[panels, inputs, 2, lanes]``."""
+    """``[panels, inputs, 2, lanes]``; where they are not packed, ``[inputs, outputs]``."""
     scales: torch.Tensor | None
     """What the weights of each output are multiplied by: ``[panels, 1, 2, lanes]``."""
 
@@ -111,6 +137,16 @@ def _pack(weight: torch.Tensor, paired: bool, lanes: int) -> torch.Tensor:
         panels = _split(weight, 2 * lanes).unflatten(2, (2, lanes))
     # The kernel reads a panel from its first input to its last, so make that contiguous.
     return panels.transpose(0, 1).contiguous()
+
+
+def _unpack(panels: torch.Tensor, paired: bool, outputs: int) -> torch.Tensor:
+    """``[panels, inputs, 2, lanes]`` to ``[inputs, outputs]``: the reverse of :func:`_pack`."""
+    if not paired:
+        return panels.transpose(0, 1).flatten(1)[:, :outputs]
+    halves = []
+    for half in panels.unbind(2):
+        halves.append(half.transpose(0, 1).flatten(1)[:, : outputs // 2])
+    return torch.cat(halves, dim=1)
 
 
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:
