@@ -4,38 +4,10 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "program.h"
 
 namespace {
-
-// The sums of neighbours, those of a and then those of b.
-template <typename T, size_t... I>
-inline Vector<T> neighbours_added(Vector<T> a, Vector<T> b, std::index_sequence<I...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-    return __builtin_shufflevector(a, b, 2 * I...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
-#else
-    Vector<T> sums;
-    constexpr int half = Lanes<T>::count / 2;
-    for (int i = 0; i < half; i++) sums[i] = a[2 * i] + a[2 * i + 1], sums[half + i] = b[2 * i] + b[2 * i + 1];
-    return sums;
-#endif
-}
-
-// The sum of the numbers of each of as many vectors as there are lanes; their memory is used up.
-template <typename T>
-inline Vector<T> totals(Vector<T>* vectors) {
-    constexpr int L = Lanes<T>::count;
-#pragma GCC unroll 4
-    for (int count = L / 2; count > 0; count /= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < count; i++) {
-            vectors[i] = neighbours_added<T>(vectors[2 * i], vectors[2 * i + 1], std::make_index_sequence<L>{});
-        }
-    }
-    return vectors[0];
-}
 
 inline Vector<float> exponential(Vector<float> x) {
     typedef Lanes<float>::Integers Integers;

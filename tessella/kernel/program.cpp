@@ -6,7 +6,7 @@
 // stride from image to image and one from place to place; a matrix may move along memory with a variable of the walk (a
 // row, a column, a position). Weights come packed in panels of two vectors' width:
 // [panels, inputs, 2 * LANES], zero beyond the last output. Where an operation takes outputs in pairs (a, b), a panel holds
-// a vector of a's and the vector of their b's. Large matrices whose outputs are contiguous are read where they are.
+// a vector of a's and the vector of their b's.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -26,8 +26,7 @@ namespace {
 
 // Weights are stored as numbers of the program, or, where those are float, as the upper half of each or as int8. What a
 // product reads becomes float in a register, so that a large matrix at a small batch takes a half or a quarter of the time.
-// UNPACKED weights, [outputs, inputs], are the model's own memory.
-enum StorageCode : int64_t { WHOLE, BFLOAT16, INT8, UNPACKED };
+enum StorageCode : int64_t { WHOLE, BFLOAT16, INT8 };
 
 struct Op {
     int64_t operation, activation;
@@ -37,7 +36,7 @@ struct Op {
     int64_t known;          // index of the variable that counts the places of an attention, or the inputs of PRODUCT
     int64_t count;          // index of the variable that counts the outputs of PRODUCT
     double epsilon;
-    int64_t weight;         // the address of the weights
+    int64_t weight;         // the address of packed weights
     int64_t storage;        // how they are stored, a StorageCode
     int64_t scales;         // the address of the scales of their outputs, in panels; 0 where there are none
     Operand out, x, y, z;
@@ -175,80 +174,9 @@ inline void tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out,
     stored_tile<T, T, COUNT>(op, panel, row, out, x, plus, residual);
 }
 
-// COUNT rows of x times the outputs of one panel, whose weights are not packed. The numbers of a vector are products with
-// as many inputs of one output, so they are summed at the end.
-template <typename T, int COUNT>
-inline void unpacked_tile(const Op& op, int64_t panel, int64_t row, const Matrix<T>& out, const Matrix<T>& x,
-                          const Matrix<T>& plus, const Matrix<T>& residual) {
-    constexpr int L = Lanes<T>::count, OUTPUTS = COUNT == 1 || (COUNT == 4 && !WIDE) ? 2 : 4;
-    constexpr int SPLIT = COUNT == 1 ? 4 : COUNT == 2 && WIDE ? 2 : 1;
-    const int64_t inputs = op.inputs, n = op.size;
-    const bool pairs = op.activation >= GATE;
-    const int64_t o = panel * (pairs ? L : 2 * L);
-    Vector<T> sums[COUNT][2 * L];
-    const T *from[COUNT], *added[COUNT], *beside[COUNT];
-    T* to[COUNT];
-    const int64_t image = x.places == 1 ? row : row / x.places, place = row - image * x.places;
-    x.template rows<COUNT>(image, place, from);
-    for (int first = 0; first < 2 * L; first += OUTPUTS) {
-        Vector<T> parts[SPLIT][COUNT][OUTPUTS] = {};
-        const T* w[OUTPUTS];
-        for (int i = 0; i < OUTPUTS; i++) {
-            const bool second = pairs && first >= L;
-            const int64_t output = o + first + i - (second ? L : 0);
-            // What is beyond the last output is not stored, so it may be anything.
-            w[i] = reinterpret_cast<const T*>(op.weight) + ((output < n ? output : n - 1) + (second ? n : 0)) * inputs;
-        }
-        int64_t k = 0;
-        for (; k + SPLIT * L <= inputs; k += SPLIT * L) {
-#pragma GCC unroll 4
-            for (int s = 0; s < SPLIT; s++) {
-                Vector<T> factors[COUNT];
-#pragma GCC unroll 4
-                for (int r = 0; r < COUNT; r++) factors[r] = load(from[r] + k + s * L, L);
-#pragma GCC unroll 4
-                for (int i = 0; i < OUTPUTS; i++) {
-                    const Vector<T> u = load(w[i] + k + s * L, L);
-#pragma GCC unroll 4
-                    for (int r = 0; r < COUNT; r++) parts[s][r][i] += u * factors[r];
-                }
-            }
-        }
-        for (; k < inputs; k += L) {
-#pragma GCC unroll 4
-            for (int i = 0; i < OUTPUTS; i++) {
-                const Vector<T> u = load(w[i] + k, inputs - k);
-#pragma GCC unroll 4
-                for (int r = 0; r < COUNT; r++) parts[0][r][i] += u * load(from[r] + k, inputs - k);
-            }
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < COUNT; r++) {
-#pragma GCC unroll 4
-            for (int i = 0; i < OUTPUTS; i++) {
-#pragma GCC unroll 4
-                for (int s = 1; s < SPLIT; s++) parts[0][r][i] += parts[s][r][i];
-                sums[r][first + i] = parts[0][r][i];
-            }
-        }
-    }
-    out.template rows<COUNT>(image, place, to);
-    plus.template rows<COUNT>(image, place, added);
-    residual.template rows<COUNT>(image, place, beside);
-    for (int r = 0; r < COUNT; r++) {
-        finish<T>(op, o, totals<T>(sums[r]), totals<T>(sums[r] + L), to[r], added[r], beside[r]);
-    }
-}
-
 template <typename T>
 void rows_of_panel(const Op& op, int64_t panel, int64_t r, int64_t end, const Matrix<T>& out, const Matrix<T>& x,
                    const Matrix<T>& plus, const Matrix<T>& residual) {
-    if (op.storage == UNPACKED) {
-        for (; r + 4 <= end; r += 4) unpacked_tile<T, 4>(op, panel, r, out, x, plus, residual);
-        for (; r + 2 <= end; r += 2) unpacked_tile<T, 2>(op, panel, r, out, x, plus, residual);
-        for (; r < end; r++) unpacked_tile<T, 1>(op, panel, r, out, x, plus, residual);
-        return;
-    }
     for (; ROWS == 8 && r + 8 <= end; r += 8) tile<T, 8>(op, panel, r, out, x, plus, residual);
     // Of eight rows, two and six take longer than four and four.
     for (; ROWS == 6 && r + 6 <= end && r + 8 != end; r += 6) tile<T, 6>(op, panel, r, out, x, plus, residual);

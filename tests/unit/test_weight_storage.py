@@ -12,7 +12,7 @@ from tessella import kernel
 from tessella.errors import ConfigError
 from tessella.models.program_model import ProgramModel
 from tessella.models.weight_storage import WeightKind
-from tessella.nn.stepping import compact, operation
+from tessella.nn.stepping import compact
 from tessella.nn.stepping.compact import compacted
 from tessella.nn.stepping.compiled import CompiledRunner
 from tessella.nn.stepping.operation import Matrix
@@ -107,60 +107,6 @@ def test_the_kernel_multiplies_by_compact_weights(
         results.append(out)
     assert matrix.panels(activation == "gate", 32).storage == kind
     torch.testing.assert_close(*results, rtol=0, atol=2e-5)
-
-
-@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 70])
-@pytest.mark.parametrize("activation", ["", "silu", "concat-elu", "swiglu"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(16, 64), (37, 6), (70, 44), (133, 90)])
-def test_the_kernel_multiplies_by_weights_where_they_are(
-    dtype: torch.dtype,
-    batch: int,
-    activation: str,
-    inputs: int,
-    outputs: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(operation, "UNPACKED_WEIGHTS", 1)
-    monkeypatch.setattr(operation, "UNPACKED_INPUTS", 1)
-    weight = normal(outputs, inputs, seed=1).to(dtype)
-    x = normal(batch, inputs, seed=2).to(dtype)
-    added = normal(batch, outputs, seed=3).to(dtype)
-    results = []
-    for runner in (TorchRunner, CompiledRunner):
-        listed = Program(batch, (), x)
-        matrix = Matrix(weight.T)
-        out = listed.zeros(
-            {"swiglu": outputs // 2, "concat-elu": 2 * outputs}.get(activation, outputs)
-        )
-        listed.linear(x, matrix, out, added, activation)
-        runner(listed).run(())
-        results.append(out)
-    panels = matrix.panels(activation == "swiglu", 32)
-    assert panels.storage == "unpacked"
-    assert panels.weights.data_ptr() == weight.data_ptr()
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
-    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
-def test_no_large_matrix_is_held_twice() -> None:
-    model = ts.create("transformer", ts.Grid(2, 2, 1, 4), layers=2, width=256, heads=4)
-    assert isinstance(model, ProgramModel)
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    memory = StateMemory()
-    state = model.state_in(memory, model.condition(None, 1), 1)
-    model.step(torch.zeros(1, dtype=torch.int64), 0, state)
-    held = 0
-    for matrix in memory.matrices:
-        assert isinstance(matrix, Matrix)
-        for panels in matrix._panels.values():
-            if panels.storage != "unpacked":
-                held += panels.weights.nbytes
-    # Queries, keys and values lie in one parameter, of which the last begin inside.
-    assert sum(matrix.weight.data_ptr() in own for matrix in memory.matrices) >= 8
-    assert held < 0.02 * sum(parameter.nbytes for parameter in model.parameters())
 
 
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")

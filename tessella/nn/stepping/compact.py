@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-STORAGES = ("whole", "bfloat16", "int8", "unpacked")
-"""Ways to store weights, in the order of the kernel's numbers. All but ``unpacked`` ones, which the
-kernel reads in the memory of the model, are packed in panels."""
+STORAGES = ("whole", "bfloat16", "int8")
+"""Ways to store weights, in the order of the kernel's numbers."""
 
 LARGEST = 127
 """The largest absolute value of an integer weight."""

@@ -27,17 +27,12 @@ PAIRED = frozenset({"gate", "glu", "swiglu"})
 ``b``, and their result is half as wide."""
 
 
-UNPACKED_WEIGHTS = 1 << 16
-UNPACKED_INPUTS = 128
-"""A matrix of at least so many weights and inputs is read where the model keeps it. A smaller one
-is packed: its copy takes little memory, and the kernel multiplies few inputs faster so."""
-
-
 class Matrix:
     """Weights of a linear operation, in the memory layout that a runner asks for.
 
-    Large models would not fit into memory several times, so weights that the kernel has packed are
-    kept in that form alone, from which :attr:`weight` unpacks them if anybody asks.
+    Most layers rearrange their weights for a step, and large ones should not be held once more than
+    needed. So what the kernel has packed is kept in that form alone, and :attr:`weight` unpacks it
+    if anybody asks.
 
     Args:
         weight: ``[inputs, outputs]``, of any layout; torch is fastest if either dimension is
@@ -79,22 +74,20 @@ class Matrix:
         return _pack(self.weight, paired, lane_bytes // self.weight.element_size())
 
     def panels(self, paired: bool, lane_bytes: int) -> Panels:
-        """The weights as the kernel reads them: in place, or packed in their most compact form.
+        """The panels of :meth:`packed` in the most compact form that holds these weights.
 
         Arguments as of :meth:`packed`.
         """
         if (paired, lane_bytes) not in self._panels:
-            panels = self._for_kernel(paired, lane_bytes)
+            panels = self._compact(paired, lane_bytes)
             self._panels[paired, lane_bytes] = panels
             if panels.storage == "whole":
                 self._weight = None
         return self._panels[paired, lane_bytes]
 
-    def _for_kernel(self, paired: bool, lane_bytes: int) -> Panels:
+    def _compact(self, paired: bool, lane_bytes: int) -> Panels:
         compact = compacted(self.weight)
         if compact is None:
-            if self._is_read_in_place():
-                return Panels("unpacked", self.weight, None)
             return Panels("whole", self.packed(paired, lane_bytes), None)
         # As many lanes as float32 has, whatever the weights are stored as.
         lanes = lane_bytes // self.weight.element_size()
@@ -103,21 +96,15 @@ class Matrix:
             scales = _pack(compact.scales, paired, lanes)
         return Panels(compact.storage, _pack(compact.values, paired, lanes), scales)
 
-    def _is_read_in_place(self) -> bool:
-        """Whether the kernel reads the weights where they are; all those of an output must be
-        contiguous there, one output after the other."""
-        large = self.weight.numel() >= UNPACKED_WEIGHTS and self.shape[0] >= UNPACKED_INPUTS
-        return large and self.weight.T.is_contiguous()
-
 
 @dataclass(frozen=True)
 class Panels:
-    """Weights as the kernel reads them."""
+    """Packed weights as the kernel reads them."""
 
     storage: str
     """A name in :data:`~tessella.nn.stepping.compact.STORAGES`."""
     weights: torch.Tensor
-    """``[panels, inputs, 2, lanes]``; where they are not packed, ``[inputs, outputs]``."""
+    """``[panels, inputs, 2, lanes]``."""
     scales: torch.Tensor | None
     """What the weights of each output are multiplied by: ``[panels, 1, 2, lanes]``."""
 
