@@ -87,7 +87,11 @@ def main() -> None:
         for kind in KINDS:
             # A process of its own holds nothing of what was measured before.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(memory, (name, kind))
+                try:
+                    row = pool.apply(memory, (name, kind))
+                except ConfigError as error:
+                    print(f"{name}, {kind}: {error}", flush=True)
+                    continue
             harness.merge("weights", row, KEYS, chosen.json)
             print(
                 f"{name}, {kind}: parameters of {row['parameter_mb']:.0f} MB, "
