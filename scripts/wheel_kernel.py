@@ -25,7 +25,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE = "TESSELLA_WHEEL_KERNEL"
 
 
-class KernelHook(BuildHookInterface):
+class KernelHook(BuildHookInterface[Any]):
     """Compiles the kernel and adds it to the files of a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

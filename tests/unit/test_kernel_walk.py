@@ -208,9 +208,12 @@ def test_a_walk_may_stop_anywhere_and_go_on(every: int) -> None:
 @pytest.mark.parametrize("name", ["gated-pixelcnn", "pixelcnn", "lstm"])
 def test_the_kernel_goes_on_after_steps_in_torch(name: str) -> None:
     model = ts.create(name, ts.Grid(5, 4, 3, 8), seed=1)
-    expected = drawn(model, 3).flatten(1)
-    steps = Steps(model, 3, None, cached=True, guidance=1)
-    noise = Noise(model.grid, 3)
+    # A symbol must matter for those after it.
+    for parameter in model.parameters():
+        parameter.data *= 3
+    expected = drawn(model, 12).flatten(1)
+    steps = Steps(model, 12, None, cached=True, guidance=1)
+    noise = Noise(model.grid, 12)
     source = Draw(noise, Rule())
     x = torch.zeros_like(expected)
     previous = x[:, 0]
