@@ -4,7 +4,7 @@
 
 Without the variable the wheel is the same for all platforms, and the kernel is compiled when it is
 first needed. With it the wheel has a library for each of the processors that
-``tessella/kernel/sources.py`` names, and the tag of the platform that it was built on.
+``tessella/kernel/compilation.py`` names, and the tag of the platform that it was built on.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class KernelHook(BuildHookInterface[Any]):
         # An editable installation is used where it was made, which compiles for its processor.
         if os.environ.get(VARIABLE, "0") in ("", "0") or version == "editable":
             return
-        sources = _load_sources(Path(self.root))
+        compilation = _load_compilation(Path(self.root))
         machine = platform.machine()
-        if machine not in sources.WHEEL_PROCESSORS:
-            known = ", ".join(sources.WHEEL_PROCESSORS)
+        if machine not in compilation.WHEEL_PROCESSORS:
+            known = ", ".join(compilation.WHEEL_PROCESSORS)
             raise RuntimeError(f"{VARIABLE} is for machines of {known}, and this is {machine}")
         self._folder = Path(tempfile.mkdtemp())
-        for march in sources.WHEEL_PROCESSORS[machine]:
-            for name, flags in sources.wheel_libraries(march).items():
+        for march in compilation.WHEEL_PROCESSORS[machine]:
+            for name, flags in compilation.wheel_libraries(march).items():
                 built = self._folder / name
-                _compile(flags, sources.SOURCES, built)
+                _compile(flags, compilation.SOURCES, built)
                 build_data["force_include"][str(built)] = f"tessella/kernel/built/{name}"
         build_data["pure_python"] = False
         # The libraries use nothing of Python, so any version of it will do.
@@ -60,10 +60,10 @@ class KernelHook(BuildHookInterface[Any]):
             shutil.rmtree(folder)
 
 
-def _load_sources(root: Path) -> ModuleType:
+def _load_compilation(root: Path) -> ModuleType:
     # Importing the package would import what it depends on, and nothing is installed yet.
-    path = root / "tessella" / "kernel" / "sources.py"
-    spec = importlib.util.spec_from_file_location("kernel_sources", path)
+    path = root / "tessella" / "kernel" / "compilation.py"
+    spec = importlib.util.spec_from_file_location("kernel_compilation", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from tessella import files
 from tessella.errors import ArtifactError, TessellaWarning
-from tessella.kernel.sources import (
+from tessella.kernel.compilation import (
     FLAGS,
     HEADERS,
     OPENMP,

@@ -18,7 +18,7 @@ import pytest
 
 from tessella import files, kernel
 from tessella.errors import ArtifactError, TessellaWarning
-from tessella.kernel.sources import SOURCES, WHEEL_PROCESSORS, wheel_libraries
+from tessella.kernel.compilation import SOURCES, WHEEL_PROCESSORS, wheel_libraries
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
 
