@@ -9,12 +9,13 @@ Each bundled model is scored on the same test images with its own weights and wi
 difference is what rounding costs. Each symbol of a sample of the rounded model is drawn again by a
 pass over it. Steps are those of the large transformer of ``sampling.py`` with fresh weights, in
 turn, the draw left out. Memory is what a process of its own holds before and after it draws an
-image of a model of ``sampling.py`` (Linux). Rows are merged into ``results/weights.json``.
+image of a model of ``sampling.py`` (Linux, glibc). Rows are merged into ``results/weights.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import multiprocessing
 import time
@@ -165,14 +166,12 @@ def memory(name: str, kind: str) -> harness.Row:
     model = WORKS[name].create().eval()
     if kind != "float32":
         model = ts.quantize_weights(model, kind)
-    gc.collect()
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     before = resident_bytes()
     sampler = ts.sampling.Sampler(model)
     # The sampler, and with it all that drawing needs, lives on.
     for _ in sampler.stream(n=1):
         pass
-    gc.collect()
     after = resident_bytes()
     row: harness.Row = {"what": f"{name}, memory", "weights": kind, "batch": 1}
     row |= {"parameter_mb": parameters / 1e6, "before_mb": before / 1e6, "after_mb": after / 1e6}
@@ -181,7 +180,10 @@ def memory(name: str, kind: str) -> harness.Row:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is not backed by files."""
+    """Memory of this process that is not backed by files, once what is free is given back."""
+    gc.collect()
+    # The C library keeps freed memory, as much as there happened to be.
+    ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
