@@ -3,19 +3,25 @@
     python benchmarks/weight_storage.py                              # digits, whose images ship
     python benchmarks/weight_storage.py --models digits mnist=npz:mnist.npz --test 500
     python benchmarks/weight_storage.py --models --step          # only the times of the transformer
+    python benchmarks/weight_storage.py --models --memory transformer pixelcnn++
 
 Each bundled model is scored on the same test images with its own weights and with rounded ones; the
 difference is what rounding costs. Each symbol of a sample of the rounded model is drawn again by a
 pass over it. Steps are those of the large transformer of ``sampling.py`` with fresh weights, in
-turn, the draw left out. Rows are merged into ``results/weights.json``.
+turn, the draw left out. Memory is what a process of its own holds before and after it draws an
+image of a model of ``sampling.py`` (Linux, glibc). Rows are merged into ``results/weights.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import multiprocessing
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import harness
@@ -33,6 +39,7 @@ from tessella.pipeline import Generator
 KEYS = ("what", "weights", "batch")
 REPLAYED = 8
 """Images whose symbols are drawn again."""
+KINDS = ("float32", *get_args(WeightKind))
 WARM_STEPS = 3
 TIMED_STEPS = 12
 
@@ -49,6 +56,13 @@ def main() -> None:
     parser.add_argument("--step", action="store_true", help="time the steps of the transformer")
     parser.add_argument("--batches", nargs="*", type=int, default=[1], help="of these steps")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        default=[],
+        choices=list(WORKS),
+        help="of which models to measure memory",
+    )
     parser.add_argument("--json", default="", help="another file of results")
     chosen = parser.parse_args()
 
@@ -70,6 +84,22 @@ def main() -> None:
                     f"{row['ratio']:.2f}x",
                     flush=True,
                 )
+    for name in chosen.memory:
+        for kind in KINDS:
+            # A process of its own holds nothing of what was measured before.
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                try:
+                    row = pool.apply(memory, (name, kind))
+                except ConfigError as error:
+                    print(f"{name}, {kind}: {error}", flush=True)
+                    continue
+            harness.merge("weights", row, KEYS, chosen.json)
+            print(
+                f"{name}, {kind}: parameters of {row['parameter_mb']:.0f} MB, "
+                f"{row['before_mb']:.0f} MB resident before drawing and {row['after_mb']:.0f} MB "
+                f"after, {row['growth']:.2f} times the parameters more",
+                flush=True,
+            )
 
 
 @torch.no_grad()
@@ -129,6 +159,35 @@ def seconds_of_steps(model: ts.DensityModel, batch: int) -> float:
     for index in range(WARM_STEPS, WARM_STEPS + TIMED_STEPS):
         _, state = model.step(previous, index, state)
     return (time.perf_counter() - started) / TIMED_STEPS
+
+
+def memory(name: str, kind: str) -> harness.Row:
+    """Memory of this process before and after it draws an image, in MB of 10^6 bytes."""
+    model = WORKS[name].create().eval()
+    if kind != "float32":
+        model = ts.quantize_weights(model, kind)
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    before = resident_bytes()
+    sampler = ts.sampling.Sampler(model)
+    # The sampler, and with it all that drawing needs, lives on.
+    for _ in sampler.stream(n=1):
+        pass
+    after = resident_bytes()
+    row: harness.Row = {"what": f"{name}, memory", "weights": kind, "batch": 1}
+    row |= {"parameter_mb": parameters / 1e6, "before_mb": before / 1e6, "after_mb": after / 1e6}
+    row |= {"growth": (after - before) / parameters}
+    return row
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is not backed by files, once what is free is given back."""
+    gc.collect()
+    # The C library keeps freed memory, as much as there happened to be.
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/self/status does not say how much memory is resident")
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ PARALLEL_TEXT = (
     "what the one before has drawn, end where the walk would: a sample of "
     '`method="parallel"` is that of `method="cached"`. Passes are counted in float64. On a CPU a '
     "pass costs too much for most families; `auto` therefore takes cached steps, but for MADE on "
-    "two levels where the kernel does not draw it (several masks, no compiler, a GPU): there a "
+    "two levels where the kernel does not draw it (no compiler, a GPU): there a "
     "step costs a good part of a pass."
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from tessella.cli.terminal import is_quiet
 from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
 from tessella.pipeline import CompletesImages, DrawsImages, SavedModel, require
@@ -20,7 +21,9 @@ def draw(model: SavedModel, drawing: Drawing, n: int, first: int) -> Iterator[np
     Yields:
         ``uint8 [batch, height, width, channels]``.
     """
-    with image_writer.progress(n, first) as watch:
+    with image_writer.progress(n, first) as show:
+        # Images that nobody watches are drawn in fewer calls.
+        watch = None if is_quiet() else show
         # Symbols are drawn one after another, under rules; a VAE draws its latents at once.
         if isinstance(model, CompletesImages):
             batches = model.batches(

@@ -82,7 +82,7 @@ def provenance(model: SavedModel, run: str, drawing: Drawing) -> dict[str, objec
     """Say how drawn images were made, as plain values that are kept with them."""
     rule = drawing.rule
     # The name of the run, not its path: pictures travel to other people.
-    return {
+    made: dict[str, object] = {
         "tessella": tessella.__version__,
         "model": fingerprint(model),
         "run": Path(run).name,
@@ -94,3 +94,7 @@ def provenance(model: SavedModel, run: str, drawing: Drawing) -> dict[str, objec
         "top_p": rule.top_p,
         "guidance": rule.guidance,
     }
+    # Left out otherwise, as in series of versions that knew no rounded weights.
+    if drawing.weights != "own":
+        made["weights"] = drawing.weights
+    return made

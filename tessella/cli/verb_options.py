@@ -27,6 +27,7 @@ ImportKind = Literal[
     "vq-vae-2-pytorch",
     "pixel-cnn-pp",
 ]
+Weights = Literal["own", "int8", "bfloat16"]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
@@ -168,6 +169,10 @@ class Drawing:
     """Class to draw, for a model with classes."""
     batch: BatchSize = BATCH
     """Images at a time; changes memory and speed only."""
+    weights: Weights = "own"
+    """The density model with its own weights, or with its large matrices rounded to int8 or
+    bfloat16, which is another model: of one that does not fit into the caches, single images are
+    drawn faster."""
 
     @property
     def sampling(self) -> Sampling:
@@ -243,6 +248,7 @@ class Eval(Showing):
     $ tessella eval runs/x --data folder:others --split all
     $ tessella eval runs/x --against runs/y
     $ tessella eval runs/x --per-image images.csv
+    $ tessella eval runs/x --weights int8 --against runs/x
     """
 
     run: Positional[RunName]
@@ -262,6 +268,9 @@ class Eval(Showing):
     """File for the values of every image, as .csv: nats, bits, bits/dim, mse, PSNR in dB, SSIM."""
     batch: BatchSize = 64
     """Images at a time."""
+    weights: Weights = "own"
+    """The density model of the run with its own weights, or with its large matrices rounded to int8
+    or bfloat16, which is another model; --against keeps its own."""
     device: Device = "auto"
     """Where to compute."""
     devices: Annotated[int, Within(1, 1024)] = 1

@@ -4,8 +4,10 @@ They are compiled on first use, with ``c++`` or the compiler named by ``CXX``. W
 or with ``TESSELLA_KERNEL=0`` in the environment, everything runs in plain torch: slower, but with
 the same results up to rounding; programs of integers with the same results to the bit.
 
-It is built for the processor at hand. ``TESSELLA_KERNEL_MARCH`` names another one, in the words of
-the compiler's ``-march``, such as ``x86-64``: tests compare what different instruction sets give.
+Some wheels have the library for common processors: if that at hand is one of them, nothing is
+compiled. Else it is built for the processor at hand. ``TESSELLA_KERNEL_MARCH`` names another one,
+in the words of the compiler's ``-march``, such as ``x86-64``: tests compare what different
+instruction sets give.
 
 The library is cached in the folder ``kernel/`` of the cache (``TESSELLA_CACHE``, else
 ``$XDG_CACHE_HOME/tessella``, else ``~/.cache/tessella``). Its name is a hash of the source, the
@@ -34,12 +36,17 @@ from pathlib import Path
 
 from tessella import files
 from tessella.errors import ArtifactError, TessellaWarning
+from tessella.kernel.compilation import (
+    FLAGS,
+    HEADERS,
+    OPENMP,
+    SOURCES,
+    WHEEL_FOLDER,
+    WHEEL_PROCESSORS,
+    wheel_libraries,
+)
 
-FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("program.cpp", "walk.cpp", "integer.cpp", "search.cpp"))
-HEADERS = tuple(FOLDER / name for name in ("program.h", "functions.h", "vector.h"))
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-FLAG_SETS = ((*FLAGS, "-march=native", "-fopenmp"), (*FLAGS, "-march=native"), FLAGS)
+FLAG_SETS = ((*FLAGS, "-march=native", OPENMP), (*FLAGS, "-march=native"), FLAGS)
 """Compiler flags, tried one after the other. If both use the same OpenMP runtime, the kernel shares
 torch's threads."""
 
@@ -88,6 +95,9 @@ def library() -> ctypes.CDLL | None:
 @cache
 def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
     """The library and an empty string, or None and the reason."""
+    from_wheel = _library_of_wheel()
+    if from_wheel is not None:
+        return from_wheel, ""
     name = os.environ.get("CXX", "c++")
     compiler = shutil.which(name)
     if compiler is None:
@@ -109,6 +119,39 @@ def _load_or_explain() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, AttributeError) as error:
             reason = str(error)
     return None, reason
+
+
+def _library_of_wheel() -> ctypes.CDLL | None:
+    """The library that the wheel brought along; None where it has none for this processor."""
+    # Whoever names a processor wants that one.
+    if not WHEEL_FOLDER.is_dir() or "TESSELLA_KERNEL_MARCH" in os.environ:
+        return None
+    reason = "this processor lacks instructions that they use"
+    for march, needed in WHEEL_PROCESSORS.get(platform.machine(), {}).items():
+        if not needed <= _instruction_sets():
+            continue
+        for name in wheel_libraries(march):
+            try:
+                loaded = _with_signatures(ctypes.CDLL(str(WHEEL_FOLDER / name)))
+            except (OSError, AttributeError) as error:
+                reason = str(error)
+                continue
+            _notes.append(f"{name} of the installed wheel")
+            return loaded
+    _notes.append(f"those of the installed wheel do not serve here, so it was built: {reason}")
+    return None
+
+
+def _instruction_sets() -> frozenset[str]:
+    """The instruction sets of the processor, in the words of Linux; none where it does not say."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(words.split())
+    return frozenset()
 
 
 def _flag_sets() -> list[tuple[str, ...]]:

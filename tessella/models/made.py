@@ -17,7 +17,7 @@ paper).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import torch
@@ -39,6 +39,7 @@ from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.made_layers import UnitLayer
 from tessella.nn.sequence_step import SequenceStep, place_variables, write_known
 from tessella.nn.stepping.memory import Operand, Vectors
+from tessella.nn.stepping.runs import SteppedSymbols
 from tessella.nn.stepping.state import State
 from tessella.nn.stepping.step import MemoryAllocator, StateMemory
 
@@ -75,6 +76,8 @@ class MADE(SequenceModel):
     name = "made"
     undecayed = ("bias",)  # weight decay must not shrink the biases of places
     pass_is_cheap = True
+    # What its step does beside the programs, an average over the sets, they say, too.
+    programs_are_final = True
 
     def __init__(
         self,
@@ -98,8 +101,6 @@ class MADE(SequenceModel):
             )
         self.hidden = hidden
         self.masks = masks
-        # An average of several sets is made in torch.
-        self.programs_are_final = masks == 1
         self.embedding = embedding
         self.dropout = dropout
         self.mask_seed = mask_seed
@@ -337,6 +338,9 @@ class MADE(SequenceModel):
             outs.append(out)
         step.write_bias(labels, self._bias(slice(None), slice(0, self.places)), outs)
         return step
+
+    def write_programs(self, state: ProgramState, batch: int) -> SteppedSymbols:
+        return replace(super().write_programs(state, batch), sets=self.masks)
 
     def _unit_layers(self, set_index: int) -> list[UnitLayer]:
         """The hidden layers of a set of degrees, for a step."""

@@ -18,7 +18,7 @@ from tessella.nn.stepping.compact import LARGEST
 WeightKind = Literal["int8", "bfloat16"]
 """``"int8"``: integers times a scale for each output. ``"bfloat16"``: numbers of 8 digits."""
 
-AnyPrior = TypeVar("AnyPrior", DensityModel, Hierarchy)
+AnyPrior = TypeVar("AnyPrior", bound=DensityModel | Hierarchy)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -399,7 +399,11 @@ class Generator(Pretrained):
         condition = None
         if cond is not None:
             condition = self.prior.condition(cond, n)
-        samplers = self._samplers(sampling.Sampling.from_keywords(**options))
+        how = sampling.Sampling.from_keywords(**options)
+        if watch is None:
+            # Nobody sees partial grids, so each grid is drawn in one go.
+            how = replace(how, every=max(grid.symbols for grid in self.grids))
+        samplers = self._samplers(how)
         for first in range(start, n, batch):
             rows = slice(first, min(first + batch, n))
             size = rows.stop - rows.start

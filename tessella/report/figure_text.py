@@ -25,6 +25,7 @@ UNITS: dict[str, tuple[str, str]] = {
     **codebook_health.UNITS,
     "scored_grid": ("scored grid", ""),
     "condition": ("condition", ""),
+    "rounded_to": ("weights rounded to", ""),
 }
 """Label and unit of each figure. Figures that are not listed are shown under their names."""
 

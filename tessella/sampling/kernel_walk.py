@@ -20,7 +20,7 @@ import torch
 
 from tessella import kernel
 from tessella.heads import CategoricalHead, Head, LogisticMixtureHead
-from tessella.heads.ordinal import OrdinalHeadOfMixed
+from tessella.heads.ordinal import OrdinalHead, OrdinalHeadOfMixed
 from tessella.models.density_model import DensityModel, check_finite
 from tessella.nn import linear_predictor
 from tessella.nn.linear_predictor import LinearPredictor
@@ -69,6 +69,8 @@ WALK = np.dtype(
         ("top_k", np.int64),
         ("components", np.int64),
         ("mixtures", np.int64),
+        ("sets", np.int64),
+        ("averages", np.int64),
         ("coefficients", np.int64),
         ("rest", np.int64),
         ("rest_size", np.int64),
@@ -116,6 +118,9 @@ class KernelWalk:
         self._correction: Program | None = None
         grid = model.grid
         parameters = stepped.parameters
+        self._mixing: Program | None = None
+        if type(model.head) is OrdinalHead:
+            parameters, self._mixing = _mixing_program(model.head, parameters, stepped.sets)
         newest = np.array([tensor.data_ptr() for tensor in stepped.newest])
         self._set(
             bytes=parameters.element_size(),
@@ -128,9 +133,12 @@ class KernelWalk:
             parameters=self._address(parameters),
             parameter_stride=parameters.stride(0),
             newest=self._address(newest),
+            sets=stepped.sets,
             correction=-1,
             seconds=SECONDS_A_CALL,
         )
+        if stepped.sets > 1:
+            self._set(averages=self._address(np.zeros((len(parameters), 2 * stepped.sets))))
         if isinstance(model.head, LogisticMixtureHead):
             size = library.tessella_mixture_size(model.head.components, grid.channels)
             mixtures = np.zeros((len(parameters), size))
@@ -185,6 +193,8 @@ class KernelWalk:
             NumericalError: when the model returns NaN or infinity.
         """
         assert self._noise is not None
+        # How likely the symbols so far are under each set is known only to who has drawn them.
+        assert self._stepped.sets == 1 or first in (0, int(self._reached[0]))
         if first:
             # The programs look up the symbol before the first, whoever has drawn it.
             newest = self._stepped.newest[(first - 1) % self.model.grid.channels]
@@ -223,6 +233,8 @@ class KernelWalk:
         self._listed = range(start, min(start + LISTED_SYMBOLS, symbols))
         runs = ListedRuns(len(self._listed))
         self._stepped.add_runs(runs, np.arange(self._listed.start, self._listed.stop))
+        if self._mixing is not None:
+            runs.add(self._mixing)
         timetable = runs.timetable()
         self._programs = list(timetable.programs)
         correction = -1
@@ -289,7 +301,7 @@ class KernelWalk:
 def _is_known(head: Head) -> bool:
     """Whether the kernel makes the tables of a head."""
     # A class derived from one of these may make other tables.
-    return type(head) in SOFTMAX_HEADS or type(head) is LogisticMixtureHead
+    return type(head) in SOFTMAX_HEADS or type(head) in (OrdinalHead, LogisticMixtureHead)
 
 
 def _correction_program(
@@ -314,6 +326,28 @@ def _correction_program(
     program.linear(x, weights, correction, add=predictor.last.bias.detach())
     program.add(parameters, correction, parameters)
     return program
+
+
+def _mixing_program(
+    head: OrdinalHead, parameters: torch.Tensor, sets: int
+) -> tuple[torch.Tensor, Program]:
+    """The product of an ordinal head, where the last layer of the model does not take it in.
+
+    Args:
+        head: the head, whose parameters the model makes.
+        parameters: ``[rows, sets * levels]``.
+        sets: see :class:`SteppedSymbols`.
+
+    Returns:
+        Memory for the logits, of the shape of ``parameters``, and the program that writes to it.
+    """
+    # The matrix is symmetric.
+    weights = Matrix(head.mix(torch.eye(head.size, dtype=parameters.dtype)))
+    logits = torch.zeros_like(parameters)
+    program = Program(len(parameters), (), parameters)
+    for of_set, out in zip(parameters.chunk(sets, 1), logits.chunk(sets, 1), strict=True):
+        program.linear(of_set, weights, out)
+    return logits, program
 
 
 @cache

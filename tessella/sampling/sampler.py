@@ -104,9 +104,9 @@ def choose(model: DensityModel) -> Method:
 
     It is ``parallel`` for models whose pass costs little more than a cached step in torch (MADE),
     if there are two levels, which keeps the number of passes low, and if the compiled kernel does
-    not draw the symbols: on another device, without a compiler, or averaging several masks.
-    Otherwise it is ``cached``. The rule follows measurements on a CPU (``docs/performance.md``,
-    ``results/parallel.json``). Nothing is timed here, so the choice never varies between runs.
+    not draw the symbols: on another device, or without a compiler. Otherwise it is ``cached``. The
+    rule follows measurements on a CPU (``docs/performance.md``, ``results/parallel.json``). Nothing
+    is timed here, so the choice never varies between runs.
     """
     if not model.pass_is_cheap or model.grid.levels > 2:
         return "cached"

@@ -208,6 +208,23 @@ def test_eval_tells_the_difference_of_two_runs_and_the_values_of_every_image(
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 1 + figures["images"]
 
 
+def test_eval_measures_what_rounded_weights_cost(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (runs / "pixels" / "README.md").read_text()
+    words = ["eval", f"{runs}/pixels", "--weights", "int8", "--against", f"{runs}/pixels"]
+    status, out, _ = run(capsys, *words, "--json", f"{tmp_path}/f.json", "data.limit=100")
+    assert status == 0
+    assert out.startswith(f"note: {runs}/pixels with weights rounded to int8 is another model")
+    assert "weights rounded to               int8" in out
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["rounded_to"] == "int8"
+    assert figures["weights"] != figures["against"]["weights"]
+    assert 0 < abs(figures["against"]["bits_per_dim"]["difference"]) < 0.1
+    # What the card of a run says is about its own weights.
+    assert (runs / "pixels" / "README.md").read_text() == card
+
+
 def test_eval_says_when_the_images_were_trained_on(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +361,9 @@ def test_a_broken_run_directory_is_told_in_one_line(
 MISTAKES = {
     "sample nowhere": "no run directory at nowhere",
     "sample {runs}/vqvae": "is a tokenizer",
+    "sample {runs}/vqvae --weights int8": "--weights int8 is for density models",
+    "eval {runs}/vqvae --weights bfloat16": "--weights bfloat16 is for density models",
+    "complete {runs}/pixels --weights int4": "int4",
     "sample {runs}/pixels --n 0": "--n must be at least 1, got 0",
     "sample {runs}/pixels --seed -1": "seed",
     "sample {runs}/pixels --temperature 0": "temperature",

@@ -8,11 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import tessella as ts
 from tessella.cli.entry import main
+from tessella.files.pictures import read_made
+from tessella.models.weight_storage import WeightKind
+from tessella.pipeline import save_model
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -68,6 +72,55 @@ def test_a_sample_in_the_place_of_another_is_refused_in_one_line(
         assert status == 2
         assert f"holds another run of images, of {differs}" in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_rounded_weights_are_another_model_in_a_series_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: WeightKind
+) -> None:
+    words = ["sample", "digits", "--n", "3", "--out", f"{tmp_path}/x.npz"]
+    status, said, _ = run(capsys, *words, "--weights", kind)
+    assert status == 0
+    note, _, wrote = said.partition("\n")
+    assert note.startswith(f"note: digits with weights rounded to {kind} is another model")
+    assert wrote.startswith("3 images of 8x8")
+    generator = ts.load("digits")
+    rounded = ts.Generator(generator.tokenizer, ts.quantize_weights(generator.prior, kind))
+    assert np.array_equal(np.load(tmp_path / "x.npz")["arr_0"], rounded.sample(3).numpy())
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "holds another run of images, of model" in err
+    assert f"weights {kind}" in err
+
+
+def test_a_completion_may_be_of_rounded_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["complete", "digits", "--n", "1", "--variants", "1", "--out", f"{tmp_path}/x.png"]
+    status, said, _ = run(capsys, *words, "--weights", "int8")
+    assert status == 0
+    assert said.startswith("note: digits with weights rounded to int8")
+    assert read_made(tmp_path / "x.png")["weights"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("fvsbn", "int8", "this fvsbn has no weights to keep as int8"),
+        ("pixelcnn++", "bfloat16", "are normalized"),
+    ],
+)
+def test_weights_that_cannot_be_rounded_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str, message: str
+) -> None:
+    options = {"filters": 8} if name == "pixelcnn++" else {}
+    save_model(ts.create(name, ts.Grid(4, 4, 1, 8), **options), tmp_path / "run")
+    words = ["sample", f"{tmp_path}/run", "--out", f"{tmp_path}/x.png", "--weights", kind]
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert err.startswith(f"tessella: --weights {kind}: ")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", ["sample --n 4 --batch 2", "complete --n 4 --variants 1"])

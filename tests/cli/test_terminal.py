@@ -168,6 +168,7 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
     assert completed("tessella", "samp") == ["sample"]
     assert completed("tessella", "sample", "digits", "--me") == ["--method"]
     assert completed("tessella", "sample", "--method", "p") == ["parallel"]
+    assert completed("tessella", "sample", "--weights", "i") == ["int8"]
 
 
 def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

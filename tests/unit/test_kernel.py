@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tessella import files, kernel
 from tessella.errors import ArtifactError, TessellaWarning
+from tessella.kernel.compilation import SOURCES, WHEEL_PROCESSORS, wheel_libraries
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
 
@@ -206,6 +210,132 @@ def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert not kernel.available()
     assert "-march=no-such-processor" in kernel.describe()
     forget()
+
+
+@pytest.fixture
+def wheel(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a wheel's libraries, with one that any processor serves."""
+    folder = tmp_path / "built"
+    folder.mkdir()
+    shutil.copy(library, folder / "kernel-any.so")
+    library.unlink()
+    monkeypatch.setattr(kernel, "WHEEL_FOLDER", folder)
+    processors = {"better": frozenset({"no-such-instructions"}), "any": frozenset()}
+    monkeypatch.setattr(kernel, "WHEEL_PROCESSORS", {platform.machine(): processors})
+    monkeypatch.delenv("TESSELLA_KERNEL_MARCH", raising=False)
+    return folder
+
+
+@pytest.mark.usefixtures("no_compiler", "wheel")
+def test_the_library_of_a_wheel_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel.available()
+    assert kernel.describe() == "yes; kernel-any.so of the installed wheel"
+    # Another processor than that at hand was asked for.
+    monkeypatch.setenv("TESSELLA_KERNEL_MARCH", "x86-64")
+    forget()
+    assert not kernel.available()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_openmp_the_library_of_a_wheel_has_one_thread(wheel: Path) -> None:
+    (wheel / "kernel-any.so").rename(wheel / "kernel-any-one-thread.so")
+    assert kernel.describe() == "yes; kernel-any-one-thread.so of the installed wheel"
+
+
+def test_a_library_of_a_wheel_that_does_not_serve_is_built_and_said_so_in_one_line(
+    wheel: Path,
+) -> None:
+    (wheel / "kernel-any.so").write_bytes(b"damaged")
+    said = kernel.describe()
+    assert said.startswith("yes; those of the installed wheel do not serve here, so it was built: ")
+    assert "\n" not in said
+
+
+def test_a_wheel_names_the_flags_of_this_processor() -> None:
+    names = {name for processors in WHEEL_PROCESSORS.values() for name in processors}
+    assert {"x86-64-v3", "armv8-a"} <= names
+    # These names are those of Linux, which are not always the compiler's.
+    if platform.machine() == "x86_64" and Path("/proc/cpuinfo").exists():
+        assert "sse2" in kernel._instruction_sets()
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Any:
+    """The hook of the build of a wheel."""
+    pytest.importorskip("hatchling")
+    path = Path(__file__).parents[2] / "scripts" / "wheel_kernel.py"
+    spec = importlib.util.spec_from_file_location("wheel_kernel", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_data_of(hook: Any, version: str = "standard") -> dict[str, Any]:
+    """What the hook makes of the data of a wheel that is built."""
+    build_data: dict[str, Any] = {"pure_python": True, "tag": None, "force_include": {}}
+    root = str(Path(__file__).parents[2])
+    builder = hook.KernelHook(root, {}, None, None, "", "wheel")
+    builder.initialize(version, build_data)
+    assert all(Path(built).exists() for built in build_data["force_include"])
+    builder.finalize(version, build_data, "")
+    assert not any(Path(built).exists() for built in build_data["force_include"])
+    return build_data
+
+
+def test_a_wheel_is_pure_unless_the_kernel_is_asked_for(
+    hook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pure = {"pure_python": True, "tag": None, "force_include": {}}
+    monkeypatch.delenv(hook.VARIABLE, raising=False)
+    assert build_data_of(hook) == pure
+    monkeypatch.setenv(hook.VARIABLE, "1")
+    assert build_data_of(hook, "editable") == pure
+
+
+def test_a_wheel_with_the_kernel_has_the_tag_of_its_platform(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A compiler that writes what it was asked for.
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo "$@" > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv(hook.VARIABLE, "1")
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("sysconfig.get_platform", lambda: "linux-x86_64")
+    build_data = build_data_of(hook)
+    assert build_data["tag"] == "py3-none-linux_x86_64"
+    assert build_data["pure_python"] is False
+    assert sorted(build_data["force_include"].values()) == [
+        f"tessella/kernel/built/kernel-{name}.so"
+        for name in ("x86-64-v3-one-thread", "x86-64-v3", "x86-64-v4-one-thread", "x86-64-v4")
+    ]
+    compiler.write_text("#!/bin/sh\necho what is wrong >&2; exit 1\n")
+    with pytest.raises(RuntimeError, match="what is wrong"):
+        build_data_of(hook)
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler"):
+        build_data_of(hook)
+
+
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(
+    shutil.which(CROSS_COMPILER) is None,
+    reason=f"there is no {CROSS_COMPILER} (Debian: apt-get install g++-aarch64-linux-gnu)",
+)
+def test_the_kernel_compiles_for_arm(tmp_path: Path) -> None:
+    library = tmp_path / "kernel.so"
+    (march,) = WHEEL_PROCESSORS["aarch64"]
+    flags = wheel_libraries(march)[f"kernel-{march}.so"]
+    command = [CROSS_COMPILER, *flags, "-o", str(library), *map(str, SOURCES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # The number of 64-bit ARM among the machines of ELF files.
+    assert library.read_bytes()[18:20] == bytes([183, 0])
 
 
 def test_a_full_cache_is_said_once(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tessella.pipeline import (
     save_model,
 )
 from tessella.pipeline.model_card import card
+from tessella.sampling import Sampler
 from tessella.training.progress import Progress
 from tessella.training.trainer import Run
 
@@ -229,6 +231,28 @@ def test_batches_tell_how_far_they_are() -> None:
     assert seen[0] == pytest.approx(2 + 2 / 6), "a row of the first batch"
     assert seen[-1] == 5
     assert len(seen) == 2 * 6
+
+
+@pytest.mark.parametrize("make", [two_stage, pixels])
+def test_grids_are_drawn_in_one_go_where_nobody_watches(
+    make: Callable[[], ts.Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = make()
+    stops: list[int] = []
+    streaming = Sampler.stream
+
+    def counted(self: Sampler, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for index, x in streaming(self, *arguments, **options):
+            stops.append(index)
+            yield index, x
+
+    monkeypatch.setattr(Sampler, "stream", counted)
+    alone = generator.sample(4, batch=2)
+    assert stops == [grid.symbols for _ in range(2) for grid in generator.grids]
+    stops.clear()
+    watched = generator.sample(4, batch=2, watch=lambda done: None)
+    assert len(stops) == 2 * sum(grid.height for grid in generator.grids)
+    assert torch.equal(alone, watched)
 
 
 def test_batches_hold_one_batch_whatever_the_number() -> None:

@@ -109,6 +109,19 @@ def test_the_kernel_multiplies_by_compact_weights(
     torch.testing.assert_close(*results, rtol=0, atol=2e-5)
 
 
+@pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("activation", ["", "gate"])
+def test_packed_weights_are_the_only_copy_and_can_be_unpacked(activation: str) -> None:
+    weight = normal(20, 44)
+    matrix = Matrix(weight.clone())
+    x = normal(3, 20, seed=1)
+    listed = Program(3, (), x)
+    listed.linear(x, matrix, listed.zeros(22 if activation else 44), activation=activation)
+    CompiledRunner(listed).run(())
+    assert matrix._weight is None
+    assert torch.equal(matrix.weight, weight)
+
+
 SIZES: dict[str, dict[str, int]] = {
     "gated-pixelcnn": {"layers": 2, "hidden": 16},
     "pixelcnn": {"layers": 2, "hidden": 16, "last": 16},

@@ -10,11 +10,12 @@ import torch
 from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
 from tessella.cli.picture_output import check_sheet, provenance
+from tessella.cli.rounding import load_rounded
 from tessella.cli.run_images import load_images
-from tessella.cli.terminal import say
+from tessella.cli.terminal import is_quiet, say
 from tessella.cli.verb_options import Complete
 from tessella.files import pictures
-from tessella.pipeline import CompletesImages, load_saved, pick_device, require
+from tessella.pipeline import CompletesImages, pick_device, require
 from tessella.pipeline.saved_model import learned_tokenizer
 from tessella.storage import image_writer
 
@@ -24,9 +25,10 @@ MASKED = 128
 
 def run(command: Complete) -> int:
     """Complete images and write a sheet: each image, what was kept of it, its completions."""
-    model = load_saved(command.run, pick_device(command.device))
+    drawing = command.drawing
+    model = load_rounded(command.run, pick_device(command.device), drawing.weights)
     completer = require(model, CompletesImages, command.run)
-    check_drawing(model, command.drawing)
+    check_drawing(model, drawing)
     images = np.asarray(load_images(command, model, command.split).images[: command.n])
     n = len(images)
     height, width, channels = images.shape[1:]
@@ -36,7 +38,6 @@ def run(command: Complete) -> int:
     known = torch.zeros(height, width, dtype=torch.bool)
     known[: round(command.keep * height)] = True
     repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
-    drawing = command.drawing
     with image_writer.progress(len(repeated)) as watch:
         completed = completer.complete(
             repeated,
@@ -44,7 +45,7 @@ def run(command: Complete) -> int:
             drawing.seed,
             batch=drawing.batch,
             cond=class_of_each(drawing, len(repeated)),
-            watch=watch,
+            watch=None if is_quiet() else watch,
             **sampling_keywords(drawing),
         )
 

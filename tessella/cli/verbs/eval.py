@@ -11,6 +11,7 @@ import numpy as np
 from tessella import data, files
 from tessella.cli import preview
 from tessella.cli.processes import set_threads, start_processes
+from tessella.cli.rounding import load_rounded
 from tessella.cli.run_images import load_images
 from tessella.cli.terminal import answer
 from tessella.cli.verb_options import Eval
@@ -41,7 +42,7 @@ def run(command: Eval) -> int:
     device, is_first = start_processes(command.device, command.devices)
     path = locate(command.run)
     read_run_record(path)  # a damaged record is refused before minutes are spent on figures
-    model = load_saved(command.run, device)
+    model = load_rounded(command.run, device, command.weights)
     other = load_saved(command.against, device) if command.against else None
     # Before any image is measured, as that takes minutes.
     if other is not None:
@@ -49,6 +50,8 @@ def run(command: Eval) -> int:
     images = load_images(command, model, command.split)
     result = assess(path, images, batch=command.batch, model=model)
     figures = {**result.figures, "run": Path(command.run).name}
+    if command.weights != "own":
+        figures["rounded_to"] = command.weights
     if other is not None:
         against = assess(locate(command.against), images, batch=command.batch, model=other)
         figures["against"] = _comparison(command, result, against)
@@ -62,7 +65,9 @@ def run(command: Eval) -> int:
         files.write_json(command.json, figures)
     if command.per_image:
         files.write_text(command.per_image, result.table())
-    _renew_card(path, f"{images.name}, {images.split}", figures)
+    # The card of a run is about the model that the run holds.
+    if command.weights == "own":
+        _renew_card(path, f"{images.name}, {images.split}", figures)
     return 0
 
 

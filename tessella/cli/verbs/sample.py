@@ -9,16 +9,17 @@ import numpy as np
 from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, draw
 from tessella.cli.picture_output import provenance, write_images
+from tessella.cli.rounding import load_rounded
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Sample
-from tessella.pipeline import DrawsImages, load_saved, pick_device, require
+from tessella.pipeline import DrawsImages, pick_device, require
 
 
 def run(command: Sample) -> int:
     """Draw images and write them."""
-    model = load_saved(command.run, pick_device(command.device))
-    require(model, DrawsImages, command.run)
     drawing = command.drawing
+    model = load_rounded(command.run, pick_device(command.device), drawing.weights)
+    require(model, DrawsImages, command.run)
     check_drawing(model, drawing)
     # The record decides whether a series that lies there already is this one.
     made = provenance(model, command.run, drawing) | {"n": command.n}

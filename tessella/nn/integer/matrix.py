@@ -31,6 +31,11 @@ class IntegerMatrix:
     """The weights in the panels of the kernel, keyed by whether outputs come in pairs and by the
     size of a vector register in bytes."""
 
+    @property
+    def shape(self) -> torch.Size:
+        """Inputs and outputs."""
+        return self.weight.shape
+
     def unit(self, device: torch.device) -> torch.Tensor:
         """``2^-shift`` of each output: ``float64 [outputs]``."""
         if device not in self.units:

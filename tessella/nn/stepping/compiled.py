@@ -9,6 +9,7 @@ names and fields it was compiled with; :func:`check_layout` compares them with o
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -220,7 +221,7 @@ def count_weights(work: Work) -> int:
     weights = 0
     for operation in work.operations:
         if operation.weight is not None:
-            weights += operation.weight.weight.numel()
+            weights += math.prod(operation.weight.shape)
         elif operation.name == "product":
             assert operation.z is not None
             weights += start_of(operation.z).numel()
@@ -234,13 +235,13 @@ def _record(operation: Operation, work: Work, lane_bytes: int) -> tuple[object, 
     scales = 0
     inputs = 0
     if isinstance(operation.weight, Matrix):
-        # The matrix keeps the packed weights alive; the record holds only their address.
+        # The matrix keeps these weights alive; the record holds only their address.
         panels = operation.weight.panels(operation.activation in PAIRED, lane_bytes)
         weight = panels.weights.data_ptr()
         storage = panels.storage
         if panels.scales is not None:
             scales = panels.scales.data_ptr()
-        inputs = operation.weight.weight.shape[0]
+        inputs = operation.weight.shape[0]
     elif operation.name == "lookup":
         assert operation.y is not None
         inputs = len(start_of(operation.y))

@@ -28,7 +28,11 @@ PAIRED = frozenset({"gate", "glu", "swiglu"})
 
 
 class Matrix:
-    """Weights of a linear operation, in each memory layout that a runner asks for.
+    """Weights of a linear operation, in the memory layout that a runner asks for.
+
+    Most layers rearrange their weights for a step, and large ones should not be held once more than
+    needed. So what the kernel has packed is kept in that form alone, and :attr:`weight` unpacks it
+    if anybody asks.
 
     Args:
         weight: ``[inputs, outputs]``, of any layout; torch is fastest if either dimension is
@@ -36,13 +40,22 @@ class Matrix:
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight.detach()
+        self.shape = weight.shape
+        """Inputs and outputs."""
         self.largest_input: float | None = None
         """If set, runs of programs raise it to the largest absolute input of the product."""
+        self._weight: torch.Tensor | None = weight.detach()
         self._by_inputs: torch.Tensor | None = None
         # Keyed by `paired` and `lane_bytes`: several operations may share a matrix.
-        self._packed: dict[tuple[bool, int], torch.Tensor] = {}
         self._panels: dict[tuple[bool, int], Panels] = {}
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weights, ``[inputs, outputs]``."""
+        if self._weight is None:
+            (paired, _), panels = next(iter(self._panels.items()))
+            self._weight = _unpack(panels.weights, paired, self.shape[1])
+        return self._weight
 
     def by_inputs(self) -> torch.Tensor:
         """The weights ``[inputs, outputs]``, with the weights of one input contiguous."""
@@ -58,10 +71,7 @@ class Matrix:
                 and the matching outputs ``b``; otherwise ``2 * lanes`` adjacent outputs.
             lane_bytes: size of a vector register in bytes.
         """
-        if (paired, lane_bytes) not in self._packed:
-            lanes = lane_bytes // self.weight.element_size()
-            self._packed[paired, lane_bytes] = _pack(self.weight, paired, lanes)
-        return self._packed[paired, lane_bytes]
+        return _pack(self.weight, paired, lane_bytes // self.weight.element_size())
 
     def panels(self, paired: bool, lane_bytes: int) -> Panels:
         """The panels of :meth:`packed` in the most compact form that holds these weights.
@@ -69,7 +79,10 @@ class Matrix:
         Arguments as of :meth:`packed`.
         """
         if (paired, lane_bytes) not in self._panels:
-            self._panels[paired, lane_bytes] = self._compact(paired, lane_bytes)
+            panels = self._compact(paired, lane_bytes)
+            self._panels[paired, lane_bytes] = panels
+            if panels.storage == "whole":
+                self._weight = None
         return self._panels[paired, lane_bytes]
 
     def _compact(self, paired: bool, lane_bytes: int) -> Panels:
@@ -111,6 +124,16 @@ def _pack(weight: torch.Tensor, paired: bool, lanes: int) -> torch.Tensor:
         panels = _split(weight, 2 * lanes).unflatten(2, (2, lanes))
     # The kernel reads a panel from its first input to its last, so make that contiguous.
     return panels.transpose(0, 1).contiguous()
+
+
+def _unpack(panels: torch.Tensor, paired: bool, outputs: int) -> torch.Tensor:
+    """``[panels, inputs, 2, lanes]`` to ``[inputs, outputs]``: the reverse of :func:`_pack`."""
+    if not paired:
+        return panels.transpose(0, 1).flatten(1)[:, :outputs]
+    halves = []
+    for half in panels.unbind(2):
+        halves.append(half.transpose(0, 1).flatten(1)[:, : outputs // 2])
+    return torch.cat(halves, dim=1)
 
 
 def _split(weight: torch.Tensor, size: int) -> torch.Tensor:

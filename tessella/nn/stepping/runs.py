@@ -68,6 +68,11 @@ class SteppedSymbols:
     parameters: torch.Tensor
     """What the programs make: the parameters of a symbol, or under a joint head those of its pixel,
     which last until the next pixel: ``[batch, size]``."""
+    sets: int = 1
+    """If larger than 1, there are the parameters of so many sets, one after the other, and the
+    distributions of all symbols are averaged: a set's weight is proportional to the probability
+    that it gives to the symbols before. Those of a joint head are each those of
+    :meth:`~tessella.heads.head.AveragingJointHead.part_of_average`."""
 
 
 @dataclass(frozen=True)

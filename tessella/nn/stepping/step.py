@@ -123,7 +123,7 @@ class MemoryAllocator:
             constants = self._memory.constants
             matrices.append(weights if constants is None else constants.matrices[self._matrices])
         kept = matrices[self._matrices]
-        assert kept.weight.shape == weights.weight.shape, "layers must ask in the same order"
+        assert kept.shape == weights.shape, "layers must ask in the same order"
         self._matrices += 1
         return kept
 
