@@ -353,6 +353,39 @@ def parallel(results: Results) -> str:
     return f"{heading}\n\n{PARALLEL_TEXT}\n\n{body}\n\n*{origin(results, rows)}*"
 
 
+def weights(results: Results) -> str:
+    """What weights of few bits cost in bits/dim, and what they gain in time."""
+    rows = results.get("rows", [])
+    costs = [row for row in rows if "cost" in row]
+    steps = [row for row in rows if "ms" in row]
+    if not rows:
+        return NOTHING
+    blocks = []
+    if steps:
+        lines = []
+        for row in steps:
+            line = [f"`{row['what']}`", str(row["batch"]), row["weights"]]
+            lines.append([*line, short(row["ms"]), f"{row['ratio']:.2f}x"])
+        titles = ["work", "batch", "weights", "ms a step", "float32 / these"]
+        blocks.append(table(titles, lines))
+    if costs:
+        lines = []
+        for row in costs:
+            cost = f"{row['cost']:+.6f} ± {row['cost_se']:.6f}"
+            differ = f"{row['differ']} of {row['symbols']:,}"
+            lines.append([row["what"], row["weights"], f"{row['bits_per_dim']:.4f}", cost, differ])
+        titles = [
+            "model",
+            "weights",
+            "bits/dim (codes: bits)",
+            "cost",
+            "symbols that differ in a replay",
+        ]
+        blocks.append(table(titles, lines))
+    blocks.append(f"*{origin(results, rows)}*")
+    return "\n\n".join(blocks)
+
+
 def training(results: Results) -> str:
     """A training step of every family, and its share of what the processor multiplies."""
     rows = results.get("rows", [])
@@ -383,6 +416,7 @@ TABLES = {
     "peers": ("sampling", peers),
     "growth": ("growth", growth),
     "big": ("growth", big),
+    "weights": ("weights", weights),
     "parallel": ("parallel", parallel),
     "training": ("training_share", training),
 }
