@@ -44,6 +44,7 @@ def test_every_training_has_a_fixed_number_of_steps() -> None:
         assert re.search(r"\bsteps=\d+", call), call
 
 
+@pytest.mark.slow
 def test_the_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     elsewhere = tmp_path / "elsewhere"
