@@ -58,6 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "digits",
         "digits-codes",
         "digits-vqvae",
+        "cifar10-codes",
         str(folder / "classes"),
         str(folder / "hierarchy"),
         str(folder / "tokenizer"),

@@ -175,6 +175,26 @@ def test_rules_reach_the_model(page: Page, served: Served) -> None:
     assert np.array_equal(page.pixels(panel.locator(".gallery canvas"), 3), wanted)
 
 
+def test_a_class_is_drawn_in_colour(page: Page, served: Served, screenshots: Path) -> None:
+    panel = page.choose("cifar10-codes", "draw")
+    panel.locator("[name=class_label]").select_option(label="horse")
+    panel.locator("[name=guidance]").fill("1.5")
+    panel.locator("[name=seed]").fill("4")
+    panel.locator("[name=n]").fill("8")
+    panel.locator("summary").click()
+    panel.locator("[name=top_p]").fill("0.95")
+    panel.locator("button.main").click()
+    api.expect(panel.locator(".gallery")).to_have_attribute("data-done", "true")
+    wanted = served.models["cifar10-codes"].sample(
+        8, seed=4, cond=torch.full((8,), 7), guidance=1.5, top_p=0.95
+    )
+    canvases = panel.locator(".gallery canvas")
+    for number in range(8):
+        assert np.array_equal(page.pixels(canvases.nth(number), 3), wanted[number])
+    panel.get_by_role("button", name="Image with seed 6").click()
+    page.shot(screenshots, "draw-cifar10-codes")
+
+
 def test_rows_show_as_they_come_and_stop_when_asked(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +323,7 @@ def test_bits_of_codes_come_with_the_codes_that_were_expected(
     likeliest = int(table.argmax())
     share = 100 * float(table[likeliest].exp())
     first = panel.locator(".patches figcaption").first
-    api.expect(first).to_have_text(f"code {likeliest} {share:.1f} %")
+    api.expect(first).to_have_text(f"code {likeliest} {share:.1f}\u00a0%")
     page.shot(screenshots, "bits-digits-codes")
 
 
@@ -517,6 +537,8 @@ def test_it_fits_every_screen(
             api.expect(panel.locator(".patches")).to_be_visible()
         if name == "codes":
             api.expect(panel.locator(".decoded-name")).to_contain_text("dB")
+            api.expect(panel.locator(".atlas")).to_be_visible()
+            api.expect(panel.locator(".extent")).to_have_text("")
         width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert width[0] <= width[1], f"{name} is wider than the screen"
         page.shot(screenshots, f"{name}-{request.node.callspec.id}")

@@ -1,7 +1,7 @@
 // See the bits: a heat map over the picture, and what was expected at the place of the pointer.
 
 import { floats, mark, paint, placeAt, stepped, toBase64 } from "./arrays.js";
-import { chart, likeliest } from "./chart.js";
+import { chart, likeliest, percent } from "./chart.js";
 import { findBooks, findPatches, patchCanvas } from "./atlas.js";
 import { ask } from "./server.js";
 import { ensurePicture, sourceIn } from "./source.js";
@@ -27,7 +27,9 @@ export function startBits(panel) {
 
   async function score() {
     const { model, picture: given } = state;
-    if (panel.hidden || (given && given === scoredPicture && scored)) return;
+    // While another model is taken, the tab can still be open that it has no use for.
+    if (panel.hidden || !model.abilities.includes("bits")) return;
+    if (given && given === scoredPicture && scored) return;
     if (!given) {
       status.textContent = "";
       return;
@@ -144,7 +146,7 @@ export function startBits(panel) {
     answer.probabilities.forEach((text, index) => {
       const probabilities = floats(text);
       const symbol = answer.symbols[index];
-      const title = names[index] ?? (answer.symbols.length > 1 ? `depth ${index}` : "");
+      const title = names[index] ?? (answer.symbols.length > 1 ? `Depth ${index}` : "");
       charts.push(chart({ title, probabilities, symbol, noun: isCode ? "code" : "level", channel: names[index] }));
       if (isCode) {
         const sheet = element("div", { className: "patches" });
@@ -166,7 +168,7 @@ export function startBits(panel) {
     await findPatches(model, number, codes);
     if (here !== scored) return;
     for (const code of codes) {
-      const words = `code ${code}\n${(100 * probabilities[code]).toFixed(1)} %`;
+      const words = `code ${code}\n${percent(probabilities[code])}`;
       sheet.append(element("figure", {}, patchCanvas(book, code, model.channels), element("figcaption", { textContent: words })));
     }
   }

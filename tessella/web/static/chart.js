@@ -29,7 +29,11 @@ export function likeliest(probabilities, count) {
   return found;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.001 ? 3 : 1)}\u00a0%`;
+/** A probability as a reader takes it in. */
+export function percent(share) {
+  if (share < 0.00001) return "<0.001\u00a0%";
+  return `${(100 * share).toFixed(share < 0.001 ? 3 : 1)}\u00a0%`;
+}
 
 /** A figure: `noun` is level or code; levels have shades under the bars. */
 export function chart({ title, probabilities, symbol, noun, channel }) {

@@ -8,7 +8,7 @@ import { ensurePicture, sourceIn } from "./source.js";
 import { attempt, element, on, state } from "./state.js";
 import { gridsInWords } from "./words.js";
 
-const MAP_SIDE = 256; // pixels of the map along its longer side, about
+const MAP_SIDE = 512; // pixels of the map along its longer side, about
 
 export function startCodes(panel) {
   const form = panel.querySelector("form");
@@ -41,7 +41,9 @@ export function startCodes(panel) {
 
   async function encode() {
     const { model, picture: given } = state;
-    if (panel.hidden || (given && given === shownPicture)) return;
+    // While another model is taken, the tab can still be open that it has no use for.
+    if (panel.hidden || !model.abilities.includes("codes")) return;
+    if (given && given === shownPicture) return;
     if (!given) {
       status.textContent = "Open an image file, to see its codes: this model draws none by itself.";
       return;
@@ -124,7 +126,7 @@ export function startCodes(panel) {
       const y = Math.floor(place / width) * side;
       const patch = patchCanvas(book(), value, channels);
       if (patch) context.drawImage(patch, x + 1, y + 1, side - 2, side - 2);
-      if (side >= 24) label(context, String(value), x, y, side);
+      label(context, String(value), x, y, side);
     }
     choosePlace(at);
   }
@@ -209,11 +211,14 @@ export function startCodes(panel) {
   });
 }
 
+/** The number of a code in the middle of its place, unless it would be too small to read. */
 function label(context, text, x, y, side) {
-  context.font = `600 ${Math.round(side * 0.36)}px system-ui, sans-serif`;
+  const size = Math.floor(Math.min(30, 0.36 * side, (1.4 * side) / text.length));
+  if (size < 15) return;
+  context.font = `600 ${size}px system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.lineWidth = side / 10;
+  context.lineWidth = size / 5;
   context.strokeStyle = "rgb(0 0 0 / 75%)";
   context.fillStyle = "#fff";
   context.strokeText(text, x + side / 2, y + side / 2);
