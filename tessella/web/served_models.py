@@ -11,6 +11,7 @@ import torch
 from tessella.errors import unknown
 from tessella.files import JSONValue
 from tessella.grid import Grid
+from tessella.models.hierarchy import GRIDS
 from tessella.pipeline import (
     CompletesImages,
     DrawsImages,
@@ -75,6 +76,8 @@ class ServedModel:
         if self.model.kind == "vae":
             return "A VAE only draws: it has no symbols, and so no bits, no codes and no files."
         if not isinstance(self.model, DrawsImages):
+            if len(self.grids()) > GRIDS:
+                return "A tokenizer alone draws nothing, and a prior models two grids at most."
             return (
                 "A tokenizer alone draws nothing: train a prior on its codes, or serve a two-stage"
                 " model."

@@ -173,6 +173,23 @@ def test_a_prior_ships_with_its_tokenizer_and_its_story(
     assert facts["recipe"]["prior_of"] == "digits-vqvae"
 
 
+def test_a_folder_of_pictures_does_not_hide_a_model_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = locate("photos")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").touch()
+    assert locate("photos") == shipped
+    # A run of that name comes before the model that ships, from its first file on.
+    (folder / "run.json").touch()
+    assert locate("photos") == Path("photos")
+    # A path is never taken for a name.
+    (folder / "run.json").unlink()
+    assert locate("./photos") == Path("photos")
+
+
 def test_classes_that_the_data_do_not_name_get_names(script: ModuleType, tmp_path: Path) -> None:
     record = {
         "data": {"train": {"classes": []}, "valid": {"classes": ["a", "b"]}},
