@@ -106,6 +106,7 @@ def bundle(run: Path, name: str, float32: bool = False, source: str = "") -> Non
             halve(model, source)
         add_twin(model)
         clean_record(model / "run.json", name)
+        name_classes(model / "run.json", notes)
         write_own_card(model, name, notes)
         refuse_traces(model)
         size = bytes_of(model)
@@ -247,6 +248,19 @@ def clean_record(path: Path, name: str) -> None:
     if named:
         facts["recipe"]["prior_of"] = bundled_tokenizer(path.parent) or Path(named).name
     write_json(path, without_folders(facts))
+
+
+def name_classes(path: Path, notes: Mapping[str, str]) -> None:
+    """Give the classes of a record the names that the notes have, where its data had none."""
+    names = [name.strip() for name in notes.get("classes", "").split(",") if name.strip()]
+    if not names:
+        return
+    facts = read_json(path)
+    # A prior's record holds that of its tokenizer, which was trained on the same data.
+    for part in (facts, facts.get("tokenizer_run") or {}):
+        for split in (part.get("data") or {}).values():
+            split["classes"] = split["classes"] or names
+    write_json(path, facts)
 
 
 def bundled_tokenizer(model: Path) -> str:

@@ -18,7 +18,7 @@ from tessella.models.diagonal_bilstm import DiagonalBiLSTM
 from tessella.models.fvsbn import FVSBN
 from tessella.models.gated_pixelcnn import GatedPixelCNN
 from tessella.models.gpt import GPT
-from tessella.models.hierarchy import Hierarchy
+from tessella.models.hierarchy import GRIDS, Hierarchy
 from tessella.models.independent import Independent
 from tessella.models.lstm import LSTM
 from tessella.models.made import MADE
@@ -178,7 +178,7 @@ def create_prior(
         A density model for one grid, a :class:`Hierarchy` for several.
 
     Raises:
-        ConfigError: see :func:`create` and :class:`Hierarchy`.
+        ConfigError: for more than two grids, and see :func:`create` and :class:`Hierarchy`.
         InputError: when ``grids`` is not a sequence of grids.
     """
     if not isinstance(grids, Sequence) or not grids:
@@ -190,6 +190,12 @@ def create_prior(
         if finer:
             raise ConfigError("finer= is for the priors of several grids; this tokenizer makes one")
         return create(name, grids[0], head, classes, seed, **sizes)
+    if len(grids) > GRIDS:
+        raise ConfigError(
+            f"this tokenizer makes {len(grids)} grids of codes, and a prior models at most {GRIDS}:"
+            " use the tokenizer by itself (eval, tokenize, serve), or model all codes of an image"
+            ' as one sequence, as docs/tokenizers.md shows under "Codes of many scales"'
+        )
     # The finer models take the sizes of the first, except for those given in `finer`.
     changed = dict(finer or {})
     finer_name = str(changed.pop("name", name))

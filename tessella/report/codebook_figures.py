@@ -37,7 +37,7 @@ ERROR_GAIN = 4
 """Factor by which error maps are brighter than the errors."""
 
 SIDE = 5
-"""Places along each side of the patch of one code, of which the middle is shown."""
+"""Places along each side of the image of one code, of which the middle is shown."""
 
 GOLDEN = 0.618034
 """Step of the hue between codes: neighbouring numbers get colours far apart."""
@@ -167,9 +167,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
         book: which codebook, coarse to fine.
     """
     used = counts[book]
-    _, number = _books(tokenizer)[book]
-    stride = _stride(tokenizer, tokenizer.grids()[number])
-    size = SIDE * stride
+    side, size = patch_sides(tokenizer, book)
     most = min(MOST_CODES, max(FEWEST_CODES, ATLAS_PIXELS // size**2))
     order = np.argsort(-used, kind="stable")[:most]
     # Many codes in long rows of small cells, few in short rows of large ones.
@@ -179,7 +177,7 @@ def atlas(tokenizer: Tokenizer, counts: list[np.ndarray], book: int = 0) -> Pict
         columns, least_side = 16, 32
     others = [int(np.argmax(count)) for count in counts]
     patches = rgb(code_patches(tokenizer, book, order, others))
-    factor = max(1, least_side // stride)
+    factor = max(1, least_side // side)
     cells = patches.repeat(factor, axis=1).repeat(factor, axis=2)
     for cell, count in zip(cells, used[order], strict=True):
         if not count:
@@ -274,13 +272,28 @@ def code_patches(
     Returns:
         ``uint8 [n, side, side, channels]``, where a side is the pixels that a code stands for.
     """
-    _, number = _books(tokenizer)[book]
-    stride = _stride(tokenizer, tokenizer.grids()[number])
-    size = SIDE * stride
+    side, size = patch_sides(tokenizer, book)
     images = _images_of_codes(tokenizer, book, codes, others, size)
     # Only the middle: borders of a patch decode as borders of an image.
-    middle = slice(SIDE // 2 * stride, (SIDE // 2 + 1) * stride)
+    start = (size - side) // 2
+    middle = slice(start, start + side)
     return images[:, middle, middle]
+
+
+def patch_sides(tokenizer: Tokenizer, book: int) -> tuple[int, int]:
+    """Pixels along each side of the patch of a code, and of the image that it is the middle of.
+
+    Args:
+        tokenizer: decodes.
+        book: number of the codebook, coarse to fine.
+    """
+    _, number = _books(tokenizer)[book]
+    grid = tokenizer.grids()[number]
+    side = _stride(tokenizer, grid)
+    # A code that stands for the whole image has no neighbours.
+    if grid.height * grid.width == 1:
+        return side, side
+    return side, SIDE * side
 
 
 def _images_of_codes(

@@ -26,6 +26,7 @@ from tessella.web.page_requests import (
     ToDraw,
     ToExpect,
     ToScore,
+    ToShowCodes,
     ToTokenize,
     as_text,
     read_request,
@@ -77,13 +78,14 @@ class Application:
         app.get("/")(self.page)
         app.get("/static/{name}")(self.file)
         app.get("/api/models")(self.list_models)
-        app.get("/api/atlas")(self.atlas)
+        app.get("/api/books")(self.books)
         app.get("/api/real-images")(self.real_images)
         app.post("/api/draw")(self.draw)
         app.post("/api/complete")(self.complete)
         app.post("/api/bits")(self.bits)
         app.post("/api/expect")(self.expect)
         app.post("/api/codes")(self.codes)
+        app.post("/api/patches")(self.patches)
         app.post("/api/picture")(self.picture)
         app.post("/api/compress")(self.compress)
         app.add_exception_handler(TessellaError, _answer_mistake)
@@ -150,9 +152,17 @@ class Application:
             work = code_editing.tokenizing(asked, self.models.named(asked.model))
             return await self._compute(request, work)
 
-    async def atlas(self, request: Request, model: str = "") -> Response:
-        """What each code decodes to."""
-        return await self._compute(request, code_editing.drawing_atlas(self.models.named(model)))
+    async def books(self, request: Request, model: str = "") -> Response:
+        """The codebooks of a model."""
+        served = self.models.named(model)
+        return await self._compute(request, code_editing.describing_books(served))
+
+    async def patches(self, request: Request) -> Response:
+        """What codes decode to."""
+        async with self.uploads.body(request) as body:
+            asked = read_request(ToShowCodes, body)
+            work = code_editing.drawing_patches(asked, self.models.named(asked.model))
+            return await self._compute(request, work)
 
     async def real_images(self, request: Request, model: str = "") -> Response:
         """Real images that the model was not trained on, where some ship with the package."""
@@ -170,12 +180,17 @@ class Application:
             return await self._compute(request, fit)
 
     async def compress(
-        self, request: Request, model: str = "", name: str = "", fit: bool = False
+        self,
+        request: Request,
+        model: str = "",
+        name: str = "",
+        fit: bool = False,
+        grey: bool = False,
     ) -> Response:
         """A picture as a compressed file, and its size beside PNG."""
         served = self.models.named(model)
         async with self.uploads.body(request) as body:
-            work = self.file_sizes.compressing(body, name, fit, served)
+            work = self.file_sizes.compressing(body, name, served, fit=fit, grey=grey)
             return await self._compute(request, work)
 
     async def _compute(self, request: Request, work: Work) -> Response:

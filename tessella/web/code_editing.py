@@ -7,17 +7,19 @@ import json
 import numpy as np
 import torch
 
-from tessella.errors import InputError
+from tessella.errors import InputError, check_integer
 from tessella.evaluation import metrics
 from tessella.files import JSONValue
 from tessella.pipeline import require_codes
-from tessella.report.codebook_figures import code_patches
+from tessella.report.codebook_figures import code_patches, patch_sides
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import as_tuple
 from tessella.web.page_requests import (
+    ToShowCodes,
     ToTokenize,
     as_text,
     check_tiles,
+    codes_from,
     images_from,
     symbols_as_text,
     symbols_from,
@@ -25,8 +27,11 @@ from tessella.web.page_requests import (
 from tessella.web.served_models import ServedModel
 from tessella.web.work_queue import Computation, Work
 
-MOST_CODES = 1024
-"""Codes of an atlas; of larger codebooks the first ones are shown."""
+MOST_CODES = 256
+"""Codes that one request decodes, at most."""
+
+MOST_PIXELS = 1 << 18
+"""Pixels that are decoded for the codes of one request, at most, unless one code takes more."""
 
 
 def tokenizing(asked: ToTokenize, served: ServedModel) -> Work:
@@ -70,36 +75,56 @@ def tokenizing(asked: ToTokenize, served: ServedModel) -> Work:
     return tokenize
 
 
-def drawing_atlas(served: ServedModel) -> Work:
-    """The work of decoding each code alone, where all its neighbours are the same code.
+def describing_books(served: ServedModel) -> Work:
+    """The work of describing the codebooks of a model, one for each depth of each grid.
 
     Raises:
         InputError: when the model makes no codes.
     """
     tokenizer = require_codes(served.model, served.name)
 
-    def draw(job: Computation) -> bytes:
+    def describe(job: Computation) -> bytes:
         books: list[JSONValue] = []
-        number = 0
         for place, grid in enumerate(tokenizer.grids()):
             for depth in range(grid.channels):
-                codes = np.arange(min(grid.levels, MOST_CODES))
-                patches = code_patches(tokenizer, number, codes)
+                side, _ = patch_sides(tokenizer, len(books))
                 books.append(
                     {
                         "grid": place,
                         "depth": depth,
-                        "codes": len(codes),
-                        "height": patches.shape[1],
-                        "width": patches.shape[2],
-                        "patches": as_text(patches),
+                        "codes": grid.levels,
+                        "side": side,
+                        "most_patches": most_patches(tokenizer, len(books)),
                     }
                 )
-                number += 1
-                job.check()
         return json.dumps({"books": books}).encode()
 
+    return describe
+
+
+def drawing_patches(asked: ToShowCodes, served: ServedModel) -> Work:
+    """The work of decoding codes one by one, each where all its neighbours are the same code.
+
+    Raises:
+        InputError: when the model makes no codes, or they are too many or out of range.
+    """
+    tokenizer = require_codes(served.model, served.name)
+    levels: list[int] = []
+    for grid in tokenizer.grids():
+        levels += [grid.levels] * grid.channels
+    book = check_integer("book", asked.book, most=len(levels) - 1)
+    codes = codes_from(asked.codes, levels[book], most_patches(tokenizer, book))
+
+    def draw(job: Computation) -> bytes:
+        return json.dumps({"patches": as_text(code_patches(tokenizer, book, codes))}).encode()
+
     return draw
+
+
+def most_patches(tokenizer: Tokenizer, book: int) -> int:
+    """How many codes one request decodes, so that its answer comes soon."""
+    _, size = patch_sides(tokenizer, book)
+    return max(1, min(MOST_CODES, MOST_PIXELS // size**2))
 
 
 def _decoded(

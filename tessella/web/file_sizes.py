@@ -15,7 +15,7 @@ from tessella.codec.file_names import names_problem
 from tessella.codec.image_modes import MODES_OF_ARRAYS, as_symbols
 from tessella.codec.picture_files import MODE_NUMBERS, as_picture
 from tessella.codec.pictures_as_codes import as_codes
-from tessella.errors import InputError
+from tessella.errors import ConfigError, InputError
 from tessella.exact import ExactModel
 from tessella.files import JSONValue
 from tessella.pipeline import Generator, fingerprint
@@ -41,7 +41,15 @@ class FileSizes:
     def __init__(self) -> None:
         self._twins: dict[str, ExactModel] = {}
 
-    def compressing(self, data: bytes, name: str, fit: bool, served: ServedModel) -> Work:
+    def compressing(
+        self,
+        data: bytes,
+        name: str,
+        served: ServedModel,
+        *,
+        fit: bool = False,
+        grey: bool = False,
+    ) -> Work:
         """The work of compressing a picture.
 
         A pixel model keeps all pixels. A two-stage model keeps its codes.
@@ -49,8 +57,9 @@ class FileSizes:
         Args:
             data: the bytes of an image file.
             name: of the file, to be kept in the archive.
-            fit: scale the picture to the model's size first.
             served: the model.
+            fit: scale the picture to the model's size first.
+            grey: keep one channel of a grey picture in a file of colours, as browsers make them.
 
         Raises:
             InputError: when there is no model of one grid.
@@ -61,7 +70,7 @@ class FileSizes:
         kept_name = _kept_name(name)
 
         def compress(job: Computation) -> bytes:
-            values = _pixels(data, fit, served)
+            values = _pixels(data, fit, grey, served)
             png = _png_bytes(values)
             twin = self._twin(served)
             job.check()
@@ -98,7 +107,12 @@ class FileSizes:
 
     def _twin(self, served: ServedModel) -> ExactModel:
         if served.name not in self._twins:
-            self._twins[served.name] = exact_twin_of(served.run, served.model, print)
+            try:
+                self._twins[served.name] = exact_twin_of(served.run, served.model, print)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{served.name} cannot compress: {error}. Take another model"
+                ) from error
         return self._twins[served.name]
 
 
@@ -114,12 +128,12 @@ class _StoppingWriter(ArchiveWriter):
         super()._encode_group()
 
 
-def _pixels(data: bytes, fit: bool, served: ServedModel) -> np.ndarray:
+def _pixels(data: bytes, fit: bool, grey: bool, served: ServedModel) -> np.ndarray:
     """The picture to compress, ``uint8 [height, width, channels]``."""
     if fit:
         return fitted_picture(data, served, 1)
     # A tokenizer takes pictures of its channels only.
-    channels = 0
+    channels = 1 if grey else 0
     if not served.model.tokenizer.of_pixels:
         channels = served.size[2]
     values = np.array(picture_from(data, channels))

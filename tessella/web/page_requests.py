@@ -139,6 +139,19 @@ class ToTokenize(Asking):
     tiles: int = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToShowCodes(Asking):
+    """What codes of a codebook decode to.
+
+    Args:
+        book: number of the codebook, through all depths of all grids, coarse to fine.
+        codes: of that codebook.
+    """
+
+    book: int
+    codes: str
+
+
 def read_request(kind: type[R], body: bytes) -> R:
     """A request of a kind from its JSON.
 
@@ -200,21 +213,48 @@ def symbols_from(texts: Sequence[str], grids: Sequence[Grid]) -> tuple[torch.Ten
     return tuple(found)
 
 
+def codes_from(text: str, levels: int, most: int) -> np.ndarray:
+    """Codes of one codebook, ``int64 [n]``.
+
+    Args:
+        text: in base64.
+        levels: of the codebook.
+        most: how many may be asked for at once.
+
+    Raises:
+        InputError: for none, more than ``most``, or codes that the codebook does not have.
+    """
+    codes = np.frombuffer(_decoded("codes", text, SYMBOL.itemsize), SYMBOL).astype(np.int64)
+    if not 1 <= len(codes) <= most:
+        raise InputError(f"ask for 1 to {most} codes of this codebook at once, got {len(codes)}")
+    if codes.min() < 0 or codes.max() >= levels:
+        raise InputError(f"codes must lie in 0..{levels - 1}, got {codes.min()}..{codes.max()}")
+    return codes
+
+
 def check_tiles(tiles: int) -> int:
     """Tiles along each side, within their limit."""
     return check_integer("tiles", tiles, least=1, most=MOST_TILES)
 
 
 def _array(name: str, text: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"{name} must be base64") from None
+    data = _decoded(name, text, dtype.itemsize)
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
         raise InputError(f"{name} must have {wanted} bytes for {list(shape)}, got {len(data)}")
     # A copy, since arrays over bytes cannot be written and torch warns of that.
     return np.frombuffer(data, dtype).reshape(shape).copy()
+
+
+def _decoded(name: str, text: str, itemsize: int) -> bytes:
+    """The bytes that a string in base64 stands for, a whole number of items."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"{name} must be base64") from None
+    if len(data) % itemsize:
+        raise InputError(f"{name} must have {itemsize} bytes for each value, got {len(data)}")
+    return data
 
 
 def as_text(array: np.ndarray | torch.Tensor) -> str:

@@ -11,6 +11,7 @@ import torch
 from tessella.errors import unknown
 from tessella.files import JSONValue
 from tessella.grid import Grid
+from tessella.models.hierarchy import GRIDS
 from tessella.pipeline import (
     CompletesImages,
     DrawsImages,
@@ -69,6 +70,22 @@ class ServedModel:
             able.append("compress")
         return able
 
+    @property
+    def lacks(self) -> str:
+        """Why the page cannot do the rest with it; empty where it can do everything that fits."""
+        if self.model.kind == "vae":
+            return "A VAE only draws: it has no symbols, and so no bits, no codes and no files."
+        if not isinstance(self.model, DrawsImages):
+            if len(self.grids()) > GRIDS:
+                return "A tokenizer alone draws nothing, and a prior models two grids at most."
+            return (
+                "A tokenizer alone draws nothing: train a prior on its codes, or serve a two-stage"
+                " model."
+            )
+        if "compress" not in self.abilities:
+            return "Codes of several grids have no compressed file."
+        return ""
+
     def facts(self) -> dict[str, JSONValue]:
         """What the page needs to know of it."""
         height, width, channels = self.size
@@ -78,6 +95,7 @@ class ServedModel:
         has_null_class = isinstance(self.model, Generator) and self.model.prior.null_class
         return {
             "name": self.name,
+            "run": self.run,
             "kind": self.model.kind,
             "title": TITLES[self.model.kind],
             "about": self.about,
@@ -90,6 +108,7 @@ class ServedModel:
             "guidance": bool(self.classes) and has_null_class,
             "rules": isinstance(self.model, CompletesImages),
             "parameters": parameters,
+            "lacks": self.lacks,
             "abilities": list(self.abilities),
         }
 

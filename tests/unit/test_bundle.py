@@ -17,10 +17,12 @@ import tessella as ts
 from tessella import files
 from tessella.cli.entry import main
 from tessella.config import load_recipe
+from tessella.data import cifar
 from tessella.errors import ConfigError
 from tessella.exact import has_twin, load_twin
 from tessella.exact.twin_files import source_of
-from tessella.pipeline import bundled, fingerprint, loading, locate
+from tessella.pipeline import bundled, fingerprint, loading, locate, read_run_record
+from tessella.pipeline.run_record import train_split
 from tessella.training import train_recipe
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -169,6 +171,43 @@ def test_a_prior_ships_with_its_tokenizer_and_its_story(
     script.bundle(tmp_path / "codes", "digits-codes", float32=True)
     facts = json.loads((model / "run.json").read_text())
     assert facts["recipe"]["prior_of"] == "digits-vqvae"
+
+
+def test_a_folder_of_pictures_does_not_hide_a_model_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = locate("photos")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").touch()
+    assert locate("photos") == shipped
+    # A run of that name comes before the model that ships, from its first file on.
+    (folder / "run.json").touch()
+    assert locate("photos") == Path("photos")
+    # A path is never taken for a name.
+    (folder / "run.json").unlink()
+    assert locate("./photos") == Path("photos")
+
+
+def test_classes_that_the_data_do_not_name_get_names(script: ModuleType, tmp_path: Path) -> None:
+    record = {
+        "data": {"train": {"classes": []}, "valid": {"classes": ["a", "b"]}},
+        "tokenizer_run": {"data": {"train": {"classes": []}}},
+    }
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(record))
+    script.name_classes(path, {"use": "none"})
+    assert json.loads(path.read_text()) == record
+    script.name_classes(path, {"classes": "cat, dog"})
+    named = json.loads(path.read_text())
+    assert named["data"] == {"train": {"classes": ["cat", "dog"]}, "valid": {"classes": ["a", "b"]}}
+    assert named["tokenizer_run"]["data"]["train"]["classes"] == ["cat", "dog"]
+
+
+def test_names_of_cifar10_are_those_of_its_source() -> None:
+    record = read_run_record(locate("cifar10-codes"))
+    assert tuple(train_split(record)["classes"] or ()) == cifar.NAMES
 
 
 def test_a_model_without_notes_or_too_large_does_not_ship(

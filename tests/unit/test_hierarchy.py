@@ -238,3 +238,40 @@ def test_a_run_trains_resumes_and_is_measured(
     )
     assert figures["baseline_bits_per_dim"] > 0
     assert figures["codebook_size"] == [2, 3]
+
+
+def test_codes_of_many_scales_are_refused_with_what_can_be_done() -> None:
+    with pytest.raises(ConfigError, match=r"makes 3 grids.*at most 2.*docs/tokenizers\.md"):
+        ts.create_prior("gated-pixelcnn", scales_tokenizer().grids(), layers=1, hidden=4)
+
+
+def test_codes_of_many_scales_are_modelled_as_one_sequence(tmp_path: Path) -> None:
+    # As docs/tokenizers.md shows it.
+    tokenizer = scales_tokenizer()
+    images = np.random.default_rng(0).integers(256, size=(24, 8, 8, 1), dtype=np.uint8)
+    grids = tokenizer.grids()
+    codes = pack(tokenizer.encode(images))[:, None, :, None]
+    sequence = ts.Grid(1, codes.shape[2], 1, grids[0].levels)
+    assert sequence.shape == (1, 1 + 4 + 16, 1)
+    model = ts.create("transformer", sequence, layers=1, width=8, heads=2)
+    ts.train(model, codes, steps=2, out=tmp_path / "scales")
+    drawn = ts.sample(model, n=2, seed=0)
+    parts = unpack(drawn.flatten(1), grids)
+    assert torch.equal(pack(parts)[:, None, :, None], drawn)
+    assert tokenizer.decode(parts).shape == (2, 8, 8, 1)
+
+
+def scales_tokenizer() -> ts.Tokenizer:
+    """Codes of three scales, with random weights."""
+    return ts.create_tokenizer(
+        "multiscale-vqgan",
+        image_size=(8, 8),
+        channels=1,
+        hidden=8,
+        multipliers=(1, 2),
+        residual_blocks=1,
+        scales=(1, 2, 4),
+        codebook_size=16,
+        code_dim=4,
+        groups=4,
+    )

@@ -13,7 +13,8 @@ import pytest
 import tessella as ts
 from tessella import data
 from tessella.config import DataConfig
-from tessella.pipeline import pixel_generator
+from tessella.pipeline import pixel_generator, save_model
+from tessella.vae import create_vae
 
 for library in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(library, reason=f"the page and its tests need {library}")
@@ -38,18 +39,30 @@ def hierarchy_model() -> ts.Generator:
     return ts.Generator(tokenizer, prior)
 
 
+def large_tokenizer() -> ts.Tokenizer:
+    """A tokenizer of random weights, with more codes than one request decodes."""
+    return ts.create_tokenizer(
+        "vqvae", image_size=(16, 16), channels=3, codebook_size=3000, hidden=8, code_dim=4, seed=3
+    )
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The runs that are served: three that ship, and two with what those lack."""
+    """The runs that are served: three that ship, and some with what those lack."""
     folder = tmp_path_factory.mktemp("served")
     classes_model().save(folder / "classes")
     hierarchy_model().save(folder / "hierarchy")
+    save_model(large_tokenizer(), folder / "tokenizer")
+    save_model(create_vae(image_size=(6, 5), channels=3, hidden=8, latent=3), folder / "vae")
     return [
         "digits",
         "digits-codes",
         "digits-vqvae",
+        "cifar10-codes",
         str(folder / "classes"),
         str(folder / "hierarchy"),
+        str(folder / "tokenizer"),
+        str(folder / "vae"),
     ]
 
 

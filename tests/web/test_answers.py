@@ -207,15 +207,37 @@ def test_codes_go_there_and_back_as_in_python(
     assert changed["image"] != facts["image"]
 
 
-def test_the_atlas_holds_the_patch_of_each_code(served: Served) -> None:
-    answer = served.get("/api/atlas?model=hierarchy").json()
+def test_patches_are_what_each_code_decodes_to(served: Served) -> None:
+    books = served.get("/api/books?model=hierarchy").json()["books"]
     tokenizer = served.models["hierarchy"].tokenizer
-    assert [book["grid"] for book in answer["books"]] == [0, 1]
-    for number, book in enumerate(answer["books"]):
+    assert [book["grid"] for book in books] == [0, 1]
+    for number, book in enumerate(books):
         wanted = code_patches(tokenizer, number, np.arange(16))
         assert book["codes"] == 16
-        assert (book["height"], book["width"]) == wanted.shape[1:3]
-        assert np.array_equal(array(book["patches"], "u1", *wanted.shape), wanted)
+        assert wanted.shape == (16, book["side"], book["side"], 3)
+        codes = np.array([11, 2], dtype="<i4")
+        asked = {"model": "hierarchy", "book": number, "codes": text(codes)}
+        patches = array(served.ask("/api/patches", asked)["patches"], "u1", 2, *wanted.shape[1:])
+        assert np.array_equal(patches, wanted[[11, 2]])
+
+
+@pytest.mark.parametrize(
+    ("book", "codes", "words"),
+    [
+        (2, [0], "book must be an integer in 0..1, got 2"),
+        (0, [], "ask for 1 to 163 codes of this codebook at once, got 0"),
+        (0, [0] * 164, "ask for 1 to 163 codes of this codebook at once, got 164"),
+        (0, [16], "codes must lie in 0..15, got 16..16"),
+        (0, [-1, 3], "codes must lie in 0..15, got -1..3"),
+    ],
+)
+def test_codes_that_there_are_not_have_no_patches(
+    served: Served, book: int, codes: list[int], words: str
+) -> None:
+    asked = {"model": "hierarchy", "book": book, "codes": text(np.array(codes, dtype="<i4"))}
+    answer = served.post("/api/patches", asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == words
 
 
 def test_a_file_becomes_a_picture_of_the_model(served: Served, digits: np.ndarray) -> None:

@@ -175,6 +175,26 @@ def test_rules_reach_the_model(page: Page, served: Served) -> None:
     assert np.array_equal(page.pixels(panel.locator(".gallery canvas"), 3), wanted)
 
 
+def test_a_class_is_drawn_in_colour(page: Page, served: Served, screenshots: Path) -> None:
+    panel = page.choose("cifar10-codes", "draw")
+    panel.locator("[name=class_label]").select_option(label="horse")
+    panel.locator("[name=guidance]").fill("1.5")
+    panel.locator("[name=seed]").fill("4")
+    panel.locator("[name=n]").fill("8")
+    panel.locator("summary").click()
+    panel.locator("[name=top_p]").fill("0.95")
+    panel.locator("button.main").click()
+    api.expect(panel.locator(".gallery")).to_have_attribute("data-done", "true")
+    wanted = served.models["cifar10-codes"].sample(
+        8, seed=4, cond=torch.full((8,), 7), guidance=1.5, top_p=0.95
+    )
+    canvases = panel.locator(".gallery canvas")
+    for number in range(8):
+        assert np.array_equal(page.pixels(canvases.nth(number), 3), wanted[number])
+    panel.get_by_role("button", name="Image with seed 6").click()
+    page.shot(screenshots, "draw-cifar10-codes")
+
+
 def test_rows_show_as_they_come_and_stop_when_asked(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +323,7 @@ def test_bits_of_codes_come_with_the_codes_that_were_expected(
     likeliest = int(table.argmax())
     share = 100 * float(table[likeliest].exp())
     first = panel.locator(".patches figcaption").first
-    api.expect(first).to_have_text(f"code {likeliest} {share:.1f} %")
+    api.expect(first).to_have_text(f"code {likeliest} {share:.1f}\u00a0%")
     page.shot(screenshots, "bits-digits-codes")
 
 
@@ -351,13 +371,99 @@ def test_codes_change_with_a_click(
     _wait_for_pixels(page, decoded, before)
 
 
-def _wait_for_pixels(page: Page, canvas: Any, wanted: np.ndarray) -> None:
+def _wait_for_pixels(page: Page, canvas: Any, wanted: np.ndarray, channels: int = 1) -> None:
     """Wait until a canvas shows an image."""
     for _ in range(PATIENCE // 100):
-        if np.array_equal(page.pixels(canvas), wanted):
+        if np.array_equal(page.pixels(canvas, channels), wanted):
             return
         page.wait_for_timeout(100)
     raise AssertionError("the canvas shows something else")
+
+
+def test_codes_of_a_large_codebook_are_shown_where_they_are_asked_for(
+    page: Page, served: Served, tmp_path: Path, screenshots: Path
+) -> None:
+    tokenizer = served.models["tokenizer"]
+    colours = np.random.default_rng(2).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    (tmp_path / "noise.png").write_bytes(png(colours))
+    panel = page.choose("tokenizer", "codes")
+    # It draws no picture, so the page says where one comes from.
+    api.expect(panel.locator(".status")).to_contain_text("Open an image file")
+    api.expect(page.locator("#facts")).to_contain_text("A tokenizer alone draws nothing")
+    panel.locator(".source input").set_input_files(str(tmp_path / "noise.png"))
+    extent = panel.locator(".extent")
+    api.expect(extent).to_have_text("· codes 0 to 1023 of 3000")
+    codes = tokenizer.encode(colours[None])
+    assert codes.max() >= 1024, "some code of the picture must lie beyond the first sheet"
+    # Every place of the map shows what its code decodes to; one without would be transparent.
+    empty = panel.locator(".map").evaluate(
+        "c => { const side = c.width / 4; const p = c.getContext('2d'); let count = 0;"
+        "for (let y = 0; y < 4; y++) for (let x = 0; x < 4; x++)"
+        " if (!p.getImageData(x * side + 3, y * side + 3, 1, 1).data[3]) count++; return count; }"
+    )
+    assert empty == 0
+    panel.locator("[name=from]").fill("2500")
+    panel.locator("[name=from]").press("Enter")
+    api.expect(extent).to_have_text("· codes 2500 to 2999 of 3000")
+    stack = panel.locator(".atlas .stack")
+    page.mouse.click(*page.middle_of(stack, 1, 5, 16, 32))
+    api.expect(panel.locator(".place")).to_have_text("row 1, column 1: code 2537")
+    codes[0, 0, 0, 0] = 2537
+    _wait_for_pixels(page, panel.locator(".decoded"), tokenizer.decode(codes)[0].numpy(), 3)
+    page.shot(screenshots, "codes-tokenizer")
+
+
+def test_a_vae_draws_and_says_why_it_does_nothing_else(page: Page, served: Served) -> None:
+    panel = page.choose("vae", "draw")
+    api.expect(page.get_by_role("tab")).to_have_text(["Draw"])
+    api.expect(page.locator("#facts")).to_contain_text("A VAE only draws")
+    panel.locator("[name=n]").fill("2")
+    panel.locator("button.main").click()
+    api.expect(panel.locator(".gallery")).to_have_attribute("data-done", "true")
+    wanted = served.models["vae"].sample(2, 0)[1]
+    assert np.array_equal(page.pixels(panel.locator(".gallery canvas").nth(1), 3), wanted)
+
+
+def test_python_loads_the_run_that_was_named(page: Page, runs: list[str]) -> None:
+    # The page calls it "classes", and such a name could be that of a model that ships.
+    panel = page.choose("classes", "draw")
+    panel.locator("[name=n]").fill("1")
+    panel.locator("button.main").click()
+    api.expect(panel.locator(".gallery")).to_have_attribute("data-done", "true")
+    panel.get_by_role("button", name="Image with seed 0").click()
+    (run,) = [name for name in runs if name.endswith("classes")]
+    assert f'ts.load("{run}").sample(1, seed=0)' in panel.locator("code").text_content()
+
+
+def test_a_picture_is_awaited_with_words(
+    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = served.models["classes"]
+    may_go_on = threading.Event()
+
+    def slowly(*args: Any, **options: Any) -> Iterator[Any]:
+        for placed, symbols in type(model).stream_symbols(model, *args, **options):
+            yield placed, symbols
+            if placed == 18:
+                assert may_go_on.wait(PATIENCE / 1000)
+
+    monkeypatch.setattr(model, "stream_symbols", slowly)
+    panel = page.choose("classes", "complete")
+    name = panel.locator(".source span.quiet")
+    api.expect(name).to_have_text("drawing one: 18 of 90 symbols")
+    panel.locator("button.main").click()
+    api.expect(panel.locator(".status")).to_have_text("there is no picture to complete yet")
+    may_go_on.set()
+    api.expect(name).to_have_text("drawn with seed 1000")
+
+
+def test_a_grey_picture_of_the_page_is_compressed_as_grey(page: Page, digits: np.ndarray) -> None:
+    pytest.importorskip("constriction", reason="compressed files need the extra compress")
+    page.real_image(page.choose("digits", "bits"), 1)
+    panel = page.choose("digits", "compress")
+    panel.locator("[name=fit]").uncheck()
+    panel.get_by_role("button", name="Use the picture of the other tabs").click()
+    api.expect(panel.locator(".status")).to_contain_text("8×8×1, ")
 
 
 def test_a_compressed_file_can_be_saved_and_holds_the_picture(
@@ -431,6 +537,8 @@ def test_it_fits_every_screen(
             api.expect(panel.locator(".patches")).to_be_visible()
         if name == "codes":
             api.expect(panel.locator(".decoded-name")).to_contain_text("dB")
+            api.expect(panel.locator(".atlas")).to_be_visible()
+            api.expect(panel.locator(".extent")).to_have_text("")
         width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert width[0] <= width[1], f"{name} is wider than the screen"
         page.shot(screenshots, f"{name}-{request.node.callspec.id}")

@@ -304,7 +304,7 @@ def test_work_that_waits_is_dropped_when_the_client_leaves(served: Served, held:
         first = clients.submit(served.post, "/api/draw", {"model": "digits"})
         assert held.has_begun.wait(30)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(served.address + "/api/atlas?model=digits-codes", timeout=0.5)
+            httpx.get(served.address + "/api/books?model=digits-codes", timeout=0.5)
         deadline = time.monotonic() + 30
         while len(served.app.queue.jobs) > 1 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -364,8 +364,8 @@ def test_an_error_after_the_first_row_is_an_event(
         ("GET", "/docs", 404),
         ("GET", "/openapi.json", 404),
         ("GET", "/api/draw", 405),
-        ("GET", "/api/atlas?model=..%2Fdigits", 404),
-        ("GET", "/api/atlas?model=digits", 400),
+        ("GET", "/api/books?model=..%2Fdigits", 404),
+        ("GET", "/api/books?model=digits", 400),
         ("POST", "/api/picture?model=digits&tiles=x", 400),
         ("POST", "/api/picture?model=digits&tiles=99", 400),
         ("GET", "/", 200),

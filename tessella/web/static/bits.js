@@ -1,8 +1,8 @@
 // See the bits: a heat map over the picture, and what was expected at the place of the pointer.
 
 import { floats, mark, paint, placeAt, stepped, toBase64 } from "./arrays.js";
-import { chart } from "./chart.js";
-import { findAtlas } from "./atlas.js";
+import { chart, likeliest, percent } from "./chart.js";
+import { findBooks, findPatches, patchCanvas } from "./atlas.js";
 import { ask } from "./server.js";
 import { ensurePicture, sourceIn } from "./source.js";
 import { attempt, element, on, state } from "./state.js";
@@ -20,15 +20,20 @@ export function startBits(panel) {
   let scored; // the answer of the server, with the arrays unpacked
   let scoredPicture;
   let at;
-  let atlas;
+  let books;
   let controller;
 
   const map = () => scored.maps[Number(form.elements.grid.value) || 0];
 
   async function score() {
     const { model, picture: given } = state;
-    if (!given || panel.hidden) return;
-    if (given === scoredPicture && scored) return;
+    // While another model is taken, the tab can still be open that it has no use for.
+    if (panel.hidden || !model.abilities.includes("bits")) return;
+    if (given && given === scoredPicture && scored) return;
+    if (!given) {
+      status.textContent = "";
+      return;
+    }
     forget();
     scoredPicture = given;
     controller = new AbortController();
@@ -40,7 +45,7 @@ export function startBits(panel) {
     const onWait = (seconds) => { status.textContent = `the server is busy; again in ${seconds} s`; };
     const answer = await ask("/api/bits", asked, { signal: controller.signal, onWait });
     for (const part of answer.maps) part.bits = floats(part.bits);
-    atlas = model.kind === "generator" ? await findAtlas(model) : undefined;
+    books = model.kind === "generator" ? await findBooks(model) : [];
     if (given !== scoredPicture) return;
     scored = answer;
     summarize();
@@ -70,8 +75,7 @@ export function startBits(panel) {
     const noun = model.kind === "generator" ? "code" : "pixel value";
     const values = scored.symbol_count;
     let words = `${scored.bits.toFixed(1)} bits: ${values} ${noun}s, ${scored.bits_per_symbol.toFixed(3)} bits each`;
-    const plain = Math.log2(model.kind === "generator" ? model.grids[0].levels : model.levels);
-    words += ` (${plain.toFixed(2)} without a model).`;
+    words += ` (${plainBits(model).toFixed(2)} without a model).`;
     status.textContent = words;
   }
 
@@ -80,7 +84,8 @@ export function startBits(panel) {
     const { height, width, depth, bits } = map();
     const places = new Float32Array(height * width);
     for (let i = 0; i < bits.length; i++) places[Math.floor(i / depth)] += bits[i];
-    const most = Math.max(1e-6, ...places);
+    // Not Math.max(...places), whose arguments may be too many.
+    const most = places.reduce((largest, value) => Math.max(largest, value), 1e-6);
     const colours = new Uint8Array(4 * places.length);
     const view = form.elements.view.value;
     const opacity = { bits: 255, both: 165, picture: 0 }[view];
@@ -124,42 +129,48 @@ export function startBits(panel) {
         asked.grid = Number(form.elements.grid.value) || 0;
         addClass(asked);
         const answer = await ask("/api/expect", asked, { signal: controller.signal });
-        if (here === scored && !wanted) showExpected(answer, row, column);
+        if (here === scored && !wanted) await showExpected(answer, row, column, here);
       }
     } finally {
       isAsking = false;
     }
   }
 
-  function showExpected(answer, row, column) {
+  async function showExpected(answer, row, column, here) {
     const { model } = state;
     const isCode = model.kind === "generator";
-    expected.replaceChildren(element("p", { className: "quiet", textContent: `Row ${row + 1}, column ${column + 1}` }));
-    const names = isCode ? [] : { 1: [""], 3: ["Red", "Green", "Blue"], 4: ["Red", "Green", "Blue", "Opacity"] }[model.channels] ?? [];
+    const place = element("p", { className: "quiet", textContent: `Row ${row + 1}, column ${column + 1}` });
+    const names = isCode ? [] : CHANNELS[model.channels] ?? [];
+    const charts = [];
+    const sheets = [];
     answer.probabilities.forEach((text, index) => {
       const probabilities = floats(text);
       const symbol = answer.symbols[index];
-      const title = names[index] ?? (answer.symbols.length > 1 ? `depth ${index}` : "");
-      expected.append(chart({ title, probabilities, symbol, noun: isCode ? "code" : "level", channel: names[index] }));
-      if (isCode && atlas) expected.append(likeliest(probabilities, index));
+      const title = names[index] ?? (answer.symbols.length > 1 ? `Depth ${index}` : "");
+      charts.push(chart({ title, probabilities, symbol, noun: isCode ? "code" : "level", channel: names[index] }));
+      if (isCode) {
+        const sheet = element("div", { className: "patches" });
+        charts.push(sheet);
+        sheets.push(showLikeliest(sheet, probabilities, index, here));
+      }
     });
+    expected.replaceChildren(place, ...charts);
+    await Promise.all(sheets);
   }
 
   /** The patches of the codes that were expected most. */
-  function likeliest(probabilities, depth) {
+  async function showLikeliest(sheet, probabilities, depth, here) {
+    const { model } = state;
     const grid = Number(form.elements.grid.value) || 0;
-    const book = atlas.find((part) => part.grid === grid && part.depth === depth);
-    const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
-    const place = element("div", { className: "patches" });
-    for (const code of order.slice(0, 6)) {
-      if (code >= book.codes) continue;
-      const canvas = element("canvas");
-      const size = book.height * book.width * state.model.channels;
-      paint(canvas, book.patches.subarray(code * size, (code + 1) * size), book.height, book.width, state.model.channels);
-      const words = `code ${code}\n${(100 * probabilities[code]).toFixed(1)} %`;
-      place.append(element("figure", {}, canvas, element("figcaption", { textContent: words })));
+    const number = books.findIndex((part) => part.grid === grid && part.depth === depth);
+    const book = books[number];
+    const codes = likeliest(probabilities, 6);
+    await findPatches(model, number, codes);
+    if (here !== scored) return;
+    for (const code of codes) {
+      const words = `code ${code}\n${percent(probabilities[code])}`;
+      sheet.append(element("figure", {}, patchCanvas(book, code, model.channels), element("figcaption", { textContent: words })));
     }
-    return place;
   }
 
   const placeOf = (event) => placeAt(event, stack, map().height, map().width);
@@ -205,6 +216,20 @@ export function startBits(panel) {
     await ensurePicture(state.limits.most_tiles);
     await score();
   });
+}
+
+const CHANNELS = { 1: [""], 3: ["Red", "Green", "Blue"], 4: ["Red", "Green", "Blue", "Opacity"] };
+
+/** Bits of a symbol where all are equally likely, averaged over the grids. */
+function plainBits(model) {
+  if (model.kind !== "generator") return Math.log2(model.levels);
+  let bits = 0;
+  let count = 0;
+  for (const { height, width, depth, levels } of model.grids) {
+    bits += height * width * depth * Math.log2(levels);
+    count += height * width * depth;
+  }
+  return bits / count;
 }
 
 // Black, violet, orange, yellow, white: brightness grows evenly, so that the map also reads in grey.

@@ -1,18 +1,20 @@
 // Codes: a picture through the tokenizer and back; codes are changed with a click.
 
-import { findAtlas } from "./atlas.js";
+import { findBooks, findPatches, patchCanvas } from "./atlas.js";
 import { fromBase64, integers, mark, paint, placeAt, stepped, toBase64 } from "./arrays.js";
+import { startCodebook } from "./codebook.js";
 import { ask } from "./server.js";
 import { ensurePicture, sourceIn } from "./source.js";
 import { attempt, element, on, state } from "./state.js";
+import { gridsInWords } from "./words.js";
 
-const MAP_SIDE = 256; // pixels of the map along its longer side, about
-const ATLAS_SIDE = 1024; // pixels of a row of the atlas, about
+const MAP_SIDE = 512; // pixels of the map along its longer side, about
 
 export function startCodes(panel) {
   const form = panel.querySelector("form");
   sourceIn(panel.querySelector(".source"));
   const status = panel.querySelector(".status");
+  const trio = panel.querySelector(".trio");
   const picture = panel.querySelector("canvas.picture");
   const decoded = panel.querySelector("canvas.decoded");
   const decodedName = panel.querySelector(".decoded-name");
@@ -20,11 +22,7 @@ export function startCodes(panel) {
   const map = mapStack.querySelector("canvas");
   const mapCursor = mapStack.querySelector(".cursor");
   const placeName = panel.querySelector(".place");
-  const atlasFigure = panel.querySelector(".atlas");
-  const atlasStack = atlasFigure.querySelector(".stack");
-  const atlasCanvas = atlasStack.querySelector("canvas");
-  const atlasCursor = atlasStack.querySelector(".cursor");
-  const codeName = panel.querySelector(".code-name");
+  const codebook = startCodebook(panel.querySelector(".atlas"), form.elements.from, put);
   const undo = panel.querySelector(".undo");
   const reset = panel.querySelector(".reset");
   let books = [];
@@ -33,34 +31,56 @@ export function startCodes(panel) {
   let original = [];
   let history = [];
   let at = [0, 0];
-  let code = 0;
   let shownPicture;
   let quality = "";
 
-  const book = () => books[Number(form.elements.book.value) || 0];
+  const number = () => Number(form.elements.book.value) || 0;
+  const book = () => books[number()];
   const grid = () => grids[book().grid];
   const index = () => (at[0] * grid().width + at[1]) * grid().depth + book().depth;
 
   async function encode() {
     const { model, picture: given } = state;
-    if (!given || panel.hidden || given === shownPicture) return;
+    // While another model is taken, the tab can still be open that it has no use for.
+    if (panel.hidden || !model.abilities.includes("codes")) return;
+    if (given && given === shownPicture) return;
+    if (!given) {
+      status.textContent = "Open an image file, to see its codes: this model draws none by itself.";
+      return;
+    }
     shownPicture = given;
     const { tiles } = given;
     paint(picture, given.pixels, model.height * tiles, model.width * tiles, model.channels);
     status.textContent = "waiting for the model";
-    books = await findAtlas(model);
+    const found = await findBooks(model);
     const asked = { model: model.name, image: toBase64(given.pixels), tiles };
     const answer = await ask("/api/codes", asked);
+    // Another picture, or another model, may have been chosen meanwhile.
+    if (given !== shownPicture) return;
+    books = found;
     grids = answer.grids;
     symbols = answer.symbols.map(integers);
     original = symbols.map((part) => part.slice());
     history = [];
     quality = answer.psnr === null ? "exact" : `${answer.psnr.toFixed(1)} dB`;
+    trio.hidden = false;
     showDecoded(answer.image);
     at = [0, 0];
-    choosePlace(at);
-    showAtlas();
     renew();
+    await showCodebook();
+  }
+
+  /** The patches of the map first, since there are few; then those of the codebook. */
+  async function showCodebook() {
+    const { model } = state;
+    const given = shownPicture;
+    const which = number();
+    const { depth } = grid();
+    const values = symbols[book().grid].filter((_, i) => i % depth === book().depth);
+    await findPatches(model, which, [...values]);
+    if (given !== shownPicture || which !== number()) return;
+    showMap();
+    await codebook.show(model, books, which);
   }
 
   async function decode() {
@@ -83,8 +103,8 @@ export function startCodes(panel) {
     const { model, picture: given } = state;
     const bits = grids.reduce((sum, part) => sum + part.height * part.width * part.depth * Math.log2(part.levels), 0);
     const raw = model.height * model.width * model.channels * given.tiles ** 2 * 8;
-    const sizes = grids.map((part) => `${part.height}×${part.width}${part.depth > 1 ? `×${part.depth}` : ""}`).join(" and ");
-    status.textContent = `${sizes} codes of ${grids[0].levels}: ${Math.round(bits)} bits instead of ${raw} bits of pixels. `
+    const most = raw.toLocaleString("en");
+    status.textContent = `${gridsInWords(grids)}: ${Math.round(bits).toLocaleString("en")} bits instead of ${most} bits of pixels. `
       + (changed ? `${changed} ${changed === 1 ? "code" : "codes"} changed.` : `Reconstruction: ${quality}.`);
     decodedName.textContent = changed ? "decoded, changed" : `decoded, ${quality}`;
     showMap();
@@ -95,7 +115,7 @@ export function startCodes(panel) {
     const { height, width, depth } = grid();
     const { channels } = state.model;
     const part = symbols[book().grid];
-    const side = Math.max(book().height, Math.floor(MAP_SIDE / Math.max(height, width)));
+    const side = Math.max(book().side, Math.floor(MAP_SIDE / Math.max(height, width)));
     map.width = width * side;
     map.height = height * side;
     const context = map.getContext("2d");
@@ -104,18 +124,11 @@ export function startCodes(panel) {
       const value = part[place * depth + book().depth];
       const x = (place % width) * side;
       const y = Math.floor(place / width) * side;
-      if (value < book().codes) context.drawImage(patch(value, channels), x + 1, y + 1, side - 2, side - 2);
-      if (side >= 24) label(context, String(value), x, y, side);
+      const patch = patchCanvas(book(), value, channels);
+      if (patch) context.drawImage(patch, x + 1, y + 1, side - 2, side - 2);
+      label(context, String(value), x, y, side);
     }
     choosePlace(at);
-  }
-
-  function patch(value, channels) {
-    const { height, width, patches } = book();
-    const size = height * width * channels;
-    const canvas = document.createElement("canvas");
-    paint(canvas, patches.subarray(value * size, (value + 1) * size), height, width, channels);
-    return canvas;
   }
 
   function choosePlace(place) {
@@ -124,38 +137,7 @@ export function startCodes(panel) {
     mark(mapCursor, at[0], at[1], height, width);
     const value = symbols[book().grid][index()];
     placeName.textContent = `row ${at[0] + 1}, column ${at[1] + 1}: code ${value}`;
-    chooseCode(value);
-  }
-
-  // The atlas
-
-  const columns = () => {
-    const { codes } = book();
-    return codes <= 64 ? 16 : 32;
-  };
-  const rows = () => Math.ceil(book().codes / columns());
-
-  function showAtlas() {
-    const { codes, height } = book();
-    atlasFigure.hidden = false;
-    // A line of the page's colour between codes.
-    const side = Math.max(height, Math.floor(ATLAS_SIDE / columns()));
-    atlasCanvas.width = columns() * side;
-    atlasCanvas.height = rows() * side;
-    const context = atlasCanvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
-    for (let value = 0; value < codes; value++) {
-      const x = (value % columns()) * side;
-      const y = Math.floor(value / columns()) * side;
-      context.drawImage(patch(value, state.model.channels), x + 1, y + 1, side - 2, side - 2);
-    }
-  }
-
-  function chooseCode(value) {
-    code = value;
-    codeName.textContent = `code ${value}`;
-    if (value < book().codes) mark(atlasCursor, Math.floor(value / columns()), value % columns(), rows(), columns());
-    else atlasCursor.hidden = true;
+    codebook.choose(value);
   }
 
   async function put(value) {
@@ -177,23 +159,6 @@ export function startCodes(panel) {
     const next = stepped(event, at, grid().height, grid().width);
     if (next) choosePlace(next);
   });
-  atlasStack.addEventListener("pointerdown", (event) => {
-    const [row, column] = placeAt(event, atlasStack, rows(), columns());
-    const value = row * columns() + column;
-    if (value < book().codes) {
-      chooseCode(value);
-      attempt(() => put(value));
-    }
-  });
-  atlasStack.addEventListener("keydown", (event) => {
-    if (!grids.length) return;
-    const next = stepped(event, [Math.floor(code / columns()), code % columns()], rows(), columns());
-    if (next) chooseCode(Math.min(book().codes - 1, next[0] * columns() + next[1]));
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      attempt(() => put(code));
-    }
-  });
   undo.addEventListener("click", () => attempt(async () => {
     const [which, place, value] = history.pop();
     symbols[which][place] = value;
@@ -207,9 +172,11 @@ export function startCodes(panel) {
     await decode();
   }));
   form.elements.book.addEventListener("change", () => {
+    if (!grids.length) return;
     at = [0, 0];
-    showAtlas();
+    codebook.forget();
     renew();
+    attempt(showCodebook);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
 
@@ -218,7 +185,9 @@ export function startCodes(panel) {
     books = [];
     grids = [];
     history = [];
-    atlasFigure.hidden = true;
+    symbols = [];
+    codebook.forget();
+    trio.hidden = true;
     mapCursor.hidden = true;
     status.textContent = "";
     undo.disabled = true;
@@ -242,11 +211,14 @@ export function startCodes(panel) {
   });
 }
 
+/** The number of a code in the middle of its place, unless it would be too small to read. */
 function label(context, text, x, y, side) {
-  context.font = `600 ${Math.round(side * 0.28)}px system-ui, sans-serif`;
+  const size = Math.floor(Math.min(30, 0.36 * side, (1.4 * side) / text.length));
+  if (size < 15) return;
+  context.font = `600 ${size}px system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.lineWidth = side / 14;
+  context.lineWidth = size / 5;
   context.strokeStyle = "rgb(0 0 0 / 75%)";
   context.fillStyle = "#fff";
   context.strokeText(text, x + side / 2, y + side / 2);

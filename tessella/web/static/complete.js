@@ -116,7 +116,10 @@ export function startComplete(panel) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (state.picture?.tiles !== 1) return;
+    if (state.picture?.tiles !== 1) {
+      gallery.idle("there is no picture to complete yet");
+      return;
+    }
     const asked = { ...rules.read(), image: toBase64(state.picture.pixels), known: toBase64(known) };
     gallery.show("/api/complete", asked);
   });

@@ -12,18 +12,18 @@ export function startCompress(panel) {
   const outcome = panel.querySelector(".outcome");
   const canvas = outcome.querySelector("canvas");
   const keep = outcome.querySelector("button");
-  let last; // the file, to be compressed again when an option changes
+  let last; // the file, and whether it is to be grey: to be compressed again when an option changes
   let blob;
   let fileName;
 
-  async function compress(file) {
-    last = file;
+  async function compress(file, isGrey = false) {
+    last = [file, isGrey];
     const { model } = state;
     outcome.hidden = true;
     panel.querySelector(".name").textContent = file.name;
     status.textContent = "waiting for the model";
     const address = `/api/compress?model=${encodeURIComponent(model.name)}`
-      + `&name=${encodeURIComponent(file.name)}&fit=${form.elements.fit.checked}`;
+      + `&name=${encodeURIComponent(file.name)}&fit=${form.elements.fit.checked}&grey=${isGrey}`;
     let answer;
     try {
       answer = await ask(address, file);
@@ -70,11 +70,12 @@ export function startCompress(panel) {
     if (file) attempt(() => compress(file));
   });
   form.elements.fit.addEventListener("change", () => {
-    if (last) attempt(() => compress(last));
+    if (last) attempt(() => compress(...last));
   });
   panel.querySelector(".current").addEventListener("click", () => attempt(async () => {
     const file = await pictureAsFile();
-    if (file) await compress(file);
+    // A canvas makes colours of every picture.
+    if (file) await compress(file, !state.picture.file && state.model.channels === 1);
   }));
   form.addEventListener("submit", (event) => event.preventDefault());
   on("model", () => {

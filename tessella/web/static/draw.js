@@ -2,7 +2,7 @@
 
 import { Gallery } from "./gallery.js";
 import { rulesIn } from "./rules.js";
-import { on } from "./state.js";
+import { on, state } from "./state.js";
 
 export function startDraw(panel) {
   const rules = rulesIn(panel.querySelector(".rules"));
@@ -17,5 +17,9 @@ export function startDraw(panel) {
     rules.seed.value = String(seed + BigInt(rules.many.value || 1));
     draw();
   });
-  on("model", () => gallery.clear());
+  on("model", () => {
+    gallery.clear();
+    panel.querySelector(".order").textContent = state.model.rules
+      ? "Images are drawn symbol after symbol." : "All pixels of an image are drawn at once.";
+  });
 }

@@ -119,6 +119,6 @@ export class Gallery {
     });
     buttons.append(keep);
     const code = this.chosen.querySelector("code");
-    if (code) code.textContent = inPython(asked, seed);
+    if (code) code.textContent = inPython(model, asked, seed);
   }
 }

@@ -7,6 +7,7 @@ import { startCompress } from "./compress.js";
 import { startDraw } from "./draw.js";
 import { ask } from "./server.js";
 import { attempt, element, setModel, setPicture, state, takeFile } from "./state.js";
+import { gridsInWords } from "./words.js";
 
 const NAMES = ["draw", "complete", "bits", "codes", "compress"];
 const tabs = NAMES.map((name) => document.getElementById(`tab-${name}`));
@@ -70,9 +71,10 @@ function describe(model) {
   const size = `${model.height}×${model.width}${model.channels > 1 ? `×${model.channels}` : ""}`;
   const parts = [model.about || model.title, `${size} pixels`];
   if (model.kind === "density-model") parts.push(`${model.levels} levels`);
-  else parts.push(model.grids.map((grid) => `${grid.height}×${grid.width} codes of ${grid.levels}`).join(" and "));
+  else if (model.kind !== "vae") parts.push(gridsInWords(model.grids));
   parts.push(`${model.parameters.toLocaleString("en")} parameters`);
-  return parts.join(" · ");
+  const facts = parts.join(" · ");
+  return model.lacks ? `${facts}. ${model.lacks}` : facts;
 }
 
 async function take(model) {

@@ -58,7 +58,7 @@ export function rulesIn(place) {
 }
 
 /** The same call in Python. */
-export function inPython(asked, seed) {
+export function inPython(model, asked, seed) {
   const words = ["1", `seed=${seed}`];
   if (asked.class_label !== undefined) words.push(`cond=torch.tensor([${asked.class_label}])`);
   const usual = { temperature: 1, top_k: 0, top_p: 1, guidance: 1 };
@@ -67,6 +67,6 @@ export function inPython(asked, seed) {
   }
   const lines = ["import tessella as ts"];
   if (asked.class_label !== undefined) lines.unshift("import torch");
-  lines.push("", `ts.load("${asked.model}").sample(${words.join(", ")})`);
+  lines.push("", `ts.load(${JSON.stringify(model.run)}).sample(${words.join(", ")})`);
   return lines.join("\n");
 }

@@ -82,13 +82,30 @@ function showDrawn() {
   const { model } = state;
   const seed = nextSeed;
   nextSeed += 1;
-  return attempt(() =>
-    listen("/api/draw", { model: model.name, seed, n: 1 }, (name, data) => {
-      if (name === "done" && model === state.model) {
-        setPicture({ pixels: fromBase64(data.images[0]), tiles: 1, name: `drawn with seed ${seed}` });
-      }
-    }),
-  );
+  let isDone = false;
+  const onEvent = (name, data) => {
+    if (model !== state.model) return;
+    if (name === "done") {
+      isDone = true;
+      setPicture({ pixels: fromBase64(data.images[0]), tiles: 1, name: `drawn with seed ${seed}` });
+    } else {
+      tell(`drawing one: ${data.placed} of ${data.of} symbols`);
+    }
+  };
+  const onWait = (seconds) => tell(`the server is busy; again in ${seconds} s`);
+  tell("drawing one: waiting for the model");
+  return attempt(async () => {
+    try {
+      await listen("/api/draw", { model: model.name, seed, n: 1 }, onEvent, { onWait });
+    } finally {
+      if (!isDone && model === state.model) tell(state.picture?.name ?? "");
+    }
+  });
+}
+
+/** Say something beside the buttons of every tab, in the place of the picture's name. */
+function tell(words) {
+  for (const place of document.querySelectorAll(".source .quiet")) place.textContent = words;
 }
 
 /** Make sure that there is a picture that suits the model and the tab. */
