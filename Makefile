@@ -44,7 +44,7 @@ bench-sampling: setup-test
 	$(VENV) benchmarks/sampling.py --growth
 	$(VENV) benchmarks/sampling.py --big
 	$(VENV) benchmarks/parallel.py
-	$(VENV) benchmarks/weight_storage.py --models digits digits-codes --step
+	$(VENV) benchmarks/weight_storage.py --models digits digits-codes=digits --step
 	$(VENV) scripts/performance_tables.py
 
 prove: setup-test
