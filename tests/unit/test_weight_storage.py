@@ -110,16 +110,18 @@ def test_the_kernel_multiplies_by_compact_weights(
 
 
 @pytest.mark.skipif(not kernel.available(), reason="no C++ compiler")
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["whole", "int8", "bfloat16"])
 @pytest.mark.parametrize("activation", ["", "gate"])
-def test_packed_weights_are_the_only_copy_and_can_be_unpacked(activation: str) -> None:
-    weight = normal(20, 44)
+def test_packed_weights_are_the_only_copy_and_can_be_unpacked(activation: str, kind: str) -> None:
+    weight = normal(20, 44) if kind == "whole" else rounded(kind, 20, 44)
     matrix = Matrix(weight.clone())
     x = normal(3, 20, seed=1)
     listed = Program(3, (), x)
     listed.linear(x, matrix, listed.zeros(22 if activation else 44), activation=activation)
     CompiledRunner(listed).run(())
     assert matrix._weight is None
-    assert torch.equal(matrix.weight, weight)
+    torch.testing.assert_close(matrix.weight, weight, rtol=3e-7 if kind == "int8" else 0, atol=0)
 
 
 SIZES: dict[str, dict[str, int]] = {

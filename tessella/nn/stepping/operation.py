@@ -51,10 +51,10 @@ class Matrix:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weights, ``[inputs, outputs]``."""
+        """The weights, ``[inputs, outputs]``; unpacked integers are theirs to rounding."""
         if self._weight is None:
             (paired, _), panels = next(iter(self._panels.items()))
-            self._weight = _unpack(panels.weights, paired, self.shape[1])
+            self._weight = panels.unpacked(paired, self.shape[1])
         return self._weight
 
     def by_inputs(self) -> torch.Tensor:
@@ -79,10 +79,8 @@ class Matrix:
         Arguments as of :meth:`packed`.
         """
         if (paired, lane_bytes) not in self._panels:
-            panels = self._compact(paired, lane_bytes)
-            self._panels[paired, lane_bytes] = panels
-            if panels.storage == "whole":
-                self._weight = None
+            self._panels[paired, lane_bytes] = self._compact(paired, lane_bytes)
+            self._weight = None
         return self._panels[paired, lane_bytes]
 
     def _compact(self, paired: bool, lane_bytes: int) -> Panels:
@@ -107,6 +105,15 @@ class Panels:
     """``[panels, inputs, 2, lanes]``."""
     scales: torch.Tensor | None
     """What the weights of each output are multiplied by: ``[panels, 1, 2, lanes]``."""
+
+    def unpacked(self, paired: bool, outputs: int) -> torch.Tensor:
+        """The weights ``[inputs, outputs]`` that :meth:`Matrix.packed` has packed."""
+        values = _unpack(self.weights, paired, outputs)
+        if self.storage == "bfloat16":
+            return values.view(torch.bfloat16).float()
+        if self.scales is not None:
+            return values * _unpack(self.scales, paired, outputs)
+        return values
 
 
 Weights = Matrix | IntegerMatrix
