@@ -111,10 +111,18 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=WAITING_CONNECTIONS)
     except OSError as error:
         raise InputError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; another --port may"
+            f"there is no address {host}: --host takes one of this machine, such as 127.0.0.1, or"
+            " 0.0.0.0 for all of them"
+        ) from error
+    try:
+        return socket.create_server((host, port), family=family, backlog=WAITING_CONNECTIONS)
+    except OSError as error:
+        # Python adds the address, which is said already.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise InputError(
+            f"cannot listen on {host}, port {port}: {reason}; another --port may"
             " be free, and --port 0 finds one"
         ) from error
 

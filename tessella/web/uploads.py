@@ -124,6 +124,11 @@ def fitted_picture(data: bytes, served: ServedModel, tiles: int) -> np.ndarray:
     """
     tiles = check_tiles(tiles)
     height, width, channels = served.size
+    if height * width * tiles**2 > MOST_PIXELS:
+        raise InputError(
+            f"a picture of {height * tiles}x{width * tiles} pixels is more than the"
+            f" {MOST_PIXELS:,} that are decoded here: choose less detail, or take the command line"
+        )
     if channels == 2:
         raise InputError("pictures have 1, 3 or 4 channels, and this model has 2")
     picture = picture_from(data, channels)

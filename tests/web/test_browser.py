@@ -413,6 +413,22 @@ def test_codes_of_a_large_codebook_are_shown_where_they_are_asked_for(
     page.shot(screenshots, "codes-tokenizer")
 
 
+def test_another_model_takes_the_file_of_an_open_tab(
+    page: Page, digits: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "seven.png").write_bytes(png(digits[7]))
+    panel = page.choose("tokenizer", "codes")
+    panel.locator(".source input").set_input_files(str(tmp_path / "seven.png"))
+    api.expect(panel.locator(".decoded-name")).to_contain_text("dB")
+    # This model makes no codes, and must not be asked for any: that would be a fault of the page.
+    page.select_option("#model", label="digits")
+    api.expect(page.locator("#panel-draw")).to_be_visible()
+    page.click("#tab-bits")
+    bits = page.locator("#panel-bits")
+    api.expect(bits.locator(".status")).to_contain_text("64 pixel values")
+    assert np.array_equal(page.pixels(bits.locator(".picture")), digits[7])
+
+
 def test_a_vae_draws_and_says_why_it_does_nothing_else(page: Page, served: Served) -> None:
     panel = page.choose("vae", "draw")
     api.expect(page.get_by_role("tab")).to_have_text(["Draw"])

@@ -21,11 +21,12 @@ from PIL import Image
 from served_page import Served, png, running, text
 
 import tessella as ts
-from tessella.errors import TessellaError
+from tessella.errors import InputError, TessellaError
 from tessella.web import live_drawing, server, uploads
 from tessella.web.application import page_files
 from tessella.web.doorkeeper import HEADERS
 from tessella.web.refusals import Abandoned
+from tessella.web.served_models import ServedModel
 from tessella.web.work_queue import Computation, Work
 
 MISTAKES: dict[str, tuple[dict[str, object], int, str]] = {
@@ -287,6 +288,16 @@ def test_a_full_queue_says_when_to_come_back(runs: list[str], held: Held) -> Non
         held.may_end.set()
         assert [answer.result().status_code for answer in waiting] == [200, 200]
         assert served.post("/api/draw", body).status_code == 200
+
+
+def test_a_picture_of_absurd_size_is_not_made() -> None:
+    tokenizer = ts.create_tokenizer(
+        "vqvae", image_size=(4000, 3000), channels=3, codebook_size=4, hidden=8, code_dim=2
+    )
+    served = ServedModel("huge", "huge", tokenizer, (), "")
+    content = png(np.zeros((2, 2, 3), dtype=np.uint8))
+    with pytest.raises(InputError, match="8000x6000 pixels is more than the 40,000,000"):
+        uploads.fitted_picture(content, served, 2)
 
 
 def test_work_stops_when_the_client_leaves(served: Served, held: Held) -> None:

@@ -89,7 +89,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys: pytest.CaptureFixture[
         ([], "name the runs to serve"),
         (["digit"], "did you mean 'digits'?"),
         (["digits", "--port", "70000"], "--port must lie in 0..65535"),
-        (["digits", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["digits", "--host", "no.such.host.invalid"], "there is no address no.such.host.invalid"),
         (["digits", "--queue", "0"], "--queue must lie in 1..4096"),
     ],
 )
