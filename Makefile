@@ -4,6 +4,8 @@
 ## make lint    style
 ## make types   annotations
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe
+## make docs    the documentation as a site, in build/docs; the tutorial runs while it is built
+## make docs-links  whether the links to elsewhere still lead somewhere (needs the network)
 ## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
@@ -12,7 +14,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types house prove clean
+.PHONY: help setup demo test lint types house docs docs-links prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -36,6 +38,13 @@ types: setup-test
 house: setup-test
 	$(VENV) scripts/house.py --check
 
+# Everything is read anew (-E), so that no warning is missed and the tutorial runs.
+docs: setup-docs
+	$(VENV) -m sphinx -E -W --keep-going -b html docs build/docs $(ARGS)
+
+docs-links: setup-docs
+	$(VENV) -m sphinx -E -b linkcheck -D nb_execution_mode=off docs build/docs-links $(ARGS)
+
 prove: setup-test
 	$(VENV) scripts/break_contracts.py $(ARGS)
 
@@ -43,6 +52,9 @@ clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: setup-test
+.PHONY: setup-test setup-docs
 setup-test:
 	@$(PYTHON) scripts/bootstrap.py test
+
+setup-docs:
+	@$(PYTHON) scripts/bootstrap.py docs
