@@ -38,12 +38,14 @@ types: setup-test
 house: setup-test
 	$(VENV) scripts/house.py --check
 
-# Everything is read anew (-E), so that no warning is missed and the tutorial runs.
+# Built anew each time, so that no warning is missed, no old page stays, and the tutorial runs.
 docs: setup-docs
-	$(VENV) -m sphinx -E -W --keep-going -b html docs build/docs $(ARGS)
+	rm -rf build/docs
+	$(VENV) -m sphinx -W --keep-going -b html docs build/docs $(ARGS)
 
 docs-links: setup-docs
-	$(VENV) -m sphinx -E -b linkcheck -D nb_execution_mode=off docs build/docs-links $(ARGS)
+	rm -rf build/docs-links
+	$(VENV) -m sphinx -b linkcheck -D nb_execution_mode=off docs build/docs-links $(ARGS)
 
 prove: setup-test
 	$(VENV) scripts/break_contracts.py $(ARGS)

@@ -35,7 +35,6 @@ root_doc = "index"
 # Markdown.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-smartquotes = False  # "--data" is not a dash
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # The tutorial: run at every build, in a folder that is thrown away; an error ends the build.
@@ -43,7 +42,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True
-nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 # The Python interface, from docstrings in Google's style, which hold reStructuredText.
 autodoc_member_order = "bysource"

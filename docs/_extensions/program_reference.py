@@ -100,7 +100,7 @@ def verb_section(verb: str, common: set[str]) -> Lines:
         if not actions:
             continue
         if group.description:
-            yield from (group.description, "")
+            yield from (marked(group.description), "")
         for action in actions:
             yield from option(action)
 
@@ -109,7 +109,7 @@ def split_examples(description: str) -> tuple[str, list[str]]:
     """The text of a description, and the commands after it, without their prompt."""
     examples = re.findall(r"^\s*\$ (.*)$", description, re.MULTILINE)
     about = re.sub(r"^\s*\$ .*$", "", description, flags=re.MULTILINE).strip()
-    return about, examples
+    return marked(about), examples
 
 
 def option(action: argparse.Action) -> Lines:
@@ -120,7 +120,7 @@ def option(action: argparse.Action) -> Lines:
     text = (action.help or "").replace(" (repeatable)", "").replace(" (required)", "")
     # An empty default is none.
     text = re.sub(r" \(default:\s*(None|'')?\s*\)", "", text)
-    yield from (f":::{{option}} {names} {value}".rstrip(), text, ":::", "")
+    yield from (f":::{{option}} {names} {value}".rstrip(), marked(text), ":::", "")
 
 
 # ---- Recipes ----
@@ -163,7 +163,7 @@ def recipes() -> Lines:
     """The recipes that ship: what each is."""
     for name in config.recipe_names():
         about = config.load_recipe(name).about or "No description."
-        yield from (f"`{name}`", f": {' '.join(about.split())}", "")
+        yield from (f"`{name}`", f": {marked(' '.join(about.split()))}", "")
 
 
 # ---- Classes in tables ----
@@ -193,6 +193,15 @@ def first_paragraph(cls: type) -> str:
 def markdown(text: str) -> str:
     """A text of a docstring as Markdown: its literals are the same, its roles become names."""
     return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+
+
+def marked(text: str) -> str:
+    """A text of the program in which options are marked as code; else their hyphens become dashes.
+
+    >>> marked("with --data npz:PATH, or ``--n``")
+    'with `--data npz:PATH`, or ``--n``'
+    """
+    return re.sub(r"(?<![`\w])--[\w-]+( \w+:[A-Z]+)?", r"`\g<0>`", text)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import re
 import sys
@@ -22,7 +23,7 @@ EXTENSION = ROOT / "docs" / "_extensions" / "program_reference.py"
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The extension of Sphinx, whether Sphinx is installed or not: the tests need its texts only."""
+    """The extension of Sphinx, without Sphinx: the tests need its texts only."""
     modules = ("docutils", "sphinx", "sphinx.application", "sphinx.util", "sphinx.util.docutils")
     for name in modules:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -67,8 +68,22 @@ def test_every_key_of_a_recipe_is_in_the_reference(reference: types.ModuleType) 
     assert "`train.optimizer`\n: one of `adamw`, `muon`; default `adamw`" in text
     assert "`data.flip`\n: true or false; default `false`" in text
     assert ":class:" not in text
+
+
+def test_the_examples_of_the_extension_hold(reference: types.ModuleType) -> None:
+    result = doctest.testmod(reference)
+    assert result.attempted
+    assert not result.failed
+
+
+def test_every_recipe_says_what_it_is(reference: types.ModuleType) -> None:
+    text = "\n".join(reference.recipes())
     for name in recipe_names():
+        assert f"`{name}`\n: " in text
         assert load_recipe(name).about
+    # Hyphens in plain text would become a dash.
+    assert "`--data mnist:PATH`" in text
+    assert not re.search(r"[^`]--\w", text)
 
 
 def test_registered_classes_are_documented_by_name(reference: types.ModuleType) -> None:
