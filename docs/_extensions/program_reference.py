@@ -62,9 +62,11 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     with warnings.catch_warnings():
         # tyro calls this deprecated, and has nothing else that gives the options one by one.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return tyro.extras.get_parser(
+        parser = tyro.extras.get_parser(
             VERBS[verb], prog=f"tessella {verb}", config=CONFIG, console_outputs=False
         )
+    # tyro brings its own copy of argparse, which has the same attributes.
+    return typing.cast(argparse.ArgumentParser, parser)
 
 
 def command_line() -> Lines:
