@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_extensions")]
@@ -77,3 +79,16 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
+
+
+def without_unpack(*event: Any) -> tuple[str | None, str | None]:
+    """The signature of a function, whose further keywords have the names that its text gives."""
+    *_, signature, returns = event
+    if signature is not None:
+        signature = re.sub(r": Unpack\[[^]]*\]", "", signature)
+    return signature, returns
+
+
+def setup(app: Any) -> None:
+    """Have signatures read well."""
+    app.connect("autodoc-process-signature", without_unpack)

@@ -105,6 +105,15 @@ def test_the_python_of_the_guides_runs(page: str) -> None:
     exec(block, {})
 
 
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_pages_link_to_files(page: str) -> None:
+    """Sphinx says so of a file that is missing, and nothing of a folder, which is no page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^):\s]*)?\)", text):
+        assert ((ROOT / page).parent / target).is_file(), target
+
+
 def anchors(page: Path) -> set[str]:
     """What a link can name behind the # of a page: its headings, in GitHub's way."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
