@@ -53,11 +53,14 @@ def locate(run: Path | str) -> Path:
             "a run is the path of its directory, or the name of a bundled model; got "
             f"{type(run).__name__}"
         )
-    # A directory comes first: users may give their runs the names of bundled models.
+    # A run comes first: users may give theirs the names of bundled models. Another folder does not:
+    # photos may well hold photographs.
     path = Path(run)
-    if path.is_dir():
+    ships = str(run) in bundled()
+    holds_run = any((path / name).exists() for name in ("config.json", "run.json"))
+    if path.is_dir() and (holds_run or not ships):
         return path
-    if str(run) in bundled():
+    if ships:
         return Path(str(resources.files("tessella") / "bundle" / str(run)))
     if path.exists():
         raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
