@@ -68,6 +68,9 @@ def test_every_key_of_a_recipe_is_in_the_reference(reference: types.ModuleType) 
     assert "`train.optimizer`\n: one of `adamw`, `muon`; default `adamw`" in text
     assert "`data.flip`\n: true or false; default `false`" in text
     assert ":class:" not in text
+    keys = re.findall(r"^`(\w+\.\w+)`$", text, re.MULTILINE)
+    explained = re.findall(r"^`(\w+\.\w+)`\n: .+\n\n  \S", text, re.MULTILINE)
+    assert explained == keys
 
 
 def test_the_examples_of_the_extension_hold(reference: types.ModuleType) -> None:
