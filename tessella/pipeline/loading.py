@@ -53,20 +53,24 @@ def locate(run: Path | str) -> Path:
             "a run is the path of its directory, or the name of a bundled model; got "
             f"{type(run).__name__}"
         )
-    # A run comes first: users may give theirs the names of bundled models. Another folder does not:
-    # photos may well hold photographs.
+    # A directory comes first: users may give their runs the names of bundled models.
+    # A folder of pictures may have such a name as well, but is no run.
     path = Path(run)
-    ships = str(run) in bundled()
-    holds_run = any((path / name).exists() for name in ("config.json", "run.json"))
-    if path.is_dir() and (holds_run or not ships):
+    is_bundled_name = str(run) in bundled()
+    if path.is_dir() and (_is_of_a_run(path) or not is_bundled_name):
         return path
-    if ships:
+    if is_bundled_name:
         return Path(str(resources.files("tessella") / "bundle" / str(run)))
     if path.exists():
         raise ArtifactError(f"{run} is a file; a run is a directory with a config.json")
     raise ArtifactError(
         f"no run directory at {run}, and " + unknown("bundled model", str(run), bundled())
     )
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a folder has a file that only runs have, finished or not."""
+    return any((folder / name).exists() for name in ("config.json", "run.json"))
 
 
 @overload

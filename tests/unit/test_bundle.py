@@ -97,18 +97,6 @@ def test_names_of_models_are_the_folders_of_the_bundle(
     assert locate("another") == tmp_path / "bundle" / "another"
 
 
-def test_a_folder_of_photographs_does_not_hide_the_model_of_that_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shipped = locate("photos")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    assert locate("photos") == shipped
-    # A run of the reader's does, as soon as it has begun.
-    (tmp_path / "photos" / "run.json").touch()
-    assert locate("photos") == Path("photos")
-
-
 def test_a_run_becomes_a_model_that_ships(
     script: ModuleType, pixel_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
