@@ -4,6 +4,8 @@
 ## make lint    style
 ## make types   annotations
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe
+## make docs    the documentation as a site, in build/docs; the tutorial runs while it is built
+## make docs-links  whether the links to elsewhere still lead somewhere (needs the network)
 ## make bench-sampling   how fast sampling is on this machine, all of docs/performance.md but training: under an hour, with nothing else running; PEERS_DIR=DIR has checkouts of other libraries
 ## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
@@ -13,7 +15,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv/bin/python
 
-.PHONY: help setup demo test lint types house bench-sampling prove clean
+.PHONY: help setup demo test lint types house docs docs-links bench-sampling prove clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -37,6 +39,15 @@ types: setup-test
 house: setup-test
 	$(VENV) scripts/house.py --check
 
+# Built anew each time, so that no warning is missed, no old page stays, and the tutorial runs.
+docs: setup-docs
+	rm -rf build/docs
+	$(VENV) -m sphinx -W --keep-going -b html docs build/docs $(ARGS)
+
+docs-links: setup-docs
+	rm -rf build/docs-links
+	$(VENV) -m sphinx -b linkcheck -D nb_execution_mode=off docs build/docs-links $(ARGS)
+
 # One series on one commit: rows of earlier ones are taken out first.
 bench-sampling: setup-test
 	rm -f results/sampling.json results/growth.json results/parallel.json results/weights.json
@@ -44,7 +55,7 @@ bench-sampling: setup-test
 	$(VENV) benchmarks/sampling.py --growth
 	$(VENV) benchmarks/sampling.py --big
 	$(VENV) benchmarks/parallel.py
-	$(VENV) benchmarks/weight_storage.py --models digits digits-codes=digits --step
+	$(VENV) benchmarks/weight_storage.py --models digits digits-codes=digits --step --memory transformer pixelcnn++
 	$(VENV) scripts/performance_tables.py
 
 prove: setup-test
@@ -54,6 +65,9 @@ clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: setup-test
+.PHONY: setup-test setup-docs
 setup-test:
 	@$(PYTHON) scripts/bootstrap.py test
+
+setup-docs:
+	@$(PYTHON) scripts/bootstrap.py docs

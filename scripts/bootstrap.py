@@ -1,4 +1,4 @@
-"""Make ``.venv`` and install Tessella into it: ``python3 scripts/bootstrap.py [run|test]``.
+"""Make ``.venv`` and install Tessella into it: ``python3 scripts/bootstrap.py [run|test|docs]``.
 
 Standard library only, and safe to call before every command: a stamp in ``.venv`` holds a hash of
 ``pyproject.toml``, of this script and of the Python version, and while it fits nothing is done.
@@ -44,6 +44,7 @@ TORCH = "2.13.0"
 GROUPS = {
     "run": ("plots", "web", "compress"),
     "test": ("plots", "web", "compress", "hub", "export", "dev"),
+    "docs": ("plots", "web", "compress", "hub", "export", "dev", "docs"),
 }
 """Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
 

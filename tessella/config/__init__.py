@@ -133,10 +133,13 @@ class ModelConfig:
     """A density model: a registered name, a head, and the sizes that the model's class takes."""
 
     name: str = "gated-pixelcnn"
+    """A registered density model."""
     head: str = "categorical"
+    """A registered head."""
     conditional: bool = False
     """Condition on the labels of the data."""
     seed: int = 0
+    """Seed of the initial weights."""
     finer: Mapping[str, object] = field(default_factory=dict)
     """Of a prior on several grids: the sizes (and ``name``) that differ for the grids after the
     first."""
@@ -148,7 +151,9 @@ class TokenizerConfig:
     """A tokenizer: a registered name and the sizes that its class takes."""
 
     name: str = "vqvae"
+    """A registered tokenizer."""
     seed: int = 0
+    """Seed of the initial weights."""
     sizes: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -157,6 +162,7 @@ class VAEConfig:
     """A variational autoencoder: the sizes that its class takes."""
 
     seed: int = 0
+    """Seed of the initial weights."""
     sizes: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -211,7 +217,8 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at every validation."""
     seed: int = 0
-    """Seed of weights, data order, augmentation and dropout."""
+    """Seed of data order, augmentation and dropout. That of the initial weights stands in the table
+    of the network, such as ``model.seed``."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     devices: int = 1

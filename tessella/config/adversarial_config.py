@@ -16,6 +16,7 @@ class AdversarialConfig:
     """File of weights of the perceptual distance (see :mod:`tessella.training.perceptual`); empty
     leaves it out."""
     perceptual_weight: float = 1.0
+    """Of the perceptual term."""
     weight: float = 0.8
     """Of the adversarial term, times the adaptive weight of equation 7."""
     start: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -116,7 +117,7 @@ def create_tokenizer(
 create_tokenizer.__doc__ = "\n\n".join(
     [
         inspect.cleandoc(create_tokenizer.__doc__ or ""),
-        "Arguments by name:",
-        describe_arguments(TOKENIZERS),
+        "Arguments by name::",
+        textwrap.indent(describe_arguments(TOKENIZERS), "    "),
     ]
 )

@@ -1,21 +1,29 @@
-"""README and guide do what they say: commands parse, the Python runs (three steps for a minute)."""
+"""README and documentation do what they say: commands parse, the Python runs (three steps for a
+minute)."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tessella.cli.entry import main
 from tessella.cli.parsing import parse
-from tessella.cli.verb_options import Serve, Train
+from tessella.cli.verb_options import Common, Serve, Train
 from tessella.config import load_recipe
 from tessella.pipeline import bundled
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/guide.md")
+PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")))
+WITH_A_MINUTE = ("README.md", "docs/reference/python/index.md")
+"""Pages whose Python trains for a minute."""
+WITH_A_TWIN = ("docs/howto/archive.md", "docs/howto/many-images.md")
+"""Pages whose Python works with a model that ships."""
+RUNNING = ("README.md", "docs/index.md", "docs/howto/watch.md", "docs/reference/bundled-models.md")
+"""Pages whose commands on models that ship need no files of the reader."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -23,29 +31,40 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    found = []
-    for page in PAGES:
+def commands(pages: Sequence[str]) -> list[list[str]]:
+    """The commands in the pages, each once."""
+    found: list[list[str]] = []
+    for page in pages:
         for block in blocks(page, "bash"):
             for line in block.splitlines():
-                if line.startswith("tessella "):
-                    found.append(shlex.split(line, comments=True)[1:])
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["tessella"] and words[1:] not in found:
+                    found.append(words[1:])
     return found
 
 
+def runs_of(command: Common) -> Sequence[str]:
+    """The runs that a command names."""
+    if isinstance(command, Serve):
+        return command.runs
+    run = getattr(command, "run", "")
+    return [run] if run else []
+
+
 def test_every_command_parses_and_names_what_exists() -> None:
-    assert len(commands()) >= 20
-    for words in commands():
+    assert len(commands(PAGES)) >= 60
+    for words in commands(PAGES):
         command = parse(words)
         if command.plugin:
             continue  # names that a file of the reader's registers
         if isinstance(command, Train) and command.resume:
             assert command.resume.startswith("runs/")
         elif isinstance(command, Train):
-            load_recipe(command.recipe, command.overrides)
-        elif not getattr(command, "models", 0):
-            for run in command.runs if isinstance(command, Serve) else [command.run]:
-                assert run in bundled() or run.startswith("runs/")
+            model = [f"model.name={command.model}"] if command.model else []
+            if not Path(command.recipe).suffix:  # a file of the reader's, or of the benchmarks
+                load_recipe(command.recipe, [*model, *command.overrides])
+        for run in runs_of(command):
+            assert run in bundled() or run.startswith("runs/")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +72,7 @@ def test_every_command_parses_and_names_what_exists() -> None:
     # A server would go on for ever; tests/web starts one.
     [
         words
-        for words in commands()
+        for words in commands(RUNNING)
         if words[1] in bundled() and words[0] != "serve" and "--plugin" not in words
     ],
     ids=" ".join,
@@ -72,7 +91,7 @@ def test_commands_on_bundled_models_run(
     assert main(line.split()) == 0
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", WITH_A_MINUTE)
 def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = blocks(page, "python")
     assert "minutes=1," in block
@@ -82,9 +101,36 @@ def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tuple(scope["images"].shape) == (16, 8, 8, 1)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/results.md"])
-def test_pictures_and_pages_it_shows_are_there(page: str) -> None:
-    folder = (ROOT / page).parent
+@pytest.mark.parametrize("page", WITH_A_TWIN)
+def test_the_python_of_the_guides_runs(page: str) -> None:
+    pytest.importorskip("constriction")
+    (block,) = blocks(page, "python")
+    exec(block, {})
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_pages_link_to_files(page: str) -> None:
+    """Sphinx says so of a file that is missing, and nothing of a folder, which is no page."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", text):
-        assert (folder / target).exists(), target
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^):\s]*)?\)", text):
+        assert ((ROOT / page).parent / target).is_file(), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can name behind the # of a page: its headings, in GitHub's way."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_pages_that_are_no_part_of_the_site_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:\s]*)(?:#([^):\s]+))?\)", text)
+    assert links
+    for path, anchor in links:
+        target = ROOT / (path or page)
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target), f"{path}#{anchor}"

@@ -142,12 +142,15 @@ def test_a_stamp_names_its_groups(bootstrap: ModuleType) -> None:
     text = '{"key": "k", "groups": ["run"]}'
     assert bootstrap.stamped(text, "k", "run")
     assert not bootstrap.stamped(text, "k", "test")
+    assert not bootstrap.stamped(text, "k", "docs")
 
 
 def test_each_group_contains_the_one_before(bootstrap: ModuleType) -> None:
-    run, test = (bootstrap.requirements(PYPROJECT, group) for group in ("run", "test"))
-    assert set(PYPROJECT["project"]["dependencies"]) < set(run) < set(test)
+    groups = ("run", "test", "docs")
+    run, test, docs = (bootstrap.requirements(PYPROJECT, group) for group in groups)
+    assert set(PYPROJECT["project"]["dependencies"]) < set(run) < set(test) < set(docs)
     assert any(line.startswith("pytest") for line in test)
+    assert any(line.startswith("sphinx") for line in docs)
 
 
 def test_a_finished_set_up_is_not_done_again(
@@ -264,5 +267,5 @@ def test_an_unknown_group_is_refused() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (
         2,
-        "usage: python3 scripts/bootstrap.py [run|test]\n",
+        "usage: python3 scripts/bootstrap.py [run|test|docs]\n",
     )

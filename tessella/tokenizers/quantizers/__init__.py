@@ -25,6 +25,7 @@ To add another one, write a class and register it: see :class:`Quantizer` and
 from __future__ import annotations
 
 import inspect
+import textwrap
 from typing import TypedDict, Unpack
 
 from tessella.registry import Registry
@@ -112,8 +113,8 @@ def create_quantizer(name: str, **arguments: Unpack[QuantizerArguments]) -> Quan
 create_quantizer.__doc__ = "\n\n".join(
     [
         inspect.cleandoc(create_quantizer.__doc__ or ""),
-        "Arguments by name:",
-        describe_arguments(QUANTIZERS),
+        "Arguments by name::",
+        textwrap.indent(describe_arguments(QUANTIZERS), "    "),
     ]
 )
 
