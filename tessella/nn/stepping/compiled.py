@@ -68,7 +68,7 @@ of a product whose weights move, and ``count`` that of the variable that counts 
 where all count. The strides of its weights (``z``) are those from input to input and from output
 to output."""
 
-THREAD_BYTES = 96 << 10
+THREAD_BYTES = 64 << 10
 """Bytes of weights of an operation on one row that justify one more thread. For less work, waiting
 for the thread costs more than it saves."""
 
