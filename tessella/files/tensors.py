@@ -117,7 +117,11 @@ def _stored_tensor(entry: object, begin: int, size: int, where: str) -> StoredTe
         is_whole = all(isinstance(number, int) and number >= 0 for number in (*shape, first, last))
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where} has no readable entry in the header") from error
-    if not is_whole or begin + last > size or (last - first) * 8 != bits:
+    if is_whole and begin + last > size:
+        raise ArtifactError(
+            f"{where} goes on beyond the end of the file, which is cut off: copy it again"
+        )
+    if not is_whole or (last - first) * 8 != bits:
         raise ArtifactError(f"{where} has a different number of bytes in the file than it needs")
     return StoredTensor(dtype, shape, begin + first, begin + last)
 
