@@ -1,6 +1,6 @@
 """Exact sampling of every family: naive, cached and compiled, peers, the distance to the floor.
 
-    python benchmarks/sampling.py                                  # everything: hours
+    python benchmarks/sampling.py                                  # everything
     python benchmarks/sampling.py --work transformer --batches 1  # a part; replaces its rows
     PEERS_DIR=checkouts python benchmarks/sampling.py              # with the samplers of others
     python benchmarks/sampling.py --growth                         # from 16x16 to 256x256
@@ -349,9 +349,9 @@ def earlier_machine(path: Path) -> Machine | None:
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
     here = harness.hardware()
-    # With another number of threads a machine gives other figures.
-    for key in ("cpu", "threads"):
-        if results["hardware"][key] != here[key]:
+    # Processors of one name may differ, and with other threads a machine gives other figures.
+    for key in ("cpu", "instructions", "threads"):
+        if results["hardware"].get(key) != here[key]:
             return None
     for row in results["rows"]:
         if row.get("work") == "machine":

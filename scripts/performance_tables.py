@@ -355,9 +355,9 @@ def parallel(results: Results) -> str:
 
 def weights(results: Results) -> str:
     """What weights of few bits cost in bits/dim, and what they gain in time."""
-    rows = results.get("rows", [])
-    costs = [row for row in rows if "cost" in row]
-    steps = [row for row in rows if "ms" in row]
+    costs = [row for row in results.get("rows", []) if "cost" in row]
+    steps = [row for row in results.get("rows", []) if "ms" in row]
+    rows = steps + costs
     if not rows:
         return NOTHING
     blocks = []
@@ -384,6 +384,21 @@ def weights(results: Results) -> str:
         blocks.append(table(titles, lines))
     blocks.append(f"*{origin(results, rows)}*")
     return "\n\n".join(blocks)
+
+
+def memory(results: Results) -> str:
+    """What drawing an image takes beside the parameters."""
+    rows = [row for row in results.get("rows", []) if "after_mb" in row]
+    if not rows:
+        return NOTHING
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        name = row["what"].removesuffix(", memory")
+        line = lines.setdefault(name, [f"`{name}`", f"{row['parameter_mb']:.0f} MB", *"–––"])
+        place = ("float32", "int8", "bfloat16").index(row["weights"])
+        line[2 + place] = f"{row['after_mb'] - row['before_mb']:.0f} MB"
+    titles = ["work", "parameters", "own weights", "int8", "bfloat16"]
+    return f"{table(titles, list(lines.values()))}\n\n*{origin(results, rows)}*"
 
 
 def training(results: Results) -> str:
@@ -417,6 +432,7 @@ TABLES = {
     "growth": ("growth", growth),
     "big": ("growth", big),
     "weights": ("weights", weights),
+    "memory": ("weights", memory),
     "parallel": ("parallel", parallel),
     "training": ("training_share", training),
 }

@@ -39,15 +39,21 @@ class KernelHook(BuildHookInterface[Any]):
             return
         compilation = _load_compilation(Path(self.root))
         machine = platform.machine()
-        if machine not in compilation.WHEEL_PROCESSORS:
+        if machine not in compilation.WHEEL_PROCESSORS or platform.system() != "Linux":
             known = ", ".join(compilation.WHEEL_PROCESSORS)
-            raise RuntimeError(f"{VARIABLE} is for machines of {known}, and this is {machine}")
+            here = f"{platform.system()} on {machine}"
+            raise RuntimeError(f"{VARIABLE} is for Linux on {known}, and this is {here}")
         self._folder = Path(tempfile.mkdtemp())
-        for march in compilation.WHEEL_PROCESSORS[machine]:
-            for name, flags in compilation.wheel_libraries(march).items():
-                built = self._folder / name
-                _compile(flags, compilation.SOURCES, built)
-                build_data["force_include"][str(built)] = f"tessella/kernel/built/{name}"
+        try:
+            for march in compilation.WHEEL_PROCESSORS[machine]:
+                for name, flags in compilation.wheel_libraries(march).items():
+                    built = self._folder / name
+                    _compile(flags, compilation.SOURCES, built)
+                    build_data["force_include"][str(built)] = f"tessella/kernel/built/{name}"
+        except RuntimeError:
+            # A build that fails does not come to `finalize`.
+            shutil.rmtree(self._folder)
+            raise
         build_data["pure_python"] = False
         # The libraries use nothing of Python, so any version of it will do.
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -170,7 +170,7 @@ class Drawing:
     batch: BatchSize = BATCH
     """Images at a time; changes memory and speed only."""
     weights: Weights = "own"
-    """The density model with its own weights, or with its large matrices rounded to int8 or
+    """The density model with its own weights, or with its hidden matrices rounded to int8 or
     bfloat16, which is another model: of one that does not fit into the caches, single images are
     drawn faster."""
 
@@ -269,8 +269,8 @@ class Eval(Showing):
     batch: BatchSize = 64
     """Images at a time."""
     weights: Weights = "own"
-    """The density model of the run with its own weights, or with its large matrices rounded to int8
-    or bfloat16, which is another model; --against keeps its own."""
+    """The density model of the run with its own weights, or with its hidden matrices rounded to
+    int8 or bfloat16, which is another model; --against keeps its own."""
     device: Device = "auto"
     """Where to compute."""
     devices: Annotated[int, Within(1, 1024)] = 1

@@ -138,7 +138,9 @@ def _library_of_wheel() -> ctypes.CDLL | None:
                 continue
             _notes.append(f"{name} of the installed wheel")
             return loaded
-    _notes.append(f"those of the installed wheel do not serve here, so it was built: {reason}")
+    _notes.append(
+        f"compiled here, since the libraries of the installed wheel do not work: {reason}"
+    )
     return None
 
 

@@ -76,7 +76,7 @@ class MADE(SequenceModel):
     name = "made"
     undecayed = ("bias",)  # weight decay must not shrink the biases of places
     pass_is_cheap = True
-    # What its step does beside the programs, an average over the sets, they say, too.
+    # The programs leave only an average over the sets to do, which `SteppedSymbols.sets` tells of.
     programs_are_final = True
 
     def __init__(

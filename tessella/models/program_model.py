@@ -101,7 +101,7 @@ class ProgramModel(DensityModel):
         """What the head takes, made of what the programs made.
 
         A family whose programs leave something to do overrides this, and clears
-        :attr:`programs_are_final`.
+        :attr:`programs_are_final`, unless what :meth:`write_programs` returns says what is left.
         """
         return parameters
 

@@ -89,7 +89,7 @@ WALK = np.dtype(
         ("seconds", np.float64),
     ]
 )
-"""Everything about a walk that stays, see ``Walk`` in ``walk.cpp``."""
+"""Everything about a walk that stays, see ``Walk`` in ``tables.h``."""
 
 
 class KernelWalk:

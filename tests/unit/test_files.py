@@ -129,6 +129,14 @@ def test_a_header_that_does_not_fit_its_file_is_refused(tmp_path: Path, header: 
         files.read_tensors_header(path)
 
 
+def test_a_file_of_tensors_that_is_cut_off_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    files.write_tensors(path, {"weight": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ArtifactError, match="weight goes on beyond the end of the file"):
+        files.read_tensors(path)
+
+
 def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for content in (b"", b"abc", (1 << 62).to_bytes(8, "little") + b"{}"):

@@ -247,7 +247,9 @@ def test_a_library_of_a_wheel_that_does_not_serve_is_built_and_said_so_in_one_li
 ) -> None:
     (wheel / "kernel-any.so").write_bytes(b"damaged")
     said = kernel.describe()
-    assert said.startswith("yes; those of the installed wheel do not serve here, so it was built: ")
+    assert said.startswith(
+        "yes; compiled here, since the libraries of the installed wheel do not work: "
+    )
     assert "\n" not in said
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -108,6 +109,22 @@ def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return draw
 
 
+@pytest.fixture
+def with_threads() -> Callable[[int], AbstractContextManager[None]]:
+    """For some lines, torch and the kernel have so many threads."""
+
+    @contextmanager
+    def change(threads: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return change
+
+
 RULES: list[dict[str, Any]] = [
     {},
     {"temperature": 0.6},
@@ -173,8 +190,9 @@ def test_a_mixture_is_drawn_from_as_in_torch(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("hidden", [0, 8])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_correction_of_predictions_is_drawn_from_as_in_torch(
-    hidden: int, dtype: torch.dtype, without_kernel: Any
+    threads: int, hidden: int, dtype: torch.dtype, without_kernel: Any, with_threads: Any
 ) -> None:
     grid = ts.Grid(5, 6, 3, 64)
     head = create_head(
@@ -188,7 +206,9 @@ def test_a_correction_of_predictions_is_drawn_from_as_in_torch(
     with torch.no_grad():
         for i, parameter in enumerate(model.predictor.parameters()):
             parameter.copy_(0.3 * random(*parameter.shape, seed=i))
-    assert torch.equal(drawn(model, 10), without_kernel(model, 10))
+    expected = without_kernel(model, 10)
+    with with_threads(threads):
+        assert torch.equal(drawn(model, 10), expected)
 
 
 @pytest.mark.parametrize("every", [1, 2, 7, 0])
@@ -263,65 +283,55 @@ def test_calls_are_short_and_lists_of_runs_too(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(drawn(model, 3), expected)
 
 
-def test_threads_share_programs_and_draws(without_kernel: Any) -> None:
+def test_threads_share_programs_and_draws(without_kernel: Any, with_threads: Any) -> None:
     model = ts.create(
         "gated-pixelcnn", ts.Grid(4, 4, 3, 256), head="logistic-mixture", hidden=32, layers=2
     )
     expected = without_kernel(model, 20)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with with_threads(2):
         assert torch.equal(drawn(model, 20), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
-SPLIT: dict[str, dict[str, Any]] = {
-    "fvsbn": {},
-    "nade": {"hidden": 9},
-    "made": {"hidden": 12},
-    "lstm": {"hidden": 8},
-    "row-lstm": {"hidden": 8, "layers": 2},
-    "diagonal-bilstm": {"hidden": 8, "layers": 2},
-    "pixelcnn": {"hidden": 8, "layers": 2},
-    "gated-pixelcnn": {"hidden": 8, "layers": 2},
-    "pixelcnn++": {"filters": 8, "scales": 2},
-    "pixelsnail": {"channels": 8, "blocks": 1, "residual_blocks": 1},
-    "transformer": {"width": 16, "layers": 2, "heads": 2},
-}
-"""Families whose images threads can take for themselves."""
+SPLIT: list[dict[str, Any]] = [
+    {"name": "fvsbn"},
+    {"name": "nade", "hidden": 9},
+    {"name": "made", "hidden": 12},
+    {"name": "made", "hidden": 12, "masks": 2},
+    {"name": "made", "hidden": 12, "masks": 2, "head": "logistic-mixture"},
+    {"name": "lstm", "hidden": 8},
+    {"name": "row-lstm", "hidden": 8, "layers": 2},
+    {"name": "diagonal-bilstm", "hidden": 8, "layers": 2},
+    {"name": "pixelcnn", "hidden": 8, "layers": 2},
+    {"name": "gated-pixelcnn", "hidden": 8, "layers": 2},
+    {"name": "pixelcnn++", "filters": 8, "scales": 2},
+    {"name": "pixelsnail", "channels": 8, "blocks": 1, "residual_blocks": 1},
+    {"name": "transformer", "width": 16, "layers": 2, "heads": 2},
+]
+"""Models whose images threads can take for themselves."""
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("made_of", SPLIT, ids=lambda made_of: "-".join(map(str, made_of.values())))
 def test_threads_that_take_images_for_themselves_draw_the_same(
-    without_kernel: Any, name: str, threads: int
+    without_kernel: Any, with_threads: Any, made_of: dict[str, Any], threads: int
 ) -> None:
-    model = ts.create(name, ts.Grid(5, 4, 2, 9), classes=3, seed=4, **SPLIT[name]).double()
+    model = ts.create(grid=ts.Grid(5, 4, 2, 9), classes=3, seed=4, **made_of).double()
     options = {"cond": torch.tensor([0, 1, 2, 1, 0]), "guidance": 1.7, "seed": 8}
     expected = without_kernel(model, 5, **options)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with with_threads(threads):
         assert torch.equal(drawn(model, 5, **options), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("bytes_an_operation", [0, 1 << 30])
 def test_threads_that_share_operations_draw_what_one_draws(
-    monkeypatch: pytest.MonkeyPatch, bytes_an_operation: int
+    monkeypatch: pytest.MonkeyPatch, with_threads: Any, bytes_an_operation: int
 ) -> None:
     # Large weights are shared by all threads at a batch of 3, however small an operation is.
     monkeypatch.setattr(compiled, "THREAD_BYTES", max(1, bytes_an_operation))
     model = ts.create("gated-pixelcnn", ts.Grid(3, 5, 1, 16), layers=5, hidden=128).double()
     expected = drawn(model, 3)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with with_threads(2):
         assert torch.equal(drawn(model, 3), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_python_is_not_in_the_inner_loop() -> None:

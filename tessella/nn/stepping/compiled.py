@@ -186,7 +186,7 @@ class KernelRunner:
             )
 
     def facts(self) -> tuple[int, ...]:
-        """``Program`` of ``walk.cpp``: address and number of records, batch, places, threads that
+        """``Program`` of ``tables.h``: address and number of records, batch, places, threads that
         share an operation, and bytes of packed weights."""
         records, count, batch, places, _ = self._fixed
         return records, count, batch, places, self._threads, self._weight_bytes

@@ -45,8 +45,9 @@ export function startBits(panel) {
     const onWait = (seconds) => { status.textContent = `the server is busy; again in ${seconds} s`; };
     const answer = await ask("/api/bits", asked, { signal: controller.signal, onWait });
     for (const part of answer.maps) part.bits = floats(part.bits);
-    books = model.kind === "generator" ? await findBooks(model) : [];
+    const found = model.kind === "generator" ? await findBooks(model) : [];
     if (given !== scoredPicture) return;
+    books = found;
     scored = answer;
     summarize();
     showMap();

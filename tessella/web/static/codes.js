@@ -45,7 +45,8 @@ export function startCodes(panel) {
     if (panel.hidden || !model.abilities.includes("codes")) return;
     if (given && given === shownPicture) return;
     if (!given) {
-      status.textContent = "Open an image file, to see its codes: this model draws none by itself.";
+      const draws = model.abilities.includes("draw");
+      status.textContent = draws ? "" : "Open an image file, to see its codes: this model draws none by itself.";
       return;
     }
     shownPicture = given;
@@ -77,9 +78,13 @@ export function startCodes(panel) {
     const which = number();
     const { depth } = grid();
     const values = symbols[book().grid].filter((_, i) => i % depth === book().depth);
-    await findPatches(model, which, [...values]);
-    if (given !== shownPicture || which !== number()) return;
-    showMap();
+    const isWanted = () => given === shownPicture && which === number();
+    // What is there is shown; no more is asked for once another picture or codebook is looked at.
+    await findPatches(model, which, [...values], () => {
+      if (isWanted()) showMap();
+      return isWanted();
+    });
+    if (!isWanted()) return;
     await codebook.show(model, books, which);
   }
 
