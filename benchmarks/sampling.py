@@ -59,7 +59,7 @@ class Work:
     model: str
     grid: ts.Grid
     sizes: dict[str, Any] = field(default_factory=dict)
-    batches: tuple[int, ...] = (1, 16, 64)
+    batches: tuple[int, ...] = (1, 16)
     head: str = "categorical"
     period: int = 1
     """Rows after which the work of rows repeats."""
@@ -72,7 +72,7 @@ class Work:
 DIGITS = ts.Grid(28, 28, 1, 2)
 WORKS = {
     "gated-pixelcnn": Work(
-        "gated-pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 10, "hidden": 128}
+        "gated-pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 10, "hidden": 128}, (1, 16, 64)
     ),
     "pixelcnn++": Work(
         "pixelcnn++",
@@ -93,13 +93,13 @@ WORKS = {
             "kernel": 5,
             "heads": 8,
         },
-        (1, 8),
+        (1,),
     ),
     "transformer": Work(
         "transformer",
         ts.Grid(16, 16, 1, 1024),
         {"layers": 12, "width": 768, "heads": 12},
-        (1, 8, 16, 64),
+        (1, 8),
     ),
     "pixelcnn": Work("pixelcnn", DIGITS, {"layers": 7, "hidden": 64}),
     "pixelcnn-large": Work("pixelcnn", ts.Grid(32, 32, 1, 256), {"layers": 15, "hidden": 128}),
