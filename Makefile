@@ -54,7 +54,6 @@ bench-sampling: setup-test
 	$(VENV) benchmarks/sampling.py
 	$(VENV) benchmarks/sampling.py --growth
 	$(VENV) benchmarks/sampling.py --big
-	$(VENV) benchmarks/parallel.py
 	$(VENV) benchmarks/weight_storage.py --models digits digits-codes=digits --step --memory transformer pixelcnn++
 	$(VENV) scripts/performance_tables.py
 
