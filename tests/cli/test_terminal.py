@@ -87,6 +87,9 @@ def test_verbs_show_their_pictures(
     shown: list[np.ndarray] = []
     monkeypatch.setattr(preview, "show", shown.append)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    # There is no terminal to be asked for its size.
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    monkeypatch.setenv("LINES", str(LINES))
     command = words.format(out=tmp_path).split()
     assert main(command) == 0
     assert len(shown) == sheets
