@@ -181,7 +181,8 @@ def create_prior(
         ConfigError: for more than two grids, and see :func:`create` and :class:`Hierarchy`.
         InputError: when ``grids`` is not a sequence of grids.
     """
-    if not isinstance(grids, Sequence) or not grids:
+    is_grids = isinstance(grids, Sequence) and all(isinstance(grid, Grid) for grid in grids)
+    if not is_grids or not grids:
         raise InputError(
             f"grids must be a tuple of grids, as tokenizer.grids() gives, got {grids!r}"
         )
