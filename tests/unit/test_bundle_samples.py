@@ -15,6 +15,10 @@ SEEDS = 256
 FEW_SYMBOLS = 100
 """Symbols up to which the naive sampler, with a pass for each, takes seconds."""
 
+NEAR_TIE = 1e-4
+"""Nats between the two best scores below which float32 may decide either way. Among the 786,432
+symbols of `photos` there is such a tie."""
+
 
 def prior(name: str) -> DensityModel:
     """The density model of a run that ships; skips where it has none."""
@@ -32,6 +36,7 @@ def test_256_seeds_are_those_of_one_pass_and_of_the_naive_oracle(name: str) -> N
     model = prior(name)
     drawn = ts.sample(model, n=SEEDS, method="cached")
     for start in range(0, SEEDS, 16):
-        assert not ts.replay(model, drawn[start : start + 16], seed=start).differs.any()
+        replay = ts.replay(model, drawn[start : start + 16], seed=start)
+        assert replay.gap.max() < NEAR_TIE, replay
     if model.grid.symbols <= FEW_SYMBOLS:
         assert torch.equal(drawn, ts.sample(model, n=SEEDS, method="naive"))
