@@ -6,7 +6,7 @@
 ## make house   how the code reads, against limits: density, comments, names, the way of a recipe
 ## make docs    the documentation as a site, in build/docs; the tutorial runs while it is built
 ## make docs-links  whether the links to elsewhere still lead somewhere (needs the network)
-## make bench-sampling   how fast sampling is on this machine, all of docs/performance.md but training: under an hour, with nothing else running. PEERS_DIR=DIR has checkouts of other libraries; without it the table of them is empty
+## make bench-sampling   how fast sampling is on this machine, all of docs/performance.md but parallel decoding and training: under an hour, with nothing else running. PEERS_DIR=DIR has checkouts of other libraries; without it the table of them is empty
 ## make prove   break the code in a copy, one way at a time, and see that the tests notice
 ## make clean   remove caches and build outputs (runs/ and .venv stay)
 
