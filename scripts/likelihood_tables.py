@@ -455,8 +455,13 @@ def colours_of(names: Iterable[str]) -> dict[str, tuple[float, ...]]:
     """A colour for every name."""
     from matplotlib import colormaps
 
+    # The palette alternates dark and light shades: the ten dark ones differ most, and come first.
+    shades = [*range(0, 20, 2), *range(1, 20, 2)]
     palette = colormaps["tab20"]
-    return {name: palette(place % 20) for place, name in enumerate(sorted(names))}
+    colours: dict[str, tuple[float, ...]] = {}
+    for place, name in enumerate(sorted(names)):
+        colours[name] = palette(shades[place % 20])
+    return colours
 
 
 def _draw_minutes(path: Path) -> str:

@@ -331,6 +331,7 @@ def _draw(section: Section, found: Sequence[Entry]) -> str:
     labels = [entry.label for entry in found]
     colours = cells_tables.colours_of(labels)
     least = math.inf
+    most = -math.inf
     named = set()
     # The longest runs first: their curves have the names.
     for entry in sorted(found, key=lambda entry: -entry.minutes):
@@ -339,6 +340,7 @@ def _draw(section: Section, found: Sequence[Entry]) -> str:
             points = curve_points(row)
             values = [entry.in_unit * bits for _, bits in points]
             least = min(least, *values, entry.figure)
+            most = max(most, *values, entry.figure)
             label = None
             if entry.label not in named:
                 label = entry.label
@@ -346,9 +348,11 @@ def _draw(section: Section, found: Sequence[Entry]) -> str:
             axes.plot([time for time, _ in points], values, color=colour, label=label, lw=1.0)
         bars = {"yerr": entry.error, "fmt": "o", "ms": 4, "capsize": 3}
         axes.errorbar(entry.minutes, entry.figure, color=colour, **bars)
+    # The first seconds of a curve can lie so high that all that follows would be one line.
+    highest = min(most + 0.02 * least, 1.5 * least)
     axes.set(
         xscale="log",
-        ylim=(0.98 * least, 1.5 * least),
+        ylim=(0.98 * least, highest),
         xlabel="minutes of the run, everything included",
         ylabel=f"{section.unit}: validation (lines), test (dots)",
         title=section.table,
