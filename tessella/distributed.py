@@ -53,6 +53,14 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes, whose parts of a batch are of one size; in place."""
+    if process_count() > 1:
+        dist.all_reduce(values)
+        values /= process_count()
+    return values
+
+
 def join_batch(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
     """Describe the batch that the vectors of all processes form together.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,11 +18,12 @@ from torch import nn
 
 from tessella import progress_bars
 from tessella.config import TrainConfig
+from tessella.distributed import mean_over_processes
 from tessella.errors import ArtifactError, ConfigError, TrainingError
-from tessella.training import checkpoint, schedule
+from tessella.training import checkpoint, schedule, signals
 from tessella.training.averaging import Average, learned_buffers
-from tessella.training.engine import Fabric, cuda_devices, stop_signals
-from tessella.training.examples import Examples, Order, mix
+from tessella.training.engine import Fabric, cuda_devices
+from tessella.training.examples import BatchPart, Examples, Order, mix
 from tessella.training.expectation import Expectation
 from tessella.training.optimizers import add_penalty, create_optimizer
 from tessella.training.progress import Progress
@@ -59,7 +59,7 @@ class Session:
     say: Callable[[str], None] = print
     progress: Progress = field(default_factory=Progress)
     pace: schedule.Pace = field(default_factory=schedule.Pace)
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: signals.StopFlag = field(default_factory=signals.StopFlag)
     checkpoints: list[int] = field(default_factory=list)
     """Steps of the checkpoints that are known to be whole: written, or resumed from."""
     started: float = field(default_factory=time.monotonic)
@@ -135,7 +135,7 @@ def main(session: Session) -> Progress:
     """
     random_state = torch.random.fork_rng(devices=cuda_devices(session.fabric))
     try:
-        with stop_signals(session.stop), random_state:
+        with signals.setting(session.stop, signals.AT_TERMINAL), random_state:
             fit(session)
         session.run.close()
         _save_status(session, "finished" if session.share >= 1 else "interrupted")
@@ -264,37 +264,54 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.wrapped.train()
-    # Each process draws its own augmentation and dropout, and sees its own part of the batch.
-    seed = mix(config.seed, session.progress.step, fabric.global_rank)
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(mix(seed, 1))
+    # Dropout is drawn by the network as it goes, so each process has numbers of its own.
+    torch.manual_seed(mix(config.seed, session.progress.step, fabric.global_rank))
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
     buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
     mine = order.at(session.progress.step).chunk(fabric.world_size)[fabric.global_rank]
-    totals: dict[str, float] = {}
+    start = fabric.global_rank * len(mine)
+    totals: dict[str, torch.Tensor] = {}
     for count, part in enumerate(mine.chunk(config.accumulate), start=1):
-        x, labels = session.examples.batch(part, generator, fabric.device)
+        place = BatchPart(start, config.batch)
+        start += len(part)
+        # The same numbers in each pass and process: random changes follow the place in the batch.
+        generator = _generator_of_changes(session)
+        x, labels = session.examples.batch(part, generator, fabric.device, place)
         # Gradients are shared between processes once, after the last pass.
         more_passes = count < config.accumulate
         with fabric.no_backward_sync(session.wrapped, enabled=more_passes):
             figures = session.wrapped(x, labels)
             fabric.backward(figures["loss"] / config.accumulate)
         for name, value in figures.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
+            share = value.detach().to(fabric.device, torch.float64) / config.accumulate
+            totals[name] = totals[name] + share if name in totals else share
     _add_penalty(session)
     norm = _clip(session)
-    # The gradient is shared by all processes, the loss is each one's own.
+    figures_of_step = _mean_figures(totals)
+    # Gradient and figures are those of the whole batch, so that all processes decide alike.
     if not math.isfinite(norm):
         _undo_step(session, buffers)
         raise TrainingError(
-            f"the loss became {totals['loss']} (gradient norm {norm}) at step"
+            f"the loss became {figures_of_step['loss']} (gradient norm {norm}) at step"
             f" {session.progress.step + 1}; the state before it is saved. Resume with a lower rate,"
             f" for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
         )
     # From here on nothing of this step can be taken back.
     session.optimizer.step()
     session.optimizer.zero_grad()
-    return {**totals, "gradient_norm": norm}
+    return {**figures_of_step, "gradient_norm": norm}
+
+
+def _generator_of_changes(session: Session) -> torch.Generator:
+    """Source of the augmentation of the next step, equal in all processes."""
+    seed = mix(session.config.seed, session.progress.step, 0)
+    return torch.Generator().manual_seed(mix(seed, 1))
+
+
+def _mean_figures(totals: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The figures of a step, as means over all processes."""
+    values = mean_over_processes(torch.stack(list(totals.values())))
+    return dict(zip(totals, values.tolist(), strict=True))
 
 
 def _add_penalty(session: Session) -> None:
@@ -398,11 +415,15 @@ def _stopped(session: Session) -> bool:
     """Whether any process got a signal to stop."""
     if session.fabric.world_size == 1:
         return session.stop.is_set()
-    # A signal may reach one process only, and all must leave the loop at the same step.
-    flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
-    total = session.fabric.all_reduce(flag, reduce_op="sum")
-    assert isinstance(total, torch.Tensor)
-    return bool(total > 0)
+    # A signal may reach one process only, and all must leave the loop at the same step, with the
+    # same status.
+    status = torch.tensor(float(session.stop.status), device=session.fabric.device)
+    most = session.fabric.all_reduce(status, reduce_op="max")
+    assert isinstance(most, torch.Tensor)
+    if most > 0:
+        session.stop.status = int(most)
+        session.stop.set()
+    return session.stop.is_set()
 
 
 def _report_step(
