@@ -300,6 +300,12 @@ class AdversarialTask(TokenizerTask):
         detached = {name: value.detach() for name, value in figures.items()}
         return detached | {"loss": total}
 
+    def blocks(self) -> list[nn.Module]:
+        raise ConfigError(
+            "train.sharding=full does not serve adversarial training, whose guard puts whole"
+            " weights back: leave it out"
+        )
+
     def validate(
         self, module: nn.Module, examples: Examples, batch: int, steps: int
     ) -> dict[str, float]:

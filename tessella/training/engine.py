@@ -17,8 +17,10 @@ from tessella.pipeline import pick_device
 
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import Strategy
 except ImportError:  # the same engine as a part of the lightning package
     from lightning.fabric import Fabric  # type: ignore[no-redef]
+    from lightning.fabric.strategies import Strategy  # type: ignore[no-redef]
 
 __all__ = [
     "Fabric",
@@ -40,7 +42,13 @@ KEPT = 2**30
 """Bytes of free memory at the end of the heap up to which a training keeps them."""
 
 
-def create_fabric(device: str, devices: int = 1, precision: str = "auto", nodes: int = 1) -> Fabric:
+def create_fabric(
+    device: str,
+    devices: int = 1,
+    precision: str = "auto",
+    nodes: int = 1,
+    strategy: Strategy | str = "ddp",
+) -> Fabric:
     """Start the engine on these devices.
 
     Args:
@@ -48,6 +56,7 @@ def create_fabric(device: str, devices: int = 1, precision: str = "auto", nodes:
         devices: processes on each machine, each with a device.
         precision: ``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere.
         nodes: machines.
+        strategy: how several processes share a model.
 
     Raises:
         ConfigError: for a device or a precision that is not there.
@@ -68,7 +77,7 @@ def create_fabric(device: str, devices: int = 1, precision: str = "auto", nodes:
         accelerator=kind,
         devices=devices,
         num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
+        strategy=strategy if devices * nodes > 1 else "auto",
         precision="bf16-mixed" if half else "32-true",
     )
 

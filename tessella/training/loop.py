@@ -20,7 +20,7 @@ from tessella import progress_bars
 from tessella.config import TrainConfig
 from tessella.distributed import mean_over_processes
 from tessella.errors import ArtifactError, ConfigError, TrainingError
-from tessella.training import checkpoint, schedule, signals
+from tessella.training import bad_steps, checkpoint, schedule, signals
 from tessella.training.averaging import Average, learned_buffers
 from tessella.training.engine import Fabric, cuda_devices
 from tessella.training.examples import BatchPart, Examples, Order, mix
@@ -28,6 +28,7 @@ from tessella.training.expectation import Expectation
 from tessella.training.optimizers import add_penalty, create_optimizer
 from tessella.training.progress import Progress
 from tessella.training.run_directory import RunDirectory
+from tessella.training.sharding import ShardedAverage, clip_gradient, share_whole_gradients
 from tessella.training.stream import NextInLine, Stream
 from tessella.training.tasks import Task
 
@@ -70,6 +71,11 @@ class Session:
     """The curve that the recipe expects of this run; None where it has none."""
 
     @property
+    def divided(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return isinstance(self.average, ShardedAverage)
+
+    @property
     def share(self) -> float:
         """Share of the run that has passed."""
         return self.limits.passed(self.progress)
@@ -103,11 +109,17 @@ def setup(
         raise ConfigError(
             f"batch={config.batch} must be divisible by accumulate x devices = {parts}"
         )
+    divided = config.sharding == "full" and fabric.world_size > 1
     # The average is a copy, made before the engine wraps the task.
-    average = Average(task.module, config.average)
-    average.module.to(fabric.device)
-    optimizer = create_optimizer(task, config)
-    wrapped, optimizer = fabric.setup(task, optimizer)
+    average = (ShardedAverage if divided else Average)(task.module, config.average)
+    # Of a model that is divided only the first process needs a whole copy at hand.
+    if not divided or fabric.is_global_zero:
+        average.module.to(fabric.device)
+    # The engine may put other parameters in the place of those that it divides, so that the
+    # optimizer comes after it.
+    wrapped = fabric.setup(task)
+    average.take_parts(task.module)
+    optimizer = fabric.setup_optimizers(create_optimizer(task, config))
     limits = schedule.limits_of(config, len(examples))
     return Session(
         fabric=fabric,
@@ -194,6 +206,7 @@ def validate(session: Session, log: bool = True) -> bool:
     """
     progress = session.progress
     task = session.task
+    session.average.gather(task.module)
     found = None
     if session.fabric.is_global_zero:
         averaged = session.average.module
@@ -232,6 +245,7 @@ def keep(session: Session) -> None:
     no checkpoint knows of.
     """
     progress = session.progress
+    session.average.gather(session.task.module)
     if session.fabric.is_global_zero:
         facts: dict[str, object] = {
             "validation": progress.figures,
@@ -256,7 +270,8 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     """Take one optimizer step. Returns its scalars.
 
     Raises:
-        TrainingError: when the gradient is not finite; the state before the step is saved.
+        TrainingError: when the gradient is not finite, and the run is not to go on without the
+            step; the state before it is saved.
     """
     fabric = session.fabric
     config = session.config
@@ -285,17 +300,17 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
         for name, value in figures.items():
             share = value.detach().to(fabric.device, torch.float64) / config.accumulate
             totals[name] = totals[name] + share if name in totals else share
+    if session.divided:
+        share_whole_gradients(session.task.parameters())
     _add_penalty(session)
     norm = _clip(session)
     figures_of_step = _mean_figures(totals)
     # Gradient and figures are those of the whole batch, so that all processes decide alike.
     if not math.isfinite(norm):
         _undo_step(session, buffers)
-        raise TrainingError(
-            f"the loss became {figures_of_step['loss']} (gradient norm {norm}) at step"
-            f" {session.progress.step + 1}; the state before it is saved. Resume with a lower rate,"
-            f" for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
-        )
+        _answer_bad_step(session, figures_of_step["loss"], norm, rate)
+        return {**figures_of_step, "gradient_norm": norm}
+    session.progress.bad_in_a_row = 0
     # From here on nothing of this step can be taken back.
     session.optimizer.step()
     session.optimizer.zero_grad()
@@ -323,6 +338,9 @@ def _add_penalty(session: Session) -> None:
 def _clip(session: Session) -> float:
     """Scale the gradient down to the largest norm that is allowed. Returns the norm before."""
     # The norm is wanted in any case: it shows a gradient that is not finite.
+    if session.divided:
+        largest = session.config.clip or math.inf
+        return float(clip_gradient(session.task.parameters(), largest))
     if not session.config.clip:
         gradients = [p.grad for p in session.task.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
@@ -333,12 +351,35 @@ def _clip(session: Session) -> float:
 
 
 def _undo_step(session: Session, buffers: list[torch.Tensor]) -> None:
-    """Drop the gradient of a bad step and what it taught the codebooks, and save a checkpoint."""
+    """Drop the gradient of a bad step and what it taught the codebooks."""
     session.optimizer.zero_grad()
     with torch.no_grad():
         for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
             buffer.copy_(before)
-    _save_checkpoint(session)
+
+
+def _answer_bad_step(session: Session, loss: float, norm: float, rate: float) -> None:
+    """Leave a bad step out, or go back, or end the run, as ``train.on_nonfinite`` has it.
+
+    Raises:
+        TrainingError: when the run is to end; a checkpoint is saved.
+    """
+    config = session.config
+    progress = session.progress
+    bad_steps.count_bad_step(progress)
+    if not bad_steps.goes_on(config, progress):
+        _save_checkpoint(session)
+        raise bad_steps.bad_step_error(config, progress, loss, norm, rate)
+    back_to = None
+    # Before the first checkpoint the step is left out.
+    if config.on_nonfinite == "rollback" and session.checkpoints:
+        back_to = session.checkpoints[-1]
+        tensors = checkpoint.read_step(session.run.path, back_to)
+        module = session.task.module
+        checkpoint.restore(tensors, module, session.average.module, session.optimizer)
+        session.average.take_parts(module)
+    if session.fabric.is_global_zero:
+        session.say(bad_steps.bad_step_line(progress, loss, back_to))
 
 
 def _validate_and_save(session: Session) -> None:
@@ -372,25 +413,32 @@ def _validate_and_save(session: Session) -> None:
 
 
 def _save_checkpoint(session: Session) -> None:
-    if session.fabric.is_global_zero:
+    """Write a checkpoint. All processes must call this; the first one writes."""
+    writes = session.fabric.is_global_zero
+    session.average.gather(session.task.module)
+    # Where each has a part of the weights, all take part in putting them together.
+    if writes or session.divided:
         state = {
             "progress": session.progress.to_json(),
             "task": session.task.describe(),
             "memory": session.task.memory(),
         }
-        step = session.progress.step
         # The log must be on disk before the checkpoint that counts on it.
-        session.run.flush()
+        if writes:
+            session.run.flush()
         checkpoint.save(
             session.run.path,
-            step,
+            session.progress.step,
             session.task.module,
             session.average.module,
             session.optimizer,
             state,
+            writes,
         )
-        session.checkpoints = [earlier for earlier in session.checkpoints if earlier < step]
-        session.checkpoints.append(step)
+    step = session.progress.step
+    session.checkpoints = [earlier for earlier in session.checkpoints if earlier < step]
+    session.checkpoints.append(step)
+    if writes:
         checkpoint.drop(session.run.path, session.checkpoints)
     session.fabric.barrier()
 

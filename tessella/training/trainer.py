@@ -8,10 +8,11 @@ weights in the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -27,14 +28,15 @@ from tessella.pipeline import class_count, load, load_model, load_weights, locat
 from tessella.tokenizers import Tokenizer
 from tessella.training import boards, build, launching, loop, prepare, schedule, signals
 from tessella.training.announcing import announce, ending
-from tessella.training.batch_size import check_batch
-from tessella.training.engine import compiled, create_fabric, kept_memory, threads
+from tessella.training.batch_size import check_batch, largest_batch, recorded_batch
+from tessella.training.engine import Fabric, compiled, create_fabric, kept_memory, threads
 from tessella.training.expectation import expectation_of
 from tessella.training.forecast import forecast
 from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
+from tessella.training.sharding import ShardedStrategy, check_sharding
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 from tessella.training.train_keywords import TrainOptions
@@ -254,26 +256,36 @@ def _run(job: Job) -> Run:
     """Set up, start or resume, train, and leave the best weights in the model."""
     config = job.config
     record = job.record()
-    if job.recipe and job.recipe.adversarial:
-        terms = job.recipe.adversarial
-        task = build.build_adversarial_task(job.model, terms, config, job.train)
-    else:
-        task = build.build_task(job.model, job.tokenizer, job.train)
+    check_sharding(config)
+    task = _task_of(job)
     check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
         stack.enter_context(kept_memory())
         stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
         layout = launching.layout_of(config.devices)
-        fabric = create_fabric(config.device, layout.devices, config.precision, layout.nodes)
+        fabric = create_fabric(
+            config.device,
+            layout.devices,
+            config.precision,
+            layout.nodes,
+            strategy=ShardedStrategy() if config.sharding == "full" else "ddp",
+        )
         stop = signals.StopFlag()
         # A queue may send its signal while all is set up: the first step is then not taken.
         stack.enter_context(signals.setting(stop, signals.FROM_QUEUE))
         stack.enter_context(launching.ending_together(fabric))
+        batch = _batch_of(job, task, layout)
         # From here on there may be several processes; all go through the same lines, and only the
         # first one writes and speaks.
         if layout.processes > 1:
             fabric.launch()
+        if config.batch == 0:
+            job = _with_batch(job, _least(batch, fabric) * layout.processes)
+            config = job.config
+            record = job.record()
+            if fabric.is_global_zero:
+                job.say(f"train.batch={config.batch} is the largest that fits")
         run = RunDirectory(job.out, fabric.is_global_zero, config.board)
         stack.callback(run.close)
         # A validation during training looks at a part; eval measures all of it.
@@ -320,6 +332,53 @@ def _run(job: Job) -> Run:
     if launching.is_started_by_us(fabric):
         status = 0
     return Run(job.out, progress, stopped, {task.metric: task.shown_metric}, status)
+
+
+def _task_of(job: Job) -> Task:
+    """The task that trains the model of a job."""
+    # The parameters of a model that is divided are replaced; the caller's own get the result.
+    model = job.model
+    if job.config.sharding == "full":
+        model = copy.deepcopy(model)
+    if job.recipe and job.recipe.adversarial:
+        terms = job.recipe.adversarial
+        return build.build_adversarial_task(model, terms, job.config, job.train)
+    return build.build_task(model, job.tokenizer, job.train)
+
+
+def _batch_of(job: Job, task: Task, layout: launching.Layout) -> int:
+    """Images of a step of each process: what the configuration says, or what fits."""
+    config = job.config
+    if config.batch:
+        return config.batch // layout.processes
+    if job.recipe and job.recipe.adversarial:
+        raise ConfigError(
+            "train.batch=0 cannot know what the adversarial term will take once it begins: give"
+            " the number of images"
+        )
+    # A run that goes on takes the batch that it has chosen, whatever would fit today.
+    recorded = recorded_batch(job.out) if job.resume else 0
+    if recorded:
+        return recorded // layout.processes
+    one_pass = largest_batch(task, job.train.examples, config, layout.devices)
+    return one_pass * config.accumulate
+
+
+def _least(value: int, fabric: Fabric) -> int:
+    """The least of the values of all processes."""
+    if fabric.world_size == 1:
+        return value
+    least = fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="min")
+    return int(least)  # type: ignore[arg-type]
+
+
+def _with_batch(job: Job, batch: int) -> Job:
+    """A job whose record says which batch was chosen."""
+    config = replace(job.config, batch=batch)
+    recipe = job.recipe
+    if recipe is not None:
+        recipe = replace(recipe, train=config)
+    return replace(job, config=config, recipe=recipe)
 
 
 def _options(options: dict[str, object]) -> TrainConfig:
