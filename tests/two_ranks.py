@@ -98,7 +98,19 @@ def work(folder: Path) -> None:
     for policy in ("stop", "skip", "rollback"):
         found[policy] = meet_a_bad_step(folder, policy, rank)
     found["signal"] = get_a_signal(folder, rank)
-    train(folder / "divided", sharding="full", learning_rate=3e-3)
+    train(folder / "together")
+    held = [1.0]
+
+    def note(session: loop.Session) -> None:
+        parts = sum(parameter.to_local().numel() for parameter in session.task.parameters())
+        held[0] = parts / sum(parameter.numel() for parameter in session.task.parameters())
+
+    with before_each_step(note):
+        train(folder / "divided", sharding="full", learning_rate=3e-3)
+    found["share_of_weights"] = held[0]
+    # The same two as two machines of one process each, as torchrun numbers them there.
+    os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
+    train(folder / "machines")
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 

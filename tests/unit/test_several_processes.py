@@ -1,4 +1,4 @@
-"""Runs on several processes: the curve of one, one answer to signals and bad steps, divided weights."""
+"""Runs on several processes: the curve of one, one answer to signals, weights in parts."""
 
 from __future__ import annotations
 
@@ -92,9 +92,20 @@ def test_a_signal_to_one_process_ends_both_at_one_step(
     assert read_json(folder / "signalled" / "run.json")["status"] == "interrupted"
 
 
+def test_two_machines_train_as_two_devices_of_one(
+    two: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    states = []
+    for name in ("together", "machines"):
+        newest = checkpoint.found(two[0] / name)[-1]
+        states.append(read_tensors(newest / "state.safetensors"))
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 def test_divided_weights_are_saved_whole_and_resumed_on_one_process(
     two: tuple[Path, list[dict[str, Any]]], several: ModuleType
 ) -> None:
+    assert all(of_rank["share_of_weights"] < 0.6 for of_rank in two[1])
     out = two[0] / "divided"
     before = read_tensors(checkpoint.found(out)[-1] / "state.safetensors")
     settings = several.TRAIN | {"steps": 8, "checkpoint_every": 2, "learning_rate": 3e-3}
@@ -114,9 +125,8 @@ def test_what_does_not_go_with_divided_weights_is_refused(
     tmp_path: Path, several: ModuleType
 ) -> None:
     for changes in ({"optimizer": "muon"}, {"compile": True}):
-        recipe = several.recipe_of(
-            "density", several.TRAIN | {"steps": 1, "sharding": "full"} | changes
-        )
+        settings = several.TRAIN | {"steps": 1, "sharding": "full"} | changes
+        recipe = several.recipe_of("density", settings)
         with pytest.raises(ConfigError, match="sharding"):
             train_recipe(recipe, tmp_path / "run", say=lambda line: None)
 
