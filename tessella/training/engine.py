@@ -17,10 +17,10 @@ from tessella.pipeline import pick_device
 
 try:
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import Strategy
+    from lightning_fabric.strategies.strategy import Strategy
 except ImportError:  # the same engine as a part of the lightning package
     from lightning.fabric import Fabric  # type: ignore[no-redef]
-    from lightning.fabric.strategies import Strategy  # type: ignore[no-redef]
+    from lightning.fabric.strategies.strategy import Strategy  # type: ignore[no-redef]
 
 __all__ = [
     "Fabric",

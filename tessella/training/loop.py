@@ -119,7 +119,7 @@ def setup(
     # optimizer comes after it.
     wrapped = fabric.setup(task)
     average.take_parts(task.module)
-    optimizer = fabric.setup_optimizers(create_optimizer(task, config))
+    optimizer: Any = fabric.setup_optimizers(create_optimizer(task, config))
     limits = schedule.limits_of(config, len(examples))
     return Session(
         fabric=fabric,

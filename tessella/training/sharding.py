@@ -27,10 +27,10 @@ from tessella.training.averaging import Average, learned_buffers
 from tessella.training.tasks import Task
 
 try:
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.strategies.strategy import _BackwardSyncControl
 except ImportError:  # the same engine as a part of the lightning package
-    from lightning.fabric.strategies import DDPStrategy  # type: ignore[no-redef]
+    from lightning.fabric.strategies.ddp import DDPStrategy  # type: ignore[no-redef]
     from lightning.fabric.strategies.strategy import (  # type: ignore[no-redef]
         _BackwardSyncControl,
     )
@@ -41,7 +41,7 @@ class ShardedStrategy(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__()
-        self._backward_sync_control = _LateGradients()  # type: ignore[assignment]
+        self._backward_sync_control = _LateGradients()
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
         """Divide a task, whose weights and buffers become those of the first process."""
