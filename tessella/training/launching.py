@@ -17,7 +17,7 @@ from tessella.training.engine import Fabric
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProcessLayout:
     """The processes of a run.
 
     Args:
@@ -36,7 +36,7 @@ class Layout:
         return self.devices * self.nodes
 
 
-def layout_of(devices: int) -> Layout:
+def layout_of(devices: int) -> ProcessLayout:
     """The processes of a run that asks for so many devices, and that somebody may have started.
 
     Args:
@@ -47,7 +47,7 @@ def layout_of(devices: int) -> Layout:
     """
     found = _launched()
     if found is None:
-        return Layout(devices)
+        return ProcessLayout(devices)
     if devices not in (1, found.devices):
         raise ConfigError(
             f"devices={devices}, but {found.launcher} started {found.devices} processes on each"
@@ -90,14 +90,14 @@ def ending_together(fabric: Fabric) -> Iterator[None]:
         raise
 
 
-def _launched() -> Layout | None:
+def _launched() -> ProcessLayout | None:
     """The processes that a launcher has started; None where there is none."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return Layout(local, int(os.environ["WORLD_SIZE"]) // local, "torchrun")
+        return ProcessLayout(local, int(os.environ["WORLD_SIZE"]) // local, "torchrun")
     # Set in the steps that srun starts; the script of a batch job itself is one process.
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-        return Layout(int(tasks) // nodes, nodes, "srun")
+        return ProcessLayout(int(tasks) // nodes, nodes, "srun")
     return None

@@ -19,9 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tessella.config import TrainConfig
 from tessella.distributed import mean_over_processes
-from tessella.errors import ConfigError
 from tessella.tokenizers.quantizers import Quantizer
 from tessella.training.averaging import Average, learned_buffers
 from tessella.training.tasks import Task
@@ -106,23 +104,6 @@ class ShardedAverage(Average):
         whole = zip(self.module.parameters(), self.parts, module.parameters(), strict=True)
         for averaged, part, trained in whole:
             averaged.copy_(_put_together(part, trained))
-
-
-def check_sharding(config: TrainConfig) -> None:
-    """Refuse what does not go with ``train.sharding=full``.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    if config.sharding == "none":
-        return
-    if config.optimizer == "muon":
-        raise ConfigError(
-            "train.optimizer=muon needs whole matrices, which train.sharding=full divides: leave"
-            " one of them out"
-        )
-    if config.compile:
-        raise ConfigError("train.compile does not go with train.sharding=full: leave one out")
 
 
 def whole_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -36,7 +36,7 @@ from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
-from tessella.training.sharding import ShardedStrategy, check_sharding
+from tessella.training.sharding import ShardedStrategy
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 from tessella.training.train_keywords import TrainOptions
@@ -256,7 +256,7 @@ def _run(job: Job) -> Run:
     """Set up, start or resume, train, and leave the best weights in the model."""
     config = job.config
     record = job.record()
-    check_sharding(config)
+    build.check_sharding(config)
     task = _task_of(job)
     check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
@@ -346,7 +346,7 @@ def _task_of(job: Job) -> Task:
     return build.build_task(model, job.tokenizer, job.train)
 
 
-def _batch_of(job: Job, task: Task, layout: launching.Layout) -> int:
+def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
     """Images of a step of each process: what the configuration says, or what fits."""
     config = job.config
     if config.batch:

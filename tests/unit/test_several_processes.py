@@ -132,18 +132,18 @@ def test_what_does_not_go_with_divided_weights_is_refused(
 
 
 def test_processes_are_those_that_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launching.layout_of(2) == launching.Layout(2)
+    assert launching.layout_of(2) == launching.ProcessLayout(2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert launching.layout_of(1) == launching.Layout(4, 2, "torchrun")
+    assert launching.layout_of(1) == launching.ProcessLayout(4, 2, "torchrun")
     assert launching.layout_of(4).processes == 8
     with pytest.raises(ConfigError, match="torchrun started 4"):
         launching.layout_of(2)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
-    assert launching.layout_of(1) == launching.Layout(2, 3, "srun")
+    assert launching.layout_of(1) == launching.ProcessLayout(2, 3, "srun")
 
 
 def test_a_run_goes_on_by_itself_after_a_restart_only(
