@@ -22,6 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -82,9 +83,10 @@ def train_kind(kind: str, out: Path, **train: object) -> None:
     bottom = (top.repeat(2, 1).repeat(2, 2) + chance.integers(0, 2, (64, 4, 4, 1))) % 6
     grids = (ts.Grid(2, 2, 1, 6), ts.Grid(4, 4, 1, 6))
     prior = ts.create_prior("gated-pixelcnn", grids, layers=1, hidden=8)
-    codes = (top[:56], bottom[:56])
-    held_out = (top[56:], bottom[56:])
-    ts.train(prior, codes, valid=held_out, out=out, say=lambda line: None, **settings)  # type: ignore[arg-type]
+    images: Any = (top[:56], bottom[:56])
+    held_out: Any = (top[56:], bottom[56:])
+    options: Any = settings
+    ts.train(prior, images, valid=held_out, out=out, say=lambda line: None, **options)
 
 
 def in_processes(ranks: int, work: Callable[[], None]) -> None:
