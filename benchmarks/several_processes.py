@@ -6,7 +6,8 @@
 Each kind of model is trained on one process and on several (Gloo, on the CPU) with the same batch,
 and the loss of every step is compared. Images are mirrored and labels dropped on the way, which
 must not depend on the number of processes; there is no dropout, which does. What remains is the
-order in which float32 sums are taken. A kind whose name ends in ``-sharded`` is trained with
+order in which float32 sums are taken. Then a run that is divided among processes is saved, loaded
+and saved again on fewer and fewer of them, which must change no bit. A kind whose name ends in ``-sharded`` is trained with
 ``train.sharding=full`` on the several processes.
 """
 
@@ -29,8 +30,9 @@ import numpy as np
 import torch
 
 import tessella as ts
+from tessella import files
 from tessella.config import Recipe, from_dict
-from tessella.training import loop, train_recipe
+from tessella.training import checkpoint, loop, train_recipe
 
 TOLERANCE = 1e-3
 """Largest relative difference of a loss that passes.
@@ -173,7 +175,67 @@ def compare(kinds: Sequence[str], ranks: int, folder: Path, steps: int) -> list[
     return rows
 
 
-KINDS = ("density", *EMA_QUANTIZERS, "vqgan", "hierarchy")
+def keep_state(out: Path, steps: int) -> None:
+    """Begin or resume a run in parts, and end it before its next step, with a checkpoint."""
+    fit = loop.fit
+
+    def stopped_at_once(session: loop.Session) -> None:
+        # The first sitting takes its steps; those that resume only load and save.
+        if session.progress.step:
+            session.stop.set()
+        fit(session)
+
+    loop.fit = stopped_at_once
+    warnings.simplefilter("ignore")
+    resume = (out / "run.json").exists()
+    more = 1 if resume else 0
+    settings = TRAIN | {"steps": steps + more, "sharding": "full", "batch": 8}
+    train_recipe(recipe_of("transformer", settings), out, resume=resume, say=lambda line: None)
+    loop.fit = fit
+
+
+def hand_on(folder: Path, chain: Sequence[int], steps: int) -> harness.Row:
+    """Save a run in parts on some processes, and load and save it on others, in turn."""
+    out = folder / "handed-on"
+    states = []
+    for ranks in chain:
+        if ranks > 1:
+            in_processes(ranks, lambda: keep_state(out, steps))
+        else:
+            keep_state(out, steps)
+        tensors, _, problems = checkpoint.newest(out)
+        assert not problems
+        # Read into memory, as the next one writes a file of the same name.
+        states.append({name: tensor.clone() for name, tensor in tensors.items()})
+    different = 0
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        different += sum(not torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+    model = files.read_tensors(out / "model.safetensors")
+    averages = {}
+    for name, tensor in states[-1].items():
+        if name.startswith("average/"):
+            averages[name.removeprefix("average/")] = tensor
+    unlike = [name for name, tensor in averages.items() if not torch.equal(tensor, model[name])]
+    return {
+        "kind": "handed on",
+        "chain": list(chain),
+        "tensors": len(states[0]),
+        "tensors_that_differ": different,
+        "weights_of_the_model_that_differ": len(unlike),
+    }
+
+
+KINDS = (
+    "density",
+    *EMA_QUANTIZERS,
+    "vqgan",
+    "hierarchy",
+    "density-sharded",
+    "transformer-sharded",
+    "vq-sharded",
+    "hierarchy-sharded",
+)
 
 
 def main() -> int:
@@ -184,6 +246,13 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument(
+        "--chain",
+        nargs="*",
+        type=int,
+        default=[4, 2, 1],
+        help="processes that a run in parts is handed on to; bit for bit nothing may change",
+    )
     parser.add_argument("--json", default="", help="file to write the rows to")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -193,14 +262,19 @@ def main() -> int:
         train_all(chosen.kinds, folder / "one", chosen.steps)
         for ranks in chosen.ranks:
             rows += compare(chosen.kinds, ranks, folder, chosen.steps)
-    for row in rows:
+        if chosen.chain:
+            rows.append(hand_on(folder, chosen.chain, chosen.steps))
+            print(rows[-1])
+    curves = [row for row in rows if "largest_difference" in row]
+    for row in curves:
         print(
             f"{row['kind']:20} {row['ranks']} processes: first loss differs by"
             f" {row['difference_of_first_loss']:.1e}, any by {row['largest_difference']:.1e}"
         )
     if chosen.json:
         print(harness.write("several_processes", rows, chosen.json))
-    return int(any(row["largest_difference"] > TOLERANCE for row in rows))
+    differs = any(row["largest_difference"] > TOLERANCE for row in curves)
+    return int(differs or any(row.get("tensors_that_differ") for row in rows))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,21 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def value_of_first(value: float, device: torch.device) -> float:
+    """The value that the first process has, in all processes.
+
+    Args:
+        value: of this process.
+        device: that the processes communicate on.
+    """
+    if process_count() == 1:
+        return value
+    # A tensor of eight bytes: an object would be pickled, and its size sent before it.
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
 def join_batch(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
     """Describe the batch that the vectors of all processes form together.
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from tessella import progress_bars
 from tessella.config import TrainConfig
-from tessella.distributed import mean_over_processes
+from tessella.distributed import mean_over_processes, value_of_first
 from tessella.errors import ArtifactError, ConfigError, TrainingError
 from tessella.training import bad_steps, checkpoint, schedule, signals
 from tessella.training.averaging import Average, learned_buffers
@@ -85,8 +85,7 @@ class Session:
 
         With clocks of their own, one would end the run while another waits for its gradients.
         """
-        seconds: float = self.fabric.broadcast(time.monotonic() - self.started)
-        return seconds
+        return value_of_first(time.monotonic() - self.started, self.fabric.device)
 
 
 def setup(

@@ -37,7 +37,20 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     """The differences of curves on two processes from those of one, by kind."""
     out = tmp_path_factory.mktemp("curves") / "rows.json"
     script = [sys.executable, str(ROOT / "benchmarks" / "several_processes.py")]
-    options = ["--ranks", "2", "--steps", "5", "--json", str(out), "--kinds", *KINDS, *SHARDED]
+    options = [
+        "--ranks",
+        "2",
+        "--steps",
+        "5",
+        "--chain",
+        "2",
+        "1",
+        "--json",
+        str(out),
+        "--kinds",
+        *KINDS,
+        *SHARDED,
+    ]
     shown = subprocess.run(
         [*script, *options], capture_output=True, text=True, env=PLACE, timeout=900
     )
@@ -50,6 +63,14 @@ def test_two_processes_give_the_curve_of_one(curves: dict[str, dict[str, Any]], 
     # The first loss knows nothing of the optimizer: only the order of sums differs.
     assert curves[kind]["difference_of_first_loss"] < 1e-6
     assert curves[kind]["largest_difference"] < 1e-3
+
+
+def test_a_run_in_parts_is_handed_on_bit_for_bit(curves: dict[str, dict[str, Any]]) -> None:
+    row = curves["handed on"]
+    assert row["chain"] == [2, 1]
+    assert row["tensors"] > 50
+    assert row["tensors_that_differ"] == 0
+    assert row["weights_of_the_model_that_differ"] == 0
 
 
 @pytest.fixture(scope="module")
