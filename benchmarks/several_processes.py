@@ -6,9 +6,11 @@
 Each kind of model is trained on one process and on several (Gloo, on the CPU) with the same batch,
 and the loss of every step is compared. Images are mirrored and labels dropped on the way, which
 must not depend on the number of processes; there is no dropout, which does. What remains is the
-order in which float32 sums are taken. Then a run that is divided among processes is saved, loaded
-and saved again on fewer and fewer of them, which must change no bit. A kind whose name ends in ``-sharded`` is trained with
+order in which float32 sums are taken. A kind whose name ends in ``-sharded`` is trained with
 ``train.sharding=full`` on the several processes.
+
+Then a run that is divided among processes is saved, loaded and saved again on fewer and fewer of
+them, which must change no bit.
 """
 
 from __future__ import annotations

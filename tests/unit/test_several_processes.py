@@ -37,20 +37,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     """The differences of curves on two processes from those of one, by kind."""
     out = tmp_path_factory.mktemp("curves") / "rows.json"
     script = [sys.executable, str(ROOT / "benchmarks" / "several_processes.py")]
-    options = [
-        "--ranks",
-        "2",
-        "--steps",
-        "5",
-        "--chain",
-        "2",
-        "1",
-        "--json",
-        str(out),
-        "--kinds",
-        *KINDS,
-        *SHARDED,
-    ]
+    options = ["--ranks", "2", "--steps", "5", "--chain", "2", "1", "--json", str(out)]
+    options += ["--kinds", *KINDS, *SHARDED]
     shown = subprocess.run(
         [*script, *options], capture_output=True, text=True, env=PLACE, timeout=900
     )
