@@ -16,9 +16,12 @@ import pytest
 import torch
 
 import tessella as ts
+from tessella.config import TrainConfig
 from tessella.errors import ConfigError
 from tessella.files import read_json, read_tensors
-from tessella.training import checkpoint, launching, train_recipe
+from tessella.training import bad_steps, batch_size, checkpoint, launching, train_recipe
+from tessella.training.examples import BatchPart, Examples
+from tessella.training.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -165,7 +168,29 @@ def test_a_run_goes_on_by_itself_after_a_restart_only(
     assert not launching.goes_on_by_itself(tmp_path / "other")
 
 
-def test_a_batch_is_chosen_and_kept(tmp_path: Path, several: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("settings", "ends_after"),
+    [
+        ({"on_nonfinite": "stop"}, 1),
+        ({"on_nonfinite": "skip", "nonfinite_in_a_row": 2}, 3),
+        ({"on_nonfinite": "rollback", "nonfinite_in_all": 3}, 4),
+    ],
+)
+def test_too_many_bad_steps_end_a_run(settings: dict[str, Any], ends_after: int) -> None:
+    config = TrainConfig(steps=9, **settings)
+    progress = Progress()
+    for _ in range(ends_after - 1):
+        bad_steps.count_bad_step(progress)
+        assert bad_steps.goes_on(config, progress)
+    bad_steps.count_bad_step(progress)
+    assert not bad_steps.goes_on(config, progress)
+    error = bad_steps.bad_step_error(config, progress, loss=7.0, norm=float("nan"), rate=0.3)
+    assert "train.learning_rate=0.1" in str(error)
+
+
+def test_a_batch_is_chosen_and_kept(
+    tmp_path: Path, several: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"steps": 2, "batch": 0}
     said: list[str] = []
     recipe = several.recipe_of("density", several.TRAIN | changes)
@@ -174,6 +199,8 @@ def test_a_batch_is_chosen_and_kept(tmp_path: Path, several: ModuleType) -> None
     batch = read_json(tmp_path / "run" / "run.json")["recipe"]["train"]["batch"]
     assert batch == 64
     assert f"train.batch={batch} is the largest that fits" in said
+    # Another day there is less memory: the run keeps the batch that it began with.
+    monkeypatch.setattr(batch_size, "machine_memory", lambda: 4 * 10**6)
     longer = several.recipe_of("density", several.TRAIN | changes | {"steps": 3})
     run = train_recipe(longer, tmp_path / "run", resume=True, say=lambda line: None)
     assert run.progress.step == 3
@@ -181,8 +208,6 @@ def test_a_batch_is_chosen_and_kept(tmp_path: Path, several: ModuleType) -> None
 
 
 def test_random_changes_follow_the_place_in_the_batch() -> None:
-    from tessella.training.examples import BatchPart, Examples
-
     x = torch.randint(0, 256, (8, 2, 3, 1), dtype=torch.uint8)
     examples = Examples(
         [x], torch.arange(8) % 2, classes=2, flip=True, binarize=True, condition_dropout=0.5
