@@ -111,6 +111,13 @@ def work(folder: Path) -> None:
     # The same two as two machines of one process each, as torchrun numbers them there.
     os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
     train(folder / "machines")
+    # And as the tasks of a job step, as Slurm numbers them.
+    del os.environ["TORCHELASTIC_RUN_ID"]
+    os.environ |= {"SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1", "SLURM_NODELIST": "127.0.0.1"}
+    os.environ |= {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    os.environ |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    os.environ |= {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0"}
+    train(folder / "tasks")
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 

@@ -43,7 +43,8 @@ def layout_of(devices: int) -> ProcessLayout:
         devices: ``train.devices``; 1 also stands for what the launcher says.
 
     Raises:
-        ConfigError: when the launcher has started another number.
+        ConfigError: when the launcher has started another number, or does not say how many there
+            are on each machine.
     """
     found = _launched()
     if found is None:
@@ -99,5 +100,11 @@ def _launched() -> ProcessLayout | None:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        # Without it Slurm may place different numbers on the machines.
+        if "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise ConfigError(
+                f"srun started {tasks} tasks on {nodes} machines: say with --ntasks-per-node how"
+                " many each has"
+            )
         return ProcessLayout(int(tasks) // nodes, nodes, "srun")
     return None

@@ -108,10 +108,12 @@ def test_two_machines_train_as_two_devices_of_one(
     two: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     states = []
-    for name in ("together", "machines"):
-        newest = checkpoint.found(two[0] / name)[-1]
+    for run in ("together", "machines", "tasks"):
+        newest = checkpoint.found(two[0] / run)[-1]
         states.append(read_tensors(newest / "state.safetensors"))
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+        assert torch.equal(tensor, states[2][name])
 
 
 def test_divided_weights_are_saved_whole_and_resumed_on_one_process(
@@ -155,6 +157,9 @@ def test_processes_are_those_that_a_launcher_started(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
+    with pytest.raises(ConfigError, match="ntasks-per-node"):
+        launching.layout_of(1)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     assert launching.layout_of(1) == launching.ProcessLayout(2, 3, "srun")
 
 
