@@ -61,6 +61,15 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def least_over_processes(value: int, device: torch.device) -> int:
+    """The least of the values that the processes have; ``device`` is what they communicate on."""
+    if process_count() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+    return int(shared)
+
+
 def value_of_first(value: float, device: torch.device) -> float:
     """The value that the first process has, in all processes.
 

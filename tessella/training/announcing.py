@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tessella import data
 from tessella.training import loop, schedule
 from tessella.training.forecast import Forecast
 from tessella.training.progress import Progress
 from tessella.training.tasks import Task
+
+
+def report_data(
+    images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Callable[[str], None]
+) -> None:
+    """Say which files were left out, and how the images are divided."""
+    skipped = sorted({*images.skipped, *held_out.skipped})
+    # Three are shown; all are in a file of the run.
+    if skipped:
+        noun = "file" if len(skipped) == 1 else "files"
+        more = ""
+        if len(skipped) > 3:
+            more = f"; {len(skipped) - 3} more, all in {out / 'skipped.txt'}"
+        say(f"{len(skipped)} {noun} skipped: {'; '.join(skipped[:3])}{more}")
+    say(f"split: {images.recipe['split_rule']}")
 
 
 def announce(session: loop.Session, record: Mapping[str, object], expected: Forecast) -> None:

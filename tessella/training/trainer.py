@@ -22,14 +22,16 @@ import torch
 from tessella import config as configs
 from tessella import data, files
 from tessella.config import Recipe, TrainConfig
+from tessella.distributed import least_over_processes
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
+from tessella.models import DensityModel, Hierarchy
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
 from tessella.training import boards, build, launching, loop, prepare, schedule, signals
-from tessella.training.announcing import announce, ending
+from tessella.training.announcing import announce, ending, report_data
 from tessella.training.batch_size import check_batch, largest_batch, recorded_batch
-from tessella.training.engine import Fabric, compiled, create_fabric, kept_memory, threads
+from tessella.training.engine import compiled, create_fabric, kept_memory, threads
 from tessella.training.expectation import expectation_of
 from tessella.training.forecast import forecast
 from tessella.training.prepare import Trainable, TrainingData
@@ -218,7 +220,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     prepare.check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
-    _report_data(images, held_out, out, say)
+    report_data(images, held_out, out, say)
     seen = None
     if tokenizer is not None:
         build.check_tokenizer(tokenizer, recipe, images)
@@ -281,7 +283,7 @@ def _run(job: Job) -> Run:
         if layout.processes > 1:
             fabric.launch()
         if config.batch == 0:
-            job = _with_batch(job, _least(batch, fabric) * layout.processes)
+            job = _with_batch(job, least_over_processes(batch, fabric.device) * layout.processes)
             config = job.config
             record = job.record()
             if fabric.is_global_zero:
@@ -362,14 +364,6 @@ def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
         return recorded // layout.processes
     one_pass = largest_batch(task, job.train.examples, config, layout.devices)
     return one_pass * config.accumulate
-
-
-def _least(value: int, fabric: Fabric) -> int:
-    """The least of the values of all processes."""
-    if fabric.world_size == 1:
-        return value
-    least = fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="min")
-    return int(least)  # type: ignore[arg-type]
 
 
 def _with_batch(job: Job, batch: int) -> Job:
@@ -526,19 +520,6 @@ def _split_data(
     return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
 
 
-def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Say) -> None:
-    """Say which files were left out, and how the images are divided."""
-    skipped = sorted({*images.skipped, *held_out.skipped})
-    # Three are shown; all are in a file of the run.
-    if skipped:
-        noun = "file" if len(skipped) == 1 else "files"
-        more = ""
-        if len(skipped) > 3:
-            more = f"; {len(skipped) - 3} more, all in {out / 'skipped.txt'}"
-        say(f"{len(skipped)} {noun} skipped: {'; '.join(skipped[:3])}{more}")
-    say(f"split: {images.recipe['split_rule']}")
-
-
 def _overlap(train: TrainingData, valid: TrainingData) -> int | None:
     """Held-out images that are among the training images; None where those vary."""
     if train.hashes is None or valid.hashes is None:
@@ -591,4 +572,8 @@ def _take_best(model: Trainable, out: Path) -> None:
     # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)
     load_weights(model, best.state_dict(), str(path))
+    # Not among the weights, and set on the copy that was divided.
+    if isinstance(best, (DensityModel, Hierarchy)):
+        assert isinstance(model, (DensityModel, Hierarchy))
+        model.null_class = best.null_class
     model.eval().to(torch.device("cpu"))
