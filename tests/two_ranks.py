@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import several_processes  # noqa: E402
 
+import tessella as ts  # noqa: E402
 from tessella.errors import TrainingError  # noqa: E402
-from tessella.training import loop, train_recipe  # noqa: E402
+from tessella.training import loop, sharding, train_recipe  # noqa: E402
 from tessella.training.tasks import DensityTask  # noqa: E402
 
 BAD_STEP = 3
@@ -91,6 +92,28 @@ def get_a_signal(folder: Path, rank: int) -> dict[str, object]:
     return {"status": run.status, "step": run.progress.step, "interrupted": run.interrupted}
 
 
+def divide_models() -> dict[str, list[float]]:
+    """Loss and gradient norm of every model as a whole, and divided among the processes."""
+    found = {}
+    x = torch.randint(0, 3, (4, 4, 4, 2), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 1])
+    for name in ts.MODELS:
+        task = DensityTask(ts.create(name, ts.Grid(4, 4, 2, 3), classes=2), None).train()
+        figures = []
+        for _ in range(2):
+            # Equal numbers for the dropout of both passes, and of both processes.
+            torch.manual_seed(0)
+            task.zero_grad()
+            loss = task(x, labels)["loss"]
+            loss.backward()
+            sharding.share_whole_gradients(task.parameters())
+            figures += [float(loss.detach()), float(sharding.gradient_norm(task.parameters()))]
+            if len(figures) == 2:
+                sharding.divide(task)
+        found[name] = figures
+    return found
+
+
 def work(folder: Path) -> None:
     """All of it, as one of the two processes."""
     rank = int(os.environ["RANK"])
@@ -108,6 +131,7 @@ def work(folder: Path) -> None:
     with before_each_step(note):
         train(folder / "divided", sharding="full", learning_rate=3e-3)
     found["share_of_weights"] = held[0]
+    found["models"] = divide_models()
     # The same two as two machines of one process each, as torchrun numbers them there.
     os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
     train(folder / "machines")

@@ -42,20 +42,8 @@ class ShardedStrategy(DDPStrategy):
         self._backward_sync_control = _LateGradients()
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
-        """Divide a task, whose weights and buffers become those of the first process."""
         assert isinstance(module, Task)
-        for tensor in [*module.parameters(), *learned_buffers(module)]:
-            whole_tensor = tensor.detach().contiguous()
-            dist.broadcast(whole_tensor, 0)
-            tensor.detach().copy_(whole_tensor)
-        for parameter in module.parameters():
-            # Kernels may lie channels last, which cannot be divided.
-            parameter.data = parameter.data.contiguous()
-        mesh = init_device_mesh(self.root_device.type, (dist.get_world_size(),))
-        whole = set(whole_parameters(module))
-        # The outermost comes last: it takes what no block has taken.
-        for part in [*module.blocks(), module]:
-            fully_shard(part, mesh=mesh, ignored_params=whole)
+        divide(module)
         return module
 
 
@@ -104,6 +92,25 @@ class ShardedAverage(Average):
         whole = zip(self.module.parameters(), self.parts, module.parameters(), strict=True)
         for averaged, part, trained in whole:
             averaged.copy_(_put_together(part, trained))
+
+
+def divide(task: Task) -> None:
+    """Divide a task, whose weights and buffers become those of the first process.
+
+    Args:
+        task: on the device of its process, and equal in shape everywhere.
+    """
+    for parameter in task.parameters():
+        # Kernels may lie channels last, which cannot be divided.
+        parameter.data = parameter.data.contiguous()
+    for tensor in [*task.parameters(), *learned_buffers(task)]:
+        dist.broadcast(tensor.detach(), 0)
+    device = next(task.parameters()).device
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    whole = set(whole_parameters(task))
+    # The outermost comes last: it takes what no block has taken.
+    for part in [*task.blocks(), task]:
+        fully_shard(part, mesh=mesh, ignored_params=whole)
 
 
 def whole_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -135,6 +135,16 @@ def test_divided_weights_are_saved_whole_and_resumed_on_one_process(
     assert np.isfinite(ts.evaluate(out)["bits_per_dim"])
 
 
+@pytest.mark.parametrize("name", ts.MODELS)
+def test_every_model_computes_the_same_in_parts(
+    two: tuple[Path, list[dict[str, Any]]], name: str
+) -> None:
+    for of_rank in two[1]:
+        loss, norm, loss_in_parts, norm_in_parts = of_rank["models"][name]
+        assert loss_in_parts == pytest.approx(loss, rel=1e-5)
+        assert norm_in_parts == pytest.approx(norm, rel=1e-4)
+
+
 def test_what_does_not_go_with_divided_weights_is_refused(
     tmp_path: Path, several: ModuleType
 ) -> None:
