@@ -10,7 +10,8 @@ parameters of quantizers, which write to them while they are passed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,17 @@ class ShardedAverage(Average):
         whole = zip(self.module.parameters(), self.parts, module.parameters(), strict=True)
         for averaged, part, trained in whole:
             averaged.copy_(_put_together(part, trained))
+
+
+@contextlib.contextmanager
+def without_warnings_of_views() -> Iterator[None]:
+    """Leave out a warning of FSDP2 until the end of the block.
+
+    It says that a layer returned a view, which must not be changed in place. Ours never are.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        yield
 
 
 def divide(task: Task) -> None:

@@ -38,7 +38,7 @@ from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
-from tessella.training.sharding import ShardedStrategy
+from tessella.training.sharding import ShardedStrategy, without_warnings_of_views
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 from tessella.training.train_keywords import TrainOptions
@@ -264,6 +264,7 @@ def _run(job: Job) -> Run:
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
         stack.enter_context(kept_memory())
+        stack.enter_context(without_warnings_of_views())
         stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
         layout = launching.layout_of(config.devices)
         fabric = create_fabric(
@@ -283,11 +284,10 @@ def _run(job: Job) -> Run:
         if layout.processes > 1:
             fabric.launch()
         if config.batch == 0:
-            job = _with_batch(job, least_over_processes(batch, fabric.device) * layout.processes)
+            fits = least_over_processes(batch, fabric.device)
+            job = _with_batch(job, fits * layout.processes, fabric.is_global_zero)
             config = job.config
             record = job.record()
-            if fabric.is_global_zero:
-                job.say(f"train.batch={config.batch} is the largest that fits")
         run = RunDirectory(job.out, fabric.is_global_zero, config.board)
         stack.callback(run.close)
         # A validation during training looks at a part; eval measures all of it.
@@ -366,8 +366,10 @@ def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
     return one_pass * config.accumulate
 
 
-def _with_batch(job: Job, batch: int) -> Job:
+def _with_batch(job: Job, batch: int, says: bool) -> Job:
     """A job whose record says which batch was chosen."""
+    if says:
+        job.say(f"train.batch={batch} is the largest that fits")
     config = replace(job.config, batch=batch)
     recipe = job.recipe
     if recipe is not None:
