@@ -117,21 +117,25 @@ def wait_until_begun(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.01)
 
 
-def try_kill(case: Case, out: Path, steps: int, seconds: float, chance: random.Random) -> list[str]:
-    """Kill all processes of a run, and resume it. Returns what went wrong."""
+Outcome = tuple[bool, list[str]]
+"""Whether a trial hit a run that was still going on, and what went wrong."""
+
+
+def try_kill(case: Case, out: Path, steps: int, seconds: float, chance: random.Random) -> Outcome:
+    """Kill all processes of a run, and resume it."""
     process = start(case, out, steps)
+    hit = False
     try:
         process.communicate(timeout=seconds * chance.random())
     except subprocess.TimeoutExpired:
+        hit = True
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    return finish(case, out, steps)
+    return hit, finish(case, out, steps)
 
 
-def try_signal(
-    case: Case, out: Path, steps: int, seconds: float, chance: random.Random
-) -> list[str]:
-    """Tell a run to make way, and resume it. Returns what went wrong."""
+def try_signal(case: Case, out: Path, steps: int, seconds: float, chance: random.Random) -> Outcome:
+    """Tell a run to make way, and resume it."""
     process = start(case, out, steps)
     wait_until_begun(process, out)
     time.sleep(seconds / 2 * chance.random())
@@ -139,20 +143,22 @@ def try_signal(
     status, printed = end(process)
     # A run that was faster than the signal has ended well.
     if status not in (0, TRY_AGAIN):
-        return [f"status {status}: {printed[-500:]}"]
-    return finish(case, out, steps)
+        return True, [f"status {status}: {printed[-500:]}"]
+    return status == TRY_AGAIN, finish(case, out, steps)
 
 
-def try_rank(case: Case, out: Path, steps: int, seconds: float, chance: random.Random) -> list[str]:
-    """Kill one process of a run under torchrun, which starts it again. Returns what went wrong."""
+def try_rank(case: Case, out: Path, steps: int, seconds: float, chance: random.Random) -> Outcome:
+    """Kill one process of a run under torchrun, which starts it again."""
     process = start(case, out, steps, restarts=3)
     wait_until_begun(process, out)
     time.sleep(seconds / 2 * chance.random())
     ranks = children_of(process)
-    if process.poll() is None and ranks:
+    hit = process.poll() is None and bool(ranks)
+    if hit:
         os.kill(chance.choice(ranks), signal.SIGKILL)
     status, printed = end(process)
-    return [] if status == 0 else [f"status {status}: {printed[-500:]}"]
+    wrong = [] if status == 0 else [f"status {status}: {printed[-500:]}"]
+    return hit, wrong
 
 
 def finish(case: Case, out: Path, steps: int) -> list[str]:
@@ -181,15 +187,19 @@ def measure(
             expected[case] = kill.read_outcome(straight)
         chance = random.Random(f"{chosen.seed} {kind} {trial}")
         out = folder / f"{kind}-{trial}"
-        wrong = TRIALS[kind](case, out, chosen.steps, lengths[case], chance)
+        hit, wrong = TRIALS[kind](case, out, chosen.steps, lengths[case], chance)
         if not wrong:
             found = kill.read_outcome(out)
             wrong = [name for name, value in expected[case].items() if found[name] != value]
         shutil.rmtree(out, ignore_errors=True)
         row = {"kind": kind, "trial": trial, "ranks": case.ranks}
         source = case.source.partition(":")[0]
-        rows.append(row | {"source": source, "settings": list(case.settings), "wrong": wrong})
-        print(f"{kind} {trial}: {case.ranks} of {source}: {'; '.join(wrong) or 'same'}", flush=True)
+        rows.append(
+            row | {"source": source, "settings": list(case.settings), "hit": hit, "wrong": wrong}
+        )
+        verdict = "; ".join(wrong) or "same"
+        missed = "" if hit else " (it was over before)"
+        print(f"{kind} {trial}: {case.ranks} of {source}: {verdict}{missed}", flush=True)
     return rows
 
 
@@ -232,7 +242,8 @@ def main() -> int:
         for kind in chosen.kinds:
             rows += measure(kind, cases_of(chosen, kind, sources), folder, chosen)
     wrong = sum(bool(row["wrong"]) for row in rows)
-    print(f"{len(rows)} trials, {wrong} went wrong")
+    hits = sum(row["hit"] for row in rows)
+    print(f"{len(rows)} trials, {hits} hit a run that was going on; {wrong} went wrong")
     if chosen.json:
         others = []
         for row in harness.read_rows(harness.results_path("interrupted", chosen.json)):
