@@ -45,6 +45,8 @@ VARIANTS = {
 }
 KILLED = -9
 """Exit status of a process that SIGKILL ended."""
+TIMES = ("seconds", "training", "validating", "reserve")
+"""What the progress of a run says of time."""
 TEMPORARY = (".partial", ".old")
 """Endings of names that exist only while something is written."""
 
@@ -114,8 +116,7 @@ def read_outcome(out: Path) -> harness.Row:
     log = []
     for text in (out / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
-        line.pop("seconds", None)
-        log.append(line)
+        log.append({name: value for name, value in line.items() if "seconds" not in name})
 
     tensors, state, problems = checkpoint.newest(out)
     weights = files.read_tensors(out / "model.safetensors")
@@ -124,7 +125,7 @@ def read_outcome(out: Path) -> harness.Row:
         "log": log,
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
-        "progress": state["progress"] | {"seconds": 0, "validating": 0},
+        "progress": state["progress"] | dict.fromkeys(TIMES, 0),
         "status": files.read_json(out / "run.json")["status"],
         "left over": [*problems, *half_written(out)],
     }

@@ -53,6 +53,38 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes, whose parts of a batch are of one size; in place."""
+    if process_count() > 1:
+        dist.all_reduce(values)
+        values /= process_count()
+    return values
+
+
+def least_over_processes(value: int, device: torch.device) -> int:
+    """The least of the values that the processes have; ``device`` is what they communicate on."""
+    if process_count() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+    return int(shared)
+
+
+def value_of_first(value: float, device: torch.device) -> float:
+    """The value that the first process has, in all processes.
+
+    Args:
+        value: of this process.
+        device: that the processes communicate on.
+    """
+    if process_count() == 1:
+        return value
+    # A tensor of eight bytes: an object would be pickled, and its size sent before it.
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
 def join_batch(vectors: torch.Tensor, *others: torch.Tensor) -> JoinedBatch:
     """Describe the batch that the vectors of all processes form together.
 

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 when a check failed, 2 after a mistake of the caller, 130 when
-        interrupted.
+        interrupted, 75 when a queue ended a training.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words in (["--version"], ["-V"]):

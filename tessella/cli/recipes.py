@@ -85,6 +85,7 @@ def check_resume(command: Train) -> None:
         "--tokenizer": command.tokenizer,
         "--model": command.model,
         "--out": command.out,
+        "--start-or-resume": command.start_or_resume,
     }
     refused = [name for name, value in given.items() if value]
     if refused:

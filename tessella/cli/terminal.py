@@ -103,5 +103,6 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 def _is_first_process() -> bool:
-    # The launcher of several processes numbers all but the first.
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    # Launchers number the processes: on all machines together (torchrun, Slurm), or on this one.
+    numbers = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in numbers)

@@ -137,6 +137,10 @@ class Train(Common):
     $ tessella train my.toml model.layers=8 train.learning_rate=1e-3
     $ tessella train digits --plugin mine.py --model mine
     $ tessella train --resume runs/digits
+    $ tessella train digits --start-or-resume --out runs/digits
+
+    Exit status: 0 at the end; 130 after Ctrl-C or SIGHUP, 75 after SIGTERM or SIGUSR1: the run has
+    saved its state, and goes on with --resume.
     """
 
     recipe: Positional[Annotated[str, arg(metavar="RECIPE")]] = ""
@@ -153,6 +157,9 @@ class Train(Common):
     """Run directory to create (default: runs/RECIPE, or runs/RECIPE-MODEL)."""
     resume: str = ""
     """Run directory to continue, from its newest checkpoint."""
+    start_or_resume: Switch = 0
+    """Go on with the run in the run directory if there is one, else start it: for a command that a
+    queue repeats."""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class TrainConfig:
     """Wall-clock minutes for everything once PyTorch is loaded: reading the data, training,
     validation and saving; 0 means no such limit."""
     batch: int = 64
-    """Images of one optimizer step, over all devices."""
+    """Images of one optimizer step, over all devices; 0 takes as many as fit into memory."""
     accumulate: int = 1
     """Split each batch into so many passes, to save memory. The codebook of a VQ-VAE takes a step
     each pass."""
@@ -216,6 +216,14 @@ class TrainConfig:
     a tenth of its minutes."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at every validation."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What to do at a step whose gradient is not finite: end the run with the state before it,
+    leave the step out, or go back to the weights of the newest checkpoint; then the run goes on
+    with the images that follow."""
+    nonfinite_in_a_row: int = 5
+    """Steps in a row that may be left out, or go back; one more ends the run."""
+    nonfinite_in_all: int = 100
+    """The same, over the whole run."""
     seed: int = 0
     """Seed of data order, augmentation and dropout. That of the initial weights stands in the table
     of the network, such as ``model.seed``."""
@@ -223,6 +231,9 @@ class TrainConfig:
     """``auto``, ``cpu`` or ``cuda``."""
     devices: int = 1
     """Devices (processes) to use."""
+    sharding: Literal["none", "full"] = "none"
+    """``full`` divides weights, gradients and the optimizer's averages among the devices; with
+    ``none`` each has all of them."""
     precision: str = "auto"
     """``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere."""
     threads: int = 0
@@ -240,6 +251,11 @@ class TrainConfig:
             _check_train_number(name, value)
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError(f"train.optimizer must be 'adamw' or 'muon', got {self.optimizer!r}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
         if self.board not in BOARDS:
             raise ConfigError(f"train.board must be one of {', '.join(BOARDS)}, got {self.board!r}")
         # A decay of 1 would keep the first value for ever.
@@ -255,7 +271,8 @@ class TrainConfig:
 
 
 BOARDS = ("auto", "none", "tensorboard", "wandb")
-AT_LEAST_ONE = ("batch", "accumulate", "devices")
+CHOICES = {"sharding": ("none", "full"), "on_nonfinite": ("stop", "skip", "rollback")}
+AT_LEAST_ONE = ("accumulate", "devices")
 MOST_STEPS = 10**12
 """Most steps of a run: at a thousand a second it would take thirty years."""
 MOST = {
@@ -263,6 +280,8 @@ MOST = {
     "warmup": MOST_STEPS,
     "validate_every": MOST_STEPS,
     "checkpoint_every": MOST_STEPS,
+    "nonfinite_in_a_row": MOST_STEPS,
+    "nonfinite_in_all": MOST_STEPS,
     "batch": LARGEST_BATCH,
     "accumulate": LARGEST_BATCH,
     "devices": 1024,

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def augment(
-    images: torch.Tensor, generator: torch.Generator, *, flip: bool, binarize: bool
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    flip: bool,
+    binarize: bool,
+    start: int = 0,
+    total: int | None = None,
 ) -> torch.Tensor:
     """Mirror half of the images left to right, then draw each value as black or white.
 
@@ -26,6 +32,8 @@ def augment(
             do not depend on the device of the images.
         flip: mirror each image with probability 1/2.
         binarize: make the Bernoulli(v/255) draw.
+        start, total: the images are those from ``start`` on of a batch of ``total``, and change as
+            they do there. Numbers are drawn for the whole batch; None is for a batch of its own.
 
     Returns:
         ``uint8 [batch, height, width, channels]`` on the device of ``images``.
@@ -40,14 +48,23 @@ def augment(
             "augment takes a uint8 tensor [batch, height, width, channels],"
             f" got {images.dtype} {list(images.shape)}"
         )
+    # Those who hold parts of one batch draw the same numbers, and take their own rows.
+    if total is None:
+        total = len(images)
+    rows = slice(start, start + len(images))
     if flip:
-        mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+        draw = torch.rand(total, generator=generator, device=generator.device)
+        mirrored = draw[rows] < 0.5
         mirrored = mirrored.to(images.device)[:, None, None, None]  # [batch, 1, 1, 1]
         images = torch.where(mirrored, images.flip(2), images)  # dimension 2 is the width
     if binarize:
         # A uniform integer in 0..254 is below v with probability exactly v/255.
         draw = torch.randint(
-            255, images.shape, generator=generator, device=generator.device, dtype=torch.uint8
+            255,
+            (total, *images.shape[1:]),
+            generator=generator,
+            device=generator.device,
+            dtype=torch.uint8,
         )
-        images = (images > draw.to(images.device)).to(torch.uint8) * 255
+        images = (images > draw[rows].to(images.device)).to(torch.uint8) * 255
     return images

@@ -162,6 +162,9 @@ class ChannelMasked(TwinModel):
         """The layers, in order."""
         return [layer for layer in self.layers if isinstance(layer, ChannelMaskedLayer)]
 
+    def blocks_to_recompute(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         features = self.first(self.embedding(x))
         biases = self._class_biases(condition.labels)

@@ -451,6 +451,14 @@ class DensityModel(Pretrained, nn.Module, ABC):
                     "the model is in training mode and has dropout: call model.eval() first"
                 )
 
+    def blocks_to_recompute(self) -> list[nn.Module]:
+        """The modules that :meth:`recomputed` calls; none where it calls methods or other parts.
+
+        Nothing but their own ``forward`` reads their weights while the model is trained, so that
+        these may lie on several devices meanwhile (see :mod:`tessella.training.sharding`).
+        """
+        return []
+
     def recomputed(self, part: Callable[..., Result], *inputs: object) -> Result:
         """Call ``part(*inputs)``, one part of the network, with checkpointing if that is enabled.
 

@@ -109,6 +109,9 @@ class GatedPixelCNN(PixelModel):
         features: torch.Tensor = self.codes(codes)
         return features
 
+    def blocks_to_recompute(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         return self._forward(x, condition, 0)
 

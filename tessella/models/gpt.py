@@ -190,6 +190,9 @@ class GPT(FlattenedModel):
     def _blocks(self) -> list[GPTBlock]:
         return [block for block in self.blocks if isinstance(block, GPTBlock)]
 
+    def blocks_to_recompute(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # [batch, places, width]: the prefix, then all places but the last.
         tokens = self._tokens(x)

@@ -202,6 +202,9 @@ class Transformer(PixelModel):
         features: torch.Tensor = self.code_embedding(codes)
         return features
 
+    def blocks_to_recompute(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, x: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         # [batch, pixels, width]: the prefix, then all pixels but the last.
         tokens = self.embedding(x).flatten(1, 2)

@@ -26,7 +26,7 @@ from torch import nn
 
 from tessella import files
 from tessella.config import AdversarialConfig, TrainConfig, to_dict
-from tessella.distributed import process_count
+from tessella.distributed import mean_over_processes, process_count
 from tessella.errors import ConfigError, TessellaWarning
 from tessella.tokenizers.convnet import Norm
 from tessella.tokenizers.tokenizer import Tokenizer
@@ -300,6 +300,12 @@ class AdversarialTask(TokenizerTask):
         detached = {name: value.detach() for name, value in figures.items()}
         return detached | {"loss": total}
 
+    def blocks(self) -> list[nn.Module]:
+        raise ConfigError(
+            "train.sharding=full does not serve adversarial training, whose guard puts whole"
+            " weights back: leave it out"
+        )
+
     def validate(
         self, module: nn.Module, examples: Examples, batch: int, steps: int
     ) -> dict[str, float]:
@@ -360,8 +366,8 @@ class AdversarialTask(TokenizerTask):
         adversarial = -scores.float().mean()
         # Equation 7: both gradients at the last layer of the decoder.
         last = both.tokenizer.last_layer
-        norm_of_others = torch.autograd.grad(others, last, retain_graph=True)[0].norm()
-        norm = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        norm_of_others = _gradient_of_batch(others, last).norm()
+        norm = _gradient_of_batch(adversarial, last).norm()
         adaptive = (norm_of_others / (norm + 1e-6)).clamp(0, LARGEST_LAMBDA)
         # One pass over both halves of the batch.
         judged = discriminator(torch.cat([real, made.detach()])).float()
@@ -394,6 +400,12 @@ class AdversarialTask(TokenizerTask):
             return step
         progress = Progress(step=step, seconds=float(self.adversaries.seconds))
         return schedule.limits_of(self.train_config, self.examples).passed(progress)
+
+
+def _gradient_of_batch(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient of a mean over the whole batch, of which each process holds a part."""
+    gradient = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    return mean_over_processes(gradient)
 
 
 def _check_size(config: AdversarialConfig, size: tuple[int, int]) -> None:

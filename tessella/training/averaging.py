@@ -38,6 +38,18 @@ class Average:
         for averaged, trained in buffers:
             averaged.copy_(trained)
 
+    def gather(self, module: nn.Module) -> None:
+        """Bring :attr:`module` up to date, before it is validated or saved.
+
+        All processes must call this.
+
+        Args:
+            module: the trained module.
+        """
+
+    def take_parts(self, module: nn.Module) -> None:
+        """Go on from what :attr:`module` holds now, with ``module`` as the trained one."""
+
 
 def learned_buffers(module: nn.Module) -> list[torch.Tensor]:
     """Buffers that training changes, such as a codebook: those that are saved.

@@ -48,6 +48,23 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
+def check_sharding(config: TrainConfig) -> None:
+    """Refuse what does not go with ``train.sharding=full``.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if config.sharding == "none":
+        return
+    if config.optimizer == "muon":
+        raise ConfigError(
+            "train.optimizer=muon needs whole matrices, which train.sharding=full divides: leave"
+            " one of them out"
+        )
+    if config.compile:
+        raise ConfigError("train.compile does not go with train.sharding=full: leave one out")
+
+
 def load_split(recipe: Recipe, split: str) -> data.ImageSet:
     """The images of a split, or their codes where the source is codes on disk."""
     # Codes are no images, so that reading them is not the business of tessella.data.

@@ -18,6 +18,7 @@ from torch import nn
 from tessella import files
 from tessella.errors import ArtifactError
 from tessella.training.progress import Progress
+from tessella.training.sharding import as_held, as_whole
 
 KEEP = 2
 """Checkpoints that are kept."""
@@ -35,6 +36,7 @@ def save(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, object],
+    writes: bool = True,
 ) -> None:
     """Write a checkpoint.
 
@@ -45,19 +47,23 @@ def save(
         average: its averaged copy.
         optimizer: its state is kept under the numbers of its parameters.
         state: JSON values: the progress, the task, the memory of validations.
+        writes: whether this process is the one that writes. Where weights are divided among several
+            processes, all must call this, and the tensors are put together one by one.
 
     Raises:
         ArtifactError: when it cannot be written; earlier ones are untouched.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in module.state_dict().items():
-        tensors[f"module/{name}"] = tensor
+        tensors[f"module/{name}"] = _gathered(tensor, writes)
     # Buffers of the average are copies of the trained ones: only parameters differ.
     for name, tensor in average.named_parameters():
         tensors[f"average/{name}"] = tensor
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
+            tensors[f"optimizer/{number}/{key}"] = _gathered(torch.as_tensor(value), writes)
+    if not writes:
+        return
     with files.atomic_directory(out / "checkpoints" / f"step-{step:08d}") as path:
         files.write_tensors(path / TENSORS, tensors)
         files.write_json(path / STATE, state)
@@ -107,6 +113,17 @@ def newest(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str
             problems.append(str(error))
     why = "none of its checkpoints is whole" if problems else "it has no checkpoint"
     raise ArtifactError(f"{out} has nothing to go on from: {'; '.join([why, *problems])}")
+
+
+def read_step(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Read the tensors of the checkpoint of a step.
+
+    Raises:
+        ArtifactError: when it is not there, or damaged.
+    """
+    path = out / "checkpoints" / f"step-{step:08d}"
+    verify(path)
+    return files.read_tensors(path / TENSORS)
 
 
 def verify(path: Path) -> None:
@@ -161,7 +178,11 @@ def restore(
         ArtifactError: when they do not fit.
     """
     try:
-        module.load_state_dict(_under("module/", tensors))
+        current = module.state_dict()
+        trained = _under("module/", tensors)
+        for name in current.keys() & trained.keys():
+            trained[name] = as_held(trained[name], current[name])
+        module.load_state_dict(trained)
         # Buffers of the average are those of the trained module.
         averaged = {**module.state_dict(), **_under("average/", tensors)}
         missing = average.load_state_dict(averaged)
@@ -177,9 +198,19 @@ def restore(
         # The fused optimizer walks memory: its averages must lie as the parameter does. What was
         # read may lie in the file, which would stay open.
         like = parameter if tensor.shape == parameter.shape else tensor
-        state.setdefault(number, {})[key] = torch.empty_like(like).copy_(tensor)
+        held = as_held(tensor, like)
+        state.setdefault(number, {})[key] = torch.empty_like(like).copy_(held)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _gathered(tensor: torch.Tensor, keeps: bool) -> torch.Tensor:
+    """A tensor with the parts of all processes, on the CPU where it had to be put together."""
+    whole = as_whole(tensor)
+    if whole is tensor:
+        return tensor
+    # Whole tensors of a model that was divided may be too many for a device.
+    return whole.cpu() if keeps else whole.new_empty(0)
 
 
 def _optimizer_entry(name: str, count: int) -> tuple[int, str]:

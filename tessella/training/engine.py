@@ -1,4 +1,4 @@
-"""The surroundings of the loop: devices and precision, compilation, threads, signals."""
+"""The surroundings of the loop: devices and precision, compilation, threads."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import ctypes
 import os
 import platform
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
 
 import torch
 from torch import nn
@@ -20,8 +17,10 @@ from tessella.pipeline import pick_device
 
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.strategy import Strategy
 except ImportError:  # the same engine as a part of the lightning package
     from lightning.fabric import Fabric  # type: ignore[no-redef]
+    from lightning.fabric.strategies.strategy import Strategy  # type: ignore[no-redef]
 
 __all__ = [
     "Fabric",
@@ -29,7 +28,6 @@ __all__ = [
     "create_fabric",
     "cuda_devices",
     "kept_memory",
-    "stop_signals",
     "threads",
 ]
 
@@ -43,17 +41,22 @@ LARGEST_ADAPTED = 32 * 2**20
 KEPT = 2**30
 """Bytes of free memory at the end of the heap up to which a training keeps them."""
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Signals that end a run with a checkpoint; SIGHUP comes when a terminal is closed."""
 
-
-def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fabric:
+def create_fabric(
+    device: str,
+    devices: int = 1,
+    precision: str = "auto",
+    nodes: int = 1,
+    strategy: Strategy | str = "ddp",
+) -> Fabric:
     """Start the engine on these devices.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
-        devices: processes, each with a device.
+        devices: processes on each machine, each with a device.
         precision: ``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere.
+        nodes: machines.
+        strategy: how several processes share a model.
 
     Raises:
         ConfigError: for a device or a precision that is not there.
@@ -73,7 +76,8 @@ def create_fabric(device: str, devices: int = 1, precision: str = "auto") -> Fab
     return Fabric(
         accelerator=kind,
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        num_nodes=nodes,
+        strategy=strategy if devices * nodes > 1 else "auto",
         precision="bf16-mixed" if half else "32-true",
     )
 
@@ -138,36 +142,6 @@ def kept_memory() -> Iterator[None]:
         # itself comes to in a program that frees large pieces.
         libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_ADAPTED)
         libc.malloc_trim(0)
-
-
-@contextlib.contextmanager
-def stop_signals(stop: threading.Event) -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and SIGHUP set ``stop``; the run ends after the current step.
-
-    A second Ctrl-C is not waited for. Outside the main thread signals are left alone, as Python
-    demands.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {}
-    for name in STOPPING:
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # A run under nohup ignores SIGHUP, and is to go on ignoring it.
-        if number is None or signal.getsignal(number) == signal.SIG_IGN:
-            continue
-        before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _has_compiler() -> bool:

@@ -18,6 +18,22 @@ Variant = torch.Tensor | StoredImages | Codes
 """Images or symbols in memory, or on disk, where they are read as they are needed."""
 
 
+@dataclass(frozen=True)
+class BatchPart:
+    """Where some examples stand in the batch of a step, which processes and passes divide.
+
+    Random changes follow the place in the whole batch, so that they do not depend on how many
+    divide it.
+
+    Args:
+        start: place of the first example.
+        total: examples of the whole batch.
+    """
+
+    start: int
+    total: int
+
+
 @dataclass
 class Examples:
     """Training images, or symbols made of them once.
@@ -80,35 +96,60 @@ class Examples:
         return _at(self.variants[0], indices)
 
     def batch(
-        self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        part: BatchPart | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images or symbols at ``indices [b]`` with random changes, and their labels ``[b]``.
 
         Args:
-            generator: the changes are drawn from it.
+            generator: the changes are drawn from it, for the whole batch.
+            part: where in a batch they stand; None for a batch of their own.
         """
+        part = part or BatchPart(0, len(indices))
+        rows = slice(part.start, part.start + len(indices))
         x = self.plain(indices)
         if len(self.variants) > 1:
             # The codes of a mirrored image are no mirrored codes: they were made beforehand.
-            mirrored = torch.rand(len(indices), generator=generator) < 0.5
+            mirrored = torch.rand(part.total, generator=generator)[rows] < 0.5
             chosen = mirrored.view(-1, *[1] * (x.dim() - 1))  # [b, 1, ...]
             x = torch.where(chosen, _at(self.variants[1], indices), x)
         elif self.flip or self.binarize:
-            x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
+            x = data.augment(
+                x,
+                generator,
+                flip=self.flip,
+                binarize=self.binarize,
+                start=part.start,
+                total=part.total,
+            )
         # Symbols lie in small types; models take int64.
         if x.dtype != torch.uint8:
             x = x.long()
         if self.labels is None:
             return x.to(device), None
-        labels = drop_labels(self.labels[indices], self.classes, self.condition_dropout, generator)
+        labels = drop_labels(
+            self.labels[indices], self.classes, self.condition_dropout, generator, part
+        )
         return x.to(device), labels.to(device)
 
 
 def drop_labels(
-    labels: torch.Tensor, classes: int, share: float, generator: torch.Generator
+    labels: torch.Tensor,
+    classes: int,
+    share: float,
+    generator: torch.Generator,
+    part: BatchPart | None = None,
 ) -> torch.Tensor:
-    """Labels ``[b]`` with a random ``share`` of them replaced by the null class ``classes``."""
-    dropped = torch.rand(len(labels), generator=generator) < share
+    """Labels ``[b]`` with a random ``share`` of them replaced by the null class ``classes``.
+
+    With a ``part``, numbers are drawn for the whole batch.
+    """
+    part = part or BatchPart(0, len(labels))
+    draw = torch.rand(part.total, generator=generator)
+    dropped = draw[part.start : part.start + len(labels)] < share
     return labels.masked_fill(dropped, classes)
 
 

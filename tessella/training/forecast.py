@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
+from tessella.training.averaging import learned_buffers
 from tessella.training.engine import Fabric, cuda_devices
 from tessella.training.examples import Examples
 from tessella.training.stream import Stream
@@ -32,7 +36,8 @@ def forecast(
 ) -> Forecast:
     """Time two steps forward and backward on a copy of the task.
 
-    The run stays untouched: weights, codebooks and random numbers are the copy's. Other programs on
+    The run stays untouched: weights, codebooks and random numbers are the copy's. A task that is
+    divided among processes has no copy; it is put back as it was. Other programs on
     the machine make the figure wrong, so the loop measures again while it runs.
 
     Args:
@@ -43,9 +48,7 @@ def forecast(
     part = batch // passes // fabric.world_size
     indices = torch.arange(part) % len(examples)
     times: list[float] = []
-    with torch.random.fork_rng(devices=cuda_devices(fabric)):
-        # A copy, as the steps train codebooks and leave gradients behind.
-        trial = copy.deepcopy(task).train()
+    with torch.random.fork_rng(devices=cuda_devices(fabric)), _trial(task) as trial:
         for _ in range(2):
             started = time.monotonic()
             x, labels = examples.batch(indices, torch.Generator().manual_seed(0), device)
@@ -65,6 +68,21 @@ def forecast(
         epoch_seconds=step_seconds * len(examples) / batch,
         memory_bytes=_peak_memory(device),
     )
+
+
+@contextlib.contextmanager
+def _trial(task: Task) -> Iterator[Task]:
+    """A task in training mode whose steps leave no trace."""
+    if not isinstance(task, FSDPModule):
+        # The steps train codebooks and leave gradients behind.
+        yield copy.deepcopy(task).train()
+        return
+    buffers = [buffer.clone() for buffer in learned_buffers(task.module)]
+    yield task.train()
+    task.zero_grad()
+    with torch.no_grad():
+        for buffer, before in zip(learned_buffers(task.module), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _peak_memory(device: torch.device) -> int:

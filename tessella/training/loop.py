@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +18,17 @@ from torch import nn
 
 from tessella import progress_bars
 from tessella.config import TrainConfig
+from tessella.distributed import mean_over_processes, value_of_first
 from tessella.errors import ArtifactError, ConfigError, TrainingError
-from tessella.training import checkpoint, schedule
+from tessella.training import bad_steps, checkpoint, schedule, signals
 from tessella.training.averaging import Average, learned_buffers
-from tessella.training.engine import Fabric, cuda_devices, stop_signals
-from tessella.training.examples import Examples, Order, mix
+from tessella.training.engine import Fabric, cuda_devices
+from tessella.training.examples import BatchPart, Examples, Order, mix
 from tessella.training.expectation import Expectation
 from tessella.training.optimizers import add_penalty, create_optimizer
 from tessella.training.progress import Progress
 from tessella.training.run_directory import RunDirectory
+from tessella.training.sharding import ShardedAverage, clip_gradient, share_whole_gradients
 from tessella.training.stream import NextInLine, Stream
 from tessella.training.tasks import Task
 
@@ -59,7 +60,7 @@ class Session:
     say: Callable[[str], None] = print
     progress: Progress = field(default_factory=Progress)
     pace: schedule.Pace = field(default_factory=schedule.Pace)
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: signals.StopFlag = field(default_factory=signals.StopFlag)
     checkpoints: list[int] = field(default_factory=list)
     """Steps of the checkpoints that are known to be whole: written, or resumed from."""
     started: float = field(default_factory=time.monotonic)
@@ -68,6 +69,11 @@ class Session:
     """Forecast of a step; 0 where none was made."""
     expectation: Expectation | None = None
     """The curve that the recipe expects of this run; None where it has none."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return isinstance(self.average, ShardedAverage)
 
     @property
     def share(self) -> float:
@@ -79,8 +85,7 @@ class Session:
 
         With clocks of their own, one would end the run while another waits for its gradients.
         """
-        seconds: float = self.fabric.broadcast(time.monotonic() - self.started)
-        return seconds
+        return value_of_first(time.monotonic() - self.started, self.fabric.device)
 
 
 def setup(
@@ -103,11 +108,17 @@ def setup(
         raise ConfigError(
             f"batch={config.batch} must be divisible by accumulate x devices = {parts}"
         )
+    divided = config.sharding == "full" and fabric.world_size > 1
     # The average is a copy, made before the engine wraps the task.
-    average = Average(task.module, config.average)
-    average.module.to(fabric.device)
-    optimizer = create_optimizer(task, config)
-    wrapped, optimizer = fabric.setup(task, optimizer)
+    average = (ShardedAverage if divided else Average)(task.module, config.average)
+    # Of a model that is divided only the first process needs a whole copy at hand.
+    if not divided or fabric.is_global_zero:
+        average.module.to(fabric.device)
+    # The engine may put other parameters in the place of those that it divides, so that the
+    # optimizer comes after it.
+    wrapped = fabric.setup(task)
+    average.take_parts(task.module)
+    optimizer: Any = fabric.setup_optimizers(create_optimizer(task, config))
     limits = schedule.limits_of(config, len(examples))
     return Session(
         fabric=fabric,
@@ -135,7 +146,7 @@ def main(session: Session) -> Progress:
     """
     random_state = torch.random.fork_rng(devices=cuda_devices(session.fabric))
     try:
-        with stop_signals(session.stop), random_state:
+        with signals.setting(session.stop, signals.AT_TERMINAL), random_state:
             fit(session)
         session.run.close()
         _save_status(session, "finished" if session.share >= 1 else "interrupted")
@@ -194,6 +205,7 @@ def validate(session: Session, log: bool = True) -> bool:
     """
     progress = session.progress
     task = session.task
+    session.average.gather(task.module)
     found = None
     if session.fabric.is_global_zero:
         averaged = session.average.module
@@ -232,6 +244,7 @@ def keep(session: Session) -> None:
     no checkpoint knows of.
     """
     progress = session.progress
+    session.average.gather(session.task.module)
     if session.fabric.is_global_zero:
         facts: dict[str, object] = {
             "validation": progress.figures,
@@ -256,7 +269,8 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     """Take one optimizer step. Returns its scalars.
 
     Raises:
-        TrainingError: when the gradient is not finite; the state before the step is saved.
+        TrainingError: when the gradient is not finite, and the run is not to go on without the
+            step; the state before it is saved.
     """
     fabric = session.fabric
     config = session.config
@@ -264,37 +278,54 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.wrapped.train()
-    # Each process draws its own augmentation and dropout, and sees its own part of the batch.
-    seed = mix(config.seed, session.progress.step, fabric.global_rank)
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(mix(seed, 1))
+    # Dropout is drawn by the network as it goes, so each process has numbers of its own.
+    torch.manual_seed(mix(config.seed, session.progress.step, fabric.global_rank))
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
     buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
     mine = order.at(session.progress.step).chunk(fabric.world_size)[fabric.global_rank]
-    totals: dict[str, float] = {}
+    start = fabric.global_rank * len(mine)
+    totals: dict[str, torch.Tensor] = {}
     for count, part in enumerate(mine.chunk(config.accumulate), start=1):
-        x, labels = session.examples.batch(part, generator, fabric.device)
+        place = BatchPart(start, config.batch)
+        start += len(part)
+        # The same numbers in each pass and process: random changes follow the place in the batch.
+        generator = _generator_of_changes(session)
+        x, labels = session.examples.batch(part, generator, fabric.device, place)
         # Gradients are shared between processes once, after the last pass.
         more_passes = count < config.accumulate
         with fabric.no_backward_sync(session.wrapped, enabled=more_passes):
             figures = session.wrapped(x, labels)
             fabric.backward(figures["loss"] / config.accumulate)
         for name, value in figures.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) / config.accumulate
+            share = value.detach().to(fabric.device, torch.float64) / config.accumulate
+            totals[name] = totals[name] + share if name in totals else share
+    if session.divided:
+        share_whole_gradients(session.task.parameters())
     _add_penalty(session)
     norm = _clip(session)
-    # The gradient is shared by all processes, the loss is each one's own.
+    figures_of_step = _mean_figures(totals)
+    # Gradient and figures are those of the whole batch, so that all processes decide alike.
     if not math.isfinite(norm):
         _undo_step(session, buffers)
-        raise TrainingError(
-            f"the loss became {totals['loss']} (gradient norm {norm}) at step"
-            f" {session.progress.step + 1}; the state before it is saved. Resume with a lower rate,"
-            f" for example train.learning_rate={rate / 3:.2g}, or a smaller train.clip"
-        )
+        _answer_bad_step(session, figures_of_step["loss"], norm, rate)
+        return {**figures_of_step, "gradient_norm": norm}
+    session.progress.bad_in_a_row = 0
     # From here on nothing of this step can be taken back.
     session.optimizer.step()
     session.optimizer.zero_grad()
-    return {**totals, "gradient_norm": norm}
+    return {**figures_of_step, "gradient_norm": norm}
+
+
+def _generator_of_changes(session: Session) -> torch.Generator:
+    """Source of the augmentation of the next step, equal in all processes."""
+    seed = mix(session.config.seed, session.progress.step, 0)
+    return torch.Generator().manual_seed(mix(seed, 1))
+
+
+def _mean_figures(totals: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The figures of a step, as means over all processes."""
+    values = mean_over_processes(torch.stack(list(totals.values())))
+    return dict(zip(totals, values.tolist(), strict=True))
 
 
 def _add_penalty(session: Session) -> None:
@@ -306,6 +337,9 @@ def _add_penalty(session: Session) -> None:
 def _clip(session: Session) -> float:
     """Scale the gradient down to the largest norm that is allowed. Returns the norm before."""
     # The norm is wanted in any case: it shows a gradient that is not finite.
+    if session.divided:
+        largest = session.config.clip or math.inf
+        return float(clip_gradient(session.task.parameters(), largest))
     if not session.config.clip:
         gradients = [p.grad for p in session.task.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
@@ -316,12 +350,35 @@ def _clip(session: Session) -> float:
 
 
 def _undo_step(session: Session, buffers: list[torch.Tensor]) -> None:
-    """Drop the gradient of a bad step and what it taught the codebooks, and save a checkpoint."""
+    """Drop the gradient of a bad step and what it taught the codebooks."""
     session.optimizer.zero_grad()
     with torch.no_grad():
         for buffer, before in zip(learned_buffers(session.task.module), buffers, strict=True):
             buffer.copy_(before)
-    _save_checkpoint(session)
+
+
+def _answer_bad_step(session: Session, loss: float, norm: float, rate: float) -> None:
+    """Leave a bad step out, or go back, or end the run, as ``train.on_nonfinite`` has it.
+
+    Raises:
+        TrainingError: when the run is to end; a checkpoint is saved.
+    """
+    config = session.config
+    progress = session.progress
+    bad_steps.count_bad_step(progress)
+    if not bad_steps.goes_on(config, progress):
+        _save_checkpoint(session)
+        raise bad_steps.bad_step_error(config, progress, loss, norm, rate)
+    back_to = None
+    # Before the first checkpoint the step is left out.
+    if config.on_nonfinite == "rollback" and session.checkpoints:
+        back_to = session.checkpoints[-1]
+        tensors = checkpoint.read_step(session.run.path, back_to)
+        module = session.task.module
+        checkpoint.restore(tensors, module, session.average.module, session.optimizer)
+        session.average.take_parts(module)
+    if session.fabric.is_global_zero:
+        session.say(bad_steps.bad_step_line(progress, loss, back_to))
 
 
 def _validate_and_save(session: Session) -> None:
@@ -355,25 +412,32 @@ def _validate_and_save(session: Session) -> None:
 
 
 def _save_checkpoint(session: Session) -> None:
-    if session.fabric.is_global_zero:
+    """Write a checkpoint. All processes must call this; the first one writes."""
+    writes = session.fabric.is_global_zero
+    session.average.gather(session.task.module)
+    # Where each has a part of the weights, all take part in putting them together.
+    if writes or session.divided:
         state = {
             "progress": session.progress.to_json(),
             "task": session.task.describe(),
             "memory": session.task.memory(),
         }
-        step = session.progress.step
         # The log must be on disk before the checkpoint that counts on it.
-        session.run.flush()
+        if writes:
+            session.run.flush()
         checkpoint.save(
             session.run.path,
-            step,
+            session.progress.step,
             session.task.module,
             session.average.module,
             session.optimizer,
             state,
+            writes,
         )
-        session.checkpoints = [earlier for earlier in session.checkpoints if earlier < step]
-        session.checkpoints.append(step)
+    step = session.progress.step
+    session.checkpoints = [earlier for earlier in session.checkpoints if earlier < step]
+    session.checkpoints.append(step)
+    if writes:
         checkpoint.drop(session.run.path, session.checkpoints)
     session.fabric.barrier()
 
@@ -398,11 +462,15 @@ def _stopped(session: Session) -> bool:
     """Whether any process got a signal to stop."""
     if session.fabric.world_size == 1:
         return session.stop.is_set()
-    # A signal may reach one process only, and all must leave the loop at the same step.
-    flag = torch.tensor(float(session.stop.is_set()), device=session.fabric.device)
-    total = session.fabric.all_reduce(flag, reduce_op="sum")
-    assert isinstance(total, torch.Tensor)
-    return bool(total > 0)
+    # A signal may reach one process only, and all must leave the loop at the same step, with the
+    # same status.
+    status = torch.tensor(float(session.stop.status), device=session.fabric.device)
+    most = session.fabric.all_reduce(status, reduce_op="max")
+    assert isinstance(most, torch.Tensor)
+    if most > 0:
+        session.stop.status = int(most)
+        session.stop.set()
+    return session.stop.is_set()
 
 
 def _report_step(

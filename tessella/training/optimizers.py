@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tessella.config import TrainConfig
 from tessella.training.tasks import Task
@@ -216,6 +217,10 @@ def _adamw(
     """AdamW for the parameters that weight decay shrinks, and those that it leaves alone."""
     decayed, undecayed = groups
     device = next(task.parameters()).device
+    # One call for all tensors does not take those that are divided among processes (see
+    # tessella.training.sharding) together with those that are not.
+    kinds = {isinstance(parameter, DTensor) for parameter in task.parameters()}
+    one_by_one = len(kinds) > 1
     shared = {"orthogonal": False}
     return torch.optim.AdamW(
         [
@@ -224,7 +229,8 @@ def _adamw(
         ],
         lr=config.learning_rate,
         betas=config.betas,
-        fused=device.type in ("cpu", "cuda"),
+        foreach=False if one_by_one else None,
+        fused=device.type in ("cpu", "cuda") and not one_by_one,
     )
 
 

@@ -26,6 +26,7 @@ from tessella.storage.code_store import CodeSet, cached, open_codes
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.tokenizer import as_tuple, check_images
 from tessella.training.examples import Examples, Variant
+from tessella.training.launching import layout_of
 from tessella.training.stream import ONE_PASS, Items, Stream, is_stream
 from tessella.vae import VAE
 
@@ -164,7 +165,7 @@ def prepare_stream(
         raise InputError(
             "an iterable brings its labels itself, as pairs of images and labels: leave labels out"
         )
-    if config.devices > 1:
+    if layout_of(config.devices).processes > 1:
         raise ConfigError(
             "an iterable gives its images to one process: take devices=1, or give an array"
         )

@@ -43,6 +43,10 @@ class Progress:
     """Seconds of these that validations took."""
     reserve: float = 0.0
     """Seconds kept free at the end of a run of so many minutes, for its last validation."""
+    bad_steps: int = 0
+    """Steps that were not taken because a gradient was not finite."""
+    bad_in_a_row: int = 0
+    """How many of them came last, one after the other."""
     best: float = math.inf
     """The task's metric at the best validation; infinite before the first one."""
     best_step: int = 0
@@ -81,7 +85,7 @@ class Progress:
             raise ArtifactError(f"{source} does not say how far the run is: restore the file")
         # The file may come from anywhere: every entry is checked before anything counts on it.
         progress = cls()
-        for name in ("step", "validations", "best_step"):
+        for name in ("step", "validations", "best_step", "bad_steps", "bad_in_a_row"):
             setattr(progress, name, _count(values, name, source))
         for name in ("seconds", "training", "validating", "reserve"):
             setattr(progress, name, _number(values, name, source, default=0.0))

@@ -137,6 +137,7 @@ def _restore(session: loop.Session, before: Record) -> list[str]:
             ) from error
         return [f"{error}; starting again from the beginning"]
     checkpoint.restore(tensors, session.task.module, session.average.module, session.optimizer)
+    session.average.take_parts(session.task.module)
     session.task.recall(state.get("memory", {}))
     session.progress = Progress.from_json(state["progress"], str(path))
     _count_the_end(session.progress, before)

@@ -14,7 +14,7 @@ import torch
 
 from tessella.errors import InputError
 from tessella.tokenizers.tokenizer import check_images
-from tessella.training.examples import Examples, drop_labels
+from tessella.training.examples import BatchPart, Examples, drop_labels
 
 SAMPLE = 10_000
 """Images of an iterable that a baseline is fitted to, at most."""
@@ -114,9 +114,17 @@ class Stream:
         return NextInLine(batch)
 
     def batch(
-        self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        part: BatchPart | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The next images, as many as there are ``indices``, and their labels."""
+        """The next images, as many as there are ``indices``, and their labels.
+
+        Args:
+            part: see :meth:`Examples.batch`; of an iterable only the labels are changed.
+        """
         # Items of any size come in; what is left over begins the next batch.
         wanted = len(indices)
         parts = [self._rest_images]
@@ -134,7 +142,7 @@ class Stream:
             return x[:wanted].to(device), None
         tags = torch.cat(label_parts)
         self._rest_labels = tags[wanted:]
-        dropped = drop_labels(tags[:wanted], self.classes, self.condition_dropout, generator)
+        dropped = drop_labels(tags[:wanted], self.classes, self.condition_dropout, generator, part)
         return x[:wanted].to(device), dropped.to(device)
 
     def _next(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -116,6 +116,10 @@ class Task(nn.Module, ABC):
             examples: of training.
         """
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts that ``train.sharding`` divides each by itself; the rest is divided as one."""
+        return []
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The weights that Muon trains, see :meth:`DensityModel.hidden_matrices`.
 
@@ -283,6 +287,12 @@ class DensityTask(Task):
 
     def networks(self) -> list[nn.Module]:
         return list(_levels(self.prior))
+
+    def blocks(self) -> list[nn.Module]:
+        found: list[nn.Module] = []
+        for model in _levels(self.prior):
+            found += model.blocks_to_recompute()
+        return found
 
     @contextlib.contextmanager
     def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:

@@ -28,9 +28,13 @@ class TrainOptions(TypedDict, total=False):
     condition_dropout: float
     validate_every: int
     checkpoint_every: int
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    nonfinite_in_a_row: int
+    nonfinite_in_all: int
     seed: int
     device: str
     devices: int
+    sharding: Literal["none", "full"]
     precision: str
     threads: int
     board: Literal["auto", "none", "tensorboard", "wandb"]

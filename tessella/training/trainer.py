@@ -8,10 +8,11 @@ weights in the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,19 +22,23 @@ import torch
 from tessella import config as configs
 from tessella import data, files
 from tessella.config import Recipe, TrainConfig
+from tessella.distributed import least_over_processes
 from tessella.errors import ConfigError, DataError, InputError, unknown
 from tessella.evaluation import save_seen, trained_on
-from tessella.nn.outline import machine_memory
+from tessella.models import DensityModel, Hierarchy
 from tessella.pipeline import class_count, load, load_model, load_weights, locate
 from tessella.tokenizers import Tokenizer
-from tessella.training import boards, build, loop, prepare, schedule
+from tessella.training import boards, build, launching, loop, prepare, schedule, signals
+from tessella.training.announcing import announce, ending, report_data
+from tessella.training.batch_size import check_batch, largest_batch, recorded_batch
 from tessella.training.engine import compiled, create_fabric, kept_memory, threads
 from tessella.training.expectation import expectation_of
-from tessella.training.forecast import Forecast, forecast
+from tessella.training.forecast import forecast
 from tessella.training.prepare import Trainable, TrainingData
 from tessella.training.progress import Progress
 from tessella.training.resume import resume as resume_run
 from tessella.training.run_directory import RunDirectory, environment
+from tessella.training.sharding import ShardedStrategy, without_warnings_of_views
 from tessella.training.stream import Items, Stream, is_stream
 from tessella.training.tasks import Task
 from tessella.training.train_keywords import TrainOptions
@@ -59,6 +64,8 @@ class Run:
     interrupted: bool
     shown_names: Mapping[str, str] = field(default_factory=dict)
     """How messages name figures, where that differs from records: of codes, bits are per code."""
+    status: int = 0
+    """Exit status for a command: 0, or what :mod:`tessella.training.signals` says of a stop."""
 
     def __repr__(self) -> str:
         facts = [repr(str(self.path)), f"steps={self.progress.step}"]
@@ -161,6 +168,7 @@ def train(
     if valid is not None:
         prepare.check_images_argument(valid, "valid")
     out = Path(out)
+    resume = resume or launching.goes_on_by_itself(out)
     # All that can be refused is refused before images are encoded, which may take minutes.
     boards.check_installed(config.board)
     _refuse_taken(out, resume)
@@ -196,6 +204,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     """
     asked = time.monotonic()
     out = Path(out)
+    resume = resume or launching.goes_on_by_itself(out)
     # First what takes no time, then the images, then the model that must fit them.
     build.check_recipe(recipe)
     boards.check_installed(recipe.train.board)
@@ -211,7 +220,7 @@ def train_recipe(recipe: Recipe, out: Path | str, resume: bool = False, say: Say
     prepare.check_classes(images, held_out)
     if not len(held_out):
         raise DataError(f"{recipe.data.source} has no validation images")
-    _report_data(images, held_out, out, say)
+    report_data(images, held_out, out, say)
     seen = None
     if tokenizer is not None:
         build.check_tokenizer(tokenizer, recipe, images)
@@ -249,21 +258,36 @@ def _run(job: Job) -> Run:
     """Set up, start or resume, train, and leave the best weights in the model."""
     config = job.config
     record = job.record()
-    if job.recipe and job.recipe.adversarial:
-        terms = job.recipe.adversarial
-        task = build.build_adversarial_task(job.model, terms, config, job.train)
-    else:
-        task = build.build_task(job.model, job.tokenizer, job.train)
-    _check_batch(job.train, config.batch)
+    build.check_sharding(config)
+    task = _task_of(job)
+    check_batch(job.train, config.batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(threads(config.threads))
         stack.enter_context(kept_memory())
+        stack.enter_context(without_warnings_of_views())
         stack.enter_context(task.adapted(config.checkpointing, config.condition_dropout))
-        fabric = create_fabric(config.device, config.devices, config.precision)
+        layout = launching.layout_of(config.devices)
+        fabric = create_fabric(
+            config.device,
+            layout.devices,
+            config.precision,
+            layout.nodes,
+            strategy=ShardedStrategy() if config.sharding == "full" else "ddp",
+        )
+        stop = signals.StopFlag()
+        # A queue may send its signal while all is set up: the first step is then not taken.
+        stack.enter_context(signals.setting(stop, signals.FROM_QUEUE))
+        stack.enter_context(launching.ending_together(fabric))
+        batch = _batch_of(job, task, layout)
         # From here on there may be several processes; all go through the same lines, and only the
         # first one writes and speaks.
-        if config.devices > 1:
+        if layout.processes > 1:
             fabric.launch()
+        if config.batch == 0:
+            fits = least_over_processes(batch, fabric.device)
+            job = _with_batch(job, fits * layout.processes, fabric.is_global_zero)
+            config = job.config
+            record = job.record()
         run = RunDirectory(job.out, fabric.is_global_zero, config.board)
         stack.callback(run.close)
         # A validation during training looks at a part; eval measures all of it.
@@ -272,6 +296,7 @@ def _run(job: Job) -> Run:
         valid = valid.first(VALID_LIMIT, VALID_BYTES)
         task.begin(job.train.examples.sample())
         session = loop.setup(fabric, task, job.train.examples, valid, config, run, job.say)
+        session.stop = stop
         if job.recipe is not None:
             session.expectation = expectation_of(
                 job.recipe, job.train.identity, task.describe(), task.metric
@@ -290,7 +315,7 @@ def _run(job: Job) -> Run:
             expected = forecast(fabric, task, session.examples, config.batch, config.accumulate)
             session.forecast_seconds = expected.step_seconds
             if fabric.is_global_zero:
-                _announce(job, session, record, expected)
+                announce(session, record, expected)
         if config.compile:
             stack.enter_context(compiled(task.networks(), fabric.device))
         # A run that goes on has counted its preparation the first time.
@@ -301,11 +326,55 @@ def _run(job: Job) -> Run:
         first = fabric.is_global_zero
     _take_best(job.model, job.out)
     if first:
-        job.say(_ending(task, progress, job.out, stopped))
+        job.say(ending(task, progress, job.out, stopped))
         verdict = session.expectation.verdict(progress) if session.expectation else ""
         if verdict:
             job.say(verdict)
-    return Run(job.out, progress, stopped, {task.metric: task.shown_metric})
+    status = stop.status if stopped else 0
+    if launching.is_started_by_us(fabric):
+        status = 0
+    return Run(job.out, progress, stopped, {task.metric: task.shown_metric}, status)
+
+
+def _task_of(job: Job) -> Task:
+    """The task that trains the model of a job."""
+    # The parameters of a model that is divided are replaced; the caller's own get the result.
+    model = job.model
+    if job.config.sharding == "full":
+        model = copy.deepcopy(model)
+    if job.recipe and job.recipe.adversarial:
+        terms = job.recipe.adversarial
+        return build.build_adversarial_task(model, terms, job.config, job.train)
+    return build.build_task(model, job.tokenizer, job.train)
+
+
+def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
+    """Images of a step of each process: what the configuration says, or what fits."""
+    config = job.config
+    if config.batch:
+        return config.batch // layout.processes
+    if job.recipe and job.recipe.adversarial:
+        raise ConfigError(
+            "train.batch=0 cannot know what the adversarial term will take once it begins: give"
+            " the number of images"
+        )
+    # A run that goes on takes the batch that it has chosen, whatever would fit today.
+    recorded = recorded_batch(job.out) if job.resume else 0
+    if recorded:
+        return recorded // layout.processes
+    one_pass = largest_batch(task, job.train.examples, config, layout.devices)
+    return one_pass * config.accumulate
+
+
+def _with_batch(job: Job, batch: int, says: bool) -> Job:
+    """A job whose record says which batch was chosen."""
+    if says:
+        job.say(f"train.batch={batch} is the largest that fits")
+    config = replace(job.config, batch=batch)
+    recipe = job.recipe
+    if recipe is not None:
+        recipe = replace(recipe, train=config)
+    return replace(job, config=config, recipe=recipe)
 
 
 def _options(options: dict[str, object]) -> TrainConfig:
@@ -453,38 +522,6 @@ def _split_data(
     return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
 
 
-def _report_data(images: data.ImageSet, held_out: data.ImageSet, out: Path, say: Say) -> None:
-    """Say which files were left out, and how the images are divided."""
-    skipped = sorted({*images.skipped, *held_out.skipped})
-    # Three are shown; all are in a file of the run.
-    if skipped:
-        noun = "file" if len(skipped) == 1 else "files"
-        more = ""
-        if len(skipped) > 3:
-            more = f"; {len(skipped) - 3} more, all in {out / 'skipped.txt'}"
-        say(f"{len(skipped)} {noun} skipped: {'; '.join(skipped[:3])}{more}")
-    say(f"split: {images.recipe['split_rule']}")
-
-
-def _check_batch(train: TrainingData, batch: int) -> None:
-    """Refuse a batch that does not fit into this machine's memory.
-
-    Raises:
-        ConfigError: naming what it takes and what there is.
-    """
-    # Symbols become int64, and an index stands beside each example.
-    itemsize = 1 if train.examples.pixels else 8
-    bytes_each = itemsize * int(np.prod(train.examples.example_shape)) + 8
-    needed = batch * bytes_each
-    memory = machine_memory()
-    if needed > memory // 4:
-        raise ConfigError(
-            f"train.batch={batch} examples take {files.byte_count(needed)} before the"
-            f" network sees them, and this machine has {files.byte_count(memory)}; there are"
-            f" {len(train.examples)} training images: take a smaller batch"
-        )
-
-
 def _overlap(train: TrainingData, valid: TrainingData) -> int | None:
     """Held-out images that are among the training images; None where those vary."""
     if train.hashes is None or valid.hashes is None:
@@ -509,47 +546,6 @@ def _save_baseline(task: Task, job: Job) -> None:
         files.write_text(job.out / "skipped.txt", "\n".join([*skipped, ""]))
 
 
-def _announce(
-    job: Job, session: loop.Session, record: Mapping[str, object], expected: Forecast
-) -> None:
-    """Say what is about to happen: overlap, size and time, terms of the loss."""
-    if record["overlap"]:
-        job.say(
-            f"note: {record['overlap']} validation images are, pixel for pixel, training images too"
-        )
-    job.say(_size_and_time(session, expected))
-    warning = session.limits.few_steps_warning(session.progress, expected.step_seconds)
-    if warning:
-        job.say(warning)
-    terms = session.task.summary()
-    if terms:
-        job.say(terms)
-
-
-def _size_and_time(session: loop.Session, expected: Forecast) -> str:
-    """One line on what the run will take."""
-    config = session.config
-    n = len(session.examples)
-    limits: list[str] = []
-    for name, value in (
-        ("steps", config.steps),
-        ("epochs", config.epochs),
-        ("minutes", config.minutes),
-    ):
-        if value:
-            limits.append(f"{value:g} {name}")
-    resuming = ""
-    if session.progress.step:
-        resuming = f"resuming at step {session.progress.step}, "
-    left = session.limits.seconds_left(session.progress, expected.step_seconds)
-    return (
-        f"{expected.parameters / 1e6:.3g} M parameters, {n} training images,"
-        f" {expected.memory_bytes / 2**20:.0f} MiB, {expected.step_seconds:.3g} s a step,"
-        f" about {expected.epoch_seconds:.3g} s an epoch of {-(-n // config.batch)} steps;"
-        f" {resuming}until {', '.join(limits)} (about {schedule.duration(left)})"
-    )
-
-
 def _count_preparation(session: loop.Session, job: Job) -> None:
     """Count the time from the call to here towards the minutes of a run.
 
@@ -569,21 +565,6 @@ def _count_preparation(session: loop.Session, job: Job) -> None:
     session.progress.seconds = session.fabric.broadcast(took)
 
 
-def _ending(task: Task, progress: Progress, out: Path, stopped: bool) -> str:
-    """The last line of a run."""
-    # The reason is worth a word where the best is not simply the least of the metric.
-    reason = ""
-    if progress.rank is not None and progress.rank.reason not in ("", f"least {task.metric}"):
-        reason = f" ({progress.rank.reason})"
-    ending = f"saved to {out}"
-    if stopped:
-        ending = f"interrupted: tessella train --resume {out} goes on"
-    return (
-        f"step {progress.step}, {progress.seconds:.0f} s: best {task.shown_metric}"
-        f" {progress.best:.4f} at step {progress.best_step}{reason}; {ending}"
-    )
-
-
 def _take_best(model: Trainable, out: Path) -> None:
     """Put the best weights, which are saved, into the model."""
     path = locate(out)
@@ -593,4 +574,8 @@ def _take_best(model: Trainable, out: Path) -> None:
     # They are read back rather than kept in memory: so what was saved is what the caller gets.
     best = load_model(path)
     load_weights(model, best.state_dict(), str(path))
+    # Not among the weights, and set on the copy that was divided.
+    if isinstance(best, (DensityModel, Hierarchy)):
+        assert isinstance(model, (DensityModel, Hierarchy))
+        model.null_class = best.null_class
     model.eval().to(torch.device("cpu"))

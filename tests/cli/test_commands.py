@@ -295,6 +295,19 @@ def test_training_resumes_from_the_command_line(
     assert "step 6" in said
 
 
+def test_one_command_starts_a_run_and_goes_on_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "digits", *SMALL, "--start-or-resume", "--out", f"{tmp_path}/run"]
+    assert run(capsys, *command, "--steps", "2")[0] == 0
+    status, said, _ = run(capsys, *command, "--steps", "4")
+    assert status == 0
+    assert "resuming at step 2" in said
+    status, _, complaint = run(capsys, "train", "--resume", f"{tmp_path}/run", "--start-or-resume")
+    assert status == 2
+    assert "--start-or-resume" in complaint
+
+
 def test_a_folder_of_photographs_goes_through_the_chain(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -230,8 +230,12 @@ def test_a_log_with_steps_beyond_all_numbers_is_read(run: Path) -> None:
     assert len(log.read_text().splitlines()) == count
 
 
-@pytest.mark.parametrize("kind", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_signals_save_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 130), ("SIGINT", 130)]
+)
+def test_signals_save_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
     number = getattr(signal, kind)
     before = signal.getsignal(number)
     step = loop._step
@@ -242,7 +246,9 @@ def test_signals_save_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
         return step(session, *rest)
 
     monkeypatch.setattr(loop, "_step", interrupted)
-    train(tmp_path / "run")
+    model = ts.create("gated-pixelcnn", ts.Grid(4, 4, 1, 4), layers=1, hidden=4)
+    options = OPTIONS | {"say": lambda line: None}
+    assert ts.train(model, images(), out=tmp_path / "run", **options).status == status
     assert checkpoint.found(tmp_path / "run")[-1].name == "step-00000003"
     assert RunDirectory(tmp_path / "run").facts()["status"] == "interrupted"
     assert signal.getsignal(number) is before
