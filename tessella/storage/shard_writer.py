@@ -177,7 +177,7 @@ class _Writing:
             for _ in range(planned.start, planned.stop):
                 next(self._done)
             return
-        # In memory first: the file is written whole or not at all.
+        # In memory first, so that errors of images are not taken for those of writing.
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for place in range(planned.start, planned.stop):
@@ -185,7 +185,8 @@ class _Writing:
                 done = next(self._done)
                 if self._watch is not None:
                     self._watch(done)
-        files.write_bytes(target, content.getvalue())
+        with files.atomic_file(target) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
     def _add(self, tar: tarfile.TarFile, part: ShardSplit, place: int, number: int) -> None:
         """Add the members of one image, unless it is damaged."""

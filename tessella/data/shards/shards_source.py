@@ -212,7 +212,7 @@ def _streamed(chosen: _Chosen, config: DataConfig) -> Part:
         label_names=chosen.names,
         levels=256,
         split_rule=chosen.rule,
-        skipped=_left_out(chosen.shards),
+        skipped=left_out_of(chosen.shards),
         resampled=bool(config.size),
     )
 
@@ -274,7 +274,7 @@ def _cached(chosen: _Chosen, config: DataConfig) -> Part:
         levels=256,
         split_rule=chosen.rule,
         names=tuple(facts["names"]),
-        skipped=(*facts["skipped"], *_left_out(chosen.shards)),
+        skipped=(*facts["skipped"], *left_out_of(chosen.shards)),
         resampled=facts["resampled"],
     )
 
@@ -293,7 +293,8 @@ def _keys(chosen: _Chosen, config: DataConfig) -> tuple[str, str]:
     return request, digest(libraries(), stamps, chosen.rule, chosen.names)
 
 
-def _left_out(shards: ShardSet) -> tuple[str, ...]:
+def left_out_of(shards: ShardSet) -> tuple[str, ...]:
+    """What the shards hold beside images, each as ``SHARD: MEMBER: reason``."""
     lines = []
     for shard in shards.shards:
         for line in shard.left_out:
