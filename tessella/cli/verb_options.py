@@ -313,7 +313,7 @@ class Tokenize(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shards(Common):
+class Pack(Common):
     """Write images into tar files of the WebDataset convention; a run that was killed goes on.
 
     $ tessella shards folder:photos --out shards
@@ -340,7 +340,7 @@ class Shards(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(Writing):
+class Verify(Writing):
     """Look through a data source: damaged images, copies, sizes, classes.
 
     $ tessella data verify folder:photos
@@ -582,8 +582,8 @@ VERBS: dict[str, type[Common]] = {
     "sample": Sample,
     "complete": Complete,
     "eval": Eval,
-    "shards": Shards,
-    "data": Data,
+    "shards": Pack,
+    "data": Verify,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "compress": Compress,

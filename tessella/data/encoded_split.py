@@ -33,7 +33,7 @@ class EncodedSplit:
         places: where the files lie, as JSON values.
         identity: what tells them from others wherever they lie, as JSON values.
         stamps: what changes when a file does, as JSON values.
-        groups: see :attr:`~tessella.data.indexed_images.IndexedImages.groups`.
+        groups: see :attr:`~tessella.data.lazy_images.LazyImages.groups`.
         left_out: what is there and is no image, each as ``name: reason``.
     """
 

@@ -187,8 +187,8 @@ class _Tables:
         values = [np.asarray(part[self._label][:]) for part in self._parts.values()]
         every = np.concatenate(values)
         if every.dtype.kind in "UO":
-            names, labels = np.unique(every.astype(str), return_inverse=True)
-            return labels.astype(np.int64), tuple(map(str, names))
+            words, ranks = np.unique(every.astype(str), return_inverse=True)
+            return ranks.astype(np.int64), tuple(map(str, words))
         # Rows without a label stay apart: they have no class.
         labelled = every != _NO_LABEL
         what = f"the column {self._label} of {self._title}"

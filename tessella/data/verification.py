@@ -137,7 +137,7 @@ def _of_shards(path: str) -> _Files:
     )
 
 
-class _Names(Sequence[str]):
+class _FileNames(Sequence[str]):
     """The names of files, asked for one by one."""
 
     def __init__(self, given: _Files) -> None:
@@ -154,7 +154,7 @@ def _verify_files(given: _Files, title: str) -> Verification:
     found = Verification(title, left_out=list(given.left_out))
     copies = _Copies()
     labelled = 0
-    image_files = ImageFiles(_Names(given), given.open)
+    image_files = ImageFiles(_FileNames(given), given.open)
     for index, outcome in each_decoded(image_files, 3, title):
         if isinstance(outcome, UnusableImage):
             _count_damage(found, given.name(index), outcome)

@@ -24,7 +24,7 @@ from tessella.data.shards.shard_manifest import (
     MANIFEST,
     ShardEntry,
     ShardManifest,
-    ShardRecord,
+    ShardSetRecord,
 )
 from tessella.data.unusable_image import UnusableImage
 from tessella.errors import DataError, InputError, check_integer
@@ -82,7 +82,7 @@ def write_shards(
         ArtifactError: when it cannot be written, or another process writes there.
     """
     path = Path(out)
-    record: ShardRecord = {
+    record: ShardSetRecord = {
         "format": FORMAT,
         "kind": KIND,
         "name": _checked_name(name or given.source.partition(":")[2] or given.source),
@@ -116,7 +116,7 @@ def _checked_name(name: str) -> str:
     return kept
 
 
-def _plan(given: ShardInput, record: ShardRecord) -> Iterator[_Planned]:
+def _plan(given: ShardInput, record: ShardSetRecord) -> Iterator[_Planned]:
     """The shards of all splits. Numbers go on from split to split, so that keys are unique."""
     first = 0
     for split, part in given.splits.items():
@@ -135,7 +135,7 @@ def _plan(given: ShardInput, record: ShardRecord) -> Iterator[_Planned]:
         first += len(part.sizes)
 
 
-def _shard_name(record: ShardRecord, split: str, number: int) -> str:
+def _shard_name(record: ShardSetRecord, split: str, number: int) -> str:
     return f"{record['name']}-{split}-{number:06}.tar"
 
 
@@ -220,7 +220,7 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def _check_place(path: Path, record: ShardRecord) -> None:
+def _check_place(path: Path, record: ShardSetRecord) -> None:
     """Refuse a folder that holds something else than these shards, whole or in part."""
     if (path / MANIFEST).exists():
         found: Mapping[str, object] | None = files.read_json_object(path / MANIFEST)
@@ -252,7 +252,7 @@ def _drop_damaged(path: Path) -> None:
                 shard.unlink()
 
 
-def _finish(path: Path, record: ShardRecord, planned: list[_Planned]) -> ShardManifest:
+def _finish(path: Path, record: ShardSetRecord, planned: list[_Planned]) -> ShardManifest:
     """Write what the shards are, now that every one is there."""
     splits: dict[str, list[ShardEntry]] = {}
     for each in planned:

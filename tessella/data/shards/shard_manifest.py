@@ -22,7 +22,7 @@ class ShardEntry(TypedDict):
     sha256: str
 
 
-class ShardRecord(TypedDict):
+class ShardSetRecord(TypedDict):
     """What is written into a folder: the same record gives the same bytes.
 
     ``identity`` is a hash of the images (of files: of their names and sizes), ``images`` and
@@ -39,7 +39,7 @@ class ShardRecord(TypedDict):
     classes: list[str]
 
 
-class ShardManifest(ShardRecord):
+class ShardManifest(ShardSetRecord):
     """The content of ``shards.json``; ``splits`` lists the shards of each split in order."""
 
     splits: dict[str, list[ShardEntry]]

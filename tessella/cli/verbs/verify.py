@@ -1,4 +1,4 @@
-"""``tessella data``."""
+"""``tessella data verify``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from tessella import config, files
 from tessella.cli.checks import data_overrides
 from tessella.cli.terminal import answer, say
-from tessella.cli.verb_options import Data
+from tessella.cli.verb_options import Verify
 from tessella.config import DataConfig
 from tessella.data.verification import Verification, verify_source
 
@@ -15,7 +15,7 @@ SHOWN = 5
 """Lines of a table for one kind of finding; the JSON file has them all."""
 
 
-def run(command: Data) -> int:
+def run(command: Verify) -> int:
     """Print what was found in a source; 1 when images are damaged."""
     values = {**data_overrides(command.overrides), "source": command.source}
     chosen = config.from_dict(DataConfig, values, "data")

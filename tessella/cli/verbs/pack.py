@@ -7,7 +7,7 @@ from pathlib import Path
 from tessella import config
 from tessella.cli.checks import data_overrides
 from tessella.cli.terminal import say
-from tessella.cli.verb_options import Shards
+from tessella.cli.verb_options import Pack
 from tessella.config import DataConfig
 from tessella.files import byte_count
 from tessella.storage import image_writer
@@ -15,7 +15,7 @@ from tessella.storage.shard_input import shard_input
 from tessella.storage.shard_writer import write_shards
 
 
-def run(command: Shards) -> int:
+def run(command: Pack) -> int:
     """Write the images of every split."""
     values = {**data_overrides(command.overrides), "source": command.source}
     chosen = config.from_dict(DataConfig, values, "data")
