@@ -49,6 +49,11 @@ def _image_sources(_: str) -> str:
     return f"({_source_forms(False)}; default: the run's)"
 
 
+def _all_sources(_: str) -> str:
+    """The hint of a word that names a source of images."""
+    return f"({_source_forms(False)})"
+
+
 def _source_forms(holds_codes: bool) -> str:
     """The ways of naming a source of images, or one of codes."""
     # Called when a help text is shown: only then are the readers, and with them numpy, imported.
@@ -315,6 +320,51 @@ class Tokenize(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pack(Common):
+    """Write images into tar files of the WebDataset convention; a run that was killed goes on.
+
+    $ tessella shards folder:photos --out shards
+    $ tessella shards folder:photos --out shards-64 data.size=64
+    $ tessella shards mnist:mnist --out mnist-shards --images 5000
+    $ tessella train folder-vqvae --data shards:shards data.stream=true train.workers=2
+    """
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    """Data source. JPEG and PNG files of a folder are kept byte for byte; everything else becomes
+    PNG."""
+    overrides: Positional[Overrides] = ()
+    """Data options, as data.key=value; with them the prepared images are written, as PNG."""
+    out: str = "shards"
+    """Folder of the shards, NAME-SPLIT-000000.tar, and of shards.json, which lists them."""
+    name: str = ""
+    """Beginning of the names of the shards; default: that of the source."""
+    images: Annotated[int, Within(1)] = 1000
+    """Images of a shard, at most."""
+    megabytes: Annotated[int, Within(1, 1 << 20)] = 256
+    """Size of the images of a shard, at most, in MiB (of arrays: before they are compressed)."""
+    workers: Annotated[int, Within(0, 1024)] = 0
+    """Threads that write; 0 for as many as there are processors. Changes speed only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Writing):
+    """Look through a data source: damaged images, copies, sizes, classes.
+
+    $ tessella data verify folder:photos
+    $ tessella data verify "shards:shards/photos-train-{000000..000009}.tar" --json damage.json
+    """
+
+    action: Positional[Annotated[Literal["verify"], arg(metavar="verify")]]
+    """What to do."""
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    """Data source."""
+    overrides: Positional[Overrides] = ()
+    """Data options, as data.key=value."""
+    json: Annotated[str, Output(".json")] = ""
+    """File for everything that was found, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detokenize(Writing):
     """Decode codes on disk to images.
 
@@ -539,6 +589,8 @@ VERBS: dict[str, type[Common]] = {
     "sample": Sample,
     "complete": Complete,
     "eval": Eval,
+    "shards": Pack,
+    "data": Verify,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "compress": Compress,

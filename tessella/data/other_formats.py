@@ -16,13 +16,6 @@ from tessella.data.paths import READ_ERRORS
 HEAD = 256
 """Number of bytes at the beginning of a file that are examined."""
 
-_SAVE_SHARES = (
-    "files = [row['image']['bytes'] for row in rows]; "
-    "np.savez('new.npz', jpeg=np.frombuffer(b''.join(files), np.uint8), "
-    "offsets=np.cumsum([0, *map(len, files)]), labels=[row['label'] for row in rows])"
-)
-"""Code that turns rows of encoded images into the layout of concatenated files."""
-
 
 def describe(path: Path) -> str:
     """The format of a file and how to convert it, in one line; empty if it is unknown.
@@ -72,13 +65,9 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
             "labels=m['y'].ravel() % 10)"
         )
-    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. npz:PATH reads
-    # concatenated image files, so nothing needs to be decoded.
+    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label.
     if head.startswith(b"PAR1") or extension == ".parquet":
-        return (
-            f"{name} is a Parquet file; convert it with pyarrow: "
-            f"rows = pyarrow.parquet.read_table({name!r}).to_pylist(); {_SAVE_SHARES}"
-        )
+        return f"{name} is a Parquet file: --data hf:PATH reads it, or the folder that it is in"
     if extension == ".amat":
         return _describe_amat(name)
     if head.startswith(b"\x93NUMPY") or extension == ".npy":
@@ -90,7 +79,12 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         return f"{name} is a TFRecord file; write its images to files and name their folder"
     if extension == ".lmdb" or name in ("data.mdb", "lock.mdb"):
         return f"{name} is an LMDB database; write its images to files and name their folder"
-    if extension in (".tar", ".tgz", ".7z", ".rar") or name.lower().endswith(".tar.gz"):
+    if extension == ".tar":
+        return (
+            f"{name} is a tar file: --data shards:PATH reads one of WebDataset, of others unpack it"
+            " and name the folder with --data folder:PATH"
+        )
+    if extension in (".tgz", ".7z", ".rar") or name.lower().endswith(".tar.gz"):
         return f"{name} is an archive; unpack it and name the folder: --data folder:PATH"
     if extension in (".pkl", ".pickle"):
         return (

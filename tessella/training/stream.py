@@ -6,7 +6,7 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -14,13 +14,13 @@ import torch
 
 from tessella.errors import InputError
 from tessella.tokenizers.tokenizer import check_images
-from tessella.training.examples import BatchPart, Examples, drop_labels
-
-SAMPLE = 10_000
-"""Images of an iterable that a baseline is fitted to, at most."""
-
-SAMPLE_BYTES = 1 << 28
-"""Bytes of memory that they take, at most."""
+from tessella.training.examples import (
+    SAMPLE,
+    SAMPLE_BYTES,
+    BatchPart,
+    Examples,
+    drop_labels,
+)
 
 ONE_PASS = (
     "an iterator can be read once, and training passes over its images many times:"
@@ -119,12 +119,15 @@ class Stream:
         generator: torch.Generator,
         device: torch.device,
         part: BatchPart | None = None,
+        read: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next images, as many as there are ``indices``, and their labels.
 
         Args:
             part: see :meth:`Examples.batch`; of an iterable only the labels are changed.
+            read: None, since an iterable gives its images itself.
         """
+        assert read is None
         # Items of any size come in; what is left over begins the next batch.
         wanted = len(indices)
         parts = [self._rest_images]
