@@ -49,7 +49,7 @@ from tessella.storage.code_set import (
     smallest_type,
 )
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import as_tuple
+from tessella.tokenizers.fixed_pieces import encode_in_pieces
 
 __all__ = ["CodeSet", "CodedImages", "cached", "decoded", "load_split", "open_codes", "tokenize"]
 
@@ -314,7 +314,7 @@ def _shard(
         if record["mirrored"]:
             kinds["mirrored"] = pixels[:, :, ::-1]
         for kind, given in kinds.items():
-            codes = as_tuple(tokenizer.encode(np.ascontiguousarray(given)))
+            codes = encode_in_pieces(tokenizer, given)
             for level, grid in enumerate(record["grids"]):
                 dtype = TORCH_TYPES[smallest_type(grid["levels"])]
                 part = codes[level].cpu().to(dtype)
