@@ -161,7 +161,7 @@ class FolderSource(Source):
                 return False
         except READ_ERRORS:
             return False
-        return any(map(_looks_like_image, names))
+        return any(map(looks_like_image, names))
 
     def read(self, path: str, split: str, config: DataConfig) -> Part:
         """One split of the images under a folder or in a zip file, sorted by relative path.
@@ -386,7 +386,7 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in _IGNORED_NAMES
 
 
-def _looks_like_image(name: str) -> bool:
+def looks_like_image(name: str) -> bool:
     """Whether a file is named like an image."""
     extension = PurePosixPath(name).suffix.lower()
     return extension in UNSUPPORTED or Image.registered_extensions().get(extension) in known_kinds()
@@ -396,7 +396,7 @@ def _may_be_image(name: str, opener: Callable[[str], BufferedIOBase], root: Path
     """Whether a file is named like an image or contains one."""
     # A file that is named like an image counts as one even if it is damaged, since that is a
     # failure to report. Other files are opened to see what they are.
-    if _looks_like_image(name):
+    if looks_like_image(name):
         return True
     with transient_as_data_error(f"{root}, {printable(name)}"):
         try:

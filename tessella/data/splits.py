@@ -100,7 +100,7 @@ def by_hash(names: Sequence[str]) -> list[str]:
     positions = []
     splits = []
     for name in names:
-        positions.append(_hash_position(name))
+        positions.append(hash_position(name))
         splits.append(_split_at(positions[-1]))
     rising = sorted(range(len(names)), key=lambda i: (positions[i], names[i]))
     needed: tuple[str, ...] = ()
@@ -204,7 +204,7 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
     training = []
     for number, name in enumerate(names):
         if splits[number] == "train":
-            training.append((_hash_position(name), name, number))
+            training.append((hash_position(name), name, number))
     training.sort()
     missing = ""
     edge = 2 * SHARE
@@ -225,7 +225,8 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
     return f"; {missing}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
 
 
-def _hash_position(name: str) -> float:
+def hash_position(name: str) -> float:
+    """The number ``p`` in [0, 1) of a relative path, see :func:`by_hash`."""
     # macOS writes names in another normal form than Linux; surrogates stand for bytes that are no
     # UTF-8.
     text = "tessella split:" + unicodedata.normalize("NFC", name)
