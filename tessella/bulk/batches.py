@@ -88,6 +88,12 @@ def prepared_image(
     return pixels
 
 
+def picture_of(batch: Mapping[str, np.ndarray], row: int) -> PictureFile:
+    """The image file of a row."""
+    name = name_of(batch, row)
+    return PictureFile(Path(name), name, bytes(batch[BYTES][row]))
+
+
 def symbols_of(batch: Mapping[str, np.ndarray], row: int, levels: int) -> CodedImage:
     """An image of a row as symbols of a model of pixels, without loss.
 
@@ -95,13 +101,12 @@ def symbols_of(batch: Mapping[str, np.ndarray], row: int, levels: int) -> CodedI
         InputError: when the model has too few levels for its values.
         DataError: when a file cannot be decoded.
     """
-    name = name_of(batch, row)
     if BYTES in batch:
-        return read_picture(PictureFile(Path(name), name, bytes(batch[BYTES][row])), levels)
+        return read_picture(picture_of(batch, row), levels)
     pixels = np.asarray(batch[IMAGE][row])
     symbols, scaled = as_symbols(pixels, levels, prefer_scaled=True)
     mode = MODE_NUMBERS[MODES_OF_ARRAYS[pixels.shape[-1]]]
-    return CodedImage(symbols, scaled, mode, name=name)
+    return CodedImage(symbols, scaled, mode, name=name_of(batch, row))
 
 
 def whole_picture(batch: Mapping[str, np.ndarray], row: int, channels: int) -> np.ndarray:
@@ -112,9 +117,7 @@ def whole_picture(batch: Mapping[str, np.ndarray], row: int, channels: int) -> n
     """
     if IMAGE in batch:
         return np.asarray(batch[IMAGE][row])
-    name = name_of(batch, row)
-    picture = PictureFile(Path(name), name, bytes(batch[BYTES][row]))
-    return read_for_tokenizer(picture, channels)
+    return read_for_tokenizer(picture_of(batch, row), channels)
 
 
 def column(values: Sequence[object]) -> np.ndarray:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tessella.bulk.batches import (
+    BYTES,
     Batch,
     column,
     name_of,
+    picture_of,
     rows_of,
     symbols_of,
     whole_picture,
@@ -18,6 +21,7 @@ from tessella.bulk.batches import (
 from tessella.bulk.stages import Stage
 from tessella.codec.archive_writer import CodedImage
 from tessella.codec.container import HAS_FILES, IS_LIST, IS_LOSSY, IS_WIDE, TOKENIZER_BYTES
+from tessella.codec.picture_files import check_losses
 from tessella.codec.pictures_as_codes import as_codes
 from tessella.codec.scoring import score_images
 from tessella.codec.single_archives import compress_each
@@ -40,9 +44,7 @@ class ScoreStage(Stage[ExactModel]):
 
     def _load(self, model: SavedModel) -> ExactModel:
         if learned_tokenizer(model) is not None:
-            raise InputError(
-                f"{self.run} models codes, and scores are of pixels: name another run"
-            )
+            raise InputError(f"{self.run} models codes, and scores are of pixels: name another run")
         return exact_twin_of(self.run, model, _nothing)
 
     def _results(self, loaded: ExactModel, batch: Mapping[str, np.ndarray]) -> Batch:
@@ -70,7 +72,22 @@ class CompressStage(Stage[Coder]):
 
     It adds ``file``, the bytes of a ``.tsl`` file as ``tessella compress`` writes it of that image
     alone. With a two-stage run it holds the codes of the image, not all of its pixels.
+
+    Args:
+        run, device, plugins: see :class:`~tessella.bulk.stages.Stage`.
+        drop_metadata: go on where something of an image file cannot be kept, such as EXIF data.
     """
+
+    def __init__(
+        self,
+        run: Path | str,
+        *,
+        device: str = "auto",
+        plugins: Sequence[Path | str] = (),
+        drop_metadata: bool = False,
+    ) -> None:
+        super().__init__(run, device=device, plugins=plugins)
+        self.drop_metadata = drop_metadata
 
     def _load(self, model: SavedModel) -> Coder:
         twin = exact_twin_of(self.run, model, _nothing)
@@ -87,6 +104,9 @@ class CompressStage(Stage[Coder]):
 
     def _coded(self, loaded: Coder, batch: Mapping[str, np.ndarray], row: int) -> CodedImage:
         if loaded.tokenizer is None:
+            # It decodes the file once more, so it is left out where nobody asks for it.
+            if BYTES in batch and not self.drop_metadata:
+                check_losses([picture_of(batch, row)], drop=False)
             return symbols_of(batch, row, loaded.twin.grid.levels)
         picture = whole_picture(batch, row, loaded.tokenizer.channels)
         return as_codes(picture, loaded.tokenizer, name_of(batch, row))

@@ -18,6 +18,7 @@ from tessella.bulk.batches import BYTES, KEY, SEED, Batch, column
 from tessella.codec.file_names import names_problem
 from tessella.codec.picture_files import PictureFile, find_pictures
 from tessella.data.decode import MAX_BYTES
+from tessella.data.shards import ShardSet, open_shards
 from tessella.errors import DataError, InputError
 from tessella.files import JSONValue
 
@@ -122,3 +123,75 @@ class PictureItems(Items):
             size = picture.path.stat().st_size
             digest.update(f"{picture.name}\0{size}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+
+class ShardedItems(Items):
+    """Images in tar files of the WebDataset convention; keys are ``SHARD/KEY.EXTENSION``.
+
+    Args:
+        pattern: a folder, a file, or a pattern, see :func:`tessella.data.shards.open_shards`.
+
+    Raises:
+        DataError: when there is no shard, or one is damaged.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = str(Path(pattern).absolute())
+        self._shards: ShardSet | None = None
+        self._listed = self._digest()
+
+    def __len__(self) -> int:
+        return len(self.shards())
+
+    def __getstate__(self) -> dict[str, object]:
+        # Opened anew in another process: its indexes are in the cache of that machine.
+        return {**vars(self), "_shards": None}
+
+    def shards(self) -> ShardSet:
+        """The tar files, opened when they are first asked for."""
+        if self._shards is None:
+            self._shards = open_shards(self.pattern)
+        return self._shards
+
+    def batch(self, places: range) -> Batch:
+        # In another process the shards were opened anew.
+        if self._shards is None and self._digest() != self._listed:
+            raise DataError(
+                f"the shards {self.pattern} are not those that the job began with: every process"
+                " must find the same files"
+            )
+        shards = self.shards()
+        keys = [shards.name(place) for place in places]
+        contents = [shards.item(place).data for place in places]
+        return {KEY: np.array(keys), BYTES: column(contents)}
+
+    def identity(self) -> dict[str, JSONValue]:
+        return {"files": len(self), "sha256": self._listed}
+
+    def _digest(self) -> str:
+        """A hash of what the indexes of the shards say."""
+        digest = hashlib.sha256()
+        for shard in self.shards().shards:
+            digest.update(f"{shard.name}\0{shard.sha256}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+SHARDS = "shards:"
+"""What a path begins with that names tar files."""
+
+
+def items_of(paths: Sequence[str]) -> Items:
+    """The images that the words of a command name: files and folders, or one pattern of shards.
+
+    Raises:
+        InputError: when shards stand beside other paths.
+        DataError: when there are no images.
+    """
+    patterns = [path for path in paths if path.startswith(SHARDS)]
+    if not patterns:
+        return PictureItems(paths)
+    if len(paths) > 1:
+        raise InputError(
+            f"name one pattern of shards, or files and folders, got {', '.join(paths)}"
+        )
+    return ShardedItems(patterns[0].removeprefix(SHARDS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,14 +18,18 @@ import numpy as np
 
 from tessella import errors
 from tessella.bulk.batches import Batch, column
-from tessella.bulk.engines import Engine
+from tessella.bulk.engines import Engine, processors
 from tessella.bulk.units import MadeUnit, Units
 from tessella.errors import ArtifactError, ConfigError, InputError, TessellaError
 
 MISSING = '--engine ray needs Ray Data: pip install "tessella[ray]"'
 
-SILENT = {"RAY_USAGE_STATS_ENABLED": "0"}
-"""What the environment holds while Ray is started here: it reports nothing to anybody."""
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""What the environment holds while Ray is started here: it reports nothing to anybody, and its own
+core writes no lines between ours."""
+
+LOGGERS = ("ray", "ray.data")
+"""Names under which Ray tells of its progress; its errors are raised."""
 
 MOST_BLOCKS = 10_000
 """Parts that the list of units is cut into, at most. A part is what a lost node repeats."""
@@ -57,7 +61,7 @@ class RayEngine(Engine):
         if not numbers:
             return
         ray = ray_library()
-        with _connected(ray, self.address), _quiet_data(ray):
+        with _quiet(ray), _connected(ray, self):
             rows = self._rows(ray, units, numbers)
             try:
                 for row in rows.iter_rows():
@@ -76,7 +80,7 @@ class RayEngine(Engine):
             UnitMaker,
             fn_constructor_args=(units,),
             batch_size=1,
-            concurrency=min(self._actor_count(ray), len(numbers)),
+            compute=ray.data.ActorPoolStrategy(size=min(self._actor_count(ray), len(numbers))),
             num_cpus=1,
             num_gpus=self.gpus_per_actor or None,
         )
@@ -151,34 +155,32 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _connected(ray: ModuleType, address: str) -> Iterator[None]:
-    """Connect to a cluster, or start one here that ends with the block.
+def _connected(ray: ModuleType, engine: RayEngine) -> Iterator[None]:
+    """Connect to the cluster of an engine, or start one here that ends with the block.
 
     A connection that is there already is used, and stays.
     """
     if ray.is_initialized():
         yield
         return
-    before = {name: os.environ.get(name) for name in SILENT}
-    os.environ.update(SILENT)
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"there is no Ray cluster at {address or 'this machine'} ({_first_line(error)}): start"
-            " one with ray start, or leave out --address"
-        ) from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+    with _environment(SILENT):
+        try:
+            if engine.address:
+                ray.init(engine.address, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                os.environ[name] = value
+                cpus = max(engine.actors, processors())
+                ray.init(
+                    "local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ArtifactError(
+                f"there is no Ray cluster at {engine.address or 'this machine'}"
+                f" ({_first_line(error)}): start one with ray start, or leave out --address"
+            ) from error
     try:
         yield
     finally:
@@ -186,12 +188,32 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_data(ray: ModuleType) -> Iterator[None]:
-    """No bars of Ray Data inside of the block: ours show the progress."""
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars
-    context.enable_progress_bars = False
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment, inside of the block only."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        context.enable_progress_bars = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet(ray: ModuleType) -> Iterator[None]:
+    """No bars and no notes of Ray inside of the block: ours show the progress."""
+    context = ray.data.DataContext.get_current()
+    bars = context.enable_progress_bars
+    context.enable_progress_bars = False
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

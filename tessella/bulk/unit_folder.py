@@ -229,15 +229,15 @@ def _unit_file(entry: object) -> UnitFile | None:
     """A recorded line as a file; None where it is damaged."""
     if not isinstance(entry, dict):
         return None
-    name = entry.get("name")
-    images = entry.get("images")
-    size = entry.get("bytes")
-    digest = entry.get("sha256")
-    texts = isinstance(name, str) and isinstance(digest, str)
-    numbers = isinstance(images, int) and isinstance(size, int)
-    if not texts or not numbers:
+    try:
+        return UnitFile(
+            name=str(entry["name"]),
+            images=int(entry["images"]),
+            bytes=int(entry["bytes"]),
+            sha256=str(entry["sha256"]),
+        )
+    except (KeyError, TypeError, ValueError):
         return None
-    return UnitFile(str(name), int(images), int(size), str(digest))
 
 
 def _in_words(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:

@@ -72,9 +72,7 @@ class StageUnits(Units):
         unit_images: items of a unit.
     """
 
-    def __init__(
-        self, stage: RunsStage, items: Items, packing: Packing, unit_images: int
-    ) -> None:
+    def __init__(self, stage: RunsStage, items: Items, packing: Packing, unit_images: int) -> None:
         super().__init__(len(items), unit_images)
         self.stage = stage
         self.items = items

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from tessella.cli.engine_options import EngineOptions, UnitOptions
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
 from tessella.sampling import BATCH, Method, Rule, Sampling
@@ -191,6 +192,7 @@ class Sample(Showing):
     $ tessella sample runs/x --n 64 --seed 7 --out samples.png
     $ tessella sample runs/x --n 50000 --out samples.npz
     $ tessella sample runs/x --n 16 --out pictures/
+    $ tessella sample runs/x --n 1000000 --units 1024 --out drawn/
     """
 
     run: Positional[RunName]
@@ -199,10 +201,11 @@ class Sample(Showing):
     """Images to draw."""
     out: Annotated[str, Output(".png", ".npz", "/")] = "samples.png"
     """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name
-    ending in /)."""
+    ending in /), which with --units are in tar files."""
     drawing: Drawing = field(default_factory=Drawing)
     device: Device = "auto"
     """Where to draw."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +288,7 @@ class Tokenize(Common):
 
     $ tessella tokenize runs/photos-vqvae --out codes
     $ tessella tokenize runs/photos-vqvae --data folder:others --split all --out codes/others
+    $ tessella tokenize runs/photos-vqvae --engine ray --out codes
     $ tessella train folder-prior --data codes:codes --tokenizer runs/photos-vqvae data.flip=false
     """
 
@@ -305,6 +309,7 @@ class Tokenize(Common):
     speed only."""
     device: Device = "auto"
     """Where to encode."""
+    work: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,14 +344,15 @@ class Compress(Writing):
 
     $ tessella compress runs/x photos --out photos.tsl
     $ tessella compress runs/x one.png two.png --out both.tsl
+    $ tessella compress runs/x shards:photos --units 1024 --out files/
     """
 
     run: Positional[RunName]
     """Run directory, or the name of a bundled model."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
-    """Image files, and folders with all images below them."""
-    out: Annotated[str, Output(".tsl")] = "images.tsl"
-    """The compressed file."""
+    """Image files, and folders with all images below them; with --units also shards:PATTERN."""
+    out: Annotated[str, Output(".tsl", "/")] = "images.tsl"
+    """The compressed file; with --units a folder of tar files with one of each image."""
     drop_metadata: Switch = 0
     """Go on where something of a file cannot be kept, such as EXIF data or 16 bits."""
     group: Annotated[int, Within(1, 1024)] = 64
@@ -356,6 +362,7 @@ class Compress(Writing):
     """Pieces at a time; changes memory and speed only."""
     threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,20 +396,23 @@ class Score(Writing):
 
     $ tessella score runs/x photos
     $ tessella score runs/x photos --out scores.csv --heat-maps maps
+    $ tessella score runs/x shards:photos --engine ray --out scores/
     """
 
     run: Positional[RunName]
     """Run directory, or the name of a bundled model."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
-    """Image files, and folders with all images below them."""
-    out: Annotated[str, Output(".csv")] = "scores.csv"
-    """Table with a line for each image: name, height, width, bits, bits/dim."""
+    """Image files, and folders with all images below them; with --units also shards:PATTERN."""
+    out: Annotated[str, Output(".csv", "/")] = "scores.csv"
+    """Table with a line for each image: name, height, width, bits, bits/dim. With --units a folder
+    that holds scores.csv, and the lines of each unit."""
     heat_maps: str = ""
     """Folder for a PNG of each image that shows where its bits are; a new one, or an empty one."""
     batch: BatchSize = 64
     """Pieces at a time; changes memory and speed only."""
     threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,5 +167,5 @@ class ArchiveWriter:
         self._streams.append((data, raw, symbols_digest(symbols, grid.levels)))
 
     def _intervals(self, x: np.ndarray, coded: Coded) -> tuple[np.ndarray, np.ndarray]:
-        """The intervals of the symbols of a group, see :func:`~tessella.codec.group_walk.intervals`."""
+        """The intervals of the symbols of a group, see :func:`intervals`."""
         return intervals(self.twin, x, coded, self.batch)
