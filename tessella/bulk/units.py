@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class Units(ABC):
         """
 
 
+@runtime_checkable
 class RunsStage(Protocol):
     """A stage, or anything else that turns batches into others."""
 
