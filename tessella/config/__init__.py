@@ -79,6 +79,9 @@ class DataConfig:
     """Mirror half of the training images, drawn anew each epoch."""
     limit: int = 0
     """Use only the first so many images of a split; 0 means all."""
+    stream: bool = False
+    """Decode images each time they are needed, instead of once into a file: for sets that are too
+    large for that (``shards:`` and ``hf:``)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(self.size))  # 64 is a size as well as "64"
@@ -112,6 +115,11 @@ class DataConfig:
                     f"data.{key} must be a number of pixels like 64, or HEIGHTxWIDTH like 48x64, "
                     f"got {text!r}"
                 )
+        if self.stream and self.binarize:
+            raise ConfigError(
+                "data.binarize does not go with data.stream=true: it is drawn for all images at"
+                " once; leave out one of the two"
+            )
         if not self.size and self.crop == "tiles":
             raise ConfigError(
                 "data.crop=tiles needs data.size, the size of a tile, for example data.size=64"
@@ -227,6 +235,9 @@ class TrainConfig:
     """``32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, 32 elsewhere."""
     threads: int = 0
     """CPU threads; 0 keeps torch's choice."""
+    workers: int = 0
+    """Threads that read the images of the next steps ahead, for images that are decoded each time
+    (``data.stream``) or lie on a slow disk; changes speed only."""
     board: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
     """Who shows the run while it trains: ``tensorboard`` and ``wandb`` (Weights & Biases) get the
     figures of the log, and pictures with each best model; ``auto`` gives TensorBoard the figures
@@ -267,6 +278,7 @@ MOST = {
     "accumulate": LARGEST_BATCH,
     "devices": 1024,
     "threads": 4096,
+    "workers": 1024,
     "seed": names.LARGEST_SEED,
 }
 """Largest values of numbers of :class:`TrainConfig`."""

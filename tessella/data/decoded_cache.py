@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from tessella import files
 from tessella.data.hashes import image_hashes
+from tessella.data.indexed_images import IndexedImages
 from tessella.data.paths import one_line, reason
 from tessella.errors import ArtifactError, DataError
 
@@ -46,13 +46,11 @@ CacheFacts = dict[str, Any]
 """JSON values that are stored with the images of an entry."""
 
 
-class StoredImages:
+class StoredImages(IndexedImages):
     """Images ``uint8 [n, height, width, channels]`` in a file, read into fresh numpy arrays.
 
-    ``images[3]`` is ``[height, width, channels]``; ``images[2:9]``, ``images[[5, 0]]`` and
-    ``images[mask]`` are ``[k, height, width, channels]``; ``numpy.asarray(images)`` is everything.
-    It can be used from several threads and after a fork, and it can be pickled (with its path, not
-    its pixels).
+    They are indexed as :class:`~tessella.data.indexed_images.IndexedImages` says. They can be used
+    after a fork, and can be pickled (with the path, not the pixels).
 
     Args:
         path: the ``.u8`` file of an entry.
@@ -63,13 +61,9 @@ class StoredImages:
         DataError: when the file is missing or shorter than the images and their hashes.
     """
 
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-
     def __init__(self, path: Path, shape: tuple[int, int, int, int], sha256: str) -> None:
+        super().__init__(shape, sha256)
         self.path = path
-        self.shape = shape
-        self.sha256 = sha256
         self._image_bytes = math.prod(shape[1:])
         try:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -81,29 +75,6 @@ class StoredImages:
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != len(self) * (self._image_bytes + _HASH_BYTES):
             raise DataError(self._wrong_length())
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: object) -> np.ndarray:
-        """Images by a number, a slice, a list or array of numbers, or a mask ``bool [n]``.
-
-        Raises:
-            IndexError: for a number out of range, or an index of another kind.
-            DataError: when the file was cut short.
-        """
-        if isinstance(index, slice):
-            return self._read(np.arange(*index.indices(len(self))))
-        indices = self._indices(index)
-        # [*shape of the index, height, width, channels], as in numpy
-        return self._read(indices.ravel()).reshape(*indices.shape, *self.shape[1:])
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError(
-                "images in a file become an array only by reading them, which is a copy"
-            )
-        return self[:].astype(dtype or self.dtype, copy=False)
 
     def __reduce__(self) -> tuple[type[StoredImages], tuple[Path, tuple[int, int, int, int], str]]:
         return StoredImages, (self.path, self.shape, self.sha256)
@@ -120,32 +91,6 @@ class StoredImages:
         values = np.empty(len(self), "<u8")
         self._fill(values.view(np.uint8), len(self) * self._image_bytes)
         return values.astype(np.uint64)
-
-    def _indices(self, index: object) -> np.ndarray:
-        """Indices in 0..n-1 for any index but a slice; zero-dimensional for a single number."""
-        # numpy would interpret these as masks, new axes or several axes.
-        if isinstance(index, (bool, np.bool_, tuple)) or index is None or index is Ellipsis:
-            raise IndexError(
-                f"images in a file are indexed along their first axis only, got {index!r};"
-                " index the array that this returns"
-            )
-        indices = np.asarray(index)
-        if indices.dtype == np.bool_:
-            if indices.shape != (len(self),):
-                raise IndexError(
-                    f"a mask of {len(self)} images must be bool [{len(self)}],"
-                    f" got {list(indices.shape)}"
-                )
-            return np.flatnonzero(indices)
-        if not indices.size:
-            return indices.astype(np.int64)
-        if indices.dtype.kind not in "iu":
-            raise IndexError(f"images are numbered by integers, got {indices.dtype}")
-        outside = (indices < -len(self)) | (indices >= len(self))
-        if outside.any():
-            wrong = indices[outside].ravel()[0]
-            raise IndexError(f"index {wrong} is out of range for {len(self)} images")
-        return np.where(indices < 0, indices + len(self), indices).astype(np.int64)
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         """The images at ``indices`` (``[k]``, each in 0..n-1); neighbours share one read."""

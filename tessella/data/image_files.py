@@ -6,6 +6,7 @@ many files there are.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import (
     LARGEST_OF_16_BITS,
     Opened,
+    decode,
     decode_pixels,
     open_image,
     without_pillow_warnings,
@@ -160,6 +162,27 @@ def fit_files(
         skipped=tuple(decoded.skipped),
         resampled=decoded.resampled,
     )
+
+
+def decode_alone(
+    content: bytes, channels: int, size: tuple[int, int] | None, crop: str
+) -> np.ndarray:
+    """Decode one file to one image, ``uint8 [height, width, channels]``.
+
+    Args:
+        content: of the image file.
+        channels: 1, 3 or 4.
+        size: (height, width) of the result; None leaves the image as large as it is.
+        crop: ``center`` or ``squash``.
+
+    Raises:
+        UnusableImage: with the reason.
+    """
+    decoded = _or_unusable(partial(decode, io.BytesIO(content), channels))
+    if isinstance(decoded, UnusableImage):
+        raise decoded
+    _, pixels = next(cut(decoded, size, crop))
+    return pixels
 
 
 def decode_files(

@@ -90,7 +90,12 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
         return f"{name} is a TFRecord file; write its images to files and name their folder"
     if extension == ".lmdb" or name in ("data.mdb", "lock.mdb"):
         return f"{name} is an LMDB database; write its images to files and name their folder"
-    if extension in (".tar", ".tgz", ".7z", ".rar") or name.lower().endswith(".tar.gz"):
+    if extension == ".tar":
+        return (
+            f"{name} is a tar file: --data shards:PATH reads one of WebDataset, of others unpack it"
+            " and name the folder with --data folder:PATH"
+        )
+    if extension in (".tgz", ".7z", ".rar") or name.lower().endswith(".tar.gz"):
         return f"{name} is an archive; unpack it and name the folder: --data folder:PATH"
     if extension in (".pkl", ".pickle"):
         return (

@@ -53,6 +53,8 @@ class Source(ABC):
     """Whether it supports ``data.bits``, for images packed as bits."""
     sizes_may_differ: ClassVar[bool] = False
     """Whether its images can differ in size, so that ``data.size`` may be needed."""
+    streams: ClassVar[bool] = False
+    """Whether it supports ``data.stream``: images that are decoded when they are needed."""
     holds_codes: ClassVar[bool] = False
     """Whether it holds a tokenizer's codes and no images; :func:`tessella.data.load` refuses it."""
 

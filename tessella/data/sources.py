@@ -121,6 +121,12 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
             f"{source.name} comes divided: take --split train, valid or test (all is for "
             f"{' and '.join(able)})"
         )
+    if config.stream and not source.streams:
+        able = [kind.form for kind in SOURCES.values() if kind.streams]
+        raise ConfigError(
+            f"data.stream=true is for {' and '.join(able)}; {source.name} is read as it is, so"
+            " leave it out"
+        )
     if config.bits and not source.takes_bits:
         able = [kind.form for kind in SOURCES.values() if kind.takes_bits]
         raise ConfigError(

@@ -96,36 +96,36 @@ def by_hash(names: Sequence[str]) -> list[str]:
     >>> sorted(set(by_hash([f"{i}.png" for i in range(20)])))
     ['test', 'train', 'valid']
     """
+    positions = np.array([hash_position(name) for name in names])
+    return [SPLITS[number] for number in by_position(positions)]
+
+
+def by_position(positions: np.ndarray) -> np.ndarray:
+    """:func:`by_hash` of files whose numbers ``p`` are known, ``float64 [n]``.
+
+    Returns:
+        the split of each, as its number in :data:`SPLITS`: ``uint8 [n]``.
+    """
+    train, valid, test = range(len(SPLITS))
     # p is uniform on [0, 1), which gives shares of 5, 5 and 90 %.
-    positions = []
-    splits = []
-    for name in names:
-        positions.append(hash_position(name))
-        splits.append(_split_at(positions[-1]))
-    rising = sorted(range(len(names)), key=lambda i: (positions[i], names[i]))
-    needed: tuple[str, ...] = ()
-    if len(names) >= EVERY_SPLIT_FROM:
-        needed = ("test", "valid", "train")
-    elif names:
-        needed = ("train",)
+    splits = np.full(len(positions), train, np.uint8)
+    splits[positions < 2 * SHARE] = valid
+    splits[positions < SHARE] = test
+    needed: tuple[int, ...] = ()
+    if len(positions) >= EVERY_SPLIT_FROM:
+        needed = (test, valid, train)
+    elif len(positions):
+        needed = (train,)
     for split in needed:
-        if split not in splits:
+        if not (splits == split).any():
             # The largest split gives up one image, the one nearest to the empty split.
-            largest = max(SPLITS, key=splits.count)
-            donors = [i for i in rising if splits[i] == largest]
-            nearest = donors[0]
-            if split == "train":
-                nearest = donors[-1]
+            largest = np.bincount(splits, minlength=len(SPLITS)).argmax()
+            donors = np.flatnonzero(splits == largest)
+            nearest = donors[positions[donors].argmin()]
+            if split == train:
+                nearest = donors[positions[donors].argmax()]
             splits[nearest] = split
     return splits
-
-
-def _split_at(position: float) -> str:
-    if position < SHARE:
-        return "test"
-    if position < 2 * SHARE:
-        return "valid"
-    return "train"
 
 
 FOLDERS = {
@@ -201,28 +201,45 @@ def fill_missing(names: Sequence[str], splits: list[str]) -> str:
     Returns:
         what was done, to be appended to the rule; empty if nothing was missing.
     """
-    training = []
-    for number, name in enumerate(names):
-        if splits[number] == "train":
-            training.append((hash_position(name), name, number))
-    training.sort()
-    missing = ""
+    positions = np.array([hash_position(name) for name in names])
+    numbers = np.array([SPLITS.index(split) for split in splits], np.uint8)
+    done = fill_missing_at(positions, numbers)
+    for place, number in enumerate(numbers):
+        splits[place] = SPLITS[number]
+    return done and f"{done} and the relative path"
+
+
+def fill_missing_at(positions: np.ndarray, splits: np.ndarray) -> str:
+    """:func:`fill_missing` of files whose numbers ``p`` are known.
+
+    Args:
+        positions: ``float64 [n]``.
+        splits: number of the split of each in :data:`SPLITS`, ``uint8 [n]``; changed if one was
+            missing.
+
+    Returns:
+        what was done, up to the names of the things that are hashed; empty if nothing was missing.
+    """
+    train, valid, test = range(len(SPLITS))
+    training = np.flatnonzero(splits == train)
+    missing = None
     edge = 2 * SHARE
-    if "valid" not in splits:
-        missing = "valid"
-    elif "test" not in splits:
-        missing = "test"
+    if not (splits == valid).any():
+        missing = valid
+    elif not (splits == test).any():
+        missing = test
         edge = SHARE
-    if not missing or not training:
+    if missing is None or not len(training):
         return ""
     # p is the same as in by_hash, and valid takes what would be valid or test there: an image that
     # is held out in a folder without splits is never trained on in one with splits.
-    taken = 0
-    for position, _, number in training[:-1]:  # one at least stays for training
-        if position < edge or (taken == 0 and len(training) >= EVERY_SPLIT_FROM):
-            splits[number] = missing
-            taken += 1
-    return f"; {missing}: {edge:.0%} of train by SHA-256 of 'tessella split:' and the relative path"
+    rising = training[np.argsort(positions[training], kind="stable")]
+    candidates = rising[:-1]  # one at least stays for training
+    taken = candidates[positions[candidates] < edge]
+    if not len(taken) and len(training) >= EVERY_SPLIT_FROM:
+        taken = candidates[:1]
+    splits[taken] = missing
+    return f"; {SPLITS[missing]}: {edge:.0%} of train by SHA-256 of 'tessella split:'"
 
 
 def hash_position(name: str) -> float:

@@ -12,8 +12,8 @@ import torch
 
 from tessella import data, files
 from tessella.config import DataConfig, from_dict
-from tessella.data.decoded_cache import StoredImages
 from tessella.data.image_set import ImageSet
+from tessella.data.indexed_images import IndexedImages
 from tessella.errors import ArtifactError, DataError, InputError, TessellaError
 from tessella.files import JSONValue
 from tessella.pipeline import (
@@ -114,7 +114,7 @@ def images_of(
         if classes is not None:
             images = replace(images, labels=classes)
         return images, identity
-    if isinstance(images, StoredImages):
+    if isinstance(images, IndexedImages):
         return ImageSet(images, classes), _identity(images.shape, images.sha256)
     check_images(images)  # a tensor as such, so that the message is about tensors
     if isinstance(images, torch.Tensor):

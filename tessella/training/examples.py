@@ -6,15 +6,26 @@ So a resumed run sees what it would have seen, and nothing of a data loader need
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from tessella import data
-from tessella.data.decoded_cache import StoredImages
+from tessella.data.indexed_images import IndexedImages
 from tessella.storage.code_set import CodeVariant as Codes
 
-Variant = torch.Tensor | StoredImages | Codes
+SAMPLE = 10_000
+"""Images that a baseline is fitted to, at most, where all of them cannot be looked at."""
+
+SAMPLE_BYTES = 1 << 28
+"""Bytes of memory that they take, at most."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+Variant = torch.Tensor | IndexedImages | Codes
 """Images or symbols in memory, or on disk, where they are read as they are needed."""
 
 
@@ -59,12 +70,18 @@ class Examples:
         """Memory of one example as it lies in ``variants``."""
         return math.prod(self.example_shape) * self.variants[0].dtype.itemsize
 
-    def order(self, batch: int, seed: int) -> Order:
+    def order(self, batch: int, seed: int) -> Order | GroupOrder:
         """Which examples each step sees."""
+        groups = getattr(self.variants[0], "groups", None)
+        if groups is not None:
+            return GroupOrder(groups, batch, seed)
         return Order(len(self), batch, seed)
 
     def sample(self) -> Examples:
-        """Examples that a baseline is fitted to: all of them."""
+        """Examples that a baseline is fitted to: all, or the first where each must be decoded."""
+        first = self.variants[0]
+        if isinstance(first, IndexedImages) and not first.hashed:
+            return self.first(SAMPLE, SAMPLE_BYTES)
         return self
 
     def first(self, n: int, most_bytes: int) -> Examples:
@@ -79,20 +96,31 @@ class Examples:
         """Images or symbols at ``indices [b]`` as they are."""
         return _at(self.variants[0], indices)
 
+    def read(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        """All variants of the examples at ``indices [b]``, as they are."""
+        return [_at(variant, indices) for variant in self.variants]
+
     def batch(
-        self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        read: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images or symbols at ``indices [b]`` with random changes, and their labels ``[b]``.
 
         Args:
             generator: the changes are drawn from it.
+            read: what :meth:`read` gave for these indices, where that was done ahead.
         """
-        x = self.plain(indices)
+        if read is None:
+            read = self.read(indices)
+        x = read[0]
         if len(self.variants) > 1:
             # The codes of a mirrored image are no mirrored codes: they were made beforehand.
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
             chosen = mirrored.view(-1, *[1] * (x.dim() - 1))  # [b, 1, ...]
-            x = torch.where(chosen, _at(self.variants[1], indices), x)
+            x = torch.where(chosen, read[1], x)
         elif self.flip or self.binarize:
             x = data.augment(x, generator, flip=self.flip, binarize=self.binarize)
         # Symbols lie in small types; models take int64.
@@ -153,6 +181,82 @@ class Order:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             self._permutations[epoch] = torch.randperm(self.n, generator=generator)
         return self._permutations[epoch]
+
+
+class GroupOrder:
+    """Which examples each step sees, where those of a group are best read together.
+
+    In each epoch the groups (the shards of a set) follow each other in a new order, and the
+    examples of :data:`WINDOW` groups that are neighbours in it are mixed. So a step reads from a
+    few shards, and memory holds the order of a few shards, however many there are.
+
+    Args:
+        groups: the number of the first example of each group, and how many examples there are.
+        batch: examples of a step.
+        seed: of the permutations.
+    """
+
+    def __init__(self, groups: Sequence[int], batch: int, seed: int) -> None:
+        self.n = groups[-1]
+        self.batch = batch
+        self.seed = seed
+        self._firsts = torch.tensor(groups[:-1])
+        self._sizes = torch.tensor(groups).diff()
+        self._epochs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._windows: dict[tuple[int, int], torch.Tensor] = {}
+
+    def at(self, step: int) -> torch.Tensor:
+        """Indices ``int64 [batch]`` of the examples of a step."""
+        parts: list[torch.Tensor] = []
+        # Places on a line on which the epochs follow each other.
+        place = step * self.batch
+        end = place + self.batch
+        while place < end:
+            epoch, within = divmod(place, self.n)
+            _, starts = self._epoch(epoch)
+            window = int(torch.searchsorted(starts, within, right=True)) - 1
+            order = self._window(epoch, window)
+            first = within - int(starts[window])
+            part = order[first : first + end - place]
+            parts.append(part)
+            place += len(part)
+        return torch.cat(parts)
+
+    def _epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order of the groups in an epoch, and the place where each window begins."""
+        if epoch not in self._epochs:
+            _keep_last(self._epochs)
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            order = torch.randperm(len(self._sizes), generator=generator)
+            ends = self._sizes[order].cumsum(0)
+            starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])[::WINDOW]
+            self._epochs[epoch] = (order, starts.contiguous())
+        return self._epochs[epoch]
+
+    def _window(self, epoch: int, window: int) -> torch.Tensor:
+        """The examples of a window, mixed."""
+        key = (epoch, window)
+        if key not in self._windows:
+            _keep_last(self._windows)
+            order, _ = self._epoch(epoch)
+            parts = []
+            for group in order[window * WINDOW : (window + 1) * WINDOW].tolist():
+                first = int(self._firsts[group])
+                parts.append(torch.arange(first, first + int(self._sizes[group])))
+            every = torch.cat(parts)
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch, window))
+            self._windows[key] = every[torch.randperm(len(every), generator=generator)]
+        return self._windows[key]
+
+
+WINDOW = 4
+"""Groups whose examples are mixed: more mix better, and are read from more places at once."""
+
+
+def _keep_last(kept: dict[Key, Value]) -> None:
+    """Make room for another entry: a batch may reach over an edge, so the one before is kept."""
+    while len(kept) > 1:
+        del kept[next(iter(kept))]
 
 
 def mix(*numbers: int) -> int:

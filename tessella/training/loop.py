@@ -23,12 +23,13 @@ from tessella.errors import ArtifactError, ConfigError, TrainingError
 from tessella.training import checkpoint, schedule
 from tessella.training.averaging import Average, learned_buffers
 from tessella.training.engine import Fabric, cuda_devices, stop_signals
-from tessella.training.examples import Examples, Order, mix
+from tessella.training.examples import Examples, mix
 from tessella.training.expectation import Expectation
 from tessella.training.optimizers import add_penalty, create_optimizer
 from tessella.training.progress import Progress
+from tessella.training.read_ahead import ReadAhead
 from tessella.training.run_directory import RunDirectory
-from tessella.training.stream import NextInLine, Stream
+from tessella.training.stream import Stream
 from tessella.training.tasks import Task
 
 LOG_EVERY = 10
@@ -152,16 +153,44 @@ def main(session: Session) -> Progress:
 
 def fit(session: Session) -> None:
     """Take steps, with a validation and a checkpoint now and then."""
-    config = session.config
     progress = session.progress
-    order = session.examples.order(config.batch, config.seed)
+    reader = _reader(session)
     session.started = time.monotonic() - progress.seconds
     bar = _progress_bar(session)
+    with contextlib.closing(reader):
+        _take_steps(session, reader, bar)
+    if session.share < 1 or not progress.best_step:
+        _save_checkpoint(session)
+        # A model to load must be there, even after an early signal. A resumed run knows nothing of
+        # this validation and makes those that are due.
+        if not progress.validations and validate(session, log=False):
+            keep(session)
+    bar.close()
+
+
+def _reader(session: Session) -> ReadAhead:
+    """Reads the examples of each step, ahead if the recipe asks for it."""
+    config = session.config
+    examples = session.examples
+    return ReadAhead(
+        examples if isinstance(examples, Examples) else None,
+        examples.order(config.batch, config.seed),
+        passes=config.accumulate,
+        rank=session.fabric.global_rank,
+        world=session.fabric.world_size,
+        workers=config.workers,
+    )
+
+
+def _take_steps(session: Session, reader: ReadAhead, bar: progress_bars.ProgressBar) -> None:
+    """Take steps until the run has passed, or a signal came."""
+    config = session.config
+    progress = session.progress
     while session.share < 1 and not _stopped(session):
         # The rate follows the share of the run, so that every limit ends on a low rate.
         factor = schedule.rate_factor(session.share, progress.step, config.warmup)
         rate = config.learning_rate * factor
-        figures = _step(session, order, rate)
+        figures = _step(session, reader, rate)
         progress.step += 1
         session.average.update(session.task.module, progress.step - 1)
         before = progress.seconds
@@ -177,13 +206,6 @@ def fit(session: Session) -> None:
             progress.seconds = session.read_clock()
         # The bar counts thousandths of the run, whichever limit drives it.
         bar.update(round(session.share * 1000) - bar.n)
-    if session.share < 1 or not progress.best_step:
-        _save_checkpoint(session)
-        # A model to load must be there, even after an early signal. A resumed run knows nothing of
-        # this validation and makes those that are due.
-        if not progress.validations and validate(session, log=False):
-            keep(session)
-    bar.close()
 
 
 def validate(session: Session, log: bool = True) -> bool:
@@ -252,7 +274,7 @@ def _show_pictures(session: Session) -> None:
         board.picture(session.progress.step, name, image)
 
 
-def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str, float]:
+def _step(session: Session, reader: ReadAhead, rate: float) -> dict[str, float]:
     """Take one optimizer step. Returns its scalars.
 
     Raises:
@@ -270,10 +292,9 @@ def _step(session: Session, order: Order | NextInLine, rate: float) -> dict[str,
     generator = torch.Generator().manual_seed(mix(seed, 1))
     # A codebook learns while it is passed: what a batch that turns out bad taught it must not stay.
     buffers = [buffer.clone() for buffer in learned_buffers(session.task.module)]
-    mine = order.at(session.progress.step).chunk(fabric.world_size)[fabric.global_rank]
     totals: dict[str, float] = {}
-    for count, part in enumerate(mine.chunk(config.accumulate), start=1):
-        x, labels = session.examples.batch(part, generator, fabric.device)
+    for count, (part, read) in enumerate(reader.step(session.progress.step), start=1):
+        x, labels = session.examples.batch(part, generator, fabric.device, read)
         # Gradients are shared between processes once, after the last pass.
         more_passes = count < config.accumulate
         with fabric.no_backward_sync(session.wrapped, enabled=more_passes):

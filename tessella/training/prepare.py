@@ -14,8 +14,8 @@ import torch
 from tessella import data
 from tessella.config import TrainConfig
 from tessella.data.array_checks import check_scale
-from tessella.data.decoded_cache import StoredImages
 from tessella.data.hashes import image_hashes
+from tessella.data.indexed_images import IndexedImages
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
@@ -189,13 +189,15 @@ def prepare_stream(
 def describe_data(examples: Examples, images: object) -> TrainingData:
     """Examples made of arrays or an image set, with the facts that tell which they are."""
     if isinstance(images, data.ImageSet):
-        return TrainingData(examples, images.identity(), images.hashes(), images.skipped)
+        hashes = images.hashes() if getattr(images.images, "hashed", True) else None
+        return TrainingData(examples, images.identity(), hashes, images.skipped)
     if isinstance(images, CodeSet):
         return TrainingData(examples, images.identity(), images.hashes())
     first = examples.variants[0]
     identity: dict[str, object] = {"count": len(first), "shape": list(examples.example_shape)}
-    if isinstance(images, StoredImages):
-        return TrainingData(examples, identity | {"sha256": images.sha256}, images.hashes)
+    if isinstance(images, IndexedImages):
+        hashes = images.hashes if images.hashed else None
+        return TrainingData(examples, identity | {"sha256": images.sha256}, hashes)
     assert isinstance(first, torch.Tensor)
     identity["sha256"] = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()
     # Hashes of single images serve to find overlaps; symbols have none.
@@ -227,7 +229,7 @@ def hold_out(
     Raises:
         InputError: for fewer than two images, or images that come divided by their source.
     """
-    if isinstance(images, (StoredImages, data.ImageSet, CodeSet)):
+    if isinstance(images, (IndexedImages, data.ImageSet, CodeSet)):
         raise InputError(
             'give valid= too, for example data.load(config, "valid"):'
             " images of a source come divided"
@@ -361,7 +363,7 @@ def _symbols(model: Prior, given: object) -> torch.Tensor:
 
 def _pixels(model: Trainable, images: object, tokenizer: Tokenizer | None) -> Variant | None:
     """Images for a model, checked; None where they are symbols already."""
-    if not isinstance(images, StoredImages):
+    if not isinstance(images, IndexedImages):
         return _checked_pixels(model, images, tokenizer)
     # Of images on disk the first one is looked at; all are of one shape and type.
     _checked_pixels(model, torch.as_tensor(images[:1]), tokenizer)

@@ -6,7 +6,7 @@ they arrive in; at the end of the iterable it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -14,13 +14,7 @@ import torch
 
 from tessella.errors import InputError
 from tessella.tokenizers.tokenizer import check_images
-from tessella.training.examples import Examples, drop_labels
-
-SAMPLE = 10_000
-"""Images of an iterable that a baseline is fitted to, at most."""
-
-SAMPLE_BYTES = 1 << 28
-"""Bytes of memory that they take, at most."""
+from tessella.training.examples import SAMPLE, SAMPLE_BYTES, Examples, drop_labels
 
 ONE_PASS = (
     "an iterator can be read once, and training passes over its images many times:"
@@ -114,9 +108,14 @@ class Stream:
         return NextInLine(batch)
 
     def batch(
-        self, indices: torch.Tensor, generator: torch.Generator, device: torch.device
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        read: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next images, as many as there are ``indices``, and their labels."""
+        assert read is None, "an iterable gives its images itself, none are read ahead"
         # Items of any size come in; what is left over begins the next batch.
         wanted = len(indices)
         parts = [self._rest_images]

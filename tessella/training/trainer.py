@@ -449,7 +449,10 @@ def _split_data(
     examples = prepare.prepare(
         model, images.images, labels, tokenizer, condition_dropout, flip, binarize
     )
-    hashes = images.hashes() if hashed and not binarize else None
+    hashes = None
+    # Of images that are not stored, a hash would mean to decode them all beforehand.
+    if hashed and not binarize and getattr(images.images, "hashed", True):
+        hashes = images.hashes()
     return TrainingData(examples, images.identity(), hashes, images.skipped, seen)
 
 

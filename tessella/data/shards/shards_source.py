@@ -1,0 +1,304 @@
+"""``shards:PATTERN``: images in tar files of the WebDataset convention."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+
+from tessella.config import DataConfig
+from tessella.data.class_labels import (
+    check_held_out,
+    check_labels,
+    names_of_ids,
+    renumbered,
+    sparse_ids,
+)
+from tessella.data.decode import libraries
+from tessella.data.decoded_cache import CacheFacts, Writer, cached_images, digest
+from tessella.data.image_files import ImageFiles, decode_files
+from tessella.data.paths import printable
+from tessella.data.shards.shard_manifest import class_names
+from tessella.data.shards.shard_set import ShardSet, open_shards
+from tessella.data.source_kinds import Source, register_source
+from tessella.data.splits import (
+    ALL,
+    FOLDERS,
+    SPLITS,
+    by_position,
+    fill_missing_at,
+    split_of_folder,
+)
+from tessella.data.streamed_images import StreamedImages, StreamPart
+from tessella.data.transform import Part, parse_size
+from tessella.errors import DataError
+
+BY_KEY = "by SHA-256 of 'tessella split:' and the key: 5 % test, 5 % valid"
+
+
+@register_source("shards")
+class ShardsSource(Source):
+    """Images in tar files, decoded once into a file of pixels, or each time they are needed."""
+
+    about = "tar files of images (WebDataset)"
+    argument = "PATTERN"
+    allows_all = True
+    sizes_may_differ = True
+    streams = True
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether it is a tar file, or a folder that has some."""
+        if path.is_dir():
+            return any(path.glob("*.tar"))
+        return path.suffix == ".tar"
+
+    def read(self, path: str, split: str, config: DataConfig) -> Part:
+        """One split of the images, in the order of the shards.
+
+        Shards whose names carry train, valid or test are of that split; valid, or else test, is
+        taken from train where it is missing. Without such names the hash of each key decides, as
+        for the files of a folder.
+
+        Raises:
+            DataError: when a shard is missing or damaged, only some names carry a split, labels are
+                incomplete, or too many images are unusable.
+            InputError: when images differ in size and ``config.size`` is empty.
+        """
+        shards = open_shards(path)
+        title = f"shards:{Path(path).name}"
+        splits, rule = divide_shards(shards)
+        places = np.arange(len(shards))
+        if split != ALL:
+            places = np.flatnonzero(splits == SPLITS.index(split))
+        # Half the memory of numpy's own type, which counts for millions of images.
+        numbers = places[: config.limit or None].astype(np.uint32)
+        labels, names = _labels(shards, splits, title)
+        chosen = _Chosen(
+            shards=shards,
+            split=split,
+            numbers=numbers,
+            labels=None if labels is None else labels[numbers],
+            names=names,
+            rule="every image" if split == ALL else rule,
+            title=title,
+        )
+        return _streamed(chosen, config) if config.stream else _cached(chosen, config)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The images of a split.
+
+    Args:
+        shards: those of all splits.
+        split: which it is.
+        numbers: of the images in ``shards``, ``uint32 [n]``.
+        labels: the class of each, ``int64 [n]``, or None.
+        names: of the classes.
+        rule: how the images were divided.
+        title: the source, for messages.
+    """
+
+    shards: ShardSet
+    split: str
+    numbers: np.ndarray
+    labels: np.ndarray | None
+    names: tuple[str, ...]
+    rule: str
+    title: str
+
+    def encoded(self, number: int) -> bytes:
+        """The file of an image of the set."""
+        return self.shards.item(number).data
+
+    def name(self, number: int) -> str:
+        """The name of an image of the set."""
+        return self.shards.name(number)
+
+    def open(self, place: int) -> BufferedIOBase:
+        """The image at a place in the split."""
+        return io.BytesIO(self.encoded(int(self.numbers[place])))
+
+
+def divide_shards(shards: ShardSet) -> tuple[np.ndarray, str]:
+    """The split of each image, as its number in ``SPLITS`` (``uint8 [n]``), and the rule.
+
+    Raises:
+        DataError: when the names of some shards carry a split, and those of others do not.
+    """
+    named = [split_of_shard(shard.name) for shard in shards.shards]
+    if not any(named):
+        return by_position(shards.column("position")), BY_KEY
+    if not all(named):
+        without = shards.shards[named.index("")].path
+        raise DataError(
+            f"the names of some shards carry train, valid or test, that of {without} does not:"
+            " rename it, or name the others with a pattern of their own"
+        )
+    splits = np.empty(len(shards), np.uint8)
+    for number, name in enumerate(named):
+        splits[shards.first(number) : shards.first(number + 1)] = SPLITS.index(name)
+    rule = f"the names of the shards ({', '.join(sorted(set(named)))})"
+    filled = fill_missing_at(shards.column("position"), splits)
+    return splits, rule + (filled and f"{filled} and the key")
+
+
+def split_of_shard(name: str) -> str:
+    """The split that the name of a shard carries; empty if there is none.
+
+    >>> split_of_shard("photos-train-000000"), split_of_shard("val_0001"), split_of_shard("a-7")
+    ('train', 'valid', '')
+    """
+    found = ""
+    # The last one counts: what comes first is the name of the data set.
+    for word in re.split(r"[-_.]", name):
+        if word.lower() in FOLDERS or re.fullmatch(r"\D+\d{4}", word):
+            found = split_of_folder(word) or found
+    return found
+
+
+def _labels(
+    shards: ShardSet, splits: np.ndarray, title: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The class of each image of all splits, ``int64 [n]``, and the names of the classes."""
+    labels = shards.labels()
+    names = class_names(shards.shards[0].path.parent)
+    if labels is None:
+        return None, ()
+    what = f"the labels of {title}"
+    labels = check_labels(labels, len(shards), what)
+    in_splits = {}
+    titles = {}
+    for number, split in enumerate(SPLITS):
+        if (splits == number).any():
+            in_splits[split] = labels[splits == number]
+            titles[split] = f"{split} of {title}"
+    check_held_out(in_splits, titles)
+    ids = sparse_ids([labels], what)
+    if ids is not None:
+        return renumbered(labels, ids), names_of_ids(ids)
+    if names and int(labels.max()) >= len(names):
+        raise DataError(
+            f"{title} has the label {labels.max()}, and its shards.json names {len(names)} classes:"
+            " correct the one or the other"
+        )
+    return labels, names
+
+
+def _streamed(chosen: _Chosen, config: DataConfig) -> Part:
+    """Images that are decoded from their shards each time."""
+    numbers = chosen.numbers
+    if not len(numbers):
+        return Part(np.empty((0, 0, 0, 0), np.uint8), None, (), 256, chosen.rule)
+    # The files, wherever they lie, and which of their images these are.
+    stamps = [[shard.name, shard.sha256] for shard in chosen.shards.shards]
+    part = StreamPart(
+        files=chosen,
+        numbers=numbers,
+        identity=digest(stamps, chosen.split, chosen.rule, len(numbers)),
+        labels=chosen.labels,
+        groups=_groups(chosen),
+        title=chosen.title,
+    )
+    return Part(
+        images=StreamedImages(part, config),
+        labels=chosen.labels,
+        label_names=chosen.names,
+        levels=256,
+        split_rule=chosen.rule,
+        skipped=_left_out(chosen.shards),
+        resampled=bool(config.size),
+    )
+
+
+def _groups(chosen: _Chosen) -> list[int]:
+    """The place of the first image of each shard among those of a split, and their number."""
+    shards = chosen.shards
+    edges = [shards.first(number) for number in range(len(shards.shards) + 1)]
+    # A shard can have no image of the split.
+    return sorted(set(np.searchsorted(chosen.numbers, edges).tolist()))
+
+
+class _Names(Sequence[str]):
+    """The names of the images of a split, read when they are asked for."""
+
+    def __init__(self, chosen: _Chosen) -> None:
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen.numbers)
+
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        return self._chosen.name(int(self._chosen.numbers[place]))
+
+
+def _cached(chosen: _Chosen, config: DataConfig) -> Part:
+    """Images that are decoded once, into the cache of decoded images."""
+    labels = chosen.labels
+
+    # Called only if the cache has no such entry.
+    def make(writer: Writer) -> CacheFacts:
+        listed = None if labels is None else labels.tolist()
+        decoded = decode_files(
+            ImageFiles(_Names(chosen), chosen.open, listed),
+            config,
+            writer.append,
+            channels=config.channels or 3,
+            title=f"{chosen.title}, {chosen.split}",
+        )
+        return {
+            "names": [printable(name) for name in decoded.names],
+            "labels": None if labels is None else decoded.labels,
+            "skipped": decoded.skipped,
+            "resampled": decoded.resampled,
+            "source": chosen.title,
+            "split": chosen.split,
+            "size": config.size,
+        }
+
+    request, contents = _keys(chosen, config)
+    images, facts = cached_images(request, contents, make, chosen.title)
+    kept = None
+    if facts["labels"] is not None:
+        kept = np.array(facts["labels"], np.int64)
+    return Part(
+        images=images,
+        labels=kept,
+        label_names=chosen.names,
+        levels=256,
+        split_rule=chosen.rule,
+        names=tuple(facts["names"]),
+        skipped=(*facts["skipped"], *_left_out(chosen.shards)),
+        resampled=facts["resampled"],
+    )
+
+
+def _keys(chosen: _Chosen, config: DataConfig) -> tuple[str, str]:
+    """The cache keys of the request, and of the files as they are now."""
+    size = parse_size(config.size, "size")
+    crop = config.crop if size else ""  # without a size nothing is cropped
+    places = []
+    stamps = []
+    for shard in chosen.shards.shards:
+        places.append(printable(str(shard.path.resolve())))
+        stamps.append([shard.sha256, shard.path.stat().st_mtime_ns])
+    channels = config.channels or 3
+    request = digest("shards", places, chosen.split, size, crop, channels, config.limit)
+    return request, digest(libraries(), stamps, chosen.rule, chosen.names)
+
+
+def _left_out(shards: ShardSet) -> tuple[str, ...]:
+    lines = []
+    for shard in shards.shards:
+        for line in shard.left_out:
+            lines.append(f"{shard.path.name}: {line}")
+        more = shard.left_out_count - len(shard.left_out)
+        if more:
+            lines.append(f"{shard.path.name}: {more} further members are not read")
+    return tuple(lines)
