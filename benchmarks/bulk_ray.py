@@ -21,6 +21,8 @@ import sys
 import tarfile
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,26 @@ from typing import Any
 import harness
 import numpy as np
 
-from tessella.bulk import Score, Tokenize
-from tessella.bulk.batches import Batch
+from tessella import data
+from tessella.bulk.code_units import shards_made_by
+from tessella.bulk.coding_stages import ScoreStage
 from tessella.bulk.engines import Engine, LocalEngine
 from tessella.bulk.items import ShardedItems
 from tessella.bulk.packing import TablePacking
 from tessella.bulk.ray_engine import RayEngine
+from tessella.bulk.stages import TokenizeStage
 from tessella.bulk.unit_folder import make_folder
 from tessella.bulk.units import StageUnits
-from tessella.files import parse_json, pictures
+from tessella.cli.score_table import lines_in
+from tessella.config import DataConfig
+from tessella.data.shards import open_shards
+from tessella.files import pictures
+from tessella.storage import code_store
+from tessella.storage.code_store import open_codes
+
+MODEL = "digits"
+TOKENIZER = "digits-codes"
+"""Models that ship."""
 
 LEVELS = 17
 """Levels of the bundled models of the digits."""
@@ -61,19 +74,6 @@ def write_shards(folder: Path, n: int, shards: int) -> None:
                 archive.addfile(member, io.BytesIO(data))
 
 
-class CodesOfImages:
-    """Codes as columns that a table can hold: their hash stands for them."""
-
-    def __init__(self, run: str) -> None:
-        self.stage = Tokenize(run)
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The key of each image, and the SHA-256 of its codes."""
-        made = self.stage(batch)
-        hashes = [hashlib.sha256(codes.tobytes()).hexdigest() for codes in made["codes"]]
-        return {"key": made["key"], "codes": np.array(hashes)}
-
-
 class Clock:
     """Takes the time between the first unit and the last."""
 
@@ -89,9 +89,72 @@ class Clock:
         return (last - first) / (ended - began)
 
 
-def work(out: Path, units: StageUnits, engine: Engine, watch: Callable[[float], object]) -> None:
-    """Make all units in a new folder."""
-    make_folder(out, "bulk", {}, units, engine, watch)
+class Job(ABC):
+    """Something that is done to all images.
+
+    Args:
+        shards: the folder of the images.
+        chosen: the options of the command.
+    """
+
+    name: str
+
+    def __init__(self, shards: Path, chosen: argparse.Namespace) -> None:
+        self.shards = shards
+        self.images = chosen.n
+        self.unit = chosen.unit
+
+    @abstractmethod
+    def run(self, out: Path, engine: Engine, watch: Callable[[float], object]) -> None:
+        """Do it in a new folder."""
+
+    @abstractmethod
+    def done(self, out: Path) -> list[str]:
+        """What stands for each image that is in the output."""
+
+    @abstractmethod
+    def wanted(self) -> list[str]:
+        """What stands for each image that has to be there."""
+
+
+class Tokenizing(Job):
+    """Images to a set of codes, as ``tessella tokenize`` makes it."""
+
+    name = "tokenize"
+
+    def run(self, out: Path, engine: Engine, watch: Callable[[float], object]) -> None:
+        stage = TokenizeStage(TOKENIZER)
+        elsewhere = shards_made_by(engine, stage, self._source(), "all")
+        images = data.load(self._source(), "all")
+        code_store.SHARD_IMAGES = self.unit
+        code_store.tokenize(stage.loaded(), images, out, watch=watch, elsewhere=elsewhere)
+
+    def done(self, out: Path) -> list[str]:
+        return [str(value) for value in open_codes(out).hashes()]
+
+    def wanted(self) -> list[str]:
+        return [str(value) for value in data.load(self._source(), "all").hashes()]
+
+    def _source(self) -> DataConfig:
+        return DataConfig(source=f"shards:{self.shards}", size="8", channels=1)
+
+
+class Scoring(Job):
+    """Images to a table of their bits, as ``tessella score --units`` makes it."""
+
+    name = "score"
+
+    def run(self, out: Path, engine: Engine, watch: Callable[[float], object]) -> None:
+        items = ShardedItems(str(self.shards))
+        units = StageUnits(ScoreStage(MODEL), items, TablePacking("scores"), self.unit)
+        make_folder(out, "scores", {}, units, engine, watch)
+
+    def done(self, out: Path) -> list[str]:
+        return [line.name for line in lines_in(sorted(out.glob("*.jsonl")))]
+
+    def wanted(self) -> list[str]:
+        shards = open_shards(str(self.shards))
+        return [shards.name(number) for number in range(len(shards))]
 
 
 @contextlib.contextmanager
@@ -137,43 +200,33 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def keys_in(folder: Path) -> list[str]:
-    """The keys of all lines, in order."""
-    keys = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            values = parse_json(line, path.name)
-            assert isinstance(values, dict)
-            keys.append(str(values["key"]))
-    return keys
-
-
-def measure(task: str, units: StageUnits, folder: Path, actors: int) -> harness.Row:
+def measure(job: Job, folder: Path, actors: int) -> harness.Row:
     """One job, by processes, by Ray, and by a cluster that loses a node."""
     by_processes = Clock()
-    work(folder / "processes", units, LocalEngine(actors), by_processes)
+    job.run(folder / "processes", LocalEngine(actors), by_processes)
     by_ray = Clock()
     with cluster([actors]):
-        work(folder / "ray", units, RayEngine(actors=actors), by_ray)
+        job.run(folder / "ray", RayEngine(actors=actors), by_ray)
     # One more processor than actors: there the actor of the lost node begins again.
     with cluster([actors, 1]) as local:
-        killer = NodeKiller(local, units.images)
-        work(folder / "killed", units, RayEngine(actors=actors), killer)
+        killer = NodeKiller(local, job.images)
+        job.run(folder / "killed", RayEngine(actors=actors), killer)
     expected = hashes_of(folder / "processes")
-    keys = keys_in(folder / "killed")
-    speed = by_ray.images_a_second()
+    done = job.done(folder / "killed")
+    wanted = job.wanted()
+    speeds = {"processes": by_processes.images_a_second(), "ray": by_ray.images_a_second()}
     return {
-        "task": task,
-        "images": units.images,
-        "units": len(units),
+        "task": job.name,
+        "images": job.images,
+        "unit": job.unit,
         "actors": actors,
-        "images_a_second": {"processes": by_processes.images_a_second(), "ray": speed},
-        "ray_to_processes": speed / by_processes.images_a_second(),
+        "images_a_second": speeds,
+        "ray_to_processes": speeds["ray"] / speeds["processes"],
         "ray_equals_processes": hashes_of(folder / "ray") == expected,
         "node_killed_after_images": killer.killed_at,
         "killed_equals_processes": hashes_of(folder / "killed") == expected,
-        "twice": len(keys) - len(set(keys)),
-        "missing": units.images - len(set(keys)),
+        "twice": sum((Counter(done) - Counter(wanted)).values()),
+        "missing": sum((Counter(wanted) - Counter(done)).values()),
     }
 
 
@@ -195,11 +248,8 @@ def main() -> int:
         shards = Path(folder) / "shards"
         shards.mkdir()
         write_shards(shards, chosen.n, chosen.shards)
-        stages = {"tokenize": CodesOfImages("digits-codes"), "score": Score("digits")}
-        for task, stage in stages.items():
-            items = ShardedItems(str(shards))
-            units = StageUnits(stage, items, TablePacking(task), chosen.unit)
-            row = measure(task, units, Path(folder) / task, chosen.actors)
+        for job in (Tokenizing(shards, chosen), Scoring(shards, chosen)):
+            row = measure(job, Path(folder) / job.name, chosen.actors)
             rows.append(row)
             same = row["ray_equals_processes"] and row["killed_equals_processes"]
             failed |= not same or bool(row["twice"] or row["missing"])
