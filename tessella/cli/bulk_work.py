@@ -51,6 +51,16 @@ def uses_units(options: UnitOptions, out: str) -> bool:
     return False
 
 
+def check_is_file(out: str) -> None:
+    """Refuse a folder as the output of work without units.
+
+    Raises:
+        InputError: saying what makes a folder.
+    """
+    if out.endswith("/"):
+        raise InputError(f"{out} is a folder, for --units: name a file, or give --units")
+
+
 def unit_images(options: UnitOptions) -> int:
     """Images of a unit."""
     return options.units or UNIT_IMAGES

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from tessella.cli.entry import main
-from tessella.codec.container import read_container
-from tessella.codec.model_lookup import find_twin
 from tessella.files import pictures
 
 IMAGES = 7
@@ -79,8 +77,6 @@ def test_compressed_files_are_those_of_single_images(folder: Path, tmp_path: Pat
     alone = tmp_path / "alone.tsl"
     assert main(["compress", "digits", str(folder / "03.png"), "--out", str(alone)]) == 0
     assert found["03.png.tsl"] == alone.read_bytes()
-    # A model that ships is found by the id in the file.
-    assert find_twin(read_container(found["00.png.tsl"]).contents.model) is not None
 
 
 def test_drawn_units_are_the_pictures_of_a_folder(tmp_path: Path) -> None:

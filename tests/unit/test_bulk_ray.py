@@ -37,6 +37,7 @@ def cluster() -> Iterator[None]:
         # Its workers would yield to every other process.
         patch.setenv("RAY_worker_niceness", "0")
         ray.init(
+            "local",
             num_cpus=2,
             object_store_memory=STORE,
             include_dashboard=False,

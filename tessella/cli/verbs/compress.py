@@ -7,7 +7,7 @@ from tessella.bulk.coding_stages import CompressStage
 from tessella.bulk.items import items_of
 from tessella.bulk.packing import CompressedPacking
 from tessella.bulk.units import StageUnits
-from tessella.cli.bulk_work import make_units, unit_images, uses_units
+from tessella.cli.bulk_work import check_is_file, make_units, unit_images, uses_units
 from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
 from tessella.cli.terminal import complain, say
 from tessella.cli.verb_options import Compress
@@ -34,6 +34,7 @@ def run(command: Compress) -> int:
     set_threads(command.threads)
     if uses_units(command.work, command.out):
         return _run_in_units(command)
+    check_is_file(command.out)
     # From here to the twin nothing is written: what cannot be kept is said first.
     pictures, others = find_pictures(command.paths)
     problem = names_problem([picture.name for picture in pictures])

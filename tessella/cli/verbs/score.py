@@ -11,7 +11,7 @@ from tessella.bulk.coding_stages import ScoreStage
 from tessella.bulk.items import items_of
 from tessella.bulk.packing import TablePacking
 from tessella.bulk.units import StageUnits
-from tessella.cli.bulk_work import make_units, unit_images, uses_units
+from tessella.cli.bulk_work import check_is_file, make_units, unit_images, uses_units
 from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
 from tessella.cli.score_table import line_of, lines_in, summarize, write_table
 from tessella.cli.terminal import say
@@ -33,8 +33,7 @@ def run(command: Score) -> int:
         raise InputError(f"{command.run} models codes, and scores are of pixels: name another run")
     if uses_units(command.work, command.out):
         return _run_in_units(command)
-    if command.out.endswith("/"):
-        raise InputError(f"{command.out} is a folder, for --units: name a .csv file")
+    check_is_file(command.out)
     found, _ = find_pictures(command.paths)
     twin = twin_of_run(command.run)
     scores = []
