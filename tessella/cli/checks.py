@@ -113,6 +113,11 @@ def _check_run_and_data(command: options.Eval | options.Complete | options.Token
     data_overrides(command.overrides)
 
 
+def _check_source_and_options(command: options.Pack | options.Verify) -> None:
+    check_source(command.source)
+    data_overrides(command.overrides)
+
+
 def _check_run_and_paths(command: options.Compress | options.Score) -> None:
     check_run(command.run)
     if not command.paths:
@@ -181,6 +186,8 @@ _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Eval: _check_run_and_data,
     options.Complete: _check_run_and_data,
     options.Tokenize: _check_run_and_data,
+    options.Pack: _check_source_and_options,
+    options.Verify: _check_source_and_options,
     options.Sample: _check_run,
     options.Compress: _check_run_and_paths,
     options.Score: _check_run_and_paths,

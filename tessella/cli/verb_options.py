@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
 from tessella.cli.engine_options import EngineOptions, UnitOptions
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
-from tessella.sampling import BATCH, Method, Rule, Sampling
 
 # Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
@@ -28,14 +28,11 @@ ImportKind = Literal[
     "vq-vae-2-pytorch",
     "pixel-cnn-pp",
 ]
-Weights = Literal["own", "int8", "bfloat16"]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
 # Numbers with bounds that hold wherever they are asked for.
 Threads = Annotated[int, Within(0, 4096)]
-BatchSize = Annotated[int, Within(1, 1 << 20)]
-Seed = Annotated[int, Within(0, (1 << 64) - 1)]
 
 
 def _training_sources(_: str) -> str:
@@ -48,6 +45,11 @@ def _training_sources(_: str) -> str:
 def _image_sources(_: str) -> str:
     """The hint of ``--data`` of the verbs that work on images."""
     return f"({_source_forms(False)}; default: the run's)"
+
+
+def _all_sources(_: str) -> str:
+    """The hint of a word that names a source of images."""
+    return f"({_source_forms(False)})"
 
 
 def _source_forms(holds_codes: bool) -> str:
@@ -154,31 +156,6 @@ class Train(Common):
     """Run directory to create (default: runs/RECIPE, or runs/RECIPE-MODEL)."""
     resume: str = ""
     """Run directory to continue, from its newest checkpoint."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How symbols are drawn."""
-
-    seed: Seed = 0
-    """Image i has this seed plus i."""
-    method: Method = "auto"
-    """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the
-    slow oracle. All draw the same images; auto takes the fastest."""
-    rule: Rule = field(default_factory=Rule)
-    class_label: Annotated[int | None, Within(0)] = None
-    """Class to draw, for a model with classes."""
-    batch: BatchSize = BATCH
-    """Images at a time; changes memory and speed only."""
-    weights: Weights = "own"
-    """The density model with its own weights, or with its hidden matrices rounded to int8 or
-    bfloat16, which is another model: of one that does not fit into the caches, single images are
-    drawn faster."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """The options of the sampler."""
-        return Sampling(method=self.method, batch=self.batch, rule=self.rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +287,51 @@ class Tokenize(Common):
     device: Device = "auto"
     """Where to encode."""
     work: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(Common):
+    """Write images into tar files of the WebDataset convention; a run that was killed goes on.
+
+    $ tessella shards folder:photos --out shards
+    $ tessella shards folder:photos --out shards-64 data.size=64
+    $ tessella shards mnist:mnist --out mnist-shards --images 5000
+    $ tessella train folder data.source=shards:shards data.stream=true train.workers=2
+    """
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    """Data source. JPEG and PNG files of a folder are kept byte for byte; everything else becomes
+    PNG."""
+    overrides: Positional[Overrides] = ()
+    """Data options, as data.key=value; with them the prepared images are written, as PNG."""
+    out: str = "shards"
+    """Folder of the shards, NAME-SPLIT-000000.tar, and of shards.json, which lists them."""
+    name: str = ""
+    """Beginning of the names of the shards; default: that of the source."""
+    images: Annotated[int, Within(1)] = 1000
+    """Images of a shard, at most."""
+    megabytes: Annotated[int, Within(1, 1 << 20)] = 256
+    """Size of the images of a shard, at most, in MiB (of arrays: before they are compressed)."""
+    workers: Annotated[int, Within(0, 1024)] = 0
+    """Threads that write; 0 for as many as there are processors. Changes speed only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Writing):
+    """Look through a data source: damaged images, copies, sizes, classes.
+
+    $ tessella data verify folder:photos
+    $ tessella data verify "shards:shards/photos-train-{000000..000009}.tar" --json damage.json
+    """
+
+    action: Positional[Annotated[Literal["verify"], arg(metavar="verify")]]
+    """What to do."""
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    """Data source."""
+    overrides: Positional[Overrides] = ()
+    """Data options, as data.key=value."""
+    json: Annotated[str, Output(".json")] = ""
+    """File for everything that was found, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,6 +564,8 @@ VERBS: dict[str, type[Common]] = {
     "sample": Sample,
     "complete": Complete,
     "eval": Eval,
+    "shards": Pack,
+    "data": Verify,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "compress": Compress,

@@ -82,6 +82,8 @@ class DataConfig:
     stream: bool = False
     """Decode images each time they are needed, instead of once into a file: for sets that are too
     large for that (``shards:`` and ``hf:``)."""
+    columns: str = ""
+    """``IMAGE`` or ``IMAGE,LABEL``: the columns of a table (``hf:``); empty finds them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", str(self.size))  # 64 is a size as well as "64"

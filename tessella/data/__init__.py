@@ -1,7 +1,8 @@
 """Images in, ``uint8 [n, height, width, channels]`` out, always 0..255.
 
 A source is named the same way everywhere: ``digits`` (bundled), ``mnist:PATH``, ``cifar10:PATH``,
-``npz:PATH``, ``folder:PATH``, ``shards:PATTERN``, ``archive:FILE``, or one that a plugin added
+``npz:PATH``, ``folder:PATH``, ``shards:PATTERN``, ``hf:NAME``,
+``archive:FILE``, or one that a plugin added
 (:func:`register_source`). :func:`load` reads one split of it and prepares the pixels as the
 :class:`~tessella.config.DataConfig` asks; :func:`augment` makes the random changes that differ from
 epoch to epoch. Images of a folder stay in a file on disk (:class:`StoredImages`), those of other
@@ -29,6 +30,7 @@ from tessella.data.transform import Part
 from tessella.data import digits, idx, cifar, npz  # noqa: F401
 from tessella.data import folder  # noqa: F401
 from tessella.data.shards import shards_source  # noqa: F401
+from tessella.data import hugging_face  # noqa: F401
 from tessella.data import compressed_source, stored_codes  # noqa: F401
 # isort: on
 

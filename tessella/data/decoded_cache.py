@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from tessella import files
 from tessella.data.hashes import image_hashes
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.data.paths import one_line, reason
 from tessella.errors import ArtifactError, DataError
 
@@ -46,10 +46,10 @@ CacheFacts = dict[str, Any]
 """JSON values that are stored with the images of an entry."""
 
 
-class StoredImages(IndexedImages):
+class StoredImages(LazyImages):
     """Images ``uint8 [n, height, width, channels]`` in a file, read into fresh numpy arrays.
 
-    They are indexed as :class:`~tessella.data.indexed_images.IndexedImages` says. They can be used
+    They are indexed as :class:`~tessella.data.lazy_images.LazyImages` says. They can be used
     after a fork, and can be pickled (with the path, not the pixels).
 
     Args:

@@ -7,8 +7,8 @@ import itertools
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,7 @@ from tessella.data.paths import (
     transient_as_data_error,
 )
 from tessella.data.source_kinds import Source, refuse_other_kind, register_source
-from tessella.data.splits import ALL
+from tessella.data.splits import ALL, SPLITS
 from tessella.data.transform import Part, parse_size
 from tessella.errors import DataError
 
@@ -94,11 +94,13 @@ class _ImageTree:
     Args:
         names: relative paths with ``/`` between their parts, sorted.
         stamps: for each file, numbers that change when its content does.
+        sizes: bytes of each file.
         open: opens a file by its name; may be called from any thread.
     """
 
     names: Sequence[str]
     stamps: Sequence[tuple[int, ...]]
+    sizes: Sequence[int]
     open: Callable[[str], BufferedIOBase]
 
     def read_text(self, name: str) -> str:
@@ -215,16 +217,7 @@ class FolderSource(Source):
 
 def _decode(tree: _ImageTree, split: str, config: DataConfig, writer: Writer, root: Path) -> _Facts:
     """Decode a split into ``writer`` and return the facts to cache with its pixels."""
-    names = []
-    other_files = []
-    with without_pillow_warnings():
-        for name in tree.names:
-            if _may_be_image(name, tree.open, root):
-                names.append(name)
-            else:
-                other_files.append(name)
-    if not names:
-        raise DataError(_no_images(tree, other_files, root))
+    names, other_files = _images_in(tree, root)
     files = Listing(names, _unsupported(names), other_files, tree.read_text)
     division = divide_listing(files, split)
     labels = division.labels(split)
@@ -267,6 +260,73 @@ def _decode(tree: _ImageTree, split: str, config: DataConfig, writer: Writer, ro
         "crop": config.crop if config.size else "",
         "limit": config.limit,
     }
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The image files of a folder or a zip file as they are, divided into splits.
+
+    Args:
+        names: relative paths, sorted.
+        sizes: bytes of each.
+        splits: the split of each.
+        labels: for each split, the labels of all files, or None where it has none.
+        label_names: names of the classes.
+        open: opens the file of an index; may be called from any thread.
+    """
+
+    names: Sequence[str]
+    sizes: Sequence[int]
+    splits: Sequence[str]
+    labels: Mapping[str, Sequence[int] | None]
+    label_names: tuple[str, ...]
+    open: Callable[[int], BufferedIOBase]
+
+
+@contextmanager
+def folder_files(root: Path) -> Iterator[FolderFiles]:
+    """The files that ``folder:PATH`` would decode; they can be read inside the block.
+
+    Raises:
+        DataError: see :meth:`FolderSource.read`.
+    """
+    with _open(root) as archive:
+        tree = _zip_tree(archive) if archive else _folder_tree(root)
+        names, other_files = _images_in(tree, root)
+        listing = Listing(names, _unsupported(names), other_files, tree.read_text)
+        division = divide_listing(listing, "train")
+        sizes = dict(zip(tree.names, tree.sizes, strict=True))
+
+        def open_image(index: int) -> BufferedIOBase:
+            return _open_image(tree, names[index])
+
+        yield FolderFiles(
+            names=names,
+            sizes=[sizes[name] for name in names],
+            splits=division.splits,
+            labels={split: division.labels(split) for split in SPLITS},
+            label_names=division.label_names,
+            open=open_image,
+        )
+
+
+def _images_in(tree: _ImageTree, root: Path) -> tuple[list[str], list[str]]:
+    """The files that are images or named like one, and the others.
+
+    Raises:
+        DataError: when there are no images.
+    """
+    names = []
+    other_files = []
+    with without_pillow_warnings():
+        for name in tree.names:
+            if _may_be_image(name, tree.open, root):
+                names.append(name)
+            else:
+                other_files.append(name)
+    if not names:
+        raise DataError(_no_images(tree, other_files, root))
+    return names, other_files
 
 
 def _no_images(tree: _ImageTree, other_files: list[str], root: Path) -> str:
@@ -335,7 +395,8 @@ def _zip_tree(archive: zipfile.ZipFile) -> _ImageTree:
     def open_member(name: str) -> BufferedIOBase:
         return cast(BufferedIOBase, archive.open(archive.getinfo(name)))
 
-    return _ImageTree(names, [found[name] for name in names], open_member)
+    stamps = [found[name] for name in names]
+    return _ImageTree(names, stamps, [size for _, size in stamps], open_member)
 
 
 def _folder_tree(root: Path) -> _ImageTree:
@@ -358,7 +419,9 @@ def _folder_tree(root: Path) -> _ImageTree:
             if stamp:
                 found[file.relative_to(root).as_posix()] = stamp
     names = sorted(found)
-    return _ImageTree(names, [found[name] for name in names], lambda name: (root / name).open("rb"))
+    stamps = [found[name] for name in names]
+    sizes = [stamp[0] for stamp in stamps]
+    return _ImageTree(names, stamps, sizes, lambda name: (root / name).open("rb"))
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -185,6 +185,28 @@ def decode_alone(
     return pixels
 
 
+def each_decoded(
+    files: ImageFiles, channels: int, title: str
+) -> Iterator[tuple[int, np.ndarray | UnusableImage]]:
+    """Decode files one by one, in order, each as large as it is.
+
+    Yields:
+        The index of a file, and its image ``uint8 [height, width, channels]`` or the reason why it
+        has none.
+
+    Raises:
+        DataError: when a file cannot be read for a reason that has nothing to do with it.
+    """
+    with without_pillow_warnings():
+        target = _Target(channels, None, "center")
+        for index, outcome in _outcomes_in_order(files, target, 0, title):
+            if isinstance(outcome, UnusableImage):
+                yield index, outcome
+            else:
+                _, pixels = outcome.cut[0]
+                yield index, pixels
+
+
 def decode_files(
     files: ImageFiles,
     config: DataConfig,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tessella.data.hashes import image_hashes
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.files import JSONValue
 
-Images = np.ndarray | IndexedImages
+Images = np.ndarray | LazyImages
 """Images in memory, or in a file that is read in pieces. Both are indexed in the same way, by an
 integer, a slice, an array of integers or a mask."""
 
@@ -23,7 +23,7 @@ class ImageSet:
 
     Args:
         images: ``uint8 [n, height, width, channels]``, values 0..255. For folders (unless
-            binarized) they are :class:`IndexedImages`, which are in a file; ``images[i:j]`` is a
+            binarized) they are :class:`LazyImages`, which are in a file; ``images[i:j]`` is a
             numpy array in either case.
         labels: ``int64 [n]``, or None.
         label_names: class names in the order of the labels; ``()`` when unknown. If a data set
@@ -82,7 +82,7 @@ class ImageSet:
         """A hash of each image, ``uint64 [n]``; see :func:`tessella.data.hashes.image_hashes`."""
         # Stored images were hashed when the file was written; reading it all again would take as
         # long as an epoch.
-        if isinstance(self.images, IndexedImages):
+        if isinstance(self.images, LazyImages):
             return self.images.hashes
         return image_hashes(self.images)
 
@@ -117,6 +117,6 @@ def _sha256(images: Images) -> str:
 
     For images in a file it was computed when the file was written.
     """
-    if isinstance(images, IndexedImages):
+    if isinstance(images, LazyImages):
         return images.sha256
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

@@ -16,13 +16,6 @@ from tessella.data.paths import READ_ERRORS
 HEAD = 256
 """Number of bytes at the beginning of a file that are examined."""
 
-_SAVE_SHARES = (
-    "files = [row['image']['bytes'] for row in rows]; "
-    "np.savez('new.npz', jpeg=np.frombuffer(b''.join(files), np.uint8), "
-    "offsets=np.cumsum([0, *map(len, files)]), labels=[row['label'] for row in rows])"
-)
-"""Code that turns rows of encoded images into the layout of concatenated files."""
-
 
 def describe(path: Path) -> str:
     """The format of a file and how to convert it, in one line; empty if it is unknown.
@@ -72,13 +65,9 @@ def describe_content(name: str, head: bytes, members: list[str] | None = None) -
             "np.savez_compressed('new.npz', images=m['X'].transpose(3, 0, 1, 2), "
             "labels=m['y'].ravel() % 10)"
         )
-    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label. npz:PATH reads
-    # concatenated image files, so nothing needs to be decoded.
+    # Data sets of the Hugging Face Hub: a row holds an encoded image and its label.
     if head.startswith(b"PAR1") or extension == ".parquet":
-        return (
-            f"{name} is a Parquet file; convert it with pyarrow: "
-            f"rows = pyarrow.parquet.read_table({name!r}).to_pylist(); {_SAVE_SHARES}"
-        )
+        return f"{name} is a Parquet file: --data hf:PATH reads it, or the folder that it is in"
     if extension == ".amat":
         return _describe_amat(name)
     if head.startswith(b"\x93NUMPY") or extension == ".npy":

@@ -55,6 +55,8 @@ class Source(ABC):
     """Whether its images can differ in size, so that ``data.size`` may be needed."""
     streams: ClassVar[bool] = False
     """Whether it supports ``data.stream``: images that are decoded when they are needed."""
+    takes_columns: ClassVar[bool] = False
+    """Whether it supports ``data.columns``, for tables."""
     holds_codes: ClassVar[bool] = False
     """Whether it holds a tokenizer's codes and no images; :func:`tessella.data.load` refuses it."""
 

@@ -127,6 +127,12 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
             f"data.stream=true is for {' and '.join(able)}; {source.name} is read as it is, so"
             " leave it out"
         )
+    if config.columns and not source.takes_columns:
+        able = [kind.form for kind in SOURCES.values() if kind.takes_columns]
+        raise ConfigError(
+            f"data.columns is for {' and '.join(able)} only, got {config.columns!r} with the source"
+            f" {source.name}"
+        )
     if config.bits and not source.takes_bits:
         able = [kind.form for kind in SOURCES.values() if kind.takes_bits]
         raise ConfigError(

@@ -16,7 +16,7 @@ from tessella.data.caller_warning import warn_caller
 from tessella.data.decode import libraries
 from tessella.data.hashes import image_hashes
 from tessella.data.image_files import MAX_FAILURES, TOLERATED_FAILURES, decode_alone
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.data.paths import printable
 from tessella.data.transform import parse_size
 from tessella.data.unusable_image import UnusableImage
@@ -49,7 +49,7 @@ class StreamPart:
         numbers: which of them belong to the split, ``[n]``.
         identity: what tells them from others: equal texts mean equal files.
         labels: the label of each image of the split, ``int64 [n]``, or None.
-        groups: see :attr:`~tessella.data.indexed_images.IndexedImages.groups`.
+        groups: see :attr:`~tessella.data.lazy_images.LazyImages.groups`.
         title: the source, for messages.
     """
 
@@ -61,7 +61,7 @@ class StreamPart:
     title: str
 
 
-class StreamedImages(IndexedImages):
+class StreamedImages(LazyImages):
     """Images of one size, decoded from their files each time.
 
     An image that cannot be decoded is replaced by the next one that can, counted from its place to
@@ -106,7 +106,7 @@ class StreamedImages(IndexedImages):
 
     @property
     def hashes(self) -> np.ndarray:
-        """See :class:`~tessella.data.indexed_images.IndexedImages`; this decodes every image."""
+        """See :class:`~tessella.data.lazy_images.LazyImages`; this decodes every image."""
         hashes = np.empty(len(self), np.uint64)
         for start in range(0, len(self), _AT_ONCE):
             hashes[start : start + _AT_ONCE] = image_hashes(self[start : start + _AT_ONCE])

@@ -13,7 +13,7 @@ import torch
 from tessella import data, files
 from tessella.config import DataConfig, from_dict
 from tessella.data.image_set import ImageSet
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.errors import ArtifactError, DataError, InputError, TessellaError
 from tessella.files import JSONValue
 from tessella.pipeline import (
@@ -114,7 +114,7 @@ def images_of(
         if classes is not None:
             images = replace(images, labels=classes)
         return images, identity
-    if isinstance(images, IndexedImages):
+    if isinstance(images, LazyImages):
         return ImageSet(images, classes), _identity(images.shape, images.sha256)
     check_images(images)  # a tensor as such, so that the message is about tensors
     if isinstance(images, torch.Tensor):

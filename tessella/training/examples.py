@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from tessella import data
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.storage.code_set import CodeVariant as Codes
 
 SAMPLE = 10_000
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 28
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-Variant = torch.Tensor | IndexedImages | Codes
+Variant = torch.Tensor | LazyImages | Codes
 """Images or symbols in memory, or on disk, where they are read as they are needed."""
 
 
@@ -80,7 +80,7 @@ class Examples:
     def sample(self) -> Examples:
         """Examples that a baseline is fitted to: all, or the first where each must be decoded."""
         first = self.variants[0]
-        if isinstance(first, IndexedImages) and not first.hashed:
+        if isinstance(first, LazyImages) and not first.hashed:
             return self.first(SAMPLE, SAMPLE_BYTES)
         return self
 

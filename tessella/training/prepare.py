@@ -15,7 +15,7 @@ from tessella import data
 from tessella.config import TrainConfig
 from tessella.data.array_checks import check_scale
 from tessella.data.hashes import image_hashes
-from tessella.data.indexed_images import IndexedImages
+from tessella.data.lazy_images import LazyImages
 from tessella.errors import ConfigError, InputError
 from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
@@ -195,7 +195,7 @@ def describe_data(examples: Examples, images: object) -> TrainingData:
         return TrainingData(examples, images.identity(), images.hashes())
     first = examples.variants[0]
     identity: dict[str, object] = {"count": len(first), "shape": list(examples.example_shape)}
-    if isinstance(images, IndexedImages):
+    if isinstance(images, LazyImages):
         hashes = images.hashes if images.hashed else None
         return TrainingData(examples, identity | {"sha256": images.sha256}, hashes)
     assert isinstance(first, torch.Tensor)
@@ -229,7 +229,7 @@ def hold_out(
     Raises:
         InputError: for fewer than two images, or images that come divided by their source.
     """
-    if isinstance(images, (IndexedImages, data.ImageSet, CodeSet)):
+    if isinstance(images, (LazyImages, data.ImageSet, CodeSet)):
         raise InputError(
             'give valid= too, for example data.load(config, "valid"):'
             " images of a source come divided"
@@ -363,7 +363,7 @@ def _symbols(model: Prior, given: object) -> torch.Tensor:
 
 def _pixels(model: Trainable, images: object, tokenizer: Tokenizer | None) -> Variant | None:
     """Images for a model, checked; None where they are symbols already."""
-    if not isinstance(images, IndexedImages):
+    if not isinstance(images, LazyImages):
         return _checked_pixels(model, images, tokenizer)
     # Of images on disk the first one is looked at; all are of one shape and type.
     _checked_pixels(model, torch.as_tensor(images[:1]), tokenizer)

@@ -88,7 +88,8 @@ def numbers() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("verb", "name"), numbers())
 def test_every_number_of_every_verb_is_checked(verb: str, name: str) -> None:
-    positional = {"detokenize": ["run", "codes"], "check": ["x"]}.get(verb, ["digits"])
+    several = {"detokenize": ["run", "codes"], "check": ["x"], "data": ["verify", "digits"]}
+    positional = several.get(verb, ["digits"])
     words = [verb, *([] if verb == "demo" else positional), f"{name}=-3"]
     with pytest.raises(InputError, match=f"{name} must (lie in|be)"):
         checks.check_values(parse(words))

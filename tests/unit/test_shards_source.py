@@ -109,7 +109,7 @@ def test_names_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("tessella.data.shards.shards_source.decode_files", refuse)
+    monkeypatch.setattr("tessella.data.encoded_split.decode_files", refuse)
     assert load(folder, "test").identity() == first.identity()
     # A changed shard is decoded again, and so is another split of the same size.
     with pytest.raises(AssertionError, match="decoded again"):

@@ -29,6 +29,7 @@ EXTRAS = {
     "logs": ("tensorboard",),
     "wandb": ("wandb",),
     "web": ("fastapi", "uvicorn"),
+    "data": ("datasets",),
 }
 """Optional dependencies, and the modules they bring."""
 

@@ -13,10 +13,11 @@ from tessella.bulk.units import StageUnits
 from tessella.cli import preview
 from tessella.cli.bulk_work import make_units, unit_images, uses_units
 from tessella.cli.drawing import check_drawing, draw, sampling_keywords
+from tessella.cli.drawing_options import Drawing
 from tessella.cli.picture_output import provenance, write_images
 from tessella.cli.rounding import load_rounded
 from tessella.cli.terminal import say
-from tessella.cli.verb_options import Drawing, Sample
+from tessella.cli.verb_options import Sample
 from tessella.errors import InputError
 from tessella.noise import check_seed
 from tessella.pipeline import CompletesImages, DrawsImages, SavedModel, pick_device, require

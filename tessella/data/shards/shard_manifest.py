@@ -22,13 +22,26 @@ class ShardEntry(TypedDict):
     sha256: str
 
 
-class ShardManifest(TypedDict):
-    """What the shards of a folder are: ``splits`` lists those of each split in order."""
+class ShardSetRecord(TypedDict):
+    """What is written into a folder: the same record gives the same bytes.
+
+    ``identity`` is a hash of the images (of files: of their names and sizes), ``images`` and
+    ``bytes`` bound a shard.
+    """
 
     format: int
     kind: str
     name: str
+    source: str
+    identity: str
+    images: int
+    bytes: int
     classes: list[str]
+
+
+class ShardManifest(ShardSetRecord):
+    """The content of ``shards.json``; ``splits`` lists the shards of each split in order."""
+
     splits: dict[str, list[ShardEntry]]
 
 

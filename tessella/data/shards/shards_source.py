@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +15,7 @@ from tessella.data.class_labels import (
     renumbered,
     sparse_ids,
 )
-from tessella.data.decode import libraries
-from tessella.data.decoded_cache import CacheFacts, Writer, cached_images, digest
-from tessella.data.image_files import ImageFiles, decode_files
+from tessella.data.encoded_split import EncodedSplit
 from tessella.data.paths import printable
 from tessella.data.shards.shard_manifest import class_names
 from tessella.data.shards.shard_set import ShardSet, open_shards
@@ -34,8 +28,7 @@ from tessella.data.splits import (
     fill_missing_at,
     split_of_folder,
 )
-from tessella.data.streamed_images import StreamedImages, StreamPart
-from tessella.data.transform import Part, parse_size
+from tessella.data.transform import Part
 from tessella.errors import DataError
 
 BY_KEY = "by SHA-256 of 'tessella split:' and the key: 5 % test, 5 % valid"
@@ -79,51 +72,43 @@ class ShardsSource(Source):
         # Half the memory of numpy's own type, which counts for millions of images.
         numbers = places[: config.limit or None].astype(np.uint32)
         labels, names = _labels(shards, splits, title)
-        chosen = _Chosen(
-            shards=shards,
+        chosen = EncodedSplit(
+            files=_ShardFiles(shards),
             split=split,
             numbers=numbers,
             labels=None if labels is None else labels[numbers],
-            names=names,
+            label_names=names,
             rule="every image" if split == ALL else rule,
             title=title,
+            places=[printable(str(shard.path.resolve())) for shard in shards.shards],
+            identity=[[shard.name, shard.sha256] for shard in shards.shards],
+            stamps=[[shard.sha256, shard.path.stat().st_mtime_ns] for shard in shards.shards],
+            groups=_groups(shards, numbers),
+            left_out=left_out_of(shards),
         )
-        return _streamed(chosen, config) if config.stream else _cached(chosen, config)
+        return chosen.part(config)
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """The images of a split.
+class _ShardFiles:
+    """The images of a set of shards as files."""
 
-    Args:
-        shards: those of all splits.
-        split: which it is.
-        numbers: of the images in ``shards``, ``uint32 [n]``.
-        labels: the class of each, ``int64 [n]``, or None.
-        names: of the classes.
-        rule: how the images were divided.
-        title: the source, for messages.
-    """
-
-    shards: ShardSet
-    split: str
-    numbers: np.ndarray
-    labels: np.ndarray | None
-    names: tuple[str, ...]
-    rule: str
-    title: str
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
 
     def encoded(self, number: int) -> bytes:
-        """The file of an image of the set."""
-        return self.shards.item(number).data
+        """The content of the file of an image."""
+        return self._shards.item(number).data
 
     def name(self, number: int) -> str:
-        """The name of an image of the set."""
-        return self.shards.name(number)
+        """Its name."""
+        return self._shards.name(number)
 
-    def open(self, place: int) -> BufferedIOBase:
-        """The image at a place in the split."""
-        return io.BytesIO(self.encoded(int(self.numbers[place])))
+
+def _groups(shards: ShardSet, numbers: np.ndarray) -> list[int]:
+    """The place of the first image of each shard among those of a split, and their number."""
+    edges = [shards.first(number) for number in range(len(shards.shards) + 1)]
+    # A shard can have no image of the split.
+    return sorted(set(np.searchsorted(numbers, edges).tolist()))
 
 
 def divide_shards(shards: ShardSet) -> tuple[np.ndarray, str]:
@@ -191,109 +176,8 @@ def _labels(
     return labels, names
 
 
-def _streamed(chosen: _Chosen, config: DataConfig) -> Part:
-    """Images that are decoded from their shards each time."""
-    numbers = chosen.numbers
-    if not len(numbers):
-        return Part(np.empty((0, 0, 0, 0), np.uint8), None, (), 256, chosen.rule)
-    # The files, wherever they lie, and which of their images these are.
-    stamps = [[shard.name, shard.sha256] for shard in chosen.shards.shards]
-    part = StreamPart(
-        files=chosen,
-        numbers=numbers,
-        identity=digest(stamps, chosen.split, chosen.rule, len(numbers)),
-        labels=chosen.labels,
-        groups=_groups(chosen),
-        title=chosen.title,
-    )
-    return Part(
-        images=StreamedImages(part, config),
-        labels=chosen.labels,
-        label_names=chosen.names,
-        levels=256,
-        split_rule=chosen.rule,
-        skipped=_left_out(chosen.shards),
-        resampled=bool(config.size),
-    )
-
-
-def _groups(chosen: _Chosen) -> list[int]:
-    """The place of the first image of each shard among those of a split, and their number."""
-    shards = chosen.shards
-    edges = [shards.first(number) for number in range(len(shards.shards) + 1)]
-    # A shard can have no image of the split.
-    return sorted(set(np.searchsorted(chosen.numbers, edges).tolist()))
-
-
-class _Names(Sequence[str]):
-    """The names of the images of a split, read when they are asked for."""
-
-    def __init__(self, chosen: _Chosen) -> None:
-        self._chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen.numbers)
-
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        return self._chosen.name(int(self._chosen.numbers[place]))
-
-
-def _cached(chosen: _Chosen, config: DataConfig) -> Part:
-    """Images that are decoded once, into the cache of decoded images."""
-    labels = chosen.labels
-
-    # Called only if the cache has no such entry.
-    def make(writer: Writer) -> CacheFacts:
-        listed = None if labels is None else labels.tolist()
-        decoded = decode_files(
-            ImageFiles(_Names(chosen), chosen.open, listed),
-            config,
-            writer.append,
-            channels=config.channels or 3,
-            title=f"{chosen.title}, {chosen.split}",
-        )
-        return {
-            "names": [printable(name) for name in decoded.names],
-            "labels": None if labels is None else decoded.labels,
-            "skipped": decoded.skipped,
-            "resampled": decoded.resampled,
-            "source": chosen.title,
-            "split": chosen.split,
-            "size": config.size,
-        }
-
-    request, contents = _keys(chosen, config)
-    images, facts = cached_images(request, contents, make, chosen.title)
-    kept = None
-    if facts["labels"] is not None:
-        kept = np.array(facts["labels"], np.int64)
-    return Part(
-        images=images,
-        labels=kept,
-        label_names=chosen.names,
-        levels=256,
-        split_rule=chosen.rule,
-        names=tuple(facts["names"]),
-        skipped=(*facts["skipped"], *_left_out(chosen.shards)),
-        resampled=facts["resampled"],
-    )
-
-
-def _keys(chosen: _Chosen, config: DataConfig) -> tuple[str, str]:
-    """The cache keys of the request, and of the files as they are now."""
-    size = parse_size(config.size, "size")
-    crop = config.crop if size else ""  # without a size nothing is cropped
-    places = []
-    stamps = []
-    for shard in chosen.shards.shards:
-        places.append(printable(str(shard.path.resolve())))
-        stamps.append([shard.sha256, shard.path.stat().st_mtime_ns])
-    channels = config.channels or 3
-    request = digest("shards", places, chosen.split, size, crop, channels, config.limit)
-    return request, digest(libraries(), stamps, chosen.rule, chosen.names)
-
-
-def _left_out(shards: ShardSet) -> tuple[str, ...]:
+def left_out_of(shards: ShardSet) -> tuple[str, ...]:
+    """What the shards hold beside images, each as ``SHARD: MEMBER: reason``."""
     lines = []
     for shard in shards.shards:
         for line in shard.left_out:

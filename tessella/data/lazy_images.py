@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class IndexedImages(ABC):
+class LazyImages(ABC):
     """Images ``uint8 [n, height, width, channels]``, read into fresh numpy arrays when asked for.
 
     ``images[3]`` is ``[height, width, channels]``; ``images[2:9]``, ``images[[5, 0]]`` and
