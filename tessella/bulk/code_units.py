@@ -13,6 +13,7 @@ from tessella.bulk.stages import TokenizeStage
 from tessella.bulk.units import Units
 from tessella.config import DataConfig
 from tessella.data.image_set import ImageSet
+from tessella.errors import DataError
 from tessella.storage.code_set import CodesRecord, shard_name
 from tessella.storage.code_store import encoded_shard
 from tessella.tokenizers.fixed_pieces import one_thread
@@ -47,14 +48,28 @@ class CodeUnits(Units):
     def make(self, number: int) -> bytes:
         # The plugins that the stage loads may define the data source.
         tokenizer = self.stage.loaded()
-        if self._images is None:
-            self._images = data.load(self.source, self.split)
         with one_thread():
-            tensors = encoded_shard(tokenizer, self._images, self.places(number), self.record)
+            tensors = encoded_shard(tokenizer, self._loaded(), self.places(number), self.record)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name(number)
             files.write_tensors(path, tensors)
             return path.read_bytes()
+
+    def _loaded(self) -> ImageSet:
+        """The images, loaded when they are first asked for.
+
+        Raises:
+            DataError: when there are more or fewer than in the process that asked for the codes.
+        """
+        if self._images is None:
+            images = data.load(self.source, self.split)
+            if len(images) != self.images:
+                raise DataError(
+                    f"{self.source.source} has {len(images)} images here, and {self.images} where"
+                    " the job began: every process must find the same files"
+                )
+            self._images = images
+        return self._images
 
 
 def absolute_source(source: DataConfig) -> DataConfig:

@@ -16,14 +16,17 @@ import pytest
 import tessella as ts
 from tessella import bulk
 from tessella.bulk.batches import Batch
+from tessella.bulk.code_units import CodeUnits
 from tessella.bulk.engines import Engine, LocalEngine
 from tessella.bulk.items import PictureItems, SeedItems
 from tessella.bulk.packing import CompressedPacking, DrawnPacking, TablePacking
 from tessella.bulk.ray_engine import RayEngine
 from tessella.bulk.unit_folder import make_folder
 from tessella.bulk.units import MadeUnit, StageUnits, Units
+from tessella.config import DataConfig
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError
 from tessella.files import pictures
+from tessella.storage.code_set import CodesRecord
 from tessella.tokenizers.fixed_pieces import encode_in_pieces
 from tessella.tokenizers.tokenizer import Symbols
 
@@ -258,6 +261,13 @@ def test_files_that_changed_are_noticed_in_another_process(folder: Path) -> None
     elsewhere = pickle.loads(pickle.dumps(items))
     with pytest.raises(DataError, match="are not those that the job began with"):
         elsewhere.batch(range(2))
+
+
+def test_codes_of_other_images_are_refused() -> None:
+    record: CodesRecord = {"count": 7, "shard_images": 4}
+    units = CodeUnits(STAGES["tokenize"], DataConfig("digits", limit=5), "test", record)
+    with pytest.raises(DataError, match="5 images here, and 7 where"):
+        units.make(0)
 
 
 def test_archives_hold_each_image_once(folder: Path) -> None:
