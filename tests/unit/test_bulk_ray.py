@@ -127,6 +127,7 @@ def test_an_error_of_a_unit_is_ours(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "made.json").exists()
 
 
+@pytest.mark.slow
 def test_commands_write_the_same_with_both_engines(folder: Path, tmp_path: Path) -> None:
     commands = {
         "score": ["score", "digits", str(folder), "--units", "4"],
