@@ -43,8 +43,8 @@ LEAST_TORCH = (2, 11)
 TORCH = "2.13.0"
 GROUPS = {
     "run": ("plots", "web", "compress"),
-    "test": ("plots", "web", "compress", "hub", "export", "data", "dev"),
-    "docs": ("plots", "web", "compress", "hub", "export", "dev", "docs"),
+    "test": ("plots", "web", "compress", "hub", "export", "data", "ray", "dev"),
+    "docs": ("plots", "web", "compress", "hub", "export", "data", "ray", "dev", "docs"),
 }
 """Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
 

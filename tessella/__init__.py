@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 # For type checkers and editors, which do not run __getattr__ below.
 if TYPE_CHECKING:
+    from tessella import bulk
     from tessella.codec import Archive, compress, decompress
     from tessella.data import SOURCES, Source, register_source
     from tessella.errors import BitstreamError
@@ -137,11 +138,19 @@ __all__ += [
     "stream",
 ]
 __all__ += ["SOURCES", "Source", "register_source", "tokenize", "train"]
+__all__ += ["bulk"]
 __all__ += ["Archive", "BitstreamError", "compress", "decompress"]
 __all__ += ["UNCONDITIONAL", "Head", "Quantizer", "State", "quantize_weights"]
 
 
+_PACKAGES = ("bulk",)
+"""Packages that are used by their name, ``ts.bulk.Tokenize``."""
+
+
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        # The import itself sets the attribute of this module.
+        return import_module(f"tessella.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tessella' has no attribute {name!r}")
     # Kept in the module, so that this function is asked once for each name.
@@ -152,4 +161,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     # Names that have not been used yet are completed by a shell as well.
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_PACKAGES})

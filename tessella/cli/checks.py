@@ -123,7 +123,11 @@ def _check_run_and_paths(command: options.Compress | options.Score) -> None:
     if not command.paths:
         raise InputError("name the image files, or the folders of images, behind the run")
     for path in command.paths:
-        if not Path(path).exists():
+        # The shards that a pattern names are looked for when they are opened.
+        if path.startswith("shards:"):
+            if not command.work.units and command.work.engine != "ray":
+                raise InputError(f"{path} is read in units: give --units, or --engine ray")
+        elif not Path(path).exists():
             raise DataError(f"there is no file or folder {path}")
     if isinstance(command, options.Score) and command.heat_maps:
         check_new_folder("--heat-maps", command.heat_maps)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from tessella.cli.drawing_options import Drawing
 from tessella.cli.terminal import is_quiet
-from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
 from tessella.pipeline import CompletesImages, DrawsImages, SavedModel, require
 from tessella.sampling import Rule, SamplingKeywords

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import tessella
+from tessella.cli.drawing_options import Drawing
 from tessella.cli.terminal import say
-from tessella.cli.verb_options import Drawing
 from tessella.errors import InputError
 from tessella.files import pictures
 from tessella.pipeline import SavedModel, fingerprint

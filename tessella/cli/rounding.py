@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tessella.cli.drawing_options import Weights
 from tessella.cli.terminal import say
-from tessella.cli.verb_options import Weights
 from tessella.errors import ConfigError, InputError
 from tessella.models.weight_storage import quantize_weights
 from tessella.pipeline import Generator, SavedModel, load_saved

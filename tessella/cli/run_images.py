@@ -27,6 +27,15 @@ def load_images(
         DataError: when they are missing or cannot be read.
         InputError: when their size, channels or levels are not those of the model.
     """
+    chosen = chosen_data(command, model)
+    with or_name_the_data(is_given=bool(command.data)):
+        images = data.load(chosen, split)
+    check_fit(model, command.run, images, check_levels=True)
+    return images
+
+
+def chosen_data(command: Eval | Complete | Tokenize, model: SavedModel) -> DataConfig:
+    """The images that a command works on, and how they are prepared."""
     run = locate(command.run)
     levels = pixel_levels(model)
     if command.data:
@@ -39,10 +48,7 @@ def load_images(
     # What the command says comes last.
     values |= data_overrides(command.overrides)
     chosen: DataConfig = config.from_dict(DataConfig, values, "data")
-    with or_name_the_data(is_given=bool(command.data)):
-        images = data.load(as_scored(chosen), split)
-    check_fit(model, command.run, images, check_levels=True)
-    return images
+    return as_scored(chosen)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
+from tessella.cli.engine_options import EngineOptions, UnitOptions
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
-from tessella.sampling import BATCH, Method, Rule, Sampling
 
 # Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
@@ -27,14 +28,11 @@ ImportKind = Literal[
     "vq-vae-2-pytorch",
     "pixel-cnn-pp",
 ]
-Weights = Literal["own", "int8", "bfloat16"]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
 # Numbers with bounds that hold wherever they are asked for.
 Threads = Annotated[int, Within(0, 4096)]
-BatchSize = Annotated[int, Within(1, 1 << 20)]
-Seed = Annotated[int, Within(0, (1 << 64) - 1)]
 
 
 def _training_sources(_: str) -> str:
@@ -167,31 +165,6 @@ class Train(Common):
     queue repeats."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How symbols are drawn."""
-
-    seed: Seed = 0
-    """Image i has this seed plus i."""
-    method: Method = "auto"
-    """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the
-    slow oracle. All draw the same images; auto takes the fastest."""
-    rule: Rule = field(default_factory=Rule)
-    class_label: Annotated[int | None, Within(0)] = None
-    """Class to draw, for a model with classes."""
-    batch: BatchSize = BATCH
-    """Images at a time; changes memory and speed only."""
-    weights: Weights = "own"
-    """The density model with its own weights, or with its hidden matrices rounded to int8 or
-    bfloat16, which is another model: of one that does not fit into the caches, single images are
-    drawn faster."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """The options of the sampler."""
-        return Sampling(method=self.method, batch=self.batch, rule=self.rule)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sample(Showing):
     """Draw images from a model.
@@ -203,6 +176,7 @@ class Sample(Showing):
     $ tessella sample runs/x --n 64 --seed 7 --out samples.png
     $ tessella sample runs/x --n 50000 --out samples.npz
     $ tessella sample runs/x --n 16 --out pictures/
+    $ tessella sample runs/x --n 1000000 --units 1024 --out drawn/
     """
 
     run: Positional[RunName]
@@ -211,10 +185,11 @@ class Sample(Showing):
     """Images to draw."""
     out: Annotated[str, Output(".png", ".npz", "/")] = "samples.png"
     """A .png sheet, a .npz (uint8 [n, h, w, c] under arr_0), or a directory for single PNGs (name
-    ending in /)."""
+    ending in /), which with --units are in tar files."""
     drawing: Drawing = field(default_factory=Drawing)
     device: Device = "auto"
     """Where to draw."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +272,7 @@ class Tokenize(Common):
 
     $ tessella tokenize runs/photos-vqvae --out codes
     $ tessella tokenize runs/photos-vqvae --data folder:others --split all --out codes/others
+    $ tessella tokenize runs/photos-vqvae --engine ray --out codes
     $ tessella train folder-prior --data codes:codes --tokenizer runs/photos-vqvae data.flip=false
     """
 
@@ -317,6 +293,7 @@ class Tokenize(Common):
     speed only."""
     device: Device = "auto"
     """Where to encode."""
+    work: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,14 +373,15 @@ class Compress(Writing):
 
     $ tessella compress runs/x photos --out photos.tsl
     $ tessella compress runs/x one.png two.png --out both.tsl
+    $ tessella compress runs/x shards:photos --units 1024 --out files/
     """
 
     run: Positional[RunName]
     """Run directory, or the name of a bundled model."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
-    """Image files, and folders with all images below them."""
-    out: Annotated[str, Output(".tsl")] = "images.tsl"
-    """The compressed file."""
+    """Image files, and folders with all images below them; with --units also shards:PATTERN."""
+    out: Annotated[str, Output(".tsl", "/")] = "images.tsl"
+    """The compressed file; with --units a folder of tar files with one of each image."""
     drop_metadata: Switch = 0
     """Go on where something of a file cannot be kept, such as EXIF data or 16 bits."""
     group: Annotated[int, Within(1, 1024)] = 64
@@ -413,6 +391,7 @@ class Compress(Writing):
     """Pieces at a time; changes memory and speed only."""
     threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,20 +425,23 @@ class Score(Writing):
 
     $ tessella score runs/x photos
     $ tessella score runs/x photos --out scores.csv --heat-maps maps
+    $ tessella score runs/x shards:photos --engine ray --out scores/
     """
 
     run: Positional[RunName]
     """Run directory, or the name of a bundled model."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="[FILE-OR-FOLDER ...]")]] = ()
-    """Image files, and folders with all images below them."""
-    out: Annotated[str, Output(".csv")] = "scores.csv"
-    """Table with a line for each image: name, height, width, bits, bits/dim."""
+    """Image files, and folders with all images below them; with --units also shards:PATTERN."""
+    out: Annotated[str, Output(".csv", "/")] = "scores.csv"
+    """Table with a line for each image: name, height, width, bits, bits/dim. With --units a folder
+    that holds scores.csv, and the lines of each unit."""
     heat_maps: str = ""
     """Folder for a PNG of each image that shows where its bits are; a new one, or an empty one."""
     batch: BatchSize = 64
     """Pieces at a time; changes memory and speed only."""
     threads: Threads = 0
     """CPU threads; 0 keeps torch's choice."""
+    work: UnitOptions = field(default_factory=UnitOptions)
 
 
 @dataclass(frozen=True, kw_only=True)

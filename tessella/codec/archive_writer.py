@@ -24,6 +24,7 @@ from tessella.codec.file_names import names_problem
 from tessella.codec.group_walk import Twin, in_order, intervals
 from tessella.codec.image_modes import PALETTE
 from tessella.codec.tiles import (
+    Coded,
     ImageShape,
     Piece,
     coded_symbols,
@@ -156,7 +157,7 @@ class ArchiveWriter:
         coded = coded_symbols(grid, [piece for piece, _ in self._waiting])
         x = place_in_grid(grid, [part for _, part in self._waiting], coded)
         self._waiting = []
-        starts, frequencies = intervals(self.twin, x, coded, self.batch)
+        starts, frequencies = self._intervals(x, coded)
         data = encode_intervals(in_order(starts, coded), in_order(frequencies, coded), grid.levels)
         symbols = in_order(x, coded)
         # Noise, and images unlike those of the model, are no longer than they were.
@@ -164,3 +165,7 @@ class ArchiveWriter:
         if raw:
             data = pack(symbols, grid.levels)
         self._streams.append((data, raw, symbols_digest(symbols, grid.levels)))
+
+    def _intervals(self, x: np.ndarray, coded: Coded) -> tuple[np.ndarray, np.ndarray]:
+        """The intervals of the symbols of a group, see :func:`intervals`."""
+        return intervals(self.twin, x, coded, self.batch)

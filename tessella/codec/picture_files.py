@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +58,12 @@ class PictureFile:
     Args:
         path: where it is.
         name: its name in the archive, with ``/`` between its parts.
+        data: its content, where it is in memory already; ``path`` is then for messages only.
     """
 
     path: Path
     name: str
+    data: bytes = field(default=b"", repr=False)
 
 
 def find_pictures(paths: Sequence[str]) -> tuple[list[PictureFile], list[str]]:
@@ -126,7 +128,7 @@ def what_is_lost(picture: PictureFile) -> list[str]:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             lost.append(f"{frames - 1} further frames")
-        bits = _bits(image, picture.path)
+        bits = _bits(image, picture)
         if bits > 8:
             lost.append(f"{bits} bits of each value (8 are kept)")
         elif image.mode not in MODE_NUMBERS:
@@ -215,7 +217,8 @@ def _opened(picture: PictureFile) -> Image.Image:
     """
     with without_pillow_warnings():
         try:
-            image = Image.open(picture.path, formats=known_kinds())
+            source = io.BytesIO(picture.data) if picture.data else picture.path
+            image = Image.open(source, formats=known_kinds())
             image.load()
         except Exception as error:  # decoders meet damaged bytes with errors of every class
             raise DataError(
@@ -231,12 +234,12 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _bits(image: Image.Image, path: Path) -> int:
+def _bits(image: Image.Image, picture: PictureFile) -> int:
     """Bits of each value in the file."""
     if image.mode in _WIDE:
         return 32 if image.mode == "F" else 16
     # Pillow gives colours of 16 bits as 8 without a word.
-    head = files.read_beginning(path, 512)
+    head = picture.data[:512] or files.read_beginning(picture.path, 512)
     if image.format == "PNG":
         return head[24]
     if image.format == "TIFF":

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -49,7 +49,7 @@ from tessella.storage.code_set import (
     smallest_type,
 )
 from tessella.tokenizers import Tokenizer
-from tessella.tokenizers.tokenizer import as_tuple
+from tessella.tokenizers.fixed_pieces import encode_in_pieces
 
 __all__ = ["CodeSet", "CodedImages", "cached", "decoded", "load_split", "open_codes", "tokenize"]
 
@@ -61,6 +61,9 @@ have to do again."""
 AT_ONCE = 256
 """Images that are read and encoded together."""
 
+MakesShards = Callable[[CodesRecord, Sequence[int]], Iterator[tuple[int, bytes]]]
+"""Makes some shards of codes elsewhere: yields their numbers and the contents of their files."""
+
 
 def tokenize(
     tokenizer: Tokenizer,
@@ -70,6 +73,7 @@ def tokenize(
     mirrored: bool = False,
     workers: int = 0,
     watch: Callable[[float], object] | None = None,
+    elsewhere: MakesShards | None = None,
 ) -> CodeSet:
     """Encode images to codes on disk, in the memory of a few batches.
 
@@ -84,6 +88,7 @@ def tokenize(
         workers: threads that each encode other shards, on one processor (or GPU) each; 0 for as
             many as torch uses. The codes are equal whatever their number.
         watch: called with the number of images that are done.
+        elsewhere: makes the shards that are missing, in place of threads of this process.
 
     Raises:
         InputError: when the directory holds something else, or codes of another tokenizer or of
@@ -104,7 +109,11 @@ def tokenize(
         _check_place(path, record)  # again: another process may have been faster
         if not _is_finished(path):
             resumable.write_record(path, record)
-            _encode_shards(tokenizer.eval(), images, path, record, workers, watch)
+            files.sweep(path)
+            if elsewhere is None:
+                _encode_shards(tokenizer.eval(), images, path, record, workers, watch)
+            else:
+                _fetch_shards(elsewhere, path, record, watch)
             _finish(path, record, images)
     return open_codes(path, tokenizer)
 
@@ -252,7 +261,6 @@ def _encode_shards(
     n = len(images)
     # Threads finish in any order: whoever is done takes the next number.
     done = itertools.count(1)
-    files.sweep(path)
     torch_threads = torch.get_num_threads()
     copies = _copies(tokenizer)
     if workers:
@@ -267,7 +275,7 @@ def _encode_shards(
         torch.set_num_threads(1)
         places = range(number * shard_images, min(n, (number + 1) * shard_images))
         if not _is_whole(path / shard_name(number)):
-            tensors = _shard(copies[number % len(copies)], images, places, record)
+            tensors = encoded_shard(copies[number % len(copies)], images, places, record)
             files.write_tensors(path / shard_name(number), tensors)
         if watch is not None:
             watch(min(n, next(done) * shard_images))
@@ -300,10 +308,39 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _shard(
+def _fetch_shards(
+    elsewhere: MakesShards,
+    path: Path,
+    record: CodesRecord,
+    watch: Callable[[float], object] | None,
+) -> None:
+    """Write the shards that are missing, as they are made elsewhere."""
+    count = record["count"]
+    shard_images = record["shard_images"]
+    numbers = range(-(-count // shard_images))
+    missing = [number for number in numbers if not _is_whole(path / shard_name(number))]
+    done = len(numbers) - len(missing)
+    for number, content in elsewhere(record, missing):
+        files.write_bytes(path / shard_name(number), content)
+        done += 1
+        if watch is not None:
+            watch(min(count, done * shard_images))
+
+
+def encoded_shard(
     tokenizer: Tokenizer, images: ImageSet, places: range, record: CodesRecord
 ) -> dict[str, torch.Tensor]:
-    """Encode the images of one shard; returns its tensors by name."""
+    """Encode the images of one shard.
+
+    Args:
+        tokenizer: in eval mode.
+        images: all images.
+        places: those of the shard.
+        record: what the codes are.
+
+    Returns:
+        Its tensors by name.
+    """
     pieces: dict[str, list[torch.Tensor]] = {}
     for start in range(places.start, places.stop, AT_ONCE):
         pixels = np.asarray(images.images[start : min(start + AT_ONCE, places.stop)])
@@ -314,7 +351,7 @@ def _shard(
         if record["mirrored"]:
             kinds["mirrored"] = pixels[:, :, ::-1]
         for kind, given in kinds.items():
-            codes = as_tuple(tokenizer.encode(np.ascontiguousarray(given)))
+            codes = encode_in_pieces(tokenizer, given)
             for level, grid in enumerate(record["grids"]):
                 dtype = TORCH_TYPES[smallest_type(grid["levels"])]
                 part = codes[level].cpu().to(dtype)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")))
 WITH_A_MINUTE = ("README.md", "docs/reference/python/index.md")
 """Pages whose Python trains for a minute."""
-WITH_A_TWIN = ("docs/howto/archive.md", "docs/howto/many-images.md")
+WITH_A_TWIN = ("docs/howto/archive.md", "docs/howto/bulk.md", "docs/howto/many-images.md")
 """Pages whose Python works with a model that ships."""
 RUNNING = ("README.md", "docs/index.md", "docs/howto/watch.md", "docs/reference/bundled-models.md")
 """Pages whose commands on models that ship need no files of the reader."""

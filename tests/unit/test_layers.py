@@ -35,6 +35,7 @@ LAYERS = (
     {"pipeline"},
     {"storage"},
     {"evaluation"},
+    {"bulk"},
     {"training", "report", "contracts", "exchange"},
     {"web"},
     {"cli"},
@@ -77,6 +78,7 @@ HOME_OF_LIBRARY = {
     "onnx": {"exchange"},
     "onnxruntime": {"exchange"},
     "onnxscript": {"exchange"},
+    "ray": {"bulk"},
 }
 NEVER = {
     "cloudpickle",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from tessella import files
+from tessella.bulk.coding_stages import CompressStage
+from tessella.bulk.items import items_of
+from tessella.bulk.packing import CompressedPacking
+from tessella.bulk.units import StageUnits
+from tessella.cli.bulk_work import check_is_file, make_units, unit_images, uses_units
 from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
 from tessella.cli.terminal import complain, say
 from tessella.cli.verb_options import Compress
@@ -27,6 +32,9 @@ FEW = 5
 def run(command: Compress) -> int:
     """Compress files to one file."""
     set_threads(command.threads)
+    if uses_units(command.work, command.out):
+        return _run_in_units(command)
+    check_is_file(command.out)
     # From here to the twin nothing is written: what cannot be kept is said first.
     pictures, others = find_pictures(command.paths)
     problem = names_problem([picture.name for picture in pictures])
@@ -61,6 +69,24 @@ def run(command: Compress) -> int:
     files.write_bytes(command.out, data)
     bits = 8 * len(data) / symbols
     say(f"{len(pictures)} images, {len(data):,} bytes, {bits:.3f} bits/dim: {command.out}")
+    return 0
+
+
+def _run_in_units(command: Compress) -> int:
+    """Compress every image to a file of its own, in tar files of a unit each."""
+    items = items_of(command.paths)
+    # Made here, where there is none: each process would make its own.
+    twin = twin_of_run(command.run)
+    made: dict[str, object] = {"model": twin.id, **items.identity()}
+    if tokenizer_of_run(command.run) is not None:
+        complain(f"{command.run} has a tokenizer: the files will hold its codes, not all pixels")
+    stage = CompressStage(
+        command.run, plugins=command.plugin, drop_metadata=bool(command.drop_metadata)
+    )
+    units = StageUnits(stage, items, CompressedPacking(), unit_images(command.work))
+    found = make_units(command.out, "compressed files", made, units, command.work)
+    size = sum(file.bytes for file in found)
+    say(f"{units.images} images in {len(found)} files of {size:,} bytes: {command.out}")
     return 0
 
 

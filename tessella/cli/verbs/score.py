@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from pathlib import Path
 
 import numpy as np
 
 from tessella import files
+from tessella.bulk.coding_stages import ScoreStage
+from tessella.bulk.items import items_of
+from tessella.bulk.packing import TablePacking
+from tessella.bulk.units import StageUnits
+from tessella.cli.bulk_work import check_is_file, make_units, unit_images, uses_units
 from tessella.cli.run_twin import set_threads, tokenizer_of_run, twin_of_run
-from tessella.cli.terminal import answer, say
+from tessella.cli.score_table import line_of, lines_in, summarize, write_table
+from tessella.cli.terminal import say
 from tessella.cli.verb_options import Score
 from tessella.codec.picture_files import find_pictures, read_picture
 from tessella.codec.scoring import ImageBits, heat_map, score_images
 from tessella.errors import InputError
 from tessella.files import pictures
 from tessella.storage import image_writer
-
-RANKED = 5
-"""Images that are named at either end."""
 
 WHITE = 0.995
 """Share of the pixels of all images that are not white in a heat map."""
@@ -31,6 +31,9 @@ def run(command: Score) -> int:
     set_threads(command.threads)
     if tokenizer_of_run(command.run) is not None:
         raise InputError(f"{command.run} models codes, and scores are of pixels: name another run")
+    if uses_units(command.work, command.out):
+        return _run_in_units(command)
+    check_is_file(command.out)
     found, _ = find_pictures(command.paths)
     twin = twin_of_run(command.run)
     scores = []
@@ -39,8 +42,9 @@ def run(command: Score) -> int:
         for score in score_images(twin, images, command.batch):
             scores.append(score)
             watch(len(scores))
-    files.write_text(command.out, _table(scores))
-    _summarize(scores)
+    lines = [line_of(score) for score in scores]
+    write_table(command.out, lines)
+    summarize(lines)
     say(f"table: {command.out}")
     if command.heat_maps:
         _draw(scores, Path(command.heat_maps))
@@ -48,29 +52,23 @@ def run(command: Score) -> int:
     return 0
 
 
-def _table(scores: list[ImageBits]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "height", "width", "bits", "bits/dim"])
-    for score in scores:
-        height, width = score.places.shape
-        numbers = [f"{score.bits:.3f}", f"{score.bits_per_dim:.6f}"]
-        table.writerow([score.name, height, width, *numbers])
-    return text.getvalue()
-
-
-def _summarize(scores: list[ImageBits]) -> None:
-    rates = np.array([score.bits_per_dim for score in scores])
-    total = sum(score.bits for score in scores)
-    error = ""
-    if len(rates) > 1:
-        error = f" ± {rates.std(ddof=1) / math.sqrt(len(rates)):.4f}"
-    answer(f"{len(scores)} images, {rates.mean():.4f}{error} bits/dim, {total / 8:,.0f} bytes")
-    ranked = sorted(scores, key=lambda score: score.bits_per_dim)
-    for title, chosen in (("most", ranked), ("least", ranked[::-1])):
-        answer(f"{title} expected:")
-        for score in chosen[:RANKED]:
-            answer(f"  {score.bits_per_dim:.4f} bits/dim  {score.name}")
+def _run_in_units(command: Score) -> int:
+    """Score the images unit by unit, and put the lines of all units into one table."""
+    if command.heat_maps:
+        raise InputError("heat maps are drawn without units: leave out --heat-maps, or --units")
+    items = items_of(command.paths)
+    # Made here, where there is none: each process would make its own.
+    twin = twin_of_run(command.run)
+    made: dict[str, object] = {"model": twin.id, **items.identity()}
+    stage = ScoreStage(command.run, plugins=command.plugin)
+    units = StageUnits(stage, items, TablePacking("scores"), unit_images(command.work))
+    out = Path(command.out)
+    found = make_units(command.out, "scores", made, units, command.work)
+    lines = lines_in(out / file.name for file in found)
+    write_table(out / "scores.csv", lines)
+    summarize(lines)
+    say(f"table: {out / 'scores.csv'}")
+    return 0
 
 
 def _draw(scores: list[ImageBits], out: Path) -> None:
