@@ -104,6 +104,11 @@ def _check_train(command: options.Train) -> None:
         check_source(command.data)
 
 
+def _check_plan(command: options.Plan) -> None:
+    # Reading the recipe checks its names and keys.
+    check_source(config.load_recipe(command.recipe, command.overrides).data.source)
+
+
 def _check_run_and_data(command: options.Eval | options.Complete | options.Tokenize) -> None:
     check_run(command.run)
     if isinstance(command, options.Eval) and command.against:

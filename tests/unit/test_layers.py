@@ -36,6 +36,7 @@ LAYERS = (
     {"storage"},
     {"evaluation"},
     {"training", "report", "contracts", "exchange"},
+    {"planning"},
     {"web"},
     {"cli"},
     {"__init__", "__main__"},
