@@ -179,6 +179,7 @@ def _check_registered(command: options.Check) -> None:
 
 _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Train: _check_train,
+    options.Plan: _check_plan,
     options.Eval: _check_run_and_data,
     options.Complete: _check_run_and_data,
     options.Tokenize: _check_run_and_data,

@@ -10,7 +10,7 @@ what was measured.
 from tessella.planning.accelerators import ACCELERATORS, GB, Hardware
 from tessella.planning.choice import Plan, plan
 from tessella.planning.plan_text import facts_of, text_of
-from tessella.planning.planned_task import PlannedTask, planned_task
+from tessella.planning.recipe_task import PlannedTask, planned_task
 
 __all__ = [
     "ACCELERATORS",

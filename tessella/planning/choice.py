@@ -18,7 +18,7 @@ from tessella.planning.accelerators import USABLE, Hardware
 from tessella.planning.compute_time import ComputeTime, compute_time
 from tessella.planning.held_bytes import WeightBytes
 from tessella.planning.memory_parts import MemoryParts, fits, largest_batch, memory_parts
-from tessella.planning.planned_task import PlannedTask
+from tessella.planning.recipe_task import PlannedTask
 from tessella.planning.step_counts import StepCounts, count_step
 from tessella.planning.traffic import Traffic, traffic
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tessella.planning.held_bytes import WeightBytes, weight_bytes
 from tessella.planning.live_memory import LiveMemory, gradients_reported, product_counter
-from tessella.planning.planned_task import PlannedTask
+from tessella.planning.recipe_task import PlannedTask
 
 BATCHES = (2, 3)
 """Images of the passes that are counted. With one image some operations are different ones."""
@@ -183,6 +183,8 @@ class _HeadMemory:
     def kept(self, at_the_end: int) -> int:
         """Bytes that all heads keep, once the loss is there."""
         total = 0
+        if not self.head_began:
+            return total
         # A hierarchy has a network and a head for each grid, one after the other.
         ends = [*self.head_began[1:], at_the_end]
         for start, end in zip(self.network_ended, ends, strict=True):
