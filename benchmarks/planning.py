@@ -1,8 +1,9 @@
 """How far plans are from what training takes: memory, seconds, and what processes send each other.
 
     python benchmarks/planning.py memory [--only gated]       # peaks of memory, minutes
-    python benchmarks/planning.py time [--rounds 5]           # seconds of a step, on a quiet machine
+    python benchmarks/planning.py time [--rounds 5]           # seconds, on a quiet machine
     python benchmarks/planning.py exchange                    # sums over two processes
+    python benchmarks/planning.py examples                    # the plans of docs/scale.md
 
 ``memory`` trains each recipe for two steps in a process of its own and asks Linux for the peak,
 counted anew after a step with one image has brought everything that stays. ``time`` times steps in
@@ -35,7 +36,7 @@ import torch.distributed as dist
 from harness import Row
 
 from tessella.config import load_recipe
-from tessella.planning import Hardware, PlannedTask, planned_task
+from tessella.planning import Hardware, PlannedTask, facts_of, plan, planned_task
 from tessella.planning.compute_time import ASSUMED_SHARE, MEASURED_SHARES
 from tessella.planning.memory_parts import memory_parts
 from tessella.planning.step_counts import count_step
@@ -108,6 +109,85 @@ WORKS = (
     Work("vae", "cifar10-vae", (), (16, 64)),
     Work("prior", "cifar10-prior", (), (16, 64), tokenizer="cifar10-vqvae"),
 )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A plan of the documentation.
+
+    Args:
+        name: of the case.
+        recipe: a recipe that ships.
+        overrides: its values that differ.
+        hardware: the machines.
+        options: the same, as words of ``tessella plan``.
+        tokenizer: recipe of the tokenizer of a prior.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    hardware: Hardware
+    options: str = ""
+    tokenizer: str = ""
+
+    @property
+    def command(self) -> str:
+        """What a person types for it."""
+        words = ["tessella plan", self.recipe]
+        if self.tokenizer:
+            words.append(f"--tokenizer {self.tokenizer}")
+        if self.options:
+            words.append(self.options)
+        return " ".join([*words, *self.overrides])
+
+
+WIDE = ("model.layers=20", "model.hidden=256", "train.batch=512", "train.steps=100000")
+LARGE = (
+    "data.size=256",
+    "model.name=transformer",
+    "model.layers=24",
+    "model.width=1024",
+    "model.heads=16",
+    "train.batch=2048",
+    "train.minutes=0",
+    "train.steps=200000",
+)
+VERY_LARGE = (
+    "data.size=256",
+    "model.name=transformer",
+    "model.layers=40",
+    "model.width=4096",
+    "model.heads=32",
+    "train.batch=2048",
+    "train.minutes=0",
+    "train.steps=200000",
+)
+
+EXAMPLES = (
+    Example("a laptop", "cifar10", (), Hardware()),
+    Example("one GPU", "cifar10", (*WIDE, "train.minutes=0"), Hardware("h100"), "--gpus 1"),
+    Example(
+        "8 GPUs", "cifar10", (*WIDE, "train.minutes=0"), Hardware("h100", devices=8), "--gpus 8"
+    ),
+    Example(
+        "4 machines of 8 GPUs",
+        "folder-prior",
+        LARGE,
+        Hardware("h100", devices=8, nodes=4),
+        "--gpus 8 --nodes 4",
+        tokenizer="folder-vqgan",
+    ),
+    Example(
+        "4 machines of 8 GPUs, a model that fits on none",
+        "folder-prior",
+        VERY_LARGE,
+        Hardware("h100", devices=8, nodes=4, network=50e9),
+        "--gpus 8 --nodes 4 --network 50",
+        tokenizer="folder-vqgan",
+    ),
+)
+"""From a laptop to several machines."""
 
 
 class Trained:
@@ -291,6 +371,18 @@ def exchange(meeting: str, rounds: int, rank: int) -> dict[int, float]:
     return found
 
 
+def example_row(example: Example) -> Row:
+    """A plan, with the command that makes it."""
+    recipe = load_recipe(example.recipe, example.overrides)
+    made = plan(planned_task(recipe, example.tokenizer), example.hardware)
+    return {
+        "kind": "example",
+        "name": example.name,
+        "command_line": example.command,
+        "plan": facts_of(made),
+    }
+
+
 def work_of(family: str) -> Work:
     """The work of a family."""
     return next(work for work in WORKS if work.family == family)
@@ -300,6 +392,10 @@ def measure(chosen: argparse.Namespace) -> None:
     """Measure what was chosen, and write each row as it comes."""
     if chosen.what == "exchange":
         keep(exchange_row(chosen.rounds), chosen.out)
+        return
+    if chosen.what == "examples":
+        for example in EXAMPLES:
+            keep(example_row(example), chosen.out)
         return
     for work in WORKS:
         if chosen.only not in work.family:
@@ -333,7 +429,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("memory", "time", "exchange"))
+    parser.add_argument("what", choices=("memory", "time", "exchange", "examples"))
     parser.add_argument("--only", default="", help="only families whose name holds this word")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="")

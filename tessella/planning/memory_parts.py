@@ -40,7 +40,12 @@ class MemoryParts:
 
 
 def memory_parts(
-    held: WeightBytes, counts: StepCounts, images: float, passes: int, full: bool, hardware: Hardware
+    held: WeightBytes,
+    counts: StepCounts,
+    images: float,
+    passes: int,
+    full: bool,
+    hardware: Hardware,
 ) -> MemoryParts:
     """Memory of a step on one device.
 

@@ -114,7 +114,7 @@ class PlannedTask:
         """One black image, with the facts of the set that the recipe names."""
         config_of_data = self.recipe.data
         levels = KNOWN_LEVELS.get(source_name(config_of_data), 256)
-        if config_of_data.binarize:
+        if config_of_data.binarize or config_of_data.bits:
             levels = 2
         images = np.zeros((1, *self.image_shape), dtype=np.uint8)
         names = tuple(str(number) for number in range(ASSUMED_CLASSES))
@@ -198,6 +198,9 @@ def image_shape(config_of_data: DataConfig) -> tuple[int, int, int]:
     """
     data.find_source(config_of_data.source)
     known = KNOWN_SHAPES.get(source_name(config_of_data))
+    packed = parse_size(config_of_data.bits, "bits")
+    if packed is not None:
+        known = (*packed, 1)
     size = parse_size(config_of_data.size, "size")
     if size is None and known is None:
         raise ConfigError(

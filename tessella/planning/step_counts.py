@@ -149,13 +149,17 @@ def _one_pass(planned: PlannedTask, task: nn.Module, images: int, half: bool) ->
     if labels is not None:
         known.append(labels)
     memory = LiveMemory(known)
-    # A seed within, as dropout and quantizers draw; the caller's generator stays as it is.
-    with torch.random.fork_rng(devices=[]), product_counter() as products, memory:
-        with gradients_reported(task, memory), _heads_watched(planned, task, memory) as logits:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = task(x, labels)["loss"]
-            kept = memory.live
-            loss.backward()
+    with contextlib.ExitStack() as stack:
+        # Dropout and quantizers draw; the caller's generator stays as it is.
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        products = stack.enter_context(product_counter())
+        stack.enter_context(memory)
+        stack.enter_context(gradients_reported(task, memory))
+        logits = stack.enter_context(_heads_watched(planned, task, memory))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = task(x, labels)["loss"]
+        kept = memory.live
+        loss.backward()
     for parameter in task.parameters():
         parameter.grad = None
     of_head = logits.kept(kept)

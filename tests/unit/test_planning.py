@@ -241,7 +241,7 @@ def test_weights_are_spread_where_they_do_not_fit(heavy_counts: tuple[WeightByte
 
 
 def test_a_ring_sends_what_the_formula_says(heavy_counts: tuple[WeightBytes, Any]) -> None:
-    held, counts = heavy_counts
+    held, _ = heavy_counts
     computing = compute.ComputeTime(one_pass=1.0, backward=2 / 3, optimizer=0.0, reason="")
     one = traffic(held, computing, 1, False, Hardware("h100"))
     assert one.sent == 0
