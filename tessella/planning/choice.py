@@ -1,8 +1,8 @@
 """How to train a recipe on given machines: the settings of the fastest step that fits.
 
 Every way of sharding, checkpointing and splitting a batch is priced with the same formulas of
-memory and time. Of those that fit the fastest is chosen, and of equally fast ones the simplest. So
-more memory never makes a step slower.
+memory and time. Of those that fit the fastest is chosen, and of about equally fast ones the
+simplest. So more memory never makes a step slower.
 """
 
 from __future__ import annotations
