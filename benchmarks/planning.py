@@ -80,7 +80,7 @@ class Work:
 
 
 def pixels(family: str, *batches: int, head: str = "categorical") -> Work:
-    """A family at its default sizes on 32x32 colours."""
+    """A family on 32x32 colours, at its default sizes or those of the recipe."""
     overrides = (f"model.name={family}", f"model.head={head}", "train.optimizer=adamw")
     return Work(family, "cifar10", overrides, batches)
 
@@ -92,7 +92,7 @@ def digits(family: str, *batches: int) -> Work:
 
 
 WORKS = (
-    pixels("gated-pixelcnn", 4, 16),
+    pixels("gated-pixelcnn", 4, 16, head="logistic-mixture"),
     pixels("pixelcnn", 4, 16),
     pixels("pixelcnn++", 4, 16, head="logistic-mixture"),
     pixels("pixelsnail", 4, 16),

@@ -8,7 +8,7 @@ what was measured.
 """
 
 from tessella.planning.accelerators import ACCELERATORS, GB, Hardware
-from tessella.planning.choice import Plan, plan
+from tessella.planning.choice import TrainingPlan, plan
 from tessella.planning.plan_text import facts_of, text_of
 from tessella.planning.recipe_task import PlannedTask, planned_task
 
@@ -16,7 +16,7 @@ __all__ = [
     "ACCELERATORS",
     "GB",
     "Hardware",
-    "Plan",
+    "TrainingPlan",
     "PlannedTask",
     "facts_of",
     "plan",

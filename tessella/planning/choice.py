@@ -57,7 +57,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How to train a recipe, what it takes, and why."""
 
     recipe: Recipe
@@ -91,7 +91,7 @@ class Plan:
         return self.images / self.images_a_second
 
 
-def plan(planned: PlannedTask, hardware: Hardware, images: int = 0) -> Plan:
+def plan(planned: PlannedTask, hardware: Hardware, images: int = 0) -> TrainingPlan:
     """Choose how to train a recipe.
 
     Args:
@@ -121,7 +121,7 @@ def plan(planned: PlannedTask, hardware: Hardware, images: int = 0) -> Plan:
     chosen = min(good, key=lambda way: way.complexity)
     simplest = min(ways, key=lambda way: way.complexity)
     counts = counted[chosen.checkpointing]
-    return Plan(
+    return TrainingPlan(
         recipe=recipe,
         hardware=hardware,
         family=family,

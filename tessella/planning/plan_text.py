@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 
 from tessella.planning.accelerators import USABLE, Hardware
-from tessella.planning.choice import Plan
+from tessella.planning.choice import TrainingPlan
 from tessella.planning.memory_parts import MemoryParts
 
 TITLES = {
@@ -47,7 +47,7 @@ def duration_text(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
-def text_of(plan: Plan) -> str:
+def text_of(plan: TrainingPlan) -> str:
     """The plan in lines, each choice with its reason."""
     rows = [*_choices(plan), *_speed(plan)]
     lines = [_heading(plan), ""]
@@ -60,7 +60,7 @@ def text_of(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def facts_of(plan: Plan) -> dict[str, object]:
+def facts_of(plan: TrainingPlan) -> dict[str, object]:
     """The plan as JSON values; bytes and seconds, nothing rounded."""
     reasons = {}
     for name, _, reason in [*_choices(plan), *_speed(plan)]:
@@ -94,7 +94,7 @@ def facts_of(plan: Plan) -> dict[str, object]:
     }
 
 
-def _heading(plan: Plan) -> str:
+def _heading(plan: TrainingPlan) -> str:
     hardware = plan.hardware
     return (
         f"{plan.family}, {plan.held.parameters:,} parameters, on {hardware.describe()}"
@@ -102,7 +102,7 @@ def _heading(plan: Plan) -> str:
     )
 
 
-def _choices(plan: Plan) -> list[tuple[str, str, str]]:
+def _choices(plan: TrainingPlan) -> list[tuple[str, str, str]]:
     """Name, value and reason of each setting."""
     way = plan.way
     each = way.images * way.passes
@@ -120,7 +120,7 @@ def _sharding(full: bool) -> str:
     return "full" if full else "none"
 
 
-def _batch_reason(plan: Plan) -> str:
+def _batch_reason(plan: TrainingPlan) -> str:
     asked = plan.recipe.train.batch
     world = plan.hardware.world
     if plan.batch == asked:
@@ -131,7 +131,7 @@ def _batch_reason(plan: Plan) -> str:
     )
 
 
-def _sharding_reason(plan: Plan) -> str:
+def _sharding_reason(plan: TrainingPlan) -> str:
     state = plan.held.weights + plan.held.gradients + plan.held.moments + plan.held.average
     what = f"weights, gradients, moments and average take {size(state)}"
     if plan.hardware.world == 1:
@@ -141,7 +141,7 @@ def _sharding_reason(plan: Plan) -> str:
     return f"{what} on each device, which fit; gathering them would send more"
 
 
-def _checkpointing_reason(plan: Plan) -> str:
+def _checkpointing_reason(plan: TrainingPlan) -> str:
     if plan.recipe.model is None:
         return "serves density models only"
     if plan.way.checkpointing:
@@ -150,7 +150,7 @@ def _checkpointing_reason(plan: Plan) -> str:
     return f"the activations of {plan.way.images} images, {kept}, fit, and time is saved"
 
 
-def _precision_reason(plan: Plan) -> str:
+def _precision_reason(plan: TrainingPlan) -> str:
     if plan.recipe.train.precision != "auto":
         return "the recipe asks for it"
     if plan.hardware.accelerator.is_gpu:
@@ -158,21 +158,21 @@ def _precision_reason(plan: Plan) -> str:
     return "the default on a processor"
 
 
-def _accumulate_reason(plan: Plan) -> str:
+def _accumulate_reason(plan: TrainingPlan) -> str:
     way = plan.way
     if way.passes == 1:
         return "a step is one pass"
     return f"a step is {way.passes} passes of {way.images} images, as more do not fit"
 
 
-def _largest_reason(plan: Plan) -> str:
+def _largest_reason(plan: TrainingPlan) -> str:
     text = f"images of a pass that fit into {USABLE:.0%} of the memory of a device, as planned"
     if plan.largest_of_all > plan.largest:
         text += f"; {plan.largest_of_all} in another way"
     return text
 
 
-def _speed(plan: Plan) -> list[tuple[str, str, str]]:
+def _speed(plan: TrainingPlan) -> list[tuple[str, str, str]]:
     """Name, value and reason of each forecast."""
     way = plan.way
     rate = plan.images_a_second
@@ -194,7 +194,7 @@ def _speed(plan: Plan) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _run_time(plan: Plan) -> tuple[str, str]:
+def _run_time(plan: TrainingPlan) -> tuple[str, str]:
     if not plan.images:
         return ("unknown", "the recipe counts epochs: give --images, epochs times images")
     steps = plan.images / plan.batch
@@ -204,7 +204,7 @@ def _run_time(plan: Plan) -> tuple[str, str]:
     )
 
 
-def _memory_lines(plan: Plan) -> list[str]:
+def _memory_lines(plan: TrainingPlan) -> list[str]:
     """The memory of a device, by part."""
     memory = plan.way.memory
     share = memory.total / plan.hardware.device_memory
@@ -216,7 +216,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _command(plan: Plan) -> str:
+def _command(plan: TrainingPlan) -> str:
     """The settings as words of a command."""
     way = plan.way
     words = [f"train.batch={plan.batch}", f"train.accumulate={way.passes}"]

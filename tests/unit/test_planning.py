@@ -45,7 +45,7 @@ def of_recipe(name: str, *overrides: str, tokenizer: str = "") -> PlannedTask:
 
 
 @pytest.fixture(scope="module")
-def small() -> choice.Plan:
+def small() -> choice.TrainingPlan:
     return plan(of_recipe("digits", "model.layers=1", "model.hidden=16"), Hardware())
 
 
@@ -278,7 +278,7 @@ def test_a_recipe_that_says_too_little_is_refused() -> None:
         of_recipe("digits-prior", tokenizer="digits")
 
 
-def test_the_time_of_a_run_follows_its_limits(small: choice.Plan) -> None:
+def test_the_time_of_a_run_follows_its_limits(small: choice.TrainingPlan) -> None:
     assert small.run_seconds == pytest.approx(60 * small.recipe.train.minutes, rel=0.05)
     by_images = plan(of_recipe("digits", "model.layers=1"), Hardware(), images=6400)
     assert by_images.run_seconds == pytest.approx(6400 / by_images.images_a_second)
