@@ -104,6 +104,11 @@ def _check_train(command: options.Train) -> None:
         check_source(command.data)
 
 
+def _check_plan(command: options.Plan) -> None:
+    # Reading the recipe checks its names and keys.
+    check_source(config.load_recipe(command.recipe, command.overrides).data.source)
+
+
 def _check_run_and_data(command: options.Eval | options.Complete | options.Tokenize) -> None:
     check_run(command.run)
     if isinstance(command, options.Eval) and command.against:
@@ -183,6 +188,7 @@ def _check_registered(command: options.Check) -> None:
 
 _NAME_CHECKS: dict[type, Callable[..., None]] = {
     options.Train: _check_train,
+    options.Plan: _check_plan,
     options.Eval: _check_run_and_data,
     options.Complete: _check_run_and_data,
     options.Tokenize: _check_run_and_data,

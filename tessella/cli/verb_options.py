@@ -166,6 +166,44 @@ class Train(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan(Writing):
+    """Say what training a recipe takes: batch, memory, time and traffic, and how to set it up.
+
+    Nothing is trained, no image is read and no GPU is needed. What a step takes is counted on two
+    small batches; docs/scale.md says how, and what of it was measured.
+
+    $ tessella plan digits
+    $ tessella plan cifar10 --gpus 8 --gpu h100 train.batch=512
+    $ tessella plan cifar10-prior --tokenizer cifar10-vqvae --gpus 1
+    $ tessella plan folder-vqgan data.size=256 --gpus 8 --nodes 4 --network 25 --images 100000000
+    """
+
+    recipe: Positional[Annotated[str, arg(metavar="RECIPE")]]
+    """A TOML file, or the name of a recipe that ships (tessella info lists them)."""
+    overrides: Positional[Overrides] = ()
+    """Values of the recipe to change, as table.key=value."""
+    tokenizer: str = ""
+    """For a prior: the run of its tokenizer, or the recipe of one that is not trained yet."""
+    gpus: Annotated[int, Within(0, 1024)] = 0
+    """GPUs of a machine; 0 plans for the processor of this one."""
+    gpu: Literal["a100", "h100", "h200", "rtx4090"] = "h100"
+    """Kind of the GPUs, for their memory and speed."""
+    nodes: Annotated[int, Within(1, 4096)] = 1
+    """Machines."""
+    memory: Annotated[float, Within(0, 1e6)] = 0.0
+    """Memory of a device in GB (10^9 bytes); 0 takes that of its kind."""
+    network: Annotated[float, Within(0, 1e6, open_below=True)] = 12.5
+    """What a machine sends to another one, in GB a second."""
+    flops: Annotated[float, Within(0, 1e6)] = 0.0
+    """Products of a device in TFLOP/s, at the precision of the run; 0 takes those of its kind."""
+    images: Annotated[int, Within(0, 10**15)] = 0
+    """Images that the run is to see, counting each as often as it is seen; 0 takes the limits of
+    the recipe."""
+    json: Annotated[str, Output(".json")] = ""
+    """Write the plan as JSON too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample(Showing):
     """Draw images from a model.
 
@@ -568,6 +606,7 @@ class Check(Common):
 VERBS: dict[str, type[Common]] = {
     "demo": Demo,
     "train": Train,
+    "plan": Plan,
     "sample": Sample,
     "complete": Complete,
     "eval": Eval,

@@ -161,16 +161,23 @@ def build_model(recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | No
     Raises:
         ConfigError: for an unknown name or size, or one that follows from the data.
     """
+    # On the meta device tensors have shapes and take no memory. A class from outside may not be
+    # able to live there; then nothing is known beforehand.
+    with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
+        _check_memory(construct_model(recipe, images, tokenizer))
+    return construct_model(recipe, images, tokenizer)
+
+
+def construct_model(
+    recipe: Recipe, images: data.ImageSet, tokenizer: Tokenizer | None
+) -> Trainable:
+    """:func:`build_model` without a look at this machine's memory."""
     construct: Callable[[Recipe, data.ImageSet, Tokenizer | None], Trainable]
     construct = _build_density_model
     if recipe.tokenizer:
         construct = _build_tokenizer
     if recipe.vae:
         construct = _build_vae
-    # On the meta device tensors have shapes and take no memory. A class from outside may not be
-    # able to live there; then nothing is known beforehand.
-    with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
-        _check_memory(construct(recipe, images, tokenizer))
     return construct(recipe, images, tokenizer)
 
 

@@ -74,8 +74,8 @@ def test_help_answers_at_once_and_shows_only_verbs_that_exist() -> None:
     )
     assert time.monotonic() - started < 10, "torch must not be imported for help"
     assert (
-        "{demo,train,sample,complete,eval,shards,data,tokenize,detokenize,compress,decompress,"
-        "score,serve,import,export,info,check}" in shown.stdout
+        "{demo,train,plan,sample,complete,eval,shards,data,tokenize,detokenize,compress,"
+        "decompress,score,serve,import,export,info,check}" in shown.stdout
     )
     code = "import sys; from tessella.cli.entry import main; main(['--version']); "
     code += "assert 'torch' not in sys.modules"

@@ -37,6 +37,7 @@ LAYERS = (
     {"evaluation"},
     {"bulk"},
     {"training", "report", "contracts", "exchange"},
+    {"planning"},
     {"web"},
     {"cli"},
     {"__init__", "__main__"},

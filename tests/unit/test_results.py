@@ -55,6 +55,13 @@ def test_the_tables_of_compression_are_the_measured_ones(monkeypatch: pytest.Mon
     assert filled(text) == text, "run python scripts/compression_tables.py"
 
 
+def test_the_tables_of_scale_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    filled = runpy.run_path(str(ROOT / "scripts" / "planning_tables.py"))["filled"]
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert filled(text) == text, "run python scripts/planning_tables.py"
+
+
 def test_the_table_of_times_says_what_was_measured() -> None:
     row = {
         "work": "nade",
