@@ -18,6 +18,7 @@ from tessella.sampling.kernel_walk import KernelWalk
 
 SIZES: dict[str, dict[str, object]] = {
     "transformer": {"layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "feedforward": 6},
+    "any-order": {"layers": 2, "width": 8, "heads": 2, "feedforward": 6},
     "gpt": {"layers": 2, "width": 8, "heads": 2, "feedforward": 6},
     "independent": {},
     "made": {"hidden": 12, "layers": 2, "masks": 2, "embedding": 2, "direct": True, "dropout": 0.0},
