@@ -84,11 +84,15 @@ class OrderedNoise(Noise):
     ) -> None:
         super().__init__(grid, len(order), seed, device, part)
         self._places: list[list[int]] = order.tolist()
-        # The images are at different places at the same time.
-        self._images = [Noise(grid, 1, self.seed + i, device, part) for i in range(self.n)]
+        self._images: list[Noise] = []
+        # Images of one order share a buffer; others are at different places at the same time.
+        if not bool((order == order[:1]).all()):
+            self._images = [Noise(grid, 1, self.seed + i, device, part) for i in range(self.n)]
 
     def at(self, index: int) -> torch.Tensor:
         """``-log E`` of the symbol at position ``index`` of the order: ``float64 [n, levels]``."""
+        if not self._images:
+            return super().at(self._places[0][index])
         rows = []
         for image, places in zip(self._images, self._places, strict=True):
             rows.append(image.at(places[index]))
