@@ -149,7 +149,7 @@ def row_of(scored: Scored, compared: torch.Tensor, facts: harness.Row) -> harnes
 
 
 def reference(measured: Sequence[Scored]) -> torch.Tensor:
-    """The nats ``[n]`` that all others are compared with: of the first run that sees the lower half.
+    """The nats ``[n]`` that others are compared with: of the first run that sees the lower half.
 
     Without such a run, those of the first run.
     """
