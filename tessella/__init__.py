@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tessella.nn.stepping.state import State
     from tessella.pipeline import Generator, load
     from tessella.registry import load_plugin
-    from tessella.sampling import complete, replay, sample, stream
+    from tessella.sampling import complete, log_prob_missing, replay, sample, stream
     from tessella.storage.code_store import CodeSet, open_codes, tokenize
     from tessella.tokenizers import TOKENIZERS, Tokenizer, create_tokenizer, register_tokenizer
     from tessella.tokenizers.images import Images
@@ -74,6 +74,7 @@ _HOMES = {
     "register_model": "models",
     "quantize_weights": "models.weight_storage",
     "complete": "sampling",
+    "log_prob_missing": "sampling",
     "replay": "sampling",
     "sample": "sampling",
     "stream": "sampling",
@@ -128,6 +129,7 @@ __all__ += [
     "evaluate",
     "load",
     "load_plugin",
+    "log_prob_missing",
     "open_codes",
     "register_head",
     "register_model",

@@ -113,6 +113,8 @@ def _check_run_and_data(command: options.Eval | options.Complete | options.Token
     check_run(command.run)
     if isinstance(command, options.Eval) and command.against:
         check_run(command.against)
+    if isinstance(command, options.Complete) and command.mask and not Path(command.mask).is_file():
+        raise DataError(f"there is no file {command.mask} for the mask")
     if command.data:
         check_source(command.data)
     data_overrides(command.overrides)

@@ -12,6 +12,7 @@ from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
 from tessella.cli.engine_options import EngineOptions, UnitOptions
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
+from tessella.sampling import WalkOrder
 
 # Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
@@ -232,11 +233,13 @@ class Sample(Showing):
 
 @dataclass(frozen=True, kw_only=True)
 class Complete(Showing):
-    """Keep the upper part of each image and draw the rest.
+    """Keep a part of each image and draw the rest.
 
-    Symbols are drawn in raster order, each given all that stand before it.
+    In raster order, each symbol is drawn given all that stand before it. With --order known-first,
+    which takes a model of the family any-order, it is drawn given all that is kept.
 
     $ tessella complete digits --keep 0.5
+    $ tessella complete runs/any-order --mask hole.png --order known-first
     $ tessella complete runs/x --data folder:photos --n 4 --variants 6 --out completed.png
     """
 
@@ -246,6 +249,10 @@ class Complete(Showing):
     """Data options to change, as data.key=value."""
     keep: Annotated[float, Within(0, 1)] = 0.5
     """Share of the rows kept, from the top."""
+    mask: str = ""
+    """Image file of the same size, white where pixels are to be drawn; instead of --keep."""
+    order: WalkOrder = "raster"
+    """Which symbols come first: those further up, or those that are kept."""
     n: Annotated[int, Within(1)] = 8
     """Images to complete, from the start of the split."""
     variants: Annotated[int, Within(1)] = 4

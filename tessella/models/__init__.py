@@ -12,6 +12,7 @@ import torch
 from tessella.errors import ConfigError, InputError, check_integer, unknown
 from tessella.grid import Grid
 from tessella.heads import HEADS, create_head
+from tessella.models.any_order_transformer import AnyOrderTransformer
 from tessella.models.condition import Cond, Condition, Conditioning
 from tessella.models.density_model import DensityModel
 from tessella.models.diagonal_bilstm import DiagonalBiLSTM
@@ -46,6 +47,7 @@ for _model in (
     PixelCNNpp,
     PixelSNAIL,
     Transformer,
+    AnyOrderTransformer,
     GPT,
     FVSBN,
     NADE,
@@ -105,6 +107,8 @@ def create(
                          heads=4, dropout=0.0
         transformer      layers=4, width=64, heads=4, kv_heads=0, feedforward=0, dropout=0.0,
                          prefix='origin'
+        any-order        layers=4, width=64, heads=4, feedforward=0, dropout=0.0, raster_share=0.25,
+                         known_first_share=0.5
         gpt              layers=4, width=64, heads=4, feedforward=0, dropout=0.0
         fvsbn            embedding=1
         nade             hidden=128, embedding=4

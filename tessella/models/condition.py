@@ -50,6 +50,9 @@ class Condition(State):
     """``int64 [batch]``; None for a model without classes."""
     codes: torch.Tensor | None = None
     """``int64 [batch, h, w, c]``; None for a model that takes no codes."""
+    order: torch.Tensor | None = None
+    """The order in which the symbols become known, ``int64 [batch, symbols]``; None for raster
+    order, the only one of most models."""
 
 
 Cond = torch.Tensor | Mapping[str, torch.Tensor] | Condition | None

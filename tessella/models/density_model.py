@@ -90,6 +90,9 @@ class DensityModel(Pretrained, nn.Module, ABC):
     which does part of the head's work."""
     pass_is_cheap: ClassVar[bool] = False
     """Whether a pass over the whole grid costs little more than one cached step in torch."""
+    any_order: ClassVar[bool] = False
+    """Whether it can predict the symbols in an order other than raster; see
+    :class:`~tessella.models.order_agnostic_model.OrderAgnosticModel`."""
     programs_are_final: bool = False
     """Whether cached steps consist of programs that make the parameters as the head takes them."""
 
@@ -245,9 +248,10 @@ class DensityModel(Pretrained, nn.Module, ABC):
             InputError: for a condition that belongs to another model.
         """
         # A condition of another model would silently broadcast, or be ignored.
-        has_labels = condition.labels is not None
-        has_codes = condition.codes is not None
-        if has_labels != bool(self.classes) or has_codes != bool(self.conditioning.codes):
+        unfit_labels = (condition.labels is not None) != bool(self.classes)
+        unfit_codes = (condition.codes is not None) != bool(self.conditioning.codes)
+        unfit_order = condition.order is not None and not self.any_order
+        if unfit_labels or unfit_codes or unfit_order:
             raise InputError(
                 "the condition is not this model's: give what model.condition(cond, batch) returns"
             )
@@ -394,6 +398,10 @@ class DensityModel(Pretrained, nn.Module, ABC):
         """
         batch = check_integer("batch", batch)
         labels, codes = split(cond)
+        if isinstance(cond, Condition) and cond.order is not None and not self.any_order:
+            raise InputError(
+                f"{self.name} predicts symbols in raster order only: leave the order out"
+            )
         # First what the model cannot take, then what it needs.
         if labels is not None and not self.classes:
             raise InputError(
@@ -413,6 +421,14 @@ class DensityModel(Pretrained, nn.Module, ABC):
             if len(codes) != batch:
                 raise InputError(f"cond holds the codes of {len(codes)} images, expected {batch}")
         return Condition(self._labels(labels, batch) if self.classes else None, codes)
+
+    def training_condition(self, condition: Condition, batch: int) -> Condition:
+        """The condition under which a training step scores ``batch`` images.
+
+        A family that trains under random orders adds them here; they come from the global
+        generator, which every step seeds.
+        """
+        return condition
 
     def _labels(self, cond: torch.Tensor | None, batch: int) -> torch.Tensor:
         """The class of each image, checked: ``int64 [batch]``."""

@@ -29,6 +29,8 @@ class ModelSizes(TypedDict, total=False):
     kv_heads: int
     feedforward: int
     prefix: str
+    raster_share: float
+    known_first_share: float
     masks: int
     direct: bool
     mask_seed: int

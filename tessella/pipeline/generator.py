@@ -255,7 +255,7 @@ class Generator(Pretrained):
 
         In a two-stage model a code is kept when all pixels of its cell are known, and what comes
         back is decoded: the known pixels are reconstructions. As in :func:`tessella.complete`,
-        known symbols cannot influence earlier ones.
+        known symbols cannot influence earlier ones, unless ``order="known-first"`` has them first.
 
         Args:
             images: ``uint8 [n, height, width, channels]``.
@@ -271,6 +271,29 @@ class Generator(Pretrained):
         kept = _Kept(x, masks)
         batches = self._batches(n, seed, batch, 0, cond, watch, kept, options)
         return Images.of(torch.cat(list(batches)))
+
+    def log_prob_missing(self, images: object, known: object, cond: Cond = None) -> torch.Tensor:
+        """Exact log-probability in nats of the missing part of images given all that is known.
+
+        Of a two-stage model, this is the probability of the codes whose cells are not known.
+
+        Args:
+            images, known: as of :meth:`complete`; of the images nothing is really missing.
+            cond: class of each image, see :data:`Cond`.
+
+        Returns:
+            ``[n]``.
+
+        Raises:
+            InputError: see :func:`tessella.log_prob_missing`; also for a prior on several grids.
+        """
+        if isinstance(self.prior, Hierarchy):
+            raise InputError(
+                "log_prob_missing is for models of one grid of symbols; this one has "
+                f"{grids_text(self.grids)}"
+            )
+        x, masks = self.symbols_to_keep(images, known)
+        return sampling.log_prob_missing(self.prior, x[0], masks[0], cond)
 
     def symbols_to_keep(
         self, images: object, known: object

@@ -23,10 +23,12 @@ from tessella.sampling.sampling_options import (
     Method,
     Sampling,
     SamplingKeywords,
+    WalkOrder,
 )
 
 if TYPE_CHECKING:
     from tessella.sampling.known_symbols import KnownSymbols
+    from tessella.sampling.ordered_walk import log_prob_missing
     from tessella.sampling.parallel import Passes
     from tessella.sampling.proof import Replay, replay
     from tessella.sampling.sampler import Sampler, choose, complete, sample, stream
@@ -38,6 +40,7 @@ _MODULE_OF = {
     "Replay": "proof",
     "replay": "proof",
     "KnownSymbols": "known_symbols",
+    "log_prob_missing": "ordered_walk",
     "Sampler": "sampler",
     "choose": "sampler",
     "complete": "sampler",
@@ -65,8 +68,10 @@ __all__ = [
     "SamplingKeywords",
     "Steps",
     "SymbolSource",
+    "WalkOrder",
     "choose",
     "complete",
+    "log_prob_missing",
     "replay",
     "sample",
     "stream",

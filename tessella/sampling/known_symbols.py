@@ -57,6 +57,16 @@ class KnownSymbols:
     def __len__(self) -> int:
         return len(self.x)
 
+    @classmethod
+    def none(cls, model: DensityModel, n: int) -> KnownSymbols:
+        """No known symbol in any of ``n`` images."""
+        x = torch.zeros(n, model.grid.symbols, dtype=torch.int64, device=model.device)
+        return cls(x, torch.zeros_like(x, dtype=torch.bool))
+
+    def along(self, order: torch.Tensor) -> KnownSymbols:
+        """The known symbols by their positions in an order, ``int64 [n, symbols]``."""
+        return KnownSymbols(self.x.gather(1, order), self.known.gather(1, order))
+
     def images(self, part: range) -> KnownSymbols:
         """The known symbols of the images whose indices are in ``part``."""
         return KnownSymbols(self.x[part.start : part.stop], self.known[part.start : part.stop])

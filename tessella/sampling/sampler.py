@@ -11,12 +11,20 @@ from tessella import kernel
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.nn.orders import known_first
 from tessella.nn.outline import check_drawn
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
+from tessella.sampling.ordered_walk import (
+    OrderedNoise,
+    check_any_order,
+    check_whole_pixels,
+    condition_in_order,
+    walk_known_first,
+)
 from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
-from tessella.sampling.sampling_options import BATCH, Method, Sampling
+from tessella.sampling.sampling_options import BATCH, Method, Sampling, WalkOrder
 from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
 
 
@@ -32,13 +40,16 @@ class Sampler:
             noise.
 
     Raises:
-        InputError: when ``model`` is not a density model, or has active dropout.
+        InputError: when ``model`` is not a density model, has active dropout, or predicts in raster
+            order only and another order is asked for.
     """
 
     def __init__(self, model: DensityModel, options: Sampling | None = None, part: int = 0) -> None:
         check_model(model)
         self.model = model
         self.options = options or Sampling()
+        if self.options.order != "raster":
+            check_any_order(model)
         self.part = part
         self.method = choose(model) if self.options.method == "auto" else self.options.method
         self._steps: Steps | None = None
@@ -65,6 +76,10 @@ class Sampler:
             raise InputError(f"x holds {len(kept)} images, n is {n}")
         # All streams of a sampler share one memory, so this stops any older stream.
         self._streams_begun += 1
+        if self.options.order == "known-first":
+            kept = kept or KnownSymbols.none(self.model, n)
+            yield from self._until_another(self._known_first(seed, cond, kept))
+            return
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         rule = self.options.rule
         if self.method == "parallel":
@@ -80,8 +95,26 @@ class Sampler:
         source: SymbolSource = Draw(noise, rule)
         if kept is not None:
             source = KeepKnown(kept, source)
+        partial_grids = walk(self._steps_at_start(n, cond), source, self.options.every)
+        yield from self._until_another(partial_grids)
+
+    def _known_first(
+        self, seed: int, cond: Cond, kept: KnownSymbols
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Visit the known symbols of each image, and then draw the missing ones."""
+        check_whole_pixels(self.model, kept)
+        order = known_first(kept.known)
+        noise = OrderedNoise(self.model.grid, order, seed, self.model.device, self.part)
+        source = KeepKnown(kept.along(order), Draw(noise, self.options.rule))
+        steps = self._steps_at_start(len(kept), condition_in_order(self.model, cond, order))
+        return walk_known_first(steps, source, order, self.options.every)
+
+    def _until_another(
+        self, partial_grids: Iterator[tuple[int, torch.Tensor]]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """The partial grids of a stream, unless another one begins meanwhile."""
         this_stream = self._streams_begun
-        for partial in walk(self._steps_at_start(n, cond), source, self.options.every):
+        for partial in partial_grids:
             yield partial
             # Between two yields, the caller may have begun another stream.
             if this_stream != self._streams_begun:
@@ -123,6 +156,7 @@ def stream(
     every: int = 0,
     x: object = None,
     known: object = None,
+    order: WalkOrder = "raster",
     **rule: Unpack[RuleKeywords],
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Sample step by step: a generator of partial grids.
@@ -135,7 +169,7 @@ def stream(
             :func:`choose`.
         cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
         every: number of symbols between two yields; 0 means a row. Parallel passes may skip some.
-        x, known: symbols to keep, and where, see :func:`complete`.
+        x, known, order: symbols to keep, where, and when, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Yields:
@@ -146,7 +180,9 @@ def stream(
         InputError: at the first iteration, for an argument that does not fit.
         NumericalError: when the model returns NaN or infinity.
     """
-    sampler = Sampler(model, Sampling.from_keywords(method=method, every=every, **rule))
+    sampler = Sampler(
+        model, Sampling.from_keywords(method=method, every=every, order=order, **rule)
+    )
     # Either of the two alone is an error, which KnownSymbols.check explains.
     kept = None
     if x is not None or known is not None:
@@ -192,18 +228,23 @@ def complete(
     method: Method = "auto",
     cond: Cond = None,
     batch: int = BATCH,
+    order: WalkOrder = "raster",
     **rule: Unpack[RuleKeywords],
 ) -> torch.Tensor:
-    """Keep the known symbols, and draw the rest in raster order.
+    """Keep the known symbols, and draw the rest.
 
-    Each symbol is drawn given all symbols before it, known or drawn. A known symbol cannot
-    influence symbols *before* it in raster order: if the lower half is known, the upper half is
-    drawn without regard to it, and the two may not fit together.
+    Each symbol is drawn given all symbols before it, known or drawn. In raster order a known symbol
+    cannot influence symbols *before* it: if the lower half is known, the upper half is drawn
+    without regard to it, and the two may not fit together. With ``order="known-first"`` every
+    missing symbol is drawn given all known ones, exactly; that takes a model that predicts in any
+    order, such as ``any-order``.
 
     Args:
         x: symbols, ``[n, height, width, channels]``; unknown ones are ignored.
         known: which symbols to keep, ``bool [height, width]`` for all images and channels, or
             ``bool [n, height, width, channels]``.
+        order: ``"raster"``; or ``"known-first"`` for the known symbols and then the missing ones,
+            each part in raster order.
         model, seed, method, cond, batch, rule: see :func:`sample`.
 
     Returns:
@@ -215,7 +256,7 @@ def complete(
     """
     check_model(model)
     whole = model.grid.symbols
-    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
+    options = Sampling.from_keywords(method=method, batch=batch, every=whole, order=order, **rule)
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)

@@ -14,14 +14,21 @@ Method = Literal["auto", "cached", "parallel", "naive"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """All methods, for checks and help texts."""
 
+WalkOrder = Literal["raster", "known-first"]
+"""The order in which symbols are visited, see :class:`Sampling`."""
+
+WALK_ORDERS: tuple[WalkOrder, ...] = get_args(WalkOrder)
+"""All orders, for checks and help texts."""
+
 BATCH = 64
 """Default number of images drawn at a time."""
 
 
 class SamplingKeywords(RuleKeywords, total=False):
-    """Method and rule, as keywords of the sampling functions."""
+    """Method, order and rule, as keywords of the sampling functions."""
 
     method: Method
+    order: WalkOrder
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,30 @@ class Sampling:
         batch: images drawn at a time; affects memory and speed, but not the result.
         every: number of symbols between two partial grids of a stream; 0 means a row.
         rule: how a symbol's distribution is changed before a level is drawn.
+        order: ``"raster"``, or ``"known-first"``: the symbols that a completion keeps, and then the
+            missing ones, each part in raster order. That takes a model that predicts in any order.
 
     Raises:
-        InputError: for an unknown method, or a number that is out of range or of the wrong type.
+        InputError: for an unknown method or order, parallel passes in another order than raster, or
+            a number that is out of range or of the wrong type.
     """
 
     method: Method = "auto"
     batch: int = BATCH
     every: int = 0
     rule: Rule = field(default_factory=Rule)
+    order: WalkOrder = "raster"
 
     def __post_init__(self) -> None:
         # METHODS is a tuple, because a set would raise a TypeError for an unhashable value.
         if self.method not in METHODS:
             raise InputError(unknown("sampling method", self.method, METHODS))
+        if self.order not in WALK_ORDERS:
+            raise InputError(unknown("order", self.order, WALK_ORDERS))
+        if self.order != "raster" and self.method == "parallel":
+            raise InputError(
+                f"parallel passes draw in raster order: leave method out, or order={self.order!r}"
+            )
         check_integer("batch", self.batch, least=1)
         check_integer("every", self.every)
         if not isinstance(self.rule, Rule):
@@ -59,6 +76,7 @@ class Sampling:
         method: Method = "auto",
         batch: int = BATCH,
         every: int = 0,
+        order: WalkOrder = "raster",
         **rule: Unpack[RuleKeywords],
     ) -> Sampling:
         """Build the options from flat keywords, as in ``ts.sample(model, top_k=5)``.
@@ -69,6 +87,6 @@ class Sampling:
         # Rule would raise a TypeError, which does not suggest the nearest name.
         for keyword in rule:
             if keyword not in RuleKeywords.__annotations__:
-                known = ["method", "batch", "every", *RuleKeywords.__annotations__]
+                known = ["method", "batch", "every", "order", *RuleKeywords.__annotations__]
                 raise InputError(unknown("sampling option", keyword, known))
-        return cls(method, batch, every, Rule(**rule))
+        return cls(method, batch, every, Rule(**rule), order)

@@ -20,6 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "nade": {"hidden": 8},
     "lstm": {"hidden": 8},
     "transformer": {"layers": 1, "width": 16, "heads": 2},
+    "any-order": {"layers": 1, "width": 8, "heads": 2},
     "gpt": {"layers": 1, "width": 8, "heads": 2},
     "pixelsnail": {"blocks": 1, "residual_blocks": 1, "channels": 8, "residual_channels": 8},
     "pixelcnn++": {"filters": 4},

@@ -210,8 +210,10 @@ def test_the_keywords_for_type_checkers_are_those_of_the_classes() -> None:
         declared[name] = {annotation}
     assert declared == expected
     assert set(RuleKeywords.__annotations__) == set(inspect.signature(Rule).parameters)
-    assert set(SamplingKeywords.__annotations__) == {"method", *RuleKeywords.__annotations__}
-    assert set(inspect.signature(Sampling).parameters) == {"method", "batch", "every", "rule"}
+    keywords = {"method", "order", *RuleKeywords.__annotations__}
+    assert set(SamplingKeywords.__annotations__) == keywords
+    options = {"method", "batch", "every", "rule", "order"}
+    assert set(inspect.signature(Sampling).parameters) == options
 
 
 def test_help_of_create_lists_the_sizes_of_every_family() -> None:

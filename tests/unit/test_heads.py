@@ -232,7 +232,8 @@ def test_create_refuses_what_makes_no_model(arguments: dict[str, object], messag
     with pytest.raises(ConfigError, match=message):
         ts.create("gated-pixelcnn", ts.Grid(2, 2, 1, 4), **arguments)  # type: ignore[arg-type]
     with pytest.raises(
-        ConfigError, match="Known: diagonal-bilstm, fvsbn, gated-pixelcnn, gpt, independent"
+        ConfigError,
+        match="Known: any-order, diagonal-bilstm, fvsbn, gated-pixelcnn, gpt, independent",
     ):
         ts.create("pixelcnnn", ts.Grid(2, 2, 1, 4))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
+from tessella.cli.known_pixels import kept_after_missing, read_mask, upper_rows
 from tessella.cli.picture_output import check_sheet, provenance
 from tessella.cli.rounding import load_rounded
 from tessella.cli.run_images import load_images
@@ -34,9 +34,18 @@ def run(command: Complete) -> int:
     height, width, channels = images.shape[1:]
     check_sheet(n * (2 + command.variants), (height, width, channels))
 
-    # What is kept is alike for all images: rows from the top, since symbols are drawn downwards.
-    known = torch.zeros(height, width, dtype=torch.bool)
-    known[: round(command.keep * height)] = True
+    # What is kept is alike for all images.
+    if command.mask:
+        known = read_mask(command.mask, height, width)
+    else:
+        known = upper_rows(command.keep, height, width)
+    if command.order == "raster" and kept_after_missing(known):
+        say(
+            "in raster order, pixels kept below a missing one do not count for it; with a model of"
+            " the family any-order, --order known-first draws it given all that is kept"
+        )
+    options = sampling_keywords(drawing)
+    options["order"] = command.order
     repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
     with image_writer.progress(len(repeated)) as watch:
         completed = completer.complete(
@@ -46,7 +55,7 @@ def run(command: Complete) -> int:
             batch=drawing.batch,
             cond=class_of_each(drawing, len(repeated)),
             watch=None if is_quiet() else watch,
-            **sampling_keywords(drawing),
+            **options,
         )
 
     # A row of the sheet: the image, the part that was kept, and the completions.
@@ -55,7 +64,12 @@ def run(command: Complete) -> int:
     rows = np.concatenate([images[:, None], masked[:, None], variants], axis=1)
     sheet = pictures.sheet(rows.reshape(-1, *images.shape[1:]), columns=2 + command.variants)
     made = provenance(model, command.run, drawing)
-    made |= {"keep": command.keep, "split": command.split}
+    if command.mask:
+        # The name of the file, not its path: pictures travel to other people.
+        made["mask"] = Path(command.mask).name
+    else:
+        made["keep"] = command.keep
+    made |= {"order": command.order, "split": command.split}
     pictures.save_png(Path(command.out), sheet, made)
     if not command.no_preview:
         preview.show(sheet)
