@@ -11,6 +11,7 @@ from tessella import kernel
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.models.pixel_window import PixelWindow
 from tessella.nn.outline import check_drawn
 from tessella.noise import Noise, check_seed
 from tessella.sampling.known_symbols import KnownSymbols
@@ -18,6 +19,7 @@ from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampling_options import BATCH, Method, Sampling
 from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
+from tessella.sampling.windows import PIXELS, Windows
 
 
 class Sampler:
@@ -42,6 +44,7 @@ class Sampler:
         self.part = part
         self.method = choose(model) if self.options.method == "auto" else self.options.method
         self._steps: Steps | None = None
+        self._window: PixelWindow | None = None
         self._streams_begun = 0
 
     def stream(
@@ -67,21 +70,8 @@ class Sampler:
         self._streams_begun += 1
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
         rule = self.options.rule
-        if self.method == "parallel":
-            # With guidance, every image is predicted with and without its class.
-            if rule.guidance != 1:
-                condition = guidance_condition(self.model, cond, n)
-            else:
-                condition = self.model.condition(cond, n)
-            passes = Passes(self.model, condition, noise, rule, kept)
-            yield from passes.walk(self.options.every)
-            return
-        # The cached and the naive method both go symbol by symbol.
-        source: SymbolSource = Draw(noise, rule)
-        if kept is not None:
-            source = KeepKnown(kept, source)
         this_stream = self._streams_begun
-        for partial in walk(self._steps_at_start(n, cond), source, self.options.every):
+        for partial in self._drawn(noise, cond, kept):
             yield partial
             # Between two yields, the caller may have begun another stream.
             if this_stream != self._streams_begun:
@@ -89,6 +79,33 @@ class Sampler:
                     "this stream cannot go on: its sampler has begun another one; "
                     "take a Sampler for each"
                 )
+
+    def _drawn(
+        self, noise: Noise, cond: Cond, kept: KnownSymbols | None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """The partial grids of a stream."""
+        every = self.options.every
+        rule = self.options.rule
+        if self.method in ("cached", "naive"):
+            # Both go symbol by symbol.
+            source: SymbolSource = Draw(noise, rule)
+            if kept is not None:
+                source = KeepKnown(kept, source)
+            yield from walk(self._steps_at_start(noise.n, cond), source, every)
+            return
+        # With guidance, every image is predicted with and without its class.
+        if rule.guidance != 1:
+            condition = guidance_condition(self.model, cond, noise.n)
+        else:
+            condition = self.model.condition(cond, noise.n)
+        if self.method == "parallel":
+            yield from Passes(self.model, condition, noise, rule, kept).walk(every)
+            return
+        rows = noise.n if rule.guidance == 1 else 2 * noise.n
+        # Only batches of the same size can share memory.
+        if self._window is None or self._window.batch != rows:
+            self._window = self.model.window(rows, PIXELS)
+        yield from Windows(self.model, self._window, condition, noise, rule, kept).walk(every)
 
     def _steps_at_start(self, n: int, cond: Cond) -> Steps:
         """Steps at the first symbol, reusing the memory of the previous batch if it fits."""
@@ -131,10 +148,11 @@ def stream(
         model: a density model.
         n: number of images, drawn together.
         seed: image ``i`` has the seed ``seed + i``, and is the same whatever ``n`` is.
-        method: ``"cached"``, ``"parallel"``, ``"naive"`` (the slow reference), or ``"auto"``, see
-            :func:`choose`.
+        method: ``"cached"``, ``"windows"``, ``"parallel"``, ``"naive"`` (the slow reference), or
+            ``"auto"``, see :func:`choose`.
         cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
-        every: number of symbols between two yields; 0 means a row. Parallel passes may skip some.
+        every: number of symbols between two yields; 0 means a row. Passes over
+            several symbols may skip some.
         x, known: symbols to keep, and where, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
