@@ -15,7 +15,7 @@ import torch
 from tessella.models.condition import Condition
 
 if TYPE_CHECKING:
-    from tessella.models.density_model import DensityModel
+    import tessella.models.density_model
 
 
 class PixelWindow(ABC):
@@ -52,7 +52,8 @@ class PixelWindow(ABC):
             first: index of the first pixel of the window, which ends within the grid.
 
         Returns:
-            The argument of :meth:`Head.__call__` for a grid of one row, ``[batch, 1, pixels, ...]``.
+            The argument of :meth:`Head.__call__` for a grid of one row of ``pixels``
+            pixels.
         """
 
 
@@ -64,7 +65,9 @@ class WholeGridWindow(PixelWindow):
         batch, pixels: see :class:`PixelWindow`.
     """
 
-    def __init__(self, model: DensityModel, batch: int, pixels: int) -> None:
+    def __init__(
+        self, model: tessella.models.density_model.DensityModel, batch: int, pixels: int
+    ) -> None:
         super().__init__(batch, pixels)
         self._model = model
 

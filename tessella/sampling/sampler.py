@@ -69,7 +69,6 @@ class Sampler:
         # All streams of a sampler share one memory, so this stops any older stream.
         self._streams_begun += 1
         noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
-        rule = self.options.rule
         this_stream = self._streams_begun
         for partial in self._drawn(noise, cond, kept):
             yield partial

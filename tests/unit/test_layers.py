@@ -45,7 +45,7 @@ lower layers; rooms of the same layer never meet, but for the vocabulary."""
 
 ONLY_VOCABULARY = {"data"}
 BASES_ONLY = {"sampling", "codec"}
-"""Rooms that know the base classes (and condition) of models and tokenizers, never a concrete one."""
+"""Rooms that know the bases (and the condition) of models and tokenizers, never a concrete one."""
 
 TORCH_FREE = ["tessella"]
 TORCH_FREE += [
