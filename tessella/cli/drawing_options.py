@@ -20,8 +20,9 @@ class Drawing:
     seed: Seed = 0
     """Image i has this seed plus i."""
     method: Method = "auto"
-    """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the
-    slow oracle. All draw the same images; auto takes the fastest."""
+    """Cached steps; windows of the next pixels, for transformers; passes over the whole grid until
+    nothing changes; a pass for every symbol, the slow oracle. All draw the same images; auto takes
+    the fastest."""
     rule: Rule = field(default_factory=Rule)
     class_label: Annotated[int | None, Within(0)] = None
     """Class to draw, for a model with classes."""

@@ -166,7 +166,7 @@ def fast_samples_equal_slow_ones(case: ModelCase) -> None:
         model = case.build(grid)
         # Equal noise, so equal symbols: nothing here is compared in distribution only.
         fast = sample(model, n=5, seed=11, method="cached")
-        for method in ("naive", "parallel"):
+        for method in ("naive", "parallel", "windows"):
             slow = sample(model, n=5, seed=11, method=method)
             differ = int((fast != slow).sum())
             require(

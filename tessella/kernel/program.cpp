@@ -374,15 +374,16 @@ void norm(const Op& op, const Run& run, int thread, int threads) {
     }
 }
 
-// Pairs of neighbours turned by the cosines and signed sines (y) of a head's size.
+// Pairs of neighbours turned by the cosines and signed sines (y) of a head's size, one set for all rows or one for each
+// place.
 template <typename T>
 void rotate(const Op& op, const Run& run, int thread, int threads) {
     const Matrix<T> out(op.out, run), x(op.x, run), turns = Matrix<T>::shared(op.y, run);
     const int64_t size = op.size / op.heads;
-    const T *cosines = turns.row(0), *sines = cosines + size;
     const Share share(run.rows * op.heads, thread, threads);
     for (int64_t unit = share.first; unit < share.last; unit++) {
         const int64_t r = unit / op.heads, offset = unit % op.heads * size;
+        const T *cosines = turns.row(r), *sines = cosines + size;
         const T* from = x.row(r) + offset;
         T* to = out.row(r) + offset;
         for (int64_t i = 0; i < size; i += 2) {
@@ -394,22 +395,26 @@ void rotate(const Op& op, const Run& run, int thread, int threads) {
 }
 
 // Attention of one query a row (x) to the first places of keys (y) and values (z), [rows, places, groups * size]. Query
-// heads that share a group of keys and values stand together. How many places is the value of the variable `known`.
+// heads that share a group of keys and values stand together. How many places is the value of the variable `known`; in a
+// program over several places, each looks at one more than the place before it.
 template <typename T>
 void attend(const Op& op, const Run& run, int thread, int threads) {
     constexpr int L = Lanes<T>::count;
     const Matrix<T> out(op.out, run), x(op.x, run), keys(op.y, run), contents(op.z, run);
-    const int64_t size = op.size / op.heads, places = run.values[op.known], apart = op.groups * size;
+    const int64_t size = op.size / op.heads, known = run.values[op.known], apart = op.groups * size;
     const int64_t sharing = op.heads / op.groups;
     const T scale = T(1) / T(__builtin_sqrt(double(size)));
     thread_local std::vector<T> room;
-    room.resize(places + size + 2 * L);
+    room.resize(known + run.places + size + 2 * L);
     const Share share(run.rows * op.heads, thread, threads);
     for (int64_t unit = share.first; unit < share.last; unit++) {
         const int64_t r = unit / op.heads, head = unit % op.heads, offset = head / sharing * size;
+        // Keys and values begin where those of the image's first place do.
+        const int64_t place = r % run.places, first = r - place, places = known + place;
         T* scores = room.data();
         T* sum = scores + (places + L - 1) / L * L;
-        const T *query = x.row(r) + head * size, *key = keys.row(r) + offset, *content = contents.row(r) + offset;
+        const T *query = x.row(r) + head * size, *key = keys.row(first) + offset;
+        const T* content = contents.row(first) + offset;
         T most = -1e30f, total = 0;
         for (int64_t p = 0; p < places; p++) {
             scores[p] = dot(query, key + p * apart, size) * scale;

@@ -23,6 +23,7 @@ from tessella.errors import ConfigError, InputError, NumericalError, check_integ
 from tessella.grid import Grid, to_tensor
 from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
+from tessella.models.pixel_window import PixelWindow, WholeGridWindow
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
 from tessella.nn.pretrained import Pretrained
@@ -388,6 +389,14 @@ class DensityModel(Pretrained, nn.Module, ABC):
         # random symbols, which it must not look at.
         pixel = state.x[:, row, column]
         return self.head.unroll(parameters, pixel, channel + 1)[-1], state
+
+    def window(self, batch: int, pixels: int) -> PixelWindow:
+        """Predicts the next ``pixels`` pixels of ``batch`` images at once.
+
+        A family whose layers see earlier pixels through a cache overrides this; the base class runs
+        ``forward`` on the whole grid.
+        """
+        return WholeGridWindow(self, batch, min(pixels, self.grid.pixels))
 
     def condition(self, cond: Cond, batch: int) -> Condition:
         """Check a caller's condition for ``batch`` images.

@@ -27,12 +27,14 @@ from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.density_model import symbol_field
 from tessella.models.pixel_model import PixelModel, SteppedFeatures
+from tessella.models.pixel_window import PixelWindow
 from tessella.nn.attention import CausalAttention, RMSNorm, SwiGLU
 from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
-from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding
+from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding, sum_over_channels
 from tessella.nn.rotary import rotations
 from tessella.nn.stepping.program import Operand, Places, Vectors
-from tessella.nn.stepping.step import PixelStep
+from tessella.nn.stepping.runs import RunsNow
+from tessella.nn.stepping.step import MemoryAllocator, PixelStep, StateMemory, WindowStep
 
 PREFIXES = ("origin", "nowhere")
 """Position of the prefix in the rotations: ``"origin"`` is the first pixel; with ``"nowhere"`` its
@@ -233,21 +235,53 @@ class Transformer(PixelModel):
     def write(
         self, step: PixelStep, labels: torch.Tensor | None, codes: torch.Tensor | None
     ) -> SteppedFeatures:
-        pixel = step.pixel
         # The token holds the prefix at first, and then the previous pixel, channel by channel.
         token = step.memory.keep(self._prefix(labels, step.memory.batch))
-        x = pixel.zeros(token.shape[1])
-        places = Vectors(step.memory.table(self._places()))
-        pixel.add(token, places.at("position"), x)
-        if codes is not None:
-            pixel.add(x, Places(codes.flatten(1, 2)).at("position"), x)
+        x = self.write_token(step, token, codes)
         # Clear the token, to which the symbols of this pixel will be added.
-        pixel.map(torch.zeros_like(token), token)
-        cos_sin = Vectors(step.memory.table(self.cos_sin.flatten(1))).at("position")
+        step.pixel.map(torch.zeros_like(token), token)
+        # All symbols are added to the same token, whatever their column.
+        return SteppedFeatures(token, self.write_blocks(step, x))
+
+    def write_token(
+        self, step: PixelStep, token: torch.Tensor, codes: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Append the sum of a token and what is known of its place, the input of the blocks.
+
+        Args:
+            step: the step to write to.
+            token: ``[batch, width]``, or ``[batch, pixels, width]`` in a step on several pixels.
+            codes: see :meth:`write`.
+
+        Returns:
+            The memory of the sum, of the shape of ``token``.
+        """
+        x = step.pixel.zeros(token.shape[-1])
+        step.pixel.add(token, step.here(Vectors(step.memory.table(self._places()))), x)
+        if codes is not None:
+            step.pixel.add(x, step.here(Places(codes.flatten(1, 2))), x)
+        return x
+
+    def write_blocks(self, step: PixelStep, x: torch.Tensor) -> torch.Tensor:
+        """Append all blocks and the last norm.
+
+        Args:
+            step: the step to write to.
+            x: what :meth:`write_token` returns, updated in place.
+
+        Returns:
+            The memory of the features, of the shape of ``x``.
+        """
+        cos_sin = step.here(Vectors(step.memory.table(self.cos_sin.flatten(1))))
         for block in self._blocks():
             block.write(step, x, cos_sin, self.grid.pixels)
-        # All symbols are added to the same token, whatever their column.
-        return SteppedFeatures(token, self.norm.write(step, x))
+        return self.norm.write(step, x)
+
+    def window(self, batch: int, pixels: int) -> PixelWindow:
+        # The window knows neither predictions nor what a derived class does otherwise.
+        if self.predictor is not None or type(self) is not Transformer:
+            return super().window(batch, pixels)
+        return TransformerWindow(self, batch, min(pixels, self.grid.pixels))
 
     def sizes(self) -> dict[str, object]:
         return dict(self._sizes)
@@ -256,3 +290,55 @@ class Transformer(PixelModel):
         # Every pixel attends to all earlier pixels.
         pixels = torch.ones(self.grid.pixels, self.grid.pixels).tril(-1).bool()
         return symbol_field(self.grid, pixels, inside=True)
+
+
+class TransformerWindow(PixelWindow):
+    """Several neighbouring pixels of a transformer in one pass over its weights and caches.
+
+    The pass writes keys and values of its own pixels to the caches. A later pass that begins after
+    some of them relies on those, and writes the others again.
+
+    Args:
+        model: the transformer; its weights must not change.
+        batch, pixels: see :class:`PixelWindow`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer, batch: int, pixels: int) -> None:
+        super().__init__(batch, pixels)
+        self._model = model
+        # [channels, levels, width]
+        self._table = model.embedding.table()
+        memory = MemoryAllocator(StateMemory(), batch, self._table)
+        width = self._table.shape[2]
+        self._tokens = memory.zeros(pixels, width)
+        self._codes: torch.Tensor | None = None
+        if model.conditioning.codes:
+            self._codes = memory.zeros(model.grid.height, model.grid.width, width)
+        step = WindowStep(memory, model.grid.width, pixels)
+        x = model.write_token(step, self._tokens, self._codes)
+        # [batch, pixels, width]
+        self._features = model.write_blocks(step, x)
+        self._step = step
+
+    @torch.no_grad()
+    def begin(self, condition: Condition) -> None:
+        self._prefix = self._model._prefix(condition.labels, self.batch)
+        if self._codes is not None:
+            assert condition.codes is not None
+            self._codes.copy_(self._model.code_features(condition.codes))
+
+    @torch.no_grad()
+    def parameters(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        pixels = x.flatten(1, 2)  # a view: [batch, pixels of the grid, channels]
+        # The token of a pixel is the pixel before it; that of the first one is the prefix.
+        before = pixels[:, max(0, first - 1) : first + self.pixels - 1]
+        tokens = sum_over_channels(before, self._table)
+        if first == 0:
+            tokens = torch.cat([self._prefix[:, None], tokens], dim=1)
+        self._tokens.copy_(tokens)
+        row, column = divmod(first, self._model.grid.width)
+        self._step.start_pixel(RunsNow(), row, column)
+        # For the output stage, the window is a grid of one row.
+        here = pixels[:, None, first : first + self.pixels]
+        return self._model.output(self._features[:, None], here)

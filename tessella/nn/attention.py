@@ -124,7 +124,8 @@ class CausalAttention(nn.Module):
         Its keys and values are cached in the state.
 
         Args:
-            step: the step to append to, with the variables ``position`` and ``known``.
+            step: the step to append to, with the variables ``position`` and ``known``. One that
+                works on several positions has operands ``[batch, positions, width]``.
             normed: input, ``[batch, width]``.
             cos_sin: the position's rotation, ``[2 * size]``.
             length: positions of the sequence.
@@ -141,10 +142,10 @@ class CausalAttention(nn.Module):
         # Queries and keys come from one product and are then rotated.
         vectors = pixel.zeros(width + shared)
         pixel.linear(normed, step.memory.matrix(turned_weight.T), vectors)
-        pixel.linear(normed, step.memory.matrix(value_weight.T), values.at("position"))
+        pixel.linear(normed, step.memory.matrix(value_weight.T), step.here(values))
         query = pixel.zeros(width)
-        pixel.rotate(vectors[:, :width], cos_sin, query, self.heads)
-        pixel.rotate(vectors[:, width:], cos_sin, keys.at("position"), self.kv_heads)
+        pixel.rotate(vectors[..., :width], cos_sin, query, self.heads)
+        pixel.rotate(vectors[..., width:], cos_sin, step.here(keys), self.kv_heads)
         seen = pixel.zeros(width)
         pixel.attend(query, keys.memory, values.memory, seen, "known", self.heads, self.kv_heads)
         pixel.linear(seen, step.memory.matrix(self.merge.weight.T), out, add=out)

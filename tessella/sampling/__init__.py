@@ -1,6 +1,8 @@
-"""Exact sampling and completion, by three methods with identical results.
+"""Exact sampling and completion, by four methods with identical results.
 
 * ``cached`` goes through the grid symbol by symbol, with the model's cached state;
+* ``windows`` guesses the symbols of the next few pixels and draws them in one pass
+  (``tessella.sampling.windows``);
 * ``parallel`` repeats passes over the whole grid until nothing changes
   (``tessella.sampling.parallel``);
 * ``naive`` runs the network on the whole grid for every symbol; it is the slow reference.

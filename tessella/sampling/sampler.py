@@ -11,6 +11,7 @@ from tessella import kernel
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.models.pixel_window import PixelWindow
 from tessella.nn.orders import known_first
 from tessella.nn.outline import check_drawn
 from tessella.noise import Noise, check_seed
@@ -26,6 +27,7 @@ from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampling_options import BATCH, Method, Sampling, WalkOrder
 from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
+from tessella.sampling.windows import PIXELS, Windows
 
 
 class Sampler:
@@ -53,6 +55,7 @@ class Sampler:
         self.part = part
         self.method = choose(model) if self.options.method == "auto" else self.options.method
         self._steps: Steps | None = None
+        self._window: PixelWindow | None = None
         self._streams_begun = 0
 
     def stream(
@@ -78,25 +81,19 @@ class Sampler:
         self._streams_begun += 1
         if self.options.order == "known-first":
             kept = kept or KnownSymbols.none(self.model, n)
-            yield from self._until_another(self._known_first(seed, cond, kept))
-            return
-        noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
-        rule = self.options.rule
-        if self.method == "parallel":
-            # With guidance, every image is predicted with and without its class.
-            if rule.guidance != 1:
-                condition = guidance_condition(self.model, cond, n)
-            else:
-                condition = self.model.condition(cond, n)
-            passes = Passes(self.model, condition, noise, rule, kept)
-            yield from passes.walk(self.options.every)
-            return
-        # The cached and the naive method both go symbol by symbol.
-        source: SymbolSource = Draw(noise, rule)
-        if kept is not None:
-            source = KeepKnown(kept, source)
-        partial_grids = walk(self._steps_at_start(n, cond), source, self.options.every)
-        yield from self._until_another(partial_grids)
+            partial_grids = self._known_first(seed, cond, kept)
+        else:
+            noise = Noise(self.model.grid, n, seed, self.model.device, self.part)
+            partial_grids = self._drawn(noise, cond, kept)
+        this_stream = self._streams_begun
+        for partial in partial_grids:
+            yield partial
+            # Between two yields, the caller may have begun another stream.
+            if this_stream != self._streams_begun:
+                raise InputError(
+                    "this stream cannot go on: its sampler has begun another one; "
+                    "take a Sampler for each"
+                )
 
     def _known_first(
         self, seed: int, cond: Cond, kept: KnownSymbols
@@ -109,19 +106,32 @@ class Sampler:
         steps = self._steps_at_start(len(kept), condition_in_order(self.model, cond, order))
         return walk_known_first(steps, source, order, self.options.every)
 
-    def _until_another(
-        self, partial_grids: Iterator[tuple[int, torch.Tensor]]
+    def _drawn(
+        self, noise: Noise, cond: Cond, kept: KnownSymbols | None
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """The partial grids of a stream, unless another one begins meanwhile."""
-        this_stream = self._streams_begun
-        for partial in partial_grids:
-            yield partial
-            # Between two yields, the caller may have begun another stream.
-            if this_stream != self._streams_begun:
-                raise InputError(
-                    "this stream cannot go on: its sampler has begun another one; "
-                    "take a Sampler for each"
-                )
+        """The partial grids of a stream."""
+        every = self.options.every
+        rule = self.options.rule
+        if self.method in ("cached", "naive"):
+            # Both go symbol by symbol.
+            source: SymbolSource = Draw(noise, rule)
+            if kept is not None:
+                source = KeepKnown(kept, source)
+            yield from walk(self._steps_at_start(noise.n, cond), source, every)
+            return
+        # With guidance, every image is predicted with and without its class.
+        if rule.guidance != 1:
+            condition = guidance_condition(self.model, cond, noise.n)
+        else:
+            condition = self.model.condition(cond, noise.n)
+        if self.method == "parallel":
+            yield from Passes(self.model, condition, noise, rule, kept).walk(every)
+            return
+        rows = noise.n if rule.guidance == 1 else 2 * noise.n
+        # Only batches of the same size can share memory.
+        if self._window is None or self._window.batch != rows:
+            self._window = self.model.window(rows, PIXELS)
+        yield from Windows(self.model, self._window, condition, noise, rule, kept).walk(every)
 
     def _steps_at_start(self, n: int, cond: Cond) -> Steps:
         """Steps at the first symbol, reusing the memory of the previous batch if it fits."""
@@ -165,10 +175,11 @@ def stream(
         model: a density model.
         n: number of images, drawn together.
         seed: image ``i`` has the seed ``seed + i``, and is the same whatever ``n`` is.
-        method: ``"cached"``, ``"parallel"``, ``"naive"`` (the slow reference), or ``"auto"``, see
-            :func:`choose`.
+        method: ``"cached"``, ``"windows"``, ``"parallel"``, ``"naive"`` (the slow reference), or
+            ``"auto"``, see :func:`choose`.
         cond: class of each image ``[n]``, codes, or both, see :data:`Cond`.
-        every: number of symbols between two yields; 0 means a row. Parallel passes may skip some.
+        every: number of symbols between two yields; 0 means a row. Passes over
+            several symbols may skip some.
         x, known, order: symbols to keep, where, and when, see :func:`complete`.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 

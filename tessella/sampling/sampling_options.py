@@ -8,7 +8,7 @@ from typing import Literal, Unpack, get_args
 from tessella.errors import InputError, check_integer, unknown
 from tessella.sampling.rule import Rule, RuleKeywords
 
-Method = Literal["auto", "cached", "parallel", "naive"]
+Method = Literal["auto", "cached", "windows", "parallel", "naive"]
 """How symbols are drawn, see ``tessella.sampling``."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -36,8 +36,9 @@ class Sampling:
     """How images are drawn: by which method, how many at a time, from which distribution.
 
     Args:
-        method: ``"cached"`` steps, ``"parallel"`` passes, ``"naive"`` passes (the slow reference),
-            or ``"auto"``, which takes the fastest. All draw the same images.
+        method: ``"cached"`` steps, ``"windows"`` of the next pixels, ``"parallel"`` passes over the
+            grid, ``"naive"`` passes (the slow reference), or ``"auto"``, which takes the fastest.
+            All draw the same images.
         batch: images drawn at a time; affects memory and speed, but not the result.
         every: number of symbols between two partial grids of a stream; 0 means a row.
         rule: how a symbol's distribution is changed before a level is drawn.

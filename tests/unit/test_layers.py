@@ -47,7 +47,7 @@ lower layers; rooms of the same layer never meet, but for the vocabulary."""
 
 ONLY_VOCABULARY = {"data"}
 BASES_ONLY = {"sampling", "codec"}
-"""Rooms that know the base class (and condition) of models and tokenizers, never a concrete one."""
+"""Rooms that know the bases (and the condition) of models and tokenizers, never a concrete one."""
 
 TORCH_FREE = ["tessella"]
 TORCH_FREE += [
@@ -198,7 +198,7 @@ def layers(sources: Sources) -> list[str]:
             ):
                 continue
             if here in BASES_ONLY and re.match(
-                r"tessella\.(models|tokenizers)\b(?!\.(density_model|tokenizer|condition)\b)",
+                r"tessella\.(models|tokenizers)\b(?!\.(density_model|pixel_window|tokenizer|condition)\b)",
                 item.name,
             ):
                 faults.append(f"{place}: {here} knows only the base class")

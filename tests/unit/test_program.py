@@ -198,6 +198,42 @@ def test_attention_to_the_first_places(
     close(out, expected)
 
 
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (2, 1)])
+@pytest.mark.parametrize("known", [0, 1, 6])
+def test_each_place_attends_to_one_more_than_the_place_before(
+    run: Callable[..., None], heads: int, groups: int, known: int
+) -> None:
+    size = 5
+    query = normal(3, 4, heads * size)
+    keys = normal(3, 9, groups * size, seed=1)
+    contents = normal(3, 9, groups * size, seed=2)
+    together = program(3, "known", places=4)
+    out = torch.full_like(query, torch.nan)
+    together.attend(query, keys, contents, out, "known", heads, groups)
+    run(together, known)
+    for place in range(4):
+        alone = program(3, "known")
+        expected = torch.zeros(3, heads * size, dtype=torch.float64)
+        alone.attend(query[:, place].contiguous(), keys, contents, expected, "known", heads, groups)
+        run(alone, known + place)
+        close(out[:, place], expected)
+
+
+def test_each_place_may_turn_by_its_own_angles(run: Callable[..., None]) -> None:
+    x = normal(3, 2, 16)
+    cos_sin = normal(7, 16, seed=1)
+    out = torch.zeros_like(x)
+    together = program(3, "position", places=2)
+    together.rotate(x, Vectors(cos_sin).span("position", 2), out, heads=2)
+    run(together, 4)
+    for place in range(2):
+        alone = program(3)
+        expected = torch.zeros(3, 16, dtype=torch.float64)
+        alone.rotate(x[:, place].contiguous(), cos_sin[4 + place], expected, heads=2)
+        run(alone)
+        close(out[:, place], expected)
+
+
 def test_vectors_of_symbols_are_added(run: Callable[..., None]) -> None:
     symbols = torch.tensor([4, 0, 2])
     table = normal(5, 7)

@@ -67,6 +67,14 @@ def test_a_plane_gives_its_rows(shared: bool) -> None:
 def test_vectors_are_chosen_by_number() -> None:
     table = numbers(5, 3)
     assert torch.equal(Vectors(table).at("row").at(4), table[4])
+    assert torch.equal(Vectors(table).span("row", 2).at(3), table[3:5])
+
+
+def test_a_span_holds_the_places_from_its_variable_on() -> None:
+    memory = numbers(2, 7, 3)
+    span = Places(memory, margin=1).span("position", 2)
+    assert torch.equal(span.at(0), memory[:, 1:3])
+    assert torch.equal(span.at(3), memory[:, 4:6])
 
 
 def test_an_operation_goes_to_several_programs() -> None:

@@ -136,6 +136,12 @@ class Places:
         start = self.memory[:, first : first + count].flatten(1)
         return Moving(start, variable, every * self.memory.stride(1))
 
+    def span(self, variable: str, count: int) -> Moving:
+        """The places from place ``variable`` on: ``[batch, count, size]``."""
+        assert not self.variable
+        start = self.memory[:, self.margin : self.margin + count]
+        return Moving(start, variable, self.memory.stride(1))
+
     def windows(self, left: int, right: int, every: int = 1) -> Operand:
         """The windows of the places 0, ``every``, 2 ``every``, and so on, as an overlapping view.
 
@@ -209,3 +215,7 @@ class Vectors:
     def at(self, variable: str) -> Moving:
         """The vector or matrix whose index is the value of ``variable``."""
         return Moving(self.table[0], variable, self.table.stride(0))
+
+    def span(self, variable: str, count: int) -> Moving:
+        """The vectors from index ``variable`` on, one for each place: ``[count, size]``."""
+        return Moving(self.table[:count], variable, self.table.stride(0))

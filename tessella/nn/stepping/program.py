@@ -110,7 +110,8 @@ class OperationWriter(ABC):
         Args:
             x, out: ``[batch, heads * size]``.
             cos_sin: cosines and then signed sines, ``[2 * size]``, a row of
-                :func:`tessella.nn.rotary.rotations`.
+                :func:`tessella.nn.rotary.rotations`; in a program over several places also
+                ``[places, 2 * size]``, a row for each.
             heads: number of heads.
         """
         self.append(Operation("rotate", out, x, cos_sin, heads=heads))
@@ -131,6 +132,7 @@ class OperationWriter(ABC):
             query, out: ``[batch, heads * size]``.
             keys, values: ``[batch, places, groups * size]``, with adjacent places in memory.
             known: name of the variable that counts the places it looks at; at 0, ``out`` is zero.
+                In a program over several places, each looks at one more than the place before it.
             heads: number of query heads.
             groups: number of heads of keys and values; 0 means as many as ``heads``.
         """

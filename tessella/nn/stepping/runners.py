@@ -19,6 +19,7 @@ from tessella.nn.stepping.memory import Moving, Operand, operand_at
 from tessella.nn.stepping.operation import Matrix, Operation, Work
 from tessella.nn.stepping.torch_operations import (
     OptionalTensor,
+    attend_places,
     attention_operands,
     counted,
     prepare,
@@ -211,6 +212,9 @@ class IndexedRunner:
         assert y is not None
         assert z is not None
         known = self._value(operation.known)
+        if x.dim() == 3:
+            out.copy_(attend_places(operation, x, y, z, known))
+            return
         # With nothing known, the mask would hide every place and softmax would return NaN. So look
         # at the first place anyway, and replace the result by zeros below.
         places = torch.arange(y.shape[1], device=y.device)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from tessella.nn.integer.constants import IntegerConstants
-from tessella.nn.stepping.memory import Places
+from tessella.nn.stepping.memory import Operand, Places, Vectors
 from tessella.nn.stepping.operation import Matrix, Weights
 from tessella.nn.stepping.program import OperationWriter, Program
 from tessella.nn.stepping.runs import Numbers, Runs, Truths
@@ -156,6 +156,10 @@ class PixelStep(ABC):
 
         self._clearing: Program | None = None
 
+    def here(self, memory: Places | Vectors) -> Operand:
+        """What :attr:`pixel` reads and writes of memory along the pixels in raster order."""
+        return memory.at("position")
+
     @abstractmethod
     def start_row(self, runs: Runs, row: Numbers, when: Truths = True) -> None:
         """Add the work at the start of a row, when all rows above are known."""
@@ -228,6 +232,36 @@ class GridStep(PixelStep):
         # is the remainder of -1.
         previous = (column - 1) % (self.width + 1)
         runs.add(self.pixel, column, position, position + 1, previous, when=when)
+
+
+class WindowStep(PixelStep):
+    """A step that works on several neighbouring pixels at once.
+
+    It is for layers without work on rows, which see earlier pixels through attention only.
+
+    Args:
+        memory: allocates the state's memory for the layers.
+        width: pixels in a row.
+        pixels: how many pixels the step works on.
+    """
+
+    def __init__(self, memory: MemoryAllocator, width: int, pixels: int) -> None:
+        super().__init__(memory)
+        self.width = width
+        self.pixels = pixels
+        # The index of the first pixel, and how many pixels are known after it.
+        self.program = Program(memory.batch, ("position", "known"), memory.like, pixels)
+        self.pixel = self.program
+
+    def here(self, memory: Places | Vectors) -> Operand:
+        return memory.span("position", self.pixels)
+
+    def start_row(self, runs: Runs, row: Numbers, when: Truths = True) -> None:
+        """There is no work on rows."""
+
+    def start_pixel(self, runs: Runs, row: Numbers, column: Numbers, when: Truths = True) -> None:
+        position = row * self.width + column
+        runs.add(self.program, position, position + 1, when=when)
 
 
 def clearing_program(memory: MemoryAllocator, cleared: Sequence[torch.Tensor]) -> Program:

@@ -254,9 +254,13 @@ def _rotate(
     known: int,
 ) -> None:
     assert y is not None
-    # [batch, heads, size], turned by [2, size].
-    heads = x.unflatten(1, (operation.heads, -1))
-    out.copy_(rotate(heads, y.view(2, -1)).flatten(1))
+    # [batch, heads, size] or [batch, places, heads, size].
+    heads = x.unflatten(-1, (operation.heads, -1))
+    # [2, size], or [places, 1, 2, size]: all heads of a place turn alike.
+    turns = y.unflatten(-1, (2, -1))
+    if turns.dim() == 3:
+        turns = turns.unsqueeze(1)
+    out.copy_(rotate(heads, turns).flatten(-2))
 
 
 def _attend(
@@ -267,12 +271,16 @@ def _attend(
     z: OptionalTensor,
     known: int,
 ) -> None:
+    assert y is not None
+    assert z is not None
+    if x.dim() == 3:
+        seen = known + x.shape[1] - 1
+        out.copy_(attend_places(operation, x, y[:, :seen], z[:, :seen], known))
+        return
     # Attention to nothing would be a softmax over no values, which is NaN.
     if not known:
         out.zero_()
         return
-    assert y is not None
-    assert z is not None
     queries, keys, values = attention_operands(operation, x, y[:, :known], z[:, :known])
     out.copy_(F.scaled_dot_product_attention(queries, keys, values).flatten(1))
 
@@ -298,6 +306,42 @@ def attention_operands(
     keys = keys.unflatten(2, (operation.groups, -1)).transpose(1, 2)
     values = values.unflatten(2, (operation.groups, -1)).transpose(1, 2)
     return queries, keys, values
+
+
+def attend_places(
+    operation: Operation,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    known: int | torch.Tensor,
+) -> torch.Tensor:
+    """Attention of several neighbouring places, each to one place more than the one before it.
+
+    Args:
+        operation: the attention operation.
+        query: ``[batch, count, heads * size]``.
+        keys, values: ``[batch, places, groups * size]``.
+        known: how many places the first of them looks at, as a number or ``int64 []``.
+
+    Returns:
+        ``[batch, count, heads * size]``.
+    """
+    count = query.shape[1]
+    # How many places each looks at, [count, 1].
+    seen = known + torch.arange(count, device=query.device)[:, None]
+    # With nothing known, the mask would hide every place and softmax would return NaN. So look at
+    # the first place anyway, and replace the result by zeros below.
+    mask = torch.arange(keys.shape[1], device=query.device) < seen.clamp(min=1)
+    # Each place stands for an image of its own, [batch * count, heads * size], to split the heads.
+    queries, keys, values = attention_operands(operation, query.flatten(0, 1), keys, values)
+    # [batch, groups, count, sharing, size]: heads that share keys are a sequence of queries.
+    queries = queries.unflatten(0, (-1, count)).transpose(1, 2)
+    sharing = queries.shape[3]
+    attended = F.scaled_dot_product_attention(
+        queries.flatten(2, 3), keys, values, attn_mask=mask.repeat_interleave(sharing, dim=0)
+    )
+    by_place = attended.unflatten(2, (count, sharing)).transpose(1, 2).flatten(2)
+    return torch.where(seen > 0, by_place, 0)
 
 
 def _lookup(
