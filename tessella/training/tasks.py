@@ -323,9 +323,7 @@ class DensityTask(Task):
             # The prior of a finer grid sees the codes of the grid above it.
             coarser = None if model.conditioning.codes is None else grids[level - 1]
             symbols = grids[level]  # [b, h, w, c]
-            condition = model.training_condition(Condition(labels, coarser), len(symbols))
-            distribution = model.distribution(symbols, condition)
-            nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
+            nats = model.training_nats(symbols, Condition(labels, coarser))  # [b]
             bits.append(nats.mean() / LN2)
         # Bits of all grids over the symbols of all grids.
         figures = {"loss": torch.stack(bits).sum() / self.symbols}
