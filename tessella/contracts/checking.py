@@ -9,6 +9,7 @@ from functools import partial
 from tessella import data
 from tessella.config import DataConfig
 from tessella.contracts import (
+    any_order_contracts,
     density_model_contracts,
     quantizer_contracts,
     source_contracts,
@@ -110,7 +111,10 @@ def _check_pairs(
         _build_once(partial(case.build, density_model_contracts.GRIDS[-1]))
     for case in cases:
         described = f"{case.name} with head {case.head}"
-        yield from run(density_model_contracts.CONTRACTS, case, described)
+        contracts = density_model_contracts.CONTRACTS
+        if MODELS.get_or_explain(case.name).any_order:
+            contracts += any_order_contracts.ANY_ORDER_CONTRACTS
+        yield from run(contracts, case, described)
 
 
 def _check_tokenizer(name: str, options: Options) -> Iterator[Outcome]:

@@ -251,14 +251,10 @@ class DensityModel(Pretrained, nn.Module, ABC):
             InputError: for a condition that belongs to another model.
         """
         # A condition of another model would silently broadcast, or be ignored.
-        has_labels = condition.labels is not None
-        has_codes = condition.codes is not None
-        has_order = condition.order is not None and not self.any_order
-        if (
-            has_labels != bool(self.classes)
-            or has_codes != bool(self.conditioning.codes)
-            or has_order
-        ):
+        unfit_labels = (condition.labels is not None) != bool(self.classes)
+        unfit_codes = (condition.codes is not None) != bool(self.conditioning.codes)
+        unfit_order = condition.order is not None and not self.any_order
+        if unfit_labels or unfit_codes or unfit_order:
             raise InputError(
                 "the condition is not this model's: give what model.condition(cond, batch) returns"
             )

@@ -21,6 +21,9 @@ def use() -> None:
     x: torch.Tensor = ts.sample(model, n=16, seed=0, temperature=0.9, top_k=5)
     completed: torch.Tensor = ts.complete(model, x, torch.ones(8, 8, dtype=torch.bool), seed=1)
     gap: torch.Tensor = ts.replay(model, x, seed=0).gap
+    half = torch.ones(8, 8, dtype=torch.bool).tril()
+    fitting: torch.Tensor = ts.complete(model, x, half, order="known-first", top_k=3)
+    nats: torch.Tensor = ts.log_prob_missing(model, x, half)
 
     # A bundled model is known by its name.
     images: torch.Tensor = ts.load("digits").sample(4)

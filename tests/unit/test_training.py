@@ -249,13 +249,18 @@ def test_weights_of_a_worse_validation_are_not_saved(
     assert run.progress.best_step == 8
 
 
-@pytest.mark.parametrize("make", ["density", "tokenizer"])
+def any_order() -> ts.DensityModel:
+    """A model whose steps draw random orders."""
+    return ts.create("any-order", GRID, layers=1, width=8, heads=2)
+
+
+@pytest.mark.parametrize("make", ["density", "any-order", "tokenizer"])
 @pytest.mark.parametrize(("steps", "every"), [(3, 4), (6, 4), (8, 4), (1, 0), (7, 0)])
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every: int, make: str
 ) -> None:
     create, options = (
-        {"density": model, "tokenizer": small_tokenizer}[make],
+        {"density": model, "any-order": any_order, "tokenizer": small_tokenizer}[make],
         OPTIONS | {"validate_every": every},
     )
     x, straight, broken = images(), create(), create()

@@ -39,6 +39,8 @@ def run(command: Complete) -> int:
         known = read_mask(command.mask, height, width)
     else:
         known = upper_rows(command.keep, height, width)
+    options = sampling_keywords(drawing)
+    options["order"] = command.order
     repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
     with image_writer.progress(len(repeated)) as watch:
         completed = completer.complete(
@@ -48,8 +50,7 @@ def run(command: Complete) -> int:
             batch=drawing.batch,
             cond=class_of_each(drawing, len(repeated)),
             watch=None if is_quiet() else watch,
-            order=command.order,
-            **sampling_keywords(drawing),
+            **options,
         )
 
     # A row of the sheet: the image, the part that was kept, and the completions.
