@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
-from tessella.sampling import BATCH, Method, Rule, Sampling, WalkOrder
+from tessella.sampling import BATCH, Method, Rule, Sampling, Unmasking, WalkOrder
 
 # Types of options that several verbs have. The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
@@ -165,6 +165,7 @@ class Drawing:
     """Cached steps; passes over the whole grid until nothing changes; a pass for every symbol, the
     slow oracle. All draw the same images; auto takes the fastest."""
     rule: Rule = field(default_factory=Rule)
+    unmasking: Unmasking = field(default_factory=Unmasking)
     class_label: Annotated[int | None, Within(0)] = None
     """Class to draw, for a model with classes."""
     batch: BatchSize = BATCH

@@ -85,6 +85,8 @@ class DensityModel(Pretrained, nn.Module, ABC):
     """The kind of model in a saved ``config.json``."""
     takes_codes: ClassVar[bool] = False
     """Whether the model can be conditioned on a grid of codes."""
+    takes_joint_heads: ClassVar[bool] = True
+    """Whether it can have a head that takes all channels of a pixel together."""
     mixes: ClassVar[bool] = False
     """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
     which does part of the head's work."""

@@ -69,6 +69,7 @@ class MaskedModel(OrderAgnosticModel):
     """
 
     states_bound: ClassVar[bool] = True
+    takes_joint_heads: ClassVar[bool] = False
     schedule: str = "uniform"
     """How training draws the share of masked places, see :meth:`use_schedule`."""
 

@@ -42,6 +42,7 @@ PUBLISHED = {
     "bits_per_code": "bits per code",
     "bits_per_image_dim": "bits of the codes per image dimension",
     "bound_bits_per_dim": "bits per dimension, upper bound",
+    "bound_bits_per_code": "bits per code, upper bound",
     "nats_per_image": "nats per image",
     "psnr_db": "PSNR, dB",
     "ssim": "SSIM",

@@ -15,6 +15,8 @@ UNITS: dict[str, tuple[str, str]] = {
     "bits_per_image_dim": ("code length by image dimension", "bits/dim of the image"),
     "nats_per_image": ("code length", "nats/image"),
     "bound_bits_per_dim": ("bits of the images, at most", "bits/dim"),
+    "bound_bits_per_code": ("code length, at most", "bits/code"),
+    "bound_masks": ("masks of each image in the bound", ""),
     "pixel_bits_per_dim": ("pixels given the codes", "bits/dim"),
     "code_bits_per_dim": ("codes", "bits/dim of the image"),
     "baseline_bits_per_dim": ("independent symbols", "bits/dim"),

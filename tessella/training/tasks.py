@@ -25,6 +25,7 @@ from tessella.grid import LN2, Grid
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
+from tessella.models.masked_model import MaskedModel
 from tessella.nn import predictor_fit
 from tessella.pipeline import (
     Generator,
@@ -227,7 +228,7 @@ class SymbolEncoder:
 
 
 class DensityTask(Task):
-    """Minus the log-likelihood of a density model, in bits per symbol.
+    """Minus the log-likelihood of a density model, in bits per symbol; of a masked one, its bound.
 
     Args:
         model: on pixels or codes, or a hierarchy on codes of several grids; these travel packed,
@@ -259,12 +260,19 @@ class DensityTask(Task):
 
     @property
     def shown_unit(self) -> str:
-        return "bits/code" if self.of_codes else self.unit
+        unit = "bits/code" if self.of_codes else self.unit
+        return f"{unit} (bound)" if self.is_bound else unit
 
     @property
     def shown_metric(self) -> str:
         # Logs and records keep one name, so that they can be read alike.
-        return "bits_per_code" if self.of_codes else self.metric
+        metric = "bits_per_code" if self.of_codes else self.metric
+        return f"bound_{metric}" if self.is_bound else metric
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the model is validated by a bound on its bits."""
+        return isinstance(self.prior, MaskedModel)
 
     @property
     def prior(self) -> Prior:
@@ -344,6 +352,10 @@ class DensityTask(Task):
                 symbols = self.symbols_of(examples.plain(part).to(model.device))
                 if isinstance(model, Hierarchy):
                     nats += (-model.log_prob(unpack(symbols, self.grids), cond)).tolist()
+                elif isinstance(model, MaskedModel):
+                    # The seed follows the place of the image, so that validations can be compared.
+                    bound = model.any_order_bound(symbols, cond, seed=int(part[0]))
+                    nats += (-bound).tolist()
                 else:
                     nats += (-model.log_prob(symbols, cond)).tolist()
         mean = float(torch.tensor(nats, dtype=torch.float64).mean())

@@ -195,7 +195,7 @@ def layers(sources: Sources) -> list[str]:
             ):
                 continue
             if here in BASES_ONLY and re.match(
-                r"tessella\.(models|tokenizers)\b(?!\.(density_model|tokenizer|condition)\b)",
+                r"tessella\.(models|tokenizers)\b(?!\.(density_model|masked_model|tokenizer|condition)\b)",
                 item.name,
             ):
                 faults.append(f"{place}: {here} knows only the base class")
