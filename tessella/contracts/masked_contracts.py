@@ -1,4 +1,4 @@
-"""The promises of a model of masked symbols, which states a bound instead of exact probabilities."""
+"""The promises of models of masked symbols, which state a bound on probabilities."""
 
 from __future__ import annotations
 

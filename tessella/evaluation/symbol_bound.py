@@ -76,9 +76,7 @@ class SymbolBound(Aspect):
         return figures
 
 
-def symbol_bound_of(
-    model: SavedModel, baseline: Sequence[DensityModel] = ()
-) -> SymbolBound | None:
+def symbol_bound_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) -> SymbolBound | None:
     """The any-order bound of a masked model; None of others."""
     if not isinstance(model, Generator) or not isinstance(model.prior, MaskedModel):
         return None

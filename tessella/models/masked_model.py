@@ -204,9 +204,7 @@ class MaskedModel(OrderAgnosticModel):
         values = self.grid.symbols * max(PIXEL_VALUES, self.head.size)
         return max(1, PASS_VALUES // values)
 
-    def _terms(
-        self, x: torch.Tensor, known: torch.Tensor, condition: Condition
-    ) -> torch.Tensor:
+    def _terms(self, x: torch.Tensor, known: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The term of the any-order bound at one mask of each image: nats ``[batch]``."""
         parameters = self.predictions(x, known, condition)
         nats = self.head(parameters).log_prob(x).masked_fill(known, 0.0).flatten(1).sum(1)

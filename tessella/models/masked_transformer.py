@@ -43,7 +43,8 @@ class MaskedTransformer(FlattenedModel, MaskedModel):
         feedforward: width of the feed-forward parts; 0 means 8/3 of ``width``, rounded up to a
             multiple of 64.
         dropout: dropout rate of the tokens, and of the output of each part.
-        schedule: how training draws the share of masked places, see :meth:`MaskedModel.use_schedule`.
+        schedule: how training draws the share of masked places, see
+            :meth:`MaskedModel.use_schedule`.
 
     Raises:
         ConfigError: for sizes out of range, or that do not fit each other, and for a head that

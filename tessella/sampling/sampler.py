@@ -44,8 +44,8 @@ class Sampler:
 
     Raises:
         InputError: when ``model`` is not a density model, has active dropout, or predicts in raster
-            order only and another order is asked for; for a method that a masked model does not have,
-            and unmasking for one that is not masked.
+            order only and another order is asked for; for a method that a masked model does not
+            have, and unmasking for a model that is not masked.
     """
 
     def __init__(self, model: DensityModel, options: Sampling | None = None, part: int = 0) -> None:
@@ -107,9 +107,7 @@ class Sampler:
         partial_grids = walk(self._steps_at_start(n, cond), source, self.options.every)
         yield from self._until_another(partial_grids)
 
-    def _unmasker(
-        self, model: MaskedModel, seed: int, cond: Cond, kept: KnownSymbols
-    ) -> Unmasker:
+    def _unmasker(self, model: MaskedModel, seed: int, cond: Cond, kept: KnownSymbols) -> Unmasker:
         """Draws the missing symbols of a masked model."""
         unmasking = self.options.unmasking or Unmasking()
         return Unmasker(model, kept, cond, self.options.rule, unmasking, seed, self.part)
