@@ -120,7 +120,8 @@ def _label_and_unit(name: str, figures: Mapping[str, object]) -> tuple[str, str]
     label, unit = UNITS.get(kind, (kind.replace("_", " "), ""))
     if number:
         label += f", codebook {number}"
-    if name == "baseline_bits_per_dim" and "bits_per_code" in figures:
+    of_codes = "bits_per_code" in figures or "bound_bits_per_code" in figures
+    if name == "baseline_bits_per_dim" and of_codes:
         return "independent codes", "bits/code"
     size = figures.get("codebook_size")
     if name == "codebook_used" and size:
