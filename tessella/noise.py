@@ -117,6 +117,19 @@ class Noise:
         return [np.random.Philox(key=first + i, counter=counter) for i in range(self.n)]
 
 
+def place_noise(grid: Grid, n: int, seed: int, part: int) -> torch.Tensor:
+    """One number ``-log E`` for every place of ``n`` images: ``float64 [n, symbols]``.
+
+    Args:
+        grid: the grid of the places; its levels do not matter.
+        n, seed: see :class:`Noise`.
+        part: number of the noise; different ones are independent.
+    """
+    # Noise of the first of two levels. Any grid has at least two.
+    noise = Noise(Grid(grid.height, grid.width, grid.channels, 2), n, seed, part=part)
+    return torch.stack([noise.at(place)[:, 0] for place in range(grid.symbols)], dim=1)
+
+
 def check_seed(seed: object, n: int = 1) -> int:
     """Check the seed of the first of ``n`` images, and return it as an int.
 

@@ -11,7 +11,7 @@ from tessella.cli.drawing_options import Drawing
 from tessella.cli.terminal import is_quiet
 from tessella.errors import InputError
 from tessella.pipeline import CompletesImages, DrawsImages, SavedModel, require
-from tessella.sampling import Rule, SamplingKeywords
+from tessella.sampling import Rule, SamplingKeywords, Unmasking
 from tessella.storage import image_writer
 
 
@@ -59,6 +59,8 @@ def check_drawing(model: SavedModel, drawing: Drawing) -> None:
     for name in ("temperature", "top_k", "top_p", "guidance"):
         if getattr(drawing.rule, name) != getattr(Rule(), name):
             given.append("--" + name.replace("_", "-"))
+    if drawing.unmasking != default.unmasking:
+        given.append("--steps, --schedule, --choice-temperature")
     if drawing.method != default.method:
         given.append("--method")
     if drawing.class_label is not None:
@@ -75,9 +77,15 @@ def class_of_each(drawing: Drawing, n: int) -> torch.Tensor | None:
 
 
 def sampling_keywords(drawing: Drawing) -> SamplingKeywords:
-    """Method and rule, as the methods of a model take them."""
+    """Method, unmasking and rule, as the methods of a model take them."""
     rule = drawing.rule
+    # Options that have their default values cannot be told from those that were not given, and
+    # models that are not masked take none.
+    unmasking = None
+    if drawing.unmasking != Unmasking():
+        unmasking = drawing.unmasking
     return {
+        "unmasking": unmasking,
         "method": drawing.method,
         "temperature": rule.temperature,
         "top_k": rule.top_k,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tessella.cli.flags import Within
-from tessella.sampling import BATCH, Method, Rule, Sampling
+from tessella.sampling import BATCH, Method, Rule, Sampling, Unmasking
 
 Weights = Literal["own", "int8", "bfloat16"]
 BatchSize = Annotated[int, Within(1, 1 << 20)]
@@ -24,6 +24,7 @@ class Drawing:
     nothing changes; a pass for every symbol, the slow oracle. All draw the same images; auto takes
     the fastest."""
     rule: Rule = field(default_factory=Rule)
+    unmasking: Unmasking = field(default_factory=Unmasking)
     class_label: Annotated[int | None, Within(0)] = None
     """Class to draw, for a model with classes."""
     batch: BatchSize = BATCH

@@ -13,6 +13,7 @@ from tessella.cli.terminal import say
 from tessella.errors import InputError
 from tessella.files import pictures
 from tessella.pipeline import SavedModel, fingerprint
+from tessella.pipeline.saved_model import states_bound
 from tessella.storage import image_writer
 
 SHEET_PIXELS = 1 << 27
@@ -94,6 +95,12 @@ def provenance(model: SavedModel, run: str, drawing: Drawing) -> dict[str, objec
         "top_p": rule.top_p,
         "guidance": rule.guidance,
     }
+    # Only masked models draw by steps.
+    if states_bound(model):
+        unmasking = drawing.unmasking
+        made |= {"steps": unmasking.steps, "schedule": unmasking.schedule}
+        # As text, because JSON has no infinity.
+        made["choice_temperature"] = f"{unmasking.choice_temperature:g}"
     # Left out otherwise, as in series of versions that knew no rounded weights.
     if drawing.weights != "own":
         made["weights"] = drawing.weights

@@ -216,6 +216,7 @@ class Sample(Showing):
     $ tessella sample runs/x --n 50000 --out samples.npz
     $ tessella sample runs/x --n 16 --out pictures/
     $ tessella sample runs/x --n 1000000 --units 1024 --out drawn/
+    $ tessella sample runs/masked --steps 8 --schedule cosine
     """
 
     run: Positional[RunName]
@@ -236,7 +237,8 @@ class Complete(Showing):
     """Keep a part of each image and draw the rest.
 
     In raster order, each symbol is drawn given all that stand before it. With --order known-first,
-    which takes a model of the family any-order, it is drawn given all that is kept.
+    which takes a model of the family any-order, it is drawn given all that is kept. A masked model
+    sees all that is kept in either order.
 
     $ tessella complete digits --keep 0.5
     $ tessella complete runs/any-order --mask hole.png --order known-first

@@ -11,6 +11,7 @@ from tessella.config import DataConfig
 from tessella.contracts import (
     any_order_contracts,
     density_model_contracts,
+    masked_contracts,
     quantizer_contracts,
     source_contracts,
     tokenizer_contracts,
@@ -85,8 +86,10 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
 
 
 def _check_model(name: str, options: Options) -> Iterator[Outcome]:
-    # A model must keep its promises with any head, and a head with any model.
-    yield from _check_pairs(name, [(name, head) for head in HEADS], options)
+    # A model must keep its promises with any head that it takes, and a head with any model.
+    joint_too = MODELS.get_or_explain(name).takes_joint_heads
+    heads = [key for key, head in HEADS.items() if joint_too or not head.joint]
+    yield from _check_pairs(name, [(name, head) for head in heads], options)
 
 
 def _check_head(name: str, options: Options) -> Iterator[Outcome]:
@@ -112,7 +115,10 @@ def _check_pairs(
     for case in cases:
         described = f"{case.name} with head {case.head}"
         contracts = density_model_contracts.CONTRACTS
-        if MODELS.get_or_explain(case.name).any_order:
+        family = MODELS.get_or_explain(case.name)
+        if family.states_bound:
+            contracts = masked_contracts.MASKED_CONTRACTS
+        elif family.any_order:
             contracts += any_order_contracts.ANY_ORDER_CONTRACTS
         yield from run(contracts, case, described)
 

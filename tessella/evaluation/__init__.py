@@ -94,6 +94,8 @@ def evaluate(
         two-stage model both, where ``bits_per_dim`` is per code, and ``bits_per_image`` and
         ``bits_per_image_dim`` are the same cost by image. Of a VAE, and of a two-stage model whose
         tokenizer has a likelihood, ``bound_bits_per_dim``, see :mod:`tessella.evaluation.bounds`.
+        Of a masked model that instead of ``bits_per_dim``, or ``bound_bits_per_code`` on codes, see
+        :mod:`tessella.evaluation.symbol_bound`.
         ``weights`` says which model, ``data`` which images, and ``overlap`` how many of them are,
         pixel for pixel or mirrored, among the images the run was trained on (None where that is
         unknown). ``condition`` says, of a model with classes, whether images were scored given

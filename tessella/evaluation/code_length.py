@@ -13,6 +13,7 @@ from tessella.grid import LN2, Grid
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, ScoresImages, learned_tokenizer
 from tessella.pipeline.generator import grids_text
+from tessella.pipeline.saved_model import states_bound
 from tessella.tokenizers.tokenizer import as_tuple
 
 
@@ -97,7 +98,7 @@ class CodeLength(Aspect):
 def code_length_of(model: SavedModel, baseline: Sequence[DensityModel] = ()) -> CodeLength | None:
     """The code lengths of a model; None of one that gives no exact probabilities."""
     # Tokenizers alone and VAEs give no exact probability.
-    if not isinstance(model, ScoresImages):
+    if not isinstance(model, ScoresImages) or states_bound(model):
         return None
     two_stage = learned_tokenizer(model) is not None
     return CodeLength(model, two_stage, model.image_grid, baseline)

@@ -20,6 +20,7 @@ from tessella.pipeline import (
     pixel_levels,
 )
 from tessella.pipeline.generator import grids_text
+from tessella.pipeline.saved_model import states_bound
 
 CONDITIONS = {
     "labels": "p(image given its class)",
@@ -118,6 +119,8 @@ def _names(model: SavedModel) -> set[str]:
         return {"distortion"}
     if isinstance(model, BoundsImages):
         return {"distortion", "bound"}
+    if states_bound(model):
+        return {"bound"}
     return set()
 
 
@@ -133,6 +136,8 @@ def _bits_refusal(first: SavedModel, second: SavedModel) -> str | None:
     for model in (first, second):
         if not isinstance(model, ScoresImages):
             return f"{NOUNS[model.kind]} gives no exact bits"
+        if states_bound(model):
+            return "a masked model gives a bound on its bits instead of exact ones"
     ours = learned_tokenizer(first)
     theirs = learned_tokenizer(second)
     if (ours is None) != (theirs is None):

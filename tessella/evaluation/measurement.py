@@ -22,6 +22,7 @@ from tessella.evaluation.aspect import Aspect, ImageBatch, Measured
 from tessella.evaluation.bounds import latent_bound_of
 from tessella.evaluation.code_length import code_length_of
 from tessella.evaluation.reconstruction import reconstruction_of
+from tessella.evaluation.symbol_bound import symbol_bound_of
 from tessella.models import DensityModel
 from tessella.pipeline import SavedModel, load_model
 from tessella.tokenizers.tokenizer import check_images
@@ -99,6 +100,7 @@ def aspects_of(
         code_length_of(model, baseline),
         reconstruction_of(model, _mean_image(run), tokenizer_steps),
         latent_bound_of(model, baseline),
+        symbol_bound_of(model, baseline),
     )
     return [aspect for aspect in candidates if aspect is not None]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tessella.errors import ConfigError
 from tessella.heads import Head
 from tessella.models import DensityModel
 from tessella.models.condition import Condition
@@ -326,7 +327,16 @@ def graphs_of_tokenizer(tokenizer: ReconstructingTokenizer) -> list[Graph]:
 
 
 def graph_of_model(model: DensityModel, name: str) -> Graph:
-    """A pass of a density model over a whole grid."""
+    """A pass of a density model over a whole grid.
+
+    Raises:
+        ConfigError: for a masked model, which has no such pass.
+    """
+    if model.states_bound:
+        raise ConfigError(
+            f"{model.name} has no pass that gives the log-probabilities of a grid, so there is no "
+            "graph of it: export its weights as safetensors, or the run of its tokenizer"
+        )
     make = torch.Generator().manual_seed(0)
     grid = model.grid
     symbols = torch.randint(grid.levels, (EXAMPLES, *grid.shape), generator=make)

@@ -23,6 +23,7 @@ from tessella.models.hierarchy import GRIDS, Hierarchy
 from tessella.models.independent import Independent
 from tessella.models.lstm import LSTM
 from tessella.models.made import MADE
+from tessella.models.masked_transformer import MaskedTransformer
 from tessella.models.nade import NADE
 from tessella.models.pixelcnn import PixelCNN
 from tessella.models.pixelcnn_pp import PixelCNNpp
@@ -48,6 +49,7 @@ for _model in (
     PixelSNAIL,
     Transformer,
     AnyOrderTransformer,
+    MaskedTransformer,
     GPT,
     FVSBN,
     NADE,
@@ -109,6 +111,8 @@ def create(
                          prefix='origin'
         any-order        layers=4, width=64, heads=4, feedforward=0, dropout=0.0, raster_share=0.25,
                          known_first_share=0.5
+        masked           layers=4, width=64, heads=4, feedforward=0, dropout=0.0,
+                         schedule='uniform'
         gpt              layers=4, width=64, heads=4, feedforward=0, dropout=0.0
         fvsbn            embedding=1
         nade             hidden=128, embedding=4

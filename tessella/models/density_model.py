@@ -86,6 +86,8 @@ class DensityModel(Pretrained, nn.Module, ABC):
     """The kind of model in a saved ``config.json``."""
     takes_codes: ClassVar[bool] = False
     """Whether the model can be conditioned on a grid of codes."""
+    takes_joint_heads: ClassVar[bool] = True
+    """Whether it can have a head that takes all channels of a pixel together."""
     mixes: ClassVar[bool] = False
     """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
     which does part of the head's work."""
@@ -94,6 +96,9 @@ class DensityModel(Pretrained, nn.Module, ABC):
     any_order: ClassVar[bool] = False
     """Whether it can predict the symbols in an order other than raster; see
     :class:`~tessella.models.order_agnostic_model.OrderAgnosticModel`."""
+    states_bound: ClassVar[bool] = False
+    """Whether it states a bound on log-probabilities instead of exact ones; see
+    :class:`~tessella.models.masked_model.MaskedModel`."""
     programs_are_final: bool = False
     """Whether cached steps consist of programs that make the parameters as the head takes them."""
 
@@ -438,6 +443,16 @@ class DensityModel(Pretrained, nn.Module, ABC):
         generator, which every step seeds.
         """
         return condition
+
+    def training_nats(self, x: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """What a training step minimizes: minus the log-probability of each image, ``[batch]``.
+
+        Args:
+            x: ``int64 [batch, height, width, channels]``.
+            condition: condition of each image, as :meth:`condition` returns it.
+        """
+        distribution = self.distribution(x, self.training_condition(condition, len(x)))
+        return -distribution.log_prob(x).flatten(1).sum(1)
 
     def _labels(self, cond: torch.Tensor | None, batch: int) -> torch.Tensor:
         """The class of each image, checked: ``int64 [batch]``."""

@@ -50,6 +50,12 @@ class Hierarchy(Pretrained, nn.Module):
         super().__init__()
         if len(priors) != GRIDS:
             raise ConfigError(f"a hierarchy has {GRIDS} priors, coarse to fine, got {len(priors)}")
+        for prior in priors:
+            if prior.states_bound:
+                raise ConfigError(
+                    f"{prior.name} states a bound instead of exact probabilities, and those of a "
+                    "hierarchy are exact: take another family, or a tokenizer of one grid"
+                )
         # Each prior must be conditioned on the grid of the one before it; the first on none.
         coarser: Grid | None = None
         for prior in priors:

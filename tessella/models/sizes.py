@@ -31,6 +31,7 @@ class ModelSizes(TypedDict, total=False):
     prefix: str
     raster_share: float
     known_first_share: float
+    schedule: str
     masks: int
     direct: bool
     mask_seed: int

@@ -20,6 +20,7 @@ from tessella.grid import Grid
 from tessella.models import DensityModel, Hierarchy, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
+from tessella.models.masked_model import MASKS, MaskedModel
 from tessella.nn.outline import IN_PARTS, check_drawn
 from tessella.nn.pretrained import Pretrained
 from tessella.noise import check_seed
@@ -294,6 +295,28 @@ class Generator(Pretrained):
             )
         x, masks = self.symbols_to_keep(images, known)
         return sampling.log_prob_missing(self.prior, x[0], masks[0], cond)
+
+    def any_order_bound(
+        self, images: object, cond: Cond = None, masks: int = MASKS, seed: int = 0
+    ) -> torch.Tensor:
+        """The any-order bound of a masked model: a lower bound of log-probabilities, nats ``[n]``.
+
+        It is about the symbols of the images, see :meth:`MaskedModel.any_order_bound`.
+
+        Args:
+            images: ``uint8 [n, height, width, channels]``.
+            cond: class of each image, see :data:`Cond`.
+            masks, seed: see :meth:`MaskedModel.any_order_bound`.
+
+        Raises:
+            InputError: for a model that is not masked, and for arguments that do not fit.
+        """
+        if not isinstance(self.prior, MaskedModel):
+            raise InputError(
+                f"any_order_bound is for masked models: {self.prior.name} states exact "
+                "probabilities, see log_prob"
+            )
+        return self.prior.any_order_bound(self.encode(images), cond, masks, seed)
 
     def symbols_to_keep(
         self, images: object, known: object

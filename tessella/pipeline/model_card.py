@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from tessella import files
+from tessella.models import MODELS
 
 TITLES = {
     "density-model": "Autoregressive density model on pixels",
@@ -42,11 +43,24 @@ PUBLISHED = {
     "bits_per_code": "bits per code",
     "bits_per_image_dim": "bits of the codes per image dimension",
     "bound_bits_per_dim": "bits per dimension, upper bound",
+    "bound_bits_per_code": "bits per code, upper bound",
     "nats_per_image": "nats per image",
     "psnr_db": "PSNR, dB",
     "ssim": "SSIM",
 }
 """Figures that stand in the metadata of a card, and what they are."""
+
+MASKED_TITLES = {
+    "density-model": "Masked model of pixels, with a bound on probabilities",
+    "prior": "Masked prior on codes, with a bound on probabilities",
+}
+"""Titles of models that state a bound instead of exact probabilities."""
+
+MASKED_USE = """\
+generator = ts.load(PATH)
+images = generator.sample(16, seed=0)  # uint8 [16, h, w, c]
+nats = generator.any_order_bound(images)  # at most log p, per image"""
+"""Lines of Python that show how to use such a model of pixels."""
 
 DRAWING = ("density-model", "generator", "vae")
 """Kinds of saved models that draw images by themselves."""
@@ -71,6 +85,12 @@ def card(
             measured.
         sections: further sections, Markdown by heading, which come before the figures.
     """
+    title = TITLES[kind]
+    use = USES[kind]
+    if _states_bound(config):
+        title = MASKED_TITLES[kind]
+        if kind == "density-model":
+            use = MASKED_USE
     # The lines between `---` are what model hubs read.
     lines = [
         "---",
@@ -79,12 +99,12 @@ def card(
         *_metadata(kind, figures or {}),
         "---",
         "",
-        f"# {TITLES[kind]}",
+        f"# {title}",
         "",
         "```python",
         "import tessella as ts",
         "",
-        USES[kind],
+        use,
         "```",
         "",
     ]
@@ -98,6 +118,13 @@ def card(
         lines.append(NOTHING_MEASURED)
     lines += ["", "## Configuration", "", "```json", files.json_text(config), "```", ""]
     return "\n".join(lines)
+
+
+def _states_bound(config: object) -> bool:
+    """Whether a configuration is that of a model which states a bound on probabilities."""
+    name = config.get("name") if isinstance(config, Mapping) else None
+    # Tokenizers have other names, and those of two stages none of their own.
+    return isinstance(name, str) and name in MODELS and MODELS[name].states_bound
 
 
 def _metadata(kind: str, figures: Mapping[str, object]) -> list[str]:

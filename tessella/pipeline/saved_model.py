@@ -243,6 +243,12 @@ def require(model: SavedModel, capability: Callable[..., Capability], run: objec
     raise InputError(message)
 
 
+def states_bound(model: SavedModel) -> bool:
+    """Whether a model of symbols states only a bound on their probabilities."""
+    prior = model.components().get("prior", model.components().get("model"))
+    return bool(getattr(prior, "states_bound", False))
+
+
 def learned_tokenizer(model: SavedModel) -> Tokenizer | None:
     """The tokenizer that makes codes; None of a model that describes pixels."""
     # The identity is a tokenizer too, but one that learned nothing.

@@ -15,6 +15,8 @@ UNITS: dict[str, tuple[str, str]] = {
     "bits_per_image_dim": ("code length by image dimension", "bits/dim of the image"),
     "nats_per_image": ("code length", "nats/image"),
     "bound_bits_per_dim": ("bits of the images, at most", "bits/dim"),
+    "bound_bits_per_code": ("code length, at most", "bits/code"),
+    "bound_masks": ("masks of each image in the bound", ""),
     "pixel_bits_per_dim": ("pixels given the codes", "bits/dim"),
     "code_bits_per_dim": ("codes", "bits/dim of the image"),
     "baseline_bits_per_dim": ("independent symbols", "bits/dim"),
@@ -118,7 +120,8 @@ def _label_and_unit(name: str, figures: Mapping[str, object]) -> tuple[str, str]
     label, unit = UNITS.get(kind, (kind.replace("_", " "), ""))
     if number:
         label += f", codebook {number}"
-    if name == "baseline_bits_per_dim" and "bits_per_code" in figures:
+    of_codes = "bits_per_code" in figures or "bound_bits_per_code" in figures
+    if name == "baseline_bits_per_dim" and of_codes:
         return "independent codes", "bits/code"
     size = figures.get("codebook_size")
     if name == "codebook_used" and size:

@@ -19,6 +19,7 @@ from torch import nn
 from tessella import config as configs
 from tessella.errors import ArtifactError, TessellaError
 from tessella.files import TensorsHeader
+from tessella.models import MODELS
 from tessella.pipeline import (
     fingerprint,
     is_bundled,
@@ -156,6 +157,12 @@ def describe(run: Path | str) -> RunFacts:
 def of_codes(facts: RunFacts) -> bool:
     """Whether the bits of a run are those of codes: its records name them as those of pixels."""
     return facts["kind"] in ("generator", "prior") or bool(facts["training"]["prior_of"])
+
+
+def states_bound(facts: RunFacts) -> bool:
+    """Whether the bits of a run are a bound: its records name them as exact ones."""
+    name = (facts["model"] or {}).get("name")
+    return isinstance(name, str) and name in MODELS and MODELS[name].states_bound
 
 
 def _present(entries: Mapping[str, T | None] | None) -> dict[str, T]:

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 from tessella.pipeline.run_record import SplitRecord
 from tessella.report.curves import draw
 from tessella.report.figure_text import Row, figure_rows, shown
-from tessella.report.run_facts import QUIET, RunFacts, TrainingFacts, describe, of_codes
+from tessella.report.run_facts import (
+    QUIET,
+    RunFacts,
+    TrainingFacts,
+    describe,
+    of_codes,
+    states_bound,
+)
 
 __all__ = [
     "RunFacts",
@@ -105,9 +112,12 @@ def measured_on(facts: RunFacts, name: str) -> str:
 def validation_rows(facts: RunFacts) -> list[Row]:
     """The figures of the best validation, of codes under the names of codes."""
     figures = dict(facts["validation"]["figures"])
-    if of_codes(facts) and "bits_per_dim" in figures:
+    name = "bits_per_code" if of_codes(facts) else "bits_per_dim"
+    if states_bound(facts):
+        name = f"bound_{name}"
+    if "bits_per_dim" in figures:
         # First, as the figure by which the best is chosen.
-        figures = {"bits_per_code": figures.pop("bits_per_dim"), **figures}
+        figures = {name: figures.pop("bits_per_dim"), **figures}
     return figure_rows(figures)
 
 

@@ -10,7 +10,10 @@
 Thanks to the noise of ``tessella.noise``, all of them draw the same symbols from the same seed,
 whatever the batch size. ``auto`` takes the fastest, see :func:`choose`.
 
-The options (:class:`Sampling`, :class:`Rule`) can be imported without torch.
+A model of masked symbols has no such methods: it draws several symbols a step, by
+:class:`Unmasking` (``tessella.sampling.unmasking``).
+
+The options (:class:`Sampling`, :class:`Rule`, :class:`Unmasking`) can be imported without torch.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from tessella.sampling.sampling_options import (
     SamplingKeywords,
     WalkOrder,
 )
+from tessella.sampling.unmasking_options import Unmasking
 
 if TYPE_CHECKING:
     from tessella.sampling.known_symbols import KnownSymbols
@@ -70,6 +74,7 @@ __all__ = [
     "SamplingKeywords",
     "Steps",
     "SymbolSource",
+    "Unmasking",
     "WalkOrder",
     "choose",
     "complete",

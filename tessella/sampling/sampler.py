@@ -11,6 +11,7 @@ from tessella import kernel
 from tessella.errors import InputError, check_integer
 from tessella.models.condition import Cond, Condition
 from tessella.models.density_model import DensityModel
+from tessella.models.masked_model import MaskedModel
 from tessella.models.pixel_window import PixelWindow
 from tessella.nn.orders import known_first
 from tessella.nn.outline import check_drawn
@@ -26,6 +27,8 @@ from tessella.sampling.ordered_walk import (
 from tessella.sampling.parallel import Passes
 from tessella.sampling.rule import RuleKeywords
 from tessella.sampling.sampling_options import BATCH, Method, Sampling, WalkOrder
+from tessella.sampling.unmasking import Unmasker, check_unmasking
+from tessella.sampling.unmasking_options import Unmasking
 from tessella.sampling.walk import Draw, KeepKnown, Steps, SymbolSource, guidance_condition, walk
 from tessella.sampling.windows import PIXELS, Windows
 
@@ -43,7 +46,8 @@ class Sampler:
 
     Raises:
         InputError: when ``model`` is not a density model, has active dropout, or predicts in raster
-            order only and another order is asked for.
+            order only and another order is asked for; for a method that a masked model does not
+            have, and unmasking for a model that is not masked.
     """
 
     def __init__(self, model: DensityModel, options: Sampling | None = None, part: int = 0) -> None:
@@ -52,6 +56,7 @@ class Sampler:
         self.options = options or Sampling()
         if self.options.order != "raster":
             check_any_order(model)
+        check_unmasking(model, self.options)
         self.part = part
         self.method = choose(model) if self.options.method == "auto" else self.options.method
         self._steps: Steps | None = None
@@ -79,6 +84,10 @@ class Sampler:
             raise InputError(f"x holds {len(kept)} images, n is {n}")
         # All streams of a sampler share one memory, so this stops any older stream.
         self._streams_begun += 1
+        if isinstance(self.model, MaskedModel):
+            kept = kept or KnownSymbols.none(self.model, n)
+            yield from self._unmasker(self.model, seed, cond, kept).walk()
+            return
         if self.options.order == "known-first":
             kept = kept or KnownSymbols.none(self.model, n)
             partial_grids = self._known_first(seed, cond, kept)
@@ -94,6 +103,11 @@ class Sampler:
                     "this stream cannot go on: its sampler has begun another one; "
                     "take a Sampler for each"
                 )
+
+    def _unmasker(self, model: MaskedModel, seed: int, cond: Cond, kept: KnownSymbols) -> Unmasker:
+        """Draws the missing symbols of a masked model."""
+        unmasking = self.options.unmasking or Unmasking()
+        return Unmasker(model, kept, cond, self.options.rule, unmasking, seed, self.part)
 
     def _known_first(
         self, seed: int, cond: Cond, kept: KnownSymbols
@@ -167,6 +181,7 @@ def stream(
     x: object = None,
     known: object = None,
     order: WalkOrder = "raster",
+    unmasking: Unmasking | None = None,
     **rule: Unpack[RuleKeywords],
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Sample step by step: a generator of partial grids.
@@ -181,6 +196,7 @@ def stream(
         every: number of symbols between two yields; 0 means a row. Passes over
             several symbols may skip some.
         x, known, order: symbols to keep, where, and when, see :func:`complete`.
+        unmasking: the steps of a masked model, of which each yields a partial grid.
         rule: ``temperature``, ``top_k``, ``top_p``, ``guidance``, see :class:`Rule`.
 
     Yields:
@@ -191,9 +207,10 @@ def stream(
         InputError: at the first iteration, for an argument that does not fit.
         NumericalError: when the model returns NaN or infinity.
     """
-    sampler = Sampler(
-        model, Sampling.from_keywords(method=method, every=every, order=order, **rule)
+    options = Sampling.from_keywords(
+        method=method, every=every, order=order, unmasking=unmasking, **rule
     )
+    sampler = Sampler(model, options)
     # Either of the two alone is an error, which KnownSymbols.check explains.
     kept = None
     if x is not None or known is not None:
@@ -208,13 +225,16 @@ def sample(
     method: Method = "auto",
     cond: Cond = None,
     batch: int = BATCH,
+    unmasking: Unmasking | None = None,
     **rule: Unpack[RuleKeywords],
 ) -> torch.Tensor:
     """Draw ``n`` grids of symbols exactly from the model: ``int64 [n, height, width, channels]``.
 
+    A masked model draws by :class:`Unmasking`, which is exact only with one symbol a step.
+
     Args:
         batch: images drawn at a time; affects memory and speed, but not the result.
-        model, n, seed, method, cond, rule: see :func:`stream`.
+        model, n, seed, method, cond, unmasking, rule: see :func:`stream`.
 
     Raises:
         InputError, NumericalError: see :func:`stream`.
@@ -227,7 +247,9 @@ def sample(
     check_model(model)
     # Nobody sees partial grids, so each batch is drawn in one go.
     whole = model.grid.symbols
-    options = Sampling.from_keywords(method=method, batch=batch, every=whole, **rule)
+    options = Sampling.from_keywords(
+        method=method, batch=batch, every=whole, unmasking=unmasking, **rule
+    )
     return _draw_batches(Sampler(model, options), check_integer("n", n, least=1), seed, cond)
 
 
@@ -240,6 +262,7 @@ def complete(
     cond: Cond = None,
     batch: int = BATCH,
     order: WalkOrder = "raster",
+    unmasking: Unmasking | None = None,
     **rule: Unpack[RuleKeywords],
 ) -> torch.Tensor:
     """Keep the known symbols, and draw the rest.
@@ -256,7 +279,7 @@ def complete(
             ``bool [n, height, width, channels]``.
         order: ``"raster"``; or ``"known-first"`` for the known symbols and then the missing ones,
             each part in raster order.
-        model, seed, method, cond, batch, rule: see :func:`sample`.
+        model, seed, method, cond, batch, unmasking, rule: see :func:`sample`.
 
     Returns:
         ``int64 [n, height, width, channels]``. The noise of a symbol depends only on its position
@@ -267,7 +290,9 @@ def complete(
     """
     check_model(model)
     whole = model.grid.symbols
-    options = Sampling.from_keywords(method=method, batch=batch, every=whole, order=order, **rule)
+    options = Sampling.from_keywords(
+        method=method, batch=batch, every=whole, order=order, unmasking=unmasking, **rule
+    )
     sampler = Sampler(model, options)
     kept = KnownSymbols.check(model, x, known)
     n = check_integer("the number of images in x", len(kept), least=1)

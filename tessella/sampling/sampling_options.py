@@ -7,6 +7,7 @@ from typing import Literal, Unpack, get_args
 
 from tessella.errors import InputError, check_integer, unknown
 from tessella.sampling.rule import Rule, RuleKeywords
+from tessella.sampling.unmasking_options import Unmasking
 
 Method = Literal["auto", "cached", "windows", "parallel", "naive"]
 """How symbols are drawn, see ``tessella.sampling``."""
@@ -25,10 +26,11 @@ BATCH = 64
 
 
 class SamplingKeywords(RuleKeywords, total=False):
-    """Method, order and rule, as keywords of the sampling functions."""
+    """Method, order, unmasking and rule, as keywords of the sampling functions."""
 
     method: Method
     order: WalkOrder
+    unmasking: Unmasking | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Sampling:
         rule: how a symbol's distribution is changed before a level is drawn.
         order: ``"raster"``, or ``"known-first"``: the symbols that a completion keeps, and then the
             missing ones, each part in raster order. That takes a model that predicts in any order.
+            Masked models see all that is known in any case.
+        unmasking: the steps of a masked model; None for its default ones, or for another model.
 
     Raises:
         InputError: for an unknown method or order, parallel passes in another order than raster, or
@@ -55,6 +59,7 @@ class Sampling:
     every: int = 0
     rule: Rule = field(default_factory=Rule)
     order: WalkOrder = "raster"
+    unmasking: Unmasking | None = None
 
     def __post_init__(self) -> None:
         # METHODS is a tuple, because a set would raise a TypeError for an unhashable value.
@@ -70,6 +75,11 @@ class Sampling:
         check_integer("every", self.every)
         if not isinstance(self.rule, Rule):
             raise InputError(f"rule must be a Rule, for example Rule(top_k=5), got {self.rule!r}")
+        if self.unmasking is not None and not isinstance(self.unmasking, Unmasking):
+            raise InputError(
+                "unmasking must be an Unmasking, for example Unmasking(steps=8), "
+                f"got {self.unmasking!r}"
+            )
 
     @classmethod
     def from_keywords(
@@ -78,6 +88,7 @@ class Sampling:
         batch: int = BATCH,
         every: int = 0,
         order: WalkOrder = "raster",
+        unmasking: Unmasking | None = None,
         **rule: Unpack[RuleKeywords],
     ) -> Sampling:
         """Build the options from flat keywords, as in ``ts.sample(model, top_k=5)``.
@@ -88,6 +99,7 @@ class Sampling:
         # Rule would raise a TypeError, which does not suggest the nearest name.
         for keyword in rule:
             if keyword not in RuleKeywords.__annotations__:
-                known = ["method", "batch", "every", "order", *RuleKeywords.__annotations__]
+                options = ("method", "batch", "every", "order", "unmasking")
+                known = [*options, *RuleKeywords.__annotations__]
                 raise InputError(unknown("sampling option", keyword, known))
-        return cls(method, batch, every, Rule(**rule), order)
+        return cls(method, batch, every, Rule(**rule), order, unmasking)

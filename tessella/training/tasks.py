@@ -25,6 +25,7 @@ from tessella.grid import LN2, Grid
 from tessella.models import Condition, DensityModel, Hierarchy, Prior, create
 from tessella.models.hierarchy import pack, unpack
 from tessella.models.independent import Independent
+from tessella.models.masked_model import MaskedModel
 from tessella.nn import predictor_fit
 from tessella.pipeline import (
     Generator,
@@ -231,7 +232,7 @@ class SymbolEncoder:
 
 
 class DensityTask(Task):
-    """Minus the log-likelihood of a density model, in bits per symbol.
+    """Minus the log-likelihood of a density model, in bits per symbol; of a masked one, its bound.
 
     Args:
         model: on pixels or codes, or a hierarchy on codes of several grids; these travel packed,
@@ -263,12 +264,19 @@ class DensityTask(Task):
 
     @property
     def shown_unit(self) -> str:
-        return "bits/code" if self.of_codes else self.unit
+        unit = "bits/code" if self.of_codes else self.unit
+        return f"{unit} (bound)" if self.is_bound else unit
 
     @property
     def shown_metric(self) -> str:
         # Logs and records keep one name, so that they can be read alike.
-        return "bits_per_code" if self.of_codes else self.metric
+        metric = "bits_per_code" if self.of_codes else self.metric
+        return f"bound_{metric}" if self.is_bound else metric
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the model is validated by a bound on its bits."""
+        return isinstance(self.prior, MaskedModel)
 
     @property
     def prior(self) -> Prior:
@@ -333,9 +341,7 @@ class DensityTask(Task):
             # The prior of a finer grid sees the codes of the grid above it.
             coarser = None if model.conditioning.codes is None else grids[level - 1]
             symbols = grids[level]  # [b, h, w, c]
-            condition = model.training_condition(Condition(labels, coarser), len(symbols))
-            distribution = model.distribution(symbols, condition)
-            nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
+            nats = model.training_nats(symbols, Condition(labels, coarser))  # [b]
             bits.append(nats.mean() / LN2)
         # Bits of all grids over the symbols of all grids.
         figures = {"loss": torch.stack(bits).sum() / self.symbols}
@@ -356,6 +362,10 @@ class DensityTask(Task):
                 symbols = self.symbols_of(examples.plain(part).to(model.device))
                 if isinstance(model, Hierarchy):
                     nats += (-model.log_prob(unpack(symbols, self.grids), cond)).tolist()
+                elif isinstance(model, MaskedModel):
+                    # The seed follows the place of the image, so that validations can be compared.
+                    bound = model.any_order_bound(symbols, cond, seed=int(part[0]))
+                    nats += (-bound).tolist()
                 else:
                     nats += (-model.log_prob(symbols, cond)).tolist()
         mean = float(torch.tensor(nats, dtype=torch.float64).mean())
@@ -363,10 +373,21 @@ class DensityTask(Task):
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         model = _as_prior(module)
+        validation = figures.get("validation")
+        if self.is_bound and isinstance(validation, Mapping):
+            # The log has one name for all models; a card must not take a bound for exact bits.
+            figures = figures | {"validation": self._named_as_bound(validation)}
         if self.tokenizer is None:
             save_model(model, out, figures)
         else:
             save_generator(self.tokenizer, model, out, figures)
+
+    def _named_as_bound(self, validation: Mapping[str, object]) -> dict[str, object]:
+        """Figures of a validation, with the bits under the name of a bound."""
+        named = dict(validation)
+        if self.metric in named:
+            named[self.shown_metric] = named.pop(self.metric)
+        return named
 
     def pictures(self, module: nn.Module, examples: Examples) -> dict[str, np.ndarray]:
         # Symbols without a tokenizer, such as codes from elsewhere, have no pixels.

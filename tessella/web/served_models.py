@@ -26,6 +26,7 @@ from tessella.pipeline import (
 )
 from tessella.pipeline.model_card import TITLES
 from tessella.pipeline.run_record import train_split
+from tessella.pipeline.saved_model import states_bound
 from tessella.web.refusals import NoSuchModel
 
 
@@ -61,12 +62,13 @@ class ServedModel:
             able.append("draw")
         if isinstance(self.model, CompletesImages):
             able.append("complete")
-        if isinstance(self.model, Generator):
+        is_exact = not states_bound(self.model)
+        if isinstance(self.model, Generator) and is_exact:
             able.append("bits")
         if learned_tokenizer(self.model) is not None and self.model.kind != "vae":
             able.append("codes")
         # A file is coded by the exact twin of one density model.
-        if isinstance(self.model, Generator) and len(self.model.priors) == 1:
+        if isinstance(self.model, Generator) and len(self.model.priors) == 1 and is_exact:
             able.append("compress")
         return able
 
@@ -75,6 +77,8 @@ class ServedModel:
         """Why the page cannot do the rest with it; empty where it can do everything that fits."""
         if self.model.kind == "vae":
             return "A VAE only draws: it has no symbols, and so no bits, no codes and no files."
+        if states_bound(self.model):
+            return "A masked model states no exact probabilities, and so no bits and no files."
         if not isinstance(self.model, DrawsImages):
             if len(self.grids()) > GRIDS:
                 return "A tokenizer alone draws nothing, and a prior models two grids at most."

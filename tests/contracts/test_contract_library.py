@@ -21,6 +21,7 @@ from tessella.tokenizers.quantizers import FSQ
 SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"layers": 1, "width": 8, "heads": 2},
     "any-order": {"layers": 1, "width": 8, "heads": 2},
+    "masked": {"layers": 1, "width": 8, "heads": 2},
     "made": {"hidden": 12, "layers": 1, "dropout": 0.0},
     "pixelsnail": {
         "blocks": 1,

@@ -198,7 +198,7 @@ def layers(sources: Sources) -> list[str]:
             ):
                 continue
             if here in BASES_ONLY and re.match(
-                r"tessella\.(models|tokenizers)\b(?!\.(density_model|pixel_window|tokenizer|condition)\b)",
+                r"tessella\.(models|tokenizers)\b(?!\.(density_model|masked_model|pixel_window|tokenizer|condition)\b)",
                 item.name,
             ):
                 faults.append(f"{place}: {here} knows only the base class")
