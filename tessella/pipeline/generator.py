@@ -17,7 +17,7 @@ from tessella import files, sampling
 from tessella.data.array_checks import check_scale
 from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
-from tessella.models import DensityModel, Hierarchy, Prior
+from tessella.models import DensityModel, Hierarchy, NextScale, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
 from tessella.nn.outline import IN_PARTS, check_drawn
@@ -81,7 +81,10 @@ class Generator(Pretrained):
     def __repr__(self) -> str:
         height, width = self.tokenizer.image_size
         grids = grids_text(self.grids)
-        prior = " and ".join(part.name for part in self.priors)
+        names = (self.prior.name,)
+        if isinstance(self.prior, Hierarchy):
+            names = self.prior.family_names
+        prior = " and ".join(names)
         classes = ""
         if self.classes:
             classes = f", classes={self.classes}"
@@ -286,6 +289,12 @@ class Generator(Pretrained):
         Raises:
             InputError: for an argument that does not fit.
         """
+        if isinstance(self.prior, NextScale):
+            raise InputError(
+                "next-scale cannot keep part of an image: its coarse codes describe all of it, and"
+                " are drawn first; take a prior in raster order (such as vqvae with transformer),"
+                " or give the codes to keep yourself: generator.sample(x=codes, known=masks)"
+            )
         x = as_tuple(self.encode(images))
         return x, self._known_symbols(_as_mask(known), len(x[0]))
 

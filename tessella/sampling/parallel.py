@@ -115,6 +115,8 @@ class Passes:
         after_change = start + differs.int().argmax(1) + 1
         after_change = torch.where(differs.any(1), after_change, grid.symbols)
         self.final[active] = torch.maximum(after_change, self.final[active] + 1)
+        if self.model.symbols_independent:
+            self.final[active] = grid.symbols
         self.passes[active] += 1
 
     def _draw_rows(self, active: torch.Tensor, first_row: int) -> torch.Tensor:

@@ -282,7 +282,10 @@ class DensityTask(Task):
         return sum(grid.symbols for grid in self.grids)
 
     def networks(self) -> list[nn.Module]:
-        return list(_levels(self.prior))
+        prior = self.prior
+        if isinstance(prior, Hierarchy):
+            return prior.networks()
+        return [prior]
 
     @contextlib.contextmanager
     def adapted(self, checkpointing: bool, condition_dropout: float) -> Iterator[None]:
@@ -306,9 +309,7 @@ class DensityTask(Task):
             model.fit_predictor(self._unpacked(self.symbols_of(examples.plain(places)))[level])
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        matrices: list[nn.Parameter] = []
-        for model in _levels(self.prior):
-            matrices += model.hidden_matrices()
+        matrices = self.prior.hidden_matrices()
         if not matrices:
             raise ConfigError(
                 f"train.optimizer=muon is for matrices between hidden layers, and {self.prior.name}"
@@ -318,12 +319,14 @@ class DensityTask(Task):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))
+        prior = self.prior
+        if isinstance(prior, Hierarchy):
+            distributions = prior.distributions(grids, labels)
+        else:
+            distributions = [prior.distribution(grids[0], Condition(labels))]
         bits: list[torch.Tensor] = []
-        for level, model in enumerate(_levels(self.prior)):
-            # The prior of a finer grid sees the codes of the grid above it.
-            coarser = None if model.conditioning.codes is None else grids[level - 1]
-            symbols = grids[level]  # [b, h, w, c]
-            distribution = model.distribution(symbols, Condition(labels, coarser))
+        # Symbols are [b, h, w, c] of each grid.
+        for symbols, distribution in zip(grids, distributions, strict=True):
             nats = -distribution.log_prob(symbols).flatten(1).sum(1)  # [b]
             bits.append(nats.mean() / LN2)
         # Bits of all grids over the symbols of all grids.

@@ -77,7 +77,7 @@ class ServedModel:
             return "A VAE only draws: it has no symbols, and so no bits, no codes and no files."
         if not isinstance(self.model, DrawsImages):
             if len(self.grids()) > GRIDS:
-                return "A tokenizer alone draws nothing, and a prior models two grids at most."
+                return "A tokenizer alone draws nothing: train a next-scale prior on its codes."
             return (
                 "A tokenizer alone draws nothing: train a prior on its codes, or serve a two-stage"
                 " model."
