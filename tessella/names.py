@@ -40,7 +40,7 @@ PLACES = {
 }
 """Folder or module of the classes of each kind."""
 
-NOT_CHOSEN = {"hierarchy"}
+NOT_CHOSEN = {"hierarchy", "scale"}
 """Names of classes that recipes do not name: they come about by themselves."""
 
 TABLES = {

@@ -127,6 +127,12 @@ class Generator(Pretrained):
         return not self.tokenizer.of_pixels
 
     @property
+    def completes(self) -> bool:
+        """Whether part of an image can be kept, see :meth:`complete`."""
+        # The coarse codes of next-scale describe the whole image.
+        return not isinstance(self.prior, NextScale)
+
+    @property
     def image_grid(self) -> Grid:
         """The images as a grid of pixels with 256 levels."""
         return self.tokenizer.image_grid
@@ -289,7 +295,7 @@ class Generator(Pretrained):
         Raises:
             InputError: for an argument that does not fit.
         """
-        if isinstance(self.prior, NextScale):
+        if not self.completes:
             raise InputError(
                 "next-scale cannot keep part of an image: its coarse codes describe all of it, and"
                 " are drawn first; take a prior in raster order (such as vqvae with transformer),"

@@ -59,7 +59,7 @@ class ServedModel:
         able = []
         if isinstance(self.model, DrawsImages):
             able.append("draw")
-        if isinstance(self.model, CompletesImages):
+        if isinstance(self.model, CompletesImages) and self.model.completes:
             able.append("complete")
         if isinstance(self.model, Generator):
             able.append("bits")
@@ -82,6 +82,8 @@ class ServedModel:
                 "A tokenizer alone draws nothing: train a prior on its codes, or serve a two-stage"
                 " model."
             )
+        if "complete" not in self.abilities:
+            return "Codes of many scales have no compressed file, and no part of them can be kept."
         if "compress" not in self.abilities:
             return "Codes of several grids have no compressed file."
         return ""
