@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -264,7 +265,7 @@ def check_scales(grids: Sequence[Grid]) -> None:
             "next-scale needs grids of one channel and equally many levels, such as those of a"
             f" multiscale-vqgan, got {listed}"
         )
-    for coarse, fine in zip(grids, grids[1:], strict=False):
+    for coarse, fine in pairwise(grids):
         if fine.height < coarse.height or fine.width < coarse.width:
             raise ConfigError(
                 f"next-scale needs grids from coarse to fine, got {coarse} before {fine}"
