@@ -81,7 +81,7 @@ class Generator(Pretrained):
     def __repr__(self) -> str:
         height, width = self.tokenizer.image_size
         grids = grids_text(self.grids)
-        names = (self.prior.name,)
+        names: tuple[str, ...] = (self.prior.name,)
         if isinstance(self.prior, Hierarchy):
             names = self.prior.family_names
         prior = " and ".join(names)

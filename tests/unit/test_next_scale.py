@@ -209,6 +209,29 @@ def test_it_trains_with_one_pass_and_comes_back(tmp_path: Path) -> None:
     assert "next-scale on" in repr(generator)
 
 
+def test_its_weights_are_saved_once(tmp_path: Path) -> None:
+    model = prior(classes=2).float()
+    model.null_class = False
+    assert all(key.startswith("network.") for key in model.state_dict())
+    model.save_pretrained(tmp_path / "prior")
+    again = NextScale.from_pretrained(tmp_path / "prior")
+    assert again.config() == model.config()
+    assert again.parameter_count() == model.parameter_count()
+    labels = torch.tensor([0, 1, 1, 0])
+    assert torch.equal(again.log_prob(some_codes(), labels), model.log_prob(some_codes(), labels))
+
+
+def test_rounded_weights_are_those_of_all_scales() -> None:
+    model = prior().float()
+    rounded = ts.quantize_weights(model, "bfloat16")
+    together = rounded.log_probs(some_codes(), None)
+    codes = some_codes()
+    for level, part in enumerate(rounded.priors):
+        condition = level_condition(part, None, codes[:level]) or None
+        torch.testing.assert_close(part.log_prob(codes[level], condition), together[level])
+    assert not torch.equal(together[2], model.log_probs(some_codes(), None)[2])
+
+
 def test_the_loss_is_that_of_log_prob() -> None:
     tokenizer = scales_tokenizer()
     model = prior(tokenizer.grids())
@@ -243,7 +266,7 @@ def test_codes_that_are_given_are_kept_and_part_of_an_image_is_refused() -> None
 
 def test_what_does_not_fit_is_refused_with_the_way_out() -> None:
     one, two = ts.Grid(1, 1, 1, 4), ts.Grid(2, 2, 1, 4)
-    for grids, sizes, message in [
+    cases: list[tuple[list[ts.Grid], dict[str, Any], str]] = [
         ([two], {}, "one grid: train a multiscale-vqgan"),
         ([two, one], {}, "from coarse to fine"),
         ([one, ts.Grid(2, 2, 1, 5)], {}, "equally many levels"),
@@ -253,7 +276,8 @@ def test_what_does_not_fit_is_refused_with_the_way_out() -> None:
         ([one, two], {"head": "logistic-mixture"}, "take 'categorical'"),
         ([one, two], {"finer": {"layers": 1}}, "one for all grids"),
         ([one, two], {"hidden": 3}, "unknown size of next-scale"),
-    ]:
+    ]
+    for grids, sizes, message in cases:
         options: Any = {"heads": 2} | sizes
         with pytest.raises(ConfigError, match=message):
             ts.create_prior("next-scale", grids, **options)
