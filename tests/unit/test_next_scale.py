@@ -209,6 +209,25 @@ def test_it_trains_with_one_pass_and_comes_back(tmp_path: Path) -> None:
     assert "next-scale on" in repr(generator)
 
 
+def test_it_learns_how_fine_codes_follow_from_coarse_ones() -> None:
+    grids = (ts.Grid(1, 1, 1, 4), ts.Grid(2, 2, 1, 4), ts.Grid(3, 3, 1, 4))
+    model = ts.create_prior("next-scale", grids, layers=1, width=16, heads=2)
+    assert isinstance(model, NextScale)
+    # Every fine code is the coarsest one, plus its column in the finest grid.
+    coarse = torch.arange(4).view(4, 1, 1, 1)
+    column = torch.arange(3).view(1, 1, 3, 1)
+    codes = (coarse, coarse.expand(4, 2, 2, 1), ((coarse + column) % 4).expand(4, 3, 3, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        (-model.log_prob(codes).mean()).backward()
+        optimizer.step()
+    first, second, third = (float(part.detach().mean()) for part in model.log_probs(codes))
+    assert first == pytest.approx(-np.log(4), abs=0.05)
+    assert second > -0.1
+    assert third > -0.2
+
+
 def test_its_weights_are_saved_once(tmp_path: Path) -> None:
     model = prior(classes=2).float()
     model.null_class = False
