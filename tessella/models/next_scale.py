@@ -73,7 +73,7 @@ class ScalePrior(DensityModel):
             known = unpack(condition.codes.flatten(1), self.coarser)
         parameters = self.network(known, condition.labels, self.recomputed)[-1]
         # Without classes, the coarsest scale is the same in all images.
-        return parameters.expand(len(x), *parameters.shape[1:])
+        return parameters.expand(x.shape[0], *parameters.shape[1:])
 
     @torch.no_grad()
     def init_state(self, batch: int, cond: Cond = None) -> ScaleState:

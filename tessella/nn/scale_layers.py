@@ -174,7 +174,7 @@ class ScaleNetwork(nn.Module):
 
         The batch is 1 where no codes are given.
         """
-        batch = len(coarser[0]) if coarser else 1
+        batch = coarser[0].shape[0] if coarser else 1
         first = self.grids[0].symbols
         inputs = [self.start.expand(batch, first, -1)]
         total: torch.Tensor | float = 0.0
