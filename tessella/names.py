@@ -40,7 +40,7 @@ PLACES = {
 }
 """Folder or module of the classes of each kind."""
 
-NOT_CHOSEN = {"hierarchy"}
+NOT_CHOSEN = {"hierarchy", "scale"}
 """Names of classes that recipes do not name: they come about by themselves."""
 
 TABLES = {
@@ -52,10 +52,20 @@ TABLES = {
 }
 """Tables of the classes of each kind, once they are imported."""
 
-FROM_DATA = {"self", "grid", "head", "conditioning", "classes", "image_size", "channels", "levels"}
-"""Parameters that a recipe does not set: they follow from the images."""
+FROM_DATA = {
+    "self",
+    "grid",
+    "grids",
+    "head",
+    "conditioning",
+    "classes",
+    "image_size",
+    "channels",
+    "levels",
+}
+"""Parameters that a recipe does not set: they follow from the images or their codes."""
 
-FROM_TOKENIZER = {"codes", "grids"}
+FROM_TOKENIZER = {"codes"}
 """Keywords of models that a recipe does not set either: they follow from the tokenizer."""
 
 

@@ -19,7 +19,7 @@ from tessella.contracts import (
 from tessella.contracts.contract import Options, Outcome, run
 from tessella.errors import ConfigError, unknown
 from tessella.heads import HEADS
-from tessella.models import MODELS, size_names
+from tessella.models import MODELS, NextScale, size_names
 from tessella.tokenizers import TOKENIZERS
 from tessella.tokenizers.quantizers import QUANTIZERS
 
@@ -69,6 +69,8 @@ def check(name: str, kind: str = "", **options: object) -> Iterator[Outcome]:
         ConfigError: for a name or a kind that is not known; at the first iteration, for an option
             that is not known, or with a value that the class refuses.
     """
+    if name == NextScale.name:
+        raise ConfigError("next-scale models several grids, and contracts are of models of one")
     kinds = kinds_of(name)
     if kind:
         if kind not in TABLES:

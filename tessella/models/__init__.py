@@ -25,6 +25,7 @@ from tessella.models.lstm import LSTM
 from tessella.models.made import MADE
 from tessella.models.masked_transformer import MaskedTransformer
 from tessella.models.nade import NADE
+from tessella.models.next_scale import NextScale
 from tessella.models.pixelcnn import PixelCNN
 from tessella.models.pixelcnn_pp import PixelCNNpp
 from tessella.models.pixelsnail import PixelSNAIL
@@ -77,9 +78,11 @@ __all__ = [
     "DensityModel",
     "Hierarchy",
     "ModelSizes",
+    "NextScale",
     "Prior",
     "create",
     "create_prior",
+    "family",
     "from_config",
     "prior_from_config",
     "register_model",
@@ -146,7 +149,12 @@ def create(
     if not isinstance(grid, Grid):
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
-    family = MODELS.get_or_explain(name)
+    if name == NextScale.name:
+        raise ConfigError(
+            "next-scale models the codes of several scales, not one grid: use"
+            " ts.create_prior('next-scale', tokenizer.grids()), or take another model"
+        )
+    wanted = MODELS.get_or_explain(name)
     model_sizes, head_sizes = _divide_sizes(name, head, sizes)
     check_sizes("", sizes)
 
@@ -155,7 +163,7 @@ def create(
         # Build the head first, so that a bad head is rejected before any weight is drawn.
         built_head = create_head(head, grid, **head_sizes)
         conditioning = Conditioning(classes, codes)
-        return family(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
+        return wanted(grid=grid, head=built_head, conditioning=conditioning, **model_sizes)
 
     # torch's layers draw their weights from the global generator, so its state is restored.
     with torch.random.fork_rng(devices=[]):
@@ -183,10 +191,13 @@ def create_prior(
             ``name``, for models of another family.
 
     Returns:
-        A density model for one grid, a :class:`Hierarchy` for several.
+        A density model for one grid, a :class:`Hierarchy` for several; under the name
+        ``next-scale`` a :class:`NextScale`, whose sizes are ``layers=4, width=64, heads=4,
+        feedforward=0, embedding=32, dropout=0.0``.
 
     Raises:
-        ConfigError: for more than two grids, and see :func:`create` and :class:`Hierarchy`.
+        ConfigError: for more than two grids with any other model than ``next-scale``, and see
+            :func:`create`, :class:`Hierarchy` and :class:`NextScale`.
         InputError: when ``grids`` is not a sequence of grids.
     """
     is_grids = isinstance(grids, Sequence) and all(isinstance(grid, Grid) for grid in grids)
@@ -194,6 +205,10 @@ def create_prior(
         raise InputError(
             f"grids must be a tuple of grids, as tokenizer.grids() gives, got {grids!r}"
         )
+    if name == NextScale.name:
+        if finer:
+            raise ConfigError("finer= is for models of each grid; next-scale is one for all grids")
+        return _create_next_scale(grids, head, classes, seed, **sizes)
     # Most tokenizers make one grid, which needs no hierarchy.
     if len(grids) == 1:
         if finer:
@@ -201,9 +216,9 @@ def create_prior(
         return create(name, grids[0], head, classes, seed, **sizes)
     if len(grids) > GRIDS:
         raise ConfigError(
-            f"this tokenizer makes {len(grids)} grids of codes, and a prior models at most {GRIDS}:"
-            " use the tokenizer by itself (eval, tokenize, serve), or model all codes of an image"
-            ' as one sequence, as docs/tokenizers.md shows under "Codes of many scales"'
+            f"this tokenizer makes {len(grids)} grids of codes, and {name} models at most {GRIDS}:"
+            " take next-scale (in a recipe model.name = 'next-scale'), or model all codes of an"
+            ' image as one sequence, as docs/tokenizers.md shows under "Codes of many scales"'
         )
     # The finer models take the sizes of the first, except for those given in `finer`.
     changed = dict(finer or {})
@@ -215,12 +230,45 @@ def create_prior(
     return Hierarchy(priors)
 
 
+def _create_next_scale(
+    grids: Sequence[Grid], head: str, classes: int, seed: int, **sizes: Unpack[ModelSizes]
+) -> NextScale:
+    """A ``next-scale`` with fresh weights, in eval mode; arguments as of :func:`create_prior`."""
+    seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
+    model_sizes, head_sizes = _divide_sizes(NextScale.name, head, sizes)
+    if head_sizes:
+        raise ConfigError(
+            f"next-scale takes a head without sizes, not {head!r}: take 'categorical'"
+        )
+    check_sizes("", sizes)
+
+    def construct() -> NextScale:
+        torch.default_generator.manual_seed(seed)
+        return NextScale(grids, head=head, classes=classes, **model_sizes)
+
+    # torch's layers draw their weights from the global generator, so its state is restored.
+    with torch.random.fork_rng(devices=[]):
+        return build_within_memory(construct).eval()
+
+
 def prior_from_config(config: Mapping[str, Any]) -> Prior:
     """Build the density model or hierarchy of a saved ``config()``, with fresh weights."""
     # A hierarchy is not in MODELS, because it is made of models.
     if config["name"] == Hierarchy.name:
         return Hierarchy([from_config(part) for part in config["priors"]]).eval()
+    if config["name"] == NextScale.name:
+        return _next_scale_from_config(config)
     return from_config(config)
+
+
+def _next_scale_from_config(config: Mapping[str, Any]) -> NextScale:
+    """Build the model of a saved :meth:`NextScale.config`, with fresh weights."""
+    grids = [Grid(**grid) for grid in config["grids"]]
+    head = config["head"]["name"]
+    model = _create_next_scale(grids, head, config["classes"], 0, **config["sizes"])
+    # Training sets this, so it is not an argument of the constructor.
+    model.null_class = bool(config["null_class"])
+    return model
 
 
 def from_config(config: Mapping[str, Any]) -> DensityModel:
@@ -247,11 +295,25 @@ def from_config(config: Mapping[str, Any]) -> DensityModel:
     return model
 
 
+def family(name: str) -> type[DensityModel] | type[NextScale]:
+    """The class of a model that a recipe can name.
+
+    Args:
+        name: a key of ``ts.MODELS``, or ``next-scale``.
+
+    Raises:
+        ConfigError: for an unknown name; the message lists the known ones.
+    """
+    if name == NextScale.name:
+        return NextScale
+    return MODELS.get_or_explain(name)
+
+
 def size_names(name: str, head: str) -> tuple[str, ...]:
     """Names of the sizes that a model with a head takes.
 
     Args:
-        name: a key of ``ts.MODELS``.
+        name: a key of ``ts.MODELS``, or ``next-scale``.
         head: a key of ``ts.HEADS``.
 
     Raises:
@@ -306,8 +368,11 @@ def _size_parameters_of(
     name: str, head: str
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
     """The sizes of a model and those of a head."""
-    family = MODELS.get_or_explain(name)
-    of_model = _size_parameters(family, without=("grid", "head", "conditioning"))
+    if name == NextScale.name:
+        of_model = _size_parameters(NextScale, without=("grids", "head", "classes"))
+    else:
+        wanted = MODELS.get_or_explain(name)
+        of_model = _size_parameters(wanted, without=("grid", "head", "conditioning"))
     of_head = _size_parameters(HEADS.get_or_explain(head), without=("grid",))
     return of_model, of_head
 

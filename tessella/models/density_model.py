@@ -91,6 +91,11 @@ class DensityModel(Pretrained, nn.Module, ABC):
     mixes: ClassVar[bool] = False
     """Whether its last layers are all of the class :class:`~tessella.nn.last_layer.LastLayer`,
     which does part of the head's work."""
+    sees_all_coarser: ClassVar[bool] = False
+    """Whether its condition holds the codes of all coarser grids, packed into one row; otherwise
+    those of the next coarser grid."""
+    symbols_independent: ClassVar[bool] = False
+    """Whether no symbol depends on another of the same grid, so that one pass draws all."""
     pass_is_cheap: ClassVar[bool] = False
     """Whether a pass over the whole grid costs little more than one cached step in torch."""
     any_order: ClassVar[bool] = False

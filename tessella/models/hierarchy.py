@@ -20,7 +20,7 @@ from tessella.models.density_model import DensityModel
 from tessella.nn.pretrained import Pretrained
 
 GRIDS = 2
-"""Number of grids in a hierarchy; a model can be conditioned on the codes of one other grid."""
+"""Number of grids in a hierarchy of models that are each conditioned on one other grid."""
 
 
 class Hierarchy(Pretrained, nn.Module):
@@ -143,18 +143,44 @@ class Hierarchy(Pretrained, nn.Module):
 
         Arguments and errors are those of :meth:`log_prob`.
         """
-        if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
-            raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
         # Check all grids before scoring the first.
-        symbols = []
-        for prior, part in zip(self.priors, x, strict=True):
-            symbols.append(prior.grid.check(part))
+        symbols = self.check(x)
         labels = self.condition(cond, len(symbols[0])).labels
         scores = []
         for level, prior in enumerate(self.priors):
             condition = level_condition(prior, labels, symbols[:level])
             scores.append(prior.log_prob(symbols[level], condition))
         return scores
+
+    def check(self, x: object) -> list[torch.Tensor]:
+        """The symbols of each grid, checked.
+
+        Raises:
+            InputError: when a grid is missing, or symbols do not fit.
+        """
+        if not isinstance(x, (tuple, list)) or len(x) != len(self.priors):
+            raise InputError(f"give the symbols of all {len(self.priors)} grids, coarse to fine")
+        symbols = []
+        for prior, part in zip(self.priors, x, strict=True):
+            symbols.append(prior.grid.check(part))
+        return symbols
+
+    def training_nats(
+        self, x: Sequence[torch.Tensor], labels: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """What a training step minimizes, for each grid: nats of each image, ``[batch]``.
+
+        See :meth:`DensityModel.training_nats`.
+
+        Args:
+            x: symbols of each grid, as :meth:`check` returns them, on the device of the models.
+            labels: class of each image, ``int64 [batch]``; None without classes.
+        """
+        nats = []
+        for level, prior in enumerate(self.priors):
+            coarser = level_condition(prior, None, x[:level]).get("codes")
+            nats.append(prior.training_nats(x[level], Condition(labels, coarser)))
+        return nats
 
     def bits_per_dim(self, x: object, cond: Cond = None) -> torch.Tensor:
         """Bits per symbol, averaged over the symbols of all grids: ``[batch]``."""
@@ -169,6 +195,22 @@ class Hierarchy(Pretrained, nn.Module):
     def checkpointing(self, value: bool) -> None:
         for prior in self.priors:
             prior.checkpointing = value
+
+    def networks(self) -> list[nn.Module]:
+        """The networks whose calls can be compiled."""
+        return list(self.priors)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of all models, see :meth:`DensityModel.hidden_matrices`."""
+        matrices: list[nn.Parameter] = []
+        for prior in self.priors:
+            matrices += prior.hidden_matrices()
+        return matrices
+
+    @property
+    def family_names(self) -> tuple[str, ...]:
+        """Names of the models, coarse to fine."""
+        return tuple(prior.name for prior in self.priors)
 
     def parameter_count(self) -> int:
         """Number of trainable parameters."""
@@ -197,7 +239,11 @@ def level_condition(
     if labels is not None:
         cond["class"] = labels
     if prior.conditioning.codes is not None:
-        cond["codes"] = coarser[-1]
+        codes = coarser[-1]
+        if prior.sees_all_coarser:
+            # One row, as its conditioning says.
+            codes = pack(coarser)[:, None, :, None]
+        cond["codes"] = codes
     return cond
 
 

@@ -144,8 +144,10 @@ def check_form(kind: str, config: object, source: str) -> None:
         for part in priors:
             check_form(kind, part, source)
         return
+    # A model of several scales has a list of grids.
+    several = "grids" in config
     entries: dict[str, type] = {
-        "grid": Mapping,
+        "grids" if several else "grid": list if several else Mapping,
         "head": Mapping,
         "classes": int,
         "null_class": bool,
@@ -156,7 +158,7 @@ def check_form(kind: str, config: object, source: str) -> None:
         # True is an int to Python.
         wrong_bool = isinstance(value, bool) and wanted is not bool
         if not isinstance(value, wanted) or wrong_bool:
-            nouns = {Mapping: "an object", int: "an integer", bool: "true or false"}
+            nouns = {list: "a list", Mapping: "an object", int: "an integer", bool: "true or false"}
             raise ArtifactError(
                 f"{source}: model.{name} must be {nouns[wanted]}, got {value!r:.60}"
             )

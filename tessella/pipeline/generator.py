@@ -17,7 +17,7 @@ from tessella import files, sampling
 from tessella.data.array_checks import check_scale
 from tessella.errors import ConfigError, InputError, TessellaWarning, check_integer
 from tessella.grid import Grid
-from tessella.models import DensityModel, Hierarchy, Prior
+from tessella.models import DensityModel, Hierarchy, NextScale, Prior
 from tessella.models.condition import Cond
 from tessella.models.hierarchy import level_condition
 from tessella.models.masked_model import MASKS, MaskedModel
@@ -82,7 +82,10 @@ class Generator(Pretrained):
     def __repr__(self) -> str:
         height, width = self.tokenizer.image_size
         grids = grids_text(self.grids)
-        prior = " and ".join(part.name for part in self.priors)
+        names: tuple[str, ...] = (self.prior.name,)
+        if isinstance(self.prior, Hierarchy):
+            names = self.prior.family_names
+        prior = " and ".join(names)
         classes = ""
         if self.classes:
             classes = f", classes={self.classes}"
@@ -123,6 +126,12 @@ class Generator(Pretrained):
     def two_stage(self) -> bool:
         """Whether the symbols are codes of a learned tokenizer rather than pixels."""
         return not self.tokenizer.of_pixels
+
+    @property
+    def completes(self) -> bool:
+        """Whether part of an image can be kept, see :meth:`complete`."""
+        # The coarse codes of next-scale describe the whole image.
+        return not isinstance(self.prior, NextScale)
 
     @property
     def image_grid(self) -> Grid:
@@ -332,6 +341,12 @@ class Generator(Pretrained):
         Raises:
             InputError: for an argument that does not fit.
         """
+        if not self.completes:
+            raise InputError(
+                "next-scale cannot keep part of an image: its coarse codes describe all of it, and"
+                " are drawn first; take a prior in raster order (such as vqvae with transformer),"
+                " or give the codes to keep yourself: generator.sample(x=codes, known=masks)"
+            )
         x = as_tuple(self.encode(images))
         return x, self._known_symbols(_as_mask(known), len(x[0]))
 

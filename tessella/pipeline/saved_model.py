@@ -114,6 +114,10 @@ class CompletesImages(Protocol):
     def classes(self) -> int:
         """Classes that it is conditioned on; 0 for none."""
 
+    @property
+    def completes(self) -> bool:
+        """Whether part of an image can be kept; otherwise only rules of sampling apply."""
+
     def check_condition(self, cond: Cond, n: int) -> None:
         """Refuse a condition that is not one of ``n`` images of this model."""
 

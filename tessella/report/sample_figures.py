@@ -85,7 +85,8 @@ def sample_pictures(
     drawn = torch.cat(list(generator.batches(n, seed, cond=labels))).cpu().numpy()
     pictures = [sheet("Samples", drawn, columns(drawn, n), f"{note}.")]
     # Completions take as long as that many samples, and a class would have to be chosen.
-    if images is not None and not classes and n >= COMPLETED * COMPLETIONS:
+    enough = n >= COMPLETED * COMPLETIONS
+    if images is not None and not classes and enough and generator.completes:
         pictures.append(_completed(generator, images, seed))
     return pictures
 

@@ -57,6 +57,8 @@ class Passes(FixedPoint):
                 del self._noise_of_rows[row]
         drawn = self._draw_rows(active, first_row)
         self._accept(drawn, active, first_row * grid.row_symbols)
+        if self.model.symbols_independent:
+            self.final[active] = grid.symbols
 
     def _draw_rows(self, active: torch.Tensor, first_row: int) -> torch.Tensor:
         """Draw the rows from ``first_row`` on, all in one pass.

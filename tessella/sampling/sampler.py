@@ -159,12 +159,15 @@ class Sampler:
 def choose(model: DensityModel) -> Method:
     """The sampling method that ``auto`` stands for.
 
-    It is ``parallel`` for models whose pass costs little more than a cached step in torch (MADE),
-    if there are two levels, which keeps the number of passes low, and if the compiled kernel does
-    not draw the symbols: on another device, or without a compiler. Otherwise it is ``cached``. The
-    rule follows measurements on a CPU (``docs/performance.md``, ``results/parallel.json``). Nothing
-    is timed here, so the choice never varies between runs.
+    It is ``parallel`` for models that draw all symbols of a grid in one pass (those of the scales
+    of ``next-scale``), and for models whose pass costs little more than a cached step in torch
+    (MADE), if there are two levels, which keeps the number of passes low, and if the compiled
+    kernel does not draw the symbols: on another device, or without a compiler. Otherwise it is
+    ``cached``. The rule follows measurements on a CPU (``docs/performance.md``,
+    ``results/parallel.json``). Nothing is timed here, so the choice never varies between runs.
     """
+    if model.symbols_independent:
+        return "parallel"
     if not model.pass_is_cheap or model.grid.levels > 2:
         return "cached"
     compiles = model.programs_are_final and model.device.type == "cpu" and kernel.available()

@@ -17,6 +17,7 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
+from tessella.nn.scales import enlarged, pooled
 from tessella.tokenizers.construction import PlainValues, check_count
 from tessella.tokenizers.convnet import DeepDecoder, DeepEncoder, DeepOptions
 from tessella.tokenizers.quantizers.vq import GradientVectorQuantizer
@@ -271,11 +272,8 @@ class MultiscaleVQGAN(ReconstructingTokenizer):
             scale: index of the scale.
             features: a tensor ``[n, code_dim, h', w']`` of the full size.
         """
-        maps = vectors.permute(0, 3, 1, 2)
-        size = features.shape[2:]
-        # The finest scale has the full size already.
-        if maps.shape[2:] != size:
-            maps = F.interpolate(maps, size=tuple(size), mode="bicubic")
+        rows, columns = features.shape[2:]
+        maps = enlarged(vectors.permute(0, 3, 1, 2), (rows, columns))
         share = self.sides.blend
         convolved = self.blends[self.sides.blend_of(scale)](maps)
         return (1 - share) * maps + share * convolved
@@ -294,6 +292,4 @@ class MultiscaleVQGAN(ReconstructingTokenizer):
 
 def _pooled(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Averages over areas: ``[n, code_dim, h', w']`` to ``[n, rows, columns, code_dim]``."""
-    if features.shape[2:] != size:
-        features = F.interpolate(features, size=size, mode="area")
-    return features.permute(0, 2, 3, 1)
+    return pooled(features, size).permute(0, 2, 3, 1)

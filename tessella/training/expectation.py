@@ -197,6 +197,10 @@ def grid_text(task: Mapping[str, object]) -> str:
     grids = []
     # A hierarchy holds a model for each grid.
     for part in model.get("priors", [model]):
+        # A model of several scales has all of them.
+        of_part = part.get("grids", [])
         if "grid" in part:
-            grids.append(str(Grid(**part["grid"])))
+            of_part = [part["grid"]]
+        for grid in of_part:
+            grids.append(str(Grid(**grid)))
     return ", ".join(grids)

@@ -294,7 +294,10 @@ class DensityTask(Task):
         return sum(grid.symbols for grid in self.grids)
 
     def networks(self) -> list[nn.Module]:
-        return list(_levels(self.prior))
+        prior = self.prior
+        if isinstance(prior, Hierarchy):
+            return prior.networks()
+        return [prior]
 
     def blocks(self) -> list[nn.Module]:
         found: list[nn.Module] = []
@@ -324,9 +327,7 @@ class DensityTask(Task):
             model.fit_predictor(self._unpacked(self.symbols_of(examples.plain(places)))[level])
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        matrices: list[nn.Parameter] = []
-        for model in _levels(self.prior):
-            matrices += model.hidden_matrices()
+        matrices = self.prior.hidden_matrices()
         if not matrices:
             raise ConfigError(
                 f"train.optimizer=muon is for matrices between hidden layers, and {self.prior.name}"
@@ -336,12 +337,13 @@ class DensityTask(Task):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         grids = self._unpacked(self.symbols_of(x))
+        prior = self.prior
+        if isinstance(prior, Hierarchy):
+            nats_of_grids = prior.training_nats(grids, labels)
+        else:
+            nats_of_grids = [prior.training_nats(grids[0], Condition(labels))]
         bits: list[torch.Tensor] = []
-        for level, model in enumerate(_levels(self.prior)):
-            # The prior of a finer grid sees the codes of the grid above it.
-            coarser = None if model.conditioning.codes is None else grids[level - 1]
-            symbols = grids[level]  # [b, h, w, c]
-            nats = model.training_nats(symbols, Condition(labels, coarser))  # [b]
+        for nats in nats_of_grids:
             bits.append(nats.mean() / LN2)
         # Bits of all grids over the symbols of all grids.
         figures = {"loss": torch.stack(bits).sum() / self.symbols}

@@ -60,7 +60,7 @@ class ServedModel:
         able = []
         if isinstance(self.model, DrawsImages):
             able.append("draw")
-        if isinstance(self.model, CompletesImages):
+        if isinstance(self.model, CompletesImages) and self.model.completes:
             able.append("complete")
         is_exact = not states_bound(self.model)
         if isinstance(self.model, Generator) and is_exact:
@@ -81,11 +81,13 @@ class ServedModel:
             return "A masked model states no exact probabilities, and so no bits and no files."
         if not isinstance(self.model, DrawsImages):
             if len(self.grids()) > GRIDS:
-                return "A tokenizer alone draws nothing, and a prior models two grids at most."
+                return "A tokenizer alone draws nothing: train a next-scale prior on its codes."
             return (
                 "A tokenizer alone draws nothing: train a prior on its codes, or serve a two-stage"
                 " model."
             )
+        if "complete" not in self.abilities:
+            return "Codes of many scales have no compressed file, and no part of them can be kept."
         if "compress" not in self.abilities:
             return "Codes of several grids have no compressed file."
         return ""

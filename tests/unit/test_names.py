@@ -13,13 +13,15 @@ import pytest
 import tessella as ts
 from tessella import names
 from tessella.errors import ConfigError
+from tessella.models import NextScale
 from tessella.tokenizers import TOKENIZERS
 from tessella.tokenizers.quantizers import QUANTIZERS
 from tessella.tokenizers.reconstructing import CodebookOptions
 from tessella.vae import VAE
 
 TABLES: dict[str, Any] = {
-    "model": ts.MODELS,
+    # Not in the registry, since it is no model of one grid.
+    "model": {**ts.MODELS, NextScale.name: NextScale},
     "head": ts.HEADS,
     "tokenizer": TOKENIZERS,
     "quantizer": QUANTIZERS,

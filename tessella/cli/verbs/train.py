@@ -8,7 +8,7 @@ from tessella.cli import recipes
 from tessella.cli.run_images import or_name_the_data
 from tessella.cli.terminal import say
 from tessella.cli.verb_options import Train
-from tessella.models import MODELS
+from tessella.models import family
 from tessella.training import signals, train_recipe
 
 
@@ -25,7 +25,7 @@ def run(command: Train) -> int:
         resume = bool(command.start_or_resume) and (out / "run.json").exists()
     # With plugins the names could not be checked before; a misspelt one must not wait for images.
     if recipe.model is not None:
-        MODELS.get_or_explain(recipe.model.name)
+        family(recipe.model.name)
     # Only a resumed run has images of its own, which may have moved since.
     own_images = bool(command.resume) and not command.data
     with or_name_the_data(is_given=not own_images), signals.leaving():
