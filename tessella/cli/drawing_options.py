@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tessella.cli.flags import Within
-from tessella.sampling import BATCH, Method, Rule, Sampling, Unmasking
+from tessella.sampling import BATCH, Method, Rule, Unmasking
 
 Weights = Literal["own", "int8", "bfloat16"]
 BatchSize = Annotated[int, Within(1, 1 << 20)]
@@ -33,8 +33,3 @@ class Drawing:
     """The density model with its own weights, or with its hidden matrices rounded to int8 or
     bfloat16, which is another model: of one that does not fit into the caches, single images are
     drawn faster."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """The options of the sampler."""
-        return Sampling(method=self.method, batch=self.batch, rule=self.rule)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 
+from tessella.cli.common_options import (
+    Common,
+    Device,
+    ImageSource,
+    Overrides,
+    RunName,
+    Showing,
+    Split,
+    Switch,
+    Threads,
+    TrainingSource,
+    Writing,
+    all_sources,
+)
 from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
 from tessella.cli.engine_options import EngineOptions, UnitOptions
 from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
 from tessella.sampling import WalkOrder
 
-# Types of options that several verbs have. The metavar is the word that help texts show.
-RunName = Annotated[str, arg(metavar="RUN")]
-Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
-Device = Literal["auto", "cpu", "cuda"]
-Split = Literal["train", "valid", "test", "all"]
 ImportKind = Literal[
     "taming-vqgan",
     "taming-gpt",
@@ -29,69 +37,6 @@ ImportKind = Literal[
     "vq-vae-2-pytorch",
     "pixel-cnn-pp",
 ]
-# Given without a value; 0 where it was not given.
-Switch = tyro.conf.UseCounterAction[int]
-
-# Numbers with bounds that hold wherever they are asked for.
-Threads = Annotated[int, Within(0, 4096)]
-
-
-def _training_sources(_: str) -> str:
-    """The hint of ``train --data``: what images, or codes of images, can come from."""
-    return (
-        f"({_source_forms(False)}; for a prior also {_source_forms(True)}; default: the recipe's)"
-    )
-
-
-def _image_sources(_: str) -> str:
-    """The hint of ``--data`` of the verbs that work on images."""
-    return f"({_source_forms(False)}; default: the run's)"
-
-
-def _all_sources(_: str) -> str:
-    """The hint of a word that names a source of images."""
-    return f"({_source_forms(False)})"
-
-
-def _source_forms(holds_codes: bool) -> str:
-    """The ways of naming a source of images, or one of codes."""
-    # Called when a help text is shown: only then are the readers, and with them numpy, imported.
-    from tessella.data import SOURCES
-
-    forms = [source.form for source in SOURCES.values() if source.holds_codes == holds_codes]
-    return ", ".join(forms)
-
-
-# Sources can be registered, so help texts look their names up in the table.
-TrainingSource = Annotated[str, arg(help_behavior_hint=_training_sources)]
-ImageSource = Annotated[str, arg(help_behavior_hint=_image_sources)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every verb."""
-
-    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], arg(metavar="FILE.py")] = ()
-    """Python file that registers models, heads, tokenizers, quantizers or data sources of your own.
-    It runs with all your rights."""
-    quiet: Switch = 0
-    """Print only what was asked for, warnings and errors: no progress, no notes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing(Common):
-    """Options of verbs that write files."""
-
-    force: Switch = 0
-    """Replace a file that tessella did not make."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Showing(Writing):
-    """Options of verbs that show pictures in the terminal."""
-
-    no_preview: Switch = 0
-    """Show no pictures in the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +298,7 @@ class Pack(Common):
     $ tessella train folder-vqvae --data shards:shards data.stream=true train.workers=2
     """
 
-    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=all_sources)]]
     """Data source. JPEG and PNG files of a folder are kept byte for byte; everything else becomes
     PNG."""
     overrides: Positional[Overrides] = ()
@@ -380,7 +325,7 @@ class Verify(Writing):
 
     action: Positional[Annotated[Literal["verify"], arg(metavar="verify")]]
     """What to do."""
-    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]
+    source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=all_sources)]]
     """Data source."""
     overrides: Positional[Overrides] = ()
     """Data options, as data.key=value."""
