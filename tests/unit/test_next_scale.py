@@ -270,6 +270,14 @@ def test_dropout_reaches_training_but_no_likelihood() -> None:
     assert not torch.equal(one, two)
 
 
+def test_two_grids_of_codes_are_two_scales() -> None:
+    tokenizer = ts.create_tokenizer(
+        "vqvae2", image_size=(8, 8), channels=1, hidden=8, residual_hidden=4, code_dim=4
+    )
+    generator = ts.Generator(tokenizer, prior(tokenizer.grids(), layers=1).float())
+    assert generator.sample(2).shape == (2, 8, 8, 1)
+
+
 def test_codes_that_are_given_are_kept_and_part_of_an_image_is_refused() -> None:
     tokenizer = scales_tokenizer()
     generator = ts.Generator(tokenizer, prior(tokenizer.grids()))
