@@ -177,9 +177,9 @@ def stand_in(source: str, levels: int, steps: int) -> tuple[ts.DensityModel, flo
     images = data.load(DataConfig(source=source), "train").images[:CODED]
     codes = patch_codes(torch.as_tensor(images), levels)
     held_out = len(codes) // 8
-    model = ts.create(
-        "transformer", ts.Grid(*codes.shape[1:], levels), layers=4, width=128, heads=4
-    )
+    side = SIDE // 2
+    grid = ts.Grid(side, side, 1, levels)
+    model = ts.create("transformer", grid, layers=4, width=128, heads=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for _ in range(steps):
         x = codes[torch.randint(len(codes) - held_out, (BATCH,))]
