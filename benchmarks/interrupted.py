@@ -192,11 +192,9 @@ def measure(
             found = kill.read_outcome(out)
             wrong = [name for name, value in expected[case].items() if found[name] != value]
         shutil.rmtree(out, ignore_errors=True)
-        row = {"kind": kind, "trial": trial, "ranks": case.ranks}
         source = case.source.partition(":")[0]
-        rows.append(
-            row | {"source": source, "settings": list(case.settings), "hit": hit, "wrong": wrong}
-        )
+        row = {"kind": kind, "trial": trial, "ranks": case.ranks, "source": source}
+        rows.append(row | {"settings": list(case.settings), "hit": hit, "wrong": wrong})
         verdict = "; ".join(wrong) or "same"
         missed = "" if hit else " (it was over before)"
         print(f"{kind} {trial}: {case.ranks} of {source}: {verdict}{missed}", flush=True)
