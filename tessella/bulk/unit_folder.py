@@ -19,6 +19,7 @@ from tessella.bulk.engines import Engine
 from tessella.bulk.units import MadeUnit, Units
 from tessella.errors import ArtifactError, InputError
 from tessella.storage import resumable
+from tessella.storage.code_set import INDEX_BYTES
 
 FORMAT = 1
 """Version of the layout."""
@@ -122,10 +123,13 @@ class _UnitFolder:
         if self.path.is_symlink():
             files.check_replaceable(self.path)  # which refuses links
         found = self._found()
-        if found is None:
-            if self.path.exists() and (not self.path.is_dir() or _holds_something(self.path)):
-                raise InputError(f"{self.path} holds something else: name another --out")
+        is_free = not self.path.exists()
+        if self.path.is_dir():
+            is_free = not _holds_something(self.path)
+        if found is None and is_free:
             return
+        if found is None or found.get("kind") != self.record["kind"]:
+            raise InputError(f"{self.path} holds something else: name another --out")
         different = resumable.differing(found, self.record, FREE)
         if different:
             raise InputError(
@@ -154,12 +158,10 @@ class _UnitFolder:
 
     def _found(self) -> dict[str, object] | None:
         """The record of what is there; None where there is none."""
+        # A finished folder has a configuration, one that is being made a record.
         if (self.path / CONFIG).exists():
-            return dict(files.read_json_object(self.path / CONFIG, files.JSON_BYTES))
-        found = resumable.read_record(self.path)
-        if found is not None and found.get("kind") != self.record["kind"]:
-            raise InputError(f"{self.path} holds something else: name another --out")
-        return found
+            return dict(files.read_json_object(self.path / CONFIG, INDEX_BYTES))
+        return resumable.read_record(self.path)
 
     def _find_files(self) -> None:
         """Look for the files of units that are there and undamaged."""
@@ -174,7 +176,7 @@ class _UnitFolder:
         """What is recorded of units, by their numbers."""
         entries: list[object] = []
         if (self.path / CONFIG).exists():
-            listed = files.read_json_object(self.path / CONFIG, files.JSON_BYTES).get("units")
+            listed = files.read_json_object(self.path / CONFIG, INDEX_BYTES).get("units")
             entries = listed if isinstance(listed, list) else []
         elif (self.path / JOURNAL).exists():
             for line in (self.path / JOURNAL).read_text(encoding="utf-8").splitlines():

@@ -236,6 +236,8 @@ def test_another_job_in_the_same_place_is_refused(folder: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="holds something else"):
         make_folder(foreign, "scores", {"model": "a"}, units, LocalEngine(1))
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
+    with pytest.raises(InputError, match="holds something else"):
+        make_folder(out, "compressed files", {"model": "a"}, units, LocalEngine(1))
 
 
 def test_a_unit_that_nobody_made_is_missed(folder: Path, tmp_path: Path) -> None:
