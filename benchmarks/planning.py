@@ -395,6 +395,8 @@ def measure(chosen: argparse.Namespace) -> None:
         return
     if chosen.what == "examples":
         for example in EXAMPLES:
+            if chosen.only not in example.name:
+                continue
             keep(example_row(example), chosen.out)
         return
     for work in WORKS:

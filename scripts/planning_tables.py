@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from performance_tables import NOTHING, origin, table
+from performance_tables import MISSING, NOTHING, origin, table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scale.md"
@@ -50,12 +50,34 @@ def memory(results: Results) -> str:
             line += [mebibytes(planned), mebibytes(measured), f"{planned / measured:.2f}"]
         lines.append(line)
     program = [row["measured"]["program"] for row in rows]
+    slopes = _slopes(rows)
     note = (
         f"*MiB; a process without a model took {mebibytes(min(program))} to"
         f" {mebibytes(max(program))}. {origin(results, rows)};"
         " `benchmarks/planning.py memory`*"
     )
-    return f"{table(titles, lines)}\n\n{note}"
+    return f"{table(titles, lines)}\n\n{slopes}\n\n{note}"
+
+
+def _slopes(rows: Sequence[Results]) -> str:
+    """What each further image of a pass takes: what stays the same for any batch drops out."""
+    by_family: dict[str, list[Results]] = {}
+    for row in rows:
+        by_family.setdefault(row["family"], []).append(row)
+    lines = []
+    for family, found in by_family.items():
+        if len(found) < 2:
+            continue
+        few, many = sorted(found, key=lambda row: row["batch"])[:2]
+        images = many["batch"] - few["batch"]
+        planned = (many["forecast"]["step"] - few["forecast"]["step"]) / images
+        measured = (many["measured"]["step"] - few["measured"]["step"]) / images
+        ratio = f"{planned / measured:.2f}" if measured > 0 else MISSING
+        lines.append([f"`{family}`", mebibytes(planned), mebibytes(measured), ratio])
+    if not lines:
+        return NOTHING
+    titles = ["each image more, MiB", "planned", "measured", "ratio"]
+    return table(titles, lines)
 
 
 def times(results: Results) -> str:

@@ -39,8 +39,10 @@ def build_within_memory(construct: Callable[[], N]) -> N:
     Raises:
         ConfigError: naming what the network takes and what there is.
     """
-    # Somebody else is looking at the shapes alone.
-    if torch.empty(0).is_meta:
+    # Somebody else is looking at the shapes alone: on the meta device, or with tensors of a class
+    # that has no memory.
+    probe = torch.empty(0)
+    if probe.is_meta or type(probe) is not torch.Tensor:
         return construct()
     # On the meta device tensors have shapes and take no memory. A class from outside may not be
     # able to live there; then nothing is known beforehand.

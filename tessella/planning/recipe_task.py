@@ -65,8 +65,9 @@ class PlannedTask:
         model = build.construct_model(self.recipe, self._zeros(), self.tokenizer)
         if self.recipe.adversarial is not None:
             return self._adversarial_task(model)
-        pixels = torch.zeros(1, *self.image_shape, dtype=torch.uint8)
-        return build.build_task(model, None, TrainingData(Examples([pixels]), {}, None))
+        # A density model is given symbols, so that no tokenizer is looked for.
+        x, _ = self.examples(1)
+        return build.build_task(model, None, TrainingData(Examples([x]), {}, None))
 
     def examples(self, images: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Zeros in the shape of a batch, ``[images, ...]``, and labels for a conditional model."""

@@ -21,7 +21,7 @@ from tessella.planning.recipe_task import PlannedTask
 BATCHES = (2, 3)
 """Images of the passes that are counted. With one image some operations are different ones."""
 
-LARGEST_REAL_PASS = 2e11
+LARGEST_REAL_PASS = 3e10
 """Rough operations of an image up to which a pass is made in earnest; beyond that only the shapes
 of its tensors are followed, which costs the same for all sizes."""
 

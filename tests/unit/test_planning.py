@@ -182,6 +182,15 @@ def test_a_prior_on_several_grids_is_planned() -> None:
     assert made.held.parameters > 0
 
 
+def test_a_prior_on_more_codes_than_a_pixel_has_values_is_planned() -> None:
+    # Nobody takes 1,024 codes for pixels.
+    small = ["model.layers=1", "model.hidden=8", "data.size=32"]
+    planned = of_recipe("folder-prior", *small, tokenizer="folder-vqgan")
+    assert planned.tokenizer is not None
+    assert planned.tokenizer.grids()[0].levels > 256
+    assert plan(planned, H100).way.memory.logits > 0
+
+
 @pytest.fixture(scope="module")
 def heavy_counts() -> tuple[WeightBytes, Any]:
     """Counts of a model that is worth several devices: the small one, with larger weights."""
