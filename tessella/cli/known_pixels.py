@@ -21,6 +21,13 @@ def upper_rows(share: float, height: int, width: int) -> torch.Tensor:
     return known
 
 
+def kept_after_missing(known: torch.Tensor) -> bool:
+    """Whether a pixel is kept after a missing one in raster order, so that the order matters."""
+    sequence = known.flatten()
+    first_missing = int((~sequence).to(torch.uint8).argmax())
+    return bool(sequence[first_missing:].any()) and not bool(sequence.all())
+
+
 def read_mask(path: str, height: int, width: int) -> torch.Tensor:
     """The pixels that an image file shows in black: ``bool [height, width]``.
 

@@ -302,5 +302,6 @@ class AnyOrderTransformer(FlattenedModel, OrderAgnosticModel):
 
 def _in_order(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """``values [batch, places, size]`` in an order ``[batch or 1, places]`` of the places."""
-    index = order[..., None].expand(len(values), -1, values.shape[2])
+    # len(values) would fix the batch of an exported graph.
+    index = order[..., None].expand(values.shape[0], -1, values.shape[2])
     return values.gather(1, index)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tessella as ts
 from tessella.cli.entry import main
-from tessella.cli.known_pixels import read_mask, upper_rows
+from tessella.cli.known_pixels import kept_after_missing, read_mask, upper_rows
 from tessella.errors import DataError, InputError
 from tessella.files.pictures import read_made
 from tessella.pipeline import save_model
@@ -61,6 +61,22 @@ def test_upper_rows_are_a_share_of_the_height() -> None:
     assert upper_rows(0.5, 5, 2).sum(1).tolist() == [2, 2, 0, 0, 0]
     assert not upper_rows(0.0, 4, 4).any()
     assert upper_rows(1.0, 4, 4).all()
+
+
+def test_the_order_matters_where_something_is_kept_below_what_is_missing(
+    any_order: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in (0.0, 0.5, 1.0):
+        assert not kept_after_missing(upper_rows(share, 4, 4))
+    assert kept_after_missing(~upper_rows(0.5, 4, 4))
+    Image.fromarray(np.full((8, 8), 255, dtype=np.uint8) * np.eye(8, dtype=np.uint8)).save(
+        tmp_path / "line.png"
+    )
+    words = ["complete", str(any_order), "--data", "digits", "--n", "1", "--variants", "1"]
+    words += ["--mask", f"{tmp_path}/line.png", "--no-preview", "--out", f"{tmp_path}/x.png"]
+    for order, warned in (("raster", True), ("known-first", False)):
+        assert main([*words, "--order", order]) == 0
+        assert ("do not count for it" in capsys.readouterr().out) == warned
 
 
 def test_a_mask_that_does_not_fit_or_is_no_image_is_refused(tmp_path: Path) -> None:

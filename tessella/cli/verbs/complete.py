@@ -8,7 +8,7 @@ import numpy as np
 
 from tessella.cli import preview
 from tessella.cli.drawing import check_drawing, class_of_each, sampling_keywords
-from tessella.cli.known_pixels import read_mask, upper_rows
+from tessella.cli.known_pixels import kept_after_missing, read_mask, upper_rows
 from tessella.cli.picture_output import check_sheet, provenance
 from tessella.cli.rounding import load_rounded
 from tessella.cli.run_images import load_images
@@ -39,6 +39,11 @@ def run(command: Complete) -> int:
         known = read_mask(command.mask, height, width)
     else:
         known = upper_rows(command.keep, height, width)
+    if command.order == "raster" and kept_after_missing(known):
+        say(
+            "in raster order, pixels kept below a missing one do not count for it; with a model of"
+            " the family any-order, --order known-first draws it given all that is kept"
+        )
     options = sampling_keywords(drawing)
     options["order"] = command.order
     repeated = np.repeat(images, command.variants, axis=0)  # [n * variants, h, w, c]
