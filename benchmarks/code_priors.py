@@ -4,8 +4,9 @@
 
 The runs are priors on one tokenizer, trained for the same minutes, such as::
 
-    tessella train cifar10-prior --tokenizer cifar10-codes --data npz:PATH --minutes 20 \\
-        --model MODEL --out runs/codes-MODEL
+    tessella train cifar10-prior --tokenizer tessella/bundle/cifar10-codes/tokenizer \\
+        --data npz:PATH --minutes 20 --model MODEL --out runs/codes-MODEL \\
+        model.layers=6 model.width=128 model.dropout=0.05
 
 with the models ``transformer``, ``any-order`` and ``masked``. Bits are measured on the same
 held-out images, exactly, or as a bound where a model states no exact probability. Drawings are

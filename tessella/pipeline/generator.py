@@ -308,17 +308,9 @@ class Generator(Pretrained):
     def any_order_bound(
         self, images: object, cond: Cond = None, masks: int = MASKS, seed: int = 0
     ) -> torch.Tensor:
-        """The any-order bound of a masked model: a lower bound of log-probabilities, nats ``[n]``.
+        """A lower bound of the log-probability of the symbols of each image: nats ``[n]``.
 
-        It is about the symbols of the images, see :meth:`MaskedModel.any_order_bound`.
-
-        Args:
-            images: ``uint8 [n, height, width, channels]``.
-            cond: class of each image, see :data:`Cond`.
-            masks, seed: see :meth:`MaskedModel.any_order_bound`.
-
-        Raises:
-            InputError: for a model that is not masked, and for arguments that do not fit.
+        See :meth:`MaskedModel.any_order_bound`. Other models refuse it.
         """
         if not isinstance(self.prior, MaskedModel):
             raise InputError(

@@ -88,7 +88,8 @@ def card(
     title = TITLES[kind]
     use = USES[kind]
     if _states_bound(config):
-        title = MASKED_TITLES[kind]
+        title = MASKED_TITLES.get(kind, title)
+        figures = _named_as_bound(kind, figures)
         if kind == "density-model":
             use = MASKED_USE
     # The lines between `---` are what model hubs read.
@@ -122,9 +123,28 @@ def card(
 
 def _states_bound(config: object) -> bool:
     """Whether a configuration is that of a model which states a bound on probabilities."""
-    name = config.get("name") if isinstance(config, Mapping) else None
-    # Tokenizers have other names, and those of two stages none of their own.
+    if not isinstance(config, Mapping):
+        return False
+    # That of two stages holds those of both.
+    if "prior" in config:
+        return _states_bound(config["prior"])
+    name = config.get("name")
+    # Tokenizers have other names.
     return isinstance(name, str) and name in MODELS and MODELS[name].states_bound
+
+
+def _named_as_bound(kind: str, figures: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """Figures, of which the bits of the validation have the name of a bound.
+
+    Records of runs have one name for all models.
+    """
+    validation = (figures or {}).get("validation")
+    if not isinstance(validation, Mapping) or "bits_per_dim" not in validation:
+        return figures
+    named = dict(validation)
+    name = "bound_bits_per_dim" if kind == "density-model" else "bound_bits_per_code"
+    named[name] = named.pop("bits_per_dim")
+    return {**(figures or {}), "validation": named}
 
 
 def _metadata(kind: str, figures: Mapping[str, object]) -> list[str]:

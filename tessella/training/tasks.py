@@ -375,21 +375,10 @@ class DensityTask(Task):
 
     def save(self, module: nn.Module, out: Path, figures: dict[str, object]) -> None:
         model = _as_prior(module)
-        validation = figures.get("validation")
-        if self.is_bound and isinstance(validation, Mapping):
-            # The log has one name for all models; a card must not take a bound for exact bits.
-            figures = figures | {"validation": self._named_as_bound(validation)}
         if self.tokenizer is None:
             save_model(model, out, figures)
         else:
             save_generator(self.tokenizer, model, out, figures)
-
-    def _named_as_bound(self, validation: Mapping[str, object]) -> dict[str, object]:
-        """Figures of a validation, with the bits under the name of a bound."""
-        named = dict(validation)
-        if self.metric in named:
-            named[self.shown_metric] = named.pop(self.metric)
-        return named
 
     def pictures(self, module: nn.Module, examples: Examples) -> dict[str, np.ndarray]:
         # Symbols without a tokenizer, such as codes from elsewhere, have no pixels.

@@ -48,7 +48,8 @@ def test_the_estimate_of_the_bound_is_right_on_average() -> None:
     model = build(grid)
     x = some(1, grid)
     orders = model.random_orders(600, seed=1)
-    exact = model.log_prob(x.expand(600, -1, -1, -1), order=orders)
+    with torch.no_grad():
+        exact = model.log_prob(x.expand(600, -1, -1, -1), order=orders)
     for masks in (1, 3):
         many = x.expand(1000, -1, -1, -1)
         found = model.any_order_bound(many, masks=masks, seed=2)
@@ -224,6 +225,19 @@ def test_a_generator_draws_completes_and_is_evaluated_by_a_bound(tmp_path: Path)
     # The masks of an image follow its pixels.
     again = ts.evaluate(generator, images.flip(0), batch=2)
     assert again["bound_bits_per_dim"] == pytest.approx(figures["bound_bits_per_dim"], rel=1e-5)
+
+
+def test_a_card_calls_a_bound_a_bound(tmp_path: Path) -> None:
+    validation = {"validation": {"bits_per_dim": 3.25}}
+    save_model(build(), tmp_path / "pixels", validation)
+    card = (tmp_path / "pixels" / "README.md").read_text()
+    assert "| bound_bits_per_dim | 3.25 |" in card
+    assert "any_order_bound(images)" in card
+    tokenizer = create_tokenizer("vqvae", image_size=(8, 8), channels=1, hidden=8, codebook_size=16)
+    prior = ts.create("masked", tokenizer.grid(), layers=1, width=8, heads=2)
+    Generator(tokenizer, prior).save(tmp_path / "codes", validation)
+    card = (tmp_path / "codes" / "README.md").read_text()
+    assert "| bound_bits_per_code | 3.25 |" in card
 
 
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:

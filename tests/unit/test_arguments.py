@@ -210,7 +210,7 @@ def test_the_keywords_for_type_checkers_are_those_of_the_classes() -> None:
         declared[name] = {annotation}
     assert declared == expected
     assert set(RuleKeywords.__annotations__) == set(inspect.signature(Rule).parameters)
-    keywords = {"method", "order", *RuleKeywords.__annotations__}
+    keywords = {"method", "order", "unmasking", *RuleKeywords.__annotations__}
     assert set(SamplingKeywords.__annotations__) == keywords
     options = {"method", "batch", "every", "rule", "order", "unmasking"}
     assert set(inspect.signature(Sampling).parameters) == options

@@ -16,7 +16,7 @@ from tessella.cli.terminal import is_quiet, say
 from tessella.cli.verb_options import Complete
 from tessella.files import pictures
 from tessella.pipeline import CompletesImages, pick_device, require
-from tessella.pipeline.saved_model import learned_tokenizer
+from tessella.pipeline.saved_model import learned_tokenizer, states_bound
 from tessella.storage import image_writer
 
 MASKED = 128
@@ -39,7 +39,9 @@ def run(command: Complete) -> int:
         known = read_mask(command.mask, height, width)
     else:
         known = upper_rows(command.keep, height, width)
-    if command.order == "raster" and kept_after_missing(known):
+    # Masked models see all that is kept in any case.
+    goes_by_raster = command.order == "raster" and not states_bound(model)
+    if goes_by_raster and kept_after_missing(known):
         say(
             "in raster order, pixels kept below a missing one do not count for it; with a model of"
             " the family any-order, --order known-first draws it given all that is kept"
