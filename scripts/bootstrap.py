@@ -44,7 +44,7 @@ TORCH = "2.13.0"
 GROUPS = {
     "run": ("plots", "web", "compress"),
     "test": ("plots", "web", "compress", "hub", "export", "data", "dev"),
-    "docs": ("plots", "web", "compress", "hub", "export", "dev", "docs"),
+    "docs": ("plots", "web", "compress", "hub", "export", "data", "dev", "docs"),
 }
 """Extras of pyproject.toml that a set-up installs; each group contains the ones before it."""
 
