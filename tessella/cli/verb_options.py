@@ -296,7 +296,7 @@ class Pack(Common):
     $ tessella shards folder:photos --out shards
     $ tessella shards folder:photos --out shards-64 data.size=64
     $ tessella shards mnist:mnist --out mnist-shards --images 5000
-    $ tessella train folder data.source=shards:shards data.stream=true train.workers=2
+    $ tessella train folder-vqvae --data shards:shards data.stream=true train.workers=2
     """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE", help_behavior_hint=_all_sources)]]

@@ -119,7 +119,7 @@ def _check_fits(config: DataConfig, source: type[Source], split: str) -> None:
         able = [name for name, kind in SOURCES.items() if kind.allows_all]
         raise DataError(
             f"{source.name} comes divided: take --split train, valid or test (all is for "
-            f"{' and '.join(able)})"
+            f"{', '.join(able)})"
         )
     if config.stream and not source.streams:
         able = [kind.form for kind in SOURCES.values() if kind.streams]

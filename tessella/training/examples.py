@@ -96,6 +96,11 @@ class Examples:
         """Images or symbols at ``indices [b]`` as they are."""
         return _at(self.variants[0], indices)
 
+    @property
+    def replaced(self) -> int:
+        """Damaged images that were met so far, and that others stand for."""
+        return len(getattr(self.variants[0], "damaged", ()))
+
     def read(self, indices: torch.Tensor) -> list[torch.Tensor]:
         """All variants of the examples at ``indices [b]``, as they are."""
         return [_at(variant, indices) for variant in self.variants]

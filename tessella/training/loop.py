@@ -159,6 +159,7 @@ def fit(session: Session) -> None:
     bar = _progress_bar(session)
     with contextlib.closing(reader):
         _take_steps(session, reader, bar)
+    _report_replaced(session)
     if session.share < 1 or not progress.best_step:
         _save_checkpoint(session)
         # A model to load must be there, even after an early signal. A resumed run knows nothing of
@@ -166,6 +167,16 @@ def fit(session: Session) -> None:
         if not progress.validations and validate(session, log=False):
             keep(session)
     bar.close()
+
+
+def _report_replaced(session: Session) -> None:
+    """Say how many images of a stream were damaged."""
+    examples = session.examples
+    if isinstance(examples, Examples) and examples.replaced and session.fabric.is_global_zero:
+        session.say(
+            f"{examples.replaced} damaged images were met; others took their places"
+            " (tessella data verify SOURCE lists them)"
+        )
 
 
 def _reader(session: Session) -> ReadAhead:

@@ -97,8 +97,10 @@ def test_what_is_no_source_is_refused() -> None:
 
 def test_a_source_says_what_it_allows() -> None:
     allowing = [name for name, kind in SOURCES.items() if kind.allows_all]
-    assert allowing == ["folder", "archive"]
-    with pytest.raises(DataError, match=r"digits comes divided.*\(all is for folder and archive\)"):
+    assert allowing == ["folder", "shards", "hf", "archive"]
+    with pytest.raises(
+        DataError, match=r"digits comes .*\(all is for folder, shards, hf, archive\)"
+    ):
         load(DataConfig("digits"), "all")
     with pytest.raises(ConfigError, match=r"data\.bits is for npz:PATH only"):
         load(DataConfig("digits", bits="8x8"), "train")

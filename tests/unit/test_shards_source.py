@@ -353,3 +353,14 @@ def test_training_on_a_stream_with_any_number_of_workers_and_a_stop(
     wanted = (tmp_path / "a" / "model.safetensors").read_bytes()
     assert (tmp_path / "b" / "model.safetensors").read_bytes() == wanted
     assert (tmp_path / "c" / "model.safetensors").read_bytes() == wanted
+
+
+def test_what_is_as_long_as_the_set_lies_on_the_disk(tmp_path: Path) -> None:
+    images = load(named_set(tmp_path), stream=True)
+    assert isinstance(images.labels, np.memmap)
+    assert images.names is None
+    # A change of the array in memory does not reach the file.
+    images.labels[0] = 7
+    again = load(tmp_path, stream=True)
+    assert again.labels is not None
+    assert again.labels[0] == 0

@@ -163,10 +163,19 @@ class ShardSet:
     def column(self, name: str) -> np.ndarray:
         """One field of :data:`~tessella.data.shards.shard_index.RECORD` of all images, ``[n]``."""
         values = np.empty(len(self), RECORD[name])
-        for number, shard in enumerate(self.shards):
-            rows = self._records(shard, 0, shard.count)
-            values[self._firsts[number] : self._firsts[number + 1]] = rows[name]
+        for number in range(len(self.shards)):
+            values[self.places(number)] = self.column_of(number, name)
         return values
+
+    def column_of(self, shard_number: int, name: str) -> np.ndarray:
+        """The same of the images of one shard."""
+        shard = self.shards[shard_number]
+        found: np.ndarray = self._records(shard, 0, shard.count)[name]
+        return found
+
+    def places(self, shard_number: int) -> slice:
+        """Where the images of a shard are among those of the set."""
+        return slice(self._firsts[shard_number], self._firsts[shard_number + 1])
 
     def labels(self) -> np.ndarray | None:
         """The label of each image, ``int64 [n]``; None where no image has one.

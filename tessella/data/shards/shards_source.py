@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tessella.config import DataConfig
-from tessella.data.class_labels import (
-    check_held_out,
-    check_labels,
-    names_of_ids,
-    renumbered,
-    sparse_ids,
-)
+from tessella.data.class_labels import check_held_out, names_of_ids, sparse_ids
+from tessella.data.decoded_cache import digest
 from tessella.data.encoded_split import EncodedSplit
 from tessella.data.paths import printable
+from tessella.data.shards.kept_arrays import kept_array
+from tessella.data.shards.shard_index import NO_LABEL
 from tessella.data.shards.shard_manifest import class_names
 from tessella.data.shards.shard_set import ShardSet, open_shards
 from tessella.data.source_kinds import Source, register_source
@@ -66,27 +65,73 @@ class ShardsSource(Source):
         shards = open_shards(path)
         title = f"shards:{Path(path).name}"
         splits, rule = divide_shards(shards)
-        places = np.arange(len(shards))
-        if split != ALL:
-            places = np.flatnonzero(splits == SPLITS.index(split))
-        # Half the memory of numpy's own type, which counts for millions of images.
-        numbers = places[: config.limit or None].astype(np.uint32)
-        labels, names = _labels(shards, splits, title)
-        chosen = EncodedSplit(
+        classes, names = _classes(shards, splits, title)
+        rule = "every image" if split == ALL else rule
+        identity = [[shard.name, shard.sha256] for shard in shards.shards]
+        # Both arrays lie on the disk, so that memory does not grow with the number of images.
+        chosen = _Chosen(shards, splits, split, digest(identity, split, rule))
+        numbers = chosen.numbers()[: config.limit or None]
+        labels = None
+        if classes is not None:
+            labels = chosen.labels(classes)[: config.limit or None]
+        part = EncodedSplit(
             files=_ShardFiles(shards),
             split=split,
             numbers=numbers,
-            labels=None if labels is None else labels[numbers],
+            labels=labels,
             label_names=names,
-            rule="every image" if split == ALL else rule,
+            rule=rule,
             title=title,
             places=[printable(str(shard.path.resolve())) for shard in shards.shards],
-            identity=[[shard.name, shard.sha256] for shard in shards.shards],
+            identity=identity,
             stamps=[[shard.sha256, shard.path.stat().st_mtime_ns] for shard in shards.shards],
             groups=_groups(shards, numbers),
             left_out=left_out_of(shards),
         )
-        return chosen.part(config)
+        return part.part(config)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The images of a split, shard by shard.
+
+    Args:
+        shards: those of all splits.
+        splits: the split of each image, as its number in ``SPLITS``, ``uint8 [n]``.
+        split: which is chosen; ``all`` for every image.
+        key: of the arrays in the cache.
+    """
+
+    shards: ShardSet
+    splits: np.ndarray
+    split: str
+    key: str
+
+    def numbers(self) -> np.ndarray:
+        """The numbers of its images in the set, ``uint32 [k]``."""
+
+        def pieces() -> Iterator[np.ndarray]:
+            for shard in range(len(self.shards.shards)):
+                yield self._within(shard) + self.shards.first(shard)
+
+        return kept_array(f"{self.key}-numbers", np.dtype("<u4"), pieces)
+
+    def labels(self, classes: np.ndarray) -> np.ndarray:
+        """The class of each, ``int64 [k]``: the place of its label in ``classes``."""
+
+        def pieces() -> Iterator[np.ndarray]:
+            for shard in range(len(self.shards.shards)):
+                labels = self.shards.column_of(shard, "label")[self._within(shard)]
+                yield np.searchsorted(classes, labels)
+
+        return kept_array(f"{self.key}-{digest(classes.tolist())}", np.dtype("<i8"), pieces)
+
+    def _within(self, shard: int) -> np.ndarray:
+        """The places of its images in a shard."""
+        splits = self.splits[self.shards.places(shard)]
+        if self.split == ALL:
+            return np.arange(len(splits))
+        return np.flatnonzero(splits == SPLITS.index(self.split))
 
 
 class _ShardFiles:
@@ -128,8 +173,10 @@ def divide_shards(shards: ShardSet) -> tuple[np.ndarray, str]:
         )
     splits = np.empty(len(shards), np.uint8)
     for number, name in enumerate(named):
-        splits[shards.first(number) : shards.first(number + 1)] = SPLITS.index(name)
+        splits[shards.places(number)] = SPLITS.index(name)
     rule = f"the names of the shards ({', '.join(sorted(set(named)))})"
+    if {"valid", "test"} <= set(named):
+        return splits, rule
     filled = fill_missing_at(shards.column("position"), splits)
     return splits, rule + (filled and f"{filled} and the key")
 
@@ -148,32 +195,50 @@ def split_of_shard(name: str) -> str:
     return found
 
 
-def _labels(
+def _classes(
     shards: ShardSet, splits: np.ndarray, title: str
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The class of each image of all splits, ``int64 [n]``, and the names of the classes."""
-    labels = shards.labels()
-    names = class_names(shards.shards[0].path.parent)
-    if labels is None:
+    """The labels that stand for the classes 0, 1, ..., sorted, and the names of the classes.
+
+    The first is None where the images have no labels.
+    """
+    in_splits = _label_sets(shards, splits)
+    if not in_splits:
         return None, ()
-    what = f"the labels of {title}"
-    labels = check_labels(labels, len(shards), what)
-    in_splits = {}
-    titles = {}
-    for number, split in enumerate(SPLITS):
-        if (splits == number).any():
-            in_splits[split] = labels[splits == number]
-            titles[split] = f"{split} of {title}"
-    check_held_out(in_splits, titles)
-    ids = sparse_ids([labels], what)
+    check_held_out(in_splits, {split: f"{split} of {title}" for split in in_splits})
+    ids = sparse_ids(list(in_splits.values()), f"the labels of {title}")
     if ids is not None:
-        return renumbered(labels, ids), names_of_ids(ids)
-    if names and int(labels.max()) >= len(names):
+        return ids, names_of_ids(ids)
+    most = max(int(labels.max()) for labels in in_splits.values())
+    names = class_names(shards.shards[0].path.parent)
+    if names and most >= len(names):
         raise DataError(
-            f"{title} has the label {labels.max()}, and its shards.json names {len(names)} classes:"
+            f"{title} has the label {most}, and its shards.json names {len(names)} classes:"
             " correct the one or the other"
         )
-    return labels, names
+    return np.arange(most + 1), names
+
+
+def _label_sets(shards: ShardSet, splits: np.ndarray) -> dict[str, np.ndarray]:
+    """The different labels of each split; empty where no image has one.
+
+    Raises:
+        DataError: when only some images have labels.
+    """
+    found: dict[str, np.ndarray] = {}
+    for shard in range(len(shards.shards)):
+        labels = shards.column_of(shard, "label")
+        in_shard = splits[shards.places(shard)]
+        for number in np.unique(in_shard).tolist():
+            split = SPLITS[number]
+            different = np.unique(labels[in_shard == number])
+            found[split] = np.union1d(found.get(split, different), different)
+    every = np.unique(np.concatenate([np.empty(0, np.int64), *found.values()]))
+    if NO_LABEL not in every:
+        return found
+    if len(every) > 1:
+        shards.labels()  # which says how many and which have none
+    return {}
 
 
 def left_out_of(shards: ShardSet) -> tuple[str, ...]:
