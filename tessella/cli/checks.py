@@ -13,13 +13,12 @@ from pathlib import Path
 from tessella import config, files, names
 from tessella.cli import recipes
 from tessella.cli import verb_options as options
-from tessella.cli.common_options import Common
 from tessella.cli.flags import Flag, Output, Within, flags
 from tessella.config import DataConfig
 from tessella.errors import ArtifactError, ConfigError, DataError, InputError, unknown
 
 
-def check_values(command: Common) -> None:
+def check_values(command: options.Common) -> None:
     """Check every number and every output of a command.
 
     Raises:
@@ -82,7 +81,7 @@ def check_output(out: str, endings: Iterable[str], force: bool = False) -> None:
         files.check_replaceable(path, force)
 
 
-def check_names(command: Common) -> None:
+def check_names(command: options.Common) -> None:
     """Check the names that a command gives: of recipes, keys, data sources and runs.
 
     Raises:

@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import tyro
 
-from tessella.cli.common_options import Common
 from tessella.cli.parsing import ABOUT, CONFIG
-from tessella.cli.verb_options import VERBS
+from tessella.cli.verb_options import VERBS, Common
 from tessella.errors import InputError, nearest
 
 SHELLS = ("bash", "zsh", "fish")

@@ -16,9 +16,8 @@ from typing import Literal, get_args, get_origin
 
 import tyro
 
-from tessella.cli.common_options import Common
 from tessella.cli.flags import OPTIONAL, Flag, flags
-from tessella.cli.verb_options import VERBS
+from tessella.cli.verb_options import VERBS, Common
 from tessella.errors import InputError, nearest
 
 ABOUT = (

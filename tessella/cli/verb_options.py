@@ -5,38 +5,53 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional, arg
 
-from tessella.cli.common_options import (
-    Common,
+from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
+from tessella.cli.engine_options import EngineOptions, UnitOptions
+from tessella.cli.flags import Output, Within, sets_fields_of
+from tessella.cli.option_types import (
     Device,
     ImageSource,
+    ImportKind,
     Overrides,
     RunName,
-    Showing,
     Split,
     Switch,
     Threads,
     TrainingSource,
-    Writing,
     all_sources,
 )
-from tessella.cli.drawing_options import BatchSize, Drawing, Seed, Weights
-from tessella.cli.engine_options import EngineOptions, UnitOptions
-from tessella.cli.flags import Output, Within, sets_fields_of
 from tessella.config import TrainConfig
 from tessella.sampling import WalkOrder
 
-ImportKind = Literal[
-    "taming-vqgan",
-    "taming-gpt",
-    "llamagen-vq",
-    "llamagen-gpt",
-    "diffusers-vqmodel",
-    "var-vqvae",
-    "vq-vae-2-pytorch",
-    "pixel-cnn-pp",
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every verb."""
+
+    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], arg(metavar="FILE.py")] = ()
+    """Python file that registers models, heads, tokenizers, quantizers or data sources of your own.
+    It runs with all your rights."""
+    quiet: Switch = 0
+    """Print only what was asked for, warnings and errors: no progress, no notes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Common):
+    """Options of verbs that write files."""
+
+    force: Switch = 0
+    """Replace a file that tessella did not make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing(Writing):
+    """Options of verbs that show pictures in the terminal."""
+
+    no_preview: Switch = 0
+    """Show no pictures in the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from tessella.data.transform import Part
 # isort: off
 from tessella.data import digits, idx, cifar, npz  # noqa: F401
 from tessella.data import folder  # noqa: F401
-from tessella.data.shards import shards_source  # noqa: F401
+from tessella.data import shards_source  # noqa: F401
 from tessella.data import hugging_face  # noqa: F401
 from tessella.data import compressed_source, stored_codes  # noqa: F401
 # isort: on

@@ -20,7 +20,7 @@ from tessella.data.image_files import ImageFiles, each_decoded
 from tessella.data.paths import last_name, printable
 from tessella.data.shards.shard_manifest import class_names
 from tessella.data.shards.shard_set import open_shards
-from tessella.data.shards.shards_source import divide_shards, left_out_of
+from tessella.data.shards_source import divide_shards, left_out_of
 from tessella.data.sources import find_source, load
 from tessella.data.splits import SPLITS
 from tessella.data.unusable_image import UnusableImage

@@ -35,8 +35,9 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
-from tessella.models.density_model import JointWalk, symbol_field
+from tessella.models.density_model import JointWalk
 from tessella.models.program_model import ProgramState, TwinModel
+from tessella.models.receptive_fields import symbol_field
 from tessella.nn.channel_groups import (
     ChannelGroups,
     ChannelGroupStep,

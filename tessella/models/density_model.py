@@ -24,6 +24,7 @@ from tessella.grid import Grid, to_tensor
 from tessella.heads import Distribution, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning, split
 from tessella.models.pixel_window import PixelWindow, WholeGridWindow
+from tessella.models.receptive_fields import symbol_field
 from tessella.nn import predictor_fit
 from tessella.nn.masked import Masked
 from tessella.nn.pretrained import Pretrained
@@ -597,24 +598,3 @@ def check_finite(nats: torch.Tensor) -> None:
             "the model gives no probabilities: its parameters are NaN or infinite, as weights that "
             "are damaged or too large make them; take another checkpoint, or try model.double()"
         )
-
-
-def symbol_field(grid: Grid, pixels: torch.Tensor, inside: bool) -> torch.Tensor:
-    """Expand a receptive field over pixels to one over symbols.
-
-    Args:
-        grid: the grid.
-        pixels: ``bool [pixels, pixels]``: whether pixel ``t`` (row) sees pixel ``s`` (column).
-        inside: whether a symbol also sees the earlier channels of its own pixel.
-
-    Returns:
-        ``bool [symbols, symbols]``.
-    """
-    c = grid.channels
-    # If pixel t sees pixel s, all channels of t see all channels of s.
-    field = pixels.repeat_interleave(c, 0).repeat_interleave(c, 1)
-    if inside:
-        # On the diagonal blocks, one for each pixel: channel t sees the channels s < t.
-        earlier_channels = torch.ones(c, c).tril(-1)
-        field |= torch.block_diag(*[earlier_channels] * grid.pixels).bool()
-    return field

@@ -16,7 +16,8 @@ from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import FactoredHead, Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
-from tessella.models.density_model import DensityModel, JointWalk, symbol_field
+from tessella.models.density_model import DensityModel, JointWalk
+from tessella.models.receptive_fields import symbol_field
 from tessella.nn.stepping.state import State
 
 

@@ -27,8 +27,8 @@ from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.channel_output import create_output
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
-from tessella.models.density_model import symbol_field
 from tessella.models.pixel_model import PixelModel, SteppedFeatures
+from tessella.models.receptive_fields import symbol_field
 from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding
 from tessella.nn.pixelsnail_layers import AttentionBlock

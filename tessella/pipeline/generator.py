@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,29 +24,12 @@ from tessella.models.masked_model import MASKS, MaskedModel
 from tessella.nn.outline import IN_PARTS, check_drawn
 from tessella.nn.pretrained import Pretrained
 from tessella.noise import check_seed
+from tessella.pipeline.kept_grids import KeptGrids, as_mask, kept_grids, whole_cells
 from tessella.pipeline.saved_model import Watch
 from tessella.pipeline.saving import save_generator
 from tessella.tokenizers import Tokenizer
 from tessella.tokenizers.images import Images
 from tessella.tokenizers.tokenizer import Symbols, as_tuple, check_images
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Symbols to keep of each grid, ``[n, h, w, depth]``, and a mask of the places to keep them."""
-
-    symbols: tuple[torch.Tensor, ...]
-    known: tuple[torch.Tensor, ...]
-
-    def rows(self, rows: slice) -> _Kept:
-        """Those of some of the images."""
-        symbols = tuple(part[rows] for part in self.symbols)
-        known = tuple(part[rows] for part in self.known)
-        return _Kept(symbols, known)
-
-    def check(self, level: int, prior: DensityModel) -> sampling.KnownSymbols:
-        """The symbols of one grid, checked."""
-        return sampling.KnownSymbols.check(prior, self.symbols[level], self.known[level])
 
 
 class Generator(Pretrained):
@@ -165,7 +148,7 @@ class Generator(Pretrained):
         **options: Unpack[sampling.SamplingKeywords],
     ) -> Images:
         """Draw images: ``uint8 [n, height, width, channels]``. Arguments as of :meth:`batches`."""
-        kept = _kept(x, known)
+        kept = kept_grids(x, known)
         count = check_integer("n", n, least=1) - check_integer("start", start)
         check_drawn(count, self.image_grid.symbols, IN_PARTS)
         # Checked and drawn as batches are, so that both give the same images.
@@ -207,7 +190,7 @@ class Generator(Pretrained):
         Raises:
             InputError: at the first iteration, for an argument that does not fit.
         """
-        kept = _kept(x, known)
+        kept = kept_grids(x, known)
         yield from self._batches(n, seed, batch, start, cond, watch, kept, options)
 
     def stream(
@@ -248,7 +231,7 @@ class Generator(Pretrained):
         them.
         """
         samplers = self._samplers(sampling.Sampling.from_keywords(every=every, **options))
-        yield from self._grids(samplers, n, seed, cond, _kept(x, known))
+        yield from self._grids(samplers, n, seed, cond, kept_grids(x, known))
 
     def complete(
         self,
@@ -278,7 +261,7 @@ class Generator(Pretrained):
         x, masks = self.symbols_to_keep(images, known)
         # Every grid holds all images.
         n = len(x[0])
-        kept = _Kept(x, masks)
+        kept = KeptGrids(x, masks)
         batches = self._batches(n, seed, batch, 0, cond, watch, kept, options)
         return Images.of(torch.cat(list(batches)))
 
@@ -340,7 +323,7 @@ class Generator(Pretrained):
                 " or give the codes to keep yourself: generator.sample(x=codes, known=masks)"
             )
         x = as_tuple(self.encode(images))
-        return x, self._known_symbols(_as_mask(known), len(x[0]))
+        return x, self._known_symbols(as_mask(known), len(x[0]))
 
     def encode(self, images: object) -> Any:
         """Images to the symbols that the prior models.
@@ -440,7 +423,7 @@ class Generator(Pretrained):
         start: int,
         cond: Cond,
         watch: Watch | None,
-        kept: _Kept | None,
+        kept: KeptGrids | None,
         options: sampling.SamplingKeywords,
     ) -> Iterator[torch.Tensor]:
         """:meth:`batches`, around symbols that are kept."""
@@ -487,7 +470,7 @@ class Generator(Pretrained):
         n: int,
         seed: int,
         cond: Cond,
-        kept: _Kept | None,
+        kept: KeptGrids | None,
     ) -> Iterator[tuple[int, Symbols]]:
         """Draw the grids of ``n`` images one after another.
 
@@ -517,7 +500,7 @@ class Generator(Pretrained):
             symbols[level] = symbols[level].clone()
             before += prior.grid.symbols
 
-    def _kept_of(self, level: int, kept: _Kept | None) -> sampling.KnownSymbols | None:
+    def _kept_of(self, level: int, kept: KeptGrids | None) -> sampling.KnownSymbols | None:
         """The symbols to keep of one grid, checked; None where all of it is drawn."""
         if kept is None:
             return None
@@ -548,7 +531,7 @@ class Generator(Pretrained):
         stride = self.tokenizer.stride
         padding = (0, finest.width * stride - width, 0, finest.height * stride - height)
         padded = F.pad(whole, padding, value=True)
-        return tuple(_whole_cells(padded, grid) for grid in self.grids)
+        return tuple(whole_cells(padded, grid) for grid in self.grids)
 
 
 def grids_text(grids: Sequence[Grid]) -> str:
@@ -578,36 +561,3 @@ def warn_of_order(tokenizer: Tokenizer, prior: Prior) -> None:
             TessellaWarning,
             stacklevel=3,
         )
-
-
-def _kept(x: Symbols | None, known: Symbols | None) -> _Kept | None:
-    """The symbols to keep of each grid; None where all are drawn."""
-    if x is None and known is None:
-        return None
-    # A mask alone would keep symbols that nobody gave.
-    if x is None or known is None:
-        raise InputError("completion needs both: x, the symbols, and known, where to keep them")
-    return _Kept(as_tuple(x), as_tuple(known))
-
-
-def _as_mask(known: object) -> torch.Tensor:
-    try:
-        mask = torch.as_tensor(known)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"known must be a boolean array or tensor, got {type(known).__name__}"
-        ) from error
-    if mask.dtype != torch.bool:
-        raise InputError(f"known must be boolean, got {mask.dtype}: write known.bool()")
-    return mask
-
-
-def _whole_cells(known: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Pixels ``bool [n, h, w]`` to symbols ``[n, *grid.shape]``.
-
-    A symbol is known where all pixels of its cell are.
-    """
-    # [n, h, w] -> [n, h', cell height, w', cell width]
-    cells = known.unflatten(2, (grid.width, -1)).unflatten(1, (grid.height, -1))
-    whole = cells.all(4).all(2)
-    return whole[..., None].expand(len(known), *grid.shape)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tessella as ts
 from tessella.cli.entry import main
-from tessella.cli.verb_options import ImportKind
+from tessella.cli.option_types import ImportKind
 from tessella.exchange.layouts import LAYOUTS
 from tessella.files import read_tensors
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tessella.cli.common_options import Common
 from tessella.cli.entry import main
 from tessella.cli.parsing import parse
-from tessella.cli.verb_options import Serve, Train
+from tessella.cli.verb_options import Common, Serve, Train
 from tessella.config import load_recipe
 from tessella.pipeline import bundled
 

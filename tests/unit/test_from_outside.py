@@ -19,7 +19,7 @@ import torch
 from torch import nn
 import tessella as ts
 from tessella.heads import CategoricalHead
-from tessella.models.density_model import symbol_field
+from tessella.models.receptive_fields import symbol_field
 
 
 @ts.register_head("sharp")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tessella import data
 from tessella.config import DataConfig, Recipe, from_dict
-from tessella.data.shards.shards_source import split_of_shard
+from tessella.data.shards_source import split_of_shard
 from tessella.data.streamed_images import StreamedImages
 from tessella.errors import ConfigError, DataError, InputError, TessellaWarning
 from tessella.training import loop, train_recipe

@@ -1,8 +1,7 @@
-"""The options that several verbs have, and the types of their values."""
+"""Types of the values of options that several verbs have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
@@ -10,11 +9,21 @@ from tyro.conf import arg
 
 from tessella.cli.flags import Within
 
-# Types of options that several verbs have. The metavar is the word that help texts show.
+# The metavar is the word that help texts show.
 RunName = Annotated[str, arg(metavar="RUN")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test", "all"]
+ImportKind = Literal[
+    "taming-vqgan",
+    "taming-gpt",
+    "llamagen-vq",
+    "llamagen-gpt",
+    "diffusers-vqmodel",
+    "var-vqvae",
+    "vq-vae-2-pytorch",
+    "pixel-cnn-pp",
+]
 # Given without a value; 0 where it was not given.
 Switch = tyro.conf.UseCounterAction[int]
 
@@ -51,30 +60,3 @@ def _source_forms(holds_codes: bool) -> str:
 # Sources can be registered, so help texts look their names up in the table.
 TrainingSource = Annotated[str, arg(help_behavior_hint=_training_sources)]
 ImageSource = Annotated[str, arg(help_behavior_hint=_image_sources)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every verb."""
-
-    plugin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], arg(metavar="FILE.py")] = ()
-    """Python file that registers models, heads, tokenizers, quantizers or data sources of your own.
-    It runs with all your rights."""
-    quiet: Switch = 0
-    """Print only what was asked for, warnings and errors: no progress, no notes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing(Common):
-    """Options of verbs that write files."""
-
-    force: Switch = 0
-    """Replace a file that tessella did not make."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Showing(Writing):
-    """Options of verbs that show pictures in the terminal."""
-
-    no_preview: Switch = 0
-    """Show no pictures in the terminal."""
