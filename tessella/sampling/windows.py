@@ -24,7 +24,7 @@ from tessella.sampling.known_symbols import KnownSymbols
 from tessella.sampling.rule import Rule
 
 PIXELS = 8
-"""Pixels of a window. More are not guessed right more often, but take longer."""
+"""Pixels of a window. A larger one saves few more passes, and each of them takes longer."""
 
 
 class Windows(FixedPoint):
