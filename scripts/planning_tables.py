@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from performance_tables import MISSING, NOTHING, origin, table
+from performance_tables import MISSING, NOTHING, origin, short, table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scale.md"
@@ -143,8 +143,9 @@ def example(row: Results) -> str:
         named.append(f"{name.replace('_', ' ')} {gigabytes(memory[name])}")
     passes = "one pass" if plan["accumulate"] == 1 else f"{plan['accumulate']} passes"
     checkpointing = "on" if plan["checkpointing"] else "off"
+    title = row["name"][0].upper() + row["name"][1:]
     lines = [
-        f"**{row['name'].capitalize()}.** {plan['parameters']:,} parameters:",
+        f"**{title}.** {plan['parameters']:,} parameters:",
         "",
         f"```bash\n{row['command_line']}\n```",
         "",
@@ -152,7 +153,7 @@ def example(row: Results) -> str:
         f" `{plan['sharding']}`, checkpointing {checkpointing}, precision `{plan['precision']}`.",
         f"- Memory of a device: {gigabytes(memory['total'])} of"
         f" {gigabytes(plan['device_memory'])}, most of it {', '.join(named)}.",
-        f"- Computing: {plan['flops_an_image'] / 1e9:.3g} GFLOP an image,"
+        f"- Computing: {short(plan['flops_an_image'] / 1e9)} GFLOP an image,"
         f" {milliseconds(plan['compute_seconds'])} a step.",
         _traffic_line(plan),
         f"- Together {milliseconds(plan['step_seconds'])} a step,"
