@@ -52,6 +52,9 @@ SIDE = 2048
 SENT = (1 * MIB, 8 * MIB, 64 * MIB)
 """Bytes that are summed over two processes."""
 
+SMALLEST_MAPPED = 65536
+"""Bytes from which on glibc maps a piece of memory by itself, where it is asked to."""
+
 RESET_PEAK = "5"
 """What Linux takes as the wish to count a process's peak of memory anew."""
 
@@ -251,8 +254,8 @@ def forecast_memory(work: Work, batch: int) -> Row:
 
 def memory_row(work: Work, batch: int) -> Row:
     """Forecast and measurement, in a process of its own."""
-    done = run_apart("memory-one", work.family, str(batch))
-    measured = json.loads(done)
+    measured = json.loads(run_apart("memory-one", work.family, str(batch)))
+    mapped = json.loads(run_apart("memory-one", work.family, str(batch), mapped=True))
     forecast = forecast_memory(work, batch)
     return {
         "kind": "memory",
@@ -262,16 +265,23 @@ def memory_row(work: Work, batch: int) -> Row:
         "overrides": list(work.overrides),
         "batch": batch,
         "measured": measured,
+        "measured_without_gaps": mapped,
         "forecast": forecast,
-        "ratio_of_step": forecast["step"] / measured["step"],
+        "ratio_of_step": forecast["step"] / mapped["step"],
         "ratio_of_peak": forecast["peak"] / measured["peak"],
     }
 
 
-def run_apart(*words: str) -> str:
-    """The last line that this program prints, run with other words in a new process."""
+def run_apart(*words: str, mapped: bool = False) -> str:
+    """The last line that this program prints, run with other words in a new process.
+
+    Args:
+        mapped: whether each tensor is mapped by itself, so that the heap has no gaps (glibc).
+    """
     command = [sys.executable, __file__, *words]
     environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    if mapped:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(SMALLEST_MAPPED)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from performance_tables import MISSING, NOTHING, origin, table
+from performance_tables import MISSING, NOTHING, origin, short, table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scale.md"
@@ -46,7 +46,9 @@ def memory(results: Results) -> str:
         line = [f"`{row['family']}`", str(row["batch"])]
         for part in ("step", "peak"):
             planned = row["forecast"][part]
-            measured = row["measured"][part]
+            # Of a step the tensors count, of the process what the system had to give.
+            found = "measured_without_gaps" if part == "step" else "measured"
+            measured = row[found][part]
             line += [mebibytes(planned), mebibytes(measured), f"{planned / measured:.2f}"]
         lines.append(line)
     program = [row["measured"]["program"] for row in rows]
@@ -65,13 +67,15 @@ def _slopes(rows: Sequence[Results]) -> str:
     for row in rows:
         by_family.setdefault(row["family"], []).append(row)
     lines = []
-    for family, found in by_family.items():
-        if len(found) < 2:
+    for family, of_family in by_family.items():
+        if len(of_family) < 2:
             continue
-        few, many = sorted(found, key=lambda row: row["batch"])[:2]
+        few, many = sorted(of_family, key=lambda row: row["batch"])[:2]
         images = many["batch"] - few["batch"]
         planned = (many["forecast"]["step"] - few["forecast"]["step"]) / images
-        measured = (many["measured"]["step"] - few["measured"]["step"]) / images
+        found_many = many["measured_without_gaps"]["step"]
+        found_few = few["measured_without_gaps"]["step"]
+        measured = (found_many - found_few) / images
         ratio = f"{planned / measured:.2f}" if measured > 0 else MISSING
         lines.append([f"`{family}`", mebibytes(planned), mebibytes(measured), ratio])
     if not lines:
@@ -139,8 +143,9 @@ def example(row: Results) -> str:
         named.append(f"{name.replace('_', ' ')} {gigabytes(memory[name])}")
     passes = "one pass" if plan["accumulate"] == 1 else f"{plan['accumulate']} passes"
     checkpointing = "on" if plan["checkpointing"] else "off"
+    title = row["name"][0].upper() + row["name"][1:]
     lines = [
-        f"**{row['name'].capitalize()}.** {plan['parameters']:,} parameters:",
+        f"**{title}.** {plan['parameters']:,} parameters:",
         "",
         f"```bash\n{row['command_line']}\n```",
         "",
@@ -148,7 +153,7 @@ def example(row: Results) -> str:
         f" `{plan['sharding']}`, checkpointing {checkpointing}, precision `{plan['precision']}`.",
         f"- Memory of a device: {gigabytes(memory['total'])} of"
         f" {gigabytes(plan['device_memory'])}, most of it {', '.join(named)}.",
-        f"- Computing: {plan['flops_an_image'] / 1e9:.3g} GFLOP an image,"
+        f"- Computing: {short(plan['flops_an_image'] / 1e9)} GFLOP an image,"
         f" {milliseconds(plan['compute_seconds'])} a step.",
         _traffic_line(plan),
         f"- Together {milliseconds(plan['step_seconds'])} a step,"

@@ -10,8 +10,12 @@ from tessella.nn.outline import machine_memory
 GB = 1e9
 """Memory of devices is sold in powers of ten."""
 
-USABLE = 0.9
-"""Share of a device's memory that a plan fills: an allocator leaves gaps."""
+GPU_USABLE = 0.9
+"""Share of a GPU's memory that a plan fills, as its allocator leaves gaps: assumed."""
+
+CPU_USABLE = 0.6
+"""The same of main memory: the heap of the C library leaves more and larger gaps.
+``benchmarks/planning.py`` measures steps with and without them."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,11 @@ class Hardware:
         if self.accelerator.is_gpu:
             return self.accelerator.memory
         return self.accelerator.memory / self.devices
+
+    @property
+    def usable(self) -> float:
+        """Share of :attr:`device_memory` that a plan fills."""
+        return GPU_USABLE if self.accelerator.is_gpu else CPU_USABLE
 
     def peak(self, precision: str) -> float:
         """Products a second of a device."""

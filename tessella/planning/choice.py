@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tessella.config import Recipe
 from tessella.errors import ConfigError
 from tessella.files import byte_count
-from tessella.planning.accelerators import USABLE, Hardware
+from tessella.planning.accelerators import Hardware
 from tessella.planning.compute_time import ComputeTime, compute_time
 from tessella.planning.held_bytes import WeightBytes
 from tessella.planning.memory_parts import MemoryParts, fits, largest_batch, memory_parts
@@ -216,7 +216,7 @@ def _nothing_fits(ways: list[Way], hardware: Hardware) -> str:
         advice += ", or more devices, over which weights can be spread"
     return (
         f"the least that a step takes is {byte_count(int(least.memory.total))} a device"
-        f" ({least.images} image a pass), and a plan fills {USABLE:.0%} of the"
+        f" ({least.images} image a pass), and a plan fills {hardware.usable:.0%} of the"
         f" {byte_count(int(hardware.device_memory))} of a device: {advice}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from tessella.planning.accelerators import USABLE, Hardware
+from tessella.planning.accelerators import Hardware
 from tessella.planning.held_bytes import WeightBytes
 from tessella.planning.step_counts import StepCounts
 
@@ -87,7 +87,7 @@ def memory_parts(
 
 def fits(parts: MemoryParts, hardware: Hardware) -> bool:
     """Whether a step fits into a device, with room for the gaps of an allocator."""
-    return parts.total <= USABLE * hardware.device_memory
+    return parts.total <= hardware.usable * hardware.device_memory
 
 
 def largest_batch(held: WeightBytes, counts: StepCounts, full: bool, hardware: Hardware) -> int:

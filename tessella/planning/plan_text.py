@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
-from tessella.planning.accelerators import USABLE, Hardware
+from tessella.planning.accelerators import Hardware
 from tessella.planning.choice import TrainingPlan
 from tessella.planning.memory_parts import MemoryParts
 
@@ -166,7 +166,8 @@ def _accumulate_reason(plan: TrainingPlan) -> str:
 
 
 def _largest_reason(plan: TrainingPlan) -> str:
-    text = f"images of a pass that fit into {USABLE:.0%} of the memory of a device, as planned"
+    share = plan.hardware.usable
+    text = f"images of a pass that fit into {share:.0%} of the memory of a device, as planned"
     if plan.largest_of_all > plan.largest:
         text += f"; {plan.largest_of_all} in another way"
     return text
