@@ -152,8 +152,10 @@ class _ShardFiles:
 def _groups(shards: ShardSet, numbers: np.ndarray) -> list[int]:
     """The place of the first image of each shard among those of a split, and their number."""
     edges = [shards.first(number) for number in range(len(shards.shards) + 1)]
+    # Edges of another type would make numpy copy all the numbers.
+    places = np.searchsorted(numbers, np.array(edges, numbers.dtype))
     # A shard can have no image of the split.
-    return sorted(set(np.searchsorted(numbers, edges).tolist()))
+    return sorted(set(places.tolist()))
 
 
 def divide_shards(shards: ShardSet) -> tuple[np.ndarray, str]:
