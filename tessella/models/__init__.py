@@ -149,12 +149,7 @@ def create(
     if not isinstance(grid, Grid):
         raise InputError(f"grid must be a Grid, for example ts.Grid(8, 8, 1, 17), got {grid!r}")
     seed = check_integer("seed", seed, least=-(2**63), most=2**64 - 1)
-    if name == NextScale.name:
-        raise ConfigError(
-            "next-scale models the codes of several scales, not one grid: use"
-            " ts.create_prior('next-scale', tokenizer.grids()), or take another model"
-        )
-    wanted = MODELS.get_or_explain(name)
+    wanted = _family_of_one_grid(name)
     model_sizes, head_sizes = _divide_sizes(name, head, sizes)
     check_sizes("", sizes)
 
@@ -170,6 +165,20 @@ def create(
         if _surely_fits(grid, {"classes": classes, **sizes}):
             return construct().eval()
         return build_within_memory(construct).eval()
+
+
+def _family_of_one_grid(name: str) -> type[DensityModel]:
+    """The class of a model of one grid.
+
+    Raises:
+        ConfigError: for a name that is unknown, or is of a model of several grids.
+    """
+    if name == NextScale.name:
+        raise ConfigError(
+            "next-scale models the codes of several scales, not one grid: use"
+            " ts.create_prior('next-scale', tokenizer.grids()), or take another model"
+        )
+    return MODELS.get_or_explain(name)
 
 
 def create_prior(

@@ -581,9 +581,7 @@ class DensityModel(Pretrained, nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The line that ``print(model)`` shows above the list of layers."""
-        sizes = ""
-        for key, value in self.sizes().items():
-            sizes += f", {key}={value}"
+        sizes = "".join(f", {key}={value}" for key, value in self.sizes().items())
         return f"{self.name!r}, {self.grid}, head={self.head!r}, classes={self.classes}{sizes}"
 
 
