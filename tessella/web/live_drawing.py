@@ -13,6 +13,7 @@ from tessella.errors import InputError, check_integer
 from tessella.files import JSONValue
 from tessella.noise import check_seed
 from tessella.pipeline import CompletesImages, DrawsImages, Generator, require
+from tessella.sampling import WalkOrder
 from tessella.tokenizers.tokenizer import Symbols, as_tuple
 from tessella.web.page_requests import (
     MOST_IMAGES,
@@ -62,6 +63,8 @@ def drawing(asked: ToDraw, served: ServedModel) -> Work:
 def completing(asked: ToComplete, served: ServedModel) -> Work:
     """The work of completing a picture ``n`` times, told of as :func:`drawing` is.
 
+    A model that predicts in any order sees all that is kept, others what is kept above.
+
     Raises:
         InputError: for a value out of range.
     """
@@ -73,11 +76,13 @@ def completing(asked: ToComplete, served: ServedModel) -> Work:
     model.check_condition(asked.labels(), asked.n)
     images = np.repeat(images_from(asked.image, served), asked.n, axis=0)
     known = mask_from(asked.known, served)
+    sees_all_kept = all(prior.any_order for prior in model.priors)
+    order: WalkOrder = "known-first" if sees_all_kept else "raster"
 
     def complete(job: Computation) -> bytes:
         x, kept = model.symbols_to_keep(images, known)
         stream = model.stream_symbols(
-            asked.n, asked.seed, cond=asked.labels(), x=x, known=kept, **rule
+            asked.n, asked.seed, cond=asked.labels(), x=x, known=kept, order=order, **rule
         )
         return _tell_rows(job, model, stream)
 

@@ -30,6 +30,12 @@ def classes_model() -> ts.Generator:
     return pixel_generator(model)
 
 
+def any_order_model() -> ts.Generator:
+    """A model of digits with random weights that can see all that is known."""
+    grid = ts.Grid(8, 8, 1, 17)
+    return pixel_generator(ts.create("any-order", grid, seed=5, layers=1, width=16, heads=2))
+
+
 def hierarchy_model() -> ts.Generator:
     """A two-stage model of two grids with random weights."""
     tokenizer = ts.create_tokenizer(
@@ -51,6 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The runs that are served: three that ship, and some with what those lack."""
     folder = tmp_path_factory.mktemp("served")
     classes_model().save(folder / "classes")
+    any_order_model().save(folder / "any-order")
     hierarchy_model().save(folder / "hierarchy")
     save_model(large_tokenizer(), folder / "tokenizer")
     save_model(create_vae(image_size=(6, 5), channels=3, hidden=8, latent=3), folder / "vae")
@@ -60,6 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "digits-vqvae",
         "cifar10-codes",
         str(folder / "classes"),
+        str(folder / "any-order"),
         str(folder / "hierarchy"),
         str(folder / "tokenizer"),
         str(folder / "vae"),

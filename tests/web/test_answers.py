@@ -17,6 +17,7 @@ import tessella as ts
 from tessella.models.hierarchy import level_condition
 from tessella.pipeline.kept_twin import exact_twin_of
 from tessella.report.codebook_figures import code_patches
+from tessella.sampling import WalkOrder
 from tessella.tokenizers.tokenizer import as_tuple
 
 
@@ -78,11 +79,16 @@ def test_rows_arrive_one_after_another(served: Served) -> None:
         assert not partial[row + 1 :].any()
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-codes"])
-def test_completions_are_those_of_python(served: Served, digits: np.ndarray, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("digits", "raster"), ("digits-codes", "raster"), ("any-order", "known-first")],
+)
+def test_completions_are_those_of_python(
+    served: Served, digits: np.ndarray, name: str, order: WalkOrder
+) -> None:
     known = np.zeros((8, 8), dtype=bool)
     known[:4] = True
-    known[4:6, 2:4] = True
+    known[6:, 2:6] = True
     body = {
         "model": name,
         "seed": 9,
@@ -92,7 +98,8 @@ def test_completions_are_those_of_python(served: Served, digits: np.ndarray, nam
     }
     facts = drawn(served, body, "/api/complete")
     repeated = np.repeat(digits[1:2], 3, axis=0)
-    wanted = served.models[name].complete(repeated, torch.from_numpy(known), seed=9)
+    mask = torch.from_numpy(known)
+    wanted = served.models[name].complete(repeated, mask, seed=9, order=order)
     for got, image in zip(facts["images"], wanted, strict=True):
         assert np.array_equal(array(got, "u1", 8, 8, 1), image)
 
