@@ -34,7 +34,7 @@ from tessella.data.folder_layouts import (
     divide_listing,
 )
 from tessella.data.image_files import ImageFiles, decode_files
-from tessella.data.limits import PIECE
+from tessella.data.limits import FEW_FILES, PIECE
 from tessella.data.other_formats import HEAD, describe, describe_content, with_advice
 from tessella.data.paths import (
     READ_ERRORS,
@@ -52,8 +52,6 @@ from tessella.errors import DataError
 
 MAX_LIST_BYTES = 4 * PIECE
 """Largest list of labels or splits that is read, in bytes."""
-FEW_FILES = 1000
-"""Number of files that are examined to guess whether a folder holds images."""
 _IGNORED_NAMES = ("__MACOSX",)
 _CAMERA_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2")
 UNSUPPORTED = {

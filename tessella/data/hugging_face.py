@@ -7,6 +7,7 @@ Anything else is the name of a data set on the Hub, which ``datasets`` downloads
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from tessella.data.class_labels import (
     sparse_ids,
 )
 from tessella.data.encoded_split import EncodedSplit
+from tessella.data.limits import FEW_FILES
 from tessella.data.paths import READ_ERRORS, existing, find, name_list, one_line, printable
 from tessella.data.source_kinds import Source, register_source
 from tessella.data.splits import (
@@ -58,7 +60,9 @@ class HuggingFaceSource(Source):
     def recognizes(cls, path: Path) -> bool:
         """Whether it is a Parquet file, or a folder of some, or one that was saved."""
         if path.is_dir():
-            return _is_saved(path) or any(path.glob("**/*.parquet"))
+            # Only a guess, for an error message: a folder can hold millions of files.
+            names = itertools.islice(path.glob("**/*"), FEW_FILES)
+            return _is_saved(path) or any(name.suffix == ".parquet" for name in names)
         return path.suffix == ".parquet"
 
     def read(self, path: str, split: str, config: DataConfig) -> Part:

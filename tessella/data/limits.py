@@ -24,6 +24,8 @@ MAX_RESIZED_BYTES = 8 << 30
 """Most bytes of the resized images of a split, for sources that are held in memory."""
 PIECE = 1 << 24
 """Bytes that are decompressed at a time."""
+FEW_FILES = 1000
+"""Number of files that are examined to guess what a folder holds."""
 
 
 @runtime_checkable

@@ -37,4 +37,5 @@ class TrainOptions(TypedDict, total=False):
     sharding: Literal["none", "full"]
     precision: str
     threads: int
+    workers: int
     board: Literal["auto", "none", "tensorboard", "wandb"]

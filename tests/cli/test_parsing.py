@@ -96,9 +96,12 @@ def test_every_number_of_every_verb_is_checked(verb: str, name: str) -> None:
 
 
 def test_no_number_goes_unchecked() -> None:
-    # The rule of sampling checks its values itself, in its dataclass.
-    elsewhere = {"--temperature", "--top-k", "--top-p", "--guidance"}
+    # The rule of sampling and the steps of masked models check their values themselves.
+    rule = {"--temperature", "--top-k", "--top-p", "--guidance"}
+    unmasking = {"--steps", "--choice-temperature"}
     for cls in options.VERBS.values():
+        draws = cls in (options.Sample, options.Complete)
+        elsewhere = rule | unmasking if draws else rule
         for flag in flags(cls):
             is_number = {int, float} & {flag.hint, *getattr(flag.hint, "__args__", ())}
             if is_number and flag.takes_value and flag.name not in elsewhere:

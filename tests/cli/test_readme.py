@@ -36,7 +36,8 @@ def commands(pages: Sequence[str]) -> list[list[str]]:
     found: list[list[str]] = []
     for page in pages:
         for block in blocks(page, "bash"):
-            for line in block.splitlines():
+            # A backslash at the end of a line goes on with the command.
+            for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["tessella"] and words[1:] not in found:
                     found.append(words[1:])

@@ -105,9 +105,9 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     before = contents(tmp_path)
     (tmp_path / "config.json").rename(tmp_path / "made.json")
     (tmp_path / "codes-00003.safetensors").unlink()
-    made, shard = [], code_store._shard
+    made, shard = [], code_store.encoded_shard
     monkeypatch.setattr(
-        code_store, "_shard", lambda *args: made.append(args[2].start) or shard(*args)
+        code_store, "encoded_shard", lambda *args: made.append(args[2].start) or shard(*args)
     )
     code_store.tokenize(tokenizer(), images(), tmp_path)
     assert made == [48]
@@ -264,7 +264,7 @@ def test_codes_made_for_a_prior_are_kept_in_the_cache(
     made, given = tokenizer(), images()
     first = prepare(prior(made), given.images, None, made)
     assert len(list((tmp_path / "codes").iterdir())) == 1
-    monkeypatch.setattr(code_store, "_shard", None)  # nothing may be encoded again
+    monkeypatch.setattr(code_store, "encoded_shard", None)  # nothing may be encoded again
     second = prepare(prior(made), given.images, None, made)
     assert torch.equal(
         torch.as_tensor(first.variants[0][:]), torch.as_tensor(second.variants[0][:])

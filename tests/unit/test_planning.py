@@ -144,7 +144,9 @@ def test_every_family_is_planned(family: str) -> None:
     planned = of_recipe("digits", f"model.name={family}", *sizes)
     made = plan(planned, H100)
     assert made.held.parameters > 0
-    assert made.way.memory.logits > 0
+    # A masked model has no pass of its own from which on memory is that of logits.
+    if not ts.MODELS[family].states_bound:
+        assert made.way.memory.logits > 0
     assert made.images_a_second > 0
     assert family in text_of(made)
 
@@ -171,6 +173,8 @@ def test_every_kind_of_recipe_is_planned(name: str) -> None:
 def test_the_shape_of_every_recipe_that_ships_is_known(name: str) -> None:
     words = ["data.size=16"] if name.startswith("folder") else []
     tokenizer = name.replace("prior", "vqvae") if name.endswith("prior") else ""
+    if name == "digits-next-scale":
+        tokenizer = "digits-multiscale"
     x, _ = of_recipe(name, *words, tokenizer=tokenizer).examples(2)
     assert len(x) == 2
 

@@ -291,7 +291,7 @@ def test_ranks_and_workers_share_one_order(workers: int, world: int) -> None:
         seen = []
         for reader in readers:
             for indices, read in reader.step(step):
-                x, _ = examples.batch(indices, torch.Generator(), torch.device("cpu"), read)
+                x, _ = examples.batch(indices, torch.Generator(), torch.device("cpu"), read=read)
                 assert (read is None) == (workers == 0)
                 seen += x.flatten().tolist()
         assert seen == images.flatten()[wanted.at(step)].tolist()

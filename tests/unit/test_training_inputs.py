@@ -20,7 +20,7 @@ import tessella as ts
 from tessella.config import Recipe, TrainConfig, from_dict, load_recipe
 from tessella.errors import ConfigError, InputError
 from tessella.models import MODELS
-from tessella.training import train_recipe, trainer
+from tessella.training import batch_size, train_recipe, trainer
 from tessella.training.optimizers import parameter_groups
 from tessella.training.stream import Stream
 from tessella.training.tasks import DensityTask
@@ -200,7 +200,7 @@ def test_arguments_of_a_wrong_type_or_size_are_refused(
 def test_a_batch_beyond_this_machine_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "machine_memory", lambda: 1_000_000)
+    monkeypatch.setattr(batch_size, "machine_memory", lambda: 1_000_000)
     with pytest.raises(ConfigError, match=r"train.batch=65536 examples take .* 36 training images"):
         train(tmp_path / "run", images(), batch=65536)
 

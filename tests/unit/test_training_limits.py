@@ -12,6 +12,7 @@ import pytest
 import tessella as ts
 from tessella.config import TrainConfig
 from tessella.training import loop, schedule, trainer
+from tessella.training.forecast import Forecast
 from tessella.training.progress import Progress
 
 GRID = ts.Grid(4, 4, 1, 4)
@@ -161,7 +162,7 @@ def test_steps_much_slower_than_forecast_are_said(
 
     def too_hopeful(*given: Any) -> Any:
         measured = forecast(*given)
-        return trainer.Forecast(measured.parameters, 1.0, 10.0, measured.memory_bytes)
+        return Forecast(measured.parameters, 1.0, 10.0, measured.memory_bytes)
 
     monkeypatch.setattr(trainer, "forecast", too_hopeful)
     _, said = train(tmp_path / "run", steps=40)
