@@ -13,7 +13,6 @@ from tessella.errors import InputError, check_integer
 from tessella.files import JSONValue
 from tessella.noise import check_seed
 from tessella.pipeline import CompletesImages, DrawsImages, Generator, require
-from tessella.sampling import WalkOrder
 from tessella.tokenizers.tokenizer import Symbols, as_tuple
 from tessella.web.page_requests import (
     MOST_IMAGES,
@@ -76,13 +75,13 @@ def completing(asked: ToComplete, served: ServedModel) -> Work:
     model.check_condition(asked.labels(), asked.n)
     images = np.repeat(images_from(asked.image, served), asked.n, axis=0)
     known = mask_from(asked.known, served)
-    sees_all_kept = all(prior.any_order for prior in model.priors)
-    order: WalkOrder = "known-first" if sees_all_kept else "raster"
+    if all(prior.any_order for prior in model.priors):
+        rule["order"] = "known-first"
 
     def complete(job: Computation) -> bytes:
         x, kept = model.symbols_to_keep(images, known)
         stream = model.stream_symbols(
-            asked.n, asked.seed, cond=asked.labels(), x=x, known=kept, order=order, **rule
+            asked.n, asked.seed, cond=asked.labels(), x=x, known=kept, **rule
         )
         return _tell_rows(job, model, stream)
 
