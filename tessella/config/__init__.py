@@ -29,13 +29,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tessella import files, names
 from tessella.config.adversarial_config import AdversarialConfig as AdversarialConfig
 from tessella.config.expected import ExpectedConfig as ExpectedConfig
 from tessella.config.expected import check_curve as check_curve
-from tessella.config.values import from_dict as from_dict
+from tessella.config.values import plain_value
 from tessella.errors import ArtifactError, ConfigError, unknown
 
 LARGEST_BATCH = 1 << 20
@@ -43,6 +43,8 @@ LARGEST_BATCH = 1 << 20
 
 RECIPE_BYTES = 1 << 20
 """Largest recipe that is read."""
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -373,6 +375,44 @@ def to_dict(config: object) -> dict[str, object]:
     return dataclasses.asdict(config)
 
 
+def from_dict(cls: type[C], values: object, where: str = "") -> C:
+    """Build a configuration dataclass from plain values, refusing unknown keys and wrong types.
+
+    Args:
+        cls: a dataclass of this module.
+        values: a table, as TOML or JSON gives it.
+        where: name of the table, for messages.
+
+    Raises:
+        ConfigError: naming the key, its place, what is allowed there and the nearest match.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the recipe'} must be a table, got {values!r}")
+    hints = get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    # The tables of models and tokenizers take the sizes of the class they name, which stand beside
+    # the other keys and are gathered in the field ``sizes``.
+    open_ended = "sizes" in known
+    built: dict[str, object] = {}
+    sizes: dict[str, object] = {}
+    for key, value in values.items():
+        place = f"{where}.{key}" if where else str(key)
+        if key == "sizes" and open_ended:
+            # Saved records hold the sizes gathered, recipes beside the other keys.
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{place} must be a table, got {value!r}")
+            sizes |= value
+        elif key in known:
+            built[key] = _convert(hints[key], value, place)
+        elif open_ended:
+            sizes[key] = value
+        else:
+            raise ConfigError(unknown(f"key in {where or 'the recipe'}:", key, known))
+    if open_ended:
+        built["sizes"] = sizes
+    return cls(**built)
+
+
 NAMES = ("model.name", "tokenizer.name")
 """Keys that choose a class, and with it which sizes there are."""
 
@@ -505,3 +545,44 @@ def _value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
+
+
+def _convert(hint: object, value: object, place: str) -> object:
+    """Check one value against its annotation."""
+    if type(None) in get_args(hint):
+        # TABLE | None
+        inner = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _convert(inner[0], value, place)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, place)
+    origin = get_origin(hint)
+    if origin is Literal:
+        allowed = get_args(hint)
+        if value not in allowed:
+            raise ConfigError(
+                f"{place} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
+            )
+        return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place} must be a table, got {value!r}")
+        return dict(value)
+    if origin is tuple:
+        return _convert_list(get_args(hint), value, place)
+    assert isinstance(hint, type)
+    return plain_value(hint, value, place)
+
+
+def _convert_list(kinds: tuple[object, ...], value: object, place: str) -> tuple[object, ...]:
+    """Check a list against the annotation of a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{place} must be a list, got {value!r}")
+    # tuple[int, ...]: as many as there are.
+    if kinds[-1] is Ellipsis:
+        return tuple(_convert(kinds[0], item, place) for item in value)
+    if len(value) != len(kinds):
+        raise ConfigError(f"{place} must be a list of {len(kinds)} values, got {value!r}")
+    converted: list[object] = []
+    for kind, item in zip(kinds, value, strict=True):
+        converted.append(_convert(kind, item, place))
+    return tuple(converted)
