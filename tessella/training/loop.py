@@ -499,10 +499,12 @@ def _stopped(session: Session) -> bool:
     status = torch.tensor(float(session.stop.status), device=session.fabric.device)
     most = session.fabric.all_reduce(status, reduce_op="max")
     assert isinstance(most, torch.Tensor)
-    if most > 0:
-        session.stop.status = int(most)
-        session.stop.set()
-    return session.stop.is_set()
+    # A signal that came after the exchange counts at the next step: the others know nothing of it.
+    if most == 0:
+        return False
+    session.stop.status = int(most)
+    session.stop.set()
+    return True
 
 
 def _report_step(

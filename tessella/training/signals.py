@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 import threading
@@ -60,7 +61,18 @@ def leaving() -> contextlib.AbstractContextManager[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         raise SystemExit(TRY_AGAIN)
 
+    # Once the interpreter ends its status stands, and a late signal must not replace it.
+    atexit.unregister(_ignore_queue)
+    atexit.register(_ignore_queue)
     return _handled(FROM_QUEUE, handle)
+
+
+def _ignore_queue() -> None:
+    """Ignore the signals of a queue from now on."""
+    for name in FROM_QUEUE:
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

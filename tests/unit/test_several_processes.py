@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,15 @@ import tessella as ts
 from tessella.config import TrainConfig
 from tessella.errors import ConfigError
 from tessella.files import read_json, read_tensors
-from tessella.training import bad_steps, batch_size, checkpoint, launching, train_recipe
+from tessella.training import (
+    bad_steps,
+    batch_size,
+    checkpoint,
+    launching,
+    loop,
+    signals,
+    train_recipe,
+)
 from tessella.training.examples import BatchPart, Examples
 from tessella.training.progress import Progress
 
@@ -234,3 +242,26 @@ def test_random_changes_follow_the_place_in_the_batch() -> None:
         part = examples.batch(place, torch.Generator().manual_seed(5), cpu, BatchPart(start, 8))
         assert torch.equal(part[0], whole[0][place])
         assert torch.equal(part[1], whole[1][place])  # type: ignore[index, arg-type]
+
+
+def test_a_signal_after_the_exchange_counts_at_the_next_step() -> None:
+    stop = signals.StopFlag()
+
+    class LateSignal:
+        """Two processes, of which this one gets a signal just after they have compared theirs."""
+
+        world_size = 2
+        device = torch.device("cpu")
+
+        def all_reduce(self, status: torch.Tensor, reduce_op: str) -> torch.Tensor:
+            most = status.clone()
+            stop.set(signals.TRY_AGAIN)
+            return most
+
+    session = loop.Session.__new__(loop.Session)
+    session.stop = stop
+    session.fabric = cast("Any", LateSignal())
+    # The other process takes this step, and so must this one.
+    assert not loop._stopped(session)
+    assert loop._stopped(session)
+    assert session.stop.status == signals.TRY_AGAIN
