@@ -77,7 +77,11 @@ def absolute_source(source: DataConfig) -> DataConfig:
     name, _, path = source.source.partition(":")
     if not path:
         return source
-    return replace(source, source=f"{name}:{Path(path).absolute()}")
+    location = Path(path).expanduser()
+    # A name on the Hub is no path; a pattern of shards is one, though no such file exists.
+    if name != "shards" and not location.exists():
+        return source
+    return replace(source, source=f"{name}:{location.absolute()}")
 
 
 def shards_made_by(

@@ -104,6 +104,8 @@ class PictureItems(Items):
     def batch(self, places: range) -> Batch:
         # In another process the list was made anew.
         if self._found is None and self._digest() != self._listed:
+            # Forgotten, so that the next unit is refused as well.
+            self._found = None
             raise DataError(
                 f"the files in {', '.join(self.paths)} are not those that the job began with:"
                 " every process must find the same files"
@@ -136,7 +138,8 @@ class ShardedItems(Items):
     """
 
     def __init__(self, pattern: str) -> None:
-        self.pattern = str(Path(pattern).absolute())
+        # Empty stays empty, which open_shards refuses.
+        self.pattern = str(Path(pattern).expanduser().absolute()) if pattern else ""
         self._shards: ShardSet | None = None
         self._listed = self._digest()
 
@@ -156,6 +159,8 @@ class ShardedItems(Items):
     def batch(self, places: range) -> Batch:
         # In another process the shards were opened anew.
         if self._shards is None and self._digest() != self._listed:
+            # Forgotten, so that the next unit is refused as well.
+            self._shards = None
             raise DataError(
                 f"the shards {self.pattern} are not those that the job began with: every process"
                 " must find the same files"

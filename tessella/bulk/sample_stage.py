@@ -46,7 +46,8 @@ class SampleStage(Stage[DrawsImages]):
         self.options = options
 
     def _load(self, model: SavedModel) -> DrawsImages:
-        if not isinstance(model, CompletesImages) and (self.options or self.class_label):
+        takes_rules = isinstance(model, CompletesImages)
+        if not takes_rules and (self.options or self.class_label is not None):
             raise InputError(
                 f"{self.run} draws all pixels at once: leave out the class and the rules of symbols"
             )

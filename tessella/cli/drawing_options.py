@@ -20,9 +20,9 @@ class Drawing:
     seed: Seed = 0
     """Image i has this seed plus i."""
     method: Method = "auto"
-    """Cached steps; windows of the next pixels, for transformers; passes over the whole grid until
-    nothing changes; a pass for every symbol, the slow oracle. All draw the same images; auto takes
-    the fastest."""
+    """cached: cached steps. windows: passes over the next pixels, for transformers. parallel:
+    passes over the whole grid until nothing changes. naive: a pass for every symbol, the slow
+    oracle. All draw the same images; auto takes cached or parallel, by rules for the model."""
     rule: Rule = field(default_factory=Rule)
     unmasking: Unmasking = field(default_factory=Unmasking)
     class_label: Annotated[int | None, Within(0)] = None

@@ -19,7 +19,7 @@ class EngineOptions:
     """Address of the Ray cluster; without one Ray is started on this machine for the command."""
     actors: Annotated[int, Within(0, 1 << 16)] = 0
     """Processes that each load the model; 0 for as many as there are processors (or GPUs, with
-    --gpus-per-actor)."""
+    --gpus-per-actor). Without --engine ray, tokenize starts processes only above 1."""
     gpus_per_actor: Annotated[float, Within(0, 64)] = 0.0
     """With --engine ray, GPUs (or a part of one) that each actor takes."""
 
@@ -30,5 +30,5 @@ class UnitOptions(EngineOptions):
 
     units: Annotated[int, Within(0, 1 << 20)] = 0
     """Images of a unit of work. Each unit makes one file in a folder --out (name ending in /), and
-    the same command goes on after a stop. 0 works without units, or with 1024 under --engine
-    ray."""
+    the same command goes on after a stop; --batch, --threads and --group then have no effect. 0
+    works without units, or with 1024 under --engine ray."""

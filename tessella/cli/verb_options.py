@@ -345,7 +345,7 @@ class Verify(Writing):
     overrides: Positional[Overrides] = ()
     """Data options, as data.key=value."""
     json: Annotated[str, Output(".json")] = ""
-    """File for everything that was found, by name."""
+    """File for what was found, by name, up to a thousand of each kind."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ Anything else is the name of a data set on the Hub, which ``datasets`` downloads
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tessella import files
 from tessella.config import DataConfig
 from tessella.data.class_labels import (
     check_held_out,
@@ -23,6 +25,7 @@ from tessella.data.class_labels import (
     renumbered,
     sparse_ids,
 )
+from tessella.data.decode import MAX_BYTES
 from tessella.data.encoded_split import EncodedSplit
 from tessella.data.limits import FEW_FILES
 from tessella.data.paths import READ_ERRORS, existing, find, name_list, one_line, printable
@@ -37,7 +40,7 @@ from tessella.data.splits import (
 )
 from tessella.data.transform import Part
 from tessella.data.unusable_image import UnusableImage
-from tessella.errors import ConfigError, DataError
+from tessella.errors import ArtifactError, ConfigError, DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixels")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -98,13 +101,16 @@ class HuggingFaceSource(Source):
             rule="every image" if split == ALL else rule,
             title=title,
             places=["hf", path, tables.columns],
-            identity=[tables.columns, tables.counts],
+            identity=[tables.columns, tables.counts, tables.contents()],
             stamps=tables.stamps(),
         )
         return chosen.part(config)
 
 
 _NO_LABEL = -1
+
+HASHED_ROWS = 256
+"""Rows, at most twice as many, whose image files identify a data set."""
 
 
 class _Tables:
@@ -146,6 +152,17 @@ class _Tables:
         """The rows of each split."""
         return {name: len(part) for name, part in self._parts.items()}
 
+    def contents(self) -> str:
+        """A hash of the image files of some rows, which tells apart sets of equal columns."""
+        digest = hashlib.sha256()
+        # Spread over all rows: hashing each of millions would take longer than an epoch.
+        for number in range(0, len(self), max(1, len(self) // HASHED_ROWS)):
+            try:
+                digest.update(self.encoded(number))
+            except UnusableImage as error:
+                digest.update(str(error).encode())
+        return digest.hexdigest()
+
     def encoded(self, number: int) -> bytes:
         """The content of an image file."""
         part = bisect.bisect_right(self._firsts, number) - 1
@@ -154,9 +171,12 @@ class _Tables:
         if isinstance(value, dict):
             content = value.get("bytes")
             path = value.get("path")
-            # Only files of this machine are read, never an address.
+            # Only regular files of this machine are read, never an address.
             if content is None and path and find(str(path)) is not None:
-                content = Path(path).read_bytes()
+                try:
+                    content = files.read_bytes(Path(str(path)).expanduser(), MAX_BYTES)
+                except ArtifactError as error:
+                    raise UnusableImage(str(error)) from error
         if not isinstance(content, bytes):
             raise UnusableImage("the row holds no image file")
         return content

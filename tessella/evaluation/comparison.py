@@ -60,6 +60,9 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     # Bounds are of the symbols, so models of other levels have other bits.
     if pixel_levels(first.model) != pixel_levels(second.model):
         left_out.add("bound_bits_per_dim")
+    # Codes of different tokenizers have different bits, exact or bounded.
+    if not _same_codes(first.model, second.model):
+        left_out.add("bound_bits_per_code")
     ones = per_image(first.model, first.measured)
     others = per_image(second.model, second.measured)
     result: dict[str, object] = {"images": len(first.measured)}
@@ -79,7 +82,8 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     if refusal:
         result["bits"] = refusal
     conditions = _conditions(first, second)
-    if conditions and "bits_per_dim" in result:
+    of_symbols = {"bits_per_dim", "bound_bits_per_dim", "bound_bits_per_code"}
+    if conditions and of_symbols & result.keys():
         result["conditions"] = conditions
     return result
 
@@ -163,3 +167,12 @@ def _conditions(first: Evaluation, second: Evaluation) -> str:
         f"the first is {CONDITIONS[one]}, the second {CONDITIONS[other]}; a class says something "
         "about its image, so part of the difference is the class and not the model"
     )
+
+
+def _same_codes(first: SavedModel, second: SavedModel) -> bool:
+    """Whether both describe the codes of one tokenizer."""
+    ours = learned_tokenizer(first)
+    theirs = learned_tokenizer(second)
+    if ours is None or theirs is None:
+        return False
+    return fingerprint(ours) == fingerprint(theirs)

@@ -84,7 +84,8 @@ class AnyOrderTransformer(FlattenedModel, OrderAgnosticModel):
             multiple of 64.
         dropout: dropout rate of the tokens, and of the output of each part.
         raster_share: share of the images of a training step that keep raster order.
-        known_first_share: share of those that have a random part first, and then the rest.
+        known_first_share: share of the images of a training step that have a random part first,
+            and then the rest.
 
     Raises:
         ConfigError: for sizes out of range, or that do not fit each other.

@@ -155,6 +155,9 @@ class MaskedModel(OrderAgnosticModel):
         with torch.no_grad():
             # All masks of some images pass through the network together.
             for images in torch.arange(len(symbols)).split(max(1, self._rows // masks)):
+                # Of no images, split makes one empty part.
+                if not len(images):
+                    continue
                 here = condition.select(images)
                 known = self._bound_masks(len(images), masks, seed + int(images[0]))
                 nats.append(self._mean_terms(symbols[images.to(self.device)], known, here))

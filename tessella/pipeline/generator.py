@@ -291,7 +291,7 @@ class Generator(Pretrained):
     def any_order_bound(
         self, images: object, cond: Cond = None, masks: int = MASKS, seed: int = 0
     ) -> torch.Tensor:
-        """A lower bound of the log-probability of the symbols of each image: nats ``[n]``.
+        """An estimate of a lower bound of the log-probability of each image: nats ``[n]``.
 
         See :meth:`MaskedModel.any_order_bound`. Other models refuse it.
         """

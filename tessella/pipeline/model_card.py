@@ -42,8 +42,8 @@ PUBLISHED = {
     "bits_per_dim": "bits per dimension",
     "bits_per_code": "bits per code",
     "bits_per_image_dim": "bits of the codes per image dimension",
-    "bound_bits_per_dim": "bits per dimension, upper bound",
-    "bound_bits_per_code": "bits per code, upper bound",
+    "bound_bits_per_dim": "bits per dimension, estimate of an upper bound",
+    "bound_bits_per_code": "bits per code, estimate of an upper bound",
     "nats_per_image": "nats per image",
     "psnr_db": "PSNR, dB",
     "ssim": "SSIM",
@@ -59,7 +59,7 @@ MASKED_TITLES = {
 MASKED_USE = """\
 generator = ts.load(PATH)
 images = generator.sample(16, seed=0)  # uint8 [16, h, w, c]
-nats = generator.any_order_bound(images)  # at most log p, per image"""
+nats = generator.any_order_bound(images)  # estimate of a lower bound on log p, per image"""
 """Lines of Python that show how to use such a model of pixels."""
 
 DRAWING = ("density-model", "generator", "vae")

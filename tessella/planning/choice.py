@@ -100,7 +100,7 @@ def plan(planned: PlannedTask, hardware: Hardware, images: int = 0) -> TrainingP
         images: that the run is to see; 0 takes what the recipe says in steps or minutes.
 
     Raises:
-        ConfigError: where not even one image a device fits.
+        ConfigError: where not even one image a device fits, or the recipe leaves the batch open.
     """
     recipe = planned.recipe
     precision = _precision(recipe, hardware)
@@ -111,11 +111,11 @@ def plan(planned: PlannedTask, hardware: Hardware, images: int = 0) -> TrainingP
     if recipe.model is not None:
         counted[True] = count_step(planned, True, precision == "bf16")
     held = counted[False].held
-    largest = _largest_batches(held, counted, hardware)
-    ways = list(_ways(family, held, counted, batch, precision, hardware))
+    largest = _largest_batches(recipe, held, counted, hardware)
+    ways = list(_ways(recipe, held, counted, batch, precision, hardware))
     fitting = [way for way in ways if fits(way.memory, hardware)]
     if not fitting:
-        raise ConfigError(_nothing_fits(ways, hardware))
+        raise ConfigError(_nothing_fits(recipe, ways, hardware))
     fastest = min(way.step_seconds for way in fitting)
     good = [way for way in fitting if way.step_seconds <= EQUALLY_FAST * fastest]
     chosen = min(good, key=lambda way: way.complexity)
@@ -145,7 +145,16 @@ def _precision(recipe: Recipe, hardware: Hardware) -> str:
 
 
 def _batch(recipe: Recipe, hardware: Hardware) -> int:
-    """The recipe's batch, or the next larger one that can be divided over the devices."""
+    """The recipe's batch, or the next larger one that can be divided over the devices.
+
+    Raises:
+        ConfigError: for a batch of 0.
+    """
+    if not recipe.train.batch:
+        raise ConfigError(
+            "train.batch=0 leaves the batch to the run, and a plan needs a number: give"
+            " train.batch, such as 64; the plan also says which is the largest"
+        )
     return -(-recipe.train.batch // hardware.world) * hardware.world
 
 
@@ -157,24 +166,32 @@ def _family(recipe: Recipe) -> str:
     return "vae"
 
 
-def _shardings(hardware: Hardware) -> tuple[bool, ...]:
-    """Ways to spread weights; one device has nobody to spread them to."""
-    return (False, True) if hardware.world > 1 else (False,)
+def _shardings(recipe: Recipe, hardware: Hardware) -> tuple[bool, ...]:
+    """Ways to spread weights that a run accepts; one device has nobody to spread them to."""
+    if hardware.world == 1 or not _can_be_sharded(recipe):
+        return (False,)
+    return (False, True)
+
+
+def _can_be_sharded(recipe: Recipe) -> bool:
+    """Whether a run of the recipe accepts ``train.sharding=full``."""
+    train = recipe.train
+    return train.optimizer != "muon" and not train.compile and recipe.adversarial is None
 
 
 def _largest_batches(
-    held: WeightBytes, counted: dict[bool, StepCounts], hardware: Hardware
+    recipe: Recipe, held: WeightBytes, counted: dict[bool, StepCounts], hardware: Hardware
 ) -> dict[tuple[bool, bool], int]:
     """Most images of a pass, by sharding and checkpointing."""
     found = {}
-    for full, checkpointing in itertools.product(_shardings(hardware), counted):
+    for full, checkpointing in itertools.product(_shardings(recipe, hardware), counted):
         counts = counted[checkpointing]
         found[full, checkpointing] = largest_batch(held, counts, full, hardware)
     return found
 
 
 def _ways(
-    family: str,
+    recipe: Recipe,
     held: WeightBytes,
     counted: dict[bool, StepCounts],
     batch: int,
@@ -184,11 +201,13 @@ def _ways(
     """All ways to take a step, priced."""
     each = batch // hardware.world
     splits = [passes for passes in range(1, min(each, MOST_PASSES) + 1) if each % passes == 0]
-    for full, checkpointing, passes in itertools.product(_shardings(hardware), counted, splits):
+    for full, checkpointing, passes in itertools.product(
+        _shardings(recipe, hardware), counted, splits
+    ):
         counts = counted[checkpointing]
         images = each // passes
         compute = compute_time(
-            family=family,
+            family=_family(recipe),
             counts=counts,
             held=held,
             images=images,
@@ -208,11 +227,11 @@ def _ways(
         )
 
 
-def _nothing_fits(ways: list[Way], hardware: Hardware) -> str:
+def _nothing_fits(recipe: Recipe, ways: list[Way], hardware: Hardware) -> str:
     """The message where no way fits."""
     least = min(ways, key=lambda way: way.memory.total)
     advice = "take smaller sizes, smaller images or a device with more memory"
-    if not least.full:
+    if not least.full and _can_be_sharded(recipe):
         advice += ", or more devices, over which weights can be spread"
     return (
         f"the least that a step takes is {byte_count(int(least.memory.total))} a device"

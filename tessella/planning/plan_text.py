@@ -137,7 +137,7 @@ def _sharding_reason(plan: TrainingPlan) -> str:
     if plan.hardware.world == 1:
         return f"{what}; one device has nobody to share with"
     if plan.way.full:
-        return f"{what}: each device holds a {plan.hardware.world}th, gathered as it is needed"
+        return f"{what}: each device holds 1/{plan.hardware.world} of it, gathered as it is needed"
     return f"{what} on each device, which fit; gathering them would send more"
 
 
@@ -145,7 +145,7 @@ def _checkpointing_reason(plan: TrainingPlan) -> str:
     if plan.recipe.model is None:
         return "serves density models only"
     if plan.way.checkpointing:
-        return "activations are computed again: without it this batch does not fit as fast"
+        return "activations are computed again: without that, a step does not fit or is slower"
     kept = size(plan.way.memory.activations)
     return f"the activations of {plan.way.images} images, {kept}, fit, and time is saved"
 
@@ -162,7 +162,8 @@ def _accumulate_reason(plan: TrainingPlan) -> str:
     way = plan.way
     if way.passes == 1:
         return "a step is one pass"
-    return f"a step is {way.passes} passes of {way.images} images, as more do not fit"
+    passes = f"a step is {way.passes} passes of {way.images} images"
+    return f"{passes}: larger ones do not fit or are slower"
 
 
 def _largest_reason(plan: TrainingPlan) -> str:
@@ -228,9 +229,13 @@ def _command(plan: TrainingPlan) -> str:
     if plan.hardware.world > 1:
         words.append(f"train.sharding={_sharding(way.full)}")
         words.append(f"train.devices={plan.hardware.devices}")
+    command = f"as words of tessella train: {' '.join(words)}"
     if plan.hardware.nodes > 1:
-        words.append(f"train.nodes={plan.hardware.nodes}")
-    return f"as words of tessella train: {' '.join(words)}"
+        command += (
+            f"\non each machine, under torchrun --nnodes {plan.hardware.nodes}"
+            f" --nproc-per-node {plan.hardware.devices}"
+        )
+    return command
 
 
 def _number(value: float) -> str:

@@ -152,10 +152,17 @@ def log_prob_missing(
         ``[n]``; 0 where all is known.
 
     Raises:
-        InputError: for a model of raster order only, or an argument that does not fit.
+        InputError: for a model of raster order only, a masked model, or an argument that does not
+            fit.
         NumericalError: when the model returns NaN or infinity.
     """
     check_any_order(model)
+    if model.states_bound:
+        raise InputError(
+            f"{model.name} completes by unmasking several symbols a step, whose probability is not "
+            "known: model.log_prob(x, order=...) is exact under one order, and a model of the "
+            "family any-order states the probability of its completions"
+        )
     kept = KnownSymbols.check(model, x, known)
     check_whole_pixels(model, kept)
     condition = condition_in_order(model, cond, known_first(kept.known))

@@ -67,9 +67,10 @@ class Sampling:
             raise InputError(unknown("sampling method", self.method, METHODS))
         if self.order not in WALK_ORDERS:
             raise InputError(unknown("order", self.order, WALK_ORDERS))
-        if self.order != "raster" and self.method == "parallel":
+        if self.order != "raster" and self.method in ("windows", "parallel"):
             raise InputError(
-                f"parallel passes draw in raster order: leave method out, or order={self.order!r}"
+                f"method={self.method!r} draws in raster order: leave method out, or "
+                f"order={self.order!r}"
             )
         check_integer("batch", self.batch, least=1)
         check_integer("every", self.every)

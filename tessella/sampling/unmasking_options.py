@@ -20,9 +20,9 @@ class Unmasking:
     """How a masked model draws: a few passes, each of which fixes some of the missing symbols.
 
     A step draws a candidate for every missing symbol, and keeps those of the greatest confidence:
-    the log-probability of the candidate, plus Gumbel noise times ``choice_temperature``, which
-    falls linearly to 0 with the steps (Chang et al. 2022, section 3.2). Every step keeps at least
-    one.
+    the log-probability of the candidate under the model, after guidance and before temperature and
+    the like, plus Gumbel noise times ``choice_temperature``, which falls linearly to 0 with the
+    steps (Chang et al. 2022, section 3.2). Every step keeps at least one.
 
     With as many steps as symbols, ``schedule="linear"`` and ``choice_temperature=math.inf`` a step
     keeps one random symbol. That draws exactly from the mixture of the model's distributions under

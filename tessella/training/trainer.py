@@ -361,6 +361,11 @@ def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
     # A run that goes on takes the batch that it has chosen, whatever would fit today.
     recorded = recorded_batch(job.out) if job.resume else 0
     if recorded:
+        if recorded % layout.processes:
+            raise ConfigError(
+                f"the run has chosen train.batch={recorded}, which {layout.processes} processes"
+                " cannot divide: resume it on a number of processes that divides it"
+            )
         return recorded // layout.processes
     one_pass = largest_batch(task, job.train.examples, config, layout.devices)
     return one_pass * config.accumulate
@@ -368,7 +373,9 @@ def _batch_of(job: Job, task: Task, layout: launching.ProcessLayout) -> int:
 
 def _with_batch(job: Job, batch: int, says: bool) -> Job:
     """A job whose record says which batch was chosen."""
-    if says:
+    # A run that goes on keeps its number, and nothing was measured.
+    was_recorded = job.resume and recorded_batch(job.out) > 0
+    if says and not was_recorded:
         job.say(f"train.batch={batch} is the largest that fits")
     config = replace(job.config, batch=batch)
     recipe = job.recipe

@@ -469,8 +469,9 @@ def test_other_options_that_make_no_sense_are_refused() -> None:
     x = some(TINY, 1)
     with pytest.raises(InputError, match="unknown order 'known_first'"):
         ts.complete(model, x, LOWER, order="known_first")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="parallel passes draw in raster order"):
-        ts.complete(model, x, LOWER, order="known-first", method="parallel")
+    for method in ("windows", "parallel"):
+        with pytest.raises(InputError, match=f"method='{method}' draws in raster order"):
+            ts.complete(model, x, LOWER, order="known-first", method=method)
     with pytest.raises(InputError, match="at least one order"):
         model.log_prob_bound(x, [])
     with pytest.raises(ConfigError, match="takes no predictor"):

@@ -147,12 +147,15 @@ def test_known_symbols_stay_whatever_the_mask() -> None:
     assert torch.equal(ts.complete(model, x, known, seed=4, cond=cond)[1:2], same_noise)
 
 
-def test_the_missing_part_has_exact_probabilities_under_an_order() -> None:
-    model = build()
-    x = some(2)
+def test_no_probability_of_a_completion_is_stated() -> None:
+    # Completions are drawn by unmasking, whose probability no order gives.
     known = torch.zeros(3, 4, dtype=torch.bool)
-    assert bool((ts.log_prob_missing(model, x, known) < 0).all())
-    assert ts.log_prob_missing(model, x, ~known).tolist() == [0.0, 0.0]
+    with pytest.raises(InputError, match="whose probability is not known"):
+        ts.log_prob_missing(build(), some(2), known)
+
+
+def test_of_no_images_there_are_no_bounds() -> None:
+    assert build().any_order_bound(some(2)[:0]).shape == (0,)
 
 
 def test_weights_that_are_no_numbers_are_an_error() -> None:

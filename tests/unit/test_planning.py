@@ -308,7 +308,7 @@ def test_the_command_prints_and_writes_the_plan(
     printed = capsys.readouterr().out
     for name in ("batch a device", "sharding", "checkpointing", "precision", "accumulate", "step"):
         assert f"\n{name} " in printed
-    assert "train.nodes=2" in printed
+    assert "torchrun --nnodes 2 --nproc-per-node 8" in printed
     facts = json.loads(out.read_text())
     assert facts["batch_a_device"] == 4
     assert facts["memory"]["total"] == pytest.approx(

@@ -12,7 +12,7 @@ from tessella.config import DataConfig
 from tessella.data.verification import Verification, verify_source
 
 SHOWN = 5
-"""Lines of a table for one kind of finding; the JSON file has them all."""
+"""Lines of a table for one kind of finding; the JSON file has up to a thousand."""
 
 
 def run(command: Verify) -> int:

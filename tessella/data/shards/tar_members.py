@@ -87,6 +87,11 @@ def read_member(read: ReadAt, start: int, title: str) -> TarMember | None:
     size = None
     # Extended headers come before the header that they add to.
     while True:
+        if place - start > 4 * MAX_EXTENDED:
+            raise DataError(
+                f"{title} has more than {4 * MAX_EXTENDED:,} bytes of headers at byte {start:,},"
+                " which is more than are read"
+            )
         info = _header(read, place, title)
         if info is None:
             return None
@@ -104,6 +109,9 @@ def read_member(read: ReadAt, start: int, title: str) -> TarMember | None:
             size = _pax_size(records, title) or size
         place += -(-info.size // BLOCK) * BLOCK
     content_size = info.size if size is None else size
+    # Links and folders have no content, whatever size they state.
+    if info.isdir() or info.issym() or info.islnk():
+        content_size = 0
     return TarMember(name or info.name, start, place, content_size, _kind(info))
 
 
@@ -112,7 +120,7 @@ def _kind(info: tarfile.TarInfo) -> str:
         return "folder"
     if info.issym() or info.islnk():
         return "a link, which is not followed"
-    if info.issparse():
+    if info.type == tarfile.GNUTYPE_SPARSE:
         return "a file with holes, which is not read"
     if info.isfile():
         return "file"
