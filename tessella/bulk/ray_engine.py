@@ -25,8 +25,8 @@ from tessella.errors import ArtifactError, ConfigError, InputError, TessellaErro
 MISSING = '--engine ray needs Ray Data: pip install "tessella[ray]"'
 
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-"""What the environment holds while Ray is started here: it reports nothing to anybody, and its own
-core writes no lines between ours."""
+"""What the environment holds while Ray that was started here runs: it reports nothing to anybody,
+and its own core writes no lines between ours."""
 
 LOGGERS = ("ray", "ray.data")
 """Names under which Ray tells of its progress; its errors are raised."""
@@ -181,10 +181,11 @@ def _connected(ray: ModuleType, engine: RayEngine) -> Iterator[None]:
                 f"there is no Ray cluster at {engine.address or 'this machine'}"
                 f" ({_first_line(error)}): start one with ray start, or leave out --address"
             ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        # Ray Data asks the environment again at each execution whether it may collect anything.
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager

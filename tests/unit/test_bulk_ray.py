@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,13 @@ def cluster() -> Iterator[None]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    # Workers cannot import a test, so its classes travel with their code.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    ray.shutdown()
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        # Workers cannot import a test, so its classes travel with their code.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        # The environment stays: what Ray Data collects, it would go on collecting in a thread.
+        yield
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        ray.shutdown()
 
 
 def digits(n: int) -> np.ndarray:
@@ -142,3 +144,9 @@ def test_commands_write_the_same_with_both_engines(folder: Path, tmp_path: Path)
         assert main([*words, *more]) == 0
         assert contents(here) == contents(there)
         assert contents(here)
+
+
+def test_nothing_is_collected_about_the_work() -> None:
+    ray.data.range(2).map_batches(lambda batch: batch).materialize()
+    names = {thread.name for thread in threading.enumerate()}
+    assert "data-usage-metrics-poller" not in names
