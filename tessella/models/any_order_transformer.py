@@ -20,7 +20,6 @@ on Any-Order Autoregressive Models the Right Way"). The others are random permut
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,6 +36,7 @@ from tessella.models.density_model import JointWalk
 from tessella.models.order_agnostic_model import OrderAgnosticModel
 from tessella.models.sequence_model import FlattenedModel
 from tessella.nn import orders
+from tessella.nn.attending_block import check_block_sizes, hidden_width, initialize_blocks
 from tessella.nn.attention import RMSNorm
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
@@ -107,12 +107,7 @@ class AnyOrderTransformer(FlattenedModel, OrderAgnosticModel):
         known_first_share: float = 0.5,
     ) -> None:
         super().__init__(grid, head, conditioning)
-        if layers < 1 or width < 1 or heads < 1 or feedforward < 0 or not 0 <= dropout < 1:
-            raise ConfigError(
-                "any-order needs layers >= 1, width >= 1, heads >= 1, feedforward >= 0 and "
-                f"0 <= dropout < 1, got layers={layers}, width={width}, heads={heads}, "
-                f"feedforward={feedforward}, dropout={dropout}"
-            )
+        check_block_sizes("any-order", layers, width, heads, feedforward, dropout)
         if raster_share < 0 or known_first_share < 0 or raster_share + known_first_share > 1:
             raise ConfigError(
                 "any-order needs raster_share and known_first_share of at least 0 that add up to "
@@ -140,8 +135,7 @@ class AnyOrderTransformer(FlattenedModel, OrderAgnosticModel):
         self.targets = PlaceVectors(grid, self.pixel_places, width)
         self.sources = PlaceVectors(grid, self.pixel_places, width)
         self.dropout = nn.Dropout(dropout)
-        # As many weights as a plain feed-forward part of four times the width.
-        hidden = feedforward or -(-8 * width // (3 * 64)) * 64
+        hidden = hidden_width(width, feedforward)
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             self.blocks.append(TargetedBlock(width, heads, hidden, dropout))
@@ -156,13 +150,7 @@ class AnyOrderTransformer(FlattenedModel, OrderAgnosticModel):
 
     def _initialize(self) -> None:
         """Initialize the weights from normal distributions, as ``transformer`` does."""
-        for block in self._blocks():
-            feedforward = block.feedforward
-            for layer in (block.project, block.merge, feedforward.widen, feedforward.narrow):
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            # The stream sums two such outputs per block; this keeps its variance at 1.
-            for layer in (block.merge, feedforward.narrow):
-                layer.weight.data /= math.sqrt(2 * len(self.blocks))
+        initialize_blocks(self.blocks)
         # A fresh model starts near the head's preferred distribution.
         nn.init.normal_(self.output.weight, std=0.02)
         self.output.bias.data.copy_(self.free_bias())

@@ -28,6 +28,7 @@ from tessella.heads import Head, JointHead
 from tessella.models.condition import UNCONDITIONAL, Cond, Condition, Conditioning
 from tessella.models.density_model import JointWalk
 from tessella.models.sequence_model import FlattenedModel
+from tessella.nn.attending_block import check_block_sizes
 from tessella.nn.attention import attend_causally
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.stepping.state import State
@@ -143,12 +144,7 @@ class GPT(FlattenedModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(grid, head, conditioning)
-        if layers < 1 or width < 1 or heads < 1 or feedforward < 0 or not 0 <= dropout < 1:
-            raise ConfigError(
-                "gpt needs layers >= 1, width >= 1, heads >= 1, feedforward >= 0 and "
-                f"0 <= dropout < 1, got layers={layers}, width={width}, heads={heads}, "
-                f"feedforward={feedforward}, dropout={dropout}"
-            )
+        check_block_sizes("gpt", layers, width, heads, feedforward, dropout)
         if width % heads:
             raise ConfigError(
                 f"gpt needs heads that divide the width, got width={width}, heads={heads}"

@@ -8,19 +8,18 @@ positions, SwiGLU, no biases), but every place sees every other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.errors import ConfigError
 from tessella.grid import Grid
 from tessella.heads import Head
 from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.masked_model import MaskedModel
 from tessella.models.sequence_model import FlattenedModel
+from tessella.nn.attending_block import check_block_sizes, hidden_width, initialize_blocks
 from tessella.nn.attention import RMSNorm
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.embedding import SymbolEmbedding
@@ -67,12 +66,7 @@ class MaskedTransformer(FlattenedModel, MaskedModel):
     ) -> None:
         super().__init__(grid, head, conditioning)
         self.use_schedule(schedule)
-        if layers < 1 or width < 1 or heads < 1 or feedforward < 0 or not 0 <= dropout < 1:
-            raise ConfigError(
-                "masked needs layers >= 1, width >= 1, heads >= 1, feedforward >= 0 and "
-                f"0 <= dropout < 1, got layers={layers}, width={width}, heads={heads}, "
-                f"feedforward={feedforward}, dropout={dropout}"
-            )
+        check_block_sizes("masked", layers, width, heads, feedforward, dropout)
         self._sizes: dict[str, object] = {
             "layers": layers,
             "width": width,
@@ -90,8 +84,7 @@ class MaskedTransformer(FlattenedModel, MaskedModel):
         if self.classes:
             self.class_embedding = ClassEmbedding(self.classes, width, std=0.5)
         self.dropout = nn.Dropout(dropout)
-        # As many weights as a plain feed-forward part of four times the width.
-        hidden = feedforward or -(-8 * width // (3 * 64)) * 64
+        hidden = hidden_width(width, feedforward)
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             self.blocks.append(MutualBlock(width, heads, hidden, dropout))
@@ -106,14 +99,7 @@ class MaskedTransformer(FlattenedModel, MaskedModel):
 
     def _initialize(self) -> None:
         """Initialize the weights from normal distributions, as ``transformer`` does."""
-        for block in self.blocks:
-            assert isinstance(block, MutualBlock)
-            feedforward = block.feedforward
-            for layer in (block.project, block.merge, feedforward.widen, feedforward.narrow):
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            # The stream sums two such outputs per block; this keeps its variance at 1.
-            for layer in (block.merge, feedforward.narrow):
-                layer.weight.data /= math.sqrt(2 * len(self.blocks))
+        initialize_blocks(self.blocks)
         # A fresh model starts near the head's preferred distribution.
         nn.init.normal_(self.output.weight, std=0.02)
         self.output.bias.data.copy_(self.free_bias())

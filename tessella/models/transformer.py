@@ -28,6 +28,7 @@ from tessella.models.condition import UNCONDITIONAL, Condition, Conditioning
 from tessella.models.pixel_model import PixelModel, SteppedFeatures
 from tessella.models.pixel_window import PixelWindow
 from tessella.models.receptive_fields import symbol_field
+from tessella.nn.attending_block import hidden_width
 from tessella.nn.attention import CausalAttention, RMSNorm, SwiGLU
 from tessella.nn.condition_embedding import ClassEmbedding, CodeEmbedding
 from tessella.nn.embedding import EmbeddedSymbols, SymbolEmbedding, sum_over_channels
@@ -150,9 +151,7 @@ class Transformer(PixelModel):
         if conditioning.codes:
             self.code_embedding = CodeEmbedding(conditioning.codes, grid, width)
         self.dropout = nn.Dropout(dropout)
-        # 8/3 of the width, rounded up to a multiple of 64, has as many weights as a plain
-        # feed-forward part of four times the width.
-        hidden = feedforward or -(-8 * width // (3 * 64)) * 64
+        hidden = hidden_width(width, feedforward)
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             self.blocks.append(TransformerBlock(width, heads, kv_heads or heads, hidden, dropout))

@@ -8,41 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.errors import ConfigError
-from tessella.nn.attention import RMSNorm, SwiGLU
+from tessella.nn.attending_block import AttendingBlock
 from tessella.nn.rotary import rotate
 
 WAVES = 16
 """Cosines of the share of masked places that :class:`ShareEmbedding` looks at."""
 
 
-class MutualBlock(nn.Module):
-    """Attention of all places to all places and a feed-forward part, each added to its input.
-
-    Args:
-        width: length of the vectors.
-        heads: number of heads; a divisor of ``width``.
-        feedforward: hidden width, see :class:`SwiGLU`.
-        dropout: dropout rate of the output of each part.
-
-    Raises:
-        ConfigError: when ``heads`` does not divide ``width``.
-    """
-
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        if width % heads:
-            raise ConfigError(
-                f"attention needs heads that divide the width, got width={width}, heads={heads}"
-            )
-        self.heads = heads
-        self.before_attention = RMSNorm(width)
-        # One product makes queries, keys and values, concatenated in this order.
-        self.project = nn.Linear(width, 3 * width, bias=False)
-        self.merge = nn.Linear(width, width, bias=False)
-        self.before_feedforward = RMSNorm(width)
-        self.feedforward = SwiGLU(width, feedforward)
-        self.dropout = nn.Dropout(dropout)
+class MutualBlock(AttendingBlock):
+    """Attention of all places to all places and a feed-forward part, each added to its input."""
 
     def forward(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
         """Apply the block.
@@ -52,15 +26,11 @@ class MutualBlock(nn.Module):
             cos_sin: rotation of each place, ``[places, 2, size]``, see
                 :func:`tessella.nn.rotary.rotations`.
         """
-        # [batch, places, 3 width] to three times [batch, heads, places, size].
-        vectors = self.project(self.before_attention(x))
-        parts = vectors.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
-        queries, keys, values = parts.chunk(3, dim=1)
+        queries, keys, values = self.projected(x)
         queries = rotate(queries, cos_sin)
         keys = rotate(keys, cos_sin)
         seen = F.scaled_dot_product_attention(queries, keys, values)
-        x = x + self.dropout(self.merge(seen.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.feedforward(self.before_feedforward(x)))
+        return self.added(x, seen)
 
 
 class ShareEmbedding(nn.Module):

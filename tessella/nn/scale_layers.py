@@ -8,7 +8,6 @@ of a scale are predicted all at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +16,13 @@ from torch import nn
 
 from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.nn.attention import RMSNorm, SwiGLU
+from tessella.nn.attending_block import (
+    AttendingBlock,
+    check_block_sizes,
+    hidden_width,
+    initialize_blocks,
+)
+from tessella.nn.attention import RMSNorm
 from tessella.nn.condition_embedding import ClassEmbedding
 from tessella.nn.scales import enlarged, pooled
 
@@ -31,26 +36,8 @@ Recomputed = Callable[..., torch.Tensor]
 """Calls a part of the network, see :meth:`DensityModel.recomputed`."""
 
 
-class ScaleBlock(nn.Module):
-    """Attention under a mask and a feed-forward part, each with a residual connection.
-
-    Args:
-        width: length of the vectors.
-        heads: number of heads, a divisor of ``width``.
-        feedforward: hidden width, see :class:`SwiGLU`.
-        dropout: dropout rate of the output of each part.
-    """
-
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before_attention = RMSNorm(width)
-        # One product makes queries, keys and values, concatenated in this order.
-        self.project = nn.Linear(width, 3 * width, bias=False)
-        self.merge = nn.Linear(width, width, bias=False)
-        self.before_feedforward = RMSNorm(width)
-        self.feedforward = SwiGLU(width, feedforward)
-        self.dropout = nn.Dropout(dropout)
+class ScaleBlock(AttendingBlock):
+    """Attention under a mask and a feed-forward part, each with a residual connection."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Apply the block; the result has the shape of ``x``.
@@ -59,13 +46,9 @@ class ScaleBlock(nn.Module):
             x: ``[batch, places, width]``.
             mask: whether a place (row) sees another (column), ``bool [places, places]``.
         """
-        vectors = self.project(self.before_attention(x))
-        # [batch, places, 3 heads, size] to [batch, 3 heads, places, size].
-        parts = vectors.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
-        queries, keys, values = parts.chunk(3, dim=1)
+        queries, keys, values = self.projected(x)
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        x = x + self.dropout(self.merge(seen.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.feedforward(self.before_feedforward(x)))
+        return self.added(x, seen)
 
 
 class ScaleNetwork(nn.Module):
@@ -100,7 +83,9 @@ class ScaleNetwork(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        _check_sizes(layers, width, heads, feedforward, embedding, dropout)
+        check_block_sizes("next-scale", layers, width, heads, feedforward, dropout)
+        if embedding < 1:
+            raise ConfigError(f"next-scale needs embedding >= 1, got embedding={embedding}")
         self.grids = tuple(grids)
         self.vectors = nn.Parameter(torch.randn(grids[0].levels, embedding))
         # One for each scale that another one follows.
@@ -115,7 +100,7 @@ class ScaleNetwork(nn.Module):
         self.positions = nn.Parameter(POSITION_STD * torch.randn(places, width))
         self.class_embedding = ClassEmbedding(classes, width, std=0.5) if classes else None
         self.dropout = nn.Dropout(dropout)
-        hidden = feedforward or -(-8 * width // (3 * 64)) * 64
+        hidden = hidden_width(width, feedforward)
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             self.blocks.append(ScaleBlock(width, heads, hidden, dropout))
@@ -125,15 +110,7 @@ class ScaleNetwork(nn.Module):
 
     def _initialize(self, bias: torch.Tensor) -> None:
         """Initialize the weights as those of ``transformer``; the output begins near ``bias``."""
-        for block in self.blocks:
-            assert isinstance(block, ScaleBlock)
-            feedforward = block.feedforward
-            added = (block.merge, feedforward.narrow)
-            for layer in (block.project, block.merge, feedforward.widen, feedforward.narrow):
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            # The residual stream sums two such outputs per block; this keeps its variance at 1.
-            for layer in added:
-                layer.weight.data /= math.sqrt(2 * len(self.blocks))
+        initialize_blocks(self.blocks)
         nn.init.normal_(self.output.weight, std=0.02)
         self.output.bias.data.copy_(bias)
 
@@ -203,24 +180,3 @@ class ScaleNetwork(nn.Module):
             of_places += [scale] * grid.symbols
         scale_of = torch.tensor(of_places, device=device)
         return scale_of[:, None] >= scale_of
-
-
-def _check_sizes(
-    layers: int, width: int, heads: int, feedforward: int, embedding: int, dropout: float
-) -> None:
-    """Refuse sizes out of range, or that do not fit each other.
-
-    Raises:
-        ConfigError: with all of them.
-    """
-    too_small = min(layers, width, heads, embedding) < 1 or feedforward < 0
-    if too_small or not 0 <= dropout < 1:
-        raise ConfigError(
-            "next-scale needs layers >= 1, width >= 1, heads >= 1, embedding >= 1, "
-            f"feedforward >= 0 and 0 <= dropout < 1, got layers={layers}, width={width}, "
-            f"heads={heads}, embedding={embedding}, feedforward={feedforward}, dropout={dropout}"
-        )
-    if width % heads:
-        raise ConfigError(
-            f"next-scale needs heads that divide the width, got width={width}, heads={heads}"
-        )

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tessella.errors import ConfigError
 from tessella.grid import Grid
-from tessella.nn.attention import RMSNorm, SwiGLU, attend_causally
+from tessella.nn.attending_block import AttendingBlock
+from tessella.nn.attention import attend_causally
 from tessella.nn.rotary import rotate
 
 
@@ -49,39 +49,13 @@ class Turns:
         return cls(queries[:, None], keys[:, None])
 
 
-class TargetedBlock(nn.Module):
-    """Attention and a feed-forward part, each with a residual connection.
-
-    Args:
-        width: length of the vectors.
-        heads: number of heads; a divisor of ``width``.
-        feedforward: hidden width, see :class:`SwiGLU`.
-        dropout: dropout rate of the output of each part.
-
-    Raises:
-        ConfigError: when ``heads`` does not divide ``width``.
-    """
-
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
-        super().__init__()
-        if heads < 1 or width % heads:
-            raise ConfigError(
-                f"attention needs heads that divide the width, got width={width}, heads={heads}"
-            )
-        self.heads = heads
-        self.before_attention = RMSNorm(width)
-        # One product makes queries, keys and values, concatenated in this order.
-        self.project = nn.Linear(width, 3 * width, bias=False)
-        self.merge = nn.Linear(width, width, bias=False)
-        self.before_feedforward = RMSNorm(width)
-        self.feedforward = SwiGLU(width, feedforward)
-        self.dropout = nn.Dropout(dropout)
+class TargetedBlock(AttendingBlock):
+    """Causal attention from predicted places to known ones, and a feed-forward part."""
 
     def forward(self, x: torch.Tensor, turns: Turns) -> torch.Tensor:
         """Apply the block to whole sequences ``[batch, tokens, width]``."""
         seen = attend_causally(*self._queries_keys_values(x, turns))
-        x = x + self.dropout(self.merge(seen.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.feedforward(self.before_feedforward(x)))
+        return self.added(x, seen)
 
     def step(
         self, x: torch.Tensor, turns: Turns, index: int, keys: torch.Tensor, values: torch.Tensor
@@ -107,10 +81,7 @@ class TargetedBlock(nn.Module):
         self, x: torch.Tensor, turns: Turns
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Three tensors ``[batch, heads, tokens, size]`` of a stream ``[batch, tokens, width]``."""
-        vectors = self.project(self.before_attention(x))
-        # [batch, tokens, 3 heads, size] to [batch, 3 heads, tokens, size].
-        parts = vectors.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
-        queries, keys, values = parts.chunk(3, dim=1)
+        queries, keys, values = self.projected(x)
         return rotate(queries, turns.queries), rotate(keys, turns.keys), values
 
 
